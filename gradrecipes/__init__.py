@@ -1,0 +1,50 @@
+"""Detect, explain, prevent and recover from exploding gradients in Keras 3."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Trace": "gradrecipes.core.trace",
+    "Event": "gradrecipes.core.event",
+    "Finding": "gradrecipes.core.finding",
+    "Prescription": "gradrecipes.core.prescription",
+    "Diagnosis": "gradrecipes.report.diagnosis",
+    "diagnose": "gradrecipes.doctor",
+    "GradientMonitor": "gradrecipes.callbacks.gradient_monitor",
+    "GradientGuard": "gradrecipes.callbacks.gradient_guard",
+    "RecipeModel": "gradrecipes.training.recipe_model",
+    "RecipeModelMixin": "gradrecipes.training.recipe_model",
+    "GradientPipeline": "gradrecipes.training.by_hand",
+}
+_SUBPACKAGES = {"clipping": "gradrecipes.gradients.clipping"}
+
+__all__ = [*_PUBLIC, *_SUBPACKAGES, "__version__"]
+
+if TYPE_CHECKING:
+    from gradrecipes.callbacks.gradient_guard import GradientGuard
+    from gradrecipes.callbacks.gradient_monitor import GradientMonitor
+    from gradrecipes.core.event import Event
+    from gradrecipes.core.finding import Finding
+    from gradrecipes.core.prescription import Prescription
+    from gradrecipes.core.trace import Trace
+    from gradrecipes.doctor import diagnose
+    from gradrecipes.gradients import clipping
+    from gradrecipes.report.diagnosis import Diagnosis
+    from gradrecipes.training.by_hand import GradientPipeline
+    from gradrecipes.training.recipe_model import RecipeModel, RecipeModelMixin
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return importlib.import_module(_SUBPACKAGES[name])
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"gradrecipes has no {name!r}. It has: {', '.join(__all__)}.")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

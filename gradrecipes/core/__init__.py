@@ -1,0 +1,1 @@
+"""What everything else speaks about: traces, findings, prescriptions, theory. numpy only."""

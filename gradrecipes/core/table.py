@@ -1,0 +1,91 @@
+"""A table of numpy columns that grows by whole blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+
+class Table:
+    """Hold columns of equal length, each row of a fixed shape and dtype.
+
+    Appending costs what the new rows cost: blocks are joined when a column is next read.
+
+    Args:
+        columns: For each name the shape of one row and the dtype. Rows that are left out of an
+            `extend` become NaN, or 0 in a column of whole numbers.
+    """
+
+    def __init__(self, columns: Mapping[str, tuple[tuple[int, ...], Any]]):
+        self._columns = dict(columns)
+        self._blocks: dict[str, list[np.ndarray]] = {name: [] for name in self._columns}
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._columns
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._columns:
+            raise KeyError(f"Unknown reading {name!r}. Known readings: {', '.join(self._columns)}.")
+        shape, dtype = self._columns[name]
+        blocks = self._blocks[name]
+        if len(blocks) != 1:
+            blocks[:] = [np.concatenate(blocks) if blocks else np.zeros((0, *shape), dtype)]
+        return blocks[0]
+
+    def items(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield (name, column) for every column."""
+        return ((name, self[name]) for name in self._columns)
+
+    def extend(self, **rows: Any) -> None:
+        """Add rows to every column.
+
+        Raises:
+            ValueError: An unknown column, a row of another shape, or columns of different lengths.
+        """
+        unknown = sorted(set(rows) - set(self._columns))
+        if unknown:
+            raise ValueError(f"Unknown readings: {unknown}. Known readings: {', '.join(self._columns)}.")
+        added = max((len(values) for values in rows.values()), default=0)
+        blocks = {name: self._block(name, rows.get(name), added) for name in self._columns}
+        for name, block in blocks.items():
+            self._blocks[name].append(block)
+        self._length += added
+
+    def _block(self, name: str, values: Any, added: int) -> np.ndarray:
+        shape, dtype = self._columns[name]
+        if values is None:
+            return np.full((added, *shape), 0 if np.issubdtype(dtype, np.integer) else np.nan, dtype)
+        block = np.array(values, dtype)
+        if block.shape != (added, *shape):
+            raise ValueError(
+                f"The reading {name!r} must have the shape {(added, *shape)}. Received: {block.shape}. "
+                "Give one row for each step, and in a reading by layer one column for each layer."
+            )
+        return block
+
+    def take(self, rows: np.ndarray) -> Table:
+        """Return a new table of the given rows."""
+        part = Table(self._columns)
+        part.extend(**{name: values[rows] for name, values in self.items()})
+        return part
+
+    def joined(self, later: Table) -> Table:
+        """Return a new table: these rows, then those of `later`."""
+        whole = self.take(np.arange(len(self)))
+        whole.extend(**dict(later.items()))
+        return whole
+
+    def shifted(self, steps: int) -> Table:
+        """Return a copy whose `step` column is counted on by so many steps."""
+        copy = self.take(np.arange(len(self)))
+        copy["step"][:] += steps
+        return copy

@@ -1,0 +1,227 @@
+"""The record of a training: what was measured at each step and layer, and what happened."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gradrecipes.core.event import Event
+from gradrecipes.core.table import Table
+from gradrecipes.core.trace_file import read_trace_file, write_trace_file
+
+STEP_READINGS = ("epoch", "batch", "loss", "gradient_norm", "clip_factor", "outcome")
+SAMPLE_READINGS = (
+    "gradient_max",
+    "nonfinite_share",
+    "zero_share",
+    "weight_norm",
+    "update_norm",
+    "update_ratio",
+    "output_rms",
+    "output_gradient_norm",
+)
+HISTOGRAM_LOWEST = -40  # log2 of the lower edge of the first bin; float32 gradients below 2^-40 are rounding noise
+HISTOGRAM_HIGHEST = 24  # log2 of the upper edge of the last bin
+HISTOGRAM_BINS = HISTOGRAM_HIGHEST - HISTOGRAM_LOWEST
+
+APPLIED, SKIPPED_LOSS, SKIPPED_GRADIENT, SKIPPED_OVERFLOW = 0, 1, 2, 3
+OUTCOMES = {
+    APPLIED: "applied",
+    SKIPPED_LOSS: "nonfinite_loss",
+    SKIPPED_GRADIENT: "nonfinite_gradient",
+    SKIPPED_OVERFLOW: "gradient_overflow",
+}
+
+
+class Trace:
+    """Keep what a training measured, step by step and layer by layer, and read it anywhere.
+
+    A Trace needs neither a model nor TensorFlow: rules, plots and reports read it and nothing else,
+    and a Trace saved on one machine is diagnosed on another.
+
+    There are two tables. `steps` has a row for every training step; `samples` has a row for every step
+    at which the dearer readings were due (the first steps, every n-th one, and those that went wrong).
+    A value that was not measured is NaN.
+
+    Args:
+        layers: Names of the layers, in the order in which they are called.
+        description: What is known of the run, as plain JSON values. Keys used by the rules:
+            `optimizer` (dict), `learning_rate` (float), `loss` (str), `batch_size` (int) and
+            `layers`, a list with a dict for each layer: `name`, `kind`, `activation`, `fan_in`,
+            `units`, `weight_std`, `parameters`, `trainable`.
+
+    Attributes:
+        steps: `step` int64 `[n]`; `epoch`, `batch` int32 `[n]`; `loss` float32 `[n]`, the loss of the
+            batch, not Keras' running mean; `gradient_norm` float32 `[n]`, global L2 norm of the
+            unscaled gradient before clipping; `clip_factor` float32 `[n]`, what the gradient was
+            multiplied by, at most 1; `outcome` int32 `[n]`, a key of `OUTCOMES`;
+            `layer_gradient_norm` float32 `[n, layers]`.
+        samples: `step` int64 `[m]`; each of `SAMPLE_READINGS` float32 `[m, layers]`;
+            `histogram` float32 `[m, layers, bins]`, counts of log2|g| in bins of one binary order
+            from `HISTOGRAM_LOWEST` to `HISTOGRAM_HIGHEST`, the outermost bins open.
+        events: list of `Event`.
+
+    Example:
+        >>> trace = Trace(layers=["dense"])
+        >>> trace.append(step=0, loss=2.3, gradient_norm=1.5, layer_gradient_norm=[1.5])
+        >>> len(trace)
+        1
+    """
+
+    def __init__(self, layers: Iterable[str] = (), *, description: Mapping[str, Any] | None = None):
+        self.layers = tuple(layers)
+        self.description: dict[str, Any] = dict(description or {})
+        self.events: list[Event] = []
+        self.reset_tables()
+
+    def reset_tables(self) -> None:
+        """Forget every reading; layers, description and events stay."""
+        depth = len(self.layers)
+        integers = {"epoch": np.int32, "batch": np.int32, "outcome": np.int32}
+        self.steps = Table(
+            {
+                "step": ((), np.int64),
+                **{name: ((), integers.get(name, np.float32)) for name in STEP_READINGS},
+                "layer_gradient_norm": ((depth,), np.float32),
+            }
+        )
+        self.samples = Table(
+            {
+                "step": ((), np.int64),
+                **{name: ((depth,), np.float32) for name in SAMPLE_READINGS},
+                "histogram": ((depth, HISTOGRAM_BINS), np.float32),
+            }
+        )
+
+    # -- reading ---------------------------------------------------------------------------------
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def loss(self) -> np.ndarray:
+        """float32 `[n]`, the loss of each batch."""
+        return self.steps["loss"]
+
+    @property
+    def gradient_norm(self) -> np.ndarray:
+        """float32 `[n]`, the global gradient norm of each step, before clipping."""
+        return self.steps["gradient_norm"]
+
+    @property
+    def layer_gradient_norm(self) -> np.ndarray:
+        """float32 `[n, layers]`, the gradient norm of each step and layer, before clipping."""
+        return self.steps["layer_gradient_norm"]
+
+    @property
+    def skipped(self) -> np.ndarray:
+        """bool `[n]`, whether the step was left out by the guard."""
+        return self.steps["outcome"] != APPLIED
+
+    def locate(self, step: int) -> tuple[int, int] | None:
+        """Return (epoch, batch) of a step, both counted from 0, or None when the step is not recorded."""
+        rows = np.flatnonzero(self.steps["step"] == step)
+        if not len(rows):
+            return None
+        return int(self.steps["epoch"][rows[0]]), int(self.steps["batch"][rows[0]])
+
+    # -- writing ---------------------------------------------------------------------------------
+    def append(self, *, step: int, **readings: Any) -> None:
+        """Add one step. Readings that are left out are NaN (0 for whole numbers)."""
+        self.extend(step=[step], **{name: [value] for name, value in readings.items()})
+
+    def extend(self, *, step: Any, **readings: Any) -> None:
+        """Add many steps at once; every reading has one row for each step.
+
+        Raises:
+            ValueError: An unknown reading, or shapes that do not fit the layers.
+        """
+        self.steps.extend(step=step, **readings)
+
+    def extend_samples(self, *, step: Any, **readings: Any) -> None:
+        """Add many samples at once; every reading has one row for each sample."""
+        self.samples.extend(step=step, **readings)
+
+    def add_event(self, event: Event) -> None:
+        """Add one event."""
+        self.events.append(event)
+
+    # -- parts and unions ------------------------------------------------------------------------
+    def __getitem__(self, rows: slice) -> Trace:
+        """Return the part of the record within a slice of rows, samples and events with it."""
+        if not isinstance(rows, slice):
+            raise TypeError(
+                f"A Trace is sliced by rows, as in trace[10:20]. Received: {rows!r}. "
+                "For one reading, use trace.steps[name][row]."
+            )
+        part = Trace(self.layers, description=self.description)
+        part.steps = self.steps.take(np.arange(len(self))[rows])
+        kept = set(part.steps["step"].tolist())
+        part.samples = self.samples.take(
+            np.array([i for i, step in enumerate(self.samples["step"].tolist()) if step in kept], dtype=int)
+        )
+        part.events = [event for event in self.events if event.step in kept]
+        return part
+
+    def merge(self, later: Trace) -> Trace:
+        """Return a new Trace: this record, then `later`, its steps counted on from this one's end.
+
+        Raises:
+            ValueError: The layers differ, so that the columns would not mean the same.
+        """
+        if self.layers != later.layers:
+            raise ValueError(
+                "Only traces of the same layers can be merged. "
+                f"Received: {len(self.layers)} layers {list(self.layers)[:4]} and "
+                f"{len(later.layers)} layers {list(later.layers)[:4]}. Diagnose the traces one by one instead."
+            )
+        offset = int(self.steps["step"][-1]) + 1 if len(self) else 0
+        first = int(later.steps["step"][0]) if len(later) else 0
+        shift = max(0, offset - first)
+        whole = Trace(self.layers, description={**later.description, **self.description})
+        whole.steps = self.steps.joined(later.steps.shifted(shift))
+        whole.samples = self.samples.joined(later.samples.shifted(shift))
+        whole.events = self.events + [
+            dataclasses.replace(event, step=event.step + shift) for event in later.events
+        ]
+        return whole
+
+    # -- files -----------------------------------------------------------------------------------
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the record to one file (zip of numpy arrays and JSON; versioned; no pickle)."""
+        arrays = {f"steps/{name}": values for name, values in self.steps.items()}
+        arrays |= {f"samples/{name}": values for name, values in self.samples.items()}
+        meta = {
+            "layers": list(self.layers),
+            "description": self.description,
+            "events": [event.to_dict() for event in self.events],
+        }
+        write_trace_file(path, arrays=arrays, meta=meta)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trace:
+        """Read a record that `save` wrote.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is damaged, is no trace, or is of a later version.
+        """
+        arrays, meta = read_trace_file(path)
+        trace = cls(meta["layers"], description=meta["description"])
+        trace.events = [Event(**event) for event in meta["events"]]
+        for table, prefix in ((trace.steps, "steps/"), (trace.samples, "samples/")):
+            table.extend(
+                **{name[len(prefix) :]: values for name, values in arrays.items() if name.startswith(prefix)}
+            )
+        return trace
+
+    def __repr__(self) -> str:
+        last = f", last loss {self.loss[-1]:.4g}" if len(self) and math.isfinite(self.loss[-1]) else ""
+        return (
+            f"<Trace of {len(self)} steps, {len(self.layers)} layers, {len(self.samples)} samples, "
+            f"{len(self.events)} events{last}>"
+        )
