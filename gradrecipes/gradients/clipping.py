@@ -1,0 +1,194 @@
+"""The ways to bound a gradient: by its global norm, tensor by tensor, or by value.
+
+Each is one function of tensors (`clip_by_global_norm` and so on) and one small object that holds its bound
+(`by_global_norm(1.0)` and so on), which callbacks and models take and which serializes with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol
+
+import keras
+import tensorflow as tf
+
+from gradrecipes.gradients.norms import Norms, measure_norms
+from gradrecipes.gradients.packing import PackedTensors, TensorLike
+
+NORM_EPSILON = 1e-6  # added to the norm before dividing, as in the reference implementations of 1211.5063
+LARGEST_SINGLE_FACTOR_NORM = 1e30  # above it, bound / norm nears float32's smallest number: divide in two steps
+
+
+class Clipped(NamedTuple):
+    """Gradients after clipping.
+
+    Attributes:
+        packed: The bounded gradients.
+        factor: float32 scalar, norm after by norm before, at most 1; 1 means that nothing was clipped.
+    """
+
+    packed: PackedTensors
+    factor: tf.Tensor
+
+
+class Clipping(Protocol):
+    """What the pipeline asks of a clipping method."""
+
+    def clip(self, packed: PackedTensors, norms: Norms, unit: tf.Tensor) -> Clipped:
+        """Bound the gradients, which come multiplied by `unit` (a loss scale), in those same units."""
+
+
+@keras.saving.register_keras_serializable(package="gradrecipes")
+@dataclass(frozen=True)
+class by_global_norm:  # noqa: N801 - reads as the verb phrase it is: GradientGuard(clipping=by_global_norm(1.0))
+    r"""Bound the norm of the whole gradient and keep its direction: g·min(1, c / (‖g‖ + 1e-6)).
+
+    The usual choice for exploding gradients. Unlike Keras' `global_clipnorm` it stays right for norms above
+    1.8e19, where a sum of plain squares overflows and every gradient becomes NaN.
+
+    Args:
+        max_norm: The bound c, positive. 1.0 suits most networks.
+
+    References:
+        Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063, algorithm 1.
+    """
+
+    max_norm: float = 1.0
+
+    def __post_init__(self):
+        _require_positive(self.max_norm, "max_norm", "by_global_norm")
+
+    def clip(self, packed: PackedTensors, norms: Norms, unit: tf.Tensor) -> Clipped:
+        """Bound the gradients; see `Clipping.clip`."""
+        bound = self.max_norm * unit
+        factor = tf.minimum(1.0, bound / (norms.total + NORM_EPSILON * unit))
+
+        def in_two_steps() -> list[tf.Tensor]:
+            return packed.divided(norms.largest).scaled(bound / norms.of_scaled).cast_like(packed).flat()
+
+        parts = tf.cond(
+            norms.total < LARGEST_SINGLE_FACTOR_NORM, lambda: packed.scaled(factor).flat(), in_two_steps
+        )
+        return Clipped(packed.with_flat(parts), factor)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return asdict(self)
+
+
+@keras.saving.register_keras_serializable(package="gradrecipes")
+@dataclass(frozen=True)
+class by_norm:  # noqa: N801
+    r"""Bound the norm of each tensor on its own: g_i·min(1, c / (‖g_i‖ + 1e-6)).
+
+    Changes the relative scale of the layers, and so the direction of the whole step.
+
+    Args:
+        max_norm: The bound c for each tensor, positive.
+    """
+
+    max_norm: float = 1.0
+
+    def __post_init__(self):
+        _require_positive(self.max_norm, "max_norm", "by_norm")
+
+    def clip(self, packed: PackedTensors, norms: Norms, unit: tf.Tensor) -> Clipped:
+        """Bound the gradients; see `Clipping.clip`."""
+        bound = self.max_norm * unit
+        factors_of_plain = tf.minimum(1.0, bound / (norms.of_each + NORM_EPSILON * unit))
+
+        def in_two_steps() -> list[tf.Tensor]:
+            largest = packed.largest()
+            divisors = tf.where(norms.of_each < LARGEST_SINGLE_FACTOR_NORM, 1.0, largest)
+            divided = packed.divided(divisors)
+            factors = tf.where(divisors > 1.0, bound / tf.sqrt(divided.squared_norms()), factors_of_plain)
+            return divided.scaled(factors).cast_like(packed).flat()
+
+        parts = tf.cond(
+            norms.total < LARGEST_SINGLE_FACTOR_NORM, lambda: packed.scaled(factors_of_plain).flat(), in_two_steps
+        )
+        after = tf.sqrt(tf.reduce_sum(tf.square(tf.minimum(norms.of_each, bound))))
+        return Clipped(packed.with_flat(parts), _ratio(after, norms))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return asdict(self)
+
+
+@keras.saving.register_keras_serializable(package="gradrecipes")
+@dataclass(frozen=True)
+class by_value:  # noqa: N801
+    """Clamp every entry of the gradient to the interval from -v to v.
+
+    Changes the direction of the step. NaN passes through: combine it with a guard that skips.
+
+    Args:
+        max_value: The bound v, positive.
+    """
+
+    max_value: float = 0.5
+
+    def __post_init__(self):
+        _require_positive(self.max_value, "max_value", "by_value")
+
+    def clip(self, packed: PackedTensors, norms: Norms, unit: tf.Tensor) -> Clipped:
+        """Bound the gradients; see `Clipping.clip`."""
+        clamped = packed.clamped(self.max_value * unit)
+        return Clipped(clamped, _ratio(tf.sqrt(tf.reduce_sum(clamped.squared_norms())), norms))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return asdict(self)
+
+
+METHODS = (by_global_norm, by_norm, by_value)
+
+
+def clip_by_global_norm(tensors: Sequence[TensorLike], max_norm: float) -> list[TensorLike]:
+    """Return the tensors with their global norm bounded; see `by_global_norm`."""
+    return _clip(tensors, by_global_norm(max_norm))
+
+
+def clip_by_norm(tensors: Sequence[TensorLike], max_norm: float) -> list[TensorLike]:
+    """Return the tensors, each with its norm bounded; see `by_norm`."""
+    return _clip(tensors, by_norm(max_norm))
+
+
+def clip_by_value(tensors: Sequence[TensorLike], max_value: float) -> list[TensorLike]:
+    """Return the tensors with every entry clamped; see `by_value`."""
+    return _clip(tensors, by_value(max_value))
+
+
+def require_clipping(clipping: Any, caller: str) -> None:
+    """Refuse what is not a clipping method.
+
+    Raises:
+        TypeError: With what came, the choices and the remedy.
+    """
+    if clipping is None or (hasattr(clipping, "clip") and not isinstance(clipping, type)):
+        return
+    choices = ", ".join(f"gr.clipping.{method.__name__}(...)" for method in METHODS)
+    raise TypeError(
+        f"`clipping` of {caller} must be a clipping method or None. Received: {clipping!r}. Choose one of: {choices}."
+    )
+
+
+def _clip(tensors: Sequence[TensorLike], clipping: Clipping) -> list[TensorLike]:
+    packed = PackedTensors(tensors)
+    return clipping.clip(packed, measure_norms(packed), tf.constant(1.0)).packed.unpacked()
+
+
+def _ratio(after: tf.Tensor, norms: Norms) -> tf.Tensor:
+    before = norms.total
+    return tf.where((before > 0) & tf.math.is_finite(before), tf.minimum(1.0, after / before), 1.0)
+
+
+def _require_positive(value: Any, name: str, method: str) -> None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0:
+        return
+    raise ValueError(
+        f"`{name}` must be a positive number. Received: {name}={value!r}. "
+        f"To switch clipping off, leave `{method}` out instead."
+    )

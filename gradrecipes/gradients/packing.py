@@ -1,0 +1,166 @@
+"""Many small tensors handled as few: a deep net has hundreds of gradients of the same shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+STACK_BELOW = 8192  # entries; measured on two cores: below it, one copy is cheaper than an op for each tensor
+
+TensorLike = tf.Tensor | tf.IndexedSlices
+
+
+class PackedTensors:
+    """Let one op serve all tensors of a shape, so that measuring and clipping cost a few ops, not hundreds.
+
+    Small tensors of equal shape and dtype are stacked; large ones and sparse ones stand alone. Functions of
+    the tensors return one number for each tensor, in the order in which the tensors came.
+
+    Args:
+        tensors: Dense tensors or `tf.IndexedSlices`, of any floating dtype. Repeated indices of slices are
+            summed first: the norm of a sparse gradient is that of the dense gradient it stands for.
+        xla: Whether the code is to be compiled by XLA; slices are then made dense, as XLA has no unique op.
+    """
+
+    def __init__(self, tensors: Sequence[TensorLike], *, xla: bool = False):
+        members: dict[object, list[int]] = {}
+        tensors = [_sum_repeated_indices(tensor, xla) for tensor in tensors]
+        for index, tensor in enumerate(tensors):
+            members.setdefault(_group_of(tensor, index), []).append(index)
+        self._members = list(members.values())
+        self._stacks = [
+            tf.stack([tensors[i] for i in group]) if len(group) > 1 else tensors[group[0]] for group in self._members
+        ]
+        order = np.argsort([i for group in self._members for i in group])
+        self._order = None if np.array_equal(order, np.arange(len(order))) else order
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self._members)
+
+    def each(self, reduce: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+        """Reduce every tensor to one number.
+
+        Args:
+            reduce: Takes float32 `[k, entries]`, returns `[k]` or `[k, m]`, row by row.
+
+        Returns:
+            float32 `[n]` or `[n, m]`, in the order of the tensors.
+        """
+        return self._in_order(reduce(rows) for rows in self.rows())
+
+    def rows(self) -> list[tf.Tensor]:
+        """Return each stack as float32 `[k, entries]`, in the order of the stacks."""
+        return [
+            tf.reshape(tf.cast(_values(stack), tf.float32), [len(group), -1])
+            for group, stack in zip(self._members, self._stacks, strict=True)
+        ]
+
+    def squared_norms(self) -> tf.Tensor:
+        """Return the sum of squares of every tensor, float32 `[n]`; cheap, and infinite above 3.4e38."""
+        sums = []
+        for group, stack in zip(self._members, self._stacks, strict=True):
+            values = tf.cast(_values(stack), tf.float32)
+            if len(group) == 1:
+                sums.append(tf.reshape(2.0 * tf.nn.l2_loss(values), [1]))
+            else:
+                sums.append(tf.reduce_sum(tf.square(tf.reshape(values, [len(group), -1])), axis=1))
+        return self._in_order(sums)
+
+    def largest(self) -> tf.Tensor:
+        """Return the largest |entry| of every tensor, float32 `[n]`; NaN where a tensor holds a NaN."""
+        return self.each(_largest)
+
+    def scaled(self, *factors: tf.Tensor) -> PackedTensors:
+        """Return the tensors multiplied by each factor in turn.
+
+        Args:
+            factors: float32 scalars, or float32 `[n]` with one factor for each tensor.
+        """
+        def scale(group: list[int], values: tf.Tensor) -> tf.Tensor:
+            for factor in factors:
+                values = values * tf.cast(_spread(factor, group, values), values.dtype)
+            return values
+
+        return self._mapped(scale)
+
+    def divided(self, divisors: tf.Tensor) -> PackedTensors:
+        """Return the tensors in float32, divided by one number, or each by its own, float32 `[n]`."""
+        return self._mapped(lambda group, values: tf.cast(values, tf.float32) / _spread(divisors, group, values))
+
+    def cast_like(self, other: PackedTensors) -> PackedTensors:
+        """Return the tensors in the dtypes of `other`, which has the same packing."""
+        return self.with_flat([tf.cast(a, b.dtype) for a, b in zip(self.flat(), other.flat(), strict=True)])
+
+    def clamped(self, bound: tf.Tensor | float) -> PackedTensors:
+        """Return the tensors with every entry clamped to the interval from -bound to bound."""
+        def clamp(_: list[int], values: tf.Tensor) -> tf.Tensor:
+            limit = tf.cast(bound, values.dtype)
+            return tf.clip_by_value(values, -limit, limit)
+
+        return self._mapped(clamp)
+
+    def flat(self) -> list[tf.Tensor]:
+        """Return the dense parts, a tensor for each stack; `with_flat` takes them back."""
+        return [_values(stack) for stack in self._stacks]
+
+    def with_flat(self, parts: Sequence[tf.Tensor]) -> PackedTensors:
+        """Return the same packing around other values."""
+        copy = object.__new__(PackedTensors)
+        copy._members, copy._order = self._members, self._order
+        copy._stacks = [
+            tf.IndexedSlices(part, stack.indices, stack.dense_shape) if isinstance(stack, tf.IndexedSlices) else part
+            for stack, part in zip(self._stacks, parts, strict=True)
+        ]
+        return copy
+
+    def unpacked(self) -> list[TensorLike]:
+        """Return the tensors one by one, in the order in which they came."""
+        tensors: list[TensorLike] = [None] * len(self)
+        for group, stack in zip(self._members, self._stacks, strict=True):
+            for index, tensor in zip(group, tf.unstack(stack) if len(group) > 1 else [stack], strict=True):
+                tensors[index] = tensor
+        return tensors
+
+    def _mapped(self, function: Callable[[list[int], tf.Tensor], tf.Tensor]) -> PackedTensors:
+        parts = [function(group, part) for group, part in zip(self._members, self.flat(), strict=True)]
+        return self.with_flat(parts)
+
+    def _in_order(self, parts) -> tf.Tensor:
+        joined = tf.concat(list(parts), axis=0)
+        return joined if self._order is None else tf.gather(joined, self._order)
+
+
+def _group_of(tensor: TensorLike, index: int) -> object:
+    if isinstance(tensor, tf.IndexedSlices) or not tensor.shape.is_fully_defined():
+        return index
+    entries = tensor.shape.num_elements()
+    return (tuple(tensor.shape), tensor.dtype) if entries <= STACK_BELOW else index
+
+
+def _values(stack: TensorLike) -> tf.Tensor:
+    return stack.values if isinstance(stack, tf.IndexedSlices) else stack
+
+
+def _largest(rows: tf.Tensor) -> tf.Tensor:
+    largest = tf.maximum(tf.reduce_max(tf.abs(rows), axis=1), 0.0)  # an empty tensor has no entry: 0, not -inf
+    has_nan = tf.reduce_any(tf.math.is_nan(rows), axis=1)
+    return tf.where(has_nan, tf.constant(np.nan, tf.float32), largest)
+
+
+def _spread(factor: tf.Tensor, group: list[int], values: tf.Tensor) -> tf.Tensor:
+    if factor.shape.rank == 0:
+        return factor
+    chosen = tf.gather(factor, group)
+    return chosen[0] if len(group) == 1 else tf.reshape(chosen, [len(group)] + [1] * (values.shape.rank - 1))
+
+
+def _sum_repeated_indices(tensor: TensorLike, xla: bool) -> TensorLike:
+    if not isinstance(tensor, tf.IndexedSlices):
+        return tensor
+    if xla:
+        return tf.convert_to_tensor(tensor)
+    indices, places = tf.unique(tensor.indices)
+    values = tf.math.unsorted_segment_sum(tensor.values, places, tf.shape(indices)[0])
+    return tf.IndexedSlices(values, indices, tensor.dense_shape)
