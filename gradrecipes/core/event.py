@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Event:
@@ -17,6 +19,9 @@ class Event:
         batch: Batch within the epoch, from 0.
         reason: One machine-readable word, such as `"nonfinite_gradient"`; empty when there is none.
         details: What else is known, as plain JSON values.
+
+    Raises:
+        TypeError: The step, the epoch or the batch is no whole number.
     """
 
     kind: str
@@ -26,9 +31,17 @@ class Event:
     reason: str = ""
     details: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in ("step", "epoch", "batch"):
+            if not isinstance(getattr(self, name), int | np.integer):
+                raise TypeError(
+                    f"`{name}` of an event must be a whole number, counted from 0. "
+                    f"Received: {name}={getattr(self, name)!r} in the event {self.kind!r}."
+                )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the event as plain JSON values."""
-        return asdict(self)
+        return asdict(self) | {"step": int(self.step), "epoch": int(self.epoch), "batch": int(self.batch)}
 
     def __str__(self) -> str:
         reason = f": {self.reason}" if self.reason else ""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from gradrecipes.core.prescription import Prescription
 
 
-class Severity(str, Enum):
+class Severity(StrEnum):
     """How bad it is. CRITICAL: the training is lost. WARNING: it is hurt. NOTICE: worth knowing."""
 
     CRITICAL = "critical"
@@ -23,7 +23,7 @@ class Severity(str, Enum):
         return list(Severity).index(self)
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """A cause explains; a symptom is what one sees of it."""
 
     CAUSE = "cause"
@@ -65,7 +65,7 @@ class Finding:
         title: One line for a headline.
         kind: Whether it is a cause or a symptom.
         severity: How bad it is.
-        confidence: From 0 to 1.
+        confidence: From 0 to 1; another value is a `ValueError`.
         explanation: A few sentences that teach.
         layer: Name of the layer where it sits, or None for the whole model.
         step: Step since when, or None for the state before training.
@@ -84,7 +84,14 @@ class Finding:
     step: int | None = None
     evidence: tuple[Evidence, ...] = ()
     prescriptions: tuple[Prescription, ...] = ()
-    leads_to: tuple[str, ...] = field(default=())
+    leads_to: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.confidence <= 1:
+            raise ValueError(
+                f"`confidence` must lie between 0 and 1. Received: confidence={self.confidence} "
+                f"in the finding {self.code!r}. Clip it where it is computed."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the finding as plain JSON values."""
@@ -93,10 +100,10 @@ class Finding:
             "title": self.title,
             "kind": self.kind.value,
             "severity": self.severity.value,
-            "confidence": self.confidence,
+            "confidence": float(self.confidence),
             "explanation": self.explanation,
             "layer": self.layer,
-            "step": self.step,
+            "step": None if self.step is None else int(self.step),
             "evidence": [item.to_dict() for item in self.evidence],
             "prescriptions": [item.to_dict() for item in self.prescriptions],
             "leads_to": list(self.leads_to),
@@ -104,6 +111,7 @@ class Finding:
 
 
 def _json_number(value: float | None) -> float | str | None:
-    if value is None or math.isfinite(value):
-        return None if value is None else float(value)
-    return str(float(value))
+    if value is None:
+        return None
+    number = float(value)
+    return number if math.isfinite(number) else str(number)

@@ -15,7 +15,8 @@ class Table:
 
     Args:
         columns: For each name the shape of one row and the dtype. Rows that are left out of an
-            `extend` become NaN, or 0 in a column of whole numbers.
+            `extend` become NaN, or 0 in a column of whole numbers. A number too large for its column
+            becomes Inf; a fraction in a column of whole numbers is refused.
     """
 
     def __init__(self, columns: Mapping[str, tuple[tuple[int, ...], Any]]):
@@ -49,26 +50,38 @@ class Table:
         """Add rows to every column.
 
         Raises:
-            ValueError: An unknown column, a row of another shape, or columns of different lengths.
+            ValueError: An unknown column, a row of another shape, columns of different lengths, or rows
+                that are no numbers. The table is then as it was.
         """
         unknown = sorted(set(rows) - set(self._columns))
         if unknown:
             raise ValueError(f"Unknown readings: {unknown}. Known readings: {', '.join(self._columns)}.")
-        added = max((len(values) for values in rows.values()), default=0)
-        blocks = {name: self._block(name, rows.get(name), added) for name in self._columns}
+        given = {name: _rows(name, values) for name, values in rows.items()}
+        added = max((len(values) for values in given.values()), default=0)
+        blocks = {name: self._block(name, given.get(name), added) for name in self._columns}
         for name, block in blocks.items():
             self._blocks[name].append(block)
         self._length += added
 
-    def _block(self, name: str, values: Any, added: int) -> np.ndarray:
+    def _block(self, name: str, given: np.ndarray | None, added: int) -> np.ndarray:
         shape, dtype = self._columns[name]
-        if values is None:
-            return np.full((added, *shape), 0 if np.issubdtype(dtype, np.integer) else np.nan, dtype)
-        block = np.array(values, dtype)
-        if block.shape != (added, *shape):
+        whole = np.issubdtype(dtype, np.integer)
+        if given is None:
+            return np.full((added, *shape), 0 if whole else np.nan, dtype)
+        if given.shape != (added, *shape):
             raise ValueError(
-                f"The reading {name!r} must have the shape {(added, *shape)}. Received: {block.shape}. "
+                f"The reading {name!r} must have the shape {(added, *shape)}. Received: {given.shape}. "
                 "Give one row for each step, and in a reading by layer one column for each layer."
+            )
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                block = given.astype(dtype)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"The reading {name!r} must be numbers. Received: {given.tolist()!r:.80}.") from error
+        if whole and not np.array_equal(block, given):
+            raise ValueError(
+                f"The reading {name!r} must be whole numbers that fit {np.dtype(dtype).name}. "
+                f"Received: {given.tolist()!r:.80}."
             )
         return block
 
@@ -89,3 +102,18 @@ class Table:
         copy = self.take(np.arange(len(self)))
         copy["step"][:] += steps
         return copy
+
+
+def _rows(name: str, values: Any) -> np.ndarray:
+    try:
+        rows = np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"The rows of the reading {name!r} must all have one shape: {error}") from error
+    if rows.ndim == 0:
+        raise ValueError(
+            f"The reading {name!r} must have one row for each step. Received: {values!r:.80}. "
+            "Put the value of a single step into a list."
+        )
+    if rows.dtype.kind in "USc":
+        raise ValueError(f"The reading {name!r} must be real numbers. Received: {rows.tolist()!r:.80}.")
+    return rows

@@ -12,7 +12,7 @@ import numpy as np
 
 from gradrecipes.core.event import Event
 from gradrecipes.core.table import Table
-from gradrecipes.core.trace_file import read_trace_file, write_trace_file
+from gradrecipes.core.trace_file import read_trace_file, unreadable, write_trace_file
 
 STEP_READINGS = ("epoch", "batch", "loss", "gradient_norm", "clip_factor", "outcome")
 SAMPLE_READINGS = (
@@ -75,6 +75,8 @@ class Trace:
 
     def __init__(self, layers: Iterable[str] = (), *, description: Mapping[str, Any] | None = None):
         self.layers = tuple(layers)
+        if isinstance(layers, str) or not all(isinstance(name, str) for name in self.layers):
+            raise TypeError(f"`layers` must be a list of names, as in ['dense', 'out']. Received: {layers!r}.")
         self.description: dict[str, Any] = dict(description or {})
         self.events: list[Event] = []
         self.reset_tables()
@@ -179,15 +181,13 @@ class Trace:
                 f"Received: {len(self.layers)} layers {list(self.layers)[:4]} and "
                 f"{len(later.layers)} layers {list(later.layers)[:4]}. Diagnose the traces one by one instead."
             )
-        offset = int(self.steps["step"][-1]) + 1 if len(self) else 0
-        first = int(later.steps["step"][0]) if len(later) else 0
+        offset = int(self.steps["step"].max()) + 1 if len(self) else 0
+        first = int(later.steps["step"].min()) if len(later) else 0
         shift = max(0, offset - first)
         whole = Trace(self.layers, description={**later.description, **self.description})
         whole.steps = self.steps.joined(later.steps.shifted(shift))
         whole.samples = self.samples.joined(later.samples.shifted(shift))
-        whole.events = self.events + [
-            dataclasses.replace(event, step=event.step + shift) for event in later.events
-        ]
+        whole.events = self.events + [dataclasses.replace(event, step=event.step + shift) for event in later.events]
         return whole
 
     # -- files -----------------------------------------------------------------------------------
@@ -211,12 +211,26 @@ class Trace:
             ValueError: The file is damaged, is no trace, or is of a later version.
         """
         arrays, meta = read_trace_file(path)
+        try:
+            return cls._from_parts(arrays, meta)
+        except (ValueError, TypeError) as error:
+            raise unreadable(path, error) from error
+
+    @classmethod
+    def _from_parts(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Trace:
         trace = cls(meta["layers"], description=meta["description"])
         trace.events = [Event(**event) for event in meta["events"]]
-        for table, prefix in ((trace.steps, "steps/"), (trace.samples, "samples/")):
-            table.extend(
-                **{name[len(prefix) :]: values for name, values in arrays.items() if name.startswith(prefix)}
-            )
+        tables = {"steps": trace.steps, "samples": trace.samples}
+        columns: dict[str, dict[str, np.ndarray]] = {name: {} for name in tables}
+        for name, values in arrays.items():
+            table, _, column = name.partition("/")
+            if table not in columns:
+                raise ValueError(f"it holds {name!r}, which no trace does")
+            columns[table][column] = values
+        for name, table in tables.items():
+            if "step" not in columns[name]:
+                raise ValueError(f"the column 'step' of its {name} is missing")
+            table.extend(**columns[name])
         return trace
 
     def __repr__(self) -> str:

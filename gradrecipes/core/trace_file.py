@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import tempfile
+import uuid
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,32 @@ import numpy as np
 FORMAT = "gradrecipes.trace"
 VERSION = 1
 _HEAD = "head"
+_SUFFIX = ".npy"
 
 
 def write_trace_file(path: str | os.PathLike[str], *, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Write arrays and meta data to one file; the file is whole or not there at all."""
+    """Write arrays and meta data to one file; the file is whole or not there at all.
+
+    Args:
+        path: Where to write; missing folders are made, an older file is replaced.
+        arrays: Numeric arrays by name.
+        meta: JSON values; numpy numbers and arrays in it become numbers and lists.
+
+    Raises:
+        TypeError: `meta` holds something that JSON cannot.
+    """
     path = Path(path)
+    head = json.dumps({"format": FORMAT, "version": VERSION, **meta}, default=_as_json).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = json.dumps({"format": FORMAT, "version": VERSION, **meta}).encode()
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    temporary = path.parent / f".{uuid.uuid4().hex}.part"
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            np.savez_compressed(stream, allow_pickle=False, **{_HEAD: np.frombuffer(head, np.uint8)}, **arrays)
+        with zipfile.ZipFile(temporary, "x", zipfile.ZIP_DEFLATED) as archive:
+            for name, values in {_HEAD: np.frombuffer(head, np.uint8), **arrays}.items():
+                with archive.open(name + _SUFFIX, "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, values, allow_pickle=False)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -45,23 +57,51 @@ def read_trace_file(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray]
             "`gradrecipes watch` and `gradrecipes demo` print where they put theirs."
         )
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile) or _HEAD not in archive.files:
-                raise ValueError("it has no head")
-            head = json.loads(archive[_HEAD].tobytes())
-            arrays = {name: archive[name] for name in archive.files if name != _HEAD}
-        if head.get("format") != FORMAT:
-            raise ValueError(f"its format is {head.get('format')!r}")
-        version = head["version"]
-        meta = {key: head[key] for key in ("layers", "description", "events")}
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"{str(path)!r} is not a readable gradrecipes trace: {error}. Expected a file that Trace.save wrote; "
-            "if it was copied from elsewhere, copy it again in binary mode."
-        ) from error
-    if version > VERSION:
-        raise ValueError(
-            f"{str(path)!r} is a trace of version {version}; this package reads up to version {VERSION}. "
-            "Install a newer gradrecipes to read it."
-        )
-    return arrays, meta
+        with zipfile.ZipFile(path) as archive:
+            head = _head(archive)
+            if head["version"] <= VERSION:
+                return _arrays(archive), {key: head[key] for key in ("layers", "description", "events")}
+    except Exception as error:  # zipfile, zlib, json and numpy raise a dozen kinds on damaged bytes
+        raise unreadable(path, error) from error
+    raise ValueError(
+        f"{str(path)!r} is a trace of version {head['version']}; this package reads up to version {VERSION}. "
+        "Install a newer gradrecipes to read it."
+    )
+
+
+def unreadable(path: str | os.PathLike[str], error: Exception) -> ValueError:
+    """Return the error that says which file is no readable trace, why, and what to do."""
+    return ValueError(
+        f"{str(path)!r} is not a readable gradrecipes trace: {error or type(error).__name__}. "
+        "Expected a file that Trace.save wrote; if it was copied from elsewhere, copy it again in binary mode."
+    )
+
+
+def _head(archive: zipfile.ZipFile) -> dict[str, Any]:
+    if _HEAD + _SUFFIX not in archive.namelist():
+        raise ValueError("it has no head")
+    head = json.loads(_array(archive, _HEAD + _SUFFIX).tobytes())
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        raise ValueError("its head is not that of a trace")
+    if type(head.get("version")) is not int:
+        raise ValueError(f"its version is {head.get('version')!r}, not a whole number")
+    return head
+
+
+def _arrays(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+    names = [name for name in archive.namelist() if name != _HEAD + _SUFFIX]
+    return {name.removesuffix(_SUFFIX): _array(archive, name) for name in names}
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    # Read whole, so that zipfile compares the checksum: np.load stops at the last byte it needs and may not.
+    return np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(
+        f"A trace holds plain JSON values in its description and in the details of its events. "
+        f"Received: {value!r} of type {type(value).__name__}. Give a string, a number, a list or a dict instead."
+    )

@@ -1,0 +1,36 @@
+"""What every test stands on: a quiet TensorFlow, no window, the same random numbers, and patience."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# Before anything imports TensorFlow or matplotlib.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["MPLBACKEND"] = "Agg"
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Derandomized, so that a failure is the same everywhere; no deadline, because a first TensorFlow call traces.
+settings.register_profile(
+    "gradrecipes", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("gradrecipes")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_keras_session():
+    """Give each file fresh layer names and let go of the graphs of the file before."""
+    keras = sys.modules.get("keras")
+    if keras is not None:
+        keras.backend.clear_session()
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers():
+    """Seed Python, numpy and Keras, so that no test depends on those before it."""
+    keras = sys.modules.get("keras")
+    if keras is not None:
+        keras.utils.set_random_seed(0)
