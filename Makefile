@@ -1,0 +1,64 @@
+# Every target makes the environment it needs, once. A fresh machine needs only make and Python with venv.
+
+BIN := .venv/bin
+STAMPED := pyproject.toml requirements.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTEST_ARGS ?=
+
+# Without it TensorFlow opens every run with notes on the processor and on the lack of a GPU.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+# One line that succeeds in a Python we can use: the right version, and able to make an environment.
+USABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+
+.DEFAULT_GOAL := help
+.PHONY: demo test lint format wheel clean help
+
+demo: .venv/.demo  ## show the main job on real data
+	$(BIN)/gradrecipes demo
+
+test: .venv/.dev  ## run the tests; PYTEST_ARGS="-k trace", or "-n 2" for two processes
+	$(BIN)/python -m pytest -q --durations=10 $(PYTEST_ARGS)
+
+lint: .venv/.dev  ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/.dev  ## mend style and format where a machine can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: .venv/.dev  ## build the packages into dist/ and check them
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+
+clean:  ## remove what was built; .venv stays
+	rm -rf build dist out .pytest_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+
+# -- the environment ---------------------------------------------------------------------------
+.venv/.demo: $(STAMPED) | $(BIN)/pip
+	@echo "Installing gradrecipes with what the demo needs (some minutes the first time) ..."
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+.venv/.dev: $(STAMPED) | $(BIN)/pip
+	@echo "Installing gradrecipes with what its development needs (some minutes the first time) ..."
+	$(PIP) --editable '.[dev]'
+	@touch $@ .venv/.demo
+
+# ensurepip writes pip last, so an environment that broke off half-way is made again.
+$(BIN)/pip:
+	@for candidate in $(or $(PYTHON),python3.13 python3.12 python3.11 python3); do \
+		if "$$candidate" -c '$(USABLE)' >/dev/null 2>&1; then \
+			echo "Making .venv with $$candidate"; exec "$$candidate" -m venv .venv; \
+		fi; \
+	done; \
+	echo "No usable Python found among: $(or $(PYTHON),python3.13 python3.12 python3.11 python3)." >&2; \
+	echo "gradrecipes needs Python 3.11, 3.12 or 3.13 with its venv module (on Debian: python3-venv)." >&2; \
+	echo "Install one, or name it: make PYTHON=/path/to/python3.12 ..." >&2; \
+	exit 1
