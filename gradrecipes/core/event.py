@@ -45,4 +45,4 @@ class Event:
 
     def __str__(self) -> str:
         reason = f": {self.reason}" if self.reason else ""
-        return f"{self.kind} at epoch {self.epoch + 1}, batch {self.batch} (step {self.step}){reason}"
+        return f"{self.kind} at epoch {self.epoch + 1}, batch {self.batch + 1}{reason}"

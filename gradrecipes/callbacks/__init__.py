@@ -1,0 +1,1 @@
+"""Callbacks for `model.fit`: they join one attachment and speak through one Trace."""

@@ -1,0 +1,67 @@
+"""What every callback that joins a fit's pipeline has in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from gradrecipes.core.trace import Trace
+from gradrecipes.training.attachment import Attachment, Request, join
+
+
+class AttachedCallback(keras.callbacks.Callback):
+    """Join the pipeline of a fit when Keras hands over the model, and leave it when the fit ends."""
+
+    def __init__(self):
+        super().__init__()
+        self._attachment: Attachment | None = None
+
+    def request(self) -> Request:
+        """Return what this callback asks of the pipeline."""
+        raise NotImplementedError
+
+    @property
+    def trace(self) -> Trace:
+        """The record of the fit, up to date whenever it is read; an empty one before the first fit."""
+        return Trace() if self._attachment is None else self._attachment.collect()
+
+    def set_model(self, model: keras.Model) -> None:
+        """Join the fit that begins on this model."""
+        super().set_model(model)
+        self._attachment = join(self, model, self.request(), previous=self._attachment)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Put the pipeline in place."""
+        self._attachment.start()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Give the model its own train function back."""
+        self._attachment.finish()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Tell the record which epoch begins."""
+        if self._leads:
+            self._attachment.epoch_begins(epoch)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Bring the record up to date."""
+        if self._leads:
+            self._attachment.epoch_ends(epoch, logs or {})
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Prepare what is measured around a batch."""
+        if self._leads:
+            self._attachment.batch_begins(batch)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Finish what is measured around a batch."""
+        if self._leads:
+            self._attachment.batch_ends(batch)
+
+    @property
+    def _leads(self) -> bool:
+        return self._attachment.active and self._attachment.leads(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_attachment": None, "_model": None}

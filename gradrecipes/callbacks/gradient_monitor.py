@@ -1,0 +1,77 @@
+"""See the gradients of the real training step, every step and every layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradrecipes.callbacks.attached import AttachedCallback
+from gradrecipes.training.attachment import Request
+
+
+class GradientMonitor(AttachedCallback):
+    """Record gradient norms of every step and layer inside `model.fit`, without computing a gradient twice.
+
+    The norms are those of the step that really runs, taken in its graph before any clipping, and copied to
+    the host every 128 steps. When a sample is due (the first three steps, then every `sample_every`, and the
+    first steps whose gradient is not finite) the dearer readings follow: largest entries, shares of zero and
+    non-finite entries, weights, updates, layer outputs and their gradients, histograms of log2|g|.
+
+    Training is not changed: with the monitor on, the weights after `fit` equal those of a plain `fit`, and
+    when `fit` ends nothing of the monitor remains on the model. `gradient_norm` reaches the logs, so that
+    CSVLogger, TensorBoard and every tracker that reads logs show it.
+
+    Args:
+        sample_every: Steps from one sample of the dearer readings to the next, at least 1.
+        histogram_dir: Directory in which TensorBoard finds histograms of log2|g| by layer, or None.
+
+    Attributes:
+        trace: The record, a `gradrecipes.Trace`, up to date whenever it is read. A second fit of an
+            unchanged model goes on in it.
+
+    Raises:
+        ValueError: `sample_every` is no positive whole number; in `fit`: the model is not compiled, or two
+            monitors were passed.
+
+    Example:
+        >>> monitor = GradientMonitor()
+        >>> model.fit(x, y, callbacks=[monitor])  # doctest: +SKIP
+        >>> monitor.trace.gradient_norm  # doctest: +SKIP
+    """
+
+    def __init__(self, *, sample_every: int = 50, histogram_dir: str | None = None):
+        super().__init__()
+        if not isinstance(sample_every, int) or isinstance(sample_every, bool) or sample_every < 1:
+            raise ValueError(
+                f"`sample_every` must be a whole number of steps, at least 1. Received: sample_every={sample_every!r}. "
+                "50 costs little; 1 measures everything at every step."
+            )
+        self.sample_every = sample_every
+        self.histogram_dir = histogram_dir
+
+    def request(self) -> Request:
+        """Ask for samples, and for layer outputs in them."""
+        return Request(sample_every=self.sample_every, listen=True)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Put the pipeline in place, and note where the histograms begin."""
+        super().on_train_begin(logs)
+        self._first_sample = len(self._attachment.trace.samples)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Bring the record up to date."""
+        super().on_epoch_end(epoch, logs)
+        self._write_histograms()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Give the model its own train function back."""
+        super().on_train_end(logs)
+        self._write_histograms()
+
+    def _write_histograms(self) -> None:
+        if self.histogram_dir is None:
+            return
+        from gradrecipes.callbacks.tensorboard_histograms import write_histograms
+
+        trace = self.trace
+        write_histograms(trace, self.histogram_dir, first_sample=self._first_sample)
+        self._first_sample = len(trace.samples)

@@ -1,0 +1,168 @@
+"""One order for everything that happens to a gradient: measure, decide, transform, apply, record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from gradrecipes.core.trace import APPLIED, SKIPPED_GRADIENT, SKIPPED_LOSS, SKIPPED_OVERFLOW
+from gradrecipes.gradients.clipping import Clipping
+from gradrecipes.gradients.norms import Norms, measure_norms
+from gradrecipes.gradients.packing import PackedTensors, TensorLike
+from gradrecipes.gradients.recorder import Recorder
+
+Taps = list[tuple[tf.Tensor, tf.Tensor | None]]
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """What a pipeline does.
+
+    Args:
+        clipping: A method of `gradrecipes.clipping`, or None.
+        skip: Whether steps with a non-finite loss or gradient are left out.
+        sample_every: Steps from one sample of the dearer readings to the next; 0 records nothing at all.
+        capacity: Steps that the record holds until the host takes them.
+        xla: Whether the step is compiled by XLA.
+    """
+
+    clipping: Clipping | None = None
+    skip: bool = False
+    sample_every: int = 0
+    capacity: int = 256
+    xla: bool = False
+
+
+class Pipeline:
+    """Put each gradient through one order of steps, inside the graph, and own the state they need.
+
+    The order is that of the literature: unscale, accumulate, measure, decide, clip, apply. The norm that is
+    reported is the one before clipping. Skipping means that nothing at all is applied: a zeroed gradient
+    would still let Adam's moments decay and weight decay act.
+
+    Args:
+        settings: What to do.
+    """
+
+    def __init__(self, settings: PipelineSettings):
+        self.settings = settings
+        self.recorder: Recorder | None = None
+        with tf.init_scope():
+            self.steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="pipeline_steps")
+            self.skipped_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="skipped_steps")
+            self.consecutive_skips = tf.Variable(0, dtype=tf.int64, trainable=False, name="consecutive_skips")
+            self.clipped_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="clipped_steps")
+
+    def apply(
+        self,
+        gradients: Sequence[TensorLike],
+        apply_gradients: Callable[[Sequence[TensorLike]], None],
+        *,
+        measured: Sequence[TensorLike] | None = None,
+        loss: tf.Tensor | None = None,
+        unit: tf.Tensor | float = 1.0,
+        bounded_elsewhere: bool = False,
+        taps: Callable[[], Taps] = list,
+    ) -> StepOutcome:
+        """Measure the gradients, decide, and hand them on, clipped, unless the step is to be skipped.
+
+        Args:
+            gradients: What `apply_gradients` takes, none of them None.
+            apply_gradients: Applies them through the optimizer; called once, perhaps inside a `tf.cond`.
+            measured: The true gradients where they differ from what is handed on (gradient accumulation);
+                they are measured and not clipped here.
+            loss: float scalar, the loss of the batch; None when it is not known.
+            unit: What the gradients come multiplied by: a loss scale.
+            bounded_elsewhere: Whether a later bound makes a gradient above 1.8e19 harmless.
+            taps: Returns (output, gradient with respect to it) of layers, for the samples.
+
+        Returns:
+            What happened, as tensors.
+        """
+        settings = self.settings
+        unit = tf.cast(unit, tf.float32)
+        packed = PackedTensors(gradients if measured is None else measured, xla=settings.xla)
+        norms = measure_norms(packed)
+        outcome = self._decide(norms, loss, bounded_elsewhere)
+
+        factor = tf.ones(())
+        if settings.clipping is not None and measured is None:
+            clipped = settings.clipping.clip(packed, norms, unit)
+            factor = clipped.factor
+            gradients_to_apply = clipped.packed.unpacked
+        else:
+            def gradients_to_apply():
+                return gradients
+
+        if settings.skip:
+            tf.cond(
+                tf.equal(outcome, APPLIED),
+                lambda: _done(apply_gradients(gradients_to_apply())),
+                lambda: tf.constant(False),
+            )
+        else:
+            apply_gradients(gradients_to_apply())
+        self._count(outcome, factor)
+        if self.settings.sample_every:
+            self._record(packed, norms, loss, unit, factor, outcome, taps())
+        return StepOutcome(outcome, norms.total / unit, factor)
+
+    def clip(self, gradients: Sequence[TensorLike]) -> list[TensorLike]:
+        """Clip gradients that were measured elsewhere (the mean of accumulated micro-batches)."""
+        packed = PackedTensors(gradients, xla=self.settings.xla)
+        return self.settings.clipping.clip(packed, measure_norms(packed), tf.ones(())).packed.unpacked()
+
+    def _decide(self, norms: Norms, loss: tf.Tensor | None, bounded_elsewhere: bool) -> tf.Tensor:
+        if not self.settings.skip:
+            return tf.constant(APPLIED, tf.int64)
+        bounded = bounded_elsewhere or self.settings.clipping is not None
+        overflows = tf.constant(False) if bounded else ~norms.plain & (norms.largest > 1.0)
+        outcome = tf.where(overflows, SKIPPED_OVERFLOW, APPLIED)
+        outcome = tf.where(norms.finite, outcome, SKIPPED_GRADIENT)
+        if loss is not None:
+            outcome = tf.where(tf.math.is_finite(loss), outcome, SKIPPED_LOSS)
+        return tf.cast(outcome, tf.int64)
+
+    def _count(self, outcome: tf.Tensor, factor: tf.Tensor) -> None:
+        self.steps.assign_add(1)
+        if self.settings.skip:
+            skipped = tf.cast(tf.not_equal(outcome, APPLIED), tf.int64)
+            self.skipped_steps.assign_add(skipped)
+            self.consecutive_skips.assign((self.consecutive_skips.read_value() + 1) * skipped)
+        if self.settings.clipping is not None:
+            self.clipped_steps.assign_add(tf.cast(factor < 1.0, tf.int64))
+
+    def _record(self, packed, norms, loss, unit, factor, outcome, taps) -> None:
+        if self.recorder is None:
+            self.recorder = Recorder(
+                gradients=len(packed),
+                taps=len(taps),
+                sample_every=self.settings.sample_every,
+                capacity=self.settings.capacity,
+            )
+        loss = tf.constant(np.nan, tf.float32) if loss is None else tf.cast(loss, tf.float32)
+        self.recorder.write(
+            packed, norms, loss=loss, unit=unit, clip_factor=factor, outcome=outcome, taps=taps
+        )
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a pipeline did with one step.
+
+    Attributes:
+        code: int64 scalar, a key of `gradrecipes.core.trace.OUTCOMES`.
+        gradient_norm: float32 scalar, global norm of the unscaled gradient before clipping.
+        clip_factor: float32 scalar, what the gradient was multiplied by.
+    """
+
+    code: tf.Tensor
+    gradient_norm: tf.Tensor
+    clip_factor: tf.Tensor
+
+
+def _done(_: None) -> tf.Tensor:
+    return tf.constant(True)

@@ -1,0 +1,176 @@
+"""Ring buffers in variables: every step is written in the graph, the host copies them now and then."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from gradrecipes.core.trace import HISTOGRAM_BINS, HISTOGRAM_HIGHEST, HISTOGRAM_LOWEST
+from gradrecipes.gradients.norms import Norms
+from gradrecipes.gradients.packing import PackedTensors
+
+EARLY_STEPS = 3  # the first steps are always sampled: an initialization shows there
+LARGEST_RUN = 8  # consecutive non-finite steps that are sampled; after that there is nothing new to see
+STEP_COLUMNS = ("loss", "gradient_norm", "clip_factor", "outcome")
+GRADIENT_COLUMNS = ("gradient_max", "nonfinite_share", "zero_share")
+
+
+class Rows(NamedTuple):
+    """What the host took out of the rings.
+
+    Attributes:
+        first: Step of the first row.
+        steps: float32 `[rows, 4 + n]`: `STEP_COLUMNS`, then the norm of each of n gradients.
+        sample_steps: int64 `[samples]`.
+        samples: float32 `[samples, columns]`, see `Recorder.split_sample`.
+    """
+
+    first: int
+    steps: np.ndarray
+    sample_steps: np.ndarray
+    samples: np.ndarray
+
+
+class Recorder:
+    """Write a row for every step, and a wide row when a sample is due, without a word to the host.
+
+    A sample is due in the first three steps, every `sample_every` steps, and at a step whose gradient is
+    not finite (the first eight in a row).
+
+    Args:
+        gradients: How many gradients there are.
+        taps: How many layer outputs are measured in a sample.
+        sample_every: Steps from sample to sample.
+        capacity: Steps that the ring holds; `take` must be called within as many.
+    """
+
+    def __init__(self, *, gradients: int, taps: int, sample_every: int, capacity: int):
+        self.gradients = gradients
+        self.taps = taps
+        self.sample_every = sample_every
+        self.capacity = capacity
+        self._sample_capacity = capacity // sample_every + EARLY_STEPS + 2 * LARGEST_RUN
+        self._sample_width = gradients * (len(GRADIENT_COLUMNS) + HISTOGRAM_BINS) + 2 * taps
+        with tf.init_scope():
+            self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+            self._rows = tf.Variable(tf.zeros([capacity, len(STEP_COLUMNS) + gradients]), trainable=False)
+            self._samples = tf.Variable(tf.zeros([self._sample_capacity, self._sample_width]), trainable=False)
+            self._sample_steps = tf.Variable(tf.zeros([self._sample_capacity], tf.int64), trainable=False)
+            self._sample_count = tf.Variable(0, dtype=tf.int64, trainable=False)
+            self._nonfinite_run = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._taken = 0
+        self._samples_taken = 0
+
+    def is_due(self, step: int | tf.Tensor) -> bool | tf.Tensor:
+        """Say whether a sample is due at a step by the calendar, in Python or in the graph."""
+        return (step < EARLY_STEPS) | (step % self.sample_every == 0)
+
+    def write(
+        self,
+        packed: PackedTensors,
+        norms: Norms,
+        *,
+        loss: tf.Tensor,
+        unit: tf.Tensor,
+        clip_factor: tf.Tensor,
+        outcome: tf.Tensor,
+        taps: list[tuple[tf.Tensor, tf.Tensor | None]],
+    ) -> None:
+        """Write the row of this step, and its sample when one is due; then count the step."""
+        step = self.step.read_value()
+        head = tf.stack([loss, norms.total / unit, clip_factor, tf.cast(outcome, tf.float32)])
+        row = tf.concat([head, norms.of_each / unit], axis=0)
+        self._rows.scatter_nd_update([[step % self.capacity]], row[None])
+
+        run = tf.where(norms.finite, tf.zeros((), tf.int64), self._nonfinite_run.read_value() + 1)
+        self._nonfinite_run.assign(run)
+        due = self.is_due(step) | ((run > 0) & (run <= LARGEST_RUN))
+
+        def write_sample() -> tf.Tensor:
+            place = self._sample_count.read_value() % self._sample_capacity
+            sample = tf.concat([_describe_gradients(packed, unit), _describe_taps(taps, unit)], axis=0)
+            self._samples.scatter_nd_update([[place]], sample[None])
+            self._sample_steps.scatter_nd_update([[place]], step[None])
+            self._sample_count.assign_add(1)
+            return tf.constant(True)
+
+        tf.cond(due, write_sample, lambda: tf.constant(False))
+        self.step.assign_add(1)
+
+    def take(self) -> Rows:
+        """Copy to the host what was written since the last call; rows that were overwritten are lost."""
+        step, count = int(self.step.numpy()), int(self._sample_count.numpy())
+        first = max(self._taken, step - self.capacity)
+        first_sample = max(self._samples_taken, count - self._sample_capacity)
+        rows = self._rows.numpy()[np.arange(first, step) % self.capacity]
+        places = np.arange(first_sample, count) % self._sample_capacity
+        taken = Rows(first, rows, self._sample_steps.numpy()[places], self._samples.numpy()[places])
+        self._taken, self._samples_taken = step, count
+        return taken
+
+    def split_sample(self, samples: np.ndarray) -> dict[str, np.ndarray]:
+        """Name the columns of samples: float32 `[samples, n]` each, `histogram` `[samples, n, bins]`."""
+        sizes = [self.gradients] * len(GRADIENT_COLUMNS) + [self.gradients * HISTOGRAM_BINS, self.taps, self.taps]
+        names = (*GRADIENT_COLUMNS, "histogram", "output_rms", "output_gradient_norm")
+        parts = dict(zip(names, np.split(samples, np.cumsum(sizes)[:-1], axis=1), strict=True))
+        parts["histogram"] = parts["histogram"].reshape(len(samples), self.gradients, HISTOGRAM_BINS)
+        return parts
+
+
+def _describe_gradients(packed: PackedTensors, unit: tf.Tensor) -> tf.Tensor:
+    def share(predicate):
+        return packed.each(lambda rows: tf.reduce_mean(tf.cast(predicate(rows), tf.float32), axis=1))
+
+    def finite_largest(rows: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_max(tf.abs(rows), axis=1)
+
+    histogram = packed.each(lambda rows: exponent_histogram(rows / unit))
+    nonfinite = share(lambda rows: ~tf.math.is_finite(rows))
+    zero = share(lambda rows: tf.equal(rows, 0.0))
+    return tf.concat([packed.each(finite_largest) / unit, nonfinite, zero, tf.reshape(histogram, [-1])], axis=0)
+
+
+def _describe_taps(taps: list[tuple[tf.Tensor, tf.Tensor | None]], unit: tf.Tensor) -> tf.Tensor:
+    if not taps:
+        return tf.zeros([0])
+    missing = tf.constant(np.nan, tf.float32)
+    forward = [root_mean_square(output) for output, _ in taps]
+    backward = [missing if gradient is None else _norm(gradient) / unit for _, gradient in taps]
+    return tf.stack(forward + backward)
+
+
+def root_mean_square(tensor: tf.Tensor) -> tf.Tensor:
+    """Return sqrt(mean(x²)) as a float32 scalar, right for any finite entries."""
+    tensor = tf.cast(tensor, tf.float32)
+    largest = tf.reduce_max(tf.abs(tensor))
+    divisor = tf.where(largest > 0, largest, 1.0)
+    return largest * tf.sqrt(tf.reduce_mean(tf.square(tensor / divisor)))
+
+
+def _norm(tensor: tf.Tensor | tf.IndexedSlices) -> tf.Tensor:
+    values = tensor.values if isinstance(tensor, tf.IndexedSlices) else tensor
+    return root_mean_square(values) * tf.sqrt(tf.cast(tf.size(values), tf.float32))
+
+
+def exponent_histogram(rows: tf.Tensor) -> tf.Tensor:
+    """Count the entries of each row by their binary order of magnitude, floor(log2|g|).
+
+    Args:
+        rows: float32 `[k, entries]`. Zeros and non-finite entries are not counted.
+
+    Returns:
+        float32 `[k, bins]`, bins of one binary order; the outermost hold whatever lies beyond them.
+    """
+    magnitude = tf.abs(rows)
+    counted = (magnitude > 0) & tf.math.is_finite(magnitude)
+    orders = tf.floor(tf.math.log(tf.where(counted, magnitude, 1.0)) / np.float32(np.log(2.0)))
+    bins = tf.cast(tf.clip_by_value(orders, HISTOGRAM_LOWEST, HISTOGRAM_HIGHEST - 1), tf.int32) - HISTOGRAM_LOWEST
+    places = bins + tf.range(tf.shape(rows)[0])[:, None] * HISTOGRAM_BINS
+    counts = tf.math.unsorted_segment_sum(
+        tf.reshape(tf.cast(counted, tf.float32), [-1]),
+        tf.reshape(places, [-1]),
+        tf.shape(rows)[0] * HISTOGRAM_BINS,
+    )
+    return tf.reshape(counts, [-1, HISTOGRAM_BINS])

@@ -1,0 +1,1 @@
+"""Where the pipeline meets Keras: the instrumented train step, its attachment to a fit, RecipeModel."""

@@ -1,0 +1,135 @@
+"""From the rings on the device to the rows of a Trace, with epoch, batch and layer put to each number."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradrecipes.core.trace import Trace
+from gradrecipes.gradients.pipeline import Pipeline
+from gradrecipes.gradients.recorder import STEP_COLUMNS
+from gradrecipes.training.instrumented_step import InstrumentedStep
+from gradrecipes.training.weights_meter import WeightsMeter
+
+
+class Harvest:
+    """Take readings from a pipeline's recorder into a Trace.
+
+    Args:
+        pipeline: Whose recorder is read.
+        step: The instrumented step; it knows variables and layers once it was traced.
+        weigh: Whether the weights are measured when a sample is due.
+        trace: The record to go on with, if its layers are the same; else a new one is begun.
+    """
+
+    def __init__(self, pipeline: Pipeline, step: InstrumentedStep, *, weigh: bool, trace: Trace):
+        self.trace = trace
+        self.epoch = 0
+        self._pipeline = pipeline
+        self._step = step
+        self._weigh = weigh
+        self._earlier = trace if len(trace) else None
+        self._begun = False
+        self._offset = 0
+        self._epoch_starts: list[tuple[int, int]] = []
+        self._device_step = 0
+        self._epoch_start = 0
+        self._collected = 0
+        self._meter: WeightsMeter | None = None
+        self._weighing: int | None = None
+        self._weighed: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    # -- the host's own count of steps -----------------------------------------------------------
+    def begin_epoch(self, epoch: int) -> None:
+        """Note that the steps from here on belong to an epoch."""
+        recorder = self._pipeline.recorder
+        self.epoch = epoch
+        self._epoch_start = self._device_step = 0 if recorder is None else int(recorder.step.numpy())
+        self._epoch_starts.append((self._epoch_start, epoch))
+
+    def before_batch(self, batch: int) -> None:
+        """Remember the weights if the sample of this step is due."""
+        recorder = self._pipeline.recorder
+        step = self._epoch_start + batch
+        due = step < 1 if recorder is None else recorder.is_due(step)
+        self._weighing = step if self._weigh and due else None
+        if self._weighing is not None:
+            self._weigh_before()
+
+    def _weigh_before(self) -> None:
+        variables = self._step.variables or self._step.model.trainable_variables
+        if not variables:  # the model builds itself in its first step: its first sample has no weights
+            self._weighing = None
+            return
+        if self._meter is None:
+            self._meter = WeightsMeter(variables)
+        self._meter.before_step()
+
+    def after_batch(self, batch: int) -> bool:
+        """Weigh the update; return whether the ring is half full, so that it is time to collect."""
+        self._device_step = self._epoch_start + batch + 1
+        if self._weighing is not None:
+            norms, updates = self._meter.after_step()
+            if self._device_step - 1 != self._weighing:  # several steps in one execution: their sum is no update
+                updates = np.full_like(updates, np.nan)
+            if len(norms) == len(self._step.variables):
+                self._weighed[self._weighing] = (norms, updates)
+            else:  # some variables had no gradient, which is known only now
+                self._meter = None
+        return self._device_step - self._collected >= self._pipeline.settings.capacity // 2
+
+    # -- the rows --------------------------------------------------------------------------------
+    def collect(self) -> None:
+        """Add to the trace what the device has written since the last time."""
+        recorder = self._pipeline.recorder
+        if recorder is None or self._step.layer_map is None:
+            return
+        rows = recorder.take()
+        self._collected = rows.first + len(rows.steps)
+        if not self._begun:
+            self._begin_trace()
+        if len(rows.steps):
+            self._add_steps(rows.first + np.arange(len(rows.steps)), rows.steps)
+        if len(rows.sample_steps):
+            self._add_samples(rows.sample_steps, recorder.split_sample(rows.samples))
+
+    def _begin_trace(self) -> None:
+        self._begun = True
+        names = tuple(self._step.layer_map.names)
+        if self._earlier is not None and self._earlier.layers == names:
+            self._offset = int(self._earlier.steps["step"][-1]) + 1
+            return
+        self.trace = Trace(names, description=self._step.description)
+
+    def _add_steps(self, steps: np.ndarray, rows: np.ndarray) -> None:
+        starts = np.array([start for start, _ in self._epoch_starts] or [0])
+        epochs = np.array([epoch for _, epoch in self._epoch_starts] or [0])
+        place = np.maximum(np.searchsorted(starts, steps, side="right") - 1, 0)
+        columns = dict(zip(STEP_COLUMNS, rows[:, : len(STEP_COLUMNS)].T, strict=True))
+        self.trace.extend(
+            step=steps + self._offset,
+            epoch=epochs[place],
+            batch=steps - starts[place],
+            **columns,
+            layer_gradient_norm=self._step.layer_map.norms(rows[:, len(STEP_COLUMNS) :]),
+        )
+
+    def _add_samples(self, steps: np.ndarray, sample: dict[str, np.ndarray]) -> None:
+        layer_map, sizes = self._step.layer_map, self._step.sizes
+        nothing = (np.full(len(sizes), np.nan, np.float32),) * 2
+        weighed = [self._weighed.pop(int(step), nothing) for step in steps]
+        weight_norm = layer_map.norms(np.stack([norms for norms, _ in weighed]))
+        update_norm = layer_map.norms(np.stack([updates for _, updates in weighed]))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            update_ratio = np.where(weight_norm > 0, update_norm / weight_norm, np.nan)
+        self.trace.extend_samples(
+            step=steps + self._offset,
+            gradient_max=layer_map.largest(sample["gradient_max"]),
+            nonfinite_share=layer_map.shares(sample["nonfinite_share"], sizes),
+            zero_share=layer_map.shares(sample["zero_share"], sizes),
+            histogram=layer_map.histograms(sample["histogram"]),
+            output_rms=layer_map.outputs(sample["output_rms"]),
+            output_gradient_norm=layer_map.outputs(sample["output_gradient_norm"]),
+            weight_norm=weight_norm,
+            update_norm=update_norm,
+            update_ratio=update_ratio,
+        )

@@ -1,0 +1,117 @@
+"""Every private name of Keras that this package relies on; a test fails loudly when a release moves one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+RELIED_ON = {
+    keras.optimizers.Optimizer: ("_iterations", "_backend_update_step", "_clip_gradients", "_accumulated_gradients"),
+    keras.Model: ("_compile_loss", "_compile_metrics", "_symbolic_build", "_flatten_layers", "_loss_tracker"),
+}
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Shadow an attribute on one instance, past Keras' attribute tracking, and take the shadow away again."""
+    missing = object()
+    before = owner.__dict__.get(name, missing)
+    owner.__dict__[name] = value
+    try:
+        yield
+    finally:
+        if before is missing:
+            owner.__dict__.pop(name, None)
+        else:
+            owner.__dict__[name] = before
+
+
+def compile_identity(model: keras.Model) -> tuple[Any, ...]:
+    """Return objects that are all the same as long as a traced train step stays valid."""
+    return (
+        model.optimizer,
+        getattr(model, "_compile_loss", None),
+        getattr(model, "_compile_metrics", None),
+        model.steps_per_execution,
+        model.jit_compile,
+        model.run_eagerly,
+        *model.trainable_variables,
+    )
+
+
+def same_identity(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Compare what `compile_identity` returned, object by object."""
+    return len(one) == len(other) and all(a is b or (isinstance(a, (int, bool)) and a == b) for a, b in zip(one, other))
+
+
+def compile_train_step(model: keras.Model, train_step: Callable[[Any], dict[str, Any]]) -> Callable[[Any], Any]:
+    """Return what `model.make_train_function` would make of another train step; the model stays as it was."""
+    before = model.train_function
+    with replaced(model, "train_step", train_step):
+        model.make_train_function(force=True)
+        made = model.train_function
+    model.train_function = before
+    return made
+
+
+def build_metrics(model: keras.Model, data: Any) -> None:
+    """Create the state of the compiled metrics before the first step, so that it can be read before a step."""
+    metrics = getattr(model, "_compile_metrics", None)
+    loss = getattr(model, "_compile_loss", None)
+    unbuilt = [part for part in (metrics, loss) if part is not None and not part.built]
+    if unbuilt:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        model._symbolic_build(data_batch=(x, y, sample_weight))
+
+
+def sublayers(model: keras.Model) -> list[keras.layers.Layer]:
+    """Return every layer within a model, at any depth, the model itself left out."""
+    return list(model._flatten_layers(include_self=False, recursive=True))
+
+
+def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Return the optimizer that updates the weights, inside a loss scaler if there is one."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def loss_scale(optimizer: keras.optimizers.Optimizer) -> tf.Tensor | float:
+    """Return what the gradients handed to `optimizer.apply` are multiplied by."""
+    if hasattr(optimizer, "dynamic_scale"):
+        return tf.convert_to_tensor(optimizer.dynamic_scale)
+    return 1.0 if optimizer.loss_scale_factor is None else float(optimizer.loss_scale_factor)
+
+
+def accumulated(
+    optimizer: keras.optimizers.Optimizer, gradients: list[Any], variables: list[Any]
+) -> list[Any] | None:
+    """Return the mean over the accumulated micro-batches and this one, or None without accumulation."""
+    count = optimizer.gradient_accumulation_steps
+    if not count:
+        return None
+    held = {optimizer._var_key(v): held for v, held in zip(optimizer._trainable_variables, _accumulators(optimizer))}
+    return [(g + held[optimizer._var_key(v)]) / count for g, v in zip(gradients, variables)]
+
+
+def _accumulators(optimizer: keras.optimizers.Optimizer) -> list[tf.Tensor]:
+    return [tf.convert_to_tensor(variable) for variable in optimizer._accumulated_gradients]
+
+
+@contextlib.contextmanager
+def scalars_read_once(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Let an update read the step counter and the learning rate once, not once for each variable.
+
+    Keras reads both anew for every variable, and TensorFlow cannot merge such reads, so that Adam computes
+    its bias correction as often as there are weights. The arithmetic and its results stay the same.
+    """
+    update, counter = optimizer._backend_update_step, optimizer._iterations
+
+    def update_with_scalars(gradients, variables, learning_rate):
+        with replaced(optimizer, "_iterations", tf.convert_to_tensor(counter)):
+            return update(gradients, variables, tf.convert_to_tensor(learning_rate))
+
+    with replaced(optimizer, "_backend_update_step", update_with_scalars):
+        yield

@@ -1,0 +1,80 @@
+"""Listen to the outputs of layers, and to the gradients with respect to them, in the step that really runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from gradrecipes.training.keras_private import replaced, sublayers
+
+
+class LayerTaps:
+    """Collect, while a train step is traced, the output tensors of layers and their gradients.
+
+    Outputs pass through an identity whose gradient function sees the gradient that arrives there; nothing
+    is computed anew. Layers that run inside a loop of their own (the cell of an RNN) cannot be heard.
+
+    Args:
+        model: The model whose layers are heard.
+    """
+
+    def __init__(self, model: keras.Model):
+        self._layers = [layer for layer in sublayers(model) if not isinstance(layer, keras.layers.InputLayer)]
+        self._heard: dict[int, dict[str, Any]] = {}
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear every layer that is called within the `with` block."""
+        self._heard.clear()
+        self._graph = _current_graph()
+        with contextlib.ExitStack() as stack:
+            for layer in self._layers:
+                stack.enter_context(replaced(layer, "call", self._tapped(layer)))
+            yield
+
+    def _tapped(self, layer: keras.layers.Layer):
+        call = layer.call
+
+        def call_and_listen(*args, **kwargs):
+            output = call(*args, **kwargs)
+            if isinstance(output, tf.Tensor) and output.dtype.is_floating and self._is_here():
+                return self._tap(layer, output)
+            return output
+
+        return call_and_listen
+
+    def _is_here(self) -> bool:
+        return _current_graph() is self._graph
+
+    def _tap(self, layer: keras.layers.Layer, output: tf.Tensor) -> tf.Tensor:
+        if id(layer) in self._heard:  # a layer that is called again: its first call stands for it
+            return output
+        heard = self._heard[id(layer)] = {"output": output, "gradient": None}
+
+        @tf.custom_gradient
+        def listen(tensor):
+            def backward(gradient):
+                if heard["gradient"] is None and self._is_here():
+                    heard["gradient"] = gradient
+                return gradient
+
+            return tf.identity(tensor), backward
+
+        return listen(output)
+
+    def layers(self) -> list[keras.layers.Layer]:
+        """Return the layers that were heard, in the order in which they were called."""
+        by_id = {id(layer): layer for layer in self._layers}
+        return [by_id[key] for key in self._heard]
+
+    def tensors(self) -> list[tuple[tf.Tensor, tf.Tensor | None]]:
+        """Return (output, gradient with respect to it) of each layer that was heard."""
+        return [(heard["output"], heard["gradient"]) for heard in self._heard.values()]
+
+
+def _current_graph() -> Any:
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
