@@ -43,12 +43,12 @@ help:  ## list the targets
 # -- the environment ---------------------------------------------------------------------------
 .venv/.demo: $(STAMPED) | $(BIN)/pip
 	@echo "Installing gradrecipes with what the demo needs (some minutes the first time) ..."
-	$(PIP) --editable '.[demo]'
+	@$(PIP) --editable '.[demo]'
 	@touch $@
 
 .venv/.dev: $(STAMPED) | $(BIN)/pip
 	@echo "Installing gradrecipes with what its development needs (some minutes the first time) ..."
-	$(PIP) --editable '.[dev]'
+	@$(PIP) --editable '.[dev]'
 	@touch $@ .venv/.demo
 
 # ensurepip writes pip last, so an environment that broke off half-way is made again.

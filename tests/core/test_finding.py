@@ -95,8 +95,8 @@ def test_nothing_can_be_changed_afterwards():
 
 def test_an_event_tells_when_and_why():
     event = Event("skip", step=103, epoch=1, batch=3, reason="nonfinite_gradient", details={"norm": 2.5})
-    assert str(event) == "skip at epoch 2, batch 3 (step 103): nonfinite_gradient"
-    assert str(Event("epoch", 9, 0, 9)) == "epoch at epoch 1, batch 9 (step 9)"
+    assert str(event) == "skip at epoch 2, batch 4: nonfinite_gradient"
+    assert str(Event("epoch", 9, 0, 9)) == "epoch at epoch 1, batch 10"
     assert Event(**json.loads(strict(event.to_dict()))) == event
 
 
