@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gradrecipes.core import signal_theory as theory
+from gradrecipes.core.activation import ACTIVATIONS, leaky_relu, resolve_activation
 
 # E[phi^2], forward gain, backward gain, sqrt(chi) with LayerNorm, with BatchNorm. The second moment of elu is
 # 0.644945, often printed as .6450; test_elu_in_closed_form settles the digit.
@@ -21,7 +22,7 @@ TABLE = {
     "silu": (".3558", "1.6765", "1.6233", "1.033", "1.101"),
     "sigmoid": (".2934", "1.846", "4.723", ".391", "1.017"),
 }
-NAMES = sorted(theory.ACTIVATIONS)
+NAMES = sorted(ACTIVATIONS)
 Z = np.linspace(-14.0, 14.0, 4_000_001)
 DENSITY = np.exp(-0.5 * Z**2) / math.sqrt(2 * math.pi)
 
@@ -98,7 +99,7 @@ def test_moments_against_a_fine_trapezoid(name, q):
 @pytest.mark.parametrize("name", NAMES)
 def test_moments_against_random_draws(name):
     draws = np.random.default_rng(7).standard_normal(400_000)
-    activation = theory.resolve_activation(name)
+    activation = resolve_activation(name)
     q = 0.25 if name == "exponential" else 1.0  # its fourth moment, exp(8 q), sets the error of the mean
     for function, moment in (
         (activation.function, theory.second_moment),
@@ -113,7 +114,7 @@ def test_moments_against_random_draws(name):
 def test_every_scale_of_the_signal_is_resolved(q):
     root = math.sqrt(q)
     assert theory.second_moment("relu", q) == pytest.approx(0.5 * q, rel=1e-9)
-    assert theory.second_moment(theory.leaky_relu(0.3), q) == pytest.approx(0.545 * q, rel=1e-9)
+    assert theory.second_moment(leaky_relu(0.3), q) == pytest.approx(0.545 * q, rel=1e-9)
     if q > 1:  # far out, tanh is a sign and its slope a spike of area E[sech^4] = 4/3
         assert theory.second_moment("tanh", q) == pytest.approx(1 - 2 / (root * math.sqrt(2 * math.pi)), rel=1e-4)
         assert theory.derivative_moment("tanh", q) == pytest.approx(4 / 3 / (root * math.sqrt(2 * math.pi)), rel=1e-3)
