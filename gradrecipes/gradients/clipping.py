@@ -40,9 +40,20 @@ class Clipping(Protocol):
         """Bound the gradients, which come multiplied by `unit` (a loss scale), in those same units."""
 
 
+class _Serializable:
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return asdict(self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Clipping:
+        """Make the method from its arguments."""
+        return cls(**config)
+
+
 @keras.saving.register_keras_serializable(package="gradrecipes")
 @dataclass(frozen=True)
-class by_global_norm:  # noqa: N801 - reads as the verb phrase it is: GradientGuard(clipping=by_global_norm(1.0))
+class by_global_norm(_Serializable):  # noqa: N801 - reads as the verb phrase it is: GradientGuard(clipping=by_global_norm(1.0))
     r"""Bound the norm of the whole gradient and keep its direction: g·min(1, c / (‖g‖ + 1e-6)).
 
     The usual choice for exploding gradients. Unlike Keras' `global_clipnorm` it stays right for norms above
@@ -73,14 +84,10 @@ class by_global_norm:  # noqa: N801 - reads as the verb phrase it is: GradientGu
         )
         return Clipped(packed.with_flat(parts), factor)
 
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments."""
-        return asdict(self)
-
 
 @keras.saving.register_keras_serializable(package="gradrecipes")
 @dataclass(frozen=True)
-class by_norm:  # noqa: N801
+class by_norm(_Serializable):  # noqa: N801
     r"""Bound the norm of each tensor on its own: g_i·min(1, c / (‖g_i‖ + 1e-6)).
 
     Changes the relative scale of the layers, and so the direction of the whole step.
@@ -112,14 +119,10 @@ class by_norm:  # noqa: N801
         after = tf.sqrt(tf.reduce_sum(tf.square(tf.minimum(norms.of_each, bound))))
         return Clipped(packed.with_flat(parts), _ratio(after, norms))
 
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments."""
-        return asdict(self)
-
 
 @keras.saving.register_keras_serializable(package="gradrecipes")
 @dataclass(frozen=True)
-class by_value:  # noqa: N801
+class by_value(_Serializable):  # noqa: N801
     """Clamp every entry of the gradient to the interval from -v to v.
 
     Changes the direction of the step. NaN passes through: combine it with a guard that skips.
@@ -137,10 +140,6 @@ class by_value:  # noqa: N801
         """Bound the gradients; see `Clipping.clip`."""
         clamped = packed.clamped(self.max_value * unit)
         return Clipped(clamped, _ratio(tf.sqrt(tf.reduce_sum(clamped.squared_norms())), norms))
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments."""
-        return asdict(self)
 
 
 METHODS = (by_global_norm, by_norm, by_value)

@@ -116,10 +116,10 @@ class PackedTensors:
         return copy
 
     def unpacked(self) -> list[TensorLike]:
-        """Return the tensors one by one, in the order in which they came."""
+        """Return the tensors one by one, in the order in which they came, all in the current graph."""
         tensors: list[TensorLike] = [None] * len(self)
         for group, stack in zip(self._members, self._stacks, strict=True):
-            for index, tensor in zip(group, tf.unstack(stack) if len(group) > 1 else [stack], strict=True):
+            for index, tensor in zip(group, tf.unstack(stack) if len(group) > 1 else [tf.identity(stack)], strict=True):
                 tensors[index] = tensor
         return tensors
 

@@ -88,23 +88,21 @@ class Pipeline:
         norms = measure_norms(packed)
         outcome = self._decide(norms, loss, bounded_elsewhere)
 
-        factor = tf.ones(())
-        if settings.clipping is not None and measured is None:
+        factor, transformed = tf.ones(()), lambda: gradients
+        if settings.clipping is not None:
             clipped = settings.clipping.clip(packed, norms, unit)
             factor = clipped.factor
-            gradients_to_apply = clipped.packed.unpacked
-        else:
-            def gradients_to_apply():
-                return gradients
+            if measured is None:  # else `clip` does it, where the mean of the micro-batches is applied
+                transformed = clipped.packed.unpacked
 
         if settings.skip:
             tf.cond(
                 tf.equal(outcome, APPLIED),
-                lambda: _done(apply_gradients(gradients_to_apply())),
+                lambda: _done(apply_gradients(transformed())),
                 lambda: tf.constant(False),
             )
         else:
-            apply_gradients(gradients_to_apply())
+            apply_gradients(transformed())
         self._count(outcome, factor)
         if self.settings.sample_every:
             self._record(packed, norms, loss, unit, factor, outcome, taps())

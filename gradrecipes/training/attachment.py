@@ -231,6 +231,12 @@ def join(callback: Any, model: keras.Model, request: Request, *, previous: Attac
     return current
 
 
+def is_attached(model: keras.Model) -> bool:
+    """Say whether callbacks have joined the running fit of a model, so that their pipeline is in charge."""
+    current = _ACTIVE.get(model)
+    return current is not None and current.active
+
+
 def _of_earlier_fit(current: Attachment, model: keras.Model) -> bool:
     return current.history is not getattr(model, "history", None)
 

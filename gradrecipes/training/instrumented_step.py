@@ -66,6 +66,9 @@ class InstrumentedStep:
             logs = state.kept_where(tf.equal(self._outcome.code, APPLIED), logs)
         return {**logs, **self._logs()}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a copied or unpickled model makes a step of its own
+
     def _logs(self) -> dict[str, tf.Tensor]:
         settings = self.pipeline.settings
         logs = {"gradient_norm": self._outcome.gradient_norm}

@@ -39,7 +39,6 @@ def compile_identity(model: keras.Model) -> tuple[Any, ...]:
         model.steps_per_execution,
         model.jit_compile,
         model.run_eagerly,
-        *model.trainable_variables,
     )
 
 

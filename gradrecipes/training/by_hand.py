@@ -1,0 +1,78 @@
+"""The pipeline for a training loop written by hand: GANs, reinforcement learning, anything without `fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from gradrecipes.gradients.clipping import Clipping, require_clipping
+from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings, StepOutcome
+from gradrecipes.training.instrumented_step import apply_through, piped
+
+
+class GradientPipeline:
+    """Measure, decide, clip and apply gradients in a training loop of your own.
+
+    Args:
+        optimizer: The Keras optimizer that updates the weights.
+        clipping: A method of `gradrecipes.clipping`, or None.
+        skip_nonfinite: Whether a step with a non-finite loss or gradient changes nothing at all.
+        xla: Whether the loop's function is compiled with `jit_compile=True`.
+
+    Example:
+        >>> layer = keras.layers.Dense(1)
+        >>> _ = layer.build((None, 3))
+        >>> pipeline = GradientPipeline(keras.optimizers.SGD(0.1), skip_nonfinite=True)
+        >>> @tf.function
+        ... def step(x, y):
+        ...     with tf.GradientTape() as tape:
+        ...         loss = tf.reduce_mean(tf.square(layer(x) - y))
+        ...     gradients = tape.gradient(loss, layer.trainable_variables)
+        ...     outcome = pipeline.apply(gradients, layer.trainable_variables, loss=loss)
+        ...     return outcome.gradient_norm
+    """
+
+    def __init__(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        *,
+        clipping: Clipping | None = None,
+        skip_nonfinite: bool = True,
+        xla: bool = False,
+    ):
+        if not isinstance(optimizer, keras.optimizers.Optimizer):
+            raise TypeError(
+                f"`optimizer` must be a Keras optimizer. Received: {optimizer!r}. "
+                "Make one with keras.optimizers.Adam(...), or get a string's with keras.optimizers.get(...)."
+            )
+        require_clipping(clipping, "GradientPipeline")
+        self.optimizer = optimizer
+        self._pipeline = Pipeline(PipelineSettings(clipping=clipping, skip=skip_nonfinite, xla=xla))
+
+    def apply(self, gradients: Sequence[Any], variables: Sequence[Any], *, loss: tf.Tensor | None = None) -> StepOutcome:
+        """Apply gradients through the pipeline.
+
+        Args:
+            gradients: As `tape.gradient` returns them; None for a variable that has none.
+            variables: The variables, in the same order.
+            loss: float scalar, the loss of the batch; where it is given, a non-finite loss is skipped too.
+
+        Returns:
+            `StepOutcome`: `code` (int64, 0 when applied), `gradient_norm`, `clip_factor` (float32 scalars).
+        """
+        outcomes: list[StepOutcome] = []
+
+        def handle(known, kept, apply_gradients):
+            outcomes.append(apply_through(self._pipeline, self.optimizer, known, kept, apply_gradients, loss=loss))
+
+        with piped(self.optimizer, handle):
+            self.optimizer.apply(list(gradients), list(variables))
+        return outcomes[0]
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were skipped so far."""
+        return int(self._pipeline.skipped_steps.numpy())

@@ -1,0 +1,108 @@
+"""A Keras model whose own train step bounds the gradient by its global norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from gradrecipes.gradients.clipping import Clipping, by_global_norm, require_clipping
+from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
+from gradrecipes.training.attachment import is_attached
+from gradrecipes.training.instrumented_step import InstrumentedStep
+from gradrecipes.training.keras_private import compile_identity, same_identity
+
+
+class RecipeModelMixin:
+    """Give a subclassed `keras.Model` the train step of `RecipeModel`.
+
+    List it before `keras.Model`, and pass its arguments by name:
+
+    Args:
+        clipping: A method of `gradrecipes.clipping`, or None for no clipping. Defaults to
+            `by_global_norm(1.0)`.
+        skip_nonfinite: Whether a step with a non-finite loss or gradient is left out whole, as
+            `GradientGuard` does it.
+
+    Example:
+        >>> class Net(RecipeModelMixin, keras.Model):
+        ...     def __init__(self, **kwargs):
+        ...         super().__init__(**kwargs)
+        ...         self.out = keras.layers.Dense(1)
+        ...     def call(self, x):
+        ...         return self.out(x)
+        >>> net = Net(clipping=by_global_norm(0.5))
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        clipping: Clipping | None = by_global_norm(1.0),  # noqa: B008 - frozen
+        skip_nonfinite: bool = False,
+        **kwargs: Any,
+    ):
+        if isinstance(clipping, dict):  # from a saved config
+            clipping = keras.saving.deserialize_keras_object(clipping)
+        require_clipping(clipping, type(self).__name__)
+        super().__init__(*args, **kwargs)
+        self.clipping = clipping
+        self.skip_nonfinite = skip_nonfinite
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Run one step: forward, backward, measure, decide, clip, apply.
+
+        With a `GradientMonitor` or `GradientGuard` in the fit, their pipeline does this in the same order;
+        a guard's own clipping takes the place of the model's.
+
+        Returns:
+            The logs of `keras.Model.train_step`, and `gradient_norm` (before clipping), `clipped_steps`,
+            `skipped_steps` where they apply.
+        """
+        if is_attached(self):
+            return super().train_step(data)
+        identity = compile_identity(self)
+        if self._own_step is None or not same_identity(identity, self._own_identity):
+            settings = PipelineSettings(clipping=self.clipping, skip=self.skip_nonfinite, xla=bool(self.jit_compile))
+            self.__dict__["_own_identity"] = identity
+            self.__dict__["_own_step"] = InstrumentedStep(self, super().train_step, Pipeline(settings))
+        return self._own_step(data)
+
+    _own_step: InstrumentedStep | None = None
+    _own_identity: tuple[Any, ...] = ()
+
+
+@keras.saving.register_keras_serializable(package="gradrecipes")
+class RecipeModel(RecipeModelMixin, keras.Model):
+    """Train with gradients bounded by their global norm, measured before and reported at every step.
+
+    A `keras.Model` of the functional kind, `RecipeModel(inputs, outputs)`; for a subclassed model, use
+    `RecipeModelMixin`. The bound is right for any finite gradient, under a loss scale and with gradient
+    accumulation.
+
+    Args:
+        inputs: As in `keras.Model`.
+        outputs: As in `keras.Model`.
+        clipping: A method of `gradrecipes.clipping`, or None. Defaults to `by_global_norm(1.0)`.
+        skip_nonfinite: Whether a step with a non-finite loss or gradient is left out whole.
+
+    Example:
+        >>> inputs = keras.Input((8,))
+        >>> model = RecipeModel(inputs, keras.layers.Dense(1)(inputs), clipping=by_global_norm(0.5))
+        >>> model.compile(optimizer="sgd", loss="mse")
+    """
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the config of the functional model, with the arguments of this class."""
+        return {
+            **keras.Model(self.inputs, self.outputs, name=self.name, trainable=self.trainable).get_config(),
+            "clipping": keras.saving.serialize_keras_object(self.clipping),
+            "skip_nonfinite": self.skip_nonfinite,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> RecipeModel:
+        """Make the model from what `get_config` returned."""
+        config = dict(config)
+        own = {name: config.pop(name) for name in ("clipping", "skip_nonfinite")}
+        plain = keras.Model.from_config(config, custom_objects=custom_objects)
+        return cls(plain.inputs, plain.outputs, name=plain.name, **own)
