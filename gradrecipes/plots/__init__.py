@@ -1,0 +1,7 @@
+"""What a Trace looks like: each class holds the data of one picture, and draws it when asked."""
+
+from gradrecipes.plots.curves import TrainingCurves
+from gradrecipes.plots.heat_map import HeatMap
+from gradrecipes.plots.layer_profile import LayerProfile
+
+__all__ = ["HeatMap", "LayerProfile", "TrainingCurves"]

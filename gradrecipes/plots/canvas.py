@@ -1,0 +1,109 @@
+"""What every plot here shares: a figure outside pyplot's global state, colours, labels, thinning."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Chosen against cividis under simulated protanopia, deuteranopia and tritanopia (Machado et al. 2009):
+# the nearest colour of the map is at least 20 CIELAB units away from each.
+NONFINITE_COLOUR = "#e3001b"
+ZERO_COLOUR = "#ffffff"
+# Okabe and Ito (2008), "Color universal design": told apart by readers of every colour vision.
+BLUE, ORANGE, VERMILLION, GREY = "#0072b2", "#e69f00", "#d55e00", "#7f7f7f"
+
+LABELS_AT_MOST = 40  # layer names on one axis; more cannot be read at 0.2 inch each
+LABEL_LENGTH = 30  # characters of a layer name on an axis
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty matplotlib figure (inches) that pyplot does not know of.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Drawing needs matplotlib, which is not installed. Install it with: pip install 'gradrecipes[report]'"
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write a figure to a file; its ending (.png, .svg, .pdf) chooses the format."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=144)
+
+
+def short_name(name: str) -> str:
+    """Return a layer name that fits beside an axis: long ones lose their middle, control characters are replaced."""
+    name = "".join(letter if letter.isprintable() else "?" for letter in name)
+    if len(name) <= LABEL_LENGTH:
+        return name
+    half = (LABEL_LENGTH - 1) // 2
+    return f"{name[:half]}…{name[-half:]}"
+
+
+def label_layers(ax: Any, names: tuple[str, ...], *, offset: float = 0.0) -> None:
+    """Write layer names along the y axis, first layer at the top; of very many layers every n-th is named.
+
+    Args:
+        ax: The axes; row `i` is expected at `i + offset`.
+        names: Name of each row.
+        offset: Where in its row a name stands.
+    """
+    stride = max(1, -(-len(names) // LABELS_AT_MOST))
+    rows = range(0, len(names), stride)
+    size = 9 if len(rows) <= 24 else 7.5
+    ax.set_yticks(
+        [row + offset for row in rows], [short_name(names[row]) for row in rows], fontsize=size, parse_math=False
+    )
+    every = f", one name in {stride}" if stride > 1 else ""
+    ax.set_ylabel(f"layer (first at the top{every})")
+
+
+def height_for(layers: int) -> float:
+    """Return the height of a figure, in inches, in which so many layers can be read."""
+    return 2.0 + 0.2 * min(max(layers, 4), LABELS_AT_MOST)
+
+
+def groups(count: int, at_most: int) -> np.ndarray:
+    """Return the first index of each of at most `at_most` runs that share out `count` items, int64 `[groups]`."""
+    return np.unique(np.linspace(0, count, min(count, at_most), endpoint=False).astype(np.int64))
+
+
+def envelope(values: np.ndarray, at_most: int) -> np.ndarray:
+    """Return the indices of the lowest and highest finite value in each group, so that no spike is lost.
+
+    Args:
+        values: float `[n]`; values that are not finite are left out of the choice.
+        at_most: Number of groups.
+
+    Returns:
+        int64 indices in ascending order, at most `2 * at_most`; all of them when there are no more than that.
+    """
+    count = len(values)
+    if count <= 2 * at_most:
+        return np.arange(count)
+    starts = groups(count, at_most)
+    chosen: set[int] = set()
+    for start, stop in zip(starts, [*starts[1:], count], strict=True):
+        finite = start + np.flatnonzero(np.isfinite(values[start:stop]))
+        if len(finite):
+            chosen |= {int(finite[np.argmin(values[finite])]), int(finite[np.argmax(values[finite])])}
+        else:
+            chosen.add(int(start))
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
+def annotate_empty(ax: Any, message: str) -> None:
+    """Say on empty axes why there is nothing to see."""
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.text(0.5, 0.5, message, ha="center", va="center", color=GREY, wrap=True, transform=ax.transAxes)

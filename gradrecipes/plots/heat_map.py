@@ -1,0 +1,178 @@
+"""Layers x steps: where in the network, and when in the training, the gradients grew."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from gradrecipes.core.trace import Trace
+from gradrecipes.plots.canvas import (
+    GREY,
+    NONFINITE_COLOUR,
+    ZERO_COLOUR,
+    annotate_empty,
+    groups,
+    height_for,
+    label_layers,
+    new_figure,
+    save_figure,
+)
+from gradrecipes.plots.readings import LAYER_READINGS, layer_reading
+
+COLUMNS_AT_MOST = 480  # columns drawn; about two device pixels each in the figure that `plot` makes
+LOWEST_SHARE = 0.5  # percent of the values that may fall below the scale, so that a few tiny ones do not flatten it
+
+
+class HeatMap:
+    """Show at a glance which layers' gradients grew, and from which step on.
+
+    One row a layer, one column a step, the colour is log10 of the value. Values that are not finite are
+    red, zeros are white, and steps that the guard skipped carry a mark on top. Of a long training each
+    column shows the largest value among its steps, and is red when any of them was not finite. When
+    nothing was measured, the plot is empty and says so.
+
+    Args:
+        values: float64 `[layers, steps]`, not negative; NaN or infinity where the value was not finite.
+        steps: int64 `[steps]`, the training step of each column.
+        layers: Name of each row, first layer first.
+        skipped: bool `[steps]`, steps that the guard left out; None for none.
+        reading: What the values are, a key of `gradrecipes.plots.readings.LAYER_READINGS`.
+
+    Attributes:
+        ax_, figure_: The matplotlib axes and figure, after `plot`.
+
+    Example:
+        >>> from gradrecipes.core.trace import Trace
+        >>> trace = Trace(layers=["first", "second"])
+        >>> trace.append(step=0, loss=2.3, gradient_norm=5.0, layer_gradient_norm=[3.0, 4.0])
+        >>> HeatMap.from_trace(trace).values.shape
+        (2, 1)
+    """
+
+    def __init__(self, values: Any, *, steps: Any, layers: Any, skipped: Any = None, reading="layer_gradient_norm"):
+        self.values = np.asarray(values, np.float64)
+        self.steps = np.asarray(steps, np.int64)
+        self.layers = tuple(layers)
+        self.skipped = np.zeros(len(self.steps), bool) if skipped is None else np.asarray(skipped, bool)
+        self.reading = reading
+        if reading not in LAYER_READINGS:
+            raise ValueError(f"Unknown reading {reading!r}. Readings by layer are: {', '.join(LAYER_READINGS)}.")
+        expected = (len(self.layers), len(self.steps))
+        if self.values.shape != expected or self.skipped.shape != expected[1:]:
+            raise ValueError(
+                f"`values` must have the shape [layers, steps] = {expected} and `skipped` {expected[1:]}. "
+                f"Received: {self.values.shape} and {self.skipped.shape}. A column of a Trace is transposed first."
+            )
+
+    @classmethod
+    def from_trace(cls, trace: Trace, reading: str = "layer_gradient_norm") -> HeatMap:
+        """Take one reading out of a trace; layers and steps at which it was not measured are left out.
+
+        Raises:
+            ValueError: An unknown reading.
+        """
+        part = layer_reading(trace, reading)
+        return cls(part.values, steps=part.steps, layers=part.layers, skipped=part.skipped, reading=reading)
+
+    def plot(self, ax: Any = None) -> HeatMap:
+        """Draw on the given matplotlib axes, or on a new figure, and return self."""
+        if ax is None:
+            ax = new_figure(10.0, height_for(len(self.layers))).add_subplot()
+        self.ax_, self.figure_ = ax, ax.figure
+        title, unit = LAYER_READINGS[self.reading]
+        ax.set_title(f"{title} by layer and step", loc="left", fontweight="bold", pad=34 if self._needs_legend else 8)
+        if not self.values.size:
+            annotate_empty(ax, f"nothing to draw: no layer has a value of {self.reading}")
+            return self
+        self._draw_cells(ax, f"{unit} (log scale)")
+        self._draw_steps(ax)
+        label_layers(ax, self.layers, offset=0.5)
+        ax.set_ylim(len(self.layers), 0)
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the picture to a file (.png, .svg or .pdf), drawing it first if need be."""
+        if not hasattr(self, "figure_"):
+            self.plot()
+        save_figure(self.figure_, path)
+
+    @property
+    def _needs_legend(self) -> bool:
+        return bool(self.skipped.any() or not (np.isfinite(self.values) & (self.values > 0)).all())
+
+    def _draw_cells(self, ax: Any, unit: str) -> None:
+        from matplotlib.colors import ListedColormap, LogNorm
+        from matplotlib.patches import Patch
+
+        starts = groups(len(self.steps), COLUMNS_AT_MOST)
+        finite = np.isfinite(self.values)
+        nonfinite = np.logical_or.reduceat(~finite, starts, axis=1)
+        peak = np.maximum.reduceat(np.where(finite, self.values, 0.0), starts, axis=1)
+        zero = ~nonfinite & (peak <= 0)
+        regular = ~nonfinite & ~zero
+        edges = np.append(starts, len(self.steps))
+        rows = np.arange(len(self.layers) + 1)
+        if regular.any():
+            low, high = np.percentile(peak[regular], [LOWEST_SHARE, 100], method="lower")
+            clipped = low > peak[regular].min()
+            if low * 2 > high:  # a single value, or nearly: give it a decade to stand in
+                low, high = low / 10**0.5, high * 10**0.5
+            cells = np.ma.masked_where(~regular, peak)
+            mesh = ax.pcolormesh(edges, rows, cells, cmap="cividis", norm=LogNorm(low, high), rasterized=True)
+            ax.figure.colorbar(
+                mesh, ax=ax, label=unit, extend="min" if clipped else "neither", extendfrac=0.03,
+                fraction=0.05, pad=0.015, aspect=4.5 * ax.figure.get_figheight(),
+            )  # fmt: skip
+        kinds = ((nonfinite, NONFINITE_COLOUR, "not finite (NaN or infinite)"), (zero, ZERO_COLOUR, "exactly zero"))
+        handles = []
+        for mask, colour, label in kinds:
+            if mask.any():
+                ax.pcolormesh(
+                    edges, rows, np.ma.masked_where(~mask, mask), cmap=ListedColormap([colour]), rasterized=True
+                )
+                handles.append(Patch(facecolor=colour, edgecolor=GREY, label=label))
+        handles += self._draw_skipped(ax)
+        if handles:
+            ax.legend(
+                handles=handles,
+                loc="lower left",
+                bbox_to_anchor=(0.0, 1.0),
+                ncols=3,
+                frameon=False,
+                borderaxespad=0.7,
+                borderpad=0.0,
+                handlelength=1.2,
+                columnspacing=1.2,
+            )
+
+    def _draw_skipped(self, ax: Any) -> list[Any]:
+        if not self.skipped.any():
+            return []
+        starts = groups(len(self.steps), COLUMNS_AT_MOST // 4)  # a mark is about as wide as four columns
+        middles = (starts + np.append(starts[1:], len(self.steps))) / 2
+        marked = middles[np.logical_or.reduceat(self.skipped, starts)]
+        colour = ax.xaxis.label.get_color()
+        return ax.plot(
+            marked,
+            np.full(len(marked), 1.0),
+            marker=[(-0.5, 2.0), (0.5, 2.0), (0.0, 0.6)],
+            linestyle="",
+            color=colour,
+            markersize=13,
+            transform=ax.get_xaxis_transform(),
+            clip_on=False,
+            label="skipped step",
+        )
+
+    def _draw_steps(self, ax: Any) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        count = len(self.steps)
+        places = MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]).tick_values(0, max(count - 1, 1))
+        places = [int(place) for place in places if 0 <= place < count]
+        ax.set_xticks([place + 0.5 for place in places], [str(self.steps[place]) for place in places])
+        ax.set_xlim(0, count)
+        even = count < 3 or len(set(np.diff(self.steps).tolist())) == 1
+        ax.set_xlabel("training step" if even else "training step (one column for each recorded step)")
