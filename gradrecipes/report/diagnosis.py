@@ -1,0 +1,120 @@
+"""What a trace means: the findings in order, and the forms in which to read them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gradrecipes.core.finding import Finding, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.engine import in_reading_order
+from gradrecipes.report import plain_text, strict_json, wording
+
+FORMAT = "gradrecipes.diagnosis"
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Diagnosis:
+    """Tell whether a training is healthy, what is wrong with it, why, and what to do.
+
+    Print it, show it in a notebook, `save_html` it for a colleague, or `to_json` it for a program.
+
+    Args:
+        findings: The findings, in any order. They are kept as a tuple in the order in which to read them:
+            most severe first, then the surest; a cause stands before the symptoms it explains, and counts
+            as severe as the worst of them.
+        trace: The record they rest on.
+
+    Raises:
+        TypeError: Something that is no `Finding`, or no `Trace`.
+
+    Example:
+        >>> from gradrecipes.core.trace import Trace
+        >>> Diagnosis((), Trace(layers=["dense"])).healthy
+        True
+    """
+
+    findings: tuple[Finding, ...]
+    trace: Trace
+
+    def __post_init__(self) -> None:
+        found = tuple(self.findings)
+        strangers = [item for item in found if not isinstance(item, Finding)]
+        if strangers or not isinstance(self.trace, Trace):
+            raise TypeError(
+                "A Diagnosis is made of findings and a Trace. "
+                f"Received: {type((strangers or [self.trace])[0]).__name__}. "
+                "`gradrecipes.diagnose(trace)` makes one from a Trace."
+            )
+        object.__setattr__(self, "findings", tuple(in_reading_order(list(found))))
+
+    @property
+    def healthy(self) -> bool:
+        """Whether no finding is critical or a warning; notices do not count."""
+        return all(finding.severity is Severity.NOTICE for finding in self.findings)
+
+    @property
+    def verdict(self) -> str:
+        """One line that says how the training is."""
+        return wording.verdict(self)
+
+    # -- for programs ----------------------------------------------------------------------------
+    def to_dict(self) -> dict[str, Any]:
+        """Return the diagnosis as plain JSON values; a number JSON cannot hold becomes its name ("nan")."""
+        trace = self.trace
+        return strict_json.plain(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "healthy": self.healthy,
+                "verdict": self.verdict,
+                "findings": [finding.to_dict() for finding in self.findings],
+                "trace": {
+                    "steps": len(trace),
+                    "samples": len(trace.samples),
+                    "skipped_steps": int(trace.skipped.sum()),
+                    "layers": trace.layers,
+                    "description": trace.description,
+                    "events": [event.to_dict() for event in trace.events],
+                },
+            }
+        )
+
+    def to_json(self) -> str:
+        """Return `to_dict` as strict JSON text: no NaN, no Infinity, ASCII only."""
+        return strict_json.dumps(self.to_dict())
+
+    # -- for people ------------------------------------------------------------------------------
+    def save_html(self, path: str | os.PathLike[str]) -> None:
+        """Write one self-contained HTML page that needs no network.
+
+        Raises:
+            ImportError: jinja2 or matplotlib is not installed.
+        """
+        from gradrecipes.report.html import write_html
+
+        write_html(path, [("", self)])
+
+    def __str__(self) -> str:
+        return plain_text.render(self)
+
+    def __repr__(self) -> str:
+        return f"<Diagnosis: {self.verdict} ({wording.tally(self)})>"
+
+    def _repr_html_(self) -> str | None:
+        """Return a page fragment for notebooks, or None (so that the text is shown) without jinja2."""
+        try:
+            from gradrecipes.report.html import render_fragment
+
+            return render_fragment(self)
+        except ImportError:
+            return None
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        """Yield what rich prints in a terminal."""
+        from gradrecipes.report.terminal import render
+
+        yield from render(self)

@@ -1,0 +1,77 @@
+"""The pictures of a report, as PNG in data URLs, looking the same whatever the user's matplotlib settings."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from gradrecipes.core.trace import Trace
+from gradrecipes.plots.curves import TrainingCurves
+from gradrecipes.plots.heat_map import HeatMap
+from gradrecipes.plots.layer_profile import LayerProfile
+
+DOTS_PER_INCH = 144  # twice the 72 points of the page, so that print and dense screens stay sharp
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in a page.
+
+    Args:
+        title: Heading above it.
+        caption: How to read it.
+        source: `data:image/png;base64,...`
+        width: Pixels.
+        height: Pixels.
+    """
+
+    title: str
+    caption: str
+    source: str
+    width: int
+    height: int
+
+
+def pictures(trace: Trace) -> list[Picture]:
+    """Return the heat map, the curves and the layer profile of a trace; those without data are left out.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    found = []
+    heat_map = HeatMap.from_trace(trace)
+    if heat_map.values.size:
+        caption = "One row a layer, one column a step. Bright columns at the end of a run are a gradient that explodes."
+        found.append(_picture("Gradients by layer and step", caption, heat_map))
+    if len(trace):
+        caption = "The loss of each batch, and the size of the whole gradient before clipping."
+        found.append(_picture("Loss and gradient norm", caption, TrainingCurves.from_trace(trace)))
+    profile = LayerProfile.from_trace(trace)
+    if profile.layers:
+        caption = (
+            "A line that stays within a decade is healthy. "
+            "One that leans steadily multiplies the signal at every layer."
+        )
+        found.append(_picture("Signal by layer at the first sample", caption, profile))
+    return found
+
+
+def _picture(title: str, caption: str, display: Any) -> Picture:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError(
+            "An HTML report needs matplotlib, which is not installed. "
+            "Install it with: pip install 'gradrecipes[report]'"
+        ) from error
+
+    settings = {key: value for key, value in matplotlib.rcParamsDefault.items() if "backend" not in key}
+    with matplotlib.rc_context(settings):
+        figure = display.plot().figure_
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    width, height = (round(inches * DOTS_PER_INCH) for inches in figure.get_size_inches())
+    source = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    return Picture(title, caption, source, width, height)

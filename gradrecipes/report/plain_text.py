@@ -1,0 +1,70 @@
+"""A diagnosis as plain text: no colours, no control codes, fit for logs and mails."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from gradrecipes.core.finding import Finding
+from gradrecipes.core.prescription import Prescription
+from gradrecipes.report import wording
+from gradrecipes.report.run_facts import event_counts
+
+if TYPE_CHECKING:
+    from gradrecipes.report.diagnosis import Diagnosis
+
+WIDTH = 100  # characters of a line
+
+
+def render(diagnosis: Diagnosis) -> str:
+    """Return the whole diagnosis as text."""
+    lines = [diagnosis.verdict]
+    if diagnosis.findings:
+        lines.append(f"{wording.tally(diagnosis)} in {len(diagnosis.trace):,} recorded steps")
+    for place, finding in enumerate(diagnosis.findings, 1):
+        lines += ["", *_finding(place, finding, diagnosis)]
+    counts = event_counts(diagnosis.trace)
+    if counts:
+        lines += ["", "Events"]
+        lines += [f"  {c.count} x {c.kind}{f' ({c.reason})' if c.reason else ''}, first: {c.first}" for c in counts]
+    return wording.printable("\n".join(lines))
+
+
+def _finding(place: int, finding: Finding, diagnosis: Diagnosis) -> list[str]:
+    lines = [
+        f"{place}. [{finding.severity.value.upper()}, {finding.kind.value}] {finding.title}",
+        f"   {finding.code}: {wording.confidence(finding.confidence)}, in {wording.place(finding)}, "
+        f"{wording.since(finding, diagnosis.trace)}",
+        *_wrapped(finding.explanation, "   "),
+    ]
+    for fact in finding.evidence:
+        lines += _wrapped(fact.statement, "     ", first="   - ")
+        numbers = [
+            f"{name} {wording.number(value)}"
+            for name, value in (("measured", fact.measured), ("expected", fact.expected))
+            if value is not None
+        ]
+        numbers += [f"source: {fact.source}"] if fact.source else []
+        if numbers:
+            lines += _wrapped("; ".join(numbers), "     ")
+    for code, symptom in wording.symptoms(finding, diagnosis):
+        lines.append(f"   leads to: {symptom.title if symptom else f'{code} (not seen in this run)'}")
+    for number, prescription in enumerate(finding.prescriptions, 1):
+        lines += _prescription(number, prescription)
+    return lines
+
+
+def _prescription(number: int, prescription: Prescription) -> list[str]:
+    lines = [f"   Remedy {number}: {prescription.title}"]
+    lines += [f"       | {line}" for line in prescription.code.strip("\n").splitlines()]
+    for name in ("reason", "risk", "reference"):
+        text = getattr(prescription, name)
+        if text:
+            lines += _wrapped(f"{name}: {text}", "       ")
+    return lines
+
+
+def _wrapped(text: str, indent: str, *, first: str | None = None) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=indent if first is None else first, subsequent_indent=indent, break_long_words=False
+    )
