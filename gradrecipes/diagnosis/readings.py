@@ -1,0 +1,101 @@
+"""What every rule asks of a Trace: the first sample, the layers' descriptions, what is finite, how to say it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gradrecipes.core.trace import SKIPPED_GRADIENT, SKIPPED_LOSS, SKIPPED_OVERFLOW, Trace
+
+SMALLEST_WEIGHT_RMS = 1e-3  # root mean square of a layer's weights; below it (zero heads, ReZero) ratios mean nothing
+
+
+def first_sample(trace: Trace, reading: str) -> np.ndarray:
+    """Return a reading of the first sample, float64 `[layers]`; all NaN where there is no sample."""
+    if not len(trace.samples):
+        return np.full(len(trace.layers), np.nan)
+    return np.asarray(trace.samples[reading][int(np.argmin(trace.samples["step"]))], dtype=np.float64)
+
+
+def layer_descriptions(trace: Trace) -> list[dict[str, Any]]:
+    """Return a description for each of `trace.layers`; an empty one where nothing is known."""
+    listed = trace.description.get("layers")
+    listed = listed if isinstance(listed, Sequence) else []
+    known = {layer["name"]: layer for layer in listed if isinstance(layer, dict) and "name" in layer}
+    return [known.get(name, {}) for name in trace.layers]
+
+
+def number(value: Any) -> float | None:
+    """Return a finite float, or None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def nonfinite_losses(trace: Trace) -> np.ndarray:
+    """Return bool `[n]`: the steps whose loss is NaN or infinite, as against one that was not measured.
+
+    NaN also stands for "not measured". It is taken for that only where no loss of the whole record is a number
+    while gradients are.
+    """
+    loss = trace.loss
+    reported = trace.steps["outcome"] == SKIPPED_LOSS
+    gradients = np.isfinite(trace.gradient_norm).any() or np.isfinite(trace.layer_gradient_norm).any()
+    measured = not np.isnan(loss).all() or not gradients
+    return reported | (~np.isfinite(loss) if measured else np.zeros(len(loss), bool))
+
+
+def nonfinite_gradients(trace: Trace) -> np.ndarray:
+    """Return bool `[n]`: the steps whose gradient had a NaN or infinite entry, or a norm beyond float32."""
+    norm, by_layer = trace.gradient_norm, trace.layer_gradient_norm
+    found = np.isin(trace.steps["outcome"], (SKIPPED_GRADIENT, SKIPPED_OVERFLOW))
+    found |= np.isinf(norm) | np.isinf(by_layer).any(axis=1)
+    if np.isfinite(norm).any():  # else a NaN only says that norms were not recorded
+        found |= np.isnan(norm)
+    share = trace.samples["nonfinite_share"]
+    bad_samples = trace.samples["step"][(np.nan_to_num(share, nan=0.0) > 0).any(axis=1)]
+    return found | np.isin(trace.steps["step"], bad_samples)
+
+
+def gradient_to_weight(trace: Trace) -> np.ndarray:
+    """Return ||g||/||W|| of the first sample, float64 `[layers]`; NaN where either is missing or W is next to 0."""
+    if not len(trace) or not len(trace.samples):
+        return np.full(len(trace.layers), np.nan)
+    rows = np.flatnonzero(trace.steps["step"] == trace.samples["step"].min())
+    if not len(rows):
+        return np.full(len(trace.layers), np.nan)
+    gradients = np.asarray(trace.layer_gradient_norm[rows[0]], dtype=np.float64)
+    weights = first_sample(trace, "weight_norm")
+    usable = np.isfinite(gradients) & np.isfinite(weights) & (weights > smallest_weight_norms(trace))
+    return np.where(usable, gradients / np.where(usable, weights, 1.0), np.nan)
+
+
+def smallest_weight_norms(trace: Trace) -> np.ndarray:
+    """Return the norm, float64 `[layers]`, up to which a layer's weights are next to 0 and no measure of anything."""
+    sizes = [max(1.0, number(layer.get("parameters")) or 1.0) for layer in layer_descriptions(trace)]
+    return SMALLEST_WEIGHT_RMS * np.sqrt(sizes)
+
+
+def middle(values: np.ndarray) -> float:
+    """Return the median of the finite values, NaN where there is none."""
+    finite = np.asarray(values, dtype=np.float64)[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else math.nan
+
+
+def place(trace: Trace, step: int) -> str:
+    """Return "epoch 1, batch 4 (step 4)", counted as events are: epochs from 1, batches and steps from 0."""
+    where = trace.locate(step)
+    return f"step {step}" if where is None else f"epoch {where[0] + 1}, batch {where[1]} (step {step})"
+
+
+def say(value: float) -> str:
+    """Return a number as one reads it aloud: three digits, a power of ten when it is far from 1."""
+    if not math.isfinite(value):
+        return str(float(value))
+    if value != 0 and not 1e-3 <= abs(value) < 1e5:
+        mantissa, power = f"{value:.1e}".split("e")
+        return f"{mantissa}e{int(power)}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -1,0 +1,232 @@
+"""exploding_initialization: the initial weights multiply the signal in every layer.
+
+## What it does
+Looks at the first sample, before any update. In every stretch of plain chain (weighted layers with nothing that
+normalizes or merges between them) it accumulates the growth of the outputs' root mean square forwards and of the
+output gradients backwards, and asks the mean-field theory what the initial weights predict:
+`sigma_w * sqrt(E[phi^2])` per layer forwards and `sigma_w * sqrt(E[phi'^2])` backwards, `sigma_w^2 = fan_in * Var(W)`.
+It fires where the predicted *and* the measured growth, over the same layers, are large. So neither an unscaled
+input (large, but not growing) nor a residual net with sound weights (growing, but not for its weights) sets it off.
+
+## Why it is bad
+A factor rho per layer is rho^L over L layers. Long before anything overflows, the loss is steep beyond any
+learning rate that would also train the net: with sigma_w^2 = 4 and ReLU, ten layers lose twenty points of accuracy
+and thirty become NaN at every rate. The ratio of the first layer's weight gradient to the last one's misses it:
+in a ReLU net the forward and backward factors cancel there and the weight gradients are equally huge everywhere.
+
+## Example
+```python
+keras.layers.Dense(64, activation="relu", kernel_initializer=keras.initializers.RandomNormal(stddev=1.0))
+```
+sigma_w^2 = 64: each layer multiplies the signal by sqrt(64 / 2) = 5.7, five of them by 5,800.
+
+## Remedy
+The initializer that belongs to the activation: `HeNormal` for the ReLU family, `LecunNormal` for SELU, Glorot for
+tanh and sigmoid. In a deep plain net, LayerNormalization before each activation with it. BatchNormalization is no
+remedy without skip connections: at initialization it multiplies gradients by 1.21 per ReLU layer whatever the
+weights. Clipping keeps the numbers finite but does not repair the weights.
+
+## References
+- He et al., "Delving deep into rectifiers", arXiv 1502.01852; Glorot and Bengio, AISTATS 2010.
+- Poole et al., arXiv 1606.05340; Schoenholz et al., arXiv 1611.01232: the theory.
+- Hanin and Nica, arXiv 1812.05994: the error bar at finite width.
+- Yang et al., arXiv 1902.08129: batch normalization explodes without skip connections.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.signal_theory import FLOAT32_MAX, SQUARE_OVERFLOW, overflow_depth
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.chain import Link, Stage, growth_log_std, links, stretches
+from gradrecipes.diagnosis.keras_lines import initializer_for
+from gradrecipes.diagnosis.prescribe import initialization_prescriptions
+from gradrecipes.diagnosis.readings import say
+
+TOTAL_GROWTH = 20.0  # factor over the stretch; sigma_w^2 = 4 with ReLU makes 32 in ten layers and costs .2 of accuracy
+GROWTH_PER_LAYER = 1.2  # factor per layer; He and LeCun give 1.00 to 1.15, sigma_w^2 = 4 with ReLU 1.41
+CERTAIN_GROWTH = 1e4  # factor over the stretch that explodes however slowly each layer grows
+CRITICAL_GROWTH = 1e3  # factor over the stretch; in simulations no learning rate trains beyond it
+SHARE_EXPLAINED = 0.5  # predicted over measured ln(growth); below it something else than the weights is at work
+ERROR_BARS = 2.0  # standard deviations of finite width quoted as "between"
+EQUAL = 0.1  # difference of ln(growth) of two layers that the draw of their weights explains, down to width 16
+
+SQUARED_LOSSES = ("squared_error", "mse")
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Hold the growth over some consecutive layers, as natural logarithms, in one direction."""
+
+    backward: bool
+    stages: list[Stage]
+    links: list[Link]
+    measured: float
+    predicted: float
+
+    @property
+    def per_layer(self) -> float:
+        """Measured factor per layer."""
+        return math.exp(self.measured / len(self.links))
+
+    @property
+    def predicted_per_layer(self) -> float:
+        """Factor per layer that the initial weights predict."""
+        return math.exp(self.predicted / len(self.links))
+
+    def explodes(self) -> bool:
+        """Say whether measurement and theory agree that this growth is large."""
+        if not (math.isfinite(self.measured) and self.predicted >= SHARE_EXPLAINED * self.measured):
+            return False
+        total = min(self.measured, self.predicted)
+        steep = total >= math.log(TOTAL_GROWTH) and self.predicted_per_layer >= GROWTH_PER_LAYER
+        return steep or total >= math.log(CERTAIN_GROWTH)
+
+
+def exploding_initialization(trace: Trace) -> Finding | None:
+    """Tell whether the initial weights are too large, by how much, and in which layers."""
+    growths = [growth for stretch in stretches(trace) for growth in _growths(stretch)]
+    exploding = [growth for growth in growths if growth.explodes()]
+    if not exploding:
+        return None
+    growth = max(exploding, key=_weight)
+    worst = _worst(growth)
+    critical = growth.measured >= math.log(CRITICAL_GROWTH)
+    spread = _spread(growth)
+    agrees = abs(growth.measured - growth.predicted) <= max(3.0 * spread, 0.1 * growth.measured)
+    return Finding(
+        code="exploding_initialization",
+        title=f"The initial weights multiply the {_what(growth)} by {say(growth.per_layer)} in "
+        + ("every layer" if len(growth.links) > 1 else repr(worst.name)),
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL if critical else Severity.WARNING,
+        confidence=0.95 if agrees else 0.8,
+        explanation=_explanation(growth, worst),
+        layer=worst.name,
+        step=None,
+        evidence=_evidence(trace, exploding, growth, worst),
+        prescriptions=initialization_prescriptions(trace, growth.stages),
+        leads_to=("exploding_gradient", "nonfinite_loss"),
+    )
+
+
+def _weight(growth: Growth) -> float:
+    """Return how much a growth says; forwards it is easier to picture, so it goes first where both are alike."""
+    return min(growth.measured, growth.predicted) * (1.0 if growth.backward else 1.25)
+
+
+def _growths(stretch: list[Stage]) -> list[Growth]:
+    steps = links(stretch)
+    found = []
+    for backward in (False, True):
+        measured = [link.backward if backward else link.forward for link in steps]
+        predicted = [link.backward_predicted if backward else link.forward_predicted for link in steps]
+        low, high = _steepest(predicted)
+        total, expected = math.fsum(measured[low:high]), math.fsum(predicted[low:high])
+        found.append(Growth(backward, stretch[low : high + 1], steps[low:high], total, expected))
+    return [growth for growth in found if growth.links]
+
+
+def _steepest(values: list[float]) -> tuple[int, int]:
+    """Return (start, stop) of the run with the largest sum: layers that shrink the signal elsewhere hide nothing."""
+    best, best_range, total, start = 0.0, (0, 0), 0.0, 0
+    for index, value in enumerate(values):
+        if total <= 0:
+            total, start = 0.0, index
+        total += value
+        if total > best:
+            best, best_range = total, (start, index + 1)
+    return best_range
+
+
+def _worst(growth: Growth) -> Stage:
+    """Return the stage whose weights add most; among equals, within sampling error, the first."""
+    predicted = [link.backward_predicted if growth.backward else link.forward_predicted for link in growth.links]
+    return growth.stages[1 + next(i for i, value in enumerate(predicted) if value >= max(predicted) - EQUAL)]
+
+
+def _spread(growth: Growth) -> float:
+    return growth_log_std(growth.stages[1:])
+
+
+def _what(growth: Growth) -> str:
+    return "gradients" if growth.backward else "signal"
+
+
+def _explanation(growth: Growth, worst: Stage) -> str:
+    count = len(growth.links)
+    first, last = growth.stages[0].name, growth.stages[-1].name
+    way = (
+        f"on its way back from {last!r} to {first!r} the gradient"
+        if growth.backward
+        else (f"on its way from {first!r} to {last!r} the signal")
+    )
+    fitting = initializer_for(worst.activation)
+    weights = (
+        f"The weights of {worst.name!r} are all nearly the same number, so that its {worst.fan_in} inputs add up "
+        f"instead of cancelling, and multiply them by {say(worst.drift)}."
+        if worst.drift
+        else f"The weights of {worst.name!r} have a standard deviation of {say(worst.weight_std)} at {worst.fan_in} "
+        f"inputs, so sigma_w^2 = fan_in * Var(W) = {say(worst.variance)}."
+    )
+    return (
+        f"Before the first update, {way} grows {say(math.exp(growth.measured))}-fold over {count} layers: "
+        f"{say(growth.per_layer)} per layer, where the initial weights predict {say(growth.predicted_per_layer)}. "
+        f"{weights} With {worst.activation} a layer keeps the size of what passes through it when the standard "
+        f"deviation is about {fitting.spread} = {say(fitting.deviation(worst))}, which is what {fitting.name} draws. "
+        "Growth multiplies from layer to layer, so that loss and gradients start far out: a learning rate low enough "
+        "not to throw such weights away is too low to train them. Nothing later in training repairs that."
+    )
+
+
+def _evidence(trace: Trace, exploding: list[Growth], growth: Growth, worst: Stage) -> tuple[Evidence, ...]:
+    other = [one for one in exploding if one.backward != growth.backward]
+    both = [growth, *sorted(other, key=_weight, reverse=True)[:1]]
+    evidence = [_compared(one) for one in both]
+    if not worst.drift:
+        fitting = initializer_for(worst.activation)
+        evidence.append(
+            Evidence(
+                f"The worst layer is {worst.name!r}: its weights have a standard deviation of "
+                f"{say(worst.weight_std)}; {fitting.name} would give {say(fitting.deviation(worst))}.",
+                worst.weight_std,
+                fitting.deviation(worst),
+                f"{fitting.spread}, {worst.fan_in} inputs, {worst.activation}",
+            )
+        )
+    return (*evidence, _overflow(trace, growth))
+
+
+def _compared(growth: Growth) -> Evidence:
+    count, spread = len(growth.links), _spread(growth)
+    center = growth.predicted - spread**2  # ln||g||^2 lies beta/2 low at finite width, and spread^2 is beta/4
+    low, high = (math.exp((center + side * ERROR_BARS * spread) / count) for side in (-1, 1))
+    bar = f", between {say(low)} and {say(high)} at these widths" if spread else ""
+    direction = "Backwards, the output gradient" if growth.backward else "Forwards, the output"
+    return Evidence(
+        f"{direction} grows {say(growth.per_layer)}-fold per layer, where the initial weights predict "
+        f"{say(growth.predicted_per_layer)}{bar}, and a sound initialization gives 1. Over {count} layers that is "
+        f"{say(math.exp(growth.measured))}-fold, predicted {say(math.exp(growth.predicted))}-fold.",
+        growth.per_layer,
+        growth.predicted_per_layer,
+        "mean-field theory, arXiv 1606.05340; width, arXiv 1812.05994",
+    )
+
+
+def _overflow(trace: Trace, growth: Growth) -> Evidence:
+    squared = any(name in str(trace.description.get("loss", "")) for name in SQUARED_LOSSES)
+    # With a squared loss the error itself grows with the outputs, so both directions count.
+    total = math.fsum(link.backward_predicted + squared * link.forward_predicted for link in growth.links)
+    rate = max(growth.predicted_per_layer, math.exp(total / len(growth.links)))
+    entries, squares = overflow_depth(rate), overflow_depth(rate, largest=SQUARE_OVERFLOW)
+    return Evidence(
+        f"At {say(rate)} per layer the sum of squared gradients leaves float32 at about {squares:.0f} layers and "
+        f"single entries, beyond {FLOAT32_MAX:.1e}, at about {entries:.0f}, counted from a gradient of 1 at the "
+        f"output. This stretch has {len(growth.stages)}. Training fails long before.",
+        float(len(growth.stages)),
+        squares,
+        "ln(1.8e19) / ln(growth per layer)",
+    )

@@ -1,0 +1,226 @@
+"""learning_rate_too_high: sound weights and moderate gradients, but steps so long that the loss climbs.
+
+## What it does
+Fires when the loss rises far above its start within the first 500 steps and does not come back, or becomes NaN or
+infinite there, although the run began well: moderate gradients at the first sample and no exploding initialization.
+A loss that broke needs a second witness before it: an update as large as the weights, or a loss or gradient that was
+already climbing. So neither a bump that heals, nor noise, nor the edge of stability, nor one corrupt batch sets it
+off; nor does a run that starts with a giant loss and gradient, whose cause lies in its data or its weights.
+
+## Why it is bad
+On a slope of curvature lambda a gradient step longer than 2 / lambda lands higher on the other side than it began,
+and every further step is longer. The ratio of update to weights tells it at a glance: about 1e-3 is usual, and above
+0.3 an update is of the weights' own size, so that a step replaces the net rather than improving it.
+
+## Example
+```python
+model.compile(optimizer=keras.optimizers.SGD(learning_rate=10.0), loss="sparse_categorical_crossentropy")
+```
+
+## Remedy
+A lower rate, by the factor that brings the update back to a hundredth of the weights; a warm-up, where only the first
+steps are too long; clipping by global norm, which bounds each step and so widens the range of rates that work.
+
+## References
+- Cohen et al., "Gradient descent on neural networks typically occurs at the edge of stability", arXiv 2103.00065.
+- Smith, "Cyclical learning rates", arXiv 1506.01186: the range test that finds the highest rate that works.
+- Goyal et al., arXiv 1706.02677: warm-up.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.keras_lines import recorded_rate
+from gradrecipes.diagnosis.prescribe import learning_rate_prescriptions
+from gradrecipes.diagnosis.readings import (
+    first_sample,
+    gradient_to_weight,
+    middle,
+    nonfinite_gradients,
+    nonfinite_losses,
+    place,
+    say,
+    smallest_weight_norms,
+)
+from gradrecipes.diagnosis.rules.exploding_initialization import exploding_initialization
+
+EARLY_STEPS = 500  # steps within which a rate that is too high shows; later trouble has other causes
+SHORTEST_RUN = 5  # steps; fewer show no trend
+RISE = 3.0  # loss at the end over loss at the start; noise and Adam's early spikes that heal stay below
+HIGH_PEAK = 10.0  # loss at its peak over its start
+HEALED = 0.5  # loss at the end over its start; a net killed by a high peak ends at chance, .6 to 1 of a usual start
+LAST_SHARE = 0.1  # of the steps, whose median loss is "the end"
+GRADIENT_RISE = 100.0  # gradient norm before the break over that of the start
+OWN_SIZE = 0.3  # update norm over weight norm: the update is of the weights' own size
+USUAL_UPDATE = 1e-3  # update norm over weight norm in sound training
+TARGET_UPDATE = 1e-2  # update norm over weight norm that the prescribed rate aims at: lively but safe
+LEAST_FACTOR, MOST_FACTOR = 10.0, 1e6  # by which the prescribed rate is lower
+GIANT_RATIO = 10.0  # median ||g||/||W|| at the first sample; He nets have .1 to 2, unscaled data 20 and more
+GIANT_START = 1e4  # loss and gradient norm of the first step, where the weights were not measured
+ALL_BUT_ALL = 0.5  # share of the steps after the break that are lost too
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Hold what the loss did: its start, its peak and end, and where it left for good."""
+
+    step: int
+    start: float
+    peak: float
+    end: float
+    broken: bool
+
+
+def learning_rate_too_high(trace: Trace) -> Finding | None:
+    """Tell whether the learning rate is too high, by what factor, and since which step."""
+    if len(trace) < SHORTEST_RUN or _started_badly(trace):
+        return None
+    update = _largest_early_update(trace)
+    divergence = _broken(trace, update) or _risen(trace, update)
+    if divergence is None or exploding_initialization(trace) is not None:
+        return None
+    rate = recorded_rate(trace)
+    factor = _factor(update)
+    large = update >= OWN_SIZE
+    held = bool(divergence.broken and trace.skipped[nonfinite_losses(trace) | nonfinite_gradients(trace)].all())
+    return Finding(
+        code="learning_rate_too_high",
+        title="The learning rate" + (f" {say(rate)}" if rate else "") + " is too high: the loss climbs, not falls",
+        kind=Kind.CAUSE,
+        severity=Severity.WARNING if held else Severity.CRITICAL,
+        confidence=0.9 if large else 0.7 if math.isnan(update) else 0.6,
+        explanation=_explanation(trace, divergence, update, rate, factor),
+        layer=None,
+        step=divergence.step,
+        evidence=_evidence(trace, divergence, update),
+        prescriptions=learning_rate_prescriptions(trace, rate, factor),
+        leads_to=("exploding_gradient", "nonfinite_loss"),
+    )
+
+
+def _started_badly(trace: Trace) -> bool:
+    """Say whether the very first step was giant or broken: then the rate is not what is wrong."""
+    loss, norm = float(trace.loss[0]), float(trace.gradient_norm[0])
+    if not math.isfinite(loss) or math.isinf(norm) or nonfinite_gradients(trace)[0]:
+        return True
+    ratio = middle(gradient_to_weight(trace))
+    if math.isfinite(ratio):
+        return ratio >= GIANT_RATIO
+    return abs(loss) >= GIANT_START and not norm < GIANT_START
+
+
+def _broken(trace: Trace, update: float) -> Divergence | None:
+    """Return the divergence of a run that broke early and stayed broken, if a witness saw it coming."""
+    bad = nonfinite_losses(trace) | nonfinite_gradients(trace)
+    if not bad[:EARLY_STEPS].any():
+        return None
+    row = int(np.argmax(bad))
+    if row == 0 or bad[row:].mean() < ALL_BUT_ALL:
+        return None
+    loss, norm = trace.loss[:row].astype(float), trace.gradient_norm[:row].astype(float)
+    start, peak = float(loss[0]), _largest(loss)
+    climbing = peak >= HIGH_PEAK * abs(start) and peak > start
+    steeper = math.isfinite(norm[0]) and norm[0] > 0 and _largest(norm) >= GRADIENT_RISE * norm[0]
+    if not (climbing or steeper or update >= OWN_SIZE):
+        return None
+    return Divergence(int(trace.steps["step"][row]), start, peak, math.nan, True)
+
+
+def _risen(trace: Trace, update: float) -> Divergence | None:
+    """Return the divergence of a run whose loss left its start early, stayed a number, and did not come back."""
+    loss = trace.loss.astype(float)
+    finite = np.isfinite(loss)
+    if finite.sum() < SHORTEST_RUN or trace.skipped[finite].mean() > ALL_BUT_ALL:
+        return None
+    start = float(loss[0])
+    scale = abs(start)
+    end = middle(loss[finite][-max(SHORTEST_RUN, int(LAST_SHARE * finite.sum())) :])
+    peak = _largest(loss[:EARLY_STEPS])
+    stays_high = end >= start + (RISE - 1.0) * scale and scale > 0
+    never_learnt = peak >= start + (HIGH_PEAK - 1.0) * scale and end >= HEALED * start and update >= OWN_SIZE
+    if not (stays_high or never_learnt) or peak < start + (RISE - 1.0) * scale:
+        return None
+    row = int(np.argmax(finite & (loss >= start + (RISE - 1.0) * scale)))
+    return Divergence(int(trace.steps["step"][row]), start, _largest(loss), end, False)
+
+
+def _largest_early_update(trace: Trace) -> float:
+    """Return the largest update ratio of a typical layer (the median) before the run broke; NaN if not measured."""
+    bad = nonfinite_losses(trace) | nonfinite_gradients(trace)
+    limit = trace.steps["step"][int(np.argmax(bad))] if bad.any() else math.inf
+    early = (trace.samples["step"] < min(limit, trace.steps["step"][0] + EARLY_STEPS)).nonzero()[0]
+    measurable = ~(first_sample(trace, "weight_norm") <= smallest_weight_norms(trace))
+    medians = [middle(np.where(measurable, trace.samples["update_ratio"][row], np.nan)) for row in early]
+    return _largest(np.array(medians)) if np.isfinite(medians).any() else math.nan
+
+
+def _factor(update: float) -> float:
+    """Return by how much lower the rate should be, rounded to 1, 2 or 5 times a power of ten."""
+    wanted = min(max(update / TARGET_UPDATE, LEAST_FACTOR), MOST_FACTOR) if math.isfinite(update) else LEAST_FACTOR
+    power = 10.0 ** math.floor(math.log10(wanted))
+    return power * min((1.0, 2.0, 5.0, 10.0), key=lambda digit: abs(math.log(digit * power / wanted)))
+
+
+def _largest(values: np.ndarray) -> float:
+    return float(np.max(values, where=np.isfinite(values), initial=-math.inf))
+
+
+def _explanation(trace: Trace, divergence: Divergence, update: float, rate: float | None, factor: float) -> str:
+    where = place(trace, divergence.step)
+    at_rate = f" at a learning rate of {say(rate)}" if rate else ""
+    story = (
+        f"The run began at a loss of {say(divergence.start)} with gradients of a moderate size, and broke at {where}"
+        f"{at_rate}; the highest loss before was {say(divergence.peak)}."
+        if divergence.broken
+        else f"The run began at a loss of {say(divergence.start)} with gradients of a moderate size. By {where} the "
+        f"loss had climbed beyond {say(divergence.start + (RISE - 1) * abs(divergence.start))}{at_rate}; it reached "
+        f"{say(divergence.peak)} and ended at {say(divergence.end)}."
+    )
+    size = (
+        f"One update changes a typical layer by up to {say(update)} times the size of its weights; "
+        f"{say(USUAL_UPDATE)} is usual, and from {say(OWN_SIZE)} on a step replaces the weights instead of "
+        "improving them."
+        if update >= OWN_SIZE
+        else "Steps that overshoot the valley land higher on its other side, where the slope is steeper, so that the "
+        "next step is longer still."
+    )
+    return (
+        f"{story} {size} Weights and gradients at the start were sound, so it is the length of the steps that is "
+        f"wrong, not their direction: a rate about {factor:,.0f} times lower is the first thing to try."
+    )
+
+
+def _evidence(trace: Trace, divergence: Divergence, update: float) -> tuple[Evidence, ...]:
+    statement = (
+        f"The loss was {say(divergence.start)} at the start and at most {say(divergence.peak)} before it broke."
+        if divergence.broken
+        else f"The loss went from {say(divergence.start)} over {say(divergence.peak)} to {say(divergence.end)}."
+    )
+    evidence = [Evidence(statement, divergence.peak, divergence.start, "this run; a loss should fall from its start")]
+    if math.isfinite(update):
+        evidence.append(
+            Evidence(
+                f"The largest update of a typical layer was {say(update)} times its weights; "
+                f"{say(USUAL_UPDATE)} is usual.",
+                update,
+                USUAL_UPDATE,
+                "update norm over weight norm, first 500 steps",
+            )
+        )
+    ratio = middle(gradient_to_weight(trace))
+    if math.isfinite(ratio):
+        evidence.append(
+            Evidence(
+                f"The gradients were moderate at the start: {say(ratio)} times the weights in the median layer.",
+                ratio,
+                1.0,
+                "gradient norm over weight norm at the first sample",
+            )
+        )
+    return tuple(evidence)

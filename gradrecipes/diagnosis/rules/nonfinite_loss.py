@@ -1,0 +1,216 @@
+"""nonfinite_loss: the loss becomes NaN or infinite, and which reading broke first.
+
+## What it does
+Names the first step whose loss is NaN or infinite, with its epoch and batch, and follows the chain back: was there a
+non-finite gradient in an earlier step, were there non-finite weights, did a layer's output break in that very step,
+or was everything sound before, so that the batch itself is suspect? It is a warning only, where a guard left out every
+such step and the weights are as they were.
+
+## Why it is bad
+NaN spreads: one NaN entry in a gradient makes the updated weights NaN, and with them every later output. Keras goes on
+without an error, and saves the broken weights in every checkpoint from there on.
+
+## Example
+```python
+model.fit(x, y)  # loss: 2.31, 2.05, nan, nan, nan ...
+```
+
+## Remedy
+This is a symptom: treat the cause if one is named. One batch alone points to the data; look at it, and check inputs
+and targets with `numpy.isfinite`. Train with a guard that leaves out such steps and stops with a reason.
+
+## References
+- Keras: `keras.callbacks.TerminateOnNaN`, which stops but neither explains nor keeps the weights.
+- Chowdhery et al. (PaLM), arXiv 2204.02311: skipping the batches of a spike and going on.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.prescription import Prescription
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.prescribe import guard
+from gradrecipes.diagnosis.readings import nonfinite_gradients, nonfinite_losses, place, say
+
+FEW = 3  # non-finite batches, or as many as there were epochs, that still count as isolated
+CLIMB = 10.0  # last sound loss over the first: the run diverged before it broke
+
+
+class First(NamedTuple):
+    """Say what broke first: a word for it, the step, and the layer where that is known."""
+
+    what: str
+    step: int
+    layer: str | None = None
+
+
+def nonfinite_loss(trace: Trace) -> Finding | None:
+    """Tell when the loss first became NaN or infinite, and what broke first."""
+    bad = nonfinite_losses(trace)
+    if not bad.any():
+        return None
+    row = int(np.argmax(bad))
+    step, first = int(trace.steps["step"][row]), _first(trace, row)
+    held, isolated = bool(trace.skipped[bad].all()), _isolated(trace, bad)
+    where = place(trace, step)
+    return Finding(
+        code="nonfinite_loss",
+        title=f"The loss is {_name(trace, row)} at {where}" + (", and the guard kept the weights" if held else ""),
+        kind=Kind.SYMPTOM,
+        severity=Severity.WARNING if held else Severity.CRITICAL,
+        confidence=1.0,
+        explanation=" ".join(
+            (_history(trace, row, where), _origin(trace, first, step), _aftermath(trace, bad, held, isolated))
+        ),
+        layer=first.layer,
+        step=step,
+        evidence=(
+            Evidence(
+                f"{int(bad.sum())} of {len(bad)} steps have a loss that is NaN or infinite, the first at {where}.",
+                float(bad.sum()),
+                0.0,
+                "this run",
+            ),
+            Evidence(
+                f"The first reading that was not finite: {first.what}, at {place(trace, first.step)}.",
+                source="the order of readings within a step: outputs, loss, gradient, update, weights",
+            ),
+        ),
+        prescriptions=_prescriptions(trace, row, held or isolated or not _climbing(trace, step)),
+    )
+
+
+def _first(trace: Trace, row: int) -> First:
+    """Return the first reading that broke, up to and including the step of the loss."""
+    step = int(trace.steps["step"][row])
+    candidates = [First("the loss", step)]
+    applied = ~trace.skipped  # what a skipped step broke went nowhere
+    rows = np.flatnonzero(nonfinite_gradients(trace)[:row] & applied[:row])
+    if len(rows):
+        candidates.insert(0, First("a gradient", int(trace.steps["step"][rows[0]])))
+    order = np.argsort(trace.samples["step"], kind="stable")
+    samples = order[trace.samples["step"][order] <= step]
+    for reading, what in (("weight_norm", "the weights"), ("output_rms", "an output")):
+        values = trace.samples[reading]
+        measured = np.isfinite(values).any(axis=0)  # a column that never held a number was not measured
+        broken = np.isinf(values) | (np.isnan(values) & measured)
+        hits = [(int(trace.samples["step"][i]), np.flatnonzero(broken[i])) for i in samples if broken[i].any()]
+        if hits:
+            candidates.append(First(what, hits[0][0], trace.layers[int(hits[0][1][0])]))
+    # Within one step: weights (read before the update) break the outputs, outputs the loss, the loss the gradient.
+    rank = {"the weights": 0, "an output": 1, "the loss": 2, "a gradient": 3}
+    return min(candidates, key=lambda first: (first.step, rank[first.what]))
+
+
+def _isolated(trace: Trace, bad: np.ndarray) -> bool:
+    """Say whether the bad steps stand alone: few, each followed by sound ones, at most one an epoch if more."""
+    epochs = trace.steps["epoch"][bad]
+    few = bad.sum() <= FEW or len(set(epochs.tolist())) == len(epochs)
+    return bool(few and not bad[-1] and not (bad[1:] & bad[:-1]).any())
+
+
+def _name(trace: Trace, row: int) -> str:
+    loss = float(trace.loss[row])
+    return "NaN" if math.isnan(loss) else "infinite"
+
+
+def _history(trace: Trace, row: int, where: str) -> str:
+    if row == 0:
+        return f"The very first loss, at {where}, is {_name(trace, row)}: the run never had a number to work with."
+    sound = trace.loss[:row][np.isfinite(trace.loss[:row])]
+    last = f"; the last sound loss was {say(float(sound[-1]))}, the first {say(float(sound[0]))}" if len(sound) else ""
+    climbing = _climbing(trace, int(trace.steps["step"][row]))
+    trend = " It was climbing before it broke, so this is the end of a story, not its beginning." if climbing else ""
+    return f"The loss becomes {_name(trace, row)} at {where}{last}.{trend}"
+
+
+def _climbing(trace: Trace, step: int) -> bool:
+    sound = trace.loss[(trace.steps["step"] < step) & np.isfinite(trace.loss)]
+    return len(sound) > 0 and bool(sound[-1] > CLIMB * abs(sound[0]))
+
+
+def _first_measured_layer(trace: Trace) -> str | None:
+    measured = np.flatnonzero(np.isfinite(trace.samples["output_rms"]).any(axis=0))
+    return trace.layers[int(measured[0])] if len(measured) else None
+
+
+def _origin(trace: Trace, first: First, step: int) -> str:
+    where = place(trace, first.step)
+    layer = f" of {first.layer!r}" if first.layer else ""
+    if first.what == "a gradient":
+        return (
+            f"A gradient broke first, at {where}: its update made the weights NaN, and the loss followed. What made "
+            "that gradient so large is the thing to look for."
+        )
+    if first.what == "the weights":
+        return (
+            f"The weights{layer} were broken before that, at {where}, though no earlier gradient was seen to be: an "
+            "optimizer's state that overflowed does this (a finite gradient beyond 1.8e19 makes Adam's second moment "
+            "infinite), or an update between two samples."
+        )
+    if first.what == "an output" and first.layer == _first_measured_layer(trace) and not _climbing(trace, step):
+        return (
+            f"The output{layer}, the first layer, broke at {where} though its weights were numbers and nothing was "
+            "climbing: the inputs of this batch hold NaN or infinite values."
+        )
+    if first.what == "an output":
+        return (
+            f"The output{layer} was the first to break, at {where}, with weights that were still numbers: either the "
+            "signal outgrew the precision on its way through the net, or the batch held NaN or infinite values."
+        )
+    return (
+        "Weights, gradients and outputs that were recorded before it were sound, so the step itself broke: NaN or "
+        "infinite values in this batch, or a loss that takes the logarithm of 0 or divides by 0."
+    )
+
+
+def _aftermath(trace: Trace, bad: np.ndarray, held: bool, isolated: bool) -> str:
+    epochs = len(set(trace.steps["epoch"][bad].tolist()))
+    if held and isolated:
+        again = (
+            f"It came back once in each of {epochs} epochs, as one bad sample does that is shuffled to another place."
+            if bad.sum() > 1 and epochs == bad.sum()
+            else "Every other batch was sound."
+        )
+        return f"The guard left the step out and kept the weights as they were. {again} That points to the data."
+    if held:
+        return (
+            f"The guard left out all {int(bad.sum())} such steps and kept the weights as they were. But so many are no "
+            "accident: skipping hides the cause and does not cure it."
+        )
+    if isolated:
+        return "The loss was a number again in the steps after it, so the weights survived; look at this batch."
+    return f"{int(bad.sum())} of {len(bad)} steps are lost, and weights saved since then are worthless."
+
+
+def _prescriptions(trace: Trace, row: int, data_suspect: bool) -> tuple[Prescription, ...]:
+    inspect = _inspect(trace, row)
+    return (inspect, guard()) if data_suspect else (guard(), inspect)
+
+
+def _inspect(trace: Trace, row: int) -> Prescription:
+    size = trace.description.get("batch_size")
+    size = size if isinstance(size, int) and not isinstance(size, bool) and size > 0 else 32
+    start = int(trace.steps["batch"][row]) * size
+    code = (
+        "import numpy as np\n\n"
+        "for name, values in (('x', x), ('y', y)):\n"
+        "    values = np.asarray(values, dtype=float).reshape(len(values), -1)\n"
+        "    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))\n"
+        "    print(name, 'rows that are not finite:', bad[:20], 'largest:', np.nanmax(np.abs(values)))\n\n"
+        f"# With model.fit(..., shuffle=False) the batch in question is\n"
+        f"batch = slice({start}, {start + size})\n"
+        "print(model.evaluate(x[batch], y[batch], verbose=0))\n"
+    )
+    return Prescription(
+        title="Look at the data, and at this batch first",
+        code=code,
+        reason="A NaN that no gradient announced comes from the batch or from the loss, and one look tells which.",
+        risk="model.fit shuffles by default: without shuffle=False the batch number does not name these rows.",
+        reference="numpy.isfinite",
+    )

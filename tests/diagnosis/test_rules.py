@@ -1,0 +1,100 @@
+"""Every rule on every trace that must set it off, and on every one that must not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gradrecipes.core.finding import Kind
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.codes import CODES
+from gradrecipes.diagnosis.engine import find
+
+
+def test_fires(fires, trace_of):
+    code, name = fires
+    trace = trace_of(name)
+    finding = CODES[code].rule(trace)
+    assert finding is not None
+    assert finding.code == code
+    assert finding.kind is CODES[code].kind
+    assert finding.layer is None or finding.layer in trace.layers
+    assert len(finding.explanation) > 100
+    assert finding.evidence
+    assert all("nan" not in item.statement.replace("NaN", "") for item in finding.evidence), finding.evidence
+    assert " nan" not in finding.explanation
+    assert finding.title.strip() == finding.title and "\n" not in finding.title
+    assert finding.to_dict()["code"] == code
+    assert finding.prescriptions
+    for prescription in finding.prescriptions:
+        compile(prescription.code, prescription.title, "exec")
+        assert prescription.title and prescription.reason and prescription.risk
+
+
+def test_is_silent(silent, trace_of):
+    code, name = silent
+    assert CODES[code].rule(trace_of(name)) is None
+
+
+def test_sound_runs_get_a_clean_bill(silent, trace_of):
+    from_every_rule = ("sound_run", "sound_run_adam", "he", "residual_10_blocks", "layer_normalized_std_1")
+    if silent[1] in from_every_rule:
+        assert find(trace_of(silent[1])) == []
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_silent_without_evidence(code):
+    rule = CODES[code].rule
+    assert rule(Trace()) is None
+    assert rule(Trace(["a", "b"], description={"layers": "unknown", "learning_rate": "high", "optimizer": 3})) is None
+    only_samples = Trace(["a"])
+    only_samples.extend_samples(step=[0], output_rms=[[1.0]])
+    assert rule(only_samples) is None
+    unmeasured = Trace(["a"], description={"layers": [{"kind": "Dense"}, None, {"name": "a"}]})
+    unmeasured.extend(step=range(20), loss=np.linspace(2.0, 1.0, 20))
+    assert rule(unmeasured) is None
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_rule_raises_on_garbage(seed):
+    random = np.random.default_rng(seed)
+
+    def garbage(*shape):
+        values = np.exp(random.normal(0, 30, shape))
+        values[random.random(shape) < 0.2] = np.nan
+        values[random.random(shape) < 0.1] = np.inf
+        values[random.random(shape) < 0.1] = 0.0
+        return values
+
+    depth, steps = int(random.integers(1, 6)), int(random.integers(1, 300))
+    things = [None, "relu", "softmax", "linear", -1, 0, 1, 64, 2.5, float("nan"), True, [], "64"]
+    kinds = ["Dense", "Activation", "ReLU", "LeakyReLU", "Conv2D", "BatchNormalization", "LSTM", None, 3]
+
+    def thing():
+        return things[random.integers(len(things))]
+
+    layers = [
+        {"name": f"l{i}", "kind": kinds[random.integers(len(kinds))], "activation": thing(), "fan_in": thing()}
+        | {"units": thing(), "weight_std": thing(), "parameters": thing()}
+        for i in range(depth)
+    ]
+    description = {"layers": layers, "learning_rate": thing(), "optimizer": thing(), "loss": thing()}
+    trace = Trace([layer["name"] for layer in layers], description=description | {"batch_size": thing()})
+    trace.extend(
+        step=range(steps),
+        loss=garbage(steps),
+        gradient_norm=garbage(steps),
+        outcome=random.integers(0, 4, steps),
+        layer_gradient_norm=garbage(steps, depth),
+    )
+    readings = ("output_rms", "output_gradient_norm", "weight_norm", "update_ratio", "nonfinite_share")
+    trace.extend_samples(step=range(0, steps, 7), **{r: garbage(len(range(0, steps, 7)), depth) for r in readings})
+    for code in CODES.values():
+        finding = code.rule(trace)
+        assert finding is None or finding.kind in Kind
+
+
+def test_a_saved_trace_is_judged_alike(trace_of, tmp_path):
+    trace = trace_of("std_1_at_5_layers_trained")
+    trace.save(tmp_path / "trace.npz")
+    assert [f.to_dict() for f in find(Trace.load(tmp_path / "trace.npz"))] == [f.to_dict() for f in find(trace)]

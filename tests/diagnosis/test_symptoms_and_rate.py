@@ -1,0 +1,129 @@
+"""What the rules say beyond firing: when, how grave, what broke first, by how much to lower the rate."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from gradrecipes.core.finding import Severity
+from gradrecipes.core.trace import SKIPPED_LOSS, Trace
+from gradrecipes.diagnosis.rules.exploding_gradient import exploding_gradient
+from gradrecipes.diagnosis.rules.learning_rate_too_high import learning_rate_too_high
+from gradrecipes.diagnosis.rules.nonfinite_loss import nonfinite_loss
+
+
+@pytest.mark.parametrize(
+    "name, severity, step, says",
+    [
+        ("bad_batch", Severity.CRITICAL, 33, "the inputs of this batch hold NaN"),
+        ("isolated_bad_batch_skipped", Severity.WARNING, 33, "That points to the data"),
+        ("bad_batch_every_epoch_skipped", Severity.WARNING, 3, "once in each of 3 epochs"),
+        ("all_batches_bad_skipped", Severity.WARNING, 0, "so many are no accident"),
+        ("nan_from_the_start", Severity.CRITICAL, 0, "The very first loss"),
+        ("gradient_overflow", Severity.CRITICAL, 40, "A gradient broke first"),
+        ("rate_too_high_squared_loss", Severity.CRITICAL, 2, "It was climbing before it broke"),
+    ],
+)
+def test_nonfinite_loss_tells_when_and_what_broke_first(name, severity, step, says, trace_of):
+    finding = nonfinite_loss(trace_of(name))
+    assert (finding.severity, finding.step) == (severity, step)
+    assert says in finding.explanation
+    epoch, batch = trace_of(name).locate(step)
+    assert f"epoch {epoch + 1}, batch {batch}" in finding.title
+
+
+def test_weights_that_broke_without_a_gradient_point_to_the_optimizer():
+    trace = Trace(["dense"])
+    trace.extend(step=range(4), loss=[1.0, 1.0, np.nan, np.nan], gradient_norm=[1.0, 1e19, np.nan, np.nan])
+    trace.extend_samples(
+        step=range(4), weight_norm=[[5.0], [5.0], [np.nan], [np.nan]], output_rms=[[1.0]] * 2 + [[np.nan]] * 2
+    )
+    finding = nonfinite_loss(trace)
+    assert "optimizer" in finding.explanation and finding.layer == "dense"
+
+
+def test_infinite_is_called_infinite():
+    trace = Trace(["dense"])
+    trace.extend(step=range(3), loss=[1.0, np.inf, np.inf], gradient_norm=[1.0, 1.0, 1.0])
+    assert "infinite" in nonfinite_loss(trace).title
+
+
+def test_a_skipped_nan_counts_even_where_the_loss_was_not_kept(trace_of_losses):
+    outcome = np.zeros(20, int)
+    outcome[7] = SKIPPED_LOSS
+    assert nonfinite_loss(trace_of_losses(np.linspace(2, 1, 20), outcome=outcome)).step == 7
+
+
+@pytest.mark.parametrize(
+    "name, severity, step",
+    [
+        ("gradient_overflow", Severity.CRITICAL, 39),
+        ("gradient_overflow_skipped", Severity.WARNING, 20),
+        ("spike_for_good", Severity.CRITICAL, 200),
+        ("variance_4_at_30_layers", Severity.CRITICAL, 0),
+    ],
+)
+def test_exploding_gradient_tells_since_when(name, severity, step, trace_of):
+    finding = exploding_gradient(trace_of(name))
+    assert (finding.severity, finding.step) == (severity, step)
+
+
+def test_clipped_and_skipped_steps_are_named(trace_of_losses):
+    trace = trace_of_losses(
+        np.r_[np.linspace(2, 1, 150), np.full(60, 5.0)], norms=np.r_[np.ones(150), np.full(60, 80.0)]
+    )
+    trace.steps["clip_factor"][150:] = 0.0125
+    statements = " ".join(item.statement for item in exploding_gradient(trace).evidence)
+    assert "60 of 210 steps were clipped" in statements and "0.0125" in statements
+
+
+def test_layers_next_to_zero_have_no_ratio(simulate):
+    trace = Trace(["zero_head"], description={"layers": [{"name": "zero_head", "parameters": 650}]})
+    trace.append(step=0, loss=2.3, gradient_norm=30.0, layer_gradient_norm=[30.0])
+    trace.extend_samples(step=[0], weight_norm=[[1e-4]])
+    assert exploding_gradient(trace) is None
+
+
+@pytest.mark.parametrize("name", ["rate_10", "rate_3_adam", "rate_too_high_squared_loss"])
+def test_the_prescribed_rate_trains(name, trace_of, simulate):
+    sick = trace_of(name)
+    finding = learning_rate_too_high(sick)
+    lower = float(re.search(r"Lower the learning rate to ([\d.e-]+)", finding.prescriptions[0].title).group(1))
+    assert lower <= sick.description["learning_rate"] / 10
+    healed = simulate(
+        rate=lower, steps=200, optimizer=sick.description["optimizer"]["name"], loss=sick.description["loss"]
+    )
+    assert learning_rate_too_high(healed) is None
+    assert healed.loss[-20:].mean() < 0.5 * healed.loss[0]
+
+
+def test_prescriptions_keep_the_users_optimizer(trace_of):
+    trace = trace_of("rate_10")
+    trace.description["optimizer"] |= {"momentum": 0.9, "nesterov": True}
+    lower, warm, clip = learning_rate_too_high(trace).prescriptions
+    assert "keras.optimizers.SGD(learning_rate=0.02, momentum=0.9, nesterov=True)" in lower.code
+    assert "warmup_steps" in warm.code and "global_clipnorm=1.0" in clip.code
+    trace.description["optimizer"] = {"name": "SGD", "learning_rate": 10.0}
+
+
+def test_without_a_known_rate_it_is_divided(trace_of_losses):
+    trace = trace_of_losses(2.3 * 1.05 ** np.arange(120), update=0.4)
+    trace.description = {}
+    finding = learning_rate_too_high(trace)
+    assert "model.optimizer.learning_rate / 50" in finding.prescriptions[0].code
+
+
+def test_a_break_without_a_witness_is_no_proof(trace_of_losses):
+    values = np.r_[np.linspace(2, 1.5, 20), np.full(30, np.nan)]
+    assert learning_rate_too_high(trace_of_losses(values)) is None
+    assert learning_rate_too_high(trace_of_losses(values, update=0.8)) is not None
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("rate, optimizer", [(0.01, "SGD"), (0.1, "SGD"), (1e-3, "Adam"), (1e-2, "Adam")])
+def test_usual_rates_raise_no_alarm(rate, optimizer, seed, simulate):
+    trace = simulate(rate=rate, optimizer=optimizer, steps=120, seed=seed)
+    assert learning_rate_too_high(trace) is None
+    assert exploding_gradient(trace) is None
