@@ -49,8 +49,8 @@ class GradientMonitor(AttachedCallback):
         self.histogram_dir = histogram_dir
 
     def request(self) -> Request:
-        """Ask for samples, and for layer outputs in them."""
-        return Request(sample_every=self.sample_every, listen=True)
+        """Ask for samples."""
+        return Request(sample_every=self.sample_every)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Put the pipeline in place, and note where the histograms begin."""

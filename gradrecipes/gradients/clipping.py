@@ -17,7 +17,6 @@ import tensorflow as tf
 from gradrecipes.gradients.norms import Norms, measure_norms
 from gradrecipes.gradients.packing import PackedTensors, TensorLike
 
-NORM_EPSILON = 1e-6  # added to the norm before dividing, as in the reference implementations of 1211.5063
 LARGEST_SINGLE_FACTOR_NORM = 1e30  # above it, bound / norm nears float32's smallest number: divide in two steps
 
 
@@ -36,8 +35,12 @@ class Clipped(NamedTuple):
 class Clipping(Protocol):
     """What the pipeline asks of a clipping method."""
 
-    def clip(self, packed: PackedTensors, norms: Norms, unit: tf.Tensor) -> Clipped:
-        """Bound the gradients, which come multiplied by `unit` (a loss scale), in those same units."""
+    def clip(self, packed: PackedTensors, norms: Norms, unit: tf.Tensor, *, any_norm: bool = True) -> Clipped:
+        """Bound the gradients, which come multiplied by `unit` (a loss scale), in those same units.
+
+        `any_norm` is False where norms above `LARGEST_SINGLE_FACTOR_NORM` never reach the optimizer, so that
+        the arithmetic for them can be left out.
+        """
 
 
 class _Serializable:
@@ -54,10 +57,11 @@ class _Serializable:
 @keras.saving.register_keras_serializable(package="gradrecipes")
 @dataclass(frozen=True)
 class by_global_norm(_Serializable):  # noqa: N801 - reads as the verb phrase it is: GradientGuard(clipping=by_global_norm(1.0))
-    r"""Bound the norm of the whole gradient and keep its direction: g·min(1, c / (‖g‖ + 1e-6)).
+    r"""Bound the norm of the whole gradient and keep its direction: g·min(1, c / ‖g‖).
 
     The usual choice for exploding gradients. Unlike Keras' `global_clipnorm` it stays right for norms above
-    1.8e19, where a sum of plain squares overflows and every gradient becomes NaN.
+    1.8e19, where a sum of plain squares overflows and every gradient becomes NaN. A gradient within the bound
+    is untouched to the bit, so nothing is added to the norm, where others add 1e-6.
 
     Args:
         max_norm: The bound c, positive. 1.0 suits most networks.
@@ -71,16 +75,20 @@ class by_global_norm(_Serializable):  # noqa: N801 - reads as the verb phrase it
     def __post_init__(self):
         _require_positive(self.max_norm, "max_norm", "by_global_norm")
 
-    def clip(self, packed: PackedTensors, norms: Norms, unit: tf.Tensor) -> Clipped:
+    def clip(self, packed: PackedTensors, norms: Norms, unit: tf.Tensor, *, any_norm: bool = True) -> Clipped:
         """Bound the gradients; see `Clipping.clip`."""
         bound = self.max_norm * unit
-        factor = tf.minimum(1.0, bound / (norms.total + NORM_EPSILON * unit))
+        factor = bound / tf.maximum(norms.total, bound)
+        if not any_norm:
+            return Clipped(packed.scaled(factor), factor)
 
         def in_two_steps() -> list[tf.Tensor]:
             return packed.divided(norms.largest).scaled(bound / norms.of_scaled).cast_like(packed).flat()
 
         parts = tf.cond(
-            norms.total < LARGEST_SINGLE_FACTOR_NORM, lambda: packed.scaled(factor).flat(), in_two_steps
+            norms.total <= tf.maximum(bound, LARGEST_SINGLE_FACTOR_NORM),
+            lambda: packed.scaled(factor).flat(),
+            in_two_steps,
         )
         return Clipped(packed.with_flat(parts), factor)
 
@@ -88,7 +96,7 @@ class by_global_norm(_Serializable):  # noqa: N801 - reads as the verb phrase it
 @keras.saving.register_keras_serializable(package="gradrecipes")
 @dataclass(frozen=True)
 class by_norm(_Serializable):  # noqa: N801
-    r"""Bound the norm of each tensor on its own: g_i·min(1, c / (‖g_i‖ + 1e-6)).
+    r"""Bound the norm of each tensor on its own: g_i·min(1, c / ‖g_i‖).
 
     Changes the relative scale of the layers, and so the direction of the whole step.
 
@@ -101,23 +109,20 @@ class by_norm(_Serializable):  # noqa: N801
     def __post_init__(self):
         _require_positive(self.max_norm, "max_norm", "by_norm")
 
-    def clip(self, packed: PackedTensors, norms: Norms, unit: tf.Tensor) -> Clipped:
+    def clip(self, packed: PackedTensors, norms: Norms, unit: tf.Tensor, *, any_norm: bool = True) -> Clipped:
         """Bound the gradients; see `Clipping.clip`."""
         bound = self.max_norm * unit
-        factors_of_plain = tf.minimum(1.0, bound / (norms.of_each + NORM_EPSILON * unit))
+        in_one_step = norms.of_each <= tf.maximum(bound, LARGEST_SINGLE_FACTOR_NORM)
+        factors_of_plain = bound / tf.maximum(norms.of_each, bound)
 
         def in_two_steps() -> list[tf.Tensor]:
-            largest = packed.largest()
-            divisors = tf.where(norms.of_each < LARGEST_SINGLE_FACTOR_NORM, 1.0, largest)
-            divided = packed.divided(divisors)
-            factors = tf.where(divisors > 1.0, bound / tf.sqrt(divided.squared_norms()), factors_of_plain)
+            divided = packed.divided(tf.where(in_one_step, 1.0, packed.largest()))
+            factors = tf.where(in_one_step, factors_of_plain, bound / tf.sqrt(divided.squared_norms()))
             return divided.scaled(factors).cast_like(packed).flat()
 
-        parts = tf.cond(
-            norms.total < LARGEST_SINGLE_FACTOR_NORM, lambda: packed.scaled(factors_of_plain).flat(), in_two_steps
-        )
-        after = tf.sqrt(tf.reduce_sum(tf.square(tf.minimum(norms.of_each, bound))))
-        return Clipped(packed.with_flat(parts), _ratio(after, norms))
+        parts = tf.cond(tf.reduce_all(in_one_step), lambda: packed.scaled(factors_of_plain).flat(), in_two_steps)
+        shares = tf.minimum(norms.of_each, bound) / norms.total  # none above 1: squared, they cannot overflow
+        return Clipped(packed.with_flat(parts), _factor(tf.sqrt(tf.reduce_sum(tf.square(shares))), norms))
 
 
 @keras.saving.register_keras_serializable(package="gradrecipes")
@@ -136,10 +141,10 @@ class by_value(_Serializable):  # noqa: N801
     def __post_init__(self):
         _require_positive(self.max_value, "max_value", "by_value")
 
-    def clip(self, packed: PackedTensors, norms: Norms, unit: tf.Tensor) -> Clipped:
+    def clip(self, packed: PackedTensors, norms: Norms, unit: tf.Tensor, *, any_norm: bool = True) -> Clipped:
         """Bound the gradients; see `Clipping.clip`."""
         clamped = packed.clamped(self.max_value * unit)
-        return Clipped(clamped, _ratio(tf.sqrt(tf.reduce_sum(clamped.squared_norms())), norms))
+        return Clipped(clamped, _factor(measure_norms(clamped).total / norms.total, norms))
 
 
 METHODS = (by_global_norm, by_norm, by_value)
@@ -179,9 +184,8 @@ def _clip(tensors: Sequence[TensorLike], clipping: Clipping) -> list[TensorLike]
     return clipping.clip(packed, measure_norms(packed), tf.constant(1.0)).packed.unpacked()
 
 
-def _ratio(after: tf.Tensor, norms: Norms) -> tf.Tensor:
-    before = norms.total
-    return tf.where((before > 0) & tf.math.is_finite(before), tf.minimum(1.0, after / before), 1.0)
+def _factor(ratio: tf.Tensor, before: Norms) -> tf.Tensor:
+    return tf.where(before.finite & (before.total > 0), tf.minimum(1.0, ratio), 1.0)
 
 
 def _require_positive(value: Any, name: str, method: str) -> None:

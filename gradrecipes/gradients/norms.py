@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -11,6 +11,7 @@ from gradrecipes.gradients.packing import PackedTensors, TensorLike
 
 SAFE_LARGEST_SQUARE = 3.0e38  # float32 ends at 3.4e38; a sum of squares above this is taken again, scaled
 SAFE_SMALLEST_SQUARE = 1.0e-24  # below it the squares of single entries fall under float32's 1.2e-38
+LARGEST_PLAIN_NORM = 1.7e19  # the square root of the former: above it no optimizer can hold the squares
 
 
 class Norms(NamedTuple):
@@ -21,14 +22,12 @@ class Norms(NamedTuple):
         largest: float32 scalar, the largest |entry|, or 1 where it was not needed to avoid overflow.
         of_scaled: float32 scalar, global L2 norm of the gradients divided by `largest`.
         finite: bool scalar, whether every entry is finite.
-        plain: bool scalar, whether the sum of squares stays within float32 without scaling.
     """
 
     of_each: tf.Tensor
     largest: tf.Tensor
     of_scaled: tf.Tensor
     finite: tf.Tensor
-    plain: tf.Tensor
 
     @property
     def total(self) -> tf.Tensor:
@@ -36,28 +35,36 @@ class Norms(NamedTuple):
         return self.largest * self.of_scaled
 
 
-def measure_norms(packed: PackedTensors) -> Norms:
+def measure_norms(packed: PackedTensors, *, when_rare: Callable[[tf.Tensor], None] | None = None) -> Norms:
     r"""Measure the norm of each tensor and of all together, whatever their magnitude.
 
     m = max|g|, n = m·sqrt(Σ(g/m)²). The plain Σg² is taken first, as it costs one op; only when it leaves
-    float32 (‖g‖ above 1.8e19, or below 1e-12) the scaled one follows.
+    float32 (‖g‖ above 1.8e19, or that of one tensor below 1e-12) the scaled one follows. Beside larger ones a
+    tensor below 1e-19 may read 0, unless there is one between: a gradient that vanishes layer by layer is exact.
 
     Args:
         packed: The gradients.
+        when_rare: Called in the branch of the graph that runs only when the plain sum left float32, with
+            whether every entry is finite: the place for what is too dear for every step.
 
     Returns:
         `Norms`. Where an entry is not finite, `finite` is False and the norms that hold it are inf or NaN.
     """
     squares = packed.squared_norms()
     total = tf.reduce_sum(squares)
-    plain = tf.math.is_finite(total) & (total < SAFE_LARGEST_SQUARE) & (total > SAFE_SMALLEST_SQUARE)
-    return Norms(
-        *tf.cond(
-            plain,
-            lambda: (tf.sqrt(squares), tf.ones(()), tf.sqrt(total), tf.constant(True), tf.constant(True)),
-            lambda: (*_scaled_norms(packed), tf.constant(False)),
-        )
-    )
+    smallest = tf.reduce_min(tf.where(squares > 0, squares, total))
+    plain = (total < SAFE_LARGEST_SQUARE) & (smallest > SAFE_SMALLEST_SQUARE)
+
+    def common() -> tuple[tf.Tensor, ...]:
+        return tf.sqrt(squares), tf.ones(()), tf.sqrt(total), tf.constant(True)
+
+    def rare() -> tuple[tf.Tensor, ...]:
+        norms = _scaled_norms(packed)
+        if when_rare is not None:
+            when_rare(norms[-1])
+        return norms
+
+    return Norms(*tf.cond(plain, common, rare))
 
 
 def _scaled_norms(packed: PackedTensors) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -79,9 +79,11 @@ class PackedTensors:
             factors: float32 scalars, or float32 `[n]` with one factor for each tensor.
         """
         def scale(group: list[int], values: tf.Tensor) -> tf.Tensor:
+            dtype = tf.float32 if values.dtype.size < 4 else values.dtype  # a half would round the factor itself
+            product = tf.cast(values, dtype)
             for factor in factors:
-                values = values * tf.cast(_spread(factor, group, values), values.dtype)
-            return values
+                product = product * tf.cast(_spread(factor, group, values), dtype)
+            return tf.cast(product, values.dtype)
 
         return self._mapped(scale)
 

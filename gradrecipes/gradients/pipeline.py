@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,12 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.core.trace import APPLIED, SKIPPED_GRADIENT, SKIPPED_LOSS, SKIPPED_OVERFLOW
-from gradrecipes.gradients.clipping import Clipping
-from gradrecipes.gradients.norms import Norms, measure_norms
+from gradrecipes.gradients.clipping import LARGEST_SINGLE_FACTOR_NORM, Clipping
+from gradrecipes.gradients.norms import LARGEST_PLAIN_NORM, Norms, measure_norms
 from gradrecipes.gradients.packing import PackedTensors, TensorLike
-from gradrecipes.gradients.recorder import Recorder
-
-Taps = list[tuple[tf.Tensor, tf.Tensor | None]]
+from gradrecipes.gradients.recorder import Recorder, Tap
 
 
 @dataclass(frozen=True)
@@ -24,14 +23,16 @@ class PipelineSettings:
     Args:
         clipping: A method of `gradrecipes.clipping`, or None.
         skip: Whether steps with a non-finite loss or gradient are left out.
-        sample_every: Steps from one sample of the dearer readings to the next; 0 records nothing at all.
+        record: Whether the readings are kept for the host.
+        sample_every: Steps from one sample of the dearer readings to the next.
         capacity: Steps that the record holds until the host takes them.
         xla: Whether the step is compiled by XLA.
     """
 
     clipping: Clipping | None = None
     skip: bool = False
-    sample_every: int = 0
+    record: bool = False
+    sample_every: int = 50
     capacity: int = 256
     xla: bool = False
 
@@ -65,7 +66,8 @@ class Pipeline:
         loss: tf.Tensor | None = None,
         unit: tf.Tensor | float = 1.0,
         bounded_elsewhere: bool = False,
-        taps: Callable[[], Taps] = list,
+        taps: Callable[[], list[Tap]] | None = None,
+        lower_scale: Callable[[], None] | None = None,
     ) -> StepOutcome:
         """Measure the gradients, decide, and hand them on, clipped, unless the step is to be skipped.
 
@@ -77,7 +79,9 @@ class Pipeline:
             loss: float scalar, the loss of the batch; None when it is not known.
             unit: What the gradients come multiplied by: a loss scale.
             bounded_elsewhere: Whether a later bound makes a gradient above 1.8e19 harmless.
-            taps: Returns (output, gradient with respect to it) of layers, for the samples.
+            taps: Given where this step is to be sampled; returns (output, gradient with respect to it) of layers.
+            lower_scale: What a loss scaler does about a gradient that is not finite while the loss is. Were the
+                step skipped without it, a scale that is too high would stay so, and every step be skipped.
 
         Returns:
             What happened, as tensors.
@@ -85,12 +89,17 @@ class Pipeline:
         settings = self.settings
         unit = tf.cast(unit, tf.float32)
         packed = PackedTensors(gradients if measured is None else measured, xla=settings.xla)
-        norms = measure_norms(packed)
-        outcome = self._decide(norms, loss, bounded_elsewhere)
+        if settings.record and self.recorder is None:
+            self._make_recorder(len(packed), len(taps()) if taps else 0)
+        sample_if_nonfinite = None
+        if settings.record and taps is None:
+            sample_if_nonfinite = functools.partial(self.recorder.write_sample_if_nonfinite, packed, unit)
+        norms = measure_norms(packed, when_rare=sample_if_nonfinite)
+        outcome = self._decide(norms, loss, unit, bounded_elsewhere)
 
         factor, transformed = tf.ones(()), lambda: gradients
         if settings.clipping is not None:
-            clipped = settings.clipping.clip(packed, norms, unit)
+            clipped = settings.clipping.clip(packed, norms, unit, any_norm=not settings.skip)
             factor = clipped.factor
             if measured is None:  # else `clip` does it, where the mean of the micro-batches is applied
                 transformed = clipped.packed.unpacked
@@ -101,11 +110,17 @@ class Pipeline:
                 lambda: _done(apply_gradients(transformed())),
                 lambda: tf.constant(False),
             )
+            if lower_scale is not None:
+                too_high = tf.equal(outcome, SKIPPED_GRADIENT)
+                tf.cond(too_high, lambda: _done(lower_scale()), lambda: tf.constant(False))
         else:
             apply_gradients(transformed())
         self._count(outcome, factor)
-        if self.settings.sample_every:
-            self._record(packed, norms, loss, unit, factor, outcome, taps())
+        if settings.record:
+            if taps is not None:
+                self.recorder.write_sample(packed, unit, taps())
+            known_loss = tf.constant(np.nan, tf.float32) if loss is None else tf.cast(loss, tf.float32)
+            self.recorder.write_row(norms, loss=known_loss, unit=unit, clip_factor=factor, outcome=outcome)
         return StepOutcome(outcome, norms.total / unit, factor)
 
     def clip(self, gradients: Sequence[TensorLike]) -> list[TensorLike]:
@@ -113,11 +128,15 @@ class Pipeline:
         packed = PackedTensors(gradients, xla=self.settings.xla)
         return self.settings.clipping.clip(packed, measure_norms(packed), tf.ones(())).packed.unpacked()
 
-    def _decide(self, norms: Norms, loss: tf.Tensor | None, bounded_elsewhere: bool) -> tf.Tensor:
+    def _decide(self, norms: Norms, loss: tf.Tensor | None, unit: tf.Tensor, bounded_elsewhere: bool) -> tf.Tensor:
         if not self.settings.skip:
             return tf.constant(APPLIED, tf.int64)
-        bounded = bounded_elsewhere or self.settings.clipping is not None
-        overflows = tf.constant(False) if bounded else ~norms.plain & (norms.largest > 1.0)
+        if self.settings.clipping is not None:
+            overflows = norms.total > LARGEST_SINGLE_FACTOR_NORM
+        elif bounded_elsewhere:
+            overflows = tf.constant(False)
+        else:
+            overflows = norms.total > LARGEST_PLAIN_NORM * unit
         outcome = tf.where(overflows, SKIPPED_OVERFLOW, APPLIED)
         outcome = tf.where(norms.finite, outcome, SKIPPED_GRADIENT)
         if loss is not None:
@@ -133,17 +152,10 @@ class Pipeline:
         if self.settings.clipping is not None:
             self.clipped_steps.assign_add(tf.cast(factor < 1.0, tf.int64))
 
-    def _record(self, packed, norms, loss, unit, factor, outcome, taps) -> None:
-        if self.recorder is None:
-            self.recorder = Recorder(
-                gradients=len(packed),
-                taps=len(taps),
-                sample_every=self.settings.sample_every,
-                capacity=self.settings.capacity,
-            )
-        loss = tf.constant(np.nan, tf.float32) if loss is None else tf.cast(loss, tf.float32)
-        self.recorder.write(
-            packed, norms, loss=loss, unit=unit, clip_factor=factor, outcome=outcome, taps=taps
+    def _make_recorder(self, gradients: int, taps: int) -> None:
+        settings = self.settings
+        self.recorder = Recorder(
+            gradients=gradients, taps=taps, sample_every=settings.sample_every, capacity=settings.capacity
         )
 
 

@@ -17,6 +17,9 @@ STEP_COLUMNS = ("loss", "gradient_norm", "clip_factor", "outcome")
 GRADIENT_COLUMNS = ("gradient_max", "nonfinite_share", "zero_share")
 
 
+Tap = tuple[tf.Tensor, tf.Tensor | None]
+
+
 class Rows(NamedTuple):
     """What the host took out of the rings.
 
@@ -36,8 +39,9 @@ class Rows(NamedTuple):
 class Recorder:
     """Write a row for every step, and a wide row when a sample is due, without a word to the host.
 
-    A sample is due in the first three steps, every `sample_every` steps, and at a step whose gradient is
-    not finite (the first eight in a row).
+    A sample is due in the first three steps and every `sample_every` steps: the host knows when, and runs a
+    step that measures more. A step whose gradient is not finite (the first eight in a row) is sampled by the
+    graph itself, without the layers' outputs.
 
     Args:
         gradients: How many gradients there are.
@@ -51,7 +55,7 @@ class Recorder:
         self.taps = taps
         self.sample_every = sample_every
         self.capacity = capacity
-        self._sample_capacity = capacity // sample_every + EARLY_STEPS + 2 * LARGEST_RUN
+        self._sample_capacity = 2 * (capacity // sample_every + EARLY_STEPS + LARGEST_RUN)
         self._sample_width = gradients * (len(GRADIENT_COLUMNS) + HISTOGRAM_BINS) + 2 * taps
         with tf.init_scope():
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
@@ -60,44 +64,49 @@ class Recorder:
             self._sample_steps = tf.Variable(tf.zeros([self._sample_capacity], tf.int64), trainable=False)
             self._sample_count = tf.Variable(0, dtype=tf.int64, trainable=False)
             self._nonfinite_run = tf.Variable(0, dtype=tf.int64, trainable=False)
+            self._last_nonfinite = tf.Variable(-2, dtype=tf.int64, trainable=False)
         self._taken = 0
         self._samples_taken = 0
 
-    def is_due(self, step: int | tf.Tensor) -> bool | tf.Tensor:
-        """Say whether a sample is due at a step by the calendar, in Python or in the graph."""
-        return (step < EARLY_STEPS) | (step % self.sample_every == 0)
+    def is_due(self, step: int) -> bool:
+        """Say whether a sample is due at a step."""
+        return step < EARLY_STEPS or step % self.sample_every == 0
 
-    def write(
-        self,
-        packed: PackedTensors,
-        norms: Norms,
-        *,
-        loss: tf.Tensor,
-        unit: tf.Tensor,
-        clip_factor: tf.Tensor,
-        outcome: tf.Tensor,
-        taps: list[tuple[tf.Tensor, tf.Tensor | None]],
+    def write_row(
+        self, norms: Norms, *, loss: tf.Tensor, unit: tf.Tensor, clip_factor: tf.Tensor, outcome: tf.Tensor
     ) -> None:
-        """Write the row of this step, and its sample when one is due; then count the step."""
+        """Write the row of this step and count the step."""
         step = self.step.read_value()
         head = tf.stack([loss, norms.total / unit, clip_factor, tf.cast(outcome, tf.float32)])
         row = tf.concat([head, norms.of_each / unit], axis=0)
         self._rows.scatter_nd_update([[step % self.capacity]], row[None])
+        self.step.assign_add(1)
 
-        run = tf.where(norms.finite, tf.zeros((), tf.int64), self._nonfinite_run.read_value() + 1)
-        self._nonfinite_run.assign(run)
-        due = self.is_due(step) | ((run > 0) & (run <= LARGEST_RUN))
+    def write_sample(self, packed: PackedTensors, unit: tf.Tensor, taps: list[Tap]) -> None:
+        """Write the sample of this step; call it before `write_row`."""
+        place = self._sample_count.read_value() % self._sample_capacity
+        sample = tf.concat([_describe_gradients(packed, unit), _describe_taps(taps, unit)], axis=0)
+        sample = tf.pad(sample, [[0, self._sample_width - sample.shape[0]]], constant_values=np.nan)
+        self._samples.scatter_nd_update([[place]], sample[None])
+        self._sample_steps.scatter_nd_update([[place]], self.step.read_value()[None])
+        self._sample_count.assign_add(1)
 
-        def write_sample() -> tf.Tensor:
-            place = self._sample_count.read_value() % self._sample_capacity
-            sample = tf.concat([_describe_gradients(packed, unit), _describe_taps(taps, unit)], axis=0)
-            self._samples.scatter_nd_update([[place]], sample[None])
-            self._sample_steps.scatter_nd_update([[place]], step[None])
-            self._sample_count.assign_add(1)
+    def write_sample_if_nonfinite(self, packed: PackedTensors, unit: tf.Tensor, finite: tf.Tensor) -> None:
+        """Write the sample of a step whose gradient is not finite, unless the steps before were no better."""
+        step = self.step.read_value()
+        run = tf.where(tf.equal(self._last_nonfinite.read_value(), step - 1), self._nonfinite_run.read_value() + 1, 1)
+
+        def note() -> tf.Tensor:
+            self._nonfinite_run.assign(run)
+            self._last_nonfinite.assign(step)
+            return run
+
+        def write() -> tf.Tensor:
+            self.write_sample(packed, unit, [])
             return tf.constant(True)
 
-        tf.cond(due, write_sample, lambda: tf.constant(False))
-        self.step.assign_add(1)
+        run = tf.cond(finite, lambda: tf.zeros((), tf.int64), note)
+        tf.cond((run > 0) & (run <= LARGEST_RUN), write, lambda: tf.constant(False))
 
     def take(self) -> Rows:
         """Copy to the host what was written since the last call; rows that were overwritten are lost."""

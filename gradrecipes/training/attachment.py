@@ -32,13 +32,11 @@ class Request:
         clipping: How to clip, or None.
         skip: Whether non-finite steps are to be left out.
         sample_every: Steps from sample to sample; 0 for none.
-        listen: Whether layer outputs are to be heard.
     """
 
     clipping: Clipping | None = None
     skip: bool = False
     sample_every: int = 0
-    listen: bool = False
 
 
 class Attachment:
@@ -60,9 +58,9 @@ class Attachment:
         self._prepared_for: dict[Any, Request] = {}
         self._identity: tuple[Any, ...] = ()
         self._pipeline: Pipeline | None = None
-        self._step: InstrumentedStep | None = None
         self._harvest: Harvest | None = None
-        self._compiled: Callable[[Any], Any] | None = None
+        self._every_step: Callable[[Any], Any] | None = None
+        self._sampled_step: Callable[[Any], Any] | None = None
         self._function_before: Callable[[Any], Any] | None = None
         self._installed: Callable[[Any], Any] | None = None
 
@@ -82,7 +80,7 @@ class Attachment:
             return
         identity = keras_private.compile_identity(self.model)
         unchanged = keras_private.same_identity(identity, self._identity) and self.requests == self._prepared_for
-        if self._compiled is None or not unchanged:
+        if self._every_step is None or not unchanged:
             self._prepare(identity)
         self.history = getattr(self.model, "history", None)
         self.interrupted = False
@@ -108,16 +106,19 @@ class Attachment:
         settings = PipelineSettings(
             clipping=clippings[0] if clippings else own,
             skip=any(request.skip for request in wanted),
+            record=True,
             sample_every=every or RING_STEPS,
             capacity=max(RING_STEPS, 2 * self.model.steps_per_execution),
             xla=bool(self.model.jit_compile),
         )
         self._identity, self._prepared_for = identity, dict(self.requests)
         self._pipeline = Pipeline(settings)
-        listen = any(request.listen for request in wanted)
-        self._step = InstrumentedStep(self.model, self.model.train_step, self._pipeline, listen=listen)
-        self._compiled = keras_private.compile_train_step(self.model, self._step)
-        self._harvest = Harvest(self._pipeline, self._step, weigh=bool(every), trace=self.trace)
+        step = InstrumentedStep(self.model, self.model.train_step, self._pipeline)
+        self._every_step = self._sampled_step = keras_private.compile_train_step(self.model, step)
+        if every:
+            step = InstrumentedStep(self.model, self.model.train_step, self._pipeline, sample=True)
+            self._sampled_step = keras_private.compile_train_step(self.model, step)
+        self._harvest = Harvest(self._pipeline, step, weigh=bool(every), trace=self.trace)
 
     def _guarded_function(self) -> Callable[[Any], Any]:
         def train_function(iterator):
@@ -127,7 +128,7 @@ class Attachment:
                     self.model.make_train_function()
                 return self.model.train_function(iterator)
             try:
-                return self._compiled(iterator)
+                return (self._sampled_step if self._harvest.sample_is_due else self._every_step)(iterator)
             except _END_OF_DATA:
                 raise
             except BaseException as error:

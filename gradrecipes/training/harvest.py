@@ -24,6 +24,7 @@ class Harvest:
     def __init__(self, pipeline: Pipeline, step: InstrumentedStep, *, weigh: bool, trace: Trace):
         self.trace = trace
         self.epoch = 0
+        self.sample_is_due = True
         self._pipeline = pipeline
         self._step = step
         self._weigh = weigh
@@ -47,11 +48,12 @@ class Harvest:
         self._epoch_starts.append((self._epoch_start, epoch))
 
     def before_batch(self, batch: int) -> None:
-        """Remember the weights if the sample of this step is due."""
+        """Find out whether a sample is due, and remember the weights if so."""
         recorder = self._pipeline.recorder
         step = self._epoch_start + batch
-        due = step < 1 if recorder is None else recorder.is_due(step)
-        self._weighing = step if self._weigh and due else None
+        steps = range(step, step + self._step.model.steps_per_execution)
+        self.sample_is_due = recorder is None or any(recorder.is_due(each) for each in steps)
+        self._weighing = step if self._weigh and self.sample_is_due else None
         if self._weighing is not None:
             self._weigh_before()
 

@@ -33,14 +33,14 @@ class InstrumentedStep:
         model: A compiled model.
         train_step: The step to run: the model's own.
         pipeline: What measures, decides, clips and records.
-        listen: Whether the layers' outputs are heard as well.
+        sample: Whether this is the step that measures more: the dearer readings and the layers' outputs.
     """
 
-    def __init__(self, model: keras.Model, train_step: TrainStep, pipeline: Pipeline, *, listen: bool = False):
+    def __init__(self, model: keras.Model, train_step: TrainStep, pipeline: Pipeline, *, sample: bool = False):
         self.model = model
         self.train_step = train_step
         self.pipeline = pipeline
-        self.taps = LayerTaps(model) if listen else None
+        self.taps = LayerTaps(model) if sample else None
         self.variables: list[Any] = []
         self.layer_map: LayerMap | None = None
         self.description: dict[str, Any] = {}
@@ -118,7 +118,7 @@ class InstrumentedStep:
             variables,
             apply_gradients,
             loss=self._loss,
-            taps=self.taps.tensors if self.taps is not None else list,
+            taps=self.taps.tensors if self.taps is not None else None,
         )
 
 
@@ -150,10 +150,11 @@ def piped(optimizer: keras.optimizers.Optimizer, handle: Callable[..., None]) ->
         yield
 
 
-def apply_through(pipeline, optimizer, gradients, variables, apply_gradients, *, loss, taps=list) -> StepOutcome:
+def apply_through(pipeline, optimizer, gradients, variables, apply_gradients, *, loss, taps=None) -> StepOutcome:
     """Lead gradients through a pipeline into an optimizer's own update, whatever kind of optimizer it is."""
     inner = keras_private.inner_optimizer(optimizer)
-    measured = keras_private.accumulated(inner, gradients, variables)
+    unit = keras_private.loss_scale(optimizer)
+    measured = keras_private.accumulated(inner, gradients, variables, unit)
 
     def apply_with_scalars(transformed):
         with contextlib.ExitStack() as stack:
@@ -167,9 +168,10 @@ def apply_through(pipeline, optimizer, gradients, variables, apply_gradients, *,
         apply_with_scalars,
         measured=measured,
         loss=loss,
-        unit=keras_private.loss_scale(optimizer),
+        unit=unit,
         bounded_elsewhere=inner.clipvalue is not None,
         taps=taps,
+        lower_scale=keras_private.lower_scale(optimizer),
     )
 
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 RELIED_ON = {
     keras.optimizers.Optimizer: ("_iterations", "_backend_update_step", "_clip_gradients", "_accumulated_gradients"),
+    keras.optimizers.LossScaleOptimizer: ("_stateful_handle_non_finite_grads",),
     keras.Model: ("_compile_loss", "_compile_metrics", "_symbolic_build", "_flatten_layers", "_loss_tracker"),
 }
 
@@ -44,7 +45,9 @@ def compile_identity(model: keras.Model) -> tuple[Any, ...]:
 
 def same_identity(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     """Compare what `compile_identity` returned, object by object."""
-    return len(one) == len(other) and all(a is b or (isinstance(a, (int, bool)) and a == b) for a, b in zip(one, other))
+    if len(one) != len(other):
+        return False
+    return all(a is b or (isinstance(a, (int, bool)) and a == b) for a, b in zip(one, other, strict=True))
 
 
 def compile_train_step(model: keras.Model, train_step: Callable[[Any], dict[str, Any]]) -> Callable[[Any], Any]:
@@ -84,15 +87,27 @@ def loss_scale(optimizer: keras.optimizers.Optimizer) -> tf.Tensor | float:
     return 1.0 if optimizer.loss_scale_factor is None else float(optimizer.loss_scale_factor)
 
 
+def lower_scale(optimizer: keras.optimizers.Optimizer) -> Callable[[], None] | None:
+    """Return what a loss scaler does when it meets a gradient that is not finite, or None without a scaler."""
+    return getattr(optimizer, "_stateful_handle_non_finite_grads", None)
+
+
 def accumulated(
-    optimizer: keras.optimizers.Optimizer, gradients: list[Any], variables: list[Any]
+    optimizer: keras.optimizers.Optimizer, gradients: list[Any], variables: list[Any], unit: tf.Tensor | float
 ) -> list[Any] | None:
-    """Return the mean over the accumulated micro-batches and this one, or None without accumulation."""
+    """Return the mean over the accumulated micro-batches and this one, or None without accumulation.
+
+    What is held is unscaled; the mean comes multiplied by `unit`, as the gradients do.
+    """
     count = optimizer.gradient_accumulation_steps
     if not count:
         return None
-    held = {optimizer._var_key(v): held for v, held in zip(optimizer._trainable_variables, _accumulators(optimizer))}
-    return [(g + held[optimizer._var_key(v)]) / count for g, v in zip(gradients, variables)]
+    accumulators = zip(optimizer._trainable_variables, _accumulators(optimizer), strict=True)
+    held = {optimizer._var_key(variable): accumulator for variable, accumulator in accumulators}
+    return [
+        (tf.convert_to_tensor(gradient) + held[optimizer._var_key(variable)] * unit) / count
+        for gradient, variable in zip(gradients, variables, strict=True)
+    ]
 
 
 def _accumulators(optimizer: keras.optimizers.Optimizer) -> list[tf.Tensor]:
