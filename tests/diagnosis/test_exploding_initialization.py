@@ -108,3 +108,11 @@ def test_infinite_outputs_are_judged_by_those_before_them(simulate, initializers
     finding = exploding_initialization(trace)
     assert finding is not None and finding.severity is Severity.CRITICAL
     assert not re.search(r"\bnan\b|\binf\b", finding.explanation)
+
+
+def test_one_matrix_in_every_layer_is_named(simulate):
+    matrix = np.random.default_rng(0).normal(0, 0.3, (64, 64))
+    finding = exploding_initialization(simulate(widths=(64,) * 12, weights=lambda *_: matrix))
+    assert any("share one initializer object" in item.statement for item in finding.evidence)
+    random = exploding_initialization(simulate(widths=(64,) * 12, weights=lambda r, m, n: r.normal(0, 0.3, (m, n))))
+    assert not any("share one" in item.statement for item in random.evidence)

@@ -127,3 +127,12 @@ def test_usual_rates_raise_no_alarm(rate, optimizer, seed, simulate):
     trace = simulate(rate=rate, optimizer=optimizer, steps=120, seed=seed)
     assert learning_rate_too_high(trace) is None
     assert exploding_gradient(trace) is None
+
+
+def test_gradients_that_begin_at_zero_may_explode_later():
+    """A softmax that saturates on exploding weights: Keras clips its probabilities, and the gradient is exactly 0."""
+    trace = Trace(["dense"], description={"loss": "sparse_categorical_crossentropy"})
+    loss = [14.1, 14.4, 15.0, 1.5e4, 1e10, *[np.nan] * 5]
+    trace.extend(step=range(10), loss=loss, gradient_norm=[0.0, 2e-5, 3e-5, 1.2e4, 4e5, *[np.nan] * 5])
+    assert exploding_gradient(trace).step == 3
+    assert learning_rate_too_high(trace) is None  # a loss of 14 at the start is no fault of the rate

@@ -167,16 +167,16 @@ def _spike(trace: Trace) -> Finding | None:
 
 def _runaway(trace: Trace) -> Finding | None:
     norm, lost = np.asarray(trace.gradient_norm, dtype=np.float64), nonfinite_losses(trace)
-    if len(norm) < SHORTEST_WINDOW or not math.isfinite(norm[0]) or norm[0] <= 0 or not math.isfinite(trace.loss[0]):
+    started = np.flatnonzero(np.isfinite(norm) & (norm > 0))  # a saturated softmax has gradients of exactly 0
+    if len(norm) < SHORTEST_WINDOW or not len(started) or not math.isfinite(trace.loss[0]):
         return None
-    high = np.flatnonzero(np.isfinite(norm) & (norm >= RUNAWAY_FACTOR * norm[0]) & ~trace.skipped)
+    usual = float(norm[started[0]])
+    high = np.flatnonzero(np.isfinite(norm) & (norm >= RUNAWAY_FACTOR * usual) & ~trace.skipped)
     before, after = float(trace.loss[0]), middle(trace.loss[-SHORTEST_WINDOW:])
     ends_lost = bool(lost[-SHORTEST_WINDOW:].any())
     if not len(high) or not (ends_lost or after > before + (LOSS_RISE - 1.0) * abs(before)):
         return None
-    return _jump(
-        trace, int(high[0]), float(norm[0]), "that of the first step", before, math.nan if ends_lost else after
-    )
+    return _jump(trace, int(high[0]), usual, "that of the first step", before, math.nan if ends_lost else after)
 
 
 def _around(trace: Trace, row: int) -> tuple[float, float]:

@@ -197,6 +197,15 @@ def _evidence(trace: Trace, exploding: list[Growth], growth: Growth, worst: Stag
                 f"{fitting.spread}, {worst.fan_in} inputs, {worst.activation}",
             )
         )
+    if len({stage.weight_std for stage in growth.stages[1:]}) == 1 and len(growth.links) > 1 and not worst.drift:
+        evidence.append(
+            Evidence(
+                "The weights of these layers have exactly the same spread, as those of layers have that share one "
+                "initializer object: Keras then gives each of them the same matrix, whose powers grow faster still.",
+                worst.weight_std,
+                source="a keras.initializers object draws the same values at every call",
+            )
+        )
     return (*evidence, _overflow(trace, growth))
 
 

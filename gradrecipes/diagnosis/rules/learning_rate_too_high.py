@@ -41,9 +41,11 @@ from gradrecipes.diagnosis.prescribe import learning_rate_prescriptions
 from gradrecipes.diagnosis.readings import (
     first_sample,
     gradient_to_weight,
+    layer_descriptions,
     middle,
     nonfinite_gradients,
     nonfinite_losses,
+    number,
     place,
     say,
     smallest_weight_norms,
@@ -63,6 +65,7 @@ TARGET_UPDATE = 1e-2  # update norm over weight norm that the prescribed rate ai
 LEAST_FACTOR, MOST_FACTOR = 10.0, 1e6  # by which the prescribed rate is lower
 GIANT_RATIO = 10.0  # median ||g||/||W|| at the first sample; He nets have .1 to 2, unscaled data 20 and more
 GIANT_START = 1e4  # loss and gradient norm of the first step, where the weights were not measured
+ABOVE_CHANCE = 6.0  # nats by which a cross-entropy exceeds ln(classes) at a start that is itself sick; He nets: 0 to 5
 ALL_BUT_ALL = 0.5  # share of the steps after the break that are lost too
 
 
@@ -109,10 +112,18 @@ def _started_badly(trace: Trace) -> bool:
     loss, norm = float(trace.loss[0]), float(trace.gradient_norm[0])
     if not math.isfinite(loss) or math.isinf(norm) or nonfinite_gradients(trace)[0]:
         return True
+    if "crossentropy" in str(trace.description.get("loss", "")) and loss > math.log(_classes(trace)) + ABOVE_CHANCE:
+        return True  # saturated: the gradient may then be 0, and says nothing
     ratio = middle(gradient_to_weight(trace))
     if math.isfinite(ratio):
         return ratio >= GIANT_RATIO
     return abs(loss) >= GIANT_START and not norm < GIANT_START
+
+
+def _classes(trace: Trace) -> float:
+    """Return the units of the last layer that has any, at least 2; one unit of a binary output decides between two."""
+    units = [number(layer.get("units")) for layer in layer_descriptions(trace)]
+    return max(2.0, next((count for count in reversed(units) if count is not None), 2.0))
 
 
 def _broken(trace: Trace, update: float) -> Divergence | None:

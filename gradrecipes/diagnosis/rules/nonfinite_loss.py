@@ -147,6 +147,13 @@ def _origin(trace: Trace, first: First, step: int) -> str:
             f"A gradient broke first, at {where}: its update made the weights NaN, and the loss followed. What made "
             "that gradient so large is the thing to look for."
         )
+    if first.what == "the weights" and _climbing(trace, step):
+        norms = trace.gradient_norm[(trace.steps["step"] < first.step) & np.isfinite(trace.gradient_norm)]
+        size = f" (its gradient norm was {say(float(norms[-1]))})" if len(norms) else ""
+        return (
+            f"The weights{layer} were already broken when that step began, at {where}: the update before it{size} was "
+            "more than the precision holds. What made the updates grow is the thing to look for."
+        )
     if first.what == "the weights":
         return (
             f"The weights{layer} were broken before that, at {where}, though no earlier gradient was seen to be: an "
