@@ -121,8 +121,10 @@ class by_norm(_Serializable):  # noqa: N801
             return divided.scaled(factors).cast_like(packed).flat()
 
         parts = tf.cond(tf.reduce_all(in_one_step), lambda: packed.scaled(factors_of_plain).flat(), in_two_steps)
-        shares = tf.minimum(norms.of_each, bound) / norms.total  # none above 1: squared, they cannot overflow
-        return Clipped(packed.with_flat(parts), _factor(tf.sqrt(tf.reduce_sum(tf.square(shares))), norms))
+        shares = tf.minimum(norms.of_each / bound, 1.0)  # none above 1: squared, they cannot overflow
+        after = bound * tf.sqrt(tf.reduce_sum(tf.square(shares)))
+        factor = tf.where(tf.reduce_all(norms.of_each <= bound), 1.0, after / norms.total)
+        return Clipped(packed.with_flat(parts), _factor(factor, norms))
 
 
 @keras.saving.register_keras_serializable(package="gradrecipes")
