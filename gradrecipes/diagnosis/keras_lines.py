@@ -90,6 +90,41 @@ def normalized_block_lines(stages: Sequence[Stage]) -> str:
     )
 
 
+def can_be_residual(stages: Sequence[Stage]) -> bool:
+    """Say whether the hidden layers are Dense layers of one width, so that their outputs can be added."""
+    hidden = _hidden(stages)
+    return len({stage.units for stage in hidden}) == 1 and all(stage.kind == "Dense" for stage in hidden)
+
+
+def residual_block_lines(stages: Sequence[Stage]) -> str:
+    """Return functions that build the same number of hidden layers as pre-norm residual blocks of two."""
+    hidden = _hidden(stages)
+    first = hidden[0]
+    dense = f"keras.layers.Dense({first.units}, kernel_initializer={initializer_for(first.activation).line})"
+    return "\n".join(
+        [
+            "import keras",
+            "",
+            "",
+            "def block(x):",
+            "    y = keras.layers.LayerNormalization()(x)",
+            f'    y = keras.layers.Activation("{_keras_name(first.activation)}")({dense}(y))',
+            f"    return keras.layers.Add()([x, {dense}(y)])",
+            "",
+            "",
+            "def hidden(inputs):",
+            f"    x = {dense}(inputs)",
+            f"    for _ in range({len(hidden) // 2}):",
+            "        x = block(x)",
+            "    return keras.layers.LayerNormalization()(x)",
+            "",
+            "",
+            "# model = keras.Model(inputs, your_output_layer(hidden(inputs)))",
+            "",
+        ]
+    )
+
+
 def optimizer_line(trace: Trace, learning_rate: float | str, **more: str) -> str:
     """Return the user's optimizer at another rate, as an expression; `more` is added as it stands."""
     config = trace.description.get("optimizer")

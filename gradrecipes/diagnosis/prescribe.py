@@ -9,12 +9,14 @@ from gradrecipes.core.signal_theory import batch_normalized_factor, layer_normal
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.chain import Stage
 from gradrecipes.diagnosis.keras_lines import (
+    can_be_residual,
     compile_lines,
     initializer_for,
     layer_lines,
     normalized_block_lines,
     optimizer_line,
     recorded_rate,
+    residual_block_lines,
 )
 from gradrecipes.diagnosis.readings import say
 
@@ -45,9 +47,25 @@ def initialization_prescriptions(trace: Trace, stages: Sequence[Stage]) -> tuple
     )
     advice = [right_size]
     if len(stages) >= DEEP and narrow >= NORMALIZABLE:
-        advice.insert(0, _normalize(stages, initializer.name))
+        skips = can_be_residual(stages)
+        advice.insert(0, _add_skips(stages, initializer.name) if skips else _normalize(stages, initializer.name))
     advice.append(clip(trace, "Clip the gradient as protection, after the repair", repairs=False))
     return tuple(advice)
+
+
+def _add_skips(stages: Sequence[Stage], initializer: str) -> Prescription:
+    return Prescription(
+        title=f"Use {initializer} in residual blocks with a LayerNormalization before each",
+        code=residual_block_lines(stages),
+        reason=(
+            f"{len(stages)} plain layers are too many for an initializer alone, and for a normalization alone: random "
+            "differences between the layers multiply up, and the first updates undo the balance. A skip connection "
+            "gives the gradient a way back through every layer that multiplies it by 1, and LayerNormalization "
+            f"sets the size of what each block receives. {_why_not_batch(stages[-2].activation, len(stages))}"
+        ),
+        risk="Two more parameters per unit and block, and somewhat more time; the learning rate may be tuned again.",
+        reference="arXiv 1512.03385 (residual nets), arXiv 2002.04745 (normalization before the block)",
+    )
 
 
 def _normalize(stages: Sequence[Stage], initializer: str) -> Prescription:

@@ -91,7 +91,10 @@ def test_prescriptions_are_written_for_the_users_layers(name, activation, simula
     assert "clipnorm" in last.code and "protection" in last.title
     deep = simulate(widths=(48,) * 12, weights=initializers["normal"](1.5), activation=activation)
     first = exploding_initialization(deep).prescriptions[0]
-    assert "LayerNormalization" in first.code and name in first.code and "[48] * 12" in first.code
+    assert "LayerNormalization" in first.code and name in first.code and "range(6)" in first.code
+    uneven = simulate(widths=(48, 64) * 6, weights=initializers["normal"](1.5), activation=activation)
+    first = exploding_initialization(uneven).prescriptions[0]
+    assert "LayerNormalization" in first.code and name in first.code and "[48, 64, 48" in first.code
     assert "BatchNormalization" in first.reason or activation in ("selu", "tanh")
 
 
@@ -116,3 +119,9 @@ def test_one_matrix_in_every_layer_is_named(simulate):
     assert any("share one initializer object" in item.statement for item in finding.evidence)
     random = exploding_initialization(simulate(widths=(64,) * 12, weights=lambda r, m, n: r.normal(0, 0.3, (m, n))))
     assert not any("share one" in item.statement for item in random.evidence)
+
+
+def test_a_sound_linear_head_does_not_dilute_the_average(simulate, initializers):
+    trace = simulate(widths=(64,) * 5, weights=initializers["normal"](1.0), loss="mean_squared_error")
+    finding = exploding_initialization(trace)
+    assert finding.evidence[0].expected == pytest.approx(math.sqrt(32), rel=0.05)

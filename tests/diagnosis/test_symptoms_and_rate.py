@@ -130,7 +130,7 @@ def test_usual_rates_raise_no_alarm(rate, optimizer, seed, simulate):
 
 
 def test_gradients_that_begin_at_zero_may_explode_later():
-    """A softmax that saturates on exploding weights: Keras clips its probabilities, and the gradient is exactly 0."""
+    """A saturated softmax whose loss sees only clipped probabilities has a gradient of exactly 0 at first."""
     trace = Trace(["dense"], description={"loss": "sparse_categorical_crossentropy"})
     loss = [14.1, 14.4, 15.0, 1.5e4, 1e10, *[np.nan] * 5]
     trace.extend(step=range(10), loss=loss, gradient_norm=[0.0, 2e-5, 3e-5, 1.2e4, 4e5, *[np.nan] * 5])

@@ -52,6 +52,7 @@ CERTAIN_GROWTH = 1e4  # factor over the stretch that explodes however slowly eac
 CRITICAL_GROWTH = 1e3  # factor over the stretch; in simulations no learning rate trains beyond it
 SHARE_EXPLAINED = 0.5  # predicted over measured ln(growth); below it something else than the weights is at work
 ERROR_BARS = 2.0  # standard deviations of finite width quoted as "between"
+BELONGS = 0.5  # ln(growth) of a layer at an end of the run over that of the steepest: below, it dilutes the average
 EQUAL = 0.1  # difference of ln(growth) of two layers that the draw of their weights explains, down to width 16
 
 SQUARED_LOSSES = ("squared_error", "mse")
@@ -131,7 +132,7 @@ def _growths(stretch: list[Stage]) -> list[Growth]:
 
 
 def _steepest(values: list[float]) -> tuple[int, int]:
-    """Return (start, stop) of the run with the largest sum: layers that shrink the signal elsewhere hide nothing."""
+    """Return (start, stop) of the run with the largest sum, without ends, such as a sound head, that add little."""
     best, best_range, total, start = 0.0, (0, 0), 0.0, 0
     for index, value in enumerate(values):
         if total <= 0:
@@ -139,7 +140,13 @@ def _steepest(values: list[float]) -> tuple[int, int]:
         total += value
         if total > best:
             best, best_range = total, (start, index + 1)
-    return best_range
+    start, stop = best_range
+    top = max(values[start:stop], default=0.0)
+    while stop > start and values[stop - 1] < BELONGS * top:
+        stop -= 1
+    while stop > start and values[start] < BELONGS * top:
+        start += 1
+    return start, stop
 
 
 def _worst(growth: Growth) -> Stage:
