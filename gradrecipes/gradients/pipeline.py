@@ -26,6 +26,7 @@ class PipelineSettings:
         record: Whether the readings are kept for the host.
         sample_every: Steps from one sample of the dearer readings to the next.
         capacity: Steps that the record holds until the host takes them.
+        steps_at_once: Steps of one execution.
         xla: Whether the step is compiled by XLA.
     """
 
@@ -34,6 +35,7 @@ class PipelineSettings:
     record: bool = False
     sample_every: int = 50
     capacity: int = 256
+    steps_at_once: int = 1
     xla: bool = False
 
 
@@ -155,7 +157,11 @@ class Pipeline:
     def _make_recorder(self, gradients: int, taps: int) -> None:
         settings = self.settings
         self.recorder = Recorder(
-            gradients=gradients, taps=taps, sample_every=settings.sample_every, capacity=settings.capacity
+            gradients=gradients,
+            taps=taps,
+            sample_every=settings.sample_every,
+            capacity=settings.capacity,
+            steps_at_once=settings.steps_at_once,
         )
 
 

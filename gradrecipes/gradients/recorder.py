@@ -48,14 +48,16 @@ class Recorder:
         taps: How many layer outputs are measured in a sample.
         sample_every: Steps from sample to sample.
         capacity: Steps that the ring holds; `take` must be called within as many.
+        steps_at_once: Steps of one execution, which are sampled all or none.
     """
 
-    def __init__(self, *, gradients: int, taps: int, sample_every: int, capacity: int):
+    def __init__(self, *, gradients: int, taps: int, sample_every: int, capacity: int, steps_at_once: int = 1):
         self.gradients = gradients
         self.taps = taps
         self.sample_every = sample_every
         self.capacity = capacity
-        self._sample_capacity = 2 * (capacity // sample_every + EARLY_STEPS + LARGEST_RUN)
+        sampled_at_once = capacity // max(sample_every, steps_at_once) + EARLY_STEPS
+        self._sample_capacity = 2 * (sampled_at_once * steps_at_once + LARGEST_RUN)
         self._sample_width = gradients * (len(GRADIENT_COLUMNS) + HISTOGRAM_BINS) + 2 * taps
         with tf.init_scope():
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
@@ -174,8 +176,8 @@ def exponent_histogram(rows: tf.Tensor) -> tf.Tensor:
     """
     magnitude = tf.abs(rows)
     counted = (magnitude > 0) & tf.math.is_finite(magnitude)
-    orders = tf.floor(tf.math.log(tf.where(counted, magnitude, 1.0)) / np.float32(np.log(2.0)))
-    bins = tf.cast(tf.clip_by_value(orders, HISTOGRAM_LOWEST, HISTOGRAM_HIGHEST - 1), tf.int32) - HISTOGRAM_LOWEST
+    orders = tf.bitwise.right_shift(tf.bitcast(magnitude, tf.int32), 23) - 127  # exact, as a logarithm is not
+    bins = tf.clip_by_value(orders, HISTOGRAM_LOWEST, HISTOGRAM_HIGHEST - 1) - HISTOGRAM_LOWEST
     places = bins + tf.range(tf.shape(rows)[0])[:, None] * HISTOGRAM_BINS
     counts = tf.math.unsorted_segment_sum(
         tf.reshape(tf.cast(counted, tf.float32), [-1]),

@@ -109,6 +109,7 @@ class Attachment:
             record=True,
             sample_every=every or RING_STEPS,
             capacity=max(RING_STEPS, 2 * self.model.steps_per_execution),
+            steps_at_once=self.model.steps_per_execution,
             xla=bool(self.model.jit_compile),
         )
         self._identity, self._prepared_for = identity, dict(self.requests)

@@ -1,0 +1,115 @@
+"""The rings: what is written comes out once, in order, and a sample is numpy's own description."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays_of
+
+from gradrecipes.core.trace import HISTOGRAM_BINS, HISTOGRAM_HIGHEST, HISTOGRAM_LOWEST
+from gradrecipes.gradients.norms import measure_norms
+from gradrecipes.gradients.packing import PackedTensors
+from gradrecipes.gradients.recorder import EARLY_STEPS, LARGEST_RUN, Recorder, exponent_histogram, root_mean_square
+
+
+def write(recorder: Recorder, value: float, *, sample: bool = False, unit: float = 1.0) -> None:
+    packed = PackedTensors([tf.fill([4], value), tf.zeros([3])])
+    unit = tf.constant(unit)
+    rare = None if sample else lambda finite: recorder.write_sample_if_nonfinite(packed, unit, finite)
+    norms = measure_norms(packed, when_rare=rare)
+    if sample:
+        recorder.write_sample(packed, unit, [])
+    recorder.write_row(
+        norms, loss=tf.convert_to_tensor(value), unit=unit, clip_factor=tf.ones(()), outcome=tf.constant(0, tf.int64)
+    )
+
+
+def make(capacity: int = 8, sample_every: int = 4) -> Recorder:
+    return Recorder(gradients=2, taps=0, sample_every=sample_every, capacity=capacity)
+
+
+@settings(max_examples=12)
+@given(portions=st.lists(st.integers(0, 20), min_size=1, max_size=4))
+def test_the_ring_gives_every_row_once_and_of_too_many_the_last(portions):
+    recorder, written = make(), 0
+    for portion in portions:
+        for _ in range(portion):
+            write(recorder, float(written + 1))
+            written += 1
+        rows = recorder.take()
+        kept = min(portion, recorder.capacity)
+        assert rows.first == written - kept
+        expected = np.arange(written - kept, written, dtype=np.float32) + 1
+        np.testing.assert_array_equal(rows.steps[:, 0], expected)
+        np.testing.assert_allclose(rows.steps[:, 4], 2 * expected)
+        assert not recorder.take().steps.size
+
+
+def test_a_sample_is_due_in_the_first_steps_and_every_so_many():
+    recorder = make(sample_every=5)
+    assert [step for step in range(21) if recorder.is_due(step)] == [*range(EARLY_STEPS), 5, 10, 15, 20]
+
+
+def test_of_steps_that_are_not_finite_the_first_in_each_row_are_sampled():
+    recorder = make(capacity=64)
+    for value in [1.0, np.inf, 1.0, *[np.nan] * (LARGEST_RUN + 3), 1e-20, np.nan]:
+        write(recorder, value)
+    rows = recorder.take()
+    assert rows.sample_steps.tolist() == [1, *range(3, 3 + LARGEST_RUN), 3 + LARGEST_RUN + 4]
+    sample = recorder.split_sample(rows.samples)
+    assert sample["nonfinite_share"].tolist() == [[1, 0]] * len(rows.samples)
+    assert sample["zero_share"].tolist() == [[0, 1]] * len(rows.samples)
+
+
+def test_readings_are_unscaled():
+    recorder = make()
+    write(recorder, 8.0, sample=True, unit=4.0)
+    rows = recorder.take()
+    assert rows.steps[0, 1] == pytest.approx(4.0)
+    sample = recorder.split_sample(rows.samples)
+    assert sample["gradient_max"].tolist() == [[2.0, 0.0]]
+    assert sample["histogram"][0, 0].argmax() == 1 - HISTOGRAM_LOWEST
+
+
+def test_a_recorder_writes_the_same_within_a_compiled_graph():
+    recorder = make()
+
+    @tf.function(jit_compile=True)
+    def steps(value):
+        write(recorder, value, sample=True)
+
+    for value in (1.0, 2.0, np.nan):
+        steps(tf.constant(value))
+    rows = recorder.take()
+    np.testing.assert_array_equal(rows.steps[:, 0], np.float32([1, 2, np.nan]))
+    assert rows.sample_steps.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("jit_compile", [None, True], ids=["graph", "xla"])
+def test_the_histogram_is_numpys_of_the_binary_order(jit_compile):
+    histogram = tf.function(exponent_histogram, jit_compile=jit_compile)
+
+    @given(
+        rows=arrays_of.arrays(np.float32, (2, 12), elements=st.floats(width=32, allow_subnormal=False))
+        | arrays_of.arrays(np.float32, (2, 12), elements=st.integers(-45, 45).map(lambda order: 2.0**order))
+    )
+    def check(rows):
+        counts = histogram(tf.constant(rows)).numpy()
+        for row, count in zip(rows, counts, strict=True):
+            finite = np.abs(row[np.isfinite(row) & (row != 0)])
+            orders = np.frexp(finite)[1] - 1  # floor(log2), exactly
+            edges = np.arange(HISTOGRAM_LOWEST, HISTOGRAM_HIGHEST + 1)
+            inside = np.clip(orders, HISTOGRAM_LOWEST, HISTOGRAM_HIGHEST - 1)
+            np.testing.assert_array_equal(count, np.histogram(inside, edges)[0])
+
+    check()
+    assert histogram(tf.zeros([1, 3])).shape == (1, HISTOGRAM_BINS)
+
+
+@given(values=arrays_of.arrays(np.float32, 7, elements=st.floats(-(2.0**127), 2.0**127, width=32)))
+def test_root_mean_square_is_numpys(values):
+    expected = np.sqrt(np.mean(np.square(values.astype(np.float64))))
+    np.testing.assert_allclose(float(root_mean_square(tf.constant(values))), expected, rtol=1e-5, atol=2e-38)
