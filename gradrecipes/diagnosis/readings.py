@@ -86,9 +86,9 @@ def middle(values: np.ndarray) -> float:
 
 
 def place(trace: Trace, step: int) -> str:
-    """Return "epoch 1, batch 4 (step 4)", counted as events are: epochs from 1, batches and steps from 0."""
+    """Return "epoch 1, batch 4 (step 3)", counted as Keras' progress bar counts: only steps begin at 0."""
     where = trace.locate(step)
-    return f"step {step}" if where is None else f"epoch {where[0] + 1}, batch {where[1]} (step {step})"
+    return f"step {step}" if where is None else f"epoch {where[0] + 1}, batch {where[1] + 1} (step {step})"
 
 
 def say(value: float) -> str:

@@ -31,7 +31,7 @@ def test_nonfinite_loss_tells_when_and_what_broke_first(name, severity, step, sa
     assert (finding.severity, finding.step) == (severity, step)
     assert says in finding.explanation
     epoch, batch = trace_of(name).locate(step)
-    assert f"epoch {epoch + 1}, batch {batch}" in finding.title
+    assert f"epoch {epoch + 1}, batch {batch + 1} (step {step})" in finding.title
 
 
 def test_weights_that_broke_without_a_gradient_point_to_the_optimizer():
