@@ -21,7 +21,9 @@ FLOORS = {
     **dict.fromkeys(("callbacks", "probes"), 3),
     **dict.fromkeys(("rescue", "studies", "tuning"), 4),
     **dict.fromkeys(("recipes", "doctor"), 5),
-    "cli": 6,
+    "demo": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 INDEX = "gradrecipes"  # gradrecipes/__init__.py: names every floor, lazily, so only the highest may use it
 LONGEST_FILE = 300

@@ -17,6 +17,8 @@ INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + the number of the signal, as shells
 
 # command -> (module with add_arguments(parser) and run(arguments) -> int, one line for --help)
 COMMANDS = {
+    "demo": ("gradrecipes.cli.demo", "show a training that dies, why, and the repair, on real data"),
+    "watch": ("gradrecipes.cli.watch", "run an unchanged Keras script with every fit in it monitored, then diagnose"),
     "report": ("gradrecipes.cli.report", "say what a saved trace means, and write it as one HTML page"),
 }
 

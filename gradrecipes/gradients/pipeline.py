@@ -13,7 +13,7 @@ from gradrecipes.core.trace import APPLIED, SKIPPED_GRADIENT, SKIPPED_LOSS, SKIP
 from gradrecipes.gradients.clipping import LARGEST_SINGLE_FACTOR_NORM, Clipping
 from gradrecipes.gradients.norms import LARGEST_PLAIN_NORM, Norms, measure_norms
 from gradrecipes.gradients.packing import PackedTensors, TensorLike
-from gradrecipes.gradients.recorder import Recorder, Tap
+from gradrecipes.gradients.recorder import Recorder, Tap, weigh_update
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,19 @@ class PipelineSettings:
     capacity: int = 256
     steps_at_once: int = 1
     xla: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is measured besides the gradients in a step that is sampled.
+
+    Args:
+        weights: Reads the variables that the gradients belong to, as they are at the time of the call.
+        taps: Returns (output, gradient with respect to it) of layers.
+    """
+
+    weights: Callable[[], PackedTensors]
+    taps: Callable[[], list[Tap]]
 
 
 class Pipeline:
@@ -68,7 +81,7 @@ class Pipeline:
         loss: tf.Tensor | None = None,
         unit: tf.Tensor | float = 1.0,
         bounded_elsewhere: bool = False,
-        taps: Callable[[], list[Tap]] | None = None,
+        sample: Sample | None = None,
         lower_scale: Callable[[], None] | None = None,
     ) -> StepOutcome:
         """Measure the gradients, decide, and hand them on, clipped, unless the step is to be skipped.
@@ -81,7 +94,7 @@ class Pipeline:
             loss: float scalar, the loss of the batch; None when it is not known.
             unit: What the gradients come multiplied by: a loss scale.
             bounded_elsewhere: Whether a later bound makes a gradient above 1.8e19 harmless.
-            taps: Given where this step is to be sampled; returns (output, gradient with respect to it) of layers.
+            sample: Given where this step is to be sampled: what else is measured in it.
             lower_scale: What a loss scaler does about a gradient that is not finite while the loss is. Were the
                 step skipped without it, a scale that is too high would stay so, and every step be skipped.
 
@@ -92,10 +105,11 @@ class Pipeline:
         unit = tf.cast(unit, tf.float32)
         packed = PackedTensors(gradients if measured is None else measured, xla=settings.xla)
         if settings.record and self.recorder is None:
-            self._make_recorder(len(packed), len(taps()) if taps else 0)
+            self._make_recorder(len(packed), len(sample.taps()) if sample else 0)
         sample_if_nonfinite = None
-        if settings.record and taps is None:
+        if settings.record and sample is None:
             sample_if_nonfinite = functools.partial(self.recorder.write_sample_if_nonfinite, packed, unit)
+        weights_before = sample.weights() if sample else None
         norms = measure_norms(packed, when_rare=sample_if_nonfinite)
         outcome = self._decide(norms, loss, unit, bounded_elsewhere)
 
@@ -119,8 +133,9 @@ class Pipeline:
             apply_gradients(transformed())
         self._count(outcome, factor)
         if settings.record:
-            if taps is not None:
-                self.recorder.write_sample(packed, unit, taps())
+            if sample is not None:
+                weights = weigh_update(weights_before, sample.weights())
+                self.recorder.write_sample(packed, unit, taps=sample.taps(), weights=weights)
             known_loss = tf.constant(np.nan, tf.float32) if loss is None else tf.cast(loss, tf.float32)
             self.recorder.write_row(norms, loss=known_loss, unit=unit, clip_factor=factor, outcome=outcome)
         return StepOutcome(outcome, norms.total / unit, factor)

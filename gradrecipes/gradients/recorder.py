@@ -8,13 +8,15 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.core.trace import HISTOGRAM_BINS, HISTOGRAM_HIGHEST, HISTOGRAM_LOWEST
-from gradrecipes.gradients.norms import Norms
+from gradrecipes.gradients.norms import Norms, measure_norms
 from gradrecipes.gradients.packing import PackedTensors
 
 EARLY_STEPS = 3  # the first steps are always sampled: an initialization shows there
 LARGEST_RUN = 8  # consecutive non-finite steps that are sampled; after that there is nothing new to see
 STEP_COLUMNS = ("loss", "gradient_norm", "clip_factor", "outcome")
 GRADIENT_COLUMNS = ("gradient_max", "nonfinite_share", "zero_share")
+TAP_COLUMNS = ("output_rms", "output_gradient_norm")
+WEIGHT_COLUMNS = ("weight_norm", "weight_mean", "update_norm")
 
 
 Tap = tuple[tf.Tensor, tf.Tensor | None]
@@ -58,7 +60,7 @@ class Recorder:
         self.capacity = capacity
         sampled_at_once = capacity // max(sample_every, steps_at_once) + EARLY_STEPS
         self._sample_capacity = 2 * (sampled_at_once * steps_at_once + LARGEST_RUN)
-        self._sample_width = gradients * (len(GRADIENT_COLUMNS) + HISTOGRAM_BINS) + 2 * taps
+        self._sample_width = sum(self._sample_sizes().values())
         with tf.init_scope():
             self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
             self._rows = tf.Variable(tf.zeros([capacity, len(STEP_COLUMNS) + gradients]), trainable=False)
@@ -84,10 +86,22 @@ class Recorder:
         self._rows.scatter_nd_update([[step % self.capacity]], row[None])
         self.step.assign_add(1)
 
-    def write_sample(self, packed: PackedTensors, unit: tf.Tensor, taps: list[Tap]) -> None:
-        """Write the sample of this step; call it before `write_row`."""
+    def write_sample(
+        self, packed: PackedTensors, unit: tf.Tensor, *, taps: list[Tap] | None = None, weights: tf.Tensor | None = None
+    ) -> None:
+        """Write the sample of this step; call it before `write_row`.
+
+        Args:
+            packed: The gradients.
+            unit: What they come multiplied by.
+            taps: (output, gradient with respect to it) of layers, where they were heard.
+            weights: float32 `[3n]` as `weigh_update` returns it, where the weights were measured.
+        """
         place = self._sample_count.read_value() % self._sample_capacity
-        sample = tf.concat([_describe_gradients(packed, unit), _describe_taps(taps, unit)], axis=0)
+        parts = [_describe_gradients(packed, unit)]
+        if weights is not None:
+            parts += [weights, *_describe_taps(taps or [], unit)]
+        sample = tf.concat(parts, axis=0)
         sample = tf.pad(sample, [[0, self._sample_width - sample.shape[0]]], constant_values=np.nan)
         self._samples.scatter_nd_update([[place]], sample[None])
         self._sample_steps.scatter_nd_update([[place]], self.step.read_value()[None])
@@ -104,7 +118,7 @@ class Recorder:
             return run
 
         def write() -> tf.Tensor:
-            self.write_sample(packed, unit, [])
+            self.write_sample(packed, unit)
             return tf.constant(True)
 
         run = tf.cond(finite, lambda: tf.zeros((), tf.int64), note)
@@ -123,11 +137,29 @@ class Recorder:
 
     def split_sample(self, samples: np.ndarray) -> dict[str, np.ndarray]:
         """Name the columns of samples: float32 `[samples, n]` each, `histogram` `[samples, n, bins]`."""
-        sizes = [self.gradients] * len(GRADIENT_COLUMNS) + [self.gradients * HISTOGRAM_BINS, self.taps, self.taps]
-        names = (*GRADIENT_COLUMNS, "histogram", "output_rms", "output_gradient_norm")
-        parts = dict(zip(names, np.split(samples, np.cumsum(sizes)[:-1], axis=1), strict=True))
+        sizes = self._sample_sizes()
+        parts = dict(zip(sizes, np.split(samples, np.cumsum(list(sizes.values()))[:-1], axis=1), strict=True))
         parts["histogram"] = parts["histogram"].reshape(len(samples), self.gradients, HISTOGRAM_BINS)
         return parts
+
+    def _sample_sizes(self) -> dict[str, int]:
+        return {
+            **dict.fromkeys(GRADIENT_COLUMNS, self.gradients),
+            "histogram": self.gradients * HISTOGRAM_BINS,
+            **dict.fromkeys(WEIGHT_COLUMNS, self.gradients),
+            **dict.fromkeys(TAP_COLUMNS, self.taps),
+        }
+
+
+def weigh_update(before: PackedTensors, after: PackedTensors) -> tf.Tensor:
+    """Measure weights and what a step did to them.
+
+    Returns:
+        float32 `[3n]`: norms before the step, means before the step, norms of the change.
+    """
+    change = after.with_flat([new - old for new, old in zip(after.flat(), before.flat(), strict=True)])
+    means = before.each(lambda rows: tf.reduce_mean(rows, axis=1))
+    return tf.concat([measure_norms(before).of_each, means, measure_norms(change).of_each], axis=0)
 
 
 def _describe_gradients(packed: PackedTensors, unit: tf.Tensor) -> tf.Tensor:
@@ -143,13 +175,11 @@ def _describe_gradients(packed: PackedTensors, unit: tf.Tensor) -> tf.Tensor:
     return tf.concat([packed.each(finite_largest) / unit, nonfinite, zero, tf.reshape(histogram, [-1])], axis=0)
 
 
-def _describe_taps(taps: list[tuple[tf.Tensor, tf.Tensor | None]], unit: tf.Tensor) -> tf.Tensor:
-    if not taps:
-        return tf.zeros([0])
+def _describe_taps(taps: list[Tap], unit: tf.Tensor) -> list[tf.Tensor]:
     missing = tf.constant(np.nan, tf.float32)
     forward = [root_mean_square(output) for output, _ in taps]
     backward = [missing if gradient is None else _norm(gradient) / unit for _, gradient in taps]
-    return tf.stack(forward + backward)
+    return [tf.stack(forward + backward)] if taps else []
 
 
 def root_mean_square(tensor: tf.Tensor) -> tf.Tensor:

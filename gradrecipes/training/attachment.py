@@ -119,7 +119,7 @@ class Attachment:
         if every:
             step = InstrumentedStep(self.model, self.model.train_step, self._pipeline, sample=True)
             self._sampled_step = keras_private.compile_train_step(self.model, step)
-        self._harvest = Harvest(self._pipeline, step, weigh=bool(every), trace=self.trace)
+        self._harvest = Harvest(self._pipeline, step, trace=self.trace)
 
     def _guarded_function(self) -> Callable[[Any], Any]:
         def train_function(iterator):
@@ -149,11 +149,11 @@ class Attachment:
         self._harvest.begin_epoch(epoch)
 
     def batch_begins(self, batch: int) -> None:
-        """Prepare the sample of the weights if one is due."""
+        """Choose between the step that is sampled and the other."""
         self._harvest.before_batch(batch)
 
     def batch_ends(self, batch: int) -> None:
-        """Finish the sample of the weights, and take the record when its ring is half full."""
+        """Take the record when its ring is half full."""
         if self._harvest.after_batch(batch):
             self.collect()
 

@@ -33,8 +33,8 @@ def describe_run(model: keras.Model, layers: list[keras.layers.Layer], *, names:
 
 
 def describe_layer(layer: keras.layers.Layer) -> dict[str, Any]:
-    """Return what the rules ask of a layer; the weights' spread is that of this moment."""
-    kernel = _kernel(layer)
+    """Return what the rules ask of a layer, but for the spread of its weights, which the first sample tells."""
+    kernel = kernel_of(layer)
     initializer = getattr(layer, "kernel_initializer", None)
     return {
         "name": layer.name,
@@ -43,13 +43,14 @@ def describe_layer(layer: keras.layers.Layer) -> dict[str, Any]:
         "initializer": None if initializer is None else type(initializer).__name__,
         "fan_in": None if kernel is None else int(np.prod(kernel.shape[:-1])),
         "units": None if kernel is None else int(kernel.shape[-1]),
-        "weight_std": None if kernel is None else _finite(np.std(keras.ops.convert_to_numpy(kernel), dtype=float)),
+        "weight_std": None,
         "parameters": int(sum(np.prod(v.shape) for v in layer.trainable_variables)),
         "trainable": bool(layer.trainable),
     }
 
 
-def _kernel(layer: keras.layers.Layer) -> Any:
+def kernel_of(layer: keras.layers.Layer) -> Any:
+    """Return the weights that a layer's inputs are multiplied by, or None."""
     kernel = getattr(layer, "kernel", None)
     return kernel if kernel is not None and len(kernel.shape) >= 2 else None
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from gradrecipes.core.trace import Trace
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.recorder import STEP_COLUMNS
 from gradrecipes.training.instrumented_step import InstrumentedStep
-from gradrecipes.training.weights_meter import WeightsMeter
 
 
 class Harvest:
@@ -17,17 +18,15 @@ class Harvest:
     Args:
         pipeline: Whose recorder is read.
         step: The instrumented step; it knows variables and layers once it was traced.
-        weigh: Whether the weights are measured when a sample is due.
         trace: The record to go on with, if its layers are the same; else a new one is begun.
     """
 
-    def __init__(self, pipeline: Pipeline, step: InstrumentedStep, *, weigh: bool, trace: Trace):
+    def __init__(self, pipeline: Pipeline, step: InstrumentedStep, *, trace: Trace):
         self.trace = trace
         self.epoch = 0
         self.sample_is_due = True
         self._pipeline = pipeline
         self._step = step
-        self._weigh = weigh
         self._earlier = trace if len(trace) else None
         self._begun = False
         self._offset = 0
@@ -35,9 +34,6 @@ class Harvest:
         self._device_step = 0
         self._epoch_start = 0
         self._collected = 0
-        self._meter: WeightsMeter | None = None
-        self._weighing: int | None = None
-        self._weighed: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     # -- the host's own count of steps -----------------------------------------------------------
     def begin_epoch(self, epoch: int) -> None:
@@ -48,35 +44,15 @@ class Harvest:
         self._epoch_starts.append((self._epoch_start, epoch))
 
     def before_batch(self, batch: int) -> None:
-        """Find out whether a sample is due, and remember the weights if so."""
+        """Find out whether a sample is due in the steps that this batch begins."""
         recorder = self._pipeline.recorder
-        step = self._epoch_start + batch
-        steps = range(step, step + self._step.model.steps_per_execution)
-        self.sample_is_due = recorder is None or any(recorder.is_due(each) for each in steps)
-        self._weighing = step if self._weigh and self.sample_is_due else None
-        if self._weighing is not None:
-            self._weigh_before()
-
-    def _weigh_before(self) -> None:
-        variables = self._step.variables or self._step.model.trainable_variables
-        if not variables:  # the model builds itself in its first step: its first sample has no weights
-            self._weighing = None
-            return
-        if self._meter is None:
-            self._meter = WeightsMeter(variables)
-        self._meter.before_step()
+        first = self._epoch_start + batch
+        steps = range(first, first + self._step.model.steps_per_execution)
+        self.sample_is_due = recorder is None or any(recorder.is_due(step) for step in steps)
 
     def after_batch(self, batch: int) -> bool:
-        """Weigh the update; return whether the ring is half full, so that it is time to collect."""
+        """Count the steps; return whether the ring is half full, so that it is time to collect."""
         self._device_step = self._epoch_start + batch + 1
-        if self._weighing is not None:
-            norms, updates = self._meter.after_step()
-            if self._device_step - 1 != self._weighing:  # several steps in one execution: their sum is no update
-                updates = np.full_like(updates, np.nan)
-            if len(norms) == len(self._step.variables):
-                self._weighed[self._weighing] = (norms, updates)
-            else:  # some variables had no gradient, which is known only now
-                self._meter = None
         return self._device_step - self._collected >= self._pipeline.settings.capacity // 2
 
     # -- the rows --------------------------------------------------------------------------------
@@ -102,6 +78,13 @@ class Harvest:
             return
         self.trace = Trace(names, description=self._step.description)
 
+    def _note_initial_weights(self, sample: dict[str, np.ndarray]) -> None:
+        for layer, kernel in zip(self.trace.description["layers"], self._step.layer_map.kernels, strict=True):
+            if kernel is not None and layer["weight_std"] is None:
+                norm, mean = float(sample["weight_norm"][0, kernel]), float(sample["weight_mean"][0, kernel])
+                variance = norm**2 / int(self._step.sizes[kernel]) - mean**2
+                layer["weight_std"] = math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else None
+
     def _add_steps(self, steps: np.ndarray, rows: np.ndarray) -> None:
         starts = np.array([start for start, _ in self._epoch_starts] or [0])
         epochs = np.array([epoch for _, epoch in self._epoch_starts] or [0])
@@ -117,10 +100,10 @@ class Harvest:
 
     def _add_samples(self, steps: np.ndarray, sample: dict[str, np.ndarray]) -> None:
         layer_map, sizes = self._step.layer_map, self._step.sizes
-        nothing = (np.full(len(sizes), np.nan, np.float32),) * 2
-        weighed = [self._weighed.pop(int(step), nothing) for step in steps]
-        weight_norm = layer_map.norms(np.stack([norms for norms, _ in weighed]))
-        update_norm = layer_map.norms(np.stack([updates for _, updates in weighed]))
+        if steps[0] == 0 and not len(self.trace.samples):
+            self._note_initial_weights(sample)
+        weight_norm = layer_map.norms(sample["weight_norm"])
+        update_norm = layer_map.norms(sample["update_norm"])
         with np.errstate(divide="ignore", invalid="ignore"):
             update_ratio = np.where(weight_norm > 0, update_norm / weight_norm, np.nan)
         self.trace.extend_samples(

@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.core.trace import APPLIED
-from gradrecipes.gradients.pipeline import Pipeline, StepOutcome
+from gradrecipes.gradients.packing import PackedTensors
+from gradrecipes.gradients.pipeline import Pipeline, Sample, StepOutcome
 from gradrecipes.training import keras_private
 from gradrecipes.training.describe import describe_run
 from gradrecipes.training.keras_private import replaced
@@ -105,7 +106,7 @@ class InstrumentedStep:
     def _learn_layers(self, variables: list[Any]) -> None:
         self.variables = variables
         self.layer_map = LayerMap(self.model, variables, self.taps.layers() if self.taps is not None else [])
-        with tf.init_scope():  # the weights of this moment are those before the first step
+        with tf.init_scope():
             self.description = describe_run(self.model, self.layer_map.layers, names=self.layer_map.names)
 
     def _apply(self, gradients: list[Any], variables: list[Any], apply_gradients: Callable[[Any], None]) -> None:
@@ -118,7 +119,7 @@ class InstrumentedStep:
             variables,
             apply_gradients,
             loss=self._loss,
-            taps=self.taps.tensors if self.taps is not None else None,
+            sample=None if self.taps is None else Sample(lambda: _read(variables), self.taps.tensors),
         )
 
 
@@ -150,7 +151,7 @@ def piped(optimizer: keras.optimizers.Optimizer, handle: Callable[..., None]) ->
         yield
 
 
-def apply_through(pipeline, optimizer, gradients, variables, apply_gradients, *, loss, taps=None) -> StepOutcome:
+def apply_through(pipeline, optimizer, gradients, variables, apply_gradients, *, loss, sample=None) -> StepOutcome:
     """Lead gradients through a pipeline into an optimizer's own update, whatever kind of optimizer it is."""
     inner = keras_private.inner_optimizer(optimizer)
     unit = keras_private.loss_scale(optimizer)
@@ -170,9 +171,13 @@ def apply_through(pipeline, optimizer, gradients, variables, apply_gradients, *,
         loss=loss,
         unit=unit,
         bounded_elsewhere=inner.clipvalue is not None,
-        taps=taps,
+        sample=sample,
         lower_scale=keras_private.lower_scale(optimizer),
     )
+
+
+def _read(variables: list[Any]) -> PackedTensors:
+    return PackedTensors([tf.identity(tf.convert_to_tensor(variable)) for variable in variables])
 
 
 def _clip_accumulated(pipeline: Pipeline, optimizer: keras.optimizers.Optimizer) -> Callable[[list[Any]], list[Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from gradrecipes.training.describe import kernel_of
 from gradrecipes.training.keras_private import sublayers
 
 
@@ -29,6 +30,8 @@ class LayerMap:
         self.layers = list({id(layer): layer for layer in [*heard, *owner_of]}.values())
         self.names = _unique_names(self.layers)
         place = {id(layer): column for column, layer in enumerate(self.layers)}
+        index = {id(variable): number for number, variable in enumerate(variables)}
+        self.kernels = [index.get(id(kernel_of(layer))) for layer in self.layers]
         self._of_variables = np.array([place[id(layer)] for layer in owner_of], dtype=int)
         self._of_heard = np.array([place[id(layer)] for layer in heard], dtype=int)
 

@@ -64,7 +64,11 @@ class LayerTaps:
 
             return tf.identity(tensor), backward
 
-        return listen(output)
+        heard_output = listen(output)
+        for name, value in vars(output).items():
+            if name.startswith("_keras"):  # the logits behind a softmax, for one: Keras' losses look for them
+                setattr(heard_output, name, value)
+        return heard_output
 
     def layers(self) -> list[keras.layers.Layer]:
         """Return the layers that were heard, in the order in which they were called."""

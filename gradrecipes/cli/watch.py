@@ -1,0 +1,137 @@
+"""`gradrecipes watch`: an unchanged Keras script, every fit in it monitored, with a diagnosis at the end."""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradrecipes.cli.errors import UsageError
+from gradrecipes.cli.report import print_diagnosis
+
+if TYPE_CHECKING:
+    from gradrecipes.report.diagnosis import Diagnosis
+    from gradrecipes.training.watching import WatchedFits
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `gradrecipes watch` takes."""
+    parser.add_argument("--out", type=Path, default=Path("out/watch"), metavar="DIR", help="default: out/watch")
+    parser.add_argument("--sample-every", type=int, default=50, metavar="STEPS", help="default: 50")
+    parser.add_argument("--json", action="store_true", help="print the diagnoses as JSON behind the script's output")
+    parser.add_argument("script", type=Path, help="the training script, run as `python script` would run it")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="what the script takes")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the script, diagnose each of its fits; return 1 if one is unhealthy, 2 if the script failed."""
+    script = arguments.script
+    if not script.is_file():
+        raise UsageError(f"There is no script at {str(script)!r}. Expected the path of a Python file that trains.")
+    if arguments.sample_every < 1:
+        raise UsageError(f"--sample-every must be at least 1 step. Received: {arguments.sample_every}.")
+    watcher = _Watcher(arguments.sample_every)
+    failure = watcher.run(script, arguments.arguments)
+    diagnoses = _diagnose(watcher.fits, arguments.out / script.stem)
+    _tell(diagnoses, arguments)
+    if isinstance(failure, KeyboardInterrupt):
+        raise failure
+    if failure is not None:
+        raise UsageError(
+            f"The script {str(script)!r} raised {type(failure).__name__}: {failure} (its traceback stands above). "
+            "What was recorded until then is diagnosed above; run it with plain python to see whether it fails there too."
+        )
+    if not diagnoses:
+        raise UsageError(
+            f"The script {str(script)!r} called no keras.Model.fit, so there is nothing to diagnose. "
+            "In a loop of your own, use gr.GradientPipeline."
+        )
+    return 0 if all(diagnosis.healthy for _, diagnosis in diagnoses) else 1
+
+
+class _Watcher:
+    """Run a script as `__main__`, and watch Keras from the moment the script imports it."""
+
+    def __init__(self, sample_every: int):
+        self._sample_every = sample_every
+        self._stack: Any = None
+        self.fits: WatchedFits | None = None
+
+    def run(self, script: Path, arguments: list[str]) -> BaseException | None:
+        """Return what the script raised, or None; its own exit code of 0 or None is no failure."""
+        import contextlib
+
+        import wrapt
+
+        before_argv, before_path = sys.argv, list(sys.path)
+        sys.argv = [str(script), *arguments]
+        sys.path.insert(0, str(script.resolve().parent))
+        with contextlib.ExitStack() as self._stack:
+            if "keras" in sys.modules:
+                self._watch(sys.modules["keras"])
+            else:  # the script may set the environment before it imports Keras: so it is not imported for it
+                wrapt.register_post_import_hook(self._watch, "keras")
+            try:
+                runpy.run_path(str(script), run_name="__main__")
+            except SystemExit as stop:
+                return None if stop.code in (None, 0) else stop
+            except KeyboardInterrupt as stop:
+                return stop
+            except BaseException as error:
+                _print_traceback(error, script)
+                return error
+            finally:
+                sys.argv, sys.path[:] = before_argv, before_path
+        return None
+
+    def _watch(self, keras: Any) -> None:
+        if keras.backend.backend() != "tensorflow":
+            raise UsageError(f"gradrecipes works on Keras' TensorFlow backend. Received: {keras.backend.backend()!r}.")
+        from gradrecipes.callbacks.gradient_monitor import GradientMonitor
+        from gradrecipes.training.watching import WatchedFits
+
+        self.fits = WatchedFits(lambda: GradientMonitor(sample_every=self._sample_every))
+        self._stack.enter_context(self.fits.watching())
+
+
+def _print_traceback(error: BaseException, script: Path) -> None:
+    """Print the traceback from the script's own first line on."""
+    entry = error.__traceback__
+    while entry is not None and Path(entry.tb_frame.f_code.co_filename).name != script.name:
+        entry = entry.tb_next
+    traceback.print_exception(type(error), error, entry or error.__traceback__)
+
+
+def _diagnose(fits: WatchedFits | None, out: Path) -> list[tuple[str, Diagnosis]]:
+    from gradrecipes.doctor import diagnose
+
+    diagnoses = []
+    for number, (name, trace) in enumerate(fits.traces if fits is not None else [], start=1):
+        trace.save(out.with_name(f"{out.name}-{number}.trace"))
+        diagnoses.append((name, diagnose(trace)))
+    return diagnoses
+
+
+def _tell(diagnoses: list[tuple[str, Diagnosis]], arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        from gradrecipes.report.strict_json import dumps
+
+        print(dumps([{"model": name, **diagnosis.to_dict()} for name, diagnosis in diagnoses]))
+        return
+    for name, diagnosis in diagnoses:
+        print(f"\n== {name}: {len(diagnosis.trace)} steps ==")
+        print_diagnosis(diagnosis)
+    if not diagnoses:
+        return
+    page = arguments.out / f"{arguments.script.stem}.html"
+    try:
+        from gradrecipes.report.html import write_html
+
+        write_html(page, diagnoses)
+    except ImportError as error:
+        print(f"No HTML page was written. {error}", file=sys.stderr)
+    else:
+        print(f"HTML page: {page}; traces beside it", file=sys.stderr)

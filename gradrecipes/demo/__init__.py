@@ -1,0 +1,1 @@
+"""The main job on real data: a training that dies, why, and the same training kept alive and repaired."""

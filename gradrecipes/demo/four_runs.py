@@ -1,0 +1,127 @@
+"""One deep net, four times: plain, clipped by Keras, monitored and guarded, and with the prescription applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from gradrecipes.callbacks.gradient_guard import GradientGuard
+from gradrecipes.callbacks.gradient_monitor import GradientMonitor
+from gradrecipes.core.trace import Trace
+from gradrecipes.demo.digits import Digits
+from gradrecipes.doctor import diagnose
+from gradrecipes.gradients.clipping import by_global_norm
+from gradrecipes.report.diagnosis import Diagnosis
+
+DEPTH, WIDTH = 30, 64
+WEIGHT_VARIANCE = 4.0  # times 1 / fan_in; ReLU needs 2
+LEARNING_RATE, BATCH_SIZE, EPOCHS = 0.01, 32, 6
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one training came to; every number is measured.
+
+    Attributes:
+        name: What was trained.
+        test_accuracy: Share of the test digits named right, 0 to 1.
+        final_loss: Loss of the last epoch; NaN if the training died.
+        nonfinite_weights: How many weight tensors hold a NaN or Inf at the end, of `weights`.
+        weights: How many weight tensors there are.
+        skipped_steps: Steps left out by the guard.
+        trace: The record, where the run was monitored.
+    """
+
+    name: str
+    test_accuracy: float
+    final_loss: float
+    nonfinite_weights: int
+    weights: int
+    skipped_steps: int = 0
+    trace: Trace | None = None
+
+
+@dataclass(frozen=True)
+class Story:
+    """The four runs, and what was said between the third and the fourth."""
+
+    runs: tuple[Run, ...]
+    diagnosis: Diagnosis
+    prescription: str
+
+
+def tell_story(data: Digits, *, seed: int = 0, progress: Callable[[str], list[Any]] = lambda name: []) -> Story:
+    """Train the four, in order.
+
+    Args:
+        data: The digits.
+        seed: Seed of weights and shuffling.
+        progress: Given the name of a run about to begin, returns callbacks that show how it goes.
+    """
+    sick = [
+        ("(a) plain Keras", {}, []),
+        ("(b) Keras, global_clipnorm=1", {"global_clipnorm": 1.0}, []),
+        ("(c) monitored and guarded", {}, [GradientMonitor(), GradientGuard(clipping=by_global_norm(1.0))]),
+    ]
+    runs = [
+        _train(name, deep_net(seed), data, seed, arguments, [*callbacks, *progress(name)])
+        for name, arguments, callbacks in sick
+    ]
+    diagnosis = diagnose(runs[-1].trace)
+    prescription = diagnosis.findings[0].prescriptions[0]
+    name = "(d) as prescribed"
+    runs.append(
+        _train(name, prescribed_net(prescription.code, seed), data, seed, {}, [GradientMonitor(), *progress(name)])
+    )
+    return Story(tuple(runs), diagnosis, prescription.title)
+
+
+def deep_net(seed: int) -> keras.Model:
+    """Return 30 ReLU layers of 64 units whose weights have the variance 4 / fan_in."""
+    keras.utils.set_random_seed(seed)
+    hidden = [
+        keras.layers.Dense(
+            WIDTH,
+            activation="relu",
+            kernel_initializer=keras.initializers.VarianceScaling(WEIGHT_VARIANCE, "fan_in", "untruncated_normal"),
+        )
+        for _ in range(DEPTH)
+    ]
+    return keras.Sequential([keras.Input((64,)), *hidden, keras.layers.Dense(10)])
+
+
+def prescribed_net(code: str, seed: int) -> keras.Model:
+    """Return the net that the lines of the prescription build, run as they stand, under the same output layer."""
+    keras.utils.set_random_seed(seed)
+    lines: dict[str, Any] = {}
+    exec(compile(code, "<prescription>", "exec"), lines)  # our own lines, and the proof that they run
+    inputs = keras.Input((64,))
+    return keras.Model(inputs, keras.layers.Dense(10)(lines["hidden"](inputs)))
+
+
+def _train(name: str, model: keras.Model, data: Digits, seed: int, arguments: dict[str, Any], callbacks: list) -> Run:
+    keras.utils.set_random_seed(seed)
+    model.compile(
+        optimizer=keras.optimizers.SGD(LEARNING_RATE, **arguments),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    history = model.fit(
+        data.x_train, data.y_train, batch_size=BATCH_SIZE, epochs=EPOCHS, verbose=0, callbacks=callbacks
+    ).history
+    _, accuracy = model.evaluate(data.x_test, data.y_test, verbose=0)
+    weights = model.get_weights()
+    monitors = [callback for callback in callbacks if isinstance(callback, GradientMonitor)]
+    return Run(
+        name,
+        test_accuracy=float(accuracy),
+        final_loss=float(history["loss"][-1]),
+        nonfinite_weights=sum(not np.isfinite(weight).all() for weight in weights),
+        weights=len(weights),
+        skipped_steps=int(history.get("skipped_steps", [0])[-1]),
+        trace=monitors[0].trace if monitors else None,
+    )
