@@ -12,7 +12,7 @@ from gradrecipes.cli.errors import UsageError
 
 if TYPE_CHECKING:
     from gradrecipes.demo.chain import ChainRun
-    from gradrecipes.demo.four_runs import Story
+    from gradrecipes.demo.four_runs import Run, Story
 
 CHAINS = (20, 50)  # neurons
 LEARNS = 0.5  # test accuracy from which the table says "trains"; chance is 0.1
@@ -106,29 +106,24 @@ class _Progress:
 
 
 def _print(story: Story, chains: list[ChainRun], seconds: float, out: Path) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console(file=sys.stdout, highlight=False)
-    table = Table(title="Digits, 30 ReLU layers, weights of variance 4/fan_in, SGD 0.01", title_justify="left")
+    table = Table(title="Digits: 30 ReLU layers, weights of variance 4/fan_in, SGD 0.01", box=box.SIMPLE_HEAD)
     table.add_column("run", no_wrap=True)
-    for header in ("test accuracy", "final loss", "broken weights", "skipped steps"):
-        table.add_column(header, justify="right")
+    for header in ("test\naccuracy", "final\nloss", "broken\nweights"):
+        table.add_column(header, justify="right", no_wrap=True)
     table.add_column("what came of it")
     for one in story.runs:
         broken = f"{one.nonfinite_weights} of {one.weights}"
-        table.add_row(
-            one.name, f"{one.test_accuracy:.3f}", f"{one.final_loss:.3g}", broken, str(one.skipped_steps), _verdict(one)
-        )
-    console.print(table)
-    chain_table = Table(title="One neuron a layer, ReLU, every weight 2.34, input 1", title_justify="left")
-    for header in ("neurons", "dy/dw1 by theory", "dy/dw1 measured", "update at rate 1, clipped to 1"):
-        chain_table.add_column(header, justify="right")
+        table.add_row(one.name, f"{one.test_accuracy:.3f}", f"{one.final_loss:.3g}", broken, _verdict(one))
+    table.add_section()
     for chain in chains:
-        chain_table.add_row(
-            str(chain.layers), f"{chain.predicted:.5g}", f"{chain.measured:.5g}", f"{chain.clipped_update:.6f}"
-        )
-    console.print(chain_table)
+        gradient = f"dy/dw1 {chain.measured:.4e}, theory {chain.predicted:.4e}; clipped to {chain.clipped_update:.4f}"
+        table.add_row(f"chain of {chain.layers}, w = 2.34", "", "", "", gradient)
+    console.print(table)
     first = story.diagnosis.findings[0]
     console.print(f"\n[bold]Why (a) died[/bold]: {first.title} [dim]({first.code})[/dim]")
     for evidence in first.evidence[:2]:
@@ -138,10 +133,11 @@ def _print(story: Story, chains: list[ChainRun], seconds: float, out: Path) -> N
     console.print(f"[dim]{seconds:.0f} seconds[/dim]")
 
 
-def _verdict(run: Any) -> str:
+def _verdict(run: Run) -> str:
     if run.nonfinite_weights:
         return "dead"
-    return "trains" if run.test_accuracy >= LEARNS else "alive, does not learn"
+    skipped = f", {run.skipped_steps} steps skipped" if run.skipped_steps else ""
+    return ("trains" if run.test_accuracy >= LEARNS else "alive, does not learn") + skipped
 
 
 def _as_dict(story: Story, chains: list[ChainRun], seconds: float) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def tell_story(data: Digits, *, seed: int = 0, progress: Callable[[str], list[An
     """
     sick = [
         ("(a) plain Keras", {}, []),
-        ("(b) Keras, global_clipnorm=1", {"global_clipnorm": 1.0}, []),
+        ("(b) Keras global_clipnorm=1", {"global_clipnorm": 1.0}, []),
         ("(c) monitored and guarded", {}, [GradientMonitor(), GradientGuard(clipping=by_global_norm(1.0))]),
     ]
     runs = [
@@ -88,10 +88,11 @@ def deep_net(seed: int) -> keras.Model:
             WIDTH,
             activation="relu",
             kernel_initializer=keras.initializers.VarianceScaling(WEIGHT_VARIANCE, "fan_in", "untruncated_normal"),
+            name=f"hidden_{number}",
         )
-        for _ in range(DEPTH)
+        for number in range(1, DEPTH + 1)
     ]
-    return keras.Sequential([keras.Input((64,)), *hidden, keras.layers.Dense(10)])
+    return keras.Sequential([keras.Input((64,)), *hidden, keras.layers.Dense(10, name="output")])
 
 
 def prescribed_net(code: str, seed: int) -> keras.Model:

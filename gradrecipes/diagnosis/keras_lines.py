@@ -106,14 +106,18 @@ def residual_block_lines(stages: Sequence[Stage]) -> str:
             "import keras",
             "",
             "",
+            "def dense():",
+            f"    return {dense}",
+            "",
+            "",
             "def block(x):",
             "    y = keras.layers.LayerNormalization()(x)",
-            f'    y = keras.layers.Activation("{_keras_name(first.activation)}")({dense}(y))',
-            f"    return keras.layers.Add()([x, {dense}(y)])",
+            f'    y = keras.layers.Activation("{_keras_name(first.activation)}")(dense()(y))',
+            "    return keras.layers.Add()([x, dense()(y)])",
             "",
             "",
             "def hidden(inputs):",
-            f"    x = {dense}(inputs)",
+            "    x = dense()(inputs)",
             f"    for _ in range({len(hidden) // 2}):",
             "        x = block(x)",
             "    return keras.layers.LayerNormalization()(x)",
@@ -138,11 +142,9 @@ def optimizer_line(trace: Trace, learning_rate: float | str, **more: str) -> str
     return f"keras.optimizers.{name}({', '.join(f'{key}={value}' for key, value in arguments.items())})"
 
 
-def compile_lines(trace: Trace, optimizer: str) -> str:
-    """Return the `model.compile` call with an optimizer and, where it is known by name, the user's loss."""
-    loss = trace.description.get("loss")
-    named = isinstance(loss, str) and loss.isidentifier()
-    return f'model.compile(optimizer={optimizer}, loss="{loss}")\n' if named else _without_loss(optimizer)
+def compile_lines(optimizer: str) -> str:
+    """Return the `model.compile` call with an optimizer and the user's own loss, with all its arguments."""
+    return f"model.compile(\n    optimizer={optimizer},\n    loss=model.loss,\n)\n"
 
 
 def recorded_rate(trace: Trace) -> float | None:
@@ -151,10 +153,6 @@ def recorded_rate(trace: Trace) -> float | None:
     if rate is None and isinstance(trace.description.get("optimizer"), dict):
         rate = number(trace.description["optimizer"].get("learning_rate"))
     return rate if rate is not None and rate > 0 else None
-
-
-def _without_loss(optimizer: str) -> str:
-    return f"model.compile(optimizer={optimizer}, loss=model.loss)\n"
 
 
 def _layer_line(stage: Stage) -> str:

@@ -105,7 +105,7 @@ def clip(trace: Trace, title: str, *, repairs: bool, learning_rate: float | None
     )
     return Prescription(
         title=title,
-        code="import keras\n\n" + compile_lines(trace, optimizer),
+        code="import keras\n\n" + compile_lines(optimizer),
         reason=reason,
         risk=(
             "Keras sums the squares in float32: beyond a norm of 1.8e19 its clip itself makes NaN. The clipping of "
@@ -139,14 +139,14 @@ def learning_rate_prescriptions(trace: Trace, rate: float | None, factor: float)
         title = f"Divide the learning rate by {times}"
     else:
         better = rate / factor
-        lower = "import keras\n\n" + compile_lines(trace, optimizer_line(trace, better))
+        lower = "import keras\n\n" + compile_lines(optimizer_line(trace, better))
         title = f"Lower the learning rate to {better:.2g}, {times} times less"
     warmed = (
         "import keras\n\n"
         "learning_rate = keras.optimizers.schedules.CosineDecay(\n"
         f"    initial_learning_rate=0.0, warmup_target={better * WARM_UP_RAISES:.2g}, warmup_steps={WARM_UP_STEPS},\n"
         f"    decay_steps={DECAY_STEPS},  # set it to epochs * steps per epoch, less the warm-up\n"
-        ")\n" + compile_lines(trace, optimizer_line(trace, "learning_rate"))
+        ")\n" + compile_lines(optimizer_line(trace, "learning_rate"))
     )
     return (
         Prescription(
