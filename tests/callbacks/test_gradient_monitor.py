@@ -1,0 +1,272 @@
+"""The monitor: what it says is what an independent tape says, and the training is what it would have been."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import gradrecipes as gr
+from tests.training.nets import (
+    NETS,
+    Subclassed,
+    assert_same_state,
+    deterministic,
+    digits,
+    functional,
+    layers,
+    seeded,
+    shared,
+    two_dense,
+    with_state,
+)
+
+BATCH = 32
+PARTS = ("query", "key", "value", "attention_output")  # a variable counts for the smallest layer that holds it
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def fit(model, x, y, *callbacks, epochs=1, **how):
+    how = {"batch_size": BATCH, "shuffle": False, **how}
+    return model.fit(x, y, epochs=epochs, verbose=0, callbacks=list(callbacks), **how)
+
+
+def norm64(tensors) -> float:
+    dense = [np.asarray(tf.convert_to_tensor(t), np.float64) for t in tensors if t is not None]
+    return float(np.sqrt(sum(np.sum(np.square(t)) for t in dense)))
+
+
+class Witness(keras.callbacks.Callback):
+    """Recompute loss and gradients of the coming batch with a tape, for nets without randomness."""
+
+    def __init__(self, x, y):
+        super().__init__()
+        self.x, self.y, self.seen = x, y, []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        x, y = (part[batch * BATCH : (batch + 1) * BATCH] for part in (self.x, self.y))
+        before = [w.copy() for w in self.model.get_weights()]
+        with tf.GradientTape() as tape:
+            loss = LOSS(y, self.model(x, training=True))
+        variables = self.model.trainable_variables
+        gradients = tape.gradient(loss, variables)
+        owners = {id(v): layer.name for layer in self.model.layers for v in layer.trainable_variables}
+        by_layer = {}
+        for variable, gradient in zip(variables, gradients, strict=True):
+            by_layer.setdefault(owners[id(variable)], []).append(gradient)
+        self.seen.append(
+            {
+                "loss": float(loss),
+                "norm": norm64(gradients),
+                "by_layer": {name: norm64(parts) for name, parts in by_layer.items()},
+                "before": before,
+            }
+        )
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen[-1]["after"] = [w.copy() for w in self.model.get_weights()]
+
+
+def assert_witnessed(trace, witness, *, rtol=1e-5):
+    seen = witness.seen
+    np.testing.assert_allclose(trace.loss, [s["loss"] for s in seen], rtol=rtol)
+    np.testing.assert_allclose(trace.gradient_norm, [s["norm"] for s in seen], rtol=rtol)
+    for name in seen[0]["by_layer"]:
+        columns = [trace.layers.index(part) for part in PARTS if part in trace.layers and "attention" in name]
+        columns = columns or [trace.layers.index(name)]
+        column = np.sqrt(np.square(trace.layer_gradient_norm[:, columns]).sum(axis=1))
+        np.testing.assert_allclose(column, [s["by_layer"][name] for s in seen], rtol=rtol, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("net", ["with_state", "functional", "subclassed"])
+def test_the_training_is_to_the_bit_what_it_would_have_been(net):
+    x, y = digits(160)
+    plain, monitored, watched = (seeded(NETS[net]) for _ in range(3))
+    monitor = gr.GradientMonitor(sample_every=4)
+    with deterministic(rewrites=net != "with_state"):
+        histories = []
+        for model, callbacks in (
+            (plain, []),
+            (monitored, [monitor]),
+            (watched, [gr.GradientMonitor(sample_every=4), gr.GradientGuard()]),
+        ):
+            keras.utils.set_random_seed(2)
+            histories.append(fit(model, x, y, *callbacks, epochs=2).history)
+    assert_same_state(monitored, plain)
+    assert_same_state(watched, plain)
+    for history in histories[1:]:
+        assert {name: history[name] for name in histories[0]} == histories[0]
+
+    for owner in (lambda m: m, lambda m: m.optimizer, *(lambda m, i=i: m.layers[i] for i in range(len(plain.layers)))):
+        assert owner(monitored).__dict__.keys() == owner(plain).__dict__.keys()
+    assert "gradient_norm" not in fit(monitored, x, y).history
+
+
+@pytest.mark.parametrize(
+    ("net", "optimizer"),
+    [
+        ("functional", {}),
+        ("subclassed", {"loss_scale_factor": 256.0}),
+        ("two_dense", {"global_clipnorm": 0.1}),
+        ("embedding", {}),
+        ("recurrent", {}),
+        ("attention", {}),
+        ("shared", {}),
+        ("frozen", {}),
+    ],
+)
+def test_norms_and_losses_are_those_of_an_independent_tape(net, optimizer):
+    x, y = digits(112)  # the last batch is a half
+    model = seeded(NETS[net], keras.optimizers.Adam(0.01, **optimizer))
+    model(x[:1])
+    monitor, witness = gr.GradientMonitor(sample_every=2), Witness(x, y)
+    fit(model, x, y, monitor, witness)
+    assert_witnessed(monitor.trace, witness, rtol=3e-5 if net in ("attention", "recurrent") else 1e-5)
+    assert monitor.trace.steps["batch"].tolist() == [0, 1, 2, 3]
+
+
+def test_the_readings_of_a_sample_are_those_of_an_independent_tape():
+    x, y = digits(96)
+    model = seeded(two_dense, keras.optimizers.SGD(0.1, momentum=0.9))
+    monitor, witness = gr.GradientMonitor(sample_every=1), Witness(x, y)
+    fit(model, x, y, monitor, witness)
+    samples, trace = monitor.trace.samples, monitor.trace
+    assert samples["step"].tolist() == [0, 1, 2]
+    twin = seeded(two_dense)
+    for step, seen in enumerate(witness.seen):
+        twin.set_weights(seen["before"])
+        part = slice(step * BATCH, (step + 1) * BATCH)
+        with tf.GradientTape(persistent=True) as tape:
+            hidden = twin.layers[0](x[part])
+            tape.watch(hidden)
+            out = twin.layers[1](hidden)
+            tape.watch(out)
+            loss = LOSS(y[part], out)
+        for column, output in enumerate((hidden, out)):
+            kernel, bias = twin.layers[column].kernel, twin.layers[column].bias
+            gradients = [g.numpy() for g in tape.gradient(loss, [kernel, bias])]
+            entries = np.concatenate([g.ravel() for g in gradients])
+            before = norm64(seen["before"][2 * column : 2 * column + 2])
+            moved = [a.astype(np.float64) - b for a, b in zip(seen["after"], seen["before"], strict=True)]
+            update = norm64(moved[2 * column : 2 * column + 2])
+            expected = {
+                "output_rms": np.sqrt(np.mean(np.square(output.numpy(), dtype=np.float64))),
+                "output_gradient_norm": norm64([tape.gradient(loss, output)]),
+                "weight_norm": before,
+                "update_norm": update,
+                "update_ratio": update / before,
+                "gradient_max": np.abs(entries).max(),
+                "zero_share": np.mean(entries == 0),
+                "nonfinite_share": 0.0,
+            }
+            for name, value in expected.items():
+                np.testing.assert_allclose(samples[name][step, column], value, rtol=1e-4, atol=1e-7, err_msg=name)
+            assert samples["histogram"][step, column].sum() == np.count_nonzero(entries)
+    assert trace.description["layers"][0]["fan_in"] == 64
+
+
+def test_under_mixed_float16_the_readings_are_unscaled():
+    x, y = digits(96)
+    policy = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_dtype_policy("mixed_float16")
+    try:
+        model = seeded(two_dense, keras.optimizers.SGD(0.1))
+    finally:
+        keras.mixed_precision.set_dtype_policy(policy)
+    monitor = gr.GradientMonitor()
+    fit(model, x, y, monitor)
+    plain, reference = seeded(two_dense, keras.optimizers.SGD(0.1)), gr.GradientMonitor()
+    fit(plain, x, y, reference)
+    np.testing.assert_allclose(monitor.trace.gradient_norm, reference.trace.gradient_norm, rtol=0.02)
+    name = "output_gradient_norm"
+    np.testing.assert_allclose(monitor.trace.samples[name], reference.trace.samples[name], rtol=0.05)
+
+
+def test_accumulated_gradients_are_measured_as_their_mean():
+    x, y = digits(64)
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2, loss_scale_factor=64.0)
+    model = seeded(functional, optimizer)
+    with tf.GradientTape() as tape:
+        loss = LOSS(y, model(x))
+    expected = norm64(tape.gradient(loss, model.trainable_variables))
+    monitor = gr.GradientMonitor()
+    fit(model, x, y, monitor)
+    np.testing.assert_allclose(monitor.trace.gradient_norm[1], expected, rtol=1e-5)
+
+
+def test_two_inputs_and_two_outputs():
+    x, y = digits(96)
+    one, two = keras.Input((64,), name="one"), keras.Input((64,), name="two")
+    both = layers.add([layers.Dense(8)(one), layers.Dense(8)(two)])
+    model = keras.Model([one, two], [layers.Dense(10)(both), layers.Dense(1)(both)])
+    model.compile("adam", loss=[LOSS, "mse"])
+    monitor = gr.GradientMonitor()
+    model.fit([x, x], [y, y], batch_size=BATCH, verbose=0, callbacks=[monitor])
+    assert len(monitor.trace) == 3
+    assert np.isfinite(monitor.trace.layer_gradient_norm).any(axis=0).sum() == 4
+
+
+@pytest.mark.parametrize("how", [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 8}], ids=str)
+def test_however_the_step_is_run_the_record_is_the_same(how):
+    x, y = digits(300)
+    one, other = gr.GradientMonitor(sample_every=4), gr.GradientMonitor(sample_every=4)
+    fit(seeded(two_dense, **how), x, y, one, epochs=2)
+    fit(seeded(two_dense), x, y, other, epochs=2)
+    for name in ("step", "epoch", "batch", "outcome"):
+        np.testing.assert_array_equal(one.trace.steps[name], other.trace.steps[name])
+    for name in ("loss", "gradient_norm", "layer_gradient_norm"):
+        np.testing.assert_allclose(one.trace.steps[name], other.trace.steps[name], rtol=1e-3, atol=1e-6)
+    assert set(other.trace.samples["step"]) <= set(one.trace.samples["step"])
+
+
+def test_samples_of_long_executions_are_not_lost():
+    x, y = digits(256)
+    monitor = gr.GradientMonitor()
+    fit(seeded(two_dense, steps_per_execution=64), x, y, monitor, batch_size=2, epochs=2)
+    assert len(monitor.trace) == 256
+    assert {0, 1, 2, 50, 100, 150, 200, 250} <= set(monitor.trace.samples["step"].tolist())
+
+
+def test_generators_partial_batches_and_second_fits_are_counted_right():
+    x, y = digits(112)
+
+    def batches():
+        for start in range(0, 112, BATCH):
+            yield x[start : start + BATCH], y[start : start + BATCH]
+
+    signature = (tf.TensorSpec((None, 64), tf.float32), tf.TensorSpec((None,), tf.int64))
+    data = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    model, monitor = seeded(Subclassed), gr.GradientMonitor()
+    for callbacks in ([], [monitor], [monitor]):
+        traces = model.python_calls
+        with pytest.warns(UserWarning, match="ran out of data"):  # so says Keras, monitored or not, of unknown sizes
+            model.fit(data, epochs=2, verbose=0, shuffle=False, callbacks=callbacks)
+    assert model.python_calls == traces
+    steps = monitor.trace.steps
+    assert steps["step"].tolist() == list(range(16))
+    assert steps["epoch"].tolist() == [0] * 4 + [1] * 4 + [0] * 4 + [1] * 4
+    assert steps["batch"].tolist() == [0, 1, 2, 3] * 4
+
+
+def test_a_layer_that_is_called_twice_has_one_name_and_its_first_output():
+    monitor = gr.GradientMonitor()
+    fit(seeded(shared), *digits(32), monitor)
+    assert len(monitor.trace.layers) == len(set(monitor.trace.layers))
+    assert np.isfinite(monitor.trace.samples["output_rms"][0, monitor.trace.layers.index("shared")])
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2.5, True, "50"])
+def test_a_wrong_interval_is_refused(bad):
+    with pytest.raises(ValueError, match=r"`sample_every` must be a whole number .*Received: sample_every=.*50 costs"):
+        gr.GradientMonitor(sample_every=bad)
+
+
+def test_a_layer_without_weights_has_no_gradient_norm():
+    x, y = digits(64)
+    model, monitor = seeded(with_state), gr.GradientMonitor()
+    fit(model, x, y, monitor)
+    described = {layer["kind"]: layer for layer in monitor.trace.description["layers"]}
+    assert described["Dropout"]["parameters"] == 0
+    column = monitor.trace.layers.index(described["Dropout"]["name"])
+    assert np.isnan(monitor.trace.layer_gradient_norm[:, column]).all()
