@@ -37,7 +37,8 @@ def mlp(depth: int, width: int) -> keras.Model:
 def cnn() -> keras.Model:
     return keras.Sequential([
         keras.Input((64,)), layers.Reshape((8, 8, 1)),
-        layers.Conv2D(32, 3, padding="same", activation="relu"), layers.Conv2D(64, 3, padding="same", activation="relu"),
+        layers.Conv2D(32, 3, padding="same", activation="relu"),
+        layers.Conv2D(64, 3, padding="same", activation="relu"),
         layers.MaxPooling2D(), layers.Conv2D(64, 3, padding="same", activation="relu"),
         layers.Flatten(), layers.Dense(128, activation="relu"), layers.Dense(10),
     ])  # fmt: skip
@@ -70,6 +71,7 @@ class StepTimer(keras.callbacks.Callback):
     """Time from the end of the first batch to the end of the last one, by step."""
 
     def on_train_batch_end(self, batch, logs=None):
+        """Read the clock."""
         now = time.perf_counter()
         if batch == 0:
             self.start = now
@@ -85,6 +87,7 @@ class Recompute(keras.callbacks.Callback):
         self.x, self.y = tf.constant(x[:BATCH]), tf.constant(y[:BATCH])
 
     def on_train_batch_end(self, batch, logs=None):
+        """Compute and read every norm."""
         with tf.GradientTape() as tape:
             loss = self.model.compute_loss(y=self.y, y_pred=self.model(self.x, training=True))
         gradients = tape.gradient(loss, self.model.trainable_variables)

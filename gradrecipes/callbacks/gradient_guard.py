@@ -101,6 +101,9 @@ class GradientGuard(AttachedCallback):
         _LOG.warning(
             "GradientGuard stopped the training at epoch %d, batch %d: the last %d steps were all skipped (%s). "
             "The weights are those before the first of them. gradrecipes.diagnose(guard.trace) says why.",
-            event.epoch + 1, event.batch + 1, consecutive, ", ".join(reasons),
+            event.epoch + 1,
+            event.batch + 1,
+            consecutive,
+            ", ".join(reasons),
         )
         self.model.stop_training = True

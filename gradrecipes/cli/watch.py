@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     if failure is not None:
         raise UsageError(
             f"The script {str(script)!r} raised {type(failure).__name__}: {failure} (its traceback stands above). "
-            "What was recorded until then is diagnosed above; run it with plain python to see whether it fails there too."
+            "What was recorded until then is diagnosed above; run it with plain python to see whether it fails there."
         )
     if not diagnoses:
         raise UsageError(

@@ -78,6 +78,7 @@ class PackedTensors:
         Args:
             factors: float32 scalars, or float32 `[n]` with one factor for each tensor.
         """
+
         def scale(group: list[int], values: tf.Tensor) -> tf.Tensor:
             dtype = tf.float32 if values.dtype.size < 4 else values.dtype  # a half would round the factor itself
             product = tf.cast(values, dtype)
@@ -97,6 +98,7 @@ class PackedTensors:
 
     def clamped(self, bound: tf.Tensor | float) -> PackedTensors:
         """Return the tensors with every entry clamped to the interval from -bound to bound."""
+
         def clamp(_: list[int], values: tf.Tensor) -> tf.Tensor:
             limit = tf.cast(bound, values.dtype)
             return tf.clip_by_value(values, -limit, limit)

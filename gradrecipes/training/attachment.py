@@ -204,12 +204,20 @@ def join(callback: Any, model: keras.Model, request: Request, *, previous: Attac
         previous: The attachment of the callback's last fit, reused if nothing has changed.
 
     Raises:
-        ValueError: The model is not compiled, or a callback of the same class has joined already.
+        ValueError: The model is not compiled, is spread over several devices, or a callback of the same class
+            has joined already.
     """
     if not getattr(model, "compiled", False) or getattr(model, "optimizer", None) is None:
         raise ValueError(
             f"{type(callback).__name__} needs a compiled model with an optimizer. Received: {model!r}, which has none. "
             "Call model.compile(optimizer=..., loss=...) before model.fit."
+        )
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if replicas > 1:
+        raise ValueError(
+            f"{type(callback).__name__} works on one device so far. Received: a model under a strategy of {replicas} "
+            "replicas, whose gradients would be measured before they are summed, and so would not be the true ones. "
+            "Build and fit the model outside strategy.scope(), or fit without this callback."
         )
     current = _ACTIVE.get(model)
     if current is not None and (current.active or _of_earlier_fit(current, model)):

@@ -52,7 +52,9 @@ class GradientPipeline:
         self.optimizer = optimizer
         self._pipeline = Pipeline(PipelineSettings(clipping=clipping, skip=skip_nonfinite, xla=xla))
 
-    def apply(self, gradients: Sequence[Any], variables: Sequence[Any], *, loss: tf.Tensor | None = None) -> StepOutcome:
+    def apply(
+        self, gradients: Sequence[Any], variables: Sequence[Any], *, loss: tf.Tensor | None = None
+    ) -> StepOutcome:
         """Apply gradients through the pipeline.
 
         Args:

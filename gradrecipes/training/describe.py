@@ -24,9 +24,7 @@ def describe_run(model: keras.Model, layers: list[keras.layers.Layer], *, names:
         "learning_rate": _learning_rate(optimizer),
         "loss": _name_of(model.loss),
         "precision": model.dtype_policy.name,
-        "layers": [
-            {**describe_layer(layer), "name": name} for layer, name in zip(layers, names, strict=True)
-        ],
+        "layers": [{**describe_layer(layer), "name": name} for layer, name in zip(layers, names, strict=True)],
         "keras": keras.__version__,
         "tensorflow": tf.__version__,
     }
