@@ -67,7 +67,6 @@ class Pipeline:
         self.settings = settings
         self.recorder: Recorder | None = None
         with tf.init_scope():
-            self.steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="pipeline_steps")
             self.skipped_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="skipped_steps")
             self.consecutive_skips = tf.Variable(0, dtype=tf.int64, trainable=False, name="consecutive_skips")
             self.clipped_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="clipped_steps")
@@ -113,7 +112,9 @@ class Pipeline:
         norms = measure_norms(packed, when_rare=sample_if_nonfinite)
         outcome = self._decide(norms, loss, unit, bounded_elsewhere)
 
-        factor, transformed = tf.ones(()), lambda: gradients
+        dense = measured is None and not any(isinstance(gradient, tf.IndexedSlices) for gradient in gradients)
+        factor = tf.ones(())
+        transformed = packed.unpacked if settings.skip and dense else lambda: gradients  # few tensors enter the cond
         if settings.clipping is not None:
             clipped = settings.clipping.clip(packed, norms, unit, any_norm=not settings.skip)
             factor = clipped.factor
@@ -161,7 +162,6 @@ class Pipeline:
         return tf.cast(outcome, tf.int64)
 
     def _count(self, outcome: tf.Tensor, factor: tf.Tensor) -> None:
-        self.steps.assign_add(1)
         if self.settings.skip:
             skipped = tf.cast(tf.not_equal(outcome, APPLIED), tf.int64)
             self.skipped_steps.assign_add(skipped)
