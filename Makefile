@@ -3,7 +3,7 @@
 BIN := .venv/bin
 STAMPED := pyproject.toml requirements.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2
 
 # Without it TensorFlow opens every run with notes on the processor and on the lack of a GPU.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
@@ -17,7 +17,7 @@ USABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[
 demo: .venv/.demo  ## show the main job on real data
 	$(BIN)/gradrecipes demo
 
-test: .venv/.dev  ## run the tests; PYTEST_ARGS="-k trace", or "-n 2" for two processes
+test: .venv/.dev  ## run the tests in two processes; PYTEST_ARGS="-k trace" for some of them, in one
 	$(BIN)/python -m pytest -q --durations=10 $(PYTEST_ARGS)
 
 lint: .venv/.dev  ## check style and format
