@@ -39,6 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
     _tell(diagnoses, arguments)
     if isinstance(failure, KeyboardInterrupt):
         raise failure
+    if isinstance(failure, SystemExit):
+        how = f"with exit code {failure.code}" if isinstance(failure.code, int) else f"and said: {failure.code}"
+        raise UsageError(f"The script {str(script)!r} ended itself {how}. What was recorded until then stands above.")
     if failure is not None:
         raise UsageError(
             f"The script {str(script)!r} raised {type(failure).__name__}: {failure} (its traceback stands above). "
@@ -98,11 +101,11 @@ class _Watcher:
 
 
 def _print_traceback(error: BaseException, script: Path) -> None:
-    """Print the traceback from the script's own first line on."""
+    """Print the traceback from the script's own first line on; a script that cannot be compiled has none."""
     entry = error.__traceback__
     while entry is not None and Path(entry.tb_frame.f_code.co_filename).name != script.name:
         entry = entry.tb_next
-    traceback.print_exception(type(error), error, entry or error.__traceback__)
+    traceback.print_exception(type(error), error, entry)
 
 
 def _diagnose(fits: WatchedFits | None, out: Path) -> list[tuple[str, Diagnosis]]:

@@ -25,6 +25,7 @@ class WatchedFits:
 
     def __init__(self, make_monitor: Callable[[], Any]):
         self._make_monitor = make_monitor
+        self._kind = type(make_monitor())
         self._models: list[weakref.ref] = []
         self._names: list[str] = []
         self._traces: list[Trace] = []
@@ -67,14 +68,15 @@ class WatchedFits:
             present = callbacks.callbacks
         else:
             present = [] if callbacks is None else list(keras.tree.flatten(callbacks))
-        own = next((one for one in present if isinstance(getattr(one, "trace", None), Trace)), None)
+        own = next((one for one in present if isinstance(one, self._kind)), None)
         monitor = self._monitor_of(model, own)
         if own is not None:
             return
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            monitor.set_params(callbacks.params)
+            # A list of its own, since a list decides when it is made whether its callbacks run in other threads;
+            # made without the model, which the callbacks of the script have been given already.
+            arguments["callbacks"] = keras.callbacks.CallbackList([monitor, *present], **callbacks.params)
             monitor.set_model(model)
-            callbacks.append(monitor)
         else:
             arguments["callbacks"] = [monitor, *present]
 
