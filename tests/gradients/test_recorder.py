@@ -21,7 +21,7 @@ def write(recorder: Recorder, value: float, *, sample: bool = False, unit: float
     rare = None if sample else lambda finite: recorder.write_sample_if_nonfinite(packed, unit, finite)
     norms = measure_norms(packed, when_rare=rare)
     if sample:
-        recorder.write_sample(packed, unit, [])
+        recorder.write_sample(packed, unit)
     recorder.write_row(
         norms, loss=tf.convert_to_tensor(value), unit=unit, clip_factor=tf.ones(()), outcome=tf.constant(0, tf.int64)
     )
