@@ -43,12 +43,12 @@ def run(arguments: argparse.Namespace) -> int:
         _require_drawing()
     except ImportError as error:
         raise UsageError(str(error)) from error
+    _make_folder(arguments.out)
     logging.getLogger("gradrecipes").setLevel(logging.ERROR)
     with _Progress(total=4 * EPOCHS + len(CHAINS), quiet=arguments.json) as progress:
         story = tell_story(data, seed=arguments.seed, progress=progress.follow)
         chains = [progress.step(f"chain of {layers} neurons", run_chain, layers) for layers in CHAINS]
     guarded = story.runs[2]
-    arguments.out.mkdir(parents=True, exist_ok=True)
     guarded.trace.save(arguments.out / "guarded.trace")
     HeatMap.from_trace(guarded.trace).save(arguments.out / "heat_map.png")
     story.diagnosis.save_html(arguments.out / "report.html")
@@ -71,6 +71,13 @@ def _require_drawing() -> None:
                 f"The demo draws and writes a page, and {module} is not installed. "
                 "Install it with: pip install 'gradrecipes[demo]'"
             ) from error
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"The folder {str(out)!r} cannot be made: {error}. Choose another with --out DIR.") from error
 
 
 class _Progress:

@@ -1,0 +1,88 @@
+"""The README keeps its word: every Python block runs, in order, and every console line that is cheap."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from gradrecipes.cli.main import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = [(kind, text) for kind, text in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)]
+UNHEALTHY_OR_DONE = (0, 1)
+
+
+def commands(text):
+    return [shlex.split(line.removeprefix("$ ")) for line in text.splitlines() if line.startswith("$ ")]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Run all blocks, top to bottom, in one namespace and one empty folder; return what was run and what it left."""
+    folder = tmp_path_factory.mktemp("readme")
+    before, names, done = Path.cwd(), {"__name__": "readme"}, []
+    os.chdir(folder)
+    try:
+        for number, (kind, text) in enumerate(BLOCKS):
+            if kind == "python":
+                lines_above = README[: README.index(text)].count("\n")
+                exec(compile("\n" * lines_above + text, "README.md", "exec"), names)
+                done.append(number)
+            elif kind == "console":
+                for program, *arguments in commands(text):
+                    assert program == "gradrecipes", program
+                    assert main(arguments) in UNHEALTHY_OR_DONE, arguments
+                done.append(number)
+    finally:
+        os.chdir(before)
+        sys.modules.pop("readme", None)
+    return done, names, folder
+
+
+def test_every_block_that_can_run_was_run(ran):
+    done, _, _ = ran
+    assert done == [number for number, (kind, _) in enumerate(BLOCKS) if kind in ("python", "console")]
+    assert len(done) >= 10
+
+
+def test_a_block_that_is_not_run_holds_make_pip_and_notebook_lines_only():
+    others = [text for kind, text in BLOCKS if kind not in ("python", "console")]
+    assert {kind for kind, _ in BLOCKS} == {"", "python", "console"}
+    starts = {line.split()[0] for text in others for line in text.splitlines()}
+    assert starts <= {"make", "pip", "jupytext", "pytest"}
+
+
+def test_the_snippets_left_what_the_text_says(ran):
+    _, names, folder = ran
+    assert names["diagnosis"].healthy
+    assert names["same"].findings == names["diagnosis"].findings
+    assert str(names["guard"].events[0]) == "skip at epoch 1, batch 4: nonfinite_loss"
+    assert {"run.trace", "report.html", "run.html", "train.py"} <= {path.name for path in folder.iterdir()}
+    assert (folder / "out" / "watch" / "train.html").is_file()
+    assert list((folder / "logs").glob("events.out.*"))
+
+
+def test_every_command_and_every_target_it_names_exists():
+    named = set(re.findall(r"gradrecipes (demo|watch|report|\w+) \S+\.(?:py|trace)", README))
+    assert named <= set(COMMANDS)
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"make (\w+)", README)) & {"demo", "test", "wheel"} <= targets
+
+
+def test_every_link_and_picture_leads_to_a_file():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+def test_the_extras_it_names_exist():
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = set(re.findall(r"`\[(\w+)\]`", README)) | set(re.findall(r"\.whl\[(\w+)\]", README))
+    assert named and named <= set(extras)
