@@ -19,7 +19,7 @@ class GradientGuard(AttachedCallback):
     A skipped step leaves every weight, optimizer slot, moving average, seed, metric and counter as it was: as
     if the batch had never come. Zeroing the gradient, as is often done, is no skip, since moments still decay
     and weight decay still acts. A finite gradient above 1.8e19, whose square no optimizer can hold, is skipped
-    as well unless it is clipped first. `skipped_steps` (and `clipped_steps`) reach the logs.
+    as well unless it is clipped first (and above 1e30 even then). `skipped_steps` (and `clipped_steps`) reach the logs.
 
     Args:
         clipping: A method of `gradrecipes.clipping` that bounds every gradient before it is applied, or None.

@@ -167,7 +167,7 @@ class Pipeline:
             self.skipped_steps.assign_add(skipped)
             self.consecutive_skips.assign((self.consecutive_skips.read_value() + 1) * skipped)
         if self.settings.clipping is not None:
-            self.clipped_steps.assign_add(tf.cast(factor < 1.0, tf.int64))
+            self.clipped_steps.assign_add(tf.cast((factor < 1.0) & tf.equal(outcome, APPLIED), tf.int64))
 
     def _make_recorder(self, gradients: int, taps: int) -> None:
         settings = self.settings

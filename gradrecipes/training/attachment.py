@@ -212,13 +212,7 @@ def join(callback: Any, model: keras.Model, request: Request, *, previous: Attac
             f"{type(callback).__name__} needs a compiled model with an optimizer. Received: {model!r}, which has none. "
             "Call model.compile(optimizer=..., loss=...) before model.fit."
         )
-    replicas = model.distribute_strategy.num_replicas_in_sync
-    if replicas > 1:
-        raise ValueError(
-            f"{type(callback).__name__} works on one device so far. Received: a model under a strategy of {replicas} "
-            "replicas, whose gradients would be measured before they are summed, and so would not be the true ones. "
-            "Build and fit the model outside strategy.scope(), or fit without this callback."
-        )
+    require_one_device(model, type(callback).__name__)
     current = _ACTIVE.get(model)
     if current is not None and (current.active or _of_earlier_fit(current, model)):
         if current.active:
@@ -239,6 +233,21 @@ def join(callback: Any, model: keras.Model, request: Request, *, previous: Attac
         )
     current.requests[callback] = request
     return current
+
+
+def require_one_device(model: keras.Model, caller: str) -> None:
+    """Refuse a model whose gradients are summed over replicas after the point where they are measured here.
+
+    Raises:
+        ValueError: The model's strategy has several replicas.
+    """
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if replicas > 1:
+        raise ValueError(
+            f"{caller} works on one device so far. Received: a model under a strategy of {replicas} replicas, whose "
+            "gradients would be measured before they are summed, and so would not be the true ones. Build and fit "
+            "the model outside strategy.scope()."
+        )
 
 
 def is_attached(model: keras.Model) -> bool:
