@@ -12,13 +12,16 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 USABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint format wheel clean help
+.PHONY: demo test test-slow lint format wheel clean help
 
 demo: .venv/.demo  ## show the main job on real data
 	$(BIN)/gradrecipes demo
 
-test: .venv/.dev  ## run the tests in two processes; PYTEST_ARGS="-k trace" for some of them, in one
-	$(BIN)/python -m pytest -q --durations=10 $(PYTEST_ARGS)
+test: .venv/.dev  ## run the tests, a few long ones left out; PYTEST_ARGS="-k trace" for some of them
+	$(BIN)/python -m pytest -q --durations=10 -m "not slow" $(PYTEST_ARGS)
+
+test-slow: .venv/.dev  ## run the tests that `make test` leaves out for their length
+	$(BIN)/python -m pytest -q --durations=10 -m slow $(PYTEST_ARGS)
 
 lint: .venv/.dev  ## check style and format
 	$(BIN)/ruff check .
@@ -38,7 +41,7 @@ clean:  ## remove what was built; .venv stays
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
 # -- the environment ---------------------------------------------------------------------------
 .venv/.demo: $(STAMPED) | $(BIN)/pip
