@@ -11,15 +11,16 @@ from gradrecipes.training.attachment import Attachment, Request, join
 
 
 class AttachedCallback(keras.callbacks.Callback):
-    """Join the pipeline of a fit when Keras hands over the model, and leave it when the fit ends."""
+    """Join the pipeline of a fit when Keras hands over the model, and leave it when the fit ends.
 
-    def __init__(self):
+    Args:
+        request: What this callback asks of the pipeline.
+    """
+
+    def __init__(self, request: Request):
         super().__init__()
+        self._request = request
         self._attachment: Attachment | None = None
-
-    def request(self) -> Request:
-        """Return what this callback asks of the pipeline."""
-        raise NotImplementedError
 
     @property
     def trace(self) -> Trace:
@@ -29,7 +30,7 @@ class AttachedCallback(keras.callbacks.Callback):
     def set_model(self, model: keras.Model) -> None:
         """Join the fit that begins on this model."""
         super().set_model(model)
-        self._attachment = join(self, model, self.request(), previous=self._attachment)
+        self._attachment = join(self, model, self._request, previous=self._attachment)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Put the pipeline in place."""

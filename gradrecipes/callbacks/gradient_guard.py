@@ -48,7 +48,6 @@ class GradientGuard(AttachedCallback):
     """
 
     def __init__(self, *, clipping: Clipping | None = None, max_consecutive_skips: int = 10):
-        super().__init__()
         require_clipping(clipping, "GradientGuard")
         whole = isinstance(max_consecutive_skips, int) and not isinstance(max_consecutive_skips, bool)
         if not whole or max_consecutive_skips < 1:
@@ -56,14 +55,11 @@ class GradientGuard(AttachedCallback):
                 "`max_consecutive_skips` must be a whole number of steps, at least 1. "
                 f"Received: max_consecutive_skips={max_consecutive_skips!r}. 10 suits most trainings."
             )
+        super().__init__(Request(skip=True, clipping=clipping))
         self.clipping = clipping
         self.max_consecutive_skips = max_consecutive_skips
         self.stop_reason: str | None = None
         self._skips_seen = 0.0
-
-    def request(self) -> Request:
-        """Ask for skipping, and for clipping if there is a method."""
-        return Request(skip=True, clipping=self.clipping)
 
     @property
     def events(self) -> list[Event]:

@@ -39,18 +39,14 @@ class GradientMonitor(AttachedCallback):
     """
 
     def __init__(self, *, sample_every: int = 50, histogram_dir: str | None = None):
-        super().__init__()
         if not isinstance(sample_every, int) or isinstance(sample_every, bool) or sample_every < 1:
             raise ValueError(
                 f"`sample_every` must be a whole number of steps, at least 1. Received: sample_every={sample_every!r}. "
                 "50 costs little; 1 measures everything at every step."
             )
+        super().__init__(Request(sample_every=sample_every))
         self.sample_every = sample_every
         self.histogram_dir = histogram_dir
-
-    def request(self) -> Request:
-        """Ask for samples."""
-        return Request(sample_every=self.sample_every)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Put the pipeline in place, and note where the histograms begin."""

@@ -53,7 +53,6 @@ class Attachment:
         self.model = model
         self.history = getattr(model, "history", None)
         self.requests: dict[Any, Request] = {}
-        self.interrupted = False
         self._trace = Trace()
         self._prepared_for: dict[Any, Request] = {}
         self._identity: tuple[Any, ...] = ()
@@ -83,7 +82,6 @@ class Attachment:
         if self._every_step is None or not unchanged:
             self._prepare(identity)
         self.history = getattr(self.model, "history", None)
-        self.interrupted = False
         self._function_before = self.model.train_function
         self._installed = self.model.train_function = self._guarded_function()
 
@@ -140,7 +138,6 @@ class Attachment:
 
     def _interrupt(self, error: BaseException) -> None:
         self.finish()
-        self.interrupted = True
         self._add_event("interrupted", self._harvest.epoch, type(error).__name__, {"message": str(error)[:500]})
 
     # -- during the fit --------------------------------------------------------------------------
