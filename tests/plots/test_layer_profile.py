@@ -61,6 +61,7 @@ def test_values_that_are_not_finite_or_zero_are_marked(tmp_path):
 def test_shallow_and_deep_networks_are_drawn(depth, tmp_path):
     values = np.full(depth, 2.0)
     LayerProfile(values, values, layers=[f"layer_{i}" for i in range(depth)]).save(tmp_path / "profile.png")
+    assert (tmp_path / "profile.png").stat().st_size > 0
 
 
 def test_a_trace_without_samples_gives_an_empty_profile():
