@@ -7,7 +7,7 @@ Each is one function of tensors (`clip_by_global_norm` and so on) and one small 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -32,18 +32,48 @@ class Clipped(NamedTuple):
     factor: tf.Tensor
 
 
+@dataclass(frozen=True)
+class StepGradients:
+    """The gradients of one step, with what a method may need to bound them.
+
+    Args:
+        packed: The gradients, multiplied by `unit`.
+        norms: Their norms, in the same units.
+        unit: float32 scalar, what the gradients come multiplied by: a loss scale.
+        any_norm: False where norms above `LARGEST_SINGLE_FACTOR_NORM` never reach the optimizer, so that the
+            arithmetic for them can be left out.
+        state: The variables that the method's `make_state` returned.
+        learn: bool scalar, whether this step may enter the state: not when it is skipped.
+        weights: Reads the variables that the gradients belong to, packed as they are.
+        unit_axes: For each gradient the axes over which the norm of one output unit is taken, or None for a
+            variable that is left alone; None where the layers are not known.
+    """
+
+    packed: PackedTensors
+    norms: Norms
+    unit: tf.Tensor
+    any_norm: bool = True
+    state: tuple[tf.Variable, ...] = ()
+    learn: tf.Tensor | bool = True
+    weights: Callable[[], PackedTensors] | None = None
+    unit_axes: Sequence[tuple[int, ...] | None] | None = None
+
+
 class Clipping(Protocol):
     """What the pipeline asks of a clipping method."""
 
-    def clip(self, packed: PackedTensors, norms: Norms, unit: tf.Tensor, *, any_norm: bool = True) -> Clipped:
-        """Bound the gradients, which come multiplied by `unit` (a loss scale), in those same units.
+    def make_state(self, tensors: int) -> tuple[tf.Variable, ...]:
+        """Return the variables in which the method remembers earlier steps of so many gradients."""
 
-        `any_norm` is False where norms above `LARGEST_SINGLE_FACTOR_NORM` never reach the optimizer, so that
-        the arithmetic for them can be left out.
-        """
+    def clip(self, step: StepGradients) -> Clipped:
+        """Bound the gradients of a step, in the units in which they came."""
 
 
 class _Serializable:
+    def make_state(self, tensors: int) -> tuple[tf.Variable, ...]:
+        """Return no variables: the bound is fixed."""
+        return ()
+
     def get_config(self) -> dict[str, Any]:
         """Return the arguments."""
         return asdict(self)
@@ -75,11 +105,12 @@ class by_global_norm(_Serializable):  # noqa: N801 - reads as the verb phrase it
     def __post_init__(self):
         _require_positive(self.max_norm, "max_norm", "by_global_norm")
 
-    def clip(self, packed: PackedTensors, norms: Norms, unit: tf.Tensor, *, any_norm: bool = True) -> Clipped:
+    def clip(self, step: StepGradients) -> Clipped:
         """Bound the gradients; see `Clipping.clip`."""
-        bound = self.max_norm * unit
+        packed, norms = step.packed, step.norms
+        bound = self.max_norm * step.unit
         factor = bound / tf.maximum(norms.total, bound)
-        if not any_norm:
+        if not step.any_norm:
             return Clipped(packed.scaled(factor), factor)
 
         def in_two_steps() -> list[tf.Tensor]:
@@ -109,9 +140,10 @@ class by_norm(_Serializable):  # noqa: N801
     def __post_init__(self):
         _require_positive(self.max_norm, "max_norm", "by_norm")
 
-    def clip(self, packed: PackedTensors, norms: Norms, unit: tf.Tensor, *, any_norm: bool = True) -> Clipped:
+    def clip(self, step: StepGradients) -> Clipped:
         """Bound the gradients; see `Clipping.clip`."""
-        bound = self.max_norm * unit
+        packed, norms = step.packed, step.norms
+        bound = self.max_norm * step.unit
         in_one_step = norms.of_each <= tf.maximum(bound, LARGEST_SINGLE_FACTOR_NORM)
         factors_of_plain = bound / tf.maximum(norms.of_each, bound)
 
@@ -143,9 +175,10 @@ class by_value(_Serializable):  # noqa: N801
     def __post_init__(self):
         _require_positive(self.max_value, "max_value", "by_value")
 
-    def clip(self, packed: PackedTensors, norms: Norms, unit: tf.Tensor, *, any_norm: bool = True) -> Clipped:
+    def clip(self, step: StepGradients) -> Clipped:
         """Bound the gradients; see `Clipping.clip`."""
-        clamped = packed.clamped(self.max_value * unit)
+        packed, norms = step.packed, step.norms
+        clamped = packed.clamped(self.max_value * step.unit)
         return Clipped(clamped, _factor(measure_norms(clamped).total / norms.total, norms))
 
 
@@ -183,7 +216,7 @@ def require_clipping(clipping: Any, caller: str) -> None:
 
 def _clip(tensors: Sequence[TensorLike], clipping: Clipping) -> list[TensorLike]:
     packed = PackedTensors(tensors)
-    return clipping.clip(packed, measure_norms(packed), tf.constant(1.0)).packed.unpacked()
+    return clipping.clip(StepGradients(packed, measure_norms(packed), tf.constant(1.0))).packed.unpacked()
 
 
 def _factor(ratio: tf.Tensor, before: Norms) -> tf.Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.core.trace import APPLIED, SKIPPED_GRADIENT, SKIPPED_LOSS, SKIPPED_OVERFLOW
-from gradrecipes.gradients.clipping import LARGEST_SINGLE_FACTOR_NORM, Clipping
+from gradrecipes.gradients.clipping import LARGEST_SINGLE_FACTOR_NORM, Clipping, StepGradients
 from gradrecipes.gradients.norms import LARGEST_PLAIN_NORM, Norms, measure_norms
 from gradrecipes.gradients.packing import PackedTensors, TensorLike
 from gradrecipes.gradients.recorder import Recorder, Tap, weigh_update
@@ -116,7 +116,7 @@ class Pipeline:
         factor = tf.ones(())
         transformed = packed.unpacked if settings.skip and dense else lambda: gradients  # few tensors enter the cond
         if settings.clipping is not None:
-            clipped = settings.clipping.clip(packed, norms, unit, any_norm=not settings.skip)
+            clipped = settings.clipping.clip(StepGradients(packed, norms, unit, any_norm=not settings.skip))
             factor = clipped.factor
             if measured is None:  # else `clip` does it, where the mean of the micro-batches is applied
                 transformed = clipped.packed.unpacked
@@ -144,7 +144,7 @@ class Pipeline:
     def clip(self, gradients: Sequence[TensorLike]) -> list[TensorLike]:
         """Clip gradients that were measured elsewhere (the mean of accumulated micro-batches)."""
         packed = PackedTensors(gradients, xla=self.settings.xla)
-        return self.settings.clipping.clip(packed, measure_norms(packed), tf.ones(())).packed.unpacked()
+        return self.settings.clipping.clip(StepGradients(packed, measure_norms(packed), tf.ones(()))).packed.unpacked()
 
     def _decide(self, norms: Norms, loss: tf.Tensor | None, unit: tf.Tensor, bounded_elsewhere: bool) -> tf.Tensor:
         if not self.settings.skip:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import gradrecipes as gr
 from gradrecipes.gradients import clipping
+from gradrecipes.gradients.clipping import StepGradients
 from gradrecipes.gradients.norms import measure_norms
 from gradrecipes.gradients.packing import PackedTensors
 
@@ -69,7 +70,7 @@ def draw_arrays(seed: int, power: float, dtype: str = "float32", shapes=SHAPES) 
 
 def clip(method, arrays: Arrays, bound: float, unit: float = 1.0) -> tuple[Arrays, float]:
     packed = PackedTensors([tf.constant(a) for a in arrays])
-    clipped = method(bound).clip(packed, measure_norms(packed), tf.constant(unit))
+    clipped = method(bound).clip(StepGradients(packed, measure_norms(packed), tf.constant(unit)))
     return [t.numpy() for t in clipped.packed.unpacked()], float(clipped.factor)
 
 
@@ -151,7 +152,7 @@ def test_it_is_the_same_in_a_graph_and_under_xla(method, jit_compile):
     @tf.function(jit_compile=jit_compile)
     def in_graph(*tensors):
         packed = PackedTensors(tensors, xla=bool(jit_compile))
-        clipped = method(0.3).clip(packed, measure_norms(packed), tf.constant(1.0))
+        clipped = method(0.3).clip(StepGradients(packed, measure_norms(packed), tf.constant(1.0)))
         return clipped.packed.unpacked(), clipped.factor
 
     for power in (-2, 0, 25, 37):
