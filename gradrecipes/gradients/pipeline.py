@@ -13,6 +13,7 @@ from gradrecipes.core.trace import APPLIED, SKIPPED_GRADIENT, SKIPPED_LOSS, SKIP
 from gradrecipes.gradients.clipping import LARGEST_SINGLE_FACTOR_NORM, Clipping, StepGradients
 from gradrecipes.gradients.norms import LARGEST_PLAIN_NORM, Norms, measure_norms
 from gradrecipes.gradients.packing import PackedTensors, TensorLike
+from gradrecipes.gradients.plain_variable import plain_variable
 from gradrecipes.gradients.recorder import Recorder, Tap, weigh_update
 
 
@@ -66,10 +67,9 @@ class Pipeline:
     def __init__(self, settings: PipelineSettings):
         self.settings = settings
         self.recorder: Recorder | None = None
-        with tf.init_scope():
-            self.skipped_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="skipped_steps")
-            self.consecutive_skips = tf.Variable(0, dtype=tf.int64, trainable=False, name="consecutive_skips")
-            self.clipped_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="clipped_steps")
+        self.skipped_steps = plain_variable(0, dtype=tf.int64, name="skipped_steps")
+        self.consecutive_skips = plain_variable(0, dtype=tf.int64, name="consecutive_skips")
+        self.clipped_steps = plain_variable(0, dtype=tf.int64, name="clipped_steps")
 
     def apply(
         self,

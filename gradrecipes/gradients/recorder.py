@@ -10,6 +10,7 @@ import tensorflow as tf
 from gradrecipes.core.trace import HISTOGRAM_BINS, HISTOGRAM_HIGHEST, HISTOGRAM_LOWEST
 from gradrecipes.gradients.norms import Norms, measure_norms
 from gradrecipes.gradients.packing import PackedTensors
+from gradrecipes.gradients.plain_variable import plain_variable
 
 EARLY_STEPS = 3  # the first steps are always sampled: an initialization shows there
 LARGEST_RUN = 8  # consecutive non-finite steps that are sampled; after that there is nothing new to see
@@ -61,14 +62,13 @@ class Recorder:
         sampled_at_once = capacity // max(sample_every, steps_at_once) + EARLY_STEPS
         self._sample_capacity = 2 * (sampled_at_once * steps_at_once + LARGEST_RUN)
         self._sample_width = sum(self._sample_sizes().values())
-        with tf.init_scope():
-            self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
-            self._rows = tf.Variable(tf.zeros([capacity, len(STEP_COLUMNS) + gradients]), trainable=False)
-            self._samples = tf.Variable(tf.zeros([self._sample_capacity, self._sample_width]), trainable=False)
-            self._sample_steps = tf.Variable(tf.zeros([self._sample_capacity], tf.int64), trainable=False)
-            self._sample_count = tf.Variable(0, dtype=tf.int64, trainable=False)
-            self._nonfinite_run = tf.Variable(0, dtype=tf.int64, trainable=False)
-            self._last_nonfinite = tf.Variable(-2, dtype=tf.int64, trainable=False)
+        self.step = plain_variable(0, dtype=tf.int64, name="step")
+        self._rows = plain_variable(np.zeros([capacity, len(STEP_COLUMNS) + gradients], np.float32))
+        self._samples = plain_variable(np.zeros([self._sample_capacity, self._sample_width], np.float32))
+        self._sample_steps = plain_variable(np.zeros([self._sample_capacity], np.int64))
+        self._sample_count = plain_variable(0, dtype=tf.int64)
+        self._nonfinite_run = plain_variable(0, dtype=tf.int64)
+        self._last_nonfinite = plain_variable(-2, dtype=tf.int64)
         self._taken = 0
         self._samples_taken = 0
 
