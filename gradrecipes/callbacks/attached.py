@@ -50,16 +50,6 @@ class AttachedCallback(keras.callbacks.Callback):
         if self._leads:
             self._attachment.epoch_ends(epoch, logs or {})
 
-    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Prepare what is measured around a batch."""
-        if self._leads:
-            self._attachment.batch_begins(batch)
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Finish what is measured around a batch."""
-        if self._leads:
-            self._attachment.batch_ends(batch)
-
     @property
     def _leads(self) -> bool:
         return self._attachment.active and self._attachment.leads(self)

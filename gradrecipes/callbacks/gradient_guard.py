@@ -1,41 +1,70 @@
-"""Keep a training alive: leave out the steps that would ruin the weights, and stop when nothing else is left."""
+"""Keep a training alive: skip, back off, roll back, and stop, with the reason, when nothing else is left."""
 
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
+import numpy as np
+
 from gradrecipes.callbacks.attached import AttachedCallback
+from gradrecipes.callbacks.guard_arguments import check_guard_arguments
 from gradrecipes.core.event import Event
-from gradrecipes.gradients.clipping import Clipping, require_clipping
+from gradrecipes.core.trace import OUTCOMES, SKIPPED_LOSS_SPIKE
+from gradrecipes.gradients.clipping import Clipping
 from gradrecipes.training.attachment import Request
+from gradrecipes.training.guard_state import load_guard_state, save_guard_state
+from gradrecipes.training.recovery import Action, Readings, Recovery
+from gradrecipes.training.snapshots import SnapshotRing
 
 _LOG = logging.getLogger(__name__)
 
 
 class GradientGuard(AttachedCallback):
-    """Skip every step whose loss or gradient is not finite, and stop, with the reason, when all of them are.
+    """Skip every step that would ruin the weights; if that is not enough, go back to sound ones and slow down.
 
-    A skipped step leaves every weight, optimizer slot, moving average, seed, metric and counter as it was: as
-    if the batch had never come. Zeroing the gradient, as is often done, is no skip, since moments still decay
-    and weight decay still acts. A finite gradient above 1.8e19, whose square no optimizer can hold, is skipped
-    as well unless it is clipped first (and above 1e30 even then). `skipped_steps` (and `clipped_steps`) reach the logs.
+    **Skip.** A step is left out when its loss or gradient is not finite, when its gradient is above 1.8e19, whose
+    square no optimizer can hold (above 1e30 if it is clipped first), or when its loss or norm is absurd beside
+    those of the last 128 steps: above μ + 6σ and above 2μ. A skipped step leaves every weight, optimizer slot,
+    moving average, seed, metric and counter as it was: as if the batch had never come. Zeroing the gradient, as
+    is often done, is no skip, since moments still decay and weight decay still acts.
+
+    **Roll back and back off.** After `max_consecutive_skips` in a row, or when the loss is back where it began
+    after half of it had been learned away, weights, optimizer, moving averages, seeds and metrics go back to the
+    newest sound snapshot, and the training goes on with the *next* data at half the learning rate, then at a tenth
+    of that each time it fails again before it has recovered. That works under a schedule too: the rate is multiplied
+    inside the step.
+
+    **Stop.** When going back would change nothing, or has not helped `max_rollbacks` times, the training stops and
+    `stop_reason` says why. A *finite* loss never stops a training: the guard then accepts its new level.
+
+    `skipped_steps` (and `clipped_steps`) reach the logs. The device is asked every eight steps.
 
     Args:
         clipping: A method of `gradrecipes.clipping` that bounds every gradient before it is applied, or None.
             It acts before what the optimizer's own `clipnorm`, `global_clipnorm` or `clipvalue` do.
-        max_consecutive_skips: Skips in a row after which the training is stopped, at least 1: skipping for
-            ever would hide a bug.
+        sigmas: Standard deviations from which on a finite loss or norm is absurd; None to skip only what is not
+            finite.
+        max_consecutive_skips: Skips in a row that are borne, at least 1: skipping for ever would hide a bug.
+        snapshot_every: Steps from one snapshot to the next; the last three are held in the host's memory, each of
+            the size of weights and slots. None to keep none: then too many skips stop the training.
+        max_rollbacks: Rollbacks without recovery between them that are tried.
+        backup_dir: Where the guard writes its own state at the end of each epoch, or None. List it after
+            `keras.callbacks.BackupAndRestore`, perhaps with the same directory, and a run that is killed goes on
+            as if it had not been.
 
     Attributes:
-        events: What the guard did: a list of `gradrecipes.Event`, of the kinds `"skip"` and `"stop"`.
-        stop_reason: None, or the code for which the training was stopped: `"too_many_skips"`.
+        events: What the guard did: a list of `gradrecipes.Event`, of the kinds `"skip"`, `"rollback"`,
+            `"back_off"`, `"gave_way"` and `"stop"`.
+        stop_reason: None, or the code for which the training was stopped: `"too_many_skips"`,
+            `"training_lost"` or `"too_many_rollbacks"`.
         trace: The record of the fit.
 
     Raises:
         TypeError: `clipping` is no clipping method.
-        ValueError: `max_consecutive_skips` is no positive whole number; in `fit`: the model is not compiled,
-            or two guards were passed.
+        ValueError: A bound is not positive or not whole; in `fit`: the model is not compiled, or two guards
+            were passed.
 
     Example:
         >>> import gradrecipes as gr
@@ -44,61 +73,140 @@ class GradientGuard(AttachedCallback):
 
     References:
         The rule that a skip must leave the optimizer untouched: `keras.optimizers.LossScaleOptimizer`, which
-        does it for float16 only.
+        does it for float16 only. Absurd values: OLMo-core's `SkipStepOptimizer`. Rolling back and going on with
+        later data: PaLM, arXiv 2204.02311, section 5.1; asked of Keras in its issue 8332.
     """
 
-    def __init__(self, *, clipping: Clipping | None = None, max_consecutive_skips: int = 10):
-        require_clipping(clipping, "GradientGuard")
-        whole = isinstance(max_consecutive_skips, int) and not isinstance(max_consecutive_skips, bool)
-        if not whole or max_consecutive_skips < 1:
-            raise ValueError(
-                "`max_consecutive_skips` must be a whole number of steps, at least 1. "
-                f"Received: max_consecutive_skips={max_consecutive_skips!r}. 10 suits most trainings."
-            )
-        super().__init__(Request(skip=True, clipping=clipping))
+    def __init__(
+        self,
+        *,
+        clipping: Clipping | None = None,
+        sigmas: float | None = 6.0,
+        max_consecutive_skips: int = 10,
+        snapshot_every: int | None = 100,
+        max_rollbacks: int = 5,
+        backup_dir: str | os.PathLike[str] | None = None,
+    ):
+        check_guard_arguments(clipping, sigmas, max_consecutive_skips, snapshot_every, max_rollbacks)
+        super().__init__(Request(skip=True, sigmas=sigmas, clipping=clipping, check=self._check))
         self.clipping = clipping
+        self.sigmas = sigmas
         self.max_consecutive_skips = max_consecutive_skips
+        self.snapshot_every = snapshot_every
+        self.max_rollbacks = max_rollbacks
+        self.backup_dir = backup_dir
         self.stop_reason: str | None = None
-        self._skips_seen = 0.0
+        self._recovery: Recovery | None = None
+        self._resumed = False
 
     @property
     def events(self) -> list[Event]:
-        """What the guard did, in order: skips and the stop, each with step, epoch, batch and reason."""
-        return [event for event in self.trace.events if event.kind in ("skip", "stop")]
+        """What the guard did, in order, each with step, epoch, batch and reason."""
+        kinds = ("skip", "rollback", "back_off", "gave_way", "stop")
+        return [event for event in self.trace.events if event.kind in kinds]
 
+    # -- Keras calls -------------------------------------------------------------------------------
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Put the pipeline in place."""
         super().on_train_begin(logs)
         self.stop_reason = None
+        self._resumed = False
         pipeline = self._attachment.pipeline
         pipeline.consecutive_skips.assign(0)
-        self._skips_seen = float(pipeline.skipped_steps.numpy())
+        self._recovery = Recovery(
+            None if self.snapshot_every is None else SnapshotRing(self.model),
+            every=self.snapshot_every or 0,
+            max_consecutive_skips=self.max_consecutive_skips,
+            max_rollbacks=self.max_rollbacks,
+        )
+        self._recovery.rate_factor = float(pipeline.rate_factor.numpy())
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Tell the record which epoch begins."""
+        """Tell the record which epoch begins; take up a state that was saved, once the weights were."""
         super().on_epoch_begin(epoch, logs)
-        self._epoch = epoch
+        if not self._resumed and self.backup_dir is not None:
+            values = load_guard_state(self.backup_dir, iterations=self._iterations())
+            if values is not None:
+                self._attachment.pipeline.restore(values)
+                self._recovery.rate_factor = float(values["rate_factor"])
+        self._resumed = True
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Stop if too many steps in a row were skipped; the device is asked only when there was a new skip."""
-        super().on_train_batch_end(batch, logs)
-        skipped = float((logs or {}).get("skipped_steps", 0.0))
-        if skipped <= self._skips_seen:
-            return
-        self._skips_seen = skipped
-        consecutive = int(self._attachment.pipeline.consecutive_skips.numpy())
-        if consecutive >= self.max_consecutive_skips:
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """See to it that what is validated is sound."""
+        if self._attachment is not None and self._attachment.active:
+            self._check()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Bring the record up to date, and save the guard's own state."""
+        super().on_epoch_end(epoch, logs)
+        if self.backup_dir is not None:
+            values = {name: variable.numpy() for name, variable in self._attachment.pipeline.variables.items()}
+            save_guard_state(self.backup_dir, values, iterations=self._iterations())
+
+    def _iterations(self) -> int:
+        return int(np.asarray(self.model.optimizer.iterations))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_recovery": None}
+
+    # -- between two steps -------------------------------------------------------------------------
+    def _check(self) -> None:
+        pipeline = self._attachment.pipeline
+        consecutive = int(pipeline.consecutive_skips.numpy())
+        watch = pipeline.watches.get(0)
+        losses = np.zeros(0, np.float32) if watch is None else watch.remembered()
+        readings = Readings(self._attachment.steps_run, consecutive, losses, self._skips_were_finite(consecutive))
+        action = self._recovery.consider(readings)
+        if action is Action.ROLL_BACK:
+            self._roll_back(readings)
+        elif action is Action.GIVE_WAY:
+            self._begin_anew()
+            self._recovery.forget_level()
+            self._attachment.add_event("gave_way", self._recovery.reason, {"consecutive_skips": consecutive})
+        elif action is Action.STOP:
             self._stop(consecutive)
 
-    def _stop(self, consecutive: int) -> None:
-        self.stop_reason = "too_many_skips"
-        event = self._attachment.add_stop(self._epoch, self.stop_reason, {"consecutive_skips": consecutive})
-        reasons = sorted({skip.reason for skip in self.events if skip.kind == "skip"})
+    def _skips_were_finite(self, consecutive: int) -> bool:
+        if not consecutive:
+            return True
+        outcome = self._attachment.collect().steps["outcome"]
+        return bool(np.all(outcome[-consecutive:] >= SKIPPED_LOSS_SPIKE))
+
+    def _begin_anew(self) -> None:
+        pipeline = self._attachment.pipeline
+        pipeline.consecutive_skips.assign(0)
+        for watch in pipeline.watches.values():
+            watch.forget()
+
+    def _roll_back(self, readings: Readings) -> None:
+        recovery = self._recovery
+        step = recovery.roll_back()
+        self._begin_anew()
+        self._attachment.pipeline.rate_factor.assign(recovery.rate_factor)
+        details = {"back_to_step": step, "steps_lost": readings.step - step, "rollbacks": recovery.rollbacks}
+        event = self._attachment.add_event("rollback", recovery.reason, details)
+        self._attachment.add_event("back_off", recovery.reason, {"learning_rate_factor": recovery.rate_factor})
         _LOG.warning(
-            "GradientGuard stopped the training at epoch %d, batch %d: the last %d steps were all skipped (%s). "
+            "GradientGuard went back %d steps at epoch %d, batch %d (%s), and goes on with the next data at %g times "
+            "the learning rate.",
+            readings.step - step,
+            event.epoch + 1,
+            event.batch + 1,
+            recovery.reason,
+            recovery.rate_factor,
+        )
+
+    def _stop(self, consecutive: int) -> None:
+        self.stop_reason = self._recovery.reason
+        event = self._attachment.add_event("stop", self.stop_reason, {"consecutive_skips": consecutive})
+        outcome = self._attachment.trace.steps["outcome"]
+        reasons = sorted({OUTCOMES[int(code)] for code in outcome[len(outcome) - consecutive :]})
+        _LOG.warning(
+            "GradientGuard stopped the training at epoch %d, batch %d (%s): the last %d steps were all skipped (%s). "
             "The weights are those before the first of them. gradrecipes.diagnose(guard.trace) says why.",
             event.epoch + 1,
             event.batch + 1,
+            self.stop_reason,
             consecutive,
             ", ".join(reasons),
         )

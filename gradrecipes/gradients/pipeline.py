@@ -9,12 +9,21 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.core.trace import APPLIED, SKIPPED_GRADIENT, SKIPPED_LOSS, SKIPPED_OVERFLOW
+from gradrecipes.core.trace import (
+    APPLIED,
+    SKIPPED_GRADIENT,
+    SKIPPED_LOSS,
+    SKIPPED_LOSS_SPIKE,
+    SKIPPED_NORM_SPIKE,
+    SKIPPED_OVERFLOW,
+)
 from gradrecipes.gradients.clipping import LARGEST_SINGLE_FACTOR_NORM, Clipping, StepGradients
 from gradrecipes.gradients.norms import LARGEST_PLAIN_NORM, Norms, measure_norms
 from gradrecipes.gradients.packing import PackedTensors, TensorLike
 from gradrecipes.gradients.plain_variable import plain_variable
-from gradrecipes.gradients.recorder import Recorder, Tap, weigh_update
+from gradrecipes.gradients.recorder import Recorder, SampledUpdate, Tap, weigh_update
+from gradrecipes.gradients.spikes import SpikeWatch
+from gradrecipes.gradients.update import StepOutcome, Update, joined
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,8 @@ class PipelineSettings:
     Args:
         clipping: A method of `gradrecipes.clipping`, or None.
         skip: Whether steps with a non-finite loss or gradient are left out.
+        sigmas: Standard deviations above the mean from which on a finite loss or norm is absurd and the step
+            left out as well; None for never.
         record: Whether the readings are kept for the host.
         sample_every: Steps from one sample of the dearer readings to the next.
         capacity: Steps that the record holds until the host takes them.
@@ -33,6 +44,7 @@ class PipelineSettings:
 
     clipping: Clipping | None = None
     skip: bool = False
+    sigmas: float | None = None
     record: bool = False
     sample_every: int = 50
     capacity: int = 256
@@ -40,25 +52,12 @@ class PipelineSettings:
     xla: bool = False
 
 
-@dataclass(frozen=True)
-class Sample:
-    """What is measured besides the gradients in a step that is sampled.
-
-    Args:
-        weights: Reads the variables that the gradients belong to, as they are at the time of the call.
-        taps: Returns (output, gradient with respect to it) of layers.
-    """
-
-    weights: Callable[[], PackedTensors]
-    taps: Callable[[], list[Tap]]
-
-
 class Pipeline:
     """Put each gradient through one order of steps, inside the graph, and own the state they need.
 
-    The order is that of the literature: unscale, accumulate, measure, decide, clip, apply. The norm that is
-    reported is the one before clipping. Skipping means that nothing at all is applied: a zeroed gradient
-    would still let Adam's moments decay and weight decay act.
+    The order is that of the literature: unscale, accumulate, reduce across replicas, measure, decide, clip,
+    apply. The norm that is reported is the one before clipping. Skipping means that nothing at all is applied:
+    a zeroed gradient would still let Adam's moments decay and weight decay act.
 
     Args:
         settings: What to do.
@@ -67,109 +66,153 @@ class Pipeline:
     def __init__(self, settings: PipelineSettings):
         self.settings = settings
         self.recorder: Recorder | None = None
+        self.watches: dict[int, SpikeWatch] = {}
+        self._clipping_states: dict[int, tuple[tf.Variable, ...]] = {}
         self.skipped_steps = plain_variable(0, dtype=tf.int64, name="skipped_steps")
         self.consecutive_skips = plain_variable(0, dtype=tf.int64, name="consecutive_skips")
         self.clipped_steps = plain_variable(0, dtype=tf.int64, name="clipped_steps")
+        self.rate_factor = plain_variable(1.0, dtype=tf.float32, name="rate_factor")
+        self._to_take_up: dict[str, np.ndarray] = {}
 
-    def apply(
-        self,
-        gradients: Sequence[TensorLike],
-        apply_gradients: Callable[[Sequence[TensorLike]], None],
-        *,
-        measured: Sequence[TensorLike] | None = None,
-        loss: tf.Tensor | None = None,
-        unit: tf.Tensor | float = 1.0,
-        bounded_elsewhere: bool = False,
-        sample: Sample | None = None,
-        lower_scale: Callable[[], None] | None = None,
-    ) -> StepOutcome:
-        """Measure the gradients, decide, and hand them on, clipped, unless the step is to be skipped.
+    def apply(self, update: Update, *, sample: bool = False) -> StepOutcome:
+        """Measure the gradients, decide, and hand them on, clipped, unless the update is to be skipped.
 
         Args:
-            gradients: What `apply_gradients` takes, none of them None.
-            apply_gradients: Applies them through the optimizer; called once, perhaps inside a `tf.cond`.
-            measured: The true gradients where they differ from what is handed on (gradient accumulation);
-                they are measured and not clipped here.
-            loss: float scalar, the loss of the batch; None when it is not known.
-            unit: What the gradients come multiplied by: a loss scale.
-            bounded_elsewhere: Whether a later bound makes a gradient above 1.8e19 harmless.
-            sample: Given where this step is to be sampled: what else is measured in it.
-            lower_scale: What a loss scaler does about a gradient that is not finite while the loss is. Were the
-                step skipped without it, a scale that is too high would stay so, and every step be skipped.
+            update: The gradients and what is known of them.
+            sample: Whether the dearer readings are due in this step.
 
         Returns:
-            What happened, as tensors.
+            What happened, as tensors; `record` takes it at the end of the step.
         """
         settings = self.settings
-        unit = tf.cast(unit, tf.float32)
-        packed = PackedTensors(gradients if measured is None else measured, xla=settings.xla)
-        if settings.record and self.recorder is None:
-            self._make_recorder(len(packed), len(sample.taps()) if sample else 0)
-        sample_if_nonfinite = None
-        if settings.record and sample is None:
-            sample_if_nonfinite = functools.partial(self.recorder.write_sample_if_nonfinite, packed, unit)
-        weights_before = sample.weights() if sample else None
-        norms = measure_norms(packed, when_rare=sample_if_nonfinite)
-        outcome = self._decide(norms, loss, unit, bounded_elsewhere)
+        unit = tf.cast(update.unit, tf.float32)
+        packed = PackedTensors(update.gradients if update.measured is None else update.measured, xla=settings.xla)
+        when_rare = None
+        if settings.record and update.alone and not sample:
+            self._make_recorder(len(packed), 0)
+            when_rare = functools.partial(self.recorder.write_sample_if_nonfinite, packed, unit)
+        weights_before = update.weights() if sample else None
+        norms = measure_norms(packed, when_rare=when_rare)
+        code = self._decide(norms, unit, update)
 
-        dense = measured is None and not any(isinstance(gradient, tf.IndexedSlices) for gradient in gradients)
-        factor = tf.ones(())
+        factor, transformed = self._transform(update, packed, norms, unit, tf.equal(code, APPLIED))
+        self._apply_where(code, update, transformed)
+        sampled = None
+        if sample:
+            sampled = SampledUpdate(packed, unit, weigh_update(weights_before, update.weights()))
+        return StepOutcome(code, norms.total / unit, factor, norms.of_each / unit, sampled)
+
+    def _transform(
+        self, update: Update, packed: PackedTensors, norms: Norms, unit: tf.Tensor, applied: tf.Tensor
+    ) -> tuple[tf.Tensor, Callable[[], Sequence[TensorLike]]]:
+        settings, gradients = self.settings, update.gradients
+        dense = update.measured is None and not any(isinstance(gradient, tf.IndexedSlices) for gradient in gradients)
         transformed = packed.unpacked if settings.skip and dense else lambda: gradients  # few tensors enter the cond
-        if settings.clipping is not None:
-            clipped = settings.clipping.clip(StepGradients(packed, norms, unit, any_norm=not settings.skip))
-            factor = clipped.factor
-            if measured is None:  # else `clip` does it, where the mean of the micro-batches is applied
-                transformed = clipped.packed.unpacked
+        if settings.clipping is None:
+            return tf.ones(()), transformed
+        learn = applied if update.measured is None else False  # with accumulation `clip` learns, at the update
+        clipped = settings.clipping.clip(self._to_clip(update, packed, norms, unit, learn))
+        return clipped.factor, clipped.packed.unpacked if update.measured is None else transformed
 
-        if settings.skip:
-            tf.cond(
-                tf.equal(outcome, APPLIED),
-                lambda: _done(apply_gradients(transformed())),
-                lambda: tf.constant(False),
-            )
-            if lower_scale is not None:
-                too_high = tf.equal(outcome, SKIPPED_GRADIENT)
-                tf.cond(too_high, lambda: _done(lower_scale()), lambda: tf.constant(False))
-        else:
-            apply_gradients(transformed())
-        self._count(outcome, factor)
-        if settings.record:
-            if sample is not None:
-                weights = weigh_update(weights_before, sample.weights())
-                self.recorder.write_sample(packed, unit, taps=sample.taps(), weights=weights)
-            known_loss = tf.constant(np.nan, tf.float32) if loss is None else tf.cast(loss, tf.float32)
-            self.recorder.write_row(norms, loss=known_loss, unit=unit, clip_factor=factor, outcome=outcome)
-        return StepOutcome(outcome, norms.total / unit, factor)
+    def _to_clip(self, update: Update, packed, norms, unit, learn) -> StepGradients:
+        if update.number not in self._clipping_states:
+            with tf.init_scope():
+                self._clipping_states[update.number] = self.settings.clipping.make_state(len(packed))
+            self._take_up()
+        return StepGradients(
+            packed,
+            norms,
+            unit,
+            any_norm=not self.settings.skip,
+            state=self._clipping_states[update.number],
+            learn=learn,
+            weights=update.weights,
+            unit_axes=update.unit_axes,
+        )
 
-    def clip(self, gradients: Sequence[TensorLike]) -> list[TensorLike]:
-        """Clip gradients that were measured elsewhere (the mean of accumulated micro-batches)."""
+    def clip(self, update: Update, gradients: Sequence[TensorLike]) -> list[TensorLike]:
+        """Clip gradients that were measured elsewhere: the unscaled mean of accumulated micro-batches."""
         packed = PackedTensors(gradients, xla=self.settings.xla)
-        return self.settings.clipping.clip(StepGradients(packed, measure_norms(packed), tf.ones(()))).packed.unpacked()
+        norms = measure_norms(packed)
+        step = self._to_clip(update, packed, norms, tf.ones(()), norms.finite)
+        return self.settings.clipping.clip(step).packed.unpacked()
 
-    def _decide(self, norms: Norms, loss: tf.Tensor | None, unit: tf.Tensor, bounded_elsewhere: bool) -> tf.Tensor:
+    def _apply_where(self, code: tf.Tensor, update: Update, transformed: Callable[[], Sequence[TensorLike]]) -> None:
+        if not self.settings.skip:
+            update.apply(transformed())
+            return
+        tf.cond(
+            tf.equal(code, APPLIED),
+            lambda: _done(update.apply(transformed())),
+            lambda: tf.constant(False),
+        )
+        if update.lower_scale is not None:
+            too_high = tf.equal(code, SKIPPED_GRADIENT)
+            tf.cond(too_high, lambda: _done(update.lower_scale()), lambda: tf.constant(False))
+
+    def _decide(self, norms: Norms, unit: tf.Tensor, update: Update) -> tf.Tensor:
         if not self.settings.skip:
             return tf.constant(APPLIED, tf.int64)
         if self.settings.clipping is not None:
             overflows = norms.total > LARGEST_SINGLE_FACTOR_NORM
-        elif bounded_elsewhere:
+        elif update.bounded_elsewhere:
             overflows = tf.constant(False)
         else:
             overflows = norms.total > LARGEST_PLAIN_NORM * unit
-        outcome = tf.where(overflows, SKIPPED_OVERFLOW, APPLIED)
-        outcome = tf.where(norms.finite, outcome, SKIPPED_GRADIENT)
-        if loss is not None:
-            outcome = tf.where(tf.math.is_finite(loss), outcome, SKIPPED_LOSS)
-        return tf.cast(outcome, tf.int64)
+        code = tf.constant(APPLIED)
+        if self.settings.sigmas is not None:
+            if update.number not in self.watches:
+                self.watches[update.number] = SpikeWatch(self.settings.sigmas)
+                self._take_up()
+            watch = self.watches[update.number]
+            verdict = watch.judge(None if update.loss is None else tf.cast(update.loss, tf.float32), norms.total / unit)
+            code = tf.where(verdict.norm, SKIPPED_NORM_SPIKE, code)
+            code = tf.where(verdict.loss, SKIPPED_LOSS_SPIKE, code)
+        code = tf.where(overflows, SKIPPED_OVERFLOW, code)
+        code = tf.where(norms.finite, code, SKIPPED_GRADIENT)
+        if update.loss is not None:
+            code = tf.where(tf.math.is_finite(update.loss), code, SKIPPED_LOSS)
+        return tf.cast(code, tf.int64)
 
-    def _count(self, outcome: tf.Tensor, factor: tf.Tensor) -> None:
+    # -- the end of a step -------------------------------------------------------------------------
+    def record(
+        self, outcomes: Sequence[StepOutcome], *, loss: tf.Tensor | None = None, taps: Sequence[Tap] | None = None
+    ) -> StepOutcome:
+        """Count and record a step, all of whose updates were applied or skipped.
+
+        Args:
+            outcomes: What `apply` returned, of one optimizer or of several.
+            loss: float scalar, the loss of the batch, if it is known.
+            taps: (output, gradient with respect to it) of layers, in a step that is sampled.
+
+        Returns:
+            The outcome of the whole step: skipped if an update was, the norm of all gradients, the least factor.
+        """
+        whole = outcomes[0] if len(outcomes) == 1 else joined(outcomes)
+        self._count(whole)
+        if not self.settings.record:
+            return whole
+        if taps is not None:
+            self._make_recorder(int(whole.norms.shape[0]), len(taps))
+            self.recorder.write_sample([outcome.sampled for outcome in outcomes], taps)
+        self._make_recorder(int(whole.norms.shape[0]), 0)
+        loss = tf.constant(np.nan, tf.float32) if loss is None else tf.cast(loss, tf.float32)
+        head = [loss, whole.gradient_norm, whole.clip_factor, tf.cast(whole.code, tf.float32)]
+        self.recorder.write_row(tf.concat([tf.stack(head), whole.norms], axis=0))
+        return whole
+
+    def _count(self, outcome: StepOutcome) -> None:
         if self.settings.skip:
-            skipped = tf.cast(tf.not_equal(outcome, APPLIED), tf.int64)
+            skipped = tf.cast(tf.not_equal(outcome.code, APPLIED), tf.int64)
             self.skipped_steps.assign_add(skipped)
             self.consecutive_skips.assign((self.consecutive_skips.read_value() + 1) * skipped)
         if self.settings.clipping is not None:
-            self.clipped_steps.assign_add(tf.cast((factor < 1.0) & tf.equal(outcome, APPLIED), tf.int64))
+            clipped = (outcome.clip_factor < 1.0) & tf.equal(outcome.code, APPLIED)
+            self.clipped_steps.assign_add(tf.cast(clipped, tf.int64))
 
     def _make_recorder(self, gradients: int, taps: int) -> None:
+        if self.recorder is not None:
+            return
         settings = self.settings
         self.recorder = Recorder(
             gradients=gradients,
@@ -179,20 +222,26 @@ class Pipeline:
             steps_at_once=settings.steps_at_once,
         )
 
+    @property
+    def variables(self) -> dict[str, tf.Variable]:
+        """All state that decides about later steps, by name: what a resumed run needs beside the model's own."""
+        found = {name: getattr(self, name) for name in ("skipped_steps", "clipped_steps", "rate_factor")}
+        for number, watch in self.watches.items():
+            found |= {f"watch_{number}/{name}": variable for name, variable in watch.variables.items()}
+        for number, state in self._clipping_states.items():
+            found |= {f"clipping_{number}/{index}": variable for index, variable in enumerate(state)}
+        return found
 
-@dataclass(frozen=True)
-class StepOutcome:
-    """What a pipeline did with one step.
+    def restore(self, values: dict[str, np.ndarray]) -> None:
+        """Set the state of `variables` to saved values; what does not exist before the first step is set then."""
+        self._to_take_up = dict(values)
+        self._take_up()
 
-    Attributes:
-        code: int64 scalar, a key of `gradrecipes.core.trace.OUTCOMES`.
-        gradient_norm: float32 scalar, global norm of the unscaled gradient before clipping.
-        clip_factor: float32 scalar, what the gradient was multiplied by.
-    """
-
-    code: tf.Tensor
-    gradient_norm: tf.Tensor
-    clip_factor: tf.Tensor
+    def _take_up(self) -> None:
+        with tf.init_scope():
+            for name, variable in self.variables.items():
+                if name in self._to_take_up:
+                    variable.assign(self._to_take_up.pop(name))
 
 
 def _done(_: None) -> tf.Tensor:

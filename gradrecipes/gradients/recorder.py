@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from gradrecipes.core.trace import HISTOGRAM_BINS, HISTOGRAM_HIGHEST, HISTOGRAM_LOWEST
-from gradrecipes.gradients.norms import Norms, measure_norms
+from gradrecipes.gradients.norms import measure_norms
 from gradrecipes.gradients.packing import PackedTensors
 from gradrecipes.gradients.plain_variable import plain_variable
 
@@ -21,6 +22,20 @@ WEIGHT_COLUMNS = ("weight_norm", "weight_mean", "update_norm")
 
 
 Tap = tuple[tf.Tensor, tf.Tensor | None]
+
+
+class SampledUpdate(NamedTuple):
+    """What a sample is made of, for the gradients of one optimizer.
+
+    Attributes:
+        packed: The gradients.
+        unit: float32 scalar, what they come multiplied by.
+        weights: float32 `[3n]` as `weigh_update` returns it, where the weights were measured.
+    """
+
+    packed: PackedTensors
+    unit: tf.Tensor
+    weights: tf.Tensor | None = None
 
 
 class Rows(NamedTuple):
@@ -76,31 +91,25 @@ class Recorder:
         """Say whether a sample is due at a step."""
         return step < EARLY_STEPS or step % self.sample_every == 0
 
-    def write_row(
-        self, norms: Norms, *, loss: tf.Tensor, unit: tf.Tensor, clip_factor: tf.Tensor, outcome: tf.Tensor
-    ) -> None:
-        """Write the row of this step and count the step."""
+    def write_row(self, row: tf.Tensor) -> None:
+        """Write the row of this step, float32 `[4 + n]`: `STEP_COLUMNS`, then the norms; and count the step."""
         step = self.step.read_value()
-        head = tf.stack([loss, norms.total / unit, clip_factor, tf.cast(outcome, tf.float32)])
-        row = tf.concat([head, norms.of_each / unit], axis=0)
         self._rows.scatter_nd_update([[step % self.capacity]], row[None])
         self.step.assign_add(1)
 
-    def write_sample(
-        self, packed: PackedTensors, unit: tf.Tensor, *, taps: list[Tap] | None = None, weights: tf.Tensor | None = None
-    ) -> None:
+    def write_sample(self, updates: Sequence[SampledUpdate], taps: Sequence[Tap] = ()) -> None:
         """Write the sample of this step; call it before `write_row`.
 
         Args:
-            packed: The gradients.
-            unit: What they come multiplied by.
+            updates: What was measured of each optimizer's gradients.
             taps: (output, gradient with respect to it) of layers, where they were heard.
-            weights: float32 `[3n]` as `weigh_update` returns it, where the weights were measured.
         """
         place = self._sample_count.read_value() % self._sample_capacity
-        parts = [_describe_gradients(packed, unit)]
-        if weights is not None:
-            parts += [weights, *_describe_taps(taps or [], unit)]
+        parts = [tf.concat(of_all, axis=0) for of_all in zip(*map(_describe_gradients, updates), strict=True)]
+        if updates[0].weights is not None:
+            of_weights = [tf.split(update.weights, len(WEIGHT_COLUMNS)) for update in updates]
+            parts += [tf.concat(of_all, axis=0) for of_all in zip(*of_weights, strict=True)]
+            parts += _describe_taps(taps, updates[0].unit)
         sample = tf.concat(parts, axis=0)
         sample = tf.pad(sample, [[0, self._sample_width - sample.shape[0]]], constant_values=np.nan)
         self._samples.scatter_nd_update([[place]], sample[None])
@@ -118,7 +127,7 @@ class Recorder:
             return run
 
         def write() -> tf.Tensor:
-            self.write_sample(packed, unit)
+            self.write_sample([SampledUpdate(packed, unit)])
             return tf.constant(True)
 
         run = tf.cond(finite, lambda: tf.zeros((), tf.int64), note)
@@ -162,7 +171,9 @@ def weigh_update(before: PackedTensors, after: PackedTensors) -> tf.Tensor:
     return tf.concat([measure_norms(before).of_each, means, measure_norms(change).of_each], axis=0)
 
 
-def _describe_gradients(packed: PackedTensors, unit: tf.Tensor) -> tf.Tensor:
+def _describe_gradients(update: SampledUpdate) -> list[tf.Tensor]:
+    packed, unit = update.packed, update.unit
+
     def share(predicate):
         return packed.each(lambda rows: tf.reduce_mean(tf.cast(predicate(rows), tf.float32), axis=1))
 
@@ -172,10 +183,10 @@ def _describe_gradients(packed: PackedTensors, unit: tf.Tensor) -> tf.Tensor:
     histogram = packed.each(lambda rows: exponent_histogram(rows / unit))
     nonfinite = share(lambda rows: ~tf.math.is_finite(rows))
     zero = share(lambda rows: tf.equal(rows, 0.0))
-    return tf.concat([packed.each(finite_largest) / unit, nonfinite, zero, tf.reshape(histogram, [-1])], axis=0)
+    return [packed.each(finite_largest) / unit, nonfinite, zero, tf.reshape(histogram, [-1])]
 
 
-def _describe_taps(taps: list[Tap], unit: tf.Tensor) -> list[tf.Tensor]:
+def _describe_taps(taps: Sequence[Tap], unit: tf.Tensor) -> list[tf.Tensor]:
     missing = tf.constant(np.nan, tf.float32)
     forward = [root_mean_square(output) for output, _ in taps]
     backward = [missing if gradient is None else _norm(gradient) / unit for _, gradient in taps]

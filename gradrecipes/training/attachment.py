@@ -18,6 +18,7 @@ from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
 from gradrecipes.training import keras_private
 from gradrecipes.training.harvest import Harvest
 from gradrecipes.training.instrumented_step import InstrumentedStep
+from gradrecipes.training.replicas import require_supported
 
 RING_STEPS = 256  # steps that the record holds on the device; the host takes them every half of that
 _END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
@@ -31,12 +32,20 @@ class Request:
     Args:
         clipping: How to clip, or None.
         skip: Whether non-finite steps are to be left out.
+        sigmas: From how many standard deviations on a finite step is to be left out; None for never.
         sample_every: Steps from sample to sample; 0 for none.
+        keep_batches: Whether the batches of the last execution are to be held.
+        check: Called on the host between executions.
+        check_every: Steps from one check to the next: the host waits for the device there.
     """
 
     clipping: Clipping | None = None
     skip: bool = False
+    sigmas: float | None = None
     sample_every: int = 0
+    keep_batches: bool = False
+    check: Callable[[], None] | None = None
+    check_every: int = 8
 
 
 class Attachment:
@@ -62,6 +71,9 @@ class Attachment:
         self._sampled_step: Callable[[Any], Any] | None = None
         self._function_before: Callable[[Any], Any] | None = None
         self._installed: Callable[[Any], Any] | None = None
+        self._checked: list[Request] = []
+        self._keeps_batches = False
+        self.batches: list[Any] = []
 
     # -- coming and going ------------------------------------------------------------------------
     @property
@@ -82,6 +94,8 @@ class Attachment:
         if self._every_step is None or not unchanged:
             self._prepare(identity)
         self.history = getattr(self.model, "history", None)
+        self._checked = [request for request in self.requests.values() if request.check is not None]
+        self._keeps_batches = any(request.keep_batches for request in self.requests.values())
         self._function_before = self.model.train_function
         self._installed = self.model.train_function = self._guarded_function()
 
@@ -104,6 +118,7 @@ class Attachment:
         settings = PipelineSettings(
             clipping=clippings[0] if clippings else own,
             skip=any(request.skip for request in wanted),
+            sigmas=next((request.sigmas for request in wanted if request.sigmas is not None), None),
             record=True,
             sample_every=every or RING_STEPS,
             capacity=max(RING_STEPS, 2 * self.model.steps_per_execution),
@@ -127,7 +142,7 @@ class Attachment:
                     self.model.make_train_function()
                 return self.model.train_function(iterator)
             try:
-                return (self._sampled_step if self._harvest.sample_is_due else self._every_step)(iterator)
+                return self._execute(iterator)
             except _END_OF_DATA:
                 raise
             except BaseException as error:
@@ -135,6 +150,21 @@ class Attachment:
                 raise
 
         return train_function
+
+    def _execute(self, iterator: Any) -> Any:
+        function = self._sampled_step if self._harvest.before_execution() else self._every_step
+        if self._keeps_batches:
+            self.batches = [batch for _, batch in zip(range(self.model.steps_per_execution), iterator, strict=False)]
+            if not self.batches:
+                raise StopIteration
+            iterator = self.batches
+        logs = function(iterator)
+        if self._harvest.after_execution():
+            self.collect()
+        for request in self._checked:
+            if self._harvest.next_step % request.check_every < self.model.steps_per_execution:
+                request.check()
+        return logs
 
     def _interrupt(self, error: BaseException) -> None:
         self.finish()
@@ -145,25 +175,16 @@ class Attachment:
         """Note that the next steps belong to another epoch."""
         self._harvest.begin_epoch(epoch)
 
-    def batch_begins(self, batch: int) -> None:
-        """Choose between the step that is sampled and the other."""
-        self._harvest.before_batch(batch)
-
-    def batch_ends(self, batch: int) -> None:
-        """Take the record when its ring is half full."""
-        if self._harvest.after_batch(batch):
-            self.collect()
-
     def epoch_ends(self, epoch: int, logs: dict[str, Any]) -> None:
         """Take the record of the epoch and note its logs."""
         self.collect()
         numbers = {name: float(value) for name, value in logs.items() if np.ndim(value) == 0}
         self._add_event("epoch", epoch, "", {"logs": numbers})
 
-    def add_stop(self, epoch: int, reason: str, details: dict[str, Any]) -> Event:
-        """Note that the training is stopped, and why."""
+    def add_event(self, kind: str, reason: str, details: dict[str, Any]) -> Event:
+        """Note what a callback did, at the last step."""
         self.collect()
-        return self._add_event("stop", epoch, reason, details)
+        return self._add_event(kind, self._harvest.epoch, reason, details)
 
     def _add_event(self, kind: str, epoch: int, reason: str, details: dict[str, Any]) -> Event:
         last = {name: int(self.trace.steps[name][-1]) if len(self.trace) else 0 for name in ("step", "batch")}
@@ -186,6 +207,11 @@ class Attachment:
         return self.trace
 
     @property
+    def steps_run(self) -> int:
+        """How many steps have run, by the host's own count."""
+        return 0 if self._harvest is None else self._harvest.next_step
+
+    @property
     def pipeline(self) -> Pipeline | None:
         """The pipeline, once the fit has begun."""
         return self._pipeline
@@ -201,7 +227,7 @@ def join(callback: Any, model: keras.Model, request: Request, *, previous: Attac
         previous: The attachment of the callback's last fit, reused if nothing has changed.
 
     Raises:
-        ValueError: The model is not compiled, is spread over several devices, or a callback of the same class
+        ValueError: The model is not compiled, is spread in a way that is not supported, or a callback of the same class
             has joined already.
     """
     if not getattr(model, "compiled", False) or getattr(model, "optimizer", None) is None:
@@ -209,7 +235,7 @@ def join(callback: Any, model: keras.Model, request: Request, *, previous: Attac
             f"{type(callback).__name__} needs a compiled model with an optimizer. Received: {model!r}, which has none. "
             "Call model.compile(optimizer=..., loss=...) before model.fit."
         )
-    require_one_device(model, type(callback).__name__)
+    require_supported(model.distribute_strategy, type(callback).__name__)
     current = _ACTIVE.get(model)
     if current is not None and (current.active or _of_earlier_fit(current, model)):
         if current.active:
@@ -230,21 +256,6 @@ def join(callback: Any, model: keras.Model, request: Request, *, previous: Attac
         )
     current.requests[callback] = request
     return current
-
-
-def require_one_device(model: keras.Model, caller: str) -> None:
-    """Refuse a model whose gradients are summed over replicas after the point where they are measured here.
-
-    Raises:
-        ValueError: The model's strategy has several replicas.
-    """
-    replicas = model.distribute_strategy.num_replicas_in_sync
-    if replicas > 1:
-        raise ValueError(
-            f"{caller} works on one device so far. Received: a model under a strategy of {replicas} replicas, whose "
-            "gradients would be measured before they are summed, and so would not be the true ones. Build and fit "
-            "the model outside strategy.scope()."
-        )
 
 
 def is_attached(model: keras.Model) -> bool:

@@ -9,8 +9,10 @@ import keras
 import tensorflow as tf
 
 from gradrecipes.gradients.clipping import Clipping, require_clipping
-from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings, StepOutcome
-from gradrecipes.training.instrumented_step import apply_through, piped
+from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
+from gradrecipes.gradients.update import StepOutcome
+from gradrecipes.training import replicas
+from gradrecipes.training.applying import apply_through, piped
 
 
 class GradientPipeline:
@@ -65,11 +67,18 @@ class GradientPipeline:
         Returns:
             `StepOutcome`: `code` (int64, 0 when applied), `gradient_norm`, `clip_factor` (float32 scalars).
         """
+        replicas.require_supported(tf.distribute.get_strategy(), "GradientPipeline")
         outcomes: list[StepOutcome] = []
 
-        def handle(known, kept, apply_gradients):
-            outcomes.append(apply_through(self._pipeline, self.optimizer, known, kept, apply_gradients, loss=loss))
+        def run(summed, total, apply_everywhere):
+            through = apply_through(self._pipeline, self.optimizer, summed, used, apply_everywhere, loss=total)
+            outcomes.append(self._pipeline.record([through]))
 
+        def handle(known, kept, apply_gradients):
+            used[:] = kept
+            replicas.sum_once(run, known, kept, loss, apply_gradients)
+
+        used: list[Any] = []
         with piped(self.optimizer, handle):
             self.optimizer.apply(list(gradients), list(variables))
         return outcomes[0]

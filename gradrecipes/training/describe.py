@@ -9,14 +9,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.training.keras_private import inner_optimizer
+from gradrecipes.training.keras_private import leaves
 
 ACTIVATION_LAYERS = {"ReLU": "relu", "LeakyReLU": "leaky_relu", "ELU": "elu", "PReLU": "prelu", "Softmax": "softmax"}
 
 
 def describe_run(model: keras.Model, layers: list[keras.layers.Layer], *, names: list[str]) -> dict[str, Any]:
     """Return the description of a run, as `gradrecipes.core.trace.Trace` explains it, in plain JSON values."""
-    optimizer = inner_optimizer(model.optimizer)
+    optimizer = leaves(model.optimizer)[0]
     config = _plain(optimizer.get_config())
     return {
         "model": model.name,

@@ -19,20 +19,23 @@ class Harvest:
         pipeline: Whose recorder is read.
         step: The instrumented step; it knows variables and layers once it was traced.
         trace: The record to go on with, if its layers are the same; else a new one is begun.
+
+    Attributes:
+        trace: The record.
+        epoch: The epoch that runs.
+        next_step: The host's own count of steps; the device is asked for its count whenever rows are taken.
     """
 
     def __init__(self, pipeline: Pipeline, step: InstrumentedStep, *, trace: Trace):
         self.trace = trace
         self.epoch = 0
-        self.sample_is_due = True
         self._pipeline = pipeline
         self._step = step
         self._earlier = trace if len(trace) else None
         self._begun = False
         self._offset = 0
         self._epoch_starts: list[tuple[int, int]] = []
-        self._device_step = 0
-        self._epoch_start = 0
+        self.next_step = 0
         self._collected = 0
 
     # -- the host's own count of steps -----------------------------------------------------------
@@ -40,20 +43,19 @@ class Harvest:
         """Note that the steps from here on belong to an epoch."""
         recorder = self._pipeline.recorder
         self.epoch = epoch
-        self._epoch_start = self._device_step = 0 if recorder is None else int(recorder.step.numpy())
-        self._epoch_starts.append((self._epoch_start, epoch))
+        self.next_step = 0 if recorder is None else int(recorder.step.numpy())
+        self._epoch_starts.append((self.next_step, epoch))
 
-    def before_batch(self, batch: int) -> None:
-        """Find out whether a sample is due in the steps that this batch begins."""
+    def before_execution(self) -> bool:
+        """Return whether a sample is due in the steps of the execution that begins."""
         recorder = self._pipeline.recorder
-        first = self._epoch_start + batch
-        steps = range(first, first + self._step.model.steps_per_execution)
-        self.sample_is_due = recorder is None or any(recorder.is_due(step) for step in steps)
+        steps = range(self.next_step, self.next_step + self._step.model.steps_per_execution)
+        return recorder is None or any(recorder.is_due(step) for step in steps)
 
-    def after_batch(self, batch: int) -> bool:
+    def after_execution(self) -> bool:
         """Count the steps; return whether the ring is half full, so that it is time to collect."""
-        self._device_step = self._epoch_start + batch + 1
-        return self._device_step - self._collected >= self._pipeline.settings.capacity // 2
+        self.next_step += self._step.model.steps_per_execution
+        return self.next_step - self._collected >= self._pipeline.settings.capacity // 2
 
     # -- the rows --------------------------------------------------------------------------------
     def collect(self) -> None:
@@ -62,7 +64,7 @@ class Harvest:
         if recorder is None or self._step.layer_map is None:
             return
         rows = recorder.take()
-        self._collected = rows.first + len(rows.steps)
+        self._collected = self.next_step = rows.first + len(rows.steps)
         if not self._begun:
             self._begin_trace()
         if len(rows.steps):

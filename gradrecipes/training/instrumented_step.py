@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,10 +13,12 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.core.trace import APPLIED
-from gradrecipes.gradients.packing import PackedTensors
-from gradrecipes.gradients.pipeline import Pipeline, Sample, StepOutcome
-from gradrecipes.training import keras_private
+from gradrecipes.gradients.pipeline import Pipeline
+from gradrecipes.gradients.update import StepOutcome
+from gradrecipes.training import keras_private, replicas
+from gradrecipes.training.applying import apply_through, piped
 from gradrecipes.training.describe import describe_run
+from gradrecipes.training.forward_state import ForwardState
 from gradrecipes.training.keras_private import replaced
 from gradrecipes.training.layer_map import LayerMap
 from gradrecipes.training.taps import LayerTaps
@@ -26,9 +29,12 @@ TrainStep = Callable[[Any], dict[str, Any]]
 class InstrumentedStep:
     """Run a model's own train step with its gradients led through a pipeline.
 
-    Nothing is computed twice and nothing is left behind: the optimizer's `apply`, the model's
+    Nothing is computed twice and nothing is left behind: the optimizers' `apply`, the model's
     `compute_loss` and the layers' `call` are shadowed on the instances while the step is traced, and free
     again afterwards, so that a model saved in the middle of a fit holds nothing of this package.
+
+    Under a strategy of several replicas the step is traced once for each of them; the gradients meet, are
+    summed, and go through the pipeline once.
 
     Args:
         model: A compiled model.
@@ -45,168 +51,123 @@ class InstrumentedStep:
         self.variables: list[Any] = []
         self.layer_map: LayerMap | None = None
         self.description: dict[str, Any] = {}
+        self._of_replica = threading.local()
         self._loss: tf.Tensor | None = None
-        self._outcome: StepOutcome | None = None
+        self._outcomes: list[StepOutcome] = []
+        self._variables: list[Any] = []
+        self._whole: StepOutcome | None = None
+        self._inside = 0
+        self._shadows = contextlib.ExitStack()
 
     def __call__(self, data: Any) -> dict[str, Any]:
         """Run one step on a batch, as `keras.Model.train_step` does, and return its logs with ours."""
         model, skip = self.model, self.pipeline.settings.skip
-        self._loss = self._outcome = None
+        self._outcomes, self._variables, self._loss, self._whole = [], [], None, None
+        self._of_replica.loss = None
         if skip:
             keras_private.build_metrics(model, data)
-        state = _State(model) if skip else None
+        state = ForwardState(model) if skip else None
         with self._shadowed():
             logs = self.train_step(data)
-        if self._outcome is None:
+        if not self._outcomes:
             raise ValueError(
-                f"The train_step of {model.name!r} applied no gradients through model.optimizer, so there is nothing "
-                "to monitor or guard. Received a model whose train_step does its updates elsewhere; in a custom "
-                "loop, use gr.GradientPipeline(optimizer).apply(gradients, variables, loss=loss) instead."
+                f"The train_step of {model.name!r} applied no gradients through an optimizer of the model, so there is "
+                "nothing to monitor or guard. Received a model whose train_step does its updates elsewhere; in a "
+                "custom loop, use gr.GradientPipeline(optimizer).apply(gradients, variables, loss=loss) instead."
             )
+        if self.layer_map is None:
+            self._learn_layers()
+        replicas.once(self._record, *([self.taps.tensors()] if self.taps is not None else []))
         if state is not None:
-            logs = state.kept_where(tf.equal(self._outcome.code, APPLIED), logs)
+            logs = state.kept_where(tf.equal(self._whole.code, APPLIED), logs)
         return {**logs, **self._logs()}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # a copied or unpickled model makes a step of its own
 
+    def _record(self, taps: list[tuple[Any, Any]] | None = None) -> None:
+        if taps is not None:
+            taps = [(_on_all(output), _on_all(gradient)) for output, gradient in taps]
+        self._whole = self.pipeline.record(self._outcomes, loss=self._loss, taps=taps)
+
     def _logs(self) -> dict[str, tf.Tensor]:
         settings = self.pipeline.settings
-        logs = {"gradient_norm": self._outcome.gradient_norm}
+        logs = {"gradient_norm": self._whole.gradient_norm}
         if settings.skip:
             logs["skipped_steps"] = tf.cast(self.pipeline.skipped_steps, tf.float32)
         if settings.clipping is not None:
             logs["clipped_steps"] = tf.cast(self.pipeline.clipped_steps, tf.float32)
         return logs
 
+    # -- the shadows -------------------------------------------------------------------------------
     @contextlib.contextmanager
     def _shadowed(self) -> Iterator[None]:
+        if self._inside == 0:  # of several replicas, which take turns, the first puts the shadows up
+            self._shadows = self._make_shadows()
+        self._inside += 1
+        try:
+            with self.taps.listening() if self.taps is not None else contextlib.nullcontext():
+                yield
+        finally:
+            self._inside -= 1
+            if self._inside == 0:
+                self._shadows.close()
+
+    def _make_shadows(self) -> contextlib.ExitStack:
+        optimizers = keras_private.optimizers_of(self.model)
         with contextlib.ExitStack() as stack:
             stack.enter_context(replaced(self.model, "compute_loss", self._hear_loss(self.model.compute_loss)))
-            stack.enter_context(piped(self.model.optimizer, self._apply))
+            for number, optimizer in enumerate(optimizers):
+                handle = functools.partial(self._apply, number, optimizer, len(optimizers) == 1)
+                stack.enter_context(piped(optimizer, handle))
             if self.taps is not None:
-                stack.enter_context(self.taps.listening())
-            yield
+                stack.enter_context(self.taps.installed())
+            return stack.pop_all()
 
     def _hear_loss(self, compute_loss: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(compute_loss)
         def compute_and_hear(*args, **kwargs):
             loss = compute_loss(*args, **kwargs)
             if tf.is_tensor(loss):
-                self._loss = loss
+                self._of_replica.loss = loss
             return loss
 
         return compute_and_hear
 
+    def _apply(self, number, optimizer, alone, gradients, variables, apply_gradients) -> None:
+        def run(summed: list[Any], loss: tf.Tensor | None, apply_everywhere: Callable[[Any], Any]) -> None:
+            self._loss = loss
+            self._variables += variables
+            outcome = apply_through(
+                self.pipeline,
+                optimizer,
+                summed,
+                variables,
+                apply_everywhere,
+                loss=loss,
+                model=self.model,
+                number=number,
+                alone=alone,
+                sample=self.taps is not None,
+            )
+            self._outcomes.append(outcome)
+
+        replicas.sum_once(run, gradients, variables, self._of_replica.loss, apply_gradients)
+
+    # -- what the record needs to know ---------------------------------------------------------------
     @property
     def sizes(self) -> np.ndarray:
         """int64 `[variables]`, the number of entries of each variable that has a gradient."""
         return np.array([int(np.prod(variable.shape)) for variable in self.variables])
 
-    def _learn_layers(self, variables: list[Any]) -> None:
-        self.variables = variables
-        self.layer_map = LayerMap(self.model, variables, self.taps.layers() if self.taps is not None else [])
+    def _learn_layers(self) -> None:
+        self.variables = list(self._variables)
+        self.layer_map = LayerMap(self.model, self.variables, self.taps.layers() if self.taps is not None else [])
         with tf.init_scope():
             self.description = describe_run(self.model, self.layer_map.layers, names=self.layer_map.names)
 
-    def _apply(self, gradients: list[Any], variables: list[Any], apply_gradients: Callable[[Any], None]) -> None:
-        if self.layer_map is None:
-            self._learn_layers(variables)
-        self._outcome = apply_through(
-            self.pipeline,
-            self.model.optimizer,
-            gradients,
-            variables,
-            apply_gradients,
-            loss=self._loss,
-            sample=None if self.taps is None else Sample(lambda: _read(variables), self.taps.tensors),
-        )
 
-
-@contextlib.contextmanager
-def piped(optimizer: keras.optimizers.Optimizer, handle: Callable[..., None]) -> Iterator[None]:
-    """Lead what is applied to an optimizer through `handle(gradients, variables, apply_gradients)`.
-
-    Variables without a gradient are left out; `apply_gradients` takes the gradients of the others.
-    """
-    apply = optimizer.apply
-
-    def apply_piped(grads, trainable_variables=None):
-        variables = list(optimizer._trainable_variables if trainable_variables is None else trainable_variables)
-        if not optimizer.built:
-            with keras.name_scope(optimizer.name):
-                optimizer.build(variables)
-        known = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
-        if not known:
-            apply(grads, variables)  # lets Keras say that there are no gradients
-        kept = [v for _, v in known]
-
-        def apply_gradients(gradients):
-            by_variable = {id(v): g for v, g in zip(kept, gradients, strict=True)}
-            apply([by_variable.get(id(v)) for v in variables], variables)
-
-        handle([g for g, _ in known], kept, apply_gradients)
-
-    with replaced(optimizer, "apply", apply_piped):
-        yield
-
-
-def apply_through(pipeline, optimizer, gradients, variables, apply_gradients, *, loss, sample=None) -> StepOutcome:
-    """Lead gradients through a pipeline into an optimizer's own update, whatever kind of optimizer it is."""
-    inner = keras_private.inner_optimizer(optimizer)
-    unit = keras_private.loss_scale(optimizer)
-    measured = keras_private.accumulated(inner, gradients, variables, unit)
-
-    def apply_with_scalars(transformed):
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(keras_private.scalars_read_once(inner))
-            if measured is not None and pipeline.settings.clipping is not None:
-                stack.enter_context(replaced(inner, "_clip_gradients", _clip_accumulated(pipeline, inner)))
-            apply_gradients(transformed)
-
-    return pipeline.apply(
-        gradients,
-        apply_with_scalars,
-        measured=measured,
-        loss=loss,
-        unit=unit,
-        bounded_elsewhere=inner.clipvalue is not None,
-        sample=sample,
-        lower_scale=keras_private.lower_scale(optimizer),
-    )
-
-
-def _read(variables: list[Any]) -> PackedTensors:
-    return PackedTensors([tf.identity(tf.convert_to_tensor(variable)) for variable in variables])
-
-
-def _clip_accumulated(pipeline: Pipeline, optimizer: keras.optimizers.Optimizer) -> Callable[[list[Any]], list[Any]]:
-    clip_as_compiled = optimizer._clip_gradients
-
-    def clip(gradients: list[Any]) -> list[Any]:
-        return clip_as_compiled(pipeline.clip(gradients))
-
-    return clip
-
-
-class _State:
-    """What a forward pass changes: moving statistics, seeds, metrics; read before a step, put back if it is skipped."""
-
-    def __init__(self, model: keras.Model):
-        self._model = model
-        variables = [*model.non_trainable_variables, *model.metrics_variables]
-        self._variables = list({id(v): v for v in variables}.values())
-        self._before = [tf.convert_to_tensor(v) for v in self._variables]
-
-    def kept_where(self, applied: tf.Tensor, logs: dict[str, Any]) -> dict[str, Any]:
-        """Put the state back unless the step was applied; return the logs that go with the state."""
-        names = [name for name in logs if name in self._model.get_metrics_result()]
-
-        def put_back() -> list[tf.Tensor]:
-            for variable, before in zip(self._variables, self._before, strict=True):
-                variable.assign(before)
-            result = self._model.get_metrics_result()
-            return [tf.cast(result[name], tf.convert_to_tensor(logs[name]).dtype) for name in names]
-
-        kept = tf.cond(applied, lambda: [tf.convert_to_tensor(logs[name]) for name in names], put_back)
-        return {**logs, **dict(zip(names, kept, strict=True))}
+def _on_all(of_replicas: tuple[Any, ...]) -> Any:
+    if len(of_replicas) == 1 or any(part is None or not len(part.shape) for part in of_replicas):
+        return of_replicas[0]
+    return tf.concat([tf.convert_to_tensor(part) for part in of_replicas], axis=0)

@@ -10,7 +10,14 @@ import keras
 import tensorflow as tf
 
 RELIED_ON = {
-    keras.optimizers.Optimizer: ("_iterations", "_backend_update_step", "_clip_gradients", "_accumulated_gradients"),
+    keras.optimizers.Optimizer: (
+        "_iterations",
+        "_backend_update_step",
+        "_clip_gradients",
+        "_accumulated_gradients",
+        "_get_current_learning_rate",
+        "_all_reduce_sum_gradients",
+    ),
     keras.optimizers.LossScaleOptimizer: ("_stateful_handle_non_finite_grads",),
     keras.Model: ("_compile_loss", "_compile_metrics", "_symbolic_build", "_flatten_layers", "_loss_tracker"),
 }
@@ -70,14 +77,28 @@ def build_metrics(model: keras.Model, data: Any) -> None:
         model._symbolic_build(data_batch=(x, y, sample_weight))
 
 
+def loss_count(model: keras.Model) -> Any:
+    """Return how many samples the running mean of the loss holds, as a variable, or None where there is none."""
+    return getattr(getattr(model, "_loss_tracker", None), "count", None)
+
+
 def sublayers(model: keras.Model) -> list[keras.layers.Layer]:
     """Return every layer within a model, at any depth, the model itself left out."""
     return list(model._flatten_layers(include_self=False, recursive=True))
 
 
-def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """Return the optimizer that updates the weights, inside a loss scaler if there is one."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
+def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """Return the optimizers of a model: the compiled one, then those it holds beside it, as a GAN does."""
+    held = [model.optimizer, *vars(model).values()]
+    found = {id(one): one for one in held if isinstance(one, keras.optimizers.Optimizer)}
+    return list(found.values())
+
+
+def leaves(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Optimizer]:
+    """Return the optimizers that update weights: inside a loss scaler, or inside an optimizer of several."""
+    if hasattr(optimizer, "inner_optimizer"):
+        return leaves(optimizer.inner_optimizer)
+    return list(getattr(optimizer, "optimizers", None) or [optimizer])
 
 
 def loss_scale(optimizer: keras.optimizers.Optimizer) -> tf.Tensor | float:
@@ -93,25 +114,54 @@ def lower_scale(optimizer: keras.optimizers.Optimizer) -> Callable[[], None] | N
 
 
 def accumulated(
-    optimizer: keras.optimizers.Optimizer, gradients: list[Any], variables: list[Any], unit: tf.Tensor | float
+    optimizers: list[keras.optimizers.Optimizer],
+    gradients: list[Any],
+    variables: list[Any],
+    unit: tf.Tensor | float,
 ) -> list[Any] | None:
     """Return the mean over the accumulated micro-batches and this one, or None without accumulation.
 
     What is held is unscaled; the mean comes multiplied by `unit`, as the gradients do.
     """
-    count = optimizer.gradient_accumulation_steps
-    if not count:
+    if not any(optimizer.gradient_accumulation_steps for optimizer in optimizers):
         return None
-    accumulators = zip(optimizer._trainable_variables, _accumulators(optimizer), strict=True)
-    held = {optimizer._var_key(variable): accumulator for variable, accumulator in accumulators}
-    return [
-        (tf.convert_to_tensor(gradient) + held[optimizer._var_key(variable)] * unit) / count
-        for gradient, variable in zip(gradients, variables, strict=True)
-    ]
+    held = {}
+    for optimizer in optimizers:
+        if count := optimizer.gradient_accumulation_steps:
+            accumulators = zip(optimizer._trainable_variables, _accumulators(optimizer), strict=True)
+            held |= {optimizer._var_key(variable): (accumulator, count) for variable, accumulator in accumulators}
+
+    def mean(gradient: Any, variable: Any) -> Any:
+        if (key := optimizers[0]._var_key(variable)) not in held:
+            return gradient
+        accumulator, count = held[key]
+        return (tf.convert_to_tensor(gradient) + accumulator * unit) / count
+
+    return [mean(gradient, variable) for gradient, variable in zip(gradients, variables, strict=True)]
 
 
 def _accumulators(optimizer: keras.optimizers.Optimizer) -> list[tf.Tensor]:
     return [tf.convert_to_tensor(variable) for variable in optimizer._accumulated_gradients]
+
+
+@contextlib.contextmanager
+def already_summed(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Keep an update from summing over the replicas gradients that were summed before."""
+    with replaced(optimizer, "_all_reduce_sum_gradients", list):
+        yield
+
+
+@contextlib.contextmanager
+def rate_multiplied(optimizer: keras.optimizers.Optimizer, factor: tf.Variable) -> Iterator[None]:
+    """Multiply the learning rate, that of a schedule too, wherever it is read; 1 changes no bit."""
+    read = optimizer._get_current_learning_rate
+
+    def multiplied() -> tf.Tensor:
+        rate = tf.convert_to_tensor(read())
+        return rate * tf.cast(factor, rate.dtype)
+
+    with replaced(optimizer, "_get_current_learning_rate", multiplied):
+        yield
 
 
 @contextlib.contextmanager

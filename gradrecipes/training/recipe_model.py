@@ -8,9 +8,10 @@ import keras
 
 from gradrecipes.gradients.clipping import Clipping, by_global_norm, require_clipping
 from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
-from gradrecipes.training.attachment import is_attached, require_one_device
+from gradrecipes.training.attachment import is_attached
 from gradrecipes.training.instrumented_step import InstrumentedStep
 from gradrecipes.training.keras_private import compile_identity, same_identity
+from gradrecipes.training.replicas import require_supported
 
 
 class RecipeModelMixin:
@@ -60,7 +61,7 @@ class RecipeModelMixin:
         """
         if is_attached(self):
             return super().train_step(data)
-        require_one_device(self, type(self).__name__)
+        require_supported(self.distribute_strategy, type(self).__name__)
         identity = compile_identity(self)
         if self._own_step is None or not same_identity(identity, self._own_identity):
             settings = PipelineSettings(clipping=self.clipping, skip=self.skip_nonfinite, xla=bool(self.jit_compile))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,17 +25,29 @@ class LayerTaps:
 
     def __init__(self, model: keras.Model):
         self._layers = [layer for layer in sublayers(model) if not isinstance(layer, keras.layers.InputLayer)]
-        self._heard: dict[int, dict[str, Any]] = {}
+        self._of_thread = threading.local()  # each replica of a strategy is traced in a thread of its own
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Hear every layer that is called within the `with` block."""
-        self._heard.clear()
-        self._graph = _current_graph()
+    def installed(self) -> Iterator[None]:
+        """Shadow the layers' `call` within the `with` block; what runs in `listening` there is heard."""
         with contextlib.ExitStack() as stack:
             for layer in self._layers:
                 stack.enter_context(replaced(layer, "call", self._tapped(layer)))
             yield
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear every layer that is called within the `with` block."""
+        self._of_thread.heard = {}
+        self._of_thread.graph = _current_graph()
+        try:
+            yield
+        finally:
+            self._of_thread.graph = None
+
+    @property
+    def _heard(self) -> dict[int, dict[str, Any]]:
+        return self._of_thread.heard
 
     def _tapped(self, layer: keras.layers.Layer):
         call = layer.call
@@ -48,7 +61,7 @@ class LayerTaps:
         return call_and_listen
 
     def _is_here(self) -> bool:
-        return _current_graph() is self._graph
+        return getattr(self._of_thread, "graph", None) is _current_graph()
 
     def _tap(self, layer: keras.layers.Layer, output: tf.Tensor) -> tf.Tensor:
         if id(layer) in self._heard:  # a layer that is called again: its first call stands for it
@@ -81,4 +94,4 @@ class LayerTaps:
 
 
 def _current_graph() -> Any:
-    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    return "eager" if tf.executing_eagerly() else tf.compat.v1.get_default_graph()

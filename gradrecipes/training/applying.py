@@ -1,0 +1,112 @@
+"""Between a train step and an optimizer: gradients are led through a pipeline on their way."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from gradrecipes.gradients.packing import PackedTensors
+from gradrecipes.gradients.pipeline import Pipeline
+from gradrecipes.gradients.update import StepOutcome, Update
+from gradrecipes.training import keras_private
+from gradrecipes.training.keras_private import replaced
+
+Handle = Callable[[list[Any], list[Any], Callable[[Any], Any]], None]
+
+
+@contextlib.contextmanager
+def piped(optimizer: keras.optimizers.Optimizer, handle: Handle) -> Iterator[None]:
+    """Lead what is applied to an optimizer through `handle(gradients, variables, apply_gradients)`.
+
+    Variables without a gradient are left out; `apply_gradients` takes the gradients of the others.
+    """
+    apply = optimizer.apply
+
+    def apply_piped(grads, trainable_variables=None):
+        variables = list(optimizer._trainable_variables if trainable_variables is None else trainable_variables)
+        if not optimizer.built:
+            with keras.name_scope(optimizer.name):
+                optimizer.build(variables)
+        known = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
+        if not known:
+            apply(grads, variables)  # lets Keras say that there are no gradients
+        kept = [v for _, v in known]
+
+        def apply_gradients(gradients):
+            by_variable = {id(v): g for v, g in zip(kept, gradients, strict=True)}
+            apply([by_variable.get(id(v)) for v in variables], variables)
+
+        handle([g for g, _ in known], kept, apply_gradients)
+
+    with replaced(optimizer, "apply", apply_piped):
+        yield
+
+
+def apply_through(
+    pipeline: Pipeline,
+    optimizer: keras.optimizers.Optimizer,
+    gradients: list[Any],
+    variables: list[Any],
+    apply_gradients: Callable[[Any], Any],
+    *,
+    loss: tf.Tensor | None = None,
+    model: keras.Model | None = None,
+    number: int = 0,
+    alone: bool = True,
+    sample: bool = False,
+) -> StepOutcome:
+    """Lead summed gradients through a pipeline into an optimizer's own update, whatever kind of optimizer it is."""
+    leaves = keras_private.leaves(optimizer)
+    unit = keras_private.loss_scale(optimizer)
+    clips = pipeline.settings.clipping is not None
+
+    def apply_as_told(transformed):
+        with contextlib.ExitStack() as stack:
+            for leaf in leaves:
+                stack.enter_context(_told(leaf, pipeline, update if clips and update.measured is not None else None))
+            apply_gradients(transformed)
+
+    update = Update(
+        gradients,
+        apply_as_told,
+        measured=keras_private.accumulated(leaves, gradients, variables, unit),
+        loss=loss,
+        unit=unit,
+        bounded_elsewhere=all(leaf.clipvalue is not None for leaf in leaves),
+        lower_scale=keras_private.lower_scale(optimizer),
+        weights=lambda: PackedTensors([tf.identity(tf.convert_to_tensor(variable)) for variable in variables]),
+        unit_axes=None,
+        number=number,
+        alone=alone,
+    )
+    return pipeline.apply(update, sample=sample)
+
+
+@contextlib.contextmanager
+def _told(leaf: keras.optimizers.Optimizer, pipeline: Pipeline, accumulated: Update | None) -> Iterator[None]:
+    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    with contextlib.ExitStack() as stack:
+        if pipeline.settings.skip:
+            stack.enter_context(keras_private.rate_multiplied(leaf, pipeline.rate_factor))
+        if several:
+            stack.enter_context(keras_private.already_summed(leaf))
+        else:
+            stack.enter_context(keras_private.scalars_read_once(leaf))
+        if accumulated is not None:
+            stack.enter_context(replaced(leaf, "_clip_gradients", _clip_accumulated(pipeline, leaf, accumulated)))
+        yield
+
+
+def _clip_accumulated(
+    pipeline: Pipeline, leaf: keras.optimizers.Optimizer, update: Update
+) -> Callable[[list[Any]], list[Any]]:
+    clip_as_compiled = leaf._clip_gradients
+
+    def clip(gradients: list[Any]) -> list[Any]:
+        return clip_as_compiled(pipeline.clip(update, gradients))
+
+    return clip

@@ -1,0 +1,55 @@
+"""What a guard knows, on disk, for a run that is killed and taken up again."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+NAME = "guard_state.npz"
+PREVIOUS = "guard_state.previous.npz"
+TAG = "iterations"
+
+
+def save_guard_state(directory: str | os.PathLike[str], values: dict[str, np.ndarray], *, iterations: int) -> None:
+    """Write the state, in one move, and keep the one before: a run may be killed between two backups.
+
+    Args:
+        directory: Where to; it is made if it is missing.
+        values: Arrays by name.
+        iterations: The optimizer's step counter, which tells which backup of the weights this belongs to.
+    """
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f".{NAME}.{os.getpid()}"
+    with open(unfinished, "wb") as file:
+        np.savez(file, **values, **{TAG: np.int64(iterations)})
+    if (folder / NAME).exists():
+        os.replace(folder / NAME, folder / PREVIOUS)
+    os.replace(unfinished, folder / NAME)
+
+
+def load_guard_state(directory: str | os.PathLike[str], *, iterations: int) -> dict[str, np.ndarray] | None:
+    """Read the state that belongs to weights after so many optimizer steps, or None if there is none.
+
+    Raises:
+        ValueError: A file is there that is no state of a guard, or is damaged.
+    """
+    for name in (NAME, PREVIOUS):
+        path = Path(directory) / name
+        if not path.exists():
+            continue
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                values = dict(file)
+            found = int(values.pop(TAG))
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"The state of a guard was expected in {str(path)!r}. Received: a file that cannot be read as one "
+                f"({error}). Remove it to begin with a fresh guard."
+            ) from error
+        if found == iterations:
+            return values
+    return None

@@ -1,0 +1,140 @@
+"""When to keep a snapshot of a training, when to go back to one, and when to give up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from gradrecipes.training.snapshots import SnapshotRing
+
+FIRST_FACTOR = 0.5  # of the learning rate at the first rollback: what has been asked of Keras since 2017, issue 8332
+NEXT_FACTOR = 0.1  # at each further one before the training has recovered: a schedule may be wrong by orders
+RECENT = 32  # losses that tell the present level; a quarter of the window
+BEGINNING = 16  # losses that tell the level at the beginning
+LEARNED = 0.5  # of the level at the beginning: below it, something had been learned
+LOST = 0.9  # of the level at the beginning: above it again, all of that is lost
+SOUND = 2.0  # a snapshot is kept up to this many times the best level; llm-foundry calls twice the mean a spike
+
+
+class Action(StrEnum):
+    """What a guard does between two steps."""
+
+    NOTHING = "nothing"
+    ROLL_BACK = "rollback"
+    GIVE_WAY = "gave_way"
+    STOP = "stop"
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What is known between two steps.
+
+    Args:
+        step: Steps that have run.
+        consecutive_skips: How many of the last steps were skipped in a row.
+        losses: float32 `[n]`, the remembered losses, oldest first; empty where they are not known.
+        finite: Whether the loss and gradient of the last step were finite.
+    """
+
+    step: int
+    consecutive_skips: int
+    losses: np.ndarray
+    finite: bool
+
+
+class Recovery:
+    """Keep sound snapshots, and decide what to do when a training does not get on.
+
+    Too many skips in a row, or a loss that is back at its first level after half of it had been learned away,
+    send the training back to the newest snapshot, with a smaller learning rate and with later data. A snapshot
+    that did not help makes room for an older one.
+
+    Args:
+        ring: Where snapshots are kept, or None to keep none: then too many skips stop the training.
+        every: Steps from one snapshot to the next.
+        max_consecutive_skips: Skips in a row that are borne.
+        max_rollbacks: Rollbacks without recovery between them that are tried.
+
+    Attributes:
+        rate_factor: What the learning rate is to be multiplied by now.
+        rollbacks: Rollbacks since the last recovery.
+        reason: Why the last action was taken: `"too_many_skips"`, `"training_lost"`, `"too_many_rollbacks"`.
+    """
+
+    def __init__(self, ring: SnapshotRing | None, *, every: int, max_consecutive_skips: int, max_rollbacks: int):
+        self.ring = ring
+        self.every = every
+        self.max_consecutive_skips = max_consecutive_skips
+        self.max_rollbacks = max_rollbacks
+        self.rate_factor = 1.0
+        self.rollbacks = 0
+        self.reason = ""
+        self._last_kept = -every
+        self._tried_newest = False
+        self._beginning = self._best = float("nan")
+
+    def consider(self, readings: Readings) -> Action:
+        """Say what to do; keep a snapshot when one is due and the training is sound."""
+        recent = self._learn_level(readings.losses)
+        lost = recent >= LOST * self._beginning and 0 <= self._best <= LEARNED * self._beginning
+        if readings.consecutive_skips >= self.max_consecutive_skips:
+            return self._recover("too_many_skips", readings.finite)
+        if self.ring is None:
+            return Action.NOTHING
+        if lost:
+            return self._recover("training_lost", readings.finite)
+        self._keep_if_sound(readings, recent)
+        return Action.NOTHING
+
+    def roll_back(self) -> int:
+        """Put the newest snapshot back, lower the rate, and return the step that it was taken after."""
+        self.rate_factor *= FIRST_FACTOR if self.rollbacks == 1 else NEXT_FACTOR
+        self._tried_newest = True
+        snapshot = self.ring.restore()
+        return snapshot.step
+
+    def forget_level(self) -> None:
+        """Begin anew with the losses: their level has changed for good."""
+        self._best = self._beginning = float("nan")
+
+    def _learn_level(self, losses: np.ndarray) -> float:
+        if len(losses) < RECENT:
+            return float("nan")
+        if np.isnan(self._beginning):
+            beginning = float(np.mean(losses[:BEGINNING]))
+            self._beginning = beginning if beginning > 0 else float("inf")  # ratios of negative losses mean nothing
+        recent = float(np.mean(losses[-RECENT:]))
+        self._best = float(np.fmin(self._best, recent))
+        return recent
+
+    def _keep_if_sound(self, readings: Readings, recent: float) -> None:
+        if readings.consecutive_skips or readings.step - self._last_kept < self.every:
+            return
+        if self._best > 0 and recent > max(SOUND * self._best, (1 - LOST) * self._beginning):
+            return
+        if self.ring.keep(readings.step):
+            self._last_kept = readings.step
+            self._tried_newest = False
+            self.rollbacks = 0
+
+    def _recover(self, reason: str, finite: bool) -> Action:
+        self.reason = reason
+        if self.ring is None or not len(self.ring):
+            return Action.STOP
+        self.rollbacks += 1
+        if self.rollbacks > self.max_rollbacks:
+            return self._give_up("too_many_rollbacks", finite)
+        if self._tried_newest and len(self.ring) > 1:
+            self.ring.drop_newest()
+        elif self.ring.is_current():
+            return self._give_up(reason, finite)
+        return Action.ROLL_BACK
+
+    def _give_up(self, reason: str, finite: bool) -> Action:
+        self.reason = reason
+        if not finite:
+            return Action.STOP
+        self.rollbacks = 0
+        return Action.GIVE_WAY

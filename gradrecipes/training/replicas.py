@@ -1,0 +1,116 @@
+"""Where a strategy has several replicas: gradients are summed once, and what follows is decided once for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+Apply = Callable[[Sequence[Any]], None]
+
+
+def require_supported(strategy: tf.distribute.Strategy, caller: str) -> None:
+    """Refuse the strategies whose replicas the pipeline cannot follow.
+
+    Raises:
+        ValueError: With the strategy's name and what is supported.
+    """
+    parameter_server = isinstance(strategy, tf.distribute.experimental.ParameterServerStrategy)
+    local = getattr(strategy.extended, "_num_replicas_in_sync", 1) // max(_workers(strategy), 1)
+    several_of_many = _applies_in_replica_context(strategy) and local > 1
+    if parameter_server or several_of_many:
+        raise ValueError(
+            f"{caller} works on one device, under tf.distribute.MirroredStrategy, and under "
+            "MultiWorkerMirroredStrategy with one replica on each worker. "
+            f"Received: a {type(strategy).__name__} with {strategy.num_replicas_in_sync} replicas on "
+            f"{_workers(strategy)} workers. Start one worker for each device instead."
+        )
+
+
+def _workers(strategy: tf.distribute.Strategy) -> int:
+    resolver = strategy.cluster_resolver
+    if resolver is None or not resolver.cluster_spec():
+        return 1
+    return sum(resolver.cluster_spec().num_tasks(job) for job in resolver.cluster_spec().jobs if job != "ps")
+
+
+def _applies_in_replica_context(strategy: tf.distribute.Strategy) -> bool:
+    with strategy.scope():
+        return strategy.num_replicas_in_sync > 1 and tf.__internal__.distribute.strategy_supports_no_merge_call()
+
+
+def spread() -> bool:
+    """Say whether the code runs as one of several replicas that meet in a cross-replica context."""
+    return (
+        tf.distribute.in_cross_replica_context() is False
+        and tf.distribute.get_strategy().num_replicas_in_sync > 1
+        and not tf.__internal__.distribute.strategy_supports_no_merge_call()
+    )
+
+
+def once(function: Callable[..., None], *values: Any) -> None:
+    """Call a function once for all replicas.
+
+    Args:
+        function: Takes, for each value, the tuple of what it is on each replica of this worker.
+        values: Tensors, or lists and tuples of tensors and None; what `function` gets is lists.
+    """
+    if not spread():
+        function(*[_map(lambda value: (value,), value) for value in values])
+        return
+
+    def merged(strategy: tf.distribute.Strategy, *values: Any) -> None:
+        function(*[_map(strategy.experimental_local_results, value) for value in values])
+
+    tf.distribute.get_replica_context().merge_call(merged, args=values)
+
+
+def sum_once(
+    run: Callable[[Sequence[Any], Any, Apply], None],
+    gradients: Sequence[Any],
+    variables: Sequence[Any],
+    loss: Any,
+    apply_gradients: Apply,
+) -> None:
+    """Sum gradients and loss over the replicas, with one all-reduce, and let `run` act on the sums once for all.
+
+    Keras clips each replica's share before the sum, so that the bound holds for none of them; and it sums within
+    the update, where a condition around it cannot stand, as replicas meet there. Here the sum comes first.
+
+    Args:
+        run: Takes the summed gradients, the summed loss, and a function that applies gradients on every replica.
+        gradients: This replica's gradients.
+        variables: The variables that they belong to.
+        loss: This replica's share of the loss, or None.
+        apply_gradients: Applies gradients on this replica, without a sum of its own.
+    """
+    strategy = tf.distribute.get_strategy()
+    if strategy.num_replicas_in_sync == 1:
+        run(gradients, loss, apply_gradients)
+        return
+    if not spread():
+        context = tf.distribute.get_replica_context()
+        total = None if loss is None else context.all_reduce(tf.distribute.ReduceOp.SUM, loss)
+        run(context.all_reduce(tf.distribute.ReduceOp.SUM, list(gradients)), total, apply_gradients)
+        return
+
+    def merged(strategy: tf.distribute.Strategy, gradients: list[Any], loss: Any) -> None:
+        destinations = [getattr(variable, "value", variable) for variable in variables]
+        pairs = list(zip(gradients, destinations, strict=True))
+        summed = strategy.extended.batch_reduce_to(tf.distribute.ReduceOp.SUM, pairs)
+        first = [strategy.experimental_local_results(gradient)[0] for gradient in summed]
+        total = None if loss is None else strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None)
+
+        def apply_everywhere(transformed: Sequence[Any]) -> None:
+            strategy.extended.call_for_each_replica(apply_gradients, args=(list(transformed),))
+
+        run(first, total, apply_everywhere)
+
+    tf.distribute.get_replica_context().merge_call(merged, args=(list(gradients), loss))
+
+
+def _map(function: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_map(function, item) for item in value]
+    return (None,) if value is None else tuple(function(value))
