@@ -39,6 +39,15 @@ class PackedTensors:
     def __len__(self) -> int:
         return sum(len(group) for group in self._members)
 
+    @property
+    def members(self) -> list[list[int]]:
+        """For each stack, the places of its tensors in the order in which the tensors came."""
+        return self._members
+
+    def rows_touched(self) -> list[tf.Tensor | None]:
+        """Return for each stack the rows of the dense tensor that sparse values stand for, or None if it is dense."""
+        return [stack.indices if isinstance(stack, tf.IndexedSlices) else None for stack in self._stacks]
+
     def each(self, reduce: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
         """Reduce every tensor to one number.
 

@@ -1,0 +1,209 @@
+"""Bound the gradient of each output unit by the norm of the weights it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from gradrecipes.gradients.clipping.bounds import factor_where, in_units_of
+from gradrecipes.gradients.clipping.method import (
+    Clipped,
+    SerializableMethod,
+    StepGradients,
+    clip_tensors,
+    require_positive,
+)
+from gradrecipes.gradients.packing import PackedTensors, TensorLike
+
+Axes = tuple[int, ...] | None
+
+
+@keras.saving.register_keras_serializable(package="gradrecipes")
+@dataclass(frozen=True)
+class adaptive(SerializableMethod):  # noqa: N801
+    r"""Let no unit's weights be asked to change by more than a small share of themselves (AGC).
+
+    For the weights W_i that lead to one output unit, and their gradient G_i: where
+    ‖G_i‖ > λ·max(‖W_i‖, ε), G_i becomes G_i·λ·max(‖W_i‖, ε)/‖G_i‖. The rest is untouched, so that one wild
+    unit costs the others nothing; the direction of the whole step changes.
+
+    Over which axes a unit's norm is taken depends on the layer; where a model is known,
+    `gradrecipes.training.unit_axes` says so, and leaves the last layer alone, as the authors do. In a loop
+    of your own without a model, vectors count as a whole and kernels by their last axis. Without ε, weights
+    that start at zero would never move. NaN passes through: combine it with a guard that skips.
+
+    Args:
+        max_ratio: λ, the largest ratio of gradient to weights, positive. The authors use 0.01 for batches of
+            4096 and more, and larger values for smaller batches.
+        min_weight_norm: ε, what a smaller ‖W_i‖ counts as, positive.
+
+    References:
+        Brock et al. 2021, arXiv 2102.06171, section 4.
+    """
+
+    max_ratio: float = 0.01
+    _: KW_ONLY
+    min_weight_norm: float = 1e-3
+
+    def __post_init__(self):
+        require_positive(self.max_ratio, "max_ratio", "adaptive")
+        require_positive(self.min_weight_norm, "min_weight_norm", "adaptive")
+
+    def clip(self, step: StepGradients) -> Clipped:
+        """Bound the gradients; see `Clipping.clip`."""
+        if step.weights is None:
+            raise ValueError(
+                "`adaptive` compares the gradient with the weights, and was given none. Received: weights=None. "
+                "Pass StepGradients(weights=...), or bound the gradient by itself with `by_global_norm`."
+            )
+        stacks = _stacks(step)
+        plain = [_measure(stack, safe=False) for stack in stacks]
+        summed = tf.stack([tf.reduce_sum(size) for norms in plain for norm in norms for size in norm.parts()])
+
+        def bounded(norms: list[list[_UnitNorms]]) -> list[tf.Tensor]:
+            parts, sizes, exceeded = [], [], []
+            for stack, of_units in zip(stacks, norms, strict=True):
+                part, after, exceeds = self._bound(step, stack, of_units)
+                parts.append(part)
+                sizes += after
+                exceeded += exceeds
+            clipped = tf.reduce_any(tf.stack([tf.reduce_any(exceeds) for exceeds in exceeded]))
+            return [*parts, factor_where(clipped, _root_of_squares(sizes) / step.norms.total, step.norms)]
+
+        *parts, factor = tf.cond(
+            tf.reduce_all(tf.math.is_finite(summed)),
+            lambda: bounded(plain),
+            lambda: bounded([_measure(stack, safe=True) for stack in stacks]),
+        )
+        return Clipped(step.packed.with_flat(parts), factor)
+
+    def _bound(
+        self, step: StepGradients, stack: _Stack, norms: list[_UnitNorms]
+    ) -> tuple[tf.Tensor, list[tf.Tensor], list[tf.Tensor]]:
+        """Return the bounded stack, the norms of its units and of what is left alone, and which were bounded."""
+        sizes = [tf.gather(step.norms.of_each, tf.constant(stack.left_alone, tf.int32))]
+        values, exceeded = stack.gradients, [tf.constant(False)]
+        for norm in norms:
+            bound = in_units_of(step, self.max_ratio * tf.maximum(norm.weights, self.min_weight_norm))
+            size = norm.largest * norm.of_scaled
+            exceeds = (size > bound) & norm.members
+            if norm.in_two_steps:
+                values = values / tf.cast(tf.where(exceeds, norm.largest, 1.0), values.dtype)
+            values = values * tf.cast(tf.where(exceeds, bound / norm.of_scaled, 1.0), values.dtype)
+            sizes.append(tf.where(norm.members, tf.minimum(size, bound), 0.0))
+            exceeded.append(exceeds)
+        return tf.reshape(tf.cast(values, stack.flat.dtype), tf.shape(stack.flat)), sizes, exceeded
+
+
+class _Stack(NamedTuple):
+    """Gradients of one shape, their weights beside them, and the axes of each that is bounded."""
+
+    flat: tf.Tensor
+    gradients: tf.Tensor
+    weights: tf.Tensor
+    rows: tf.Tensor | None
+    axes: list[Axes]
+    left_alone: list[int]
+
+
+class _UnitNorms(NamedTuple):
+    """The norms of the units of those gradients of a stack that share their axes, kept broadcastable."""
+
+    largest: tf.Tensor
+    of_scaled: tf.Tensor
+    weights: tf.Tensor
+    members: tf.Tensor
+    in_two_steps: bool
+
+    def parts(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return what is finite unless a sum of squares overflowed."""
+        return self.of_scaled, self.weights
+
+
+def clip_adaptively(
+    gradients: Sequence[TensorLike],
+    weights: Sequence[tf.Tensor],
+    *,
+    max_ratio: float = 0.01,
+    min_weight_norm: float = 1e-3,
+    unit_axes: Sequence[Axes] | None = None,
+) -> list[TensorLike]:
+    """Return the gradients with each unit's norm bounded by that of its weights; see `adaptive`.
+
+    Example:
+        >>> clipped = clip_adaptively([tf.ones([4, 2])], [tf.constant([[3.0, 0.0]] * 4)], max_ratio=0.1)
+        >>> [round(float(n), 4) for n in tf.norm(clipped[0], axis=0)]  # 0.1 of the column's norm, at least 1e-4
+        [0.6, 0.0001]
+    """
+    method = adaptive(max_ratio, min_weight_norm=min_weight_norm)
+    return clip_tensors(gradients, method, weights=lambda: PackedTensors(weights), unit_axes=unit_axes)
+
+
+def unit_axes_by_rank(rank: int) -> tuple[int, ...]:
+    """Return the axes of one unit where the layer is not known: all of a vector, all but the last of a kernel."""
+    return tuple(range(rank if rank < 2 else rank - 1))
+
+
+def _stacks(step: StepGradients) -> list[_Stack]:
+    packed, weights = step.packed, step.weights()
+    given = step.unit_axes
+    if given is not None and len(given) != len(packed):
+        raise ValueError(
+            f"`unit_axes` must have one entry for each of the {len(packed)} gradients. Received: {len(given)} entries. "
+            "Make them from the very variables that the gradients belong to, in the same order."
+        )
+    if weights.members == packed.members:
+        beside = weights.flat()
+    else:  # a sparse gradient stands alone where its dense weights share a stack
+        tensors = weights.unpacked()
+        beside = [tf.stack([tensors[i] for i in g]) if len(g) > 1 else tensors[g[0]] for g in packed.members]
+    found = []
+    for group, flat, weight, rows in zip(packed.members, packed.flat(), beside, packed.rows_touched(), strict=True):
+        wide = flat.dtype if flat.dtype.size >= 4 else tf.float32  # a half would round the factor itself
+        gradients, weight = (_stacked(tf.cast(t, kind), group) for t, kind in ((flat, wide), (weight, tf.float32)))
+        axes = [unit_axes_by_rank(gradients.shape.rank - 1) if given is None else given[i] for i in group]
+        alone = [i for i, chosen in zip(group, axes, strict=True) if chosen is None]
+        found.append(_Stack(flat, gradients, weight, rows, axes, alone))
+    return found
+
+
+def _stacked(tensor: tf.Tensor, group: list[int]) -> tf.Tensor:
+    return tensor if len(group) > 1 else tensor[None]
+
+
+def _measure(stack: _Stack, *, safe: bool) -> list[_UnitNorms]:
+    """Return the norms of the units of a stack, a member for each choice of axes in it."""
+    found = []
+    for axes in dict.fromkeys(axes for axes in stack.axes if axes is not None):
+        over = [axis + 1 for axis in axes]
+        weights = stack.weights
+        if stack.rows is not None and 0 not in axes:
+            weights = tf.gather(weights, stack.rows, axis=1)
+        largest, of_scaled = _norm(tf.cast(stack.gradients, tf.float32), over, safe)
+        weights_largest, weights_scaled = _norm(weights, over, safe)
+        members = [chosen == axes for chosen in stack.axes]
+        shape = [len(members)] + [1] * (stack.gradients.shape.rank - 1)
+        mask = tf.reshape(tf.constant(members), shape)
+        found.append(_UnitNorms(largest, of_scaled, weights_largest * weights_scaled, mask, safe))
+    return found
+
+
+def _norm(values: tf.Tensor, over: list[int], safe: bool) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return m and the norm of values / m over some axes: m = 1, or the largest |entry| where squares overflow."""
+    if not safe:
+        return tf.ones(()), tf.sqrt(tf.reduce_sum(tf.square(values), axis=over, keepdims=True))
+    largest = tf.reduce_max(tf.abs(values), axis=over, keepdims=True)
+    largest = tf.where(largest > 0, largest, 1.0)
+    return largest, tf.sqrt(tf.reduce_sum(tf.square(values / largest), axis=over, keepdims=True))
+
+
+def _root_of_squares(sizes: list[tf.Tensor]) -> tf.Tensor:
+    """Return the norm of many norms; in shares of the largest no square leaves float32."""
+    filled = [size for size in sizes if size.shape.num_elements() != 0]
+    largest = tf.reduce_max(tf.stack([tf.reduce_max(size) for size in filled]))
+    divisor = tf.where(largest > 0, largest, 1.0)
+    return largest * tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(size / divisor)) for size in filled]))
