@@ -20,11 +20,19 @@ _PUBLIC = {
     "RecipeModelMixin": "gradrecipes.training.recipe_model",
     "GradientPipeline": "gradrecipes.training.by_hand",
 }
-_SUBPACKAGES = {"clipping": "gradrecipes.gradients.clipping"}
+_SUBPACKAGES = {
+    "clipping": "gradrecipes.gradients.clipping",
+    "initializers": "gradrecipes.initializers",
+    "layers": "gradrecipes.layers",
+    "probes": "gradrecipes.probes",
+    "regularizers": "gradrecipes.regularizers",
+    "schedules": "gradrecipes.schedules",
+}
 
 __all__ = [*_PUBLIC, *_SUBPACKAGES, "__version__"]
 
 if TYPE_CHECKING:
+    from gradrecipes import initializers, layers, probes, regularizers, schedules
     from gradrecipes.callbacks.gradient_guard import GradientGuard
     from gradrecipes.callbacks.gradient_monitor import GradientMonitor
     from gradrecipes.core.event import Event

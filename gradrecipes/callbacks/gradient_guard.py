@@ -114,7 +114,7 @@ class GradientGuard(AttachedCallback):
         pipeline = self._attachment.pipeline
         pipeline.consecutive_skips.assign(0)
         self._recovery = Recovery(
-            None if self.snapshot_every is None else SnapshotRing(self.model),
+            None if self.snapshot_every is None else SnapshotRing(self.model, also=pipeline.remembered),
             every=self.snapshot_every or 0,
             max_consecutive_skips=self.max_consecutive_skips,
             max_rollbacks=self.max_rollbacks,
@@ -160,7 +160,9 @@ class GradientGuard(AttachedCallback):
         if action is Action.ROLL_BACK:
             self._roll_back(readings)
         elif action is Action.GIVE_WAY:
-            self._begin_anew()
+            pipeline.consecutive_skips.assign(0)
+            for watch in pipeline.watches.values():
+                watch.forget()
             self._recovery.forget_level()
             self._attachment.add_event("gave_way", self._recovery.reason, {"consecutive_skips": consecutive})
         elif action is Action.STOP:
@@ -172,16 +174,10 @@ class GradientGuard(AttachedCallback):
         outcome = self._attachment.collect().steps["outcome"]
         return bool(np.all(outcome[-consecutive:] >= SKIPPED_LOSS_SPIKE))
 
-    def _begin_anew(self) -> None:
-        pipeline = self._attachment.pipeline
-        pipeline.consecutive_skips.assign(0)
-        for watch in pipeline.watches.values():
-            watch.forget()
-
     def _roll_back(self, readings: Readings) -> None:
         recovery = self._recovery
         step = recovery.roll_back()
-        self._begin_anew()
+        self._attachment.pipeline.consecutive_skips.assign(0)
         self._attachment.pipeline.rate_factor.assign(recovery.rate_factor)
         details = {"back_to_step": step, "steps_lost": readings.step - step, "rollbacks": recovery.rollbacks}
         event = self._attachment.add_event("rollback", recovery.reason, details)

@@ -232,6 +232,11 @@ class Pipeline:
             found |= {f"clipping_{number}/{index}": variable for index, variable in enumerate(state)}
         return found
 
+    def remembered(self) -> list[tf.Variable]:
+        """Return the variables that describe the course of the training so far: they go back when it does."""
+        watches = [variable for watch in self.watches.values() for variable in watch.variables.values()]
+        return watches + [variable for state in self._clipping_states.values() for variable in state]
+
     def restore(self, values: dict[str, np.ndarray]) -> None:
         """Set the state of `variables` to saved values; what does not exist before the first step is set then."""
         self._to_take_up = dict(values)

@@ -69,7 +69,7 @@ class SpikeWatch:
         variance = tf.linalg.matvec(tf.square(values - mean[:, None]), share)
         late = tf.maximum(mean + self.sigmas * tf.sqrt(variance), SMALLEST_RATIO * mean)
         early = EARLY_RATIO * tf.reduce_max(values, axis=1)
-        limit = tf.where(seen >= WARM_UP, late, tf.where(seen >= EARLY, early, LARGEST))
+        limit = tf.where(seen >= WARM_UP, late, tf.where(seen >= EARLY, early, np.inf))
         finite = tf.math.is_finite(pair)
         absurd = finite & (pair > limit) & (limit > 0)
         kept = tf.minimum(tf.where(finite, pair, mean), tf.minimum(ADAPTATION * limit, LARGEST))

@@ -15,6 +15,7 @@ RECENT = 32  # losses that tell the present level; a quarter of the window
 BEGINNING = 16  # losses that tell the level at the beginning
 LEARNED = 0.5  # of the level at the beginning: below it, something had been learned
 LOST = 0.9  # of the level at the beginning: above it again, all of that is lost
+DIVERGED = 2.0  # times the level at the beginning: worse than knowing nothing
 SOUND = 2.0  # a snapshot is kept up to this many times the best level; llm-foundry calls twice the mean a spike
 
 
@@ -48,8 +49,8 @@ class Recovery:
     """Keep sound snapshots, and decide what to do when a training does not get on.
 
     Too many skips in a row, or a loss that is back at its first level after half of it had been learned away,
-    send the training back to the newest snapshot, with a smaller learning rate and with later data. A snapshot
-    that did not help makes room for an older one.
+    send the training back to the newest snapshot, with a smaller learning rate and with later data. The last
+    attempt goes to an older one.
 
     Args:
         ring: Where snapshots are kept, or None to keep none: then too many skips stop the training.
@@ -72,28 +73,26 @@ class Recovery:
         self.rollbacks = 0
         self.reason = ""
         self._last_kept = -every
-        self._tried_newest = False
         self._beginning = self._best = float("nan")
 
     def consider(self, readings: Readings) -> Action:
         """Say what to do; keep a snapshot when one is due and the training is sound."""
         recent = self._learn_level(readings.losses)
-        lost = recent >= LOST * self._beginning and 0 <= self._best <= LEARNED * self._beginning
+        learned = 0 <= self._best <= LEARNED * self._beginning
+        lost = recent >= (LOST if learned else DIVERGED) * self._beginning
         if readings.consecutive_skips >= self.max_consecutive_skips:
-            return self._recover("too_many_skips", readings.finite)
+            return self._recover("too_many_skips", readings)
         if self.ring is None:
             return Action.NOTHING
         if lost:
-            return self._recover("training_lost", readings.finite)
+            return self._recover("training_lost", readings)
         self._keep_if_sound(readings, recent)
         return Action.NOTHING
 
     def roll_back(self) -> int:
         """Put the newest snapshot back, lower the rate, and return the step that it was taken after."""
         self.rate_factor *= FIRST_FACTOR if self.rollbacks == 1 else NEXT_FACTOR
-        self._tried_newest = True
-        snapshot = self.ring.restore()
-        return snapshot.step
+        return self.ring.restore().step
 
     def forget_level(self) -> None:
         """Begin anew with the losses: their level has changed for good."""
@@ -116,19 +115,21 @@ class Recovery:
             return
         if self.ring.keep(readings.step):
             self._last_kept = readings.step
-            self._tried_newest = False
             self.rollbacks = 0
 
-    def _recover(self, reason: str, finite: bool) -> Action:
+    def _recover(self, reason: str, readings: Readings) -> Action:
         self.reason = reason
+        self._last_kept = readings.step
+        finite = readings.finite
         if self.ring is None or not len(self.ring):
             return Action.STOP
         self.rollbacks += 1
         if self.rollbacks > self.max_rollbacks:
             return self._give_up("too_many_rollbacks", finite)
-        if self._tried_newest and len(self.ring) > 1:
+        changes = not self.ring.is_current()
+        if len(self.ring) > 1 and (self.rollbacks == self.max_rollbacks or not changes):
             self.ring.drop_newest()
-        elif self.ring.is_current():
+        elif not changes:
             return self._give_up(reason, finite)
         return Action.ROLL_BACK
 

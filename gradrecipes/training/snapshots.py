@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -34,11 +36,13 @@ class SnapshotRing:
 
     Args:
         model: The model.
+        also: Returns further variables that go back with the model's.
         capacity: How many are kept. Each takes the memory of the weights and the optimizer's slots.
     """
 
-    def __init__(self, model: keras.Model, *, capacity: int = 3):
+    def __init__(self, model: keras.Model, *, also: Callable[[], list[Any]] = list, capacity: int = 3):
         self._model = model
+        self._also = also
         self._ring: deque[Snapshot] = deque(maxlen=capacity)
 
     def __len__(self) -> int:
@@ -74,10 +78,10 @@ class SnapshotRing:
     def _take(self, step: int) -> Snapshot:
         return Snapshot(step, tuple(np.array(variable) for variable in self._variables()))
 
-    def _variables(self) -> list[keras.Variable]:
+    def _variables(self) -> list[Any]:
         model = self._model
         slots = [variable for optimizer in optimizers_of(model) for variable in optimizer.variables]
-        return list({id(v): v for v in [*model.variables, *slots, *model.metrics_variables]}.values())
+        return list({id(v): v for v in [*model.variables, *slots, *model.metrics_variables, *self._also()]}.values())
 
 
 def _is_finite(array: np.ndarray) -> bool:

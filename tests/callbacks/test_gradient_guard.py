@@ -160,10 +160,10 @@ def test_it_stops_with_a_reason_when_every_step_is_skipped(caplog):
         fit(model, x, y, guard, epochs=5)
     assert model.stop_training
     assert guard.stop_reason == "too_many_skips"
-    assert [event.kind for event in guard.events] == ["skip"] * 3 + ["stop"]
-    assert guard.events[-1].batch == 5
+    assert [event.kind for event in guard.events] == ["skip"] * 5 + ["stop"]  # the device is asked every eight steps
+    assert guard.events[-1].batch == 7
     assert all_finite(model)
-    assert "epoch 1, batch 6" in caplog.text
+    assert "epoch 1, batch 8" in caplog.text
     assert len(model.history.history["loss"]) == 1
 
     good = digits()
@@ -226,6 +226,9 @@ def test_the_bound_of_the_guard_takes_the_place_of_the_models():
         ({"clipping": gr.clipping.by_global_norm}, TypeError, r"Received: <class .*by_global_norm'>\. Choose one of"),
         ({"max_consecutive_skips": 0}, ValueError, r"at least 1\. Received: max_consecutive_skips=0\. 10 suits"),
         ({"max_consecutive_skips": 2.5}, ValueError, r"Received: max_consecutive_skips=2\.5"),
+        ({"sigmas": 0}, ValueError, r"or None\. Received: sigmas=0\. 6 suits"),
+        ({"snapshot_every": 0}, ValueError, r"Received: snapshot_every=0\. 100 suits"),
+        ({"max_rollbacks": -1}, ValueError, r"Received: max_rollbacks=-1\. 5 suits"),
         ({"max_consecutive_skips": True}, ValueError, r"Received: max_consecutive_skips=True"),
     ],
 )

@@ -9,6 +9,7 @@ import tensorflow as tf
 from gradrecipes.core.trace import APPLIED, SKIPPED_GRADIENT, SKIPPED_LOSS, SKIPPED_OVERFLOW
 from gradrecipes.gradients.clipping import by_global_norm, by_value
 from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
+from gradrecipes.gradients.update import Update
 
 
 def run(pipeline: Pipeline, gradients, *, in_graph: bool = True, **how):
@@ -22,7 +23,9 @@ def run(pipeline: Pipeline, gradients, *, in_graph: bool = True, **how):
             variable.assign(value)
 
     def step():
-        return pipeline.apply([tf.constant(g, tf.float32) for g in gradients], apply_gradients, **how).__dict__
+        update = Update([tf.constant(g, tf.float32) for g in gradients], apply_gradients, **how)
+        outcome = pipeline.record([pipeline.apply(update)])
+        return {name: value for name, value in vars(outcome).items() if value is not None}
 
     outcome = (tf.function(step) if in_graph else step)()
     values = [variable.numpy() for variable in applied] if bool(taken.numpy()) else None

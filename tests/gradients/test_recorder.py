@@ -12,7 +12,14 @@ from hypothesis.extra import numpy as arrays_of
 from gradrecipes.core.trace import HISTOGRAM_BINS, HISTOGRAM_HIGHEST, HISTOGRAM_LOWEST
 from gradrecipes.gradients.norms import measure_norms
 from gradrecipes.gradients.packing import PackedTensors
-from gradrecipes.gradients.recorder import EARLY_STEPS, LARGEST_RUN, Recorder, exponent_histogram, root_mean_square
+from gradrecipes.gradients.recorder import (
+    EARLY_STEPS,
+    LARGEST_RUN,
+    Recorder,
+    SampledUpdate,
+    exponent_histogram,
+    root_mean_square,
+)
 
 
 def write(recorder: Recorder, value: float, *, sample: bool = False, unit: float = 1.0) -> None:
@@ -21,10 +28,9 @@ def write(recorder: Recorder, value: float, *, sample: bool = False, unit: float
     rare = None if sample else lambda finite: recorder.write_sample_if_nonfinite(packed, unit, finite)
     norms = measure_norms(packed, when_rare=rare)
     if sample:
-        recorder.write_sample(packed, unit)
-    recorder.write_row(
-        norms, loss=tf.convert_to_tensor(value), unit=unit, clip_factor=tf.ones(()), outcome=tf.constant(0, tf.int64)
-    )
+        recorder.write_sample([SampledUpdate(packed, unit)])
+    head = tf.stack([tf.convert_to_tensor(value), norms.total / unit, tf.ones(()), tf.zeros(())])
+    recorder.write_row(tf.concat([head, norms.of_each / unit], axis=0))
 
 
 def make(capacity: int = 8, sample_every: int = 4) -> Recorder:

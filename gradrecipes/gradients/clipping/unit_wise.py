@@ -38,7 +38,7 @@ class adaptive(SerializableMethod):  # noqa: N801
 
     Args:
         max_ratio: λ, the largest ratio of gradient to weights, positive. The authors use 0.01 for batches of
-            4096 and more, and larger values for smaller batches.
+            4096; the smaller the batch, the larger it may be.
         min_weight_norm: ε, what a smaller ‖W_i‖ counts as, positive.
 
     References:
@@ -62,7 +62,7 @@ class adaptive(SerializableMethod):  # noqa: N801
             )
         stacks = _stacks(step)
         plain = [_measure(stack, safe=False) for stack in stacks]
-        summed = tf.stack([tf.reduce_sum(size) for norms in plain for norm in norms for size in norm.parts()])
+        summed = [tf.reduce_sum(size) for norms in plain for norm in norms for size in (norm.of_scaled, norm.weights)]
 
         def bounded(norms: list[list[_UnitNorms]]) -> list[tf.Tensor]:
             parts, sizes, exceeded = [], [], []
@@ -75,7 +75,7 @@ class adaptive(SerializableMethod):  # noqa: N801
             return [*parts, factor_where(clipped, _root_of_squares(sizes) / step.norms.total, step.norms)]
 
         *parts, factor = tf.cond(
-            tf.reduce_all(tf.math.is_finite(summed)),
+            tf.reduce_all(tf.math.is_finite(tf.stack([0.0, *summed]))),  # else a sum of squares overflowed
             lambda: bounded(plain),
             lambda: bounded([_measure(stack, safe=True) for stack in stacks]),
         )
@@ -118,10 +118,6 @@ class _UnitNorms(NamedTuple):
     weights: tf.Tensor
     members: tf.Tensor
     in_two_steps: bool
-
-    def parts(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return what is finite unless a sum of squares overflowed."""
-        return self.of_scaled, self.weights
 
 
 def clip_adaptively(
