@@ -14,6 +14,7 @@ from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.update import StepOutcome, Update
 from gradrecipes.training import keras_private
 from gradrecipes.training.keras_private import replaced
+from gradrecipes.training.unit_axes import unit_axes
 
 Handle = Callable[[list[Any], list[Any], Callable[[Any], Any]], None]
 
@@ -79,7 +80,7 @@ def apply_through(
         bounded_elsewhere=all(leaf.clipvalue is not None for leaf in leaves),
         lower_scale=keras_private.lower_scale(optimizer),
         weights=lambda: PackedTensors([tf.identity(tf.convert_to_tensor(variable)) for variable in variables]),
-        unit_axes=None,
+        unit_axes=unit_axes(model, variables) if clips and model is not None else None,
         number=number,
         alone=alone,
     )

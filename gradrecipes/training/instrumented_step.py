@@ -21,6 +21,7 @@ from gradrecipes.training.describe import describe_run
 from gradrecipes.training.forward_state import ForwardState
 from gradrecipes.training.keras_private import replaced
 from gradrecipes.training.layer_map import LayerMap
+from gradrecipes.training.multi_worker import as_rows, is_multi_worker
 from gradrecipes.training.taps import LayerTaps
 
 TrainStep = Callable[[Any], dict[str, Any]]
@@ -80,7 +81,8 @@ class InstrumentedStep:
         replicas.once(self._record, *([self.taps.tensors()] if self.taps is not None else []))
         if state is not None:
             logs = state.kept_where(tf.equal(self._whole.code, APPLIED), logs)
-        return {**logs, **self._logs()}
+        logs = {**logs, **self._logs()}
+        return as_rows(logs) if is_multi_worker(model) else logs
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # a copied or unpickled model makes a step of its own

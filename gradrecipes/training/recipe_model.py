@@ -11,6 +11,7 @@ from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
 from gradrecipes.training.attachment import is_attached
 from gradrecipes.training.instrumented_step import InstrumentedStep
 from gradrecipes.training.keras_private import compile_identity, same_identity
+from gradrecipes.training.multi_worker import as_rows, first_local_batch, is_multi_worker
 from gradrecipes.training.replicas import require_supported
 
 
@@ -68,6 +69,16 @@ class RecipeModelMixin:
             self.__dict__["_own_identity"] = identity
             self.__dict__["_own_step"] = InstrumentedStep(self, super().train_step, Pipeline(settings))
         return self._own_step(data)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """Evaluate one batch, as `keras.Model.test_step` does."""
+        logs = super().test_step(data)
+        return as_rows(logs) if is_multi_worker(self) else logs
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        if iterator is not None and is_multi_worker(self):
+            data_batch, iterator = first_local_batch(self.distribute_strategy, iterator), None
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
     _own_step: InstrumentedStep | None = None
     _own_identity: tuple[Any, ...] = ()

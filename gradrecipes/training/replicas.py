@@ -17,8 +17,8 @@ def require_supported(strategy: tf.distribute.Strategy, caller: str) -> None:
         ValueError: With the strategy's name and what is supported.
     """
     parameter_server = isinstance(strategy, tf.distribute.experimental.ParameterServerStrategy)
-    local = getattr(strategy.extended, "_num_replicas_in_sync", 1) // max(_workers(strategy), 1)
-    several_of_many = _applies_in_replica_context(strategy) and local > 1
+    local = strategy.num_replicas_in_sync // max(_workers(strategy), 1)
+    several_of_many = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) and local > 1
     if parameter_server or several_of_many:
         raise ValueError(
             f"{caller} works on one device, under tf.distribute.MirroredStrategy, and under "
@@ -33,11 +33,6 @@ def _workers(strategy: tf.distribute.Strategy) -> int:
     if resolver is None or not resolver.cluster_spec():
         return 1
     return sum(resolver.cluster_spec().num_tasks(job) for job in resolver.cluster_spec().jobs if job != "ps")
-
-
-def _applies_in_replica_context(strategy: tf.distribute.Strategy) -> bool:
-    with strategy.scope():
-        return strategy.num_replicas_in_sync > 1 and tf.__internal__.distribute.strategy_supports_no_merge_call()
 
 
 def spread() -> bool:
