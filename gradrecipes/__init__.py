@@ -16,6 +16,7 @@ _PUBLIC = {
     "diagnose": "gradrecipes.doctor",
     "GradientMonitor": "gradrecipes.callbacks.gradient_monitor",
     "GradientGuard": "gradrecipes.callbacks.gradient_guard",
+    "BlackBox": "gradrecipes.callbacks.black_box",
     "RecipeModel": "gradrecipes.training.recipe_model",
     "RecipeModelMixin": "gradrecipes.training.recipe_model",
     "GradientPipeline": "gradrecipes.training.by_hand",
@@ -33,6 +34,7 @@ __all__ = [*_PUBLIC, *_SUBPACKAGES, "__version__"]
 
 if TYPE_CHECKING:
     from gradrecipes import initializers, layers, probes, regularizers, schedules
+    from gradrecipes.callbacks.black_box import BlackBox
     from gradrecipes.callbacks.gradient_guard import GradientGuard
     from gradrecipes.callbacks.gradient_monitor import GradientMonitor
     from gradrecipes.core.event import Event

@@ -13,9 +13,9 @@ from gradrecipes.callbacks.guard_arguments import check_guard_arguments
 from gradrecipes.core.event import Event
 from gradrecipes.core.trace import OUTCOMES, SKIPPED_LOSS_SPIKE
 from gradrecipes.gradients.clipping import Clipping
-from gradrecipes.training.attachment import Request
 from gradrecipes.training.guard_state import load_guard_state, save_guard_state
 from gradrecipes.training.recovery import Action, Readings, Recovery
+from gradrecipes.training.request import Request
 from gradrecipes.training.snapshots import SnapshotRing
 
 _LOG = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gradrecipes.callbacks.attached import AttachedCallback
-from gradrecipes.training.attachment import Request
+from gradrecipes.training.request import Request
 
 
 class GradientMonitor(AttachedCallback):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -12,40 +11,18 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.core.event import Event
-from gradrecipes.core.trace import APPLIED, OUTCOMES, Trace
-from gradrecipes.gradients.clipping import Clipping
+from gradrecipes.core.trace import Trace
 from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
 from gradrecipes.training import keras_private
 from gradrecipes.training.harvest import Harvest
 from gradrecipes.training.instrumented_step import InstrumentedStep
 from gradrecipes.training.replicas import require_supported
+from gradrecipes.training.request import Request
+from gradrecipes.training.step_events import skip_events
 
 RING_STEPS = 256  # steps that the record holds on the device; the host takes them every half of that
 _END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
 _ACTIVE: weakref.WeakKeyDictionary[keras.Model, Attachment] = weakref.WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class Request:
-    """What one callback asks of the attachment.
-
-    Args:
-        clipping: How to clip, or None.
-        skip: Whether non-finite steps are to be left out.
-        sigmas: From how many standard deviations on a finite step is to be left out; None for never.
-        sample_every: Steps from sample to sample; 0 for none.
-        keep_batches: Whether the batches of the last execution are to be held.
-        check: Called on the host between executions.
-        check_every: Steps from one check to the next: the host waits for the device there.
-    """
-
-    clipping: Clipping | None = None
-    skip: bool = False
-    sigmas: float | None = None
-    sample_every: int = 0
-    keep_batches: bool = False
-    check: Callable[[], None] | None = None
-    check_every: int = 8
 
 
 class Attachment:
@@ -85,6 +62,10 @@ class Attachment:
         """Whether this callback is the one that drives the record."""
         return next(iter(self.requests), None) is callback
 
+    def is_alone(self, callback: Any) -> bool:
+        """Whether no other callback of the fit decides which steps are left out."""
+        return not any(request.skip for other, request in self.requests.items() if other is not callback)
+
     def start(self) -> None:
         """Put the instrumented train function in place."""
         if self.active:
@@ -94,10 +75,20 @@ class Attachment:
         if self._every_step is None or not unchanged:
             self._prepare(identity)
         self.history = getattr(self.model, "history", None)
-        self._checked = [request for request in self.requests.values() if request.check is not None]
+        checked = [request for request in self.requests.values() if request.check is not None]
+        self._checked = sorted(checked, key=lambda request: not request.keep_batches)  # who looks, before who acts
         self._keeps_batches = any(request.keep_batches for request in self.requests.values())
         self._function_before = self.model.train_function
         self._installed = self.model.train_function = self._guarded_function()
+
+    def finish_after(self, fit: object) -> None:
+        """Finish when an object that lives as long as the fit is gone: after an error elsewhere Keras calls nothing."""
+        weakref.finalize(fit, self._finish_installed, self._installed)
+
+    def _finish_installed(self, installed: Callable[[Any], Any]) -> None:
+        if self._installed is installed:
+            self.finish()
+            self._add_event("interrupted", self._harvest.epoch, "outside_of_a_step", {})
 
     def finish(self) -> None:
         """Take what the record still holds, and give the model its own train function back."""
@@ -115,10 +106,11 @@ class Attachment:
         every = min((request.sample_every for request in wanted if request.sample_every), default=0)
         clippings = [request.clipping for request in wanted if request.clipping is not None]
         own = getattr(self.model, "clipping", None)
+        deciding = sorted((request for request in wanted if request.skip), key=lambda request: request.keep_batches)
         settings = PipelineSettings(
             clipping=clippings[0] if clippings else own,
             skip=any(request.skip for request in wanted),
-            sigmas=next((request.sigmas for request in wanted if request.sigmas is not None), None),
+            sigmas=deciding[0].sigmas if deciding else None,
             record=True,
             sample_every=every or RING_STEPS,
             capacity=max(RING_STEPS, 2 * self.model.steps_per_execution),
@@ -266,17 +258,3 @@ def is_attached(model: keras.Model) -> bool:
 
 def _of_earlier_fit(current: Attachment, model: keras.Model) -> bool:
     return current.history is not getattr(model, "history", None)
-
-
-def skip_events(trace: Trace, first_row: int) -> list[Event]:
-    """Return an event for every skipped step from a row of the trace on."""
-    outcome = trace.steps["outcome"][first_row:]
-    events = []
-    for row in np.flatnonzero(outcome != APPLIED) + first_row:
-        steps = trace.steps
-        details = {"loss": float(steps["loss"][row]), "gradient_norm": float(steps["gradient_norm"][row])}
-        reason = OUTCOMES[int(steps["outcome"][row])]
-        events.append(
-            Event("skip", int(steps["step"][row]), int(steps["epoch"][row]), int(steps["batch"][row]), reason, details)
-        )
-    return events

@@ -1,0 +1,95 @@
+"""Keep the step that broke a training, and say where in it the trouble began."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from gradrecipes.callbacks.attached import AttachedCallback
+from gradrecipes.training.black_box import Recording, record_bad_step
+from gradrecipes.training.request import Request
+
+_LOG = logging.getLogger(__name__)
+
+
+class BlackBox(AttachedCallback):
+    """Keep the batch, the weights and the readings of the first step that goes wrong, and name the first offender.
+
+    The step itself is left out, so that the weights are still those before it. Then one forward and backward pass,
+    layer by layer, finds where the first value went wrong: an input, a weight, a layer's output, the loss, a gradient,
+    an optimizer slot, with layer and samples. Until that moment a batch is merely held until the next one comes.
+    It works where the step is compiled by XLA, in which `tf.debugging.enable_check_numerics` is silent.
+
+    Alone, it stops the training at the first step whose loss or gradient is not finite; together with a
+    `GradientGuard` it records and the guard goes on.
+
+    Args:
+        directory: Where recordings are written, a folder for each, or None.
+        recordings: How many steps are recorded; then the box is full.
+
+    Attributes:
+        recordings: list of `gradrecipes.training.black_box.Recording`.
+        trace: The record of the fit.
+
+    Raises:
+        ValueError: `recordings` is no positive whole number; in `fit`: the model is not compiled, or two black
+            boxes were passed.
+
+    Example:
+        >>> import numpy as np
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse")
+        >>> x = np.array([[1.0, 2.0], [3.0, np.nan]], "float32")
+        >>> box = BlackBox()
+        >>> _ = model.fit(x, np.ones((2, 1)), verbose=0, callbacks=[box])
+        >>> box.recordings[0].autopsy.first.samples
+        (1,)
+    """
+
+    def __init__(self, *, directory: str | os.PathLike[str] | None = None, recordings: int = 1):
+        if not isinstance(recordings, int) or isinstance(recordings, bool) or recordings < 1:
+            raise ValueError(
+                f"`recordings` must be a whole number of steps, at least 1. Received: recordings={recordings!r}. "
+                "Each keeps a batch and the weights in memory; 1 is most often enough."
+            )
+        super().__init__(Request(skip=True, sigmas=6.0, keep_batches=True, check=self._check, check_every=1))
+        self.directory = directory
+        self.capacity = recordings
+        self.recordings: list[Recording] = []
+        self._skips_seen = 0
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Put the pipeline in place."""
+        super().on_train_begin(logs)
+        self._skips_seen = int(self._attachment.pipeline.skipped_steps.numpy())
+
+    def _check(self) -> None:
+        if len(self.recordings) >= self.capacity:
+            return
+        skips = int(self._attachment.pipeline.skipped_steps.numpy())
+        if skips <= self._skips_seen:
+            return
+        self._skips_seen = skips
+        recording = record_bad_step(self._attachment, self.model)
+        if recording is not None:
+            self._keep(recording)
+
+    def _keep(self, recording: Recording) -> None:
+        self.recordings.append(recording)
+        self._attachment.add_event("black_box", recording.reason, {"autopsy": recording.autopsy.to_dict()})
+        _LOG.warning(
+            "BlackBox kept the step at epoch %d, batch %d (%s). %s",
+            recording.epoch + 1,
+            recording.batch + 1,
+            recording.reason,
+            recording.autopsy,
+        )
+        if self.directory is not None:
+            _LOG.warning("It is written into %s.", recording.save(self.directory))
+        if self._attachment.is_alone(self) and _is_fatal(recording):
+            self.model.stop_training = True
+
+
+def _is_fatal(recording: Recording) -> bool:
+    return recording.reason not in ("absurd_loss", "absurd_gradient")

@@ -1,0 +1,89 @@
+"""What is kept of the step that broke a training."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gradrecipes.core.autopsy import Autopsy
+from gradrecipes.core.trace import APPLIED, OUTCOMES, Trace
+from gradrecipes.training.attachment import Attachment
+from gradrecipes.training.autopsy import autopsy
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One step that went wrong, whole.
+
+    Attributes:
+        step: Training step since the start of the record, from 0.
+        epoch: Epoch, from 0.
+        batch: Batch within the epoch, from 0.
+        reason: Why the step was left out, a value of `gradrecipes.core.trace.OUTCOMES`.
+        data: The batch as the train step got it: numpy arrays in the structure of the data set.
+        weights: The model's variables before the step, as `model.get_weights()` orders them.
+        readings: What was measured up to the step: a `Trace` of the last 128 steps.
+        autopsy: Where in the step the trouble began.
+    """
+
+    step: int
+    epoch: int
+    batch: int
+    reason: str
+    data: Any
+    weights: list[np.ndarray]
+    readings: Trace
+    autopsy: Autopsy
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write the recording into a folder of its own: arrays, trace, and the autopsy as JSON and as text."""
+        folder = Path(directory) / f"step_{self.step:06d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        batch = {f"batch/{index}": array for index, array in enumerate(tf.nest.flatten(self.data))}
+        weights = {f"weights/{index}": array for index, array in enumerate(self.weights)}
+        np.savez_compressed(folder / "arrays.npz", **batch, **weights)
+        self.readings.save(folder / "readings.trace")
+        (folder / "autopsy.txt").write_text(f"{self.autopsy}\n")
+        (folder / "autopsy.json").write_text(json.dumps(self.to_dict(), indent=2, default=str) + "\n")
+        return folder
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is known, but for the arrays, as plain JSON values."""
+        place = {name: getattr(self, name) for name in ("step", "epoch", "batch", "reason")}
+        return {**place, "autopsy": self.autopsy.to_dict()}
+
+
+def record_bad_step(attachment: Attachment, model: keras.Model) -> Recording | None:
+    """Return the first step of the last execution that was left out, or None if all were applied.
+
+    The weights are those before the step, as it was left out: with several steps in one execution, those after
+    the others of them.
+    """
+    trace, batches = attachment.collect(), attachment.batches
+    outcome = trace.steps["outcome"][len(trace) - len(batches) :]
+    bad = np.flatnonzero(outcome != APPLIED)
+    if not len(bad):
+        return None
+    row = len(trace) - len(batches) + int(bad[0])
+    data = tf.nest.map_structure(_whole, batches[int(bad[0])])
+    place = {name: int(trace.steps[name][row]) for name in ("step", "epoch", "batch")}
+    return Recording(
+        **place,
+        reason=OUTCOMES[int(trace.steps["outcome"][row])],
+        data=data,
+        weights=model.get_weights(),
+        readings=trace[max(0, row - 127) : row + 1],
+        autopsy=autopsy(model, data),
+    )
+
+
+def _whole(value: Any) -> np.ndarray:
+    parts = value.values if isinstance(value, tf.distribute.DistributedValues) else (value,)
+    return np.concatenate([np.asarray(part) for part in parts]) if len(parts) > 1 else np.asarray(parts[0])
