@@ -116,7 +116,7 @@ def _heads(part: Any) -> Iterator[keras.layers.Layer]:
     """Yield the heads within a model or a layer that has a kernel somewhere."""
     if isinstance(part, keras.Sequential):
         yield from _heads(next((layer for layer in reversed(part.layers) if _has_kernel(layer)), None))
-    elif isinstance(part, keras.Model) and getattr(part, "outputs", None):
+    elif isinstance(part, keras.Model) and _has_graph(part):
         for output in part.outputs:
             for layer in _nearest(output):
                 yield from _heads(layer)
@@ -126,6 +126,11 @@ def _heads(part: Any) -> Iterator[keras.layers.Layer]:
             yield from _heads(inner[-1])
         elif _has_kernel(part):
             yield part
+
+
+def _has_graph(model: keras.Model) -> bool:
+    outputs = getattr(model, "outputs", None)  # a subclassed model may give the name to what it likes
+    return isinstance(outputs, list) and bool(outputs) and all(_made_by(output) is not None for output in outputs)
 
 
 def _nearest(output: Any) -> list[Any]:

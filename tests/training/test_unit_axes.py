@@ -173,6 +173,7 @@ def test_a_subclassed_model_goes_by_the_order_in_which_its_layers_were_made():
         def __init__(self):
             super().__init__()
             self.hidden, self.out, self.drop = layers.Dense(3), layers.Dense(2, name="out"), layers.Dropout(0.1)
+            self.outputs = ["a name that functional models use otherwise"]
 
         def call(self, x):
             return self.out(self.drop(self.hidden(x)))
