@@ -14,6 +14,7 @@ from gradrecipes.core.event import Event
 from gradrecipes.core.trace import OUTCOMES, SKIPPED_LOSS_SPIKE
 from gradrecipes.gradients.clipping import Clipping
 from gradrecipes.training.guard_state import load_guard_state, save_guard_state
+from gradrecipes.training.keras_private import learning_rates
 from gradrecipes.training.recovery import Action, Readings, Recovery
 from gradrecipes.training.request import Request
 from gradrecipes.training.snapshots import SnapshotRing
@@ -32,9 +33,9 @@ class GradientGuard(AttachedCallback):
 
     **Roll back and back off.** After `max_consecutive_skips` in a row, or when the loss is back where it began
     after half of it had been learned away, weights, optimizer, moving averages, seeds and metrics go back to the
-    newest sound snapshot, and the training goes on with the *next* data at half the learning rate, then at a tenth
-    of that each time it fails again before it has recovered. That works under a schedule too: the rate is multiplied
-    inside the step.
+    newest sound snapshot, and the training goes on with the *next* data; its learning rate is from then on bounded by
+    half of what it was when all was well, then by a fifth of that each time it fails again before it has recovered.
+    That works under a schedule too: the rate is bounded inside the step.
 
     **Stop.** When going back would change nothing, or has not helped `max_rollbacks` times, the training stops and
     `stop_reason` says why. A *finite* loss never stops a training: the guard then accepts its new level.
@@ -119,7 +120,6 @@ class GradientGuard(AttachedCallback):
             max_consecutive_skips=self.max_consecutive_skips,
             max_rollbacks=self.max_rollbacks,
         )
-        self._recovery.rate_factor = float(pipeline.rate_factor.numpy())
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Tell the record which epoch begins; take up a state that was saved, once the weights were."""
@@ -128,7 +128,6 @@ class GradientGuard(AttachedCallback):
             values = load_guard_state(self.backup_dir, iterations=self._iterations())
             if values is not None:
                 self._attachment.pipeline.restore(values)
-                self._recovery.rate_factor = float(values["rate_factor"])
         self._resumed = True
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -175,21 +174,27 @@ class GradientGuard(AttachedCallback):
         return bool(np.all(outcome[-consecutive:] >= SKIPPED_LOSS_SPIKE))
 
     def _roll_back(self, readings: Readings) -> None:
-        recovery = self._recovery
-        step = recovery.roll_back()
-        self._attachment.pipeline.consecutive_skips.assign(0)
-        self._attachment.pipeline.rate_factor.assign(recovery.rate_factor)
-        details = {"back_to_step": step, "steps_lost": readings.step - step, "rollbacks": recovery.rollbacks}
+        recovery, pipeline = self._recovery, self._attachment.pipeline
+        rates = learning_rates(self.model)
+        snapshot = recovery.ring.restore()
+        for name, cap in pipeline.rate_caps.items():
+            cap.assign(recovery.back_off * min(rates[name], snapshot.rates[name], float(cap.numpy())))
+        pipeline.consecutive_skips.assign(0)
+        lost, now = (
+            readings.step - snapshot.step,
+            {name: float(cap.numpy()) for name, cap in pipeline.rate_caps.items()},
+        )
+        details = {"back_to_step": snapshot.step, "steps_lost": lost, "rollbacks": recovery.rollbacks}
         event = self._attachment.add_event("rollback", recovery.reason, details)
-        self._attachment.add_event("back_off", recovery.reason, {"learning_rate_factor": recovery.rate_factor})
+        self._attachment.add_event("back_off", recovery.reason, {"learning_rates": rates, "at_most": now})
         _LOG.warning(
-            "GradientGuard went back %d steps at epoch %d, batch %d (%s), and goes on with the next data at %g times "
-            "the learning rate.",
-            readings.step - step,
+            "GradientGuard went back %d steps at epoch %d, batch %d (%s), and goes on with the next data at a learning "
+            "rate of at most %s.",
+            lost,
             event.epoch + 1,
             event.batch + 1,
             recovery.reason,
-            recovery.rate_factor,
+            ", ".join(f"{rate:.3g}" for rate in now.values()),
         )
 
     def _stop(self, consecutive: int) -> None:

@@ -71,7 +71,7 @@ class Pipeline:
         self.skipped_steps = plain_variable(0, dtype=tf.int64, name="skipped_steps")
         self.consecutive_skips = plain_variable(0, dtype=tf.int64, name="consecutive_skips")
         self.clipped_steps = plain_variable(0, dtype=tf.int64, name="clipped_steps")
-        self.rate_factor = plain_variable(1.0, dtype=tf.float32, name="rate_factor")
+        self.rate_caps: dict[str, tf.Variable] = {}
         self._to_take_up: dict[str, np.ndarray] = {}
 
     def apply(self, update: Update, *, sample: bool = False) -> StepOutcome:
@@ -174,6 +174,13 @@ class Pipeline:
             code = tf.where(tf.math.is_finite(update.loss), code, SKIPPED_LOSS)
         return tf.cast(code, tf.int64)
 
+    def rate_cap(self, optimizer: str) -> tf.Variable:
+        """Return the variable that bounds an optimizer's learning rate; it is infinite until a guard sets it."""
+        if optimizer not in self.rate_caps:
+            self.rate_caps[optimizer] = plain_variable(np.inf, dtype=tf.float32, name="rate_cap")
+            self._take_up()
+        return self.rate_caps[optimizer]
+
     # -- the end of a step -------------------------------------------------------------------------
     def record(
         self, outcomes: Sequence[StepOutcome], *, loss: tf.Tensor | None = None, taps: Sequence[Tap] | None = None
@@ -225,7 +232,8 @@ class Pipeline:
     @property
     def variables(self) -> dict[str, tf.Variable]:
         """All state that decides about later steps, by name: what a resumed run needs beside the model's own."""
-        found = {name: getattr(self, name) for name in ("skipped_steps", "clipped_steps", "rate_factor")}
+        found = {name: getattr(self, name) for name in ("skipped_steps", "clipped_steps")}
+        found |= {f"rate_cap_{name}": cap for name, cap in self.rate_caps.items()}
         for number, watch in self.watches.items():
             found |= {f"watch_{number}/{name}": variable for name, variable in watch.variables.items()}
         for number, state in self._clipping_states.items():

@@ -14,7 +14,7 @@ WARM_UP = 64  # remembered steps before the verdict of the window counts; OLMo-c
 SMALLEST_RATIO = 2.0  # an absurd value is at least this many times the mean; llm-foundry, loss-spike intervention
 EARLY = 8  # remembered steps before the verdict of the first steps counts
 EARLY_RATIO = 100.0  # in the first steps: absurd is what is above a hundred times all that was seen
-ADAPTATION = 2.0  # an absurd value is remembered as twice the limit: a lasting change of level is accepted soon
+ADAPTATION = 2.0  # an absurd value is remembered as twice the limit (first steps: the largest one): see below
 LARGEST = 1e18  # its square is still a float32
 
 
@@ -68,12 +68,13 @@ class SpikeWatch:
         mean = tf.linalg.matvec(values, share)
         variance = tf.linalg.matvec(tf.square(values - mean[:, None]), share)
         late = tf.maximum(mean + self.sigmas * tf.sqrt(variance), SMALLEST_RATIO * mean)
-        early = EARLY_RATIO * tf.reduce_max(values, axis=1)
-        limit = tf.where(seen >= WARM_UP, late, tf.where(seen >= EARLY, early, np.inf))
+        largest = tf.reduce_max(values, axis=1)
+        limit = tf.where(seen >= WARM_UP, late, tf.where(seen >= EARLY, EARLY_RATIO * largest, np.inf))
         finite = tf.math.is_finite(pair)
         absurd = finite & (pair > limit) & (limit > 0)
-        kept = tf.minimum(tf.where(finite, pair, mean), tf.minimum(ADAPTATION * limit, LARGEST))
-        self._remember(tf.where(limit > 0, kept, pair), count, tf.reduce_any(finite) & finite[1])
+        most = tf.minimum(ADAPTATION * tf.where(seen >= WARM_UP, limit, largest), LARGEST)
+        kept = tf.where(finite, tf.where(absurd, most, pair), mean)
+        self._remember(kept, count, finite[1])
         return Verdict(absurd[0], absurd[1])
 
     def _remember(self, pair: tf.Tensor, count: tf.Tensor, worth: tf.Tensor) -> None:

@@ -65,10 +65,14 @@ def apply_through(
     unit = keras_private.loss_scale(optimizer)
     clips = pipeline.settings.clipping is not None
 
+    caps = [pipeline.rate_cap(f"{number}/{index}") for index in range(len(leaves))]
+
     def apply_as_told(transformed):
         with contextlib.ExitStack() as stack:
-            for leaf in leaves:
-                stack.enter_context(_told(leaf, pipeline, update if clips and update.measured is not None else None))
+            for leaf, cap in zip(leaves, caps, strict=True):
+                stack.enter_context(
+                    _told(leaf, pipeline, cap, update if clips and update.measured is not None else None)
+                )
             apply_gradients(transformed)
 
     update = Update(
@@ -88,17 +92,17 @@ def apply_through(
 
 
 @contextlib.contextmanager
-def _told(leaf: keras.optimizers.Optimizer, pipeline: Pipeline, accumulated: Update | None) -> Iterator[None]:
+def _told(leaf: keras.optimizers.Optimizer, pipeline: Pipeline, cap: tf.Variable, update: Update) -> Iterator[None]:
     several = tf.distribute.get_strategy().num_replicas_in_sync > 1
     with contextlib.ExitStack() as stack:
         if pipeline.settings.skip:
-            stack.enter_context(keras_private.rate_multiplied(leaf, pipeline.rate_factor))
+            stack.enter_context(keras_private.rate_capped(leaf, cap))
         if several:
             stack.enter_context(keras_private.already_summed(leaf))
         else:
             stack.enter_context(keras_private.scalars_read_once(leaf))
-        if accumulated is not None:
-            stack.enter_context(replaced(leaf, "_clip_gradients", _clip_accumulated(pipeline, leaf, accumulated)))
+        if pipeline.settings.clipping is not None and update.measured is not None:
+            stack.enter_context(replaced(leaf, "_clip_gradients", _clip_accumulated(pipeline, leaf, update)))
         yield
 
 

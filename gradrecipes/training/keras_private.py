@@ -151,16 +151,28 @@ def already_summed(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
         yield
 
 
+def learning_rates(model: keras.Model) -> dict[str, float]:
+    """Return the learning rates that the model's optimizers have now, those of schedules too.
+
+    They are named by the number of the optimizer on the model, and of the one that updates weights within it.
+    """
+    return {
+        f"{number}/{index}": float(tf.convert_to_tensor(leaf.learning_rate))
+        for number, optimizer in enumerate(optimizers_of(model))
+        for index, leaf in enumerate(leaves(optimizer))
+    }
+
+
 @contextlib.contextmanager
-def rate_multiplied(optimizer: keras.optimizers.Optimizer, factor: tf.Variable) -> Iterator[None]:
-    """Multiply the learning rate, that of a schedule too, wherever it is read; 1 changes no bit."""
+def rate_capped(optimizer: keras.optimizers.Optimizer, cap: tf.Variable) -> Iterator[None]:
+    """Bound the learning rate, that of a schedule too, wherever it is read; an infinite bound changes no bit."""
     read = optimizer._get_current_learning_rate
 
-    def multiplied() -> tf.Tensor:
+    def capped() -> tf.Tensor:
         rate = tf.convert_to_tensor(read())
-        return rate * tf.cast(factor, rate.dtype)
+        return tf.minimum(rate, tf.cast(cap, rate.dtype))
 
-    with replaced(optimizer, "_get_current_learning_rate", multiplied):
+    with replaced(optimizer, "_get_current_learning_rate", capped):
         yield
 
 

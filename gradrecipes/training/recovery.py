@@ -10,7 +10,7 @@ import numpy as np
 from gradrecipes.training.snapshots import SnapshotRing
 
 FIRST_FACTOR = 0.5  # of the learning rate at the first rollback: what has been asked of Keras since 2017, issue 8332
-NEXT_FACTOR = 0.1  # at each further one before the training has recovered: a schedule may be wrong by orders
+NEXT_FACTOR = 0.2  # at each further one before the training has recovered: the rate may be wrong by orders
 RECENT = 32  # losses that tell the present level; a quarter of the window
 BEGINNING = 16  # losses that tell the level at the beginning
 LEARNED = 0.5  # of the level at the beginning: below it, something had been learned
@@ -59,7 +59,6 @@ class Recovery:
         max_rollbacks: Rollbacks without recovery between them that are tried.
 
     Attributes:
-        rate_factor: What the learning rate is to be multiplied by now.
         rollbacks: Rollbacks since the last recovery.
         reason: Why the last action was taken: `"too_many_skips"`, `"training_lost"`, `"too_many_rollbacks"`.
     """
@@ -69,7 +68,6 @@ class Recovery:
         self.every = every
         self.max_consecutive_skips = max_consecutive_skips
         self.max_rollbacks = max_rollbacks
-        self.rate_factor = 1.0
         self.rollbacks = 0
         self.reason = ""
         self._last_kept = -every
@@ -89,10 +87,10 @@ class Recovery:
         self._keep_if_sound(readings, recent)
         return Action.NOTHING
 
-    def roll_back(self) -> int:
-        """Put the newest snapshot back, lower the rate, and return the step that it was taken after."""
-        self.rate_factor *= FIRST_FACTOR if self.rollbacks == 1 else NEXT_FACTOR
-        return self.ring.restore().step
+    @property
+    def back_off(self) -> float:
+        """What the learning rate is to be multiplied by at this rollback."""
+        return FIRST_FACTOR if self.rollbacks == 1 else NEXT_FACTOR
 
     def forget_level(self) -> None:
         """Begin anew with the losses: their level has changed for good."""
@@ -102,9 +100,9 @@ class Recovery:
         if len(losses) < RECENT:
             return float("nan")
         if np.isnan(self._beginning):
-            beginning = float(np.mean(losses[:BEGINNING]))
+            beginning = float(np.median(losses[:BEGINNING]))
             self._beginning = beginning if beginning > 0 else float("inf")  # ratios of negative losses mean nothing
-        recent = float(np.mean(losses[-RECENT:]))
+        recent = float(np.median(losses[-RECENT:]))
         self._best = float(np.fmin(self._best, recent))
         return recent
 

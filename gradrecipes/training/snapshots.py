@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from gradrecipes.training.keras_private import optimizers_of
+from gradrecipes.training.keras_private import learning_rates, optimizers_of
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,12 @@ class Snapshot:
 
     Args:
         step: Steps that had run.
+        rates: The learning rates, as `keras_private.learning_rates` names them.
         values: One array for each variable: weights, optimizer slots and counters, moving statistics, seeds, metrics.
     """
 
     step: int
+    rates: dict[str, float]
     values: tuple[np.ndarray, ...]
 
     @property
@@ -76,7 +78,7 @@ class SnapshotRing:
         return self.newest
 
     def _take(self, step: int) -> Snapshot:
-        return Snapshot(step, tuple(np.array(variable) for variable in self._variables()))
+        return Snapshot(step, learning_rates(self._model), tuple(np.array(variable) for variable in self._variables()))
 
     def _variables(self) -> list[Any]:
         model = self._model
