@@ -12,7 +12,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 USABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-slow lint format wheel clean help
+.PHONY: demo test test-slow keras-suite lint format wheel clean help
 
 demo: .venv/.demo  ## show the main job on real data
 	$(BIN)/gradrecipes demo
@@ -22,6 +22,9 @@ test: .venv/.dev  ## run the tests, a few long ones left out; PYTEST_ARGS="-k tr
 
 test-slow: .venv/.dev  ## run the tests that `make test` leaves out for their length
 	$(BIN)/python -m pytest -q --durations=10 -m slow $(PYTEST_ARGS)
+
+keras-suite: .venv/.dev  ## run Keras' own tests, plain and with our callbacks in every fit, and compare (15 minutes)
+	$(BIN)/python tests/keras_suite/run.py $(SUITE_ARGS)
 
 lint: .venv/.dev  ## check style and format
 	$(BIN)/ruff check .

@@ -1,0 +1,114 @@
+"""Run the tests that the installed Keras ships, without callbacks of this package and with them, and compare.
+
+    python tests/keras_suite/run.py                   # plain, monitor, guard
+    python tests/keras_suite/run.py --arms monitor -k early_stopping
+
+Ends with 1 if a test that passes without the callbacks does not pass with them, and names it. A test that asks for the
+exact keys of the logs sees that the callbacks add theirs (`gradient_norm`, `skipped_steps`). So the tests that
+differ are run once more with these keys kept out of the logs: those that pass then are named apart, and do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.keras_suite import compare  # noqa: E402
+from tests.keras_suite.plugin import ARMS  # noqa: E402
+
+SUITE = ("trainers/trainer_test.py", "callbacks", "optimizers", "backend/tensorflow")
+# The first talks to a server and wants a conftest that is not shipped; the second needs jax and orbax.
+LEFT_OUT = ("callbacks/remote_monitor_test.py", "callbacks/orbax_checkpoint_test.py")
+
+
+def main() -> int:
+    arguments = parse()
+    keras = Path(importlib.util.find_spec("keras").origin).parent / "src"
+    suite = Suite(keras, processes=arguments.processes, expression=arguments.expression)
+    with tempfile.TemporaryDirectory() as folder:
+        suite.folder = Path(folder)
+        plain = suite.run("plain")
+        tell("plain", plain)
+        if not compare.counts(plain)["passed"]:
+            print("No test passes even without the callbacks, so there is nothing to compare.", file=sys.stderr)
+            return 2
+        return max([judge(suite, arm, plain) for arm in arguments.arms], default=0)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arms = [arm for arm in ARMS if arm != "plain"]
+    parser.add_argument("--arms", nargs="+", choices=arms, default=arms, help="default: all")
+    parser.add_argument("-k", dest="expression", default="", help="only the tests that match, as in pytest")
+    parser.add_argument("-n", dest="processes", default="2", help="processes; default: 2")
+    return parser.parse_args()
+
+
+class Suite:
+    """Keras' tests, ready to be run with the callbacks of an arm."""
+
+    def __init__(self, keras: Path, *, processes: str, expression: str):
+        self._keras = keras
+        self._processes = processes
+        self._expression = expression
+        self.folder = Path()
+
+    def run(self, arm: str, *options: str, tests: tuple[str, ...] = SUITE) -> compare.Run:
+        """Return what became of each test."""
+        record, settings = self.folder / f"{arm}{''.join(options)}.json", self.folder / "pytest.ini"
+        settings.write_text("[pytest]\n")  # and not those of this project, whose warnings are errors
+        command = [sys.executable, "-m", "pytest", "-p", "tests.keras_suite.plugin", "-p", "no:cacheprovider"]
+        command += ["-p", "no:warnings", "-c", str(settings), "--rootdir", str(self._keras), "-n", self._processes]
+        command += ["--arm", arm, "--record", str(record), *options]
+        command += [f"--ignore={self._keras / path}" for path in LEFT_OUT]
+        command += ["-k", self._expression] if self._expression else []
+        command += [str(self._keras / test) for test in tests]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": "tensorflow"}
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+        if not record.is_file():
+            raise SystemExit(f"pytest broke off with exit code {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return json.loads(record.read_text())
+
+
+def judge(suite: Suite, arm: str, plain: compare.Run) -> int:
+    started = time.monotonic()
+    run = suite.run(arm)
+    tell(arm, run)
+    different = compare.differing(plain, run)
+    by_keys = []
+    if different:
+        again = suite.run(arm, "--without-keys", tests=tuple(different))
+        still = compare.differing({name: plain[name] for name in different}, again)
+        by_keys = sorted(set(different) - set(still))
+        different = still
+        run = {**run, **again}
+    print(f"  differ: {len(different)}; only in the keys of the logs: {len(by_keys)}", end="")
+    print(f" ({time.monotonic() - started:.0f} s)")
+    for name in by_keys:
+        print(f"    keys  {name}")
+    for name in different:
+        print(f"    FAIL  {name}")
+        print("".join(f"          {line}\n" for line in compare.last_words(run[name]["why"]).splitlines()), end="")
+    return 1 if different else 0
+
+
+def tell(arm: str, run: compare.Run) -> None:
+    monitored, others = compare.fits(run)
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in compare.counts(run).items())
+    print(f"{arm}: {outcomes}; {monitored} fits" + ("" if arm == "plain" else " with the callbacks"), flush=True)
+    for reason, count in sorted(others.items()):
+        print(f"    {count} fits without: {reason}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
