@@ -1,0 +1,199 @@
+"""Penalties on the gradient with respect to the inputs: a smoother function, and a critic that does not explode.
+
+They differentiate twice, which costs two to three times a plain step. BatchNormalization mixes the samples of a
+batch, so that no sample has a gradient of its own: use LayerNormalization beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from gradrecipes.regularizers.penalty import Serializable, at_least_float32, require_number
+
+
+def per_sample_gradient_norms(function: Callable[[Any], tf.Tensor], x: Any) -> tf.Tensor:
+    """Return the norm of the gradient of each sample's value with respect to that sample.
+
+    Args:
+        function: Inputs to values, samples first; values of one sample are added up. A scalar is taken as the
+            sum over the samples.
+        x: A tensor or a nested structure of them, samples first. Inputs that are no floating numbers, such as
+            tokens, have no gradient and are left out.
+
+    Returns:
+        float32 `[samples]` (float64 where the inputs are), L2 norm over all inputs of a sample. Its own gradient
+        is 0, not NaN, where it is 0.
+
+    Raises:
+        ValueError: No input is a floating tensor, or the function does not depend on one.
+
+    Example:
+        >>> inputs = tf.constant([[3.0, 4.0], [0.0, 1.0]])
+        >>> per_sample_gradient_norms(lambda x: tf.reduce_sum(x**2, axis=-1) / 2, inputs).numpy().tolist()
+        [5.0, 1.0]
+    """
+    squares = _per_sample_squares(function, x)
+    positive = squares > 0
+    # Two where: with one, the gradient of the root at 0 would be 0 times infinity.
+    return tf.where(positive, tf.sqrt(tf.where(positive, squares, 1.0)), 0.0)
+
+
+def interpolate(real: Any, fake: Any, *, seed: int | keras.random.SeedGenerator | None = None) -> Any:
+    """Return for each pair of samples a random point on the line between them, where WGAN-GP looks at its critic.
+
+    Args:
+        real: A floating tensor, samples first, or a nested structure of them.
+        fake: The same for the generated samples.
+        seed: A `keras.random.SeedGenerator` draws anew at every step; a number would not.
+
+    Example:
+        >>> mixed = interpolate(tf.zeros((4, 2)), tf.ones((4, 2)))
+        >>> bool(tf.reduce_all(mixed[:, 0] == mixed[:, 1]))
+        True
+    """
+    parts = keras.tree.flatten(real)
+    share = keras.random.uniform((tf.shape(parts[0])[0],), dtype="float32", seed=seed)
+
+    def mix(one: Any, other: Any) -> tf.Tensor:
+        one = tf.convert_to_tensor(one)
+        other = tf.cast(other, one.dtype)
+        weight = tf.cast(tf.reshape(share, [-1, *[1] * (len(one.shape) - 1)]), one.dtype)
+        return one + weight * (other - one)
+
+    return keras.tree.map_structure(mix, real, fake)
+
+
+@keras.saving.register_keras_serializable(package="gradrecipes")
+@dataclass(frozen=True)
+class InputGradientPenalty(Serializable):
+    r"""Keep the loss from depending steeply on the inputs: λ·mean ‖∇_x ℓ‖², with ℓ the loss of a sample.
+
+    For classification and regression ("double backpropagation"). The loss must be a mean over the batch, as
+    Keras' losses are unless told otherwise.
+
+    Args:
+        weight: λ, positive. Start near 0.01 for inputs of size 1 and sweep in factors of 10.
+
+    Example:
+        >>> InputGradientPenalty(0.1).get_config()
+        {'weight': 0.1}
+
+    References:
+        Drucker, LeCun 1992; Ross, Doshi-Velez 2017, arXiv 1711.09404.
+    """
+
+    weight: float = 0.01
+
+    def __post_init__(self):
+        require_number("weight", self.weight)
+
+    def penalty(self, model: keras.Model, x: Any, y: Any, compute_loss: Callable[[Any], tf.Tensor]) -> tf.Tensor:
+        """Return the term; see `Penalty.penalty`."""
+
+        def sum_of_losses(inputs: Any) -> tf.Tensor:
+            loss = at_least_float32(compute_loss(inputs))
+            return loss * tf.cast(tf.shape(keras.tree.flatten(inputs)[0])[0], loss.dtype)
+
+        return self.weight * tf.reduce_mean(_per_sample_squares(sum_of_losses, x))
+
+
+@keras.saving.register_keras_serializable(package="gradrecipes")
+@dataclass(frozen=True)
+class WassersteinPenalty(Serializable):
+    r"""Hold a critic's slope near 1, as WGAN-GP does: λ·mean (‖∇_x D(x)‖ − 1)².
+
+    For a model with one output for each sample. In a GAN, call it on `interpolate(real, fake)`.
+
+    Args:
+        weight: λ, positive.
+        target: The slope to hold, positive.
+
+    Example:
+        >>> critic = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones")])
+        >>> real, fake = tf.zeros((8, 2)), tf.ones((8, 2))
+        >>> term = WassersteinPenalty().penalty(critic, interpolate(real, fake), None, None)
+        >>> round(float(term), 4)  # 10 * (sqrt(2) - 1)^2
+        1.7157
+
+    References:
+        Gulrajani et al. 2017, arXiv 1704.00028.
+    """
+
+    weight: float = 10.0
+    target: float = 1.0
+
+    def __post_init__(self):
+        require_number("weight", self.weight)
+        require_number("target", self.target)
+
+    def penalty(
+        self, model: keras.Model, x: Any, y: Any = None, compute_loss: Callable[[Any], tf.Tensor] | None = None
+    ) -> tf.Tensor:
+        """Return the term; `y` and `compute_loss` are not used."""
+        norms = per_sample_gradient_norms(_one_output(model, "WassersteinPenalty"), x)
+        return self.weight * tf.reduce_mean(tf.square(norms - self.target))
+
+
+@keras.saving.register_keras_serializable(package="gradrecipes")
+@dataclass(frozen=True)
+class R1Penalty(Serializable):
+    r"""Flatten a discriminator where the data are: γ/2·mean ‖∇_x D(x)‖², on real samples.
+
+    For a model with one output for each sample, before any sigmoid.
+
+    Args:
+        weight: γ, positive.
+
+    References:
+        Mescheder, Geiger, Nowozin 2018, arXiv 1801.04406, section 4.1.
+    """
+
+    weight: float = 10.0
+
+    def __post_init__(self):
+        require_number("weight", self.weight)
+
+    def penalty(
+        self, model: keras.Model, x: Any, y: Any = None, compute_loss: Callable[[Any], tf.Tensor] | None = None
+    ) -> tf.Tensor:
+        """Return the term; `y` and `compute_loss` are not used."""
+        return 0.5 * self.weight * tf.reduce_mean(_per_sample_squares(_one_output(model, "R1Penalty"), x))
+
+
+def _per_sample_squares(function: Callable[[Any], tf.Tensor], x: Any) -> tf.Tensor:
+    x = keras.tree.map_structure(tf.convert_to_tensor, x)
+    inputs = [part for part in keras.tree.flatten(x) if part.dtype.is_floating]
+    if not inputs:
+        raise ValueError(
+            "A gradient with respect to the inputs needs floating inputs. For tokens, penalize behind the embedding. "
+            f"Received: {[part.dtype.name for part in keras.tree.flatten(x)]}."
+        )
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(inputs)
+        total = tf.reduce_sum(at_least_float32(function(x)))
+    gradients = [part for part in tape.gradient(total, inputs) if part is not None]
+    if not gradients:
+        raise ValueError("The function whose gradient is penalized does not depend on any floating input.")
+    samples = tf.shape(gradients[0])[0]
+    squares = [tf.square(at_least_float32(part)) for part in gradients]
+    return tf.add_n([tf.reduce_sum(tf.reshape(part, [samples, -1]), axis=1) for part in squares])
+
+
+def _one_output(model: keras.Model, owner: str) -> Callable[[Any], tf.Tensor]:
+    def call(inputs: Any) -> tf.Tensor:
+        outputs = model(inputs, training=True)
+        if not tf.is_tensor(outputs) or any(size != 1 for size in outputs.shape[1:]):
+            shapes = keras.tree.map_structure(lambda output: output.shape, outputs)
+            raise ValueError(
+                f"{owner} is for a critic, a model with one output for each sample. "
+                f"Received: model {model.name!r} with the outputs {shapes}. "
+                "For other models use InputGradientPenalty, which looks at the loss."
+            )
+        return outputs
+
+    return call
