@@ -1,0 +1,244 @@
+"""Find out where a training step broke first, from the model, its weights before the step, and the batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from gradrecipes.core.offender import Autopsy, Offender, OffenderKind
+from gradrecipes.training.autopsy_absurd import absurd_offenders
+from gradrecipes.training.autopsy_arrays import numbers_of
+from gradrecipes.training.autopsy_backward import (
+    broken_samples,
+    gradient_offenders,
+    loss_offenders,
+    slot_offenders,
+    update_offenders,
+)
+from gradrecipes.training.autopsy_forward import (
+    Harm,
+    broken_by_the_forward_pass,
+    data_offenders,
+    output_offenders,
+    owners_of,
+    weight_offenders,
+)
+from gradrecipes.training.autopsy_readings import layer_readings, what_was_reached
+from gradrecipes.training.autopsy_state import State, lend, untouched
+from gradrecipes.training.autopsy_step import (
+    SAMPLES_AT_MOST,
+    Batch,
+    Step,
+    guilty_samples,
+    run_step,
+    sample_gradient_norms,
+)
+from gradrecipes.training.keras_private import sublayers
+
+
+def autopsy(
+    model: keras.Model,
+    batch: Any,
+    *,
+    weights: State = None,
+    optimizer_variables: State = None,
+    loss_limit: float | None = None,
+) -> Autopsy:
+    """Name what broke a training step first: weight, input, layer output, target, loss, gradient or optimizer slot.
+
+    The step is run once more, eagerly and layer by layer, whatever mode the training runs in. The model is
+    afterwards, bit by bit, what it was before: weights, moving statistics, seeds, metrics and optimizer. What is
+    not finite but does no harm (a mask of -inf, a label that the loss leaves out) is noted, not blamed.
+
+    Args:
+        model: The compiled model.
+        batch: What `train_step` gets: `x`, `(x, y)` or `(x, y, sample_weight)`, each possibly nested.
+        weights: The values before the step, in the order of `model.variables` (seeds included, so that dropout
+            repeats itself) or of `model.weights`, or by variable path. None for those that the model has now.
+        optimizer_variables: The same for `model.optimizer.variables`.
+        loss_limit: A finite loss beyond this is absurd, and the samples behind it are named.
+
+    Returns:
+        An `Autopsy`. A part that could not be analysed stands in its notes; a broken model raises nothing.
+
+    Example:
+        >>> bad = x[:8].copy()
+        >>> bad[5, 2] = np.nan
+        >>> result = autopsy(model, (bad, y[:8]))
+        >>> result.first.kind.value, result.first.samples, result.first.entries
+        ('input', (5,), ((5, 2),))
+    """
+    with tf.init_scope():
+        data = Batch.of(batch)
+        notes = _build(model, data)
+        with untouched(model):
+            notes += lend(model, weights, optimizer_variables)
+            return _Examination(model, data, loss_limit, notes).result()
+
+
+class _Examination:
+    """Hold what the parts of one autopsy share."""
+
+    def __init__(self, model: keras.Model, batch: Batch, loss_limit: float | None, notes: list[str]):
+        self.model, self.batch, self.loss_limit, self.notes = model, batch, loss_limit, notes
+        self.notes += _about(model)
+        self._guilty: list[int] | None = None
+
+    def result(self) -> Autopsy:
+        """Run the step and judge it."""
+        model, batch = self.model, self.batch
+        sound = {id(one) for one in model.weights if (read := numbers_of(one, -1)) is not None and not read.found}
+        with untouched(model):
+            step = run_step(model, batch, each_sample=True)
+            moved = [one for one in broken_by_the_forward_pass(model, sound) if not one.trainable]
+        if step.failed:
+            self._note_failure(step)
+        elif batch.size > SAMPLES_AT_MOST:
+            self.notes.append(f"The batch has {batch.size} samples, too many to compute the loss of each alone.")
+        harm = self._harm(step, moved)
+        broken = self._broken(step, harm, moved)
+        if not broken and not step.failed:
+            broken = self._try("the optimizer's update", lambda: self._update(step))
+        norms = self._norms(step) if not step.failed and harm.none else []
+        absurd = self._try("what is finite and absurd", lambda: absurd_offenders(step, norms, self.loss_limit, broken))
+        offenders = tuple([*broken, *absurd])
+        return Autopsy(
+            offenders=offenders,
+            layers=tuple(self._try("the readings by layer", lambda: layer_readings(step))),
+            batch_size=batch.size,
+            loss=math.nan if step.loss is None else step.loss,
+            sample_losses=tuple(step.sample_losses),
+            sample_gradient_norms=tuple(norms),
+            reached=tuple(self._try("how far it got", lambda: what_was_reached(step))) if offenders else (),
+            notes=tuple(self.notes),
+        )
+
+    # -- judging -----------------------------------------------------------------------------------
+    def _harm(self, step: Step, moved: list[Any]) -> Harm:
+        if moved or step.failed == "forward" or (step.failed and not step.raised):
+            return Harm(None)
+        rows = {sample for one in step.hearing.backward if one.gradient for sample in one.gradient.samples}
+        hurt = {*broken_samples(step), *step.raised, *rows}
+        if hurt:
+            return Harm(hurt)
+        if step.loss is None or not math.isfinite(step.loss):
+            return Harm(None)
+        if any(one.gradient and one.gradient.found for one in step.hearing.backward) or step.broken_gradients:
+            return Harm(self.guilty() or None)
+        return Harm(())
+
+    def _broken(self, step: Step, harm: Harm, moved: list[Any]) -> list[Offender]:
+        offenders: list[Offender] = []
+
+        def add(what: str, judge: Callable[[], tuple[list[Offender], list[str]]]) -> None:
+            found = self._try(what, judge)
+            if found:
+                offenders.extend(found[0])
+                self.notes.extend(found[1])
+
+        def data(kind: OffenderKind) -> None:
+            add(f"the {kind.value}s", lambda: data_offenders(kind, self.batch, harm))
+
+        add("the weights", lambda: weight_offenders(self.model, harm, self.batch.size))
+        data(OffenderKind.INPUT)
+        offenders += self._try("the outputs of the layers", lambda: output_offenders(step, harm))
+        if moved and not offenders:
+            offenders += [_moved(variable, owners_of(self.model).get(id(variable))) for variable in moved]
+        data(OffenderKind.TARGET)
+        data(OffenderKind.SAMPLE_WEIGHT)
+        explained = _explained(step, offenders)
+        offenders += self._try("the loss", lambda: loss_offenders(step, explained))
+        explained = _explained(step, offenders)
+        if explained is not None:
+            explained |= frozenset(broken_samples(step))
+        offenders += self._try("the gradients", lambda: gradient_offenders(step, explained, self.guilty))
+        offenders += self._try("the optimizer", lambda: slot_offenders(self.model))
+        return offenders
+
+    def _update(self, step: Step) -> list[Offender]:
+        with untouched(self.model):
+            return update_offenders(step)
+
+    def _norms(self, step: Step) -> list[float]:
+        if not step.sample_tensors or step.raised:
+            return []
+        norms = self._try("the gradients of single samples", lambda: sample_gradient_norms(step))
+        if missing := sum(map(math.isnan, norms)):
+            self.notes.append(f"The gradient of {missing} samples, those of the smallest loss, was not measured.")
+        return norms
+
+    def guilty(self) -> list[int]:
+        """Return the samples that break a gradient by themselves; sought once."""
+        if self._guilty is None:
+            self._guilty = guilty_samples(self.model, self.batch, lambda step: bool(step.broken_gradients))
+            if not self._guilty and self.batch.size > 1:
+                self.notes.append("No sample breaks the gradient by itself; it takes the batch as a whole.")
+        return self._guilty
+
+    # -- what does not work ------------------------------------------------------------------------
+    def _try(self, what: str, judge: Callable[[], Iterable[Any]]) -> Any:
+        try:
+            return judge()
+        except Exception as error:  # a part that fails must not take the others with it
+            self.notes.append(f"{what} could not be analysed: {type(error).__name__}: {str(error)[:200]}".capitalize())
+            return []
+
+    def _note_failure(self, step: Step) -> None:
+        part = {"forward": "forward pass", "loss": "loss", "backward": "backward pass"}[step.failed]
+        where = ""
+        if step.failed == "forward" and (call := step.hearing.innermost) is not None:
+            where = f", in {call.name}"
+        self.notes.append(f"The {part} could not be run{where}; what comes after it was not analysed. {step.error}")
+
+
+def _explained(step: Step, offenders: list[Offender]) -> frozenset[int] | None:
+    """Return the samples that offenders, or outputs that they broke, account for; None for all of them."""
+    if not offenders:
+        return frozenset()
+    if any(not offender.samples for offender in offenders):
+        return None
+    roots = [call for call in step.hearing.calls if call.parent is None]
+    rows = {sample for call in roots for heard in call.outputs for sample in heard.numbers.samples}
+    return frozenset(rows.union(*(offender.samples for offender in offenders)))
+
+
+def _moved(variable: Any, layer: str | None) -> Offender:
+    numbers = numbers_of(variable, -1)
+    return Offender(
+        kind=OffenderKind.WEIGHT,
+        name=variable.path,
+        found=numbers.found or "nan",
+        sentence="The forward pass turns this variable from finite to not finite, although no output shows it. "
+        "The training goes on, but the model will fail where the variable is used: in evaluation.",
+        layer=layer,
+        dtype=numbers.dtype,
+    )
+
+
+def _build(model: keras.Model, batch: Batch) -> list[str]:
+    if model.built and model.weights:
+        return []
+    try:
+        model(batch.x, training=False) if batch.size else None
+    except Exception:  # the step itself will meet the same error, and tell it
+        return []
+    return ["The model had no weights yet; they were created for the analysis."] if model.weights else []
+
+
+def _about(model: keras.Model) -> list[str]:
+    notes = []
+    step = getattr(type(model), "train_step", None)
+    if step is not keras.Model.train_step and not step.__module__.startswith("gradrecipes"):
+        notes.append(
+            f"{type(model).__name__} has a train_step of its own; what was analysed is model(x, training=True), "
+            "model.compute_loss and the gradient of that."
+        )
+    if not getattr(model, "compiled", False):
+        notes.append("The model is not compiled, so it has no loss and no optimizer to look at.")
+    if any(isinstance(layer, keras.layers.BatchNormalization) for layer in sublayers(model)):
+        notes.append("BatchNormalization joins the samples: one that is not finite makes all outputs after it so.")
+    return notes
