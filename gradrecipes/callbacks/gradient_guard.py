@@ -27,7 +27,7 @@ class GradientGuard(AttachedCallback):
 
     **Skip.** A step is left out when its loss or gradient is not finite, when its gradient is above 1.8e19, whose
     square no optimizer can hold (above 1e30 if it is clipped first), or when its loss or norm is absurd beside
-    those of the last 128 steps: above μ + 6σ and above 2μ. A skipped step leaves every weight, optimizer slot,
+    those of the last 128 steps: above μ + 6σ and above twice the largest. A skipped step leaves every weight, optimizer slot,
     moving average, seed, metric and counter as it was: as if the batch had never come. Zeroing the gradient, as
     is often done, is no skip, since moments still decay and weight decay still acts.
 

@@ -11,10 +11,9 @@ from gradrecipes.gradients.plain_variable import plain_variable
 
 WINDOW = 128  # steps that are remembered; OLMo-core, SkipStepOptimizer
 WARM_UP = 64  # remembered steps before the verdict of the window counts; OLMo-core
-SMALLEST_RATIO = 2.0  # an absurd value is at least this many times the mean; llm-foundry, loss-spike intervention
+SMALLEST_RATIO = 2.0  # an absurd value is above so many times the largest of the window: tails may be heavy
 EARLY = 8  # remembered steps before the verdict of the first steps counts
 EARLY_RATIO = 100.0  # in the first steps: absurd is what is above a hundred times all that was seen
-ADAPTATION = 2.0  # an absurd value is remembered as twice the limit (first steps: the largest one): see below
 LARGEST = 1e18  # its square is still a float32
 
 
@@ -31,12 +30,13 @@ class Verdict(NamedTuple):
 
 
 class SpikeWatch:
-    r"""Compare each step's loss and gradient norm with the last 128: absurd is x > μ + kσ and x > 2μ.
+    r"""Compare each step's loss and gradient norm with the last 128: absurd is x > μ + kσ and x > 2·max.
 
-    One-sided: a value may fall as it likes. Values that are not finite never enter the statistics; absurd ones
-    enter as twice the limit, so that one of them hardly moves it, while a lasting change of level (a new phase
-    of the data) is taken for what it is within some ten steps. Of the first steps, before there are statistics,
-    only a value above a hundred times all earlier ones is absurd.
+    One-sided: a value may fall as it likes. The second condition is for small batches, whose losses and norms have
+    heavy tails: a hard example is no fault. Values that are not finite never enter the statistics; absurd ones enter
+    as the limit, so that one of them hardly moves it, while a lasting change of level (a new phase of the data) is
+    taken for what it is within a few steps, as the limit doubles with each. Of the first steps, before there are
+    statistics, only a value above a hundred times all earlier ones is absurd.
 
     Args:
         sigmas: k, standard deviations above the mean; 6 is OLMo-core's.
@@ -67,12 +67,12 @@ class SpikeWatch:
         share = tf.cast(tf.range(WINDOW, dtype=tf.int64) < seen, tf.float32) / tf.cast(tf.maximum(seen, 1), tf.float32)
         mean = tf.linalg.matvec(values, share)
         variance = tf.linalg.matvec(tf.square(values - mean[:, None]), share)
-        late = tf.maximum(mean + self.sigmas * tf.sqrt(variance), SMALLEST_RATIO * mean)
         largest = tf.reduce_max(values, axis=1)
+        late = tf.maximum(mean + self.sigmas * tf.sqrt(variance), SMALLEST_RATIO * largest)
         limit = tf.where(seen >= WARM_UP, late, tf.where(seen >= EARLY, EARLY_RATIO * largest, np.inf))
         finite = tf.math.is_finite(pair)
         absurd = finite & (pair > limit) & (limit > 0)
-        most = tf.minimum(ADAPTATION * tf.where(seen >= WARM_UP, limit, largest), LARGEST)
+        most = tf.minimum(tf.where(seen >= WARM_UP, limit, SMALLEST_RATIO * largest), LARGEST)
         kept = tf.where(finite, tf.where(absurd, most, pair), mean)
         self._remember(kept, count, finite[1])
         return Verdict(absurd[0], absurd[1])
