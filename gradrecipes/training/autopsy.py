@@ -65,6 +65,9 @@ def autopsy(
     Returns:
         An `Autopsy`. A part that could not be analysed stands in its notes; a broken model raises nothing.
 
+    Raises:
+        RuntimeError: It was called while a graph is traced.
+
     Example:
         >>> bad = x[:8].copy()
         >>> bad[5, 2] = np.nan
@@ -72,12 +75,16 @@ def autopsy(
         >>> result.first.kind.value, result.first.samples, result.first.entries
         ('input', (5,), ((5, 2),))
     """
-    with tf.init_scope():
-        data = Batch.of(batch)
-        notes = _build(model, data)
-        with untouched(model):
-            notes += lend(model, weights, optimizer_variables)
-            return _Examination(model, data, loss_limit, notes).result()
+    if not tf.executing_eagerly():
+        raise RuntimeError(
+            "`autopsy` looks at numbers, so it must run eagerly. It was called while a graph was being traced. "
+            "Call it outside of tf.function: from a callback, or after fit."
+        )
+    data = Batch.of(batch)
+    notes = _build(model, data)
+    with untouched(model):
+        notes += lend(model, weights, optimizer_variables)
+        return _Examination(model, data, loss_limit, notes).result()
 
 
 class _Examination:
