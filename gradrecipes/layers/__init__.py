@@ -1,0 +1,18 @@
+"""Layers that keep deep nets trainable: three residual blocks, and a normalization chosen by rule.
+
+The normalizations themselves are Keras' own.
+"""
+
+from gradrecipes.layers.fixup_residual import FixupResidual
+from gradrecipes.layers.normalization import NormalizationChoice, choose_normalization, normalization
+from gradrecipes.layers.pre_norm_residual import PreNormResidual
+from gradrecipes.layers.rezero_residual import ReZeroResidual
+
+__all__ = [
+    "FixupResidual",
+    "NormalizationChoice",
+    "PreNormResidual",
+    "ReZeroResidual",
+    "choose_normalization",
+    "normalization",
+]
