@@ -83,7 +83,7 @@ class BlackBox(AttachedCallback):
             recording.epoch + 1,
             recording.batch + 1,
             recording.reason,
-            recording.autopsy,
+            recording.autopsy.first or "All its numbers are finite: see `recordings[-1].autopsy`.",
         )
         if self.directory is not None:
             _LOG.warning("It is written into %s.", recording.save(self.directory))

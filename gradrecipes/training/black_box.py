@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.core.autopsy import Autopsy
+from gradrecipes.core.offender import Autopsy
 from gradrecipes.core.trace import APPLIED, OUTCOMES, Trace
 from gradrecipes.training.attachment import Attachment
 from gradrecipes.training.autopsy import autopsy

@@ -1,0 +1,141 @@
+"""The black box keeps the very batch and weights of the first bad step, in every mode, and names the sample."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import gradrecipes as gr
+from gradrecipes.core.trace import Trace
+from tests.training.nets import compiled, digits, layers, two_dense
+
+BATCH, BAD = 32, 70  # the seventh sample of the third batch
+
+
+def fit(model, *callbacks, sample=BAD, epochs=1, value=np.nan, **how):
+    x, y = digits(256)
+    x[sample, 5] = value
+    model.fit(x, y, batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0, callbacks=list(callbacks), **how)
+    return x, y
+
+
+@pytest.mark.parametrize("how", [{}, {"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 4}], ids=str)
+def test_the_batch_is_kept_and_the_sample_named_in_every_mode(how):
+    model, box = compiled(two_dense(), **how), gr.BlackBox()
+    x, y = fit(model, gr.GradientGuard(), box)
+    (recording,) = box.recordings
+    assert (recording.step, recording.epoch, recording.batch) == (2, 0, 2)
+    np.testing.assert_array_equal(recording.data[0], x[64:96])
+    np.testing.assert_array_equal(recording.data[1], y[64:96])
+    assert recording.autopsy.first.kind == "input"
+    assert recording.autopsy.first.samples == (BAD - 64,)
+    assert [event.kind for event in box.trace.events if event.kind == "black_box"] == ["black_box"]
+    assert recording.readings.steps["step"].tolist() == [0, 1, 2]
+
+
+def test_the_weights_are_those_before_the_step():
+    keras.utils.set_random_seed(0)
+    model, box = compiled(two_dense()), gr.BlackBox()
+    x, y = fit(model, box)
+    keras.utils.set_random_seed(0)
+    twin = compiled(two_dense())
+    twin.fit(x[:64], y[:64], batch_size=BATCH, shuffle=False, verbose=0)
+    for kept, expected in zip(box.recordings[0].weights, twin.get_weights(), strict=True):
+        np.testing.assert_allclose(kept, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_alone_it_stops_the_training_and_with_a_guard_it_does_not():
+    alone, guarded = compiled(two_dense()), compiled(two_dense())
+    box = gr.BlackBox()
+    fit(alone, box, epochs=3)
+    assert alone.stop_training
+    assert len(box.trace) == 3
+    guard = gr.GradientGuard()
+    fit(guarded, guard, gr.BlackBox(), epochs=3)
+    assert not guarded.stop_training
+    assert len(guard.trace) == 24
+
+
+def test_a_step_that_is_only_absurd_is_recorded_and_the_training_goes_on():
+    model, box = compiled(two_dense()), gr.BlackBox()
+    x, y = digits(256)
+    x[255] *= 1e9
+    model.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0, callbacks=[box])
+    assert box.recordings[0].reason in ("absurd_loss", "absurd_gradient")
+    assert box.recordings[0].autopsy.first.samples == (15,)
+    assert not model.stop_training
+
+
+def test_a_full_box_keeps_no_more():
+    box = gr.BlackBox(recordings=2)
+    fit(compiled(two_dense()), gr.GradientGuard(), box, epochs=4)
+    assert [recording.epoch for recording in box.recordings] == [0, 1]
+
+
+def test_a_recording_is_written_whole(tmp_path):
+    box = gr.BlackBox(directory=tmp_path)
+    x, _ = fit(compiled(two_dense()), box)
+    folder = tmp_path / "step_000002"
+    with np.load(folder / "arrays.npz") as arrays:
+        np.testing.assert_array_equal(arrays["batch/0"], x[64:96])
+        assert sum(name.startswith("weights/") for name in arrays) == 4
+    assert len(Trace.load(folder / "readings.trace")) == 3
+    assert json.loads((folder / "autopsy.json").read_text())["reason"].startswith("nonfinite")
+    assert "sample 6" in (folder / "autopsy.txt").read_text()
+
+
+def test_a_loss_that_makes_nan_is_told_from_data_that_hold_it():
+    def log_of_share(y_true, y_pred):
+        digit = tf.reshape(y_true, [-1])
+        share = tf.reduce_sum(tf.nn.softmax(y_pred) * tf.one_hot(tf.cast(digit, tf.int32), 10), axis=-1)
+        return -tf.math.log(share * tf.cast(digit < 9, tf.float32))  # the log of 0 where the digit is a 9
+
+    x, y = digits(256)
+    model, box = two_dense(), gr.BlackBox()
+    model.compile("sgd", log_of_share)
+    model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[box])
+    first = box.recordings[0].autopsy.first
+    assert first.kind == "loss"
+    assert first.samples == tuple(np.flatnonzero(y[:32] == 9))
+
+
+def test_a_healthy_training_is_not_touched():
+    trained = []
+    for callbacks in ([], [gr.BlackBox()]):
+        keras.utils.set_random_seed(0)
+        model = compiled(two_dense())
+        x, y = digits(256)
+        model.fit(x, y, batch_size=BATCH, verbose=0, callbacks=callbacks)
+        trained.append(model.get_weights())
+    assert callbacks[0].recordings == []
+    for one, other in zip(*trained, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_it_is_copied_as_tuners_copy_callbacks():
+    box = gr.BlackBox(recordings=2)
+    fit(compiled(two_dense()), box)
+    twin = copy.deepcopy(box)
+    fit(compiled(two_dense()), twin)
+    assert len(twin.recordings) == 2
+    assert len(box.recordings) == 1
+
+
+def test_a_wrong_number_of_recordings_is_refused():
+    with pytest.raises(ValueError, match=r"Received: recordings=0\. Each keeps"):
+        gr.BlackBox(recordings=0)
+
+
+def test_layers_after_the_first_offender_are_not_blamed():
+    inputs = keras.Input((64,))
+    broken = layers.Lambda(lambda t: tf.math.log(t - 2.0), name="broken")(inputs)  # of negative numbers
+    model = compiled(keras.Model(inputs, layers.Dense(10)(broken)))
+    box = gr.BlackBox()
+    x, y = digits(64)
+    model.fit(x, y, batch_size=BATCH, verbose=0, callbacks=[box])
+    assert box.recordings[0].autopsy.first.layer == "broken"
