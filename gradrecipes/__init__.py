@@ -17,6 +17,9 @@ _PUBLIC = {
     "GradientMonitor": "gradrecipes.callbacks.gradient_monitor",
     "GradientGuard": "gradrecipes.callbacks.gradient_guard",
     "BlackBox": "gradrecipes.callbacks.black_box",
+    "BatchSizeAdvisor": "gradrecipes.callbacks.batch_size_advisor",
+    "LearningRateFinder": "gradrecipes.callbacks.learning_rate_finder",
+    "NanProofEarlyStopping": "gradrecipes.callbacks.nanproof_early_stopping",
     "RecipeModel": "gradrecipes.training.recipe_model",
     "RecipeModelMixin": "gradrecipes.training.recipe_model",
     "GradientPipeline": "gradrecipes.training.by_hand",
@@ -34,9 +37,12 @@ __all__ = [*_PUBLIC, *_SUBPACKAGES, "__version__"]
 
 if TYPE_CHECKING:
     from gradrecipes import initializers, layers, probes, regularizers, schedules
+    from gradrecipes.callbacks.batch_size_advisor import BatchSizeAdvisor
     from gradrecipes.callbacks.black_box import BlackBox
     from gradrecipes.callbacks.gradient_guard import GradientGuard
     from gradrecipes.callbacks.gradient_monitor import GradientMonitor
+    from gradrecipes.callbacks.learning_rate_finder import LearningRateFinder
+    from gradrecipes.callbacks.nanproof_early_stopping import NanProofEarlyStopping
     from gradrecipes.core.event import Event
     from gradrecipes.core.finding import Finding
     from gradrecipes.core.prescription import Prescription

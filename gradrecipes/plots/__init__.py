@@ -1,8 +1,10 @@
-"""What a Trace looks like: each class holds the data of one picture, and draws it when asked."""
+"""What a Trace or a probe looks like: each class holds the data of one picture, and draws it when asked."""
 
 from gradrecipes.plots.clipping import ClippedNorms
 from gradrecipes.plots.curves import TrainingCurves
 from gradrecipes.plots.heat_map import HeatMap
 from gradrecipes.plots.layer_profile import LayerProfile
+from gradrecipes.plots.learning_rate_range import LearningRateRange
+from gradrecipes.plots.noise_scale import NoiseScale
 
-__all__ = ["ClippedNorms", "HeatMap", "LayerProfile", "TrainingCurves"]
+__all__ = ["ClippedNorms", "HeatMap", "LayerProfile", "LearningRateRange", "NoiseScale", "TrainingCurves"]

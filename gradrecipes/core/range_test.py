@@ -1,0 +1,133 @@
+"""What a learning-rate range test says: when to stop it, and which rates it suggests."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+STOP_AT = 4.0  # times the best smoothed loss: the training has diverged; fastai's lr_find
+MEMORY = 0.9  # weight of the past in the running mean that the stop is judged by: some ten batches
+SHARE_DROPPED = 0.1  # of the batches, at the start: the first losses say more of the batch than of the rate
+LAST_DROPPED = 5  # batches at the end: there it was diverging
+FEWEST = 10  # batches that must be left to say anything
+KERNEL_SHARE = 0.03  # of the batches: standard deviation of the Gaussian that the curve is smoothed by
+
+
+class Suggestions(NamedTuple):
+    """Learning rates read off the curve, or None where it does not say.
+
+    Attributes:
+        valley: Where a third of the largest unbroken fall of the loss is done: robust, the one to start from.
+        steepest: Where the loss falls fastest for each factor of the rate: bolder.
+        minimum_tenth: A tenth of the rate with the lowest loss: the classic rule.
+    """
+
+    valley: float | None
+    steepest: float | None
+    minimum_tenth: float | None
+
+
+def range_of_rates(lowest: float, highest: float, batches: int) -> np.ndarray:
+    """Return rates that rise by one factor from batch to batch, float64 `[batches]`.
+
+    Raises:
+        ValueError: Bounds that are not positive and rising, or too few batches to read anything.
+    """
+    if not (0 < lowest < highest < math.inf):
+        raise ValueError(
+            "The rates must rise from a positive `lowest` to a finite `highest`. "
+            f"Received: lowest={lowest!r}, highest={highest!r}."
+        )
+    fewest = math.ceil((FEWEST + LAST_DROPPED) / (1 - SHARE_DROPPED))
+    if not isinstance(batches, int) or isinstance(batches, bool) or batches < fewest:
+        raise ValueError(
+            f"`batches` must be a whole number, at least {fewest}: the ends of the curve are dropped. "
+            f"Received: batches={batches!r}."
+        )
+    return np.geomspace(lowest, highest, batches)
+
+
+def running_mean(losses: np.ndarray) -> np.ndarray:
+    """Return the exponential mean of the losses so far, corrected for its start, float64 `[n]`."""
+    means, mean = [], 0.0
+    for number, loss in enumerate(losses, start=1):
+        mean = MEMORY * mean + (1 - MEMORY) * loss
+        means.append(mean / (1 - MEMORY**number))
+    return np.array(means)
+
+
+def has_diverged(losses: np.ndarray) -> bool:
+    """Say whether the test should stop: the last loss is not finite, or the mean is above four times its best.
+
+    Of a loss that goes below zero, four times the best says nothing: there, stop when it has climbed four times
+    as far above its best as it ever fell.
+    """
+    losses = np.asarray(losses, np.float64)
+    if not len(losses):
+        return False
+    if not math.isfinite(losses[-1]):
+        return True
+    means = running_mean(losses)
+    best = float(means.min())
+    if best > 0:
+        return bool(means[-1] > STOP_AT * best)
+    return bool(means[-1] - best > STOP_AT * (means[0] - best) > 0)
+
+
+def read_range(rates: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the part of the curve that says something: the ends dropped, the losses smoothed without lag.
+
+    Args:
+        rates: float64 `[n]`.
+        losses: float64 `[n]`, loss of each batch; of values that are not finite the first ends the curve.
+
+    Returns:
+        Rates and smoothed losses, float64 `[m]`; empty where too little is left.
+    """
+    rates, losses = np.asarray(rates, np.float64), np.asarray(losses, np.float64)
+    finite = np.isfinite(losses)
+    count = len(losses) if finite.all() else int(np.argmin(finite))
+    kept = slice(math.ceil(SHARE_DROPPED * count), max(0, count - LAST_DROPPED))
+    chosen = rates[kept]
+    if len(chosen) < FEWEST:
+        return np.empty(0), np.empty(0)
+    # The dropped losses at the end would pull the smoothed curve up; those at the start help it.
+    usable = losses[: kept.stop]
+    place = np.arange(len(usable))
+    distance = (place[:, None] - place) / max(1.0, KERNEL_SHARE * count)
+    weights = np.exp(-0.5 * np.square(distance))
+    return chosen, ((weights @ usable) / weights.sum(1))[kept]
+
+
+def suggest_rates(rates: np.ndarray, losses: np.ndarray) -> Suggestions:
+    """Return the rates that the curve suggests; arguments as in `read_range`.
+
+    Example:
+        >>> rates = np.geomspace(1e-5, 1, 100)
+        >>> suggest_rates(rates, np.where(rates < 1e-3, 2.0, 2.0 - 0.5 * np.log10(rates / 1e-3))).minimum_tenth
+        0.05...
+    """
+    rates, losses = read_range(rates, losses)
+    if not len(rates):
+        return Suggestions(None, None, None)
+    lowest = int(np.argmin(losses))
+    slopes = np.gradient(losses, np.log(rates))
+    steepest = int(np.argmin(slopes))
+    if lowest == 0 or slopes[steepest] >= 0:
+        return Suggestions(None, None, None)
+    first, last = _largest_fall(losses)
+    # A third in loss, not in batches: how long the loss crept before it fell depends on where the test began.
+    third = losses[first] - (losses[first] - losses[last]) / 3
+    valley = first + int(np.argmax(losses[first : last + 1] <= third))
+    return Suggestions(float(rates[valley]), float(rates[steepest]), float(rates[lowest]) / 10)
+
+
+def _largest_fall(losses: np.ndarray) -> tuple[int, int]:
+    """Return where the run of falling losses that falls furthest begins and ends."""
+    falling = np.concatenate([[False], np.diff(losses) < 0, [False]])
+    edges = np.flatnonzero(np.diff(falling.astype(int)))
+    starts, ends = edges[::2], edges[1::2]
+    largest = int(np.argmax(losses[starts] - losses[ends]))
+    return int(starts[largest]), int(ends[largest])

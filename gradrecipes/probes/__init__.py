@@ -1,0 +1,6 @@
+"""Measurements that leave a model as it was: which learning rate, which batch size."""
+
+from gradrecipes.probes.learning_rate_range import learning_rate_range
+from gradrecipes.probes.noise_scale import noise_scale
+
+__all__ = ["learning_rate_range", "noise_scale"]
