@@ -21,6 +21,7 @@ from gradrecipes.training.autopsy_forward import owners_of
 from gradrecipes.training.autopsy_step import Step
 
 SQUARE_OVERFLOWS = math.sqrt(float(np.finfo(np.float32).max))  # 1.84e19: beyond, float32 cannot hold the square
+AFTER_THE_GRADIENT = (OffenderKind.OPTIMIZER_SLOT, OffenderKind.WEIGHT)
 DOMINATES = 10.0  # times the next largest gradient; the ratio of neighbours in a sorted batch is rarely beyond 3
 
 
@@ -36,7 +37,9 @@ def absurd_offenders(
         broken: What is not finite; an outlier in the same samples is told as well.
     """
     over = loss_limit is not None and step.loss is not None and step.loss > loss_limit
-    offenders = [*_weights(step), *_data(step, norms, broken, over), *_gradients(step)]
+    offenders = [*_weights(step), *_data(step, norms, broken, over)]
+    if all(offender.kind in AFTER_THE_GRADIENT for offender in broken):  # what broke before it explains its size
+        offenders += _gradients(step)
     if over and not offenders and not broken:
         offenders.append(_loss(step, loss_limit))
     return offenders

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from gradrecipes.core.offender import Offender, OffenderKind, listed
 from gradrecipes.training.autopsy_arrays import ENTRIES_KEPT, Numbers, dense, leaves, numbers_of
-from gradrecipes.training.autopsy_hearing import Call, Heard, origin, unique_names
+from gradrecipes.training.autopsy_hearing import Call, Heard, origin, time_step, unique_names
 from gradrecipes.training.autopsy_step import Batch, Step
 from gradrecipes.training.keras_private import sublayers
 
@@ -232,6 +232,8 @@ def _made_by(heard: Heard, harm: Harm) -> Offender:
     else:
         why = f"the result overflows {numbers.dtype}, which {_limit(numbers)}, or something is divided by 0 there"
     repeated = f", in its call number {call.number} counted from 0" if call.number else ""
+    if (moment := time_step(call)) is not None:
+        repeated = f", at time step {moment} counted from 0"
     return _output_offender(
         call,
         heard,

@@ -164,6 +164,17 @@ def origin(heard: Heard) -> Heard:
     return heard
 
 
+def time_step(call: Call) -> int | None:
+    """Return at which step of an RNN's loop a call happened, from 0; None outside of such a loop."""
+    while call.parent is not None and not hasattr(call.parent.layer, "cell"):
+        call = call.parent
+    if call.parent is None:
+        return None
+    place = [one for one in call.parent.children if one.layer is call.layer].index(call)
+    # Before it begins to loop, Keras calls the cell once to learn the shape of its output.
+    return place if getattr(call.parent.layer, "unroll", False) else max(0, place - 1)
+
+
 def unique_names(layers: list[keras.layers.Layer]) -> dict[int, str]:
     """Return a name for each layer by its id: its own, or its path where several share it."""
     names = [layer.name for layer in layers]
