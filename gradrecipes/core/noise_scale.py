@@ -22,7 +22,7 @@ import numpy as np
 
 DECAY = 0.99  # weight of the past in the means during a training: some hundred batches
 FAR = 8.0  # times the noise scale, or that share of it: below, progress is a ninth short of proportional to the batch
-CONFIDENCE = 1.96  # standard errors on either side of a mean that hold 95% of a normal distribution
+NORMAL_REACH = 1.959964  # standard deviations on either side that hold 95% of a normal distribution
 
 
 def estimate_signal_and_noise(
@@ -157,21 +157,28 @@ def advise_batch_size(estimate: NoiseScaleEstimate, batch_size: int) -> str:
 
 
 def _fieller(numerators: np.ndarray, denominators: np.ndarray) -> tuple[float, float]:
-    count = len(numerators)
-    covariance = np.cov(numerators, denominators) / count
+    covariance = np.cov(numerators, denominators) / len(numerators)
     top, bottom = numerators.mean(), denominators.mean()
-    reach = CONFIDENCE**2
-    # The ratios r with (top - r * bottom)^2 <= reach * variance of (top - r * bottom).
-    a = bottom**2 - reach * covariance[1, 1]
-    b = top * bottom - reach * covariance[0, 1]
-    c = top**2 - reach * covariance[0, 0]
-    root = b**2 - a * c
-    if a <= 0 or root < 0:  # the signal may be zero: no upper end
-        upper = top + CONFIDENCE * math.sqrt(covariance[0, 0])
-        lower = top - CONFIDENCE * math.sqrt(covariance[0, 0])
-        most_signal = bottom + CONFIDENCE * math.sqrt(covariance[1, 1])
-        return (max(lower, 0.0) / most_signal if most_signal > 0 and upper > 0 else 0.0), math.inf
-    return max(0.0, float((b - math.sqrt(root)) / a)), max(0.0, float((b + math.sqrt(root)) / a))
+    reach = _student_reach(len(numerators) - 1)
+    # The ratios r with (top - r * bottom)^2 <= reach^2 * variance of (top - r * bottom).
+    a = bottom**2 - reach**2 * covariance[1, 1]
+    b = top * bottom - reach**2 * covariance[0, 1]
+    c = top**2 - reach**2 * covariance[0, 0]
+    if a > 0 and bottom > 0 and b**2 >= a * c:
+        root = math.sqrt(b**2 - a * c)
+        return max(0.0, float((b - root) / a)), max(0.0, float((b + root) / a))
+    # The signal may be zero: no upper end.
+    least_noise = top - reach * math.sqrt(covariance[0, 0])
+    most_signal = bottom + reach * math.sqrt(covariance[1, 1])
+    return float(max(least_noise, 0.0) / most_signal) if most_signal > 0 else 0.0, math.inf
+
+
+def _student_reach(freedom: int) -> float:
+    """Return the 97.5% point of Student's t, by its expansion about the normal one (within 0.01 from 5 up)."""
+    z = NORMAL_REACH
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def _samples(value: float) -> str:

@@ -12,6 +12,7 @@ MEMORY = 0.9  # weight of the past in the running mean that the stop is judged b
 SHARE_DROPPED = 0.1  # of the batches, at the start: the first losses say more of the batch than of the rate
 LAST_DROPPED = 5  # batches at the end: there it was diverging
 FEWEST = 10  # batches that must be left to say anything
+CLEAR_FALL = 1.8  # times the scatter of single batches: pure noise falls as far less than once in 50 tests
 KERNEL_SHARE = 0.03  # of the batches: standard deviation of the Gaussian that the curve is smoothed by
 
 
@@ -87,16 +88,14 @@ def read_range(rates: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.nd
         Rates and smoothed losses, float64 `[m]`; empty where too little is left.
     """
     rates, losses = np.asarray(rates, np.float64), np.asarray(losses, np.float64)
-    finite = np.isfinite(losses)
-    count = len(losses) if finite.all() else int(np.argmin(finite))
-    kept = slice(math.ceil(SHARE_DROPPED * count), max(0, count - LAST_DROPPED))
+    kept = _kept(losses)
     chosen = rates[kept]
     if len(chosen) < FEWEST:
         return np.empty(0), np.empty(0)
     # The dropped losses at the end would pull the smoothed curve up; those at the start help it.
     usable = losses[: kept.stop]
     place = np.arange(len(usable))
-    distance = (place[:, None] - place) / max(1.0, KERNEL_SHARE * count)
+    distance = (place[:, None] - place) / max(1.0, KERNEL_SHARE * (kept.stop + LAST_DROPPED))
     weights = np.exp(-0.5 * np.square(distance))
     return chosen, ((weights @ usable) / weights.sum(1))[kept]
 
@@ -109,19 +108,26 @@ def suggest_rates(rates: np.ndarray, losses: np.ndarray) -> Suggestions:
         >>> suggest_rates(rates, np.where(rates < 1e-3, 2.0, 2.0 - 0.5 * np.log10(rates / 1e-3))).minimum_tenth
         0.05...
     """
+    raw = np.asarray(losses, np.float64)[_kept(losses)]
     rates, losses = read_range(rates, losses)
-    if not len(rates):
+    if not len(rates) or not (np.diff(losses) < 0).any():
         return Suggestions(None, None, None)
     lowest = int(np.argmin(losses))
-    slopes = np.gradient(losses, np.log(rates))
-    steepest = int(np.argmin(slopes))
-    if lowest == 0 or slopes[steepest] >= 0:
-        return Suggestions(None, None, None)
+    steepest = int(np.argmin(np.gradient(losses, np.log(rates))))
     first, last = _largest_fall(losses)
+    scatter = float(np.std(raw[: last + 1] - losses[: last + 1]))
+    if losses[first] - losses[last] <= CLEAR_FALL * scatter + 1e-6 * abs(losses[first]):
+        return Suggestions(None, None, None)
     # A third in loss, not in batches: how long the loss crept before it fell depends on where the test began.
     third = losses[first] - (losses[first] - losses[last]) / 3
     valley = first + int(np.argmax(losses[first : last + 1] <= third))
     return Suggestions(float(rates[valley]), float(rates[steepest]), float(rates[lowest]) / 10)
+
+
+def _kept(losses: np.ndarray) -> slice:
+    finite = np.isfinite(np.asarray(losses, np.float64))
+    count = len(finite) if finite.all() else int(np.argmin(finite))
+    return slice(math.ceil(SHARE_DROPPED * count), max(0, count - LAST_DROPPED))
 
 
 def _largest_fall(losses: np.ndarray) -> tuple[int, int]:

@@ -74,9 +74,11 @@ def learning_rate_range(
         fit |= {"epochs": batches}  # as often as it takes; the ramp ends it
     _build(model)
     history = getattr(model, "history", None)
-    with untouched(model), replaced(model, "steps_per_execution", 1), ramp.installed():
-        model.fit(x, y, **fit)
-    model.history = history
+    try:
+        with untouched(model), replaced(model, "steps_per_execution", 1), ramp.installed():
+            model.fit(x, y, **fit)
+    finally:
+        model.history = history
     return LearningRateRange(rates[: len(ramp.losses)], np.array(ramp.losses))
 
 

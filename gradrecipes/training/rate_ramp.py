@@ -32,7 +32,7 @@ class RateRamp:
     """
 
     def __init__(self, model: keras.Model, rates: np.ndarray):
-        if not keras_private.optimizers_of(model):
+        if not model.compiled or not keras_private.optimizers_of(model):
             raise ValueError(
                 f"The model {model.name!r} has no optimizer whose rate could be varied. Compile it first: "
                 "model.compile(optimizer=..., loss=...)."
