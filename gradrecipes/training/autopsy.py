@@ -110,6 +110,8 @@ class _Examination:
         broken = self._broken(step, harm, moved)
         if not broken and not step.failed:
             broken = self._try("the optimizer's update", lambda: self._update(step))
+        if broken and any(isinstance(layer, keras.layers.BatchNormalization) for layer in sublayers(model)):
+            self.notes.append("BatchNormalization joins the samples: one that is not finite makes all after it so.")
         norms = self._norms(step) if not step.failed and harm.none else []
         absurd = self._try("what is finite and absurd", lambda: absurd_offenders(step, norms, self.loss_limit, broken))
         offenders = tuple([*broken, *absurd])
@@ -246,6 +248,4 @@ def _about(model: keras.Model) -> list[str]:
         )
     if not getattr(model, "compiled", False):
         notes.append("The model is not compiled, so it has no loss and no optimizer to look at.")
-    if any(isinstance(layer, keras.layers.BatchNormalization) for layer in sublayers(model)):
-        notes.append("BatchNormalization joins the samples: one that is not finite makes all outputs after it so.")
     return notes

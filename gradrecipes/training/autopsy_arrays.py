@@ -21,7 +21,7 @@ class Numbers:
     Args:
         found: `"nan"`, `"inf"` or `"-inf"`, of the first entry that is not finite, or None.
         samples: Indices along the first axis of what is not finite, if that axis counts the samples.
-        entries: The first few positions that are not finite.
+        entries: The first few positions that are not finite; among the values alone if it is sparse or ragged.
         size: Entries.
         bad: Entries that are not finite.
         squares: Sum of the squares of the finite entries, float64.
@@ -60,7 +60,10 @@ def numbers_of(tensor: Any, batch_size: int) -> Numbers | None:
     found, samples = None, ()
     if len(bad):
         found = str(wide[tuple(bad[0])])
-        if wide.ndim and wide.shape[0] == batch_size:
+        rows = _rows(tensor)
+        if rows is not None:
+            samples = tuple(int(row) for row in np.unique(rows[bad[:, 0]]))
+        elif wide.ndim and wide.shape[0] == batch_size:
             samples = tuple(int(index) for index in np.unique(bad[:, 0]))
     sound = wide if found is None else wide[finite]
     return Numbers(
@@ -88,6 +91,18 @@ def dense(tensor: Any) -> np.ndarray | None:
     except (TypeError, ValueError, NotImplementedError):
         return None
     return array if isinstance(array, (np.ndarray, np.generic)) else np.asarray(array)
+
+
+def _rows(tensor: Any) -> np.ndarray | None:
+    """Return which sample each value of a sparse or ragged tensor belongs to; None for a plain one."""
+    if isinstance(tensor, tf.SparseTensor):
+        return tensor.indices.numpy()[:, 0]
+    if isinstance(tensor, tf.RaggedTensor):
+        rows = np.arange(int(tensor.nrows()))
+        for splits in tensor.nested_row_splits:
+            rows = np.repeat(rows, np.diff(splits.numpy()))
+        return rows
+    return None
 
 
 def is_float(dtype: Any) -> bool:

@@ -15,6 +15,7 @@ from gradrecipes.training.autopsy_arrays import numbers_of
 from gradrecipes.training.autopsy_forward import LOW_PRECISION, first_source, owners_of
 from gradrecipes.training.autopsy_hearing import Heard
 from gradrecipes.training.autopsy_step import Step, unscaled_is_finite
+from gradrecipes.training.keras_private import leaves
 
 SQUARE_OVERFLOWS = math.sqrt(float(np.finfo(np.float32).max))  # 1.84e19: an entry whose square float32 cannot hold
 
@@ -206,8 +207,7 @@ def update_offenders(step: Step) -> list[Offender]:
         return []
     optimizer.apply_gradients(pairs)
     owners = owners_of(model)
-    rate = optimizer.learning_rate if not hasattr(optimizer, "inner_optimizer") else None
-    at = "" if rate is None else f" at the learning rate {float(rate):.3g}"
+    at = f" at the learning rate {rate:.3g}" if (rate := _learning_rate(optimizer)) is not None else ""
     found = [
         _slot(
             model,
@@ -230,6 +230,13 @@ def update_offenders(step: Step) -> list[Offender]:
             )
         )
     return found
+
+
+def _learning_rate(optimizer: Any) -> float | None:
+    try:
+        return float(leaves(optimizer)[0].learning_rate)
+    except (AttributeError, TypeError, ValueError):  # an optimizer of several has no single rate
+        return None
 
 
 def _optimizer_variables(model: keras.Model) -> list[Any]:

@@ -19,13 +19,14 @@ def untouched(model: keras.Model) -> Iterator[None]:
 
     Metrics that came into being within the block start from nothing.
     """
-    before = [(variable, tf.identity(tf.convert_to_tensor(variable))) for variable in variables_of(model)]
-    known = {id(variable) for variable, _ in before}
+    variables = variables_of(model)
+    before = [(part, tf.identity(tf.convert_to_tensor(part))) for one in variables for part in _parts(one)]
+    known = {id(variable) for variable in variables}
     try:
         yield
     finally:
-        for variable, value in before:
-            variable.assign(value)
+        for part, value in before:
+            part.assign(value)
         for metric in model.metrics:
             if metric.variables and not any(id(variable) in known for variable in metric.variables):
                 metric.reset_state()
@@ -58,6 +59,12 @@ def variables_of(model: keras.Model) -> list[Any]:
     slots = [] if optimizer is None else optimizer.variables
     found = [*model.variables, *model.metrics_variables, *slots]
     return list({id(variable): variable for variable in found}.values())
+
+
+def _parts(variable: Any) -> list[Any]:
+    """Return the copies of a variable, one a replica; moving statistics and metrics differ between replicas."""
+    held = getattr(variable, "value", variable)
+    return list(held.values) if isinstance(held, tf.distribute.DistributedValues) else [variable]
 
 
 def _assign(choices: list[Sequence[Any]], values: State, what: str) -> list[str]:

@@ -57,7 +57,10 @@ def test_a_healthy_batch_has_no_offender_and_the_model_stays_to_the_bit(name):
     assert result.healthy
     assert result.first is None
     assert "Nothing to blame" in str(result)
+    assert result.notes == ()
     assert len(result.sample_losses) == len(result.sample_gradient_norms) == SIZE
+    assert min(result.sample_gradient_norms) > 0
+    assert any(reading.output_gradient_norm > 0 for reading in result.layers)
 
 
 def test_the_readings_are_those_of_an_independent_tape():

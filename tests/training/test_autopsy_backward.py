@@ -160,6 +160,26 @@ def test_a_gradient_of_a_weight_alone_leads_to_the_sample():
     assert first.name == model.get_layer("scaled").w.path
 
 
+def test_the_search_for_samples_finds_all_and_has_an_end(monkeypatch):
+    class Scaled(layers.Layer):
+        def build(self, shape):
+            self.w = self.add_weight(shape=(), initializer="zeros", name="w")
+
+        def call(self, x):
+            return ops.stop_gradient(x) * ops.sqrt(self.w + 1 - ops.stop_gradient(x[:, :1]))
+
+    model = seeded(lambda: keras.Sequential([keras.Input((64,)), Scaled(name="scaled"), layers.Dense(10)]))
+    x, y = digits(256)
+    x[[0, 99, 100, 255], 0] = 1
+    before = state(model)
+    assert autopsy(model, (x, y)).first.samples == (0, 99, 100, 255)
+    after = state(model)
+    assert all(np.array_equal(after[name], before[name]) for name in before)
+    monkeypatch.setattr("gradrecipes.training.autopsy_step.RUNS_AT_MOST", 4)
+    samples = set(autopsy(model, (x, y)).first.samples)
+    assert {0, 99, 100, 255} <= samples  # the parts that were not looked into are named whole
+
+
 def test_arithmetic_in_a_subclassed_model_is_blamed_for_its_gradient():
     class Between(keras.Model):
         def __init__(self):

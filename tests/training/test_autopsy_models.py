@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import gradrecipes as gr
 from gradrecipes.core.offender import OffenderKind
 from gradrecipes.training.autopsy import autopsy
-from tests.training.nets import compiled, digits, recurrent, seeded, state, two_dense
+from tests.training.nets import assert_same_state, compiled, digits, recurrent, seeded, state, two_dense, with_state
 
 layers, ops = keras.layers, keras.ops
 SIZE = 12
@@ -139,6 +145,18 @@ def test_an_index_beyond_an_embedding_is_told_in_the_notes():
     assert any("forward pass could not be run, in embedding" in note for note in result.notes)
 
 
+def test_sparse_and_ragged_inputs_name_their_samples():
+    x, y = digits(SIZE)
+    x[5, 3] = np.nan
+    sparse = tf.sparse.from_dense(x)
+    model = seeded(lambda: keras.Sequential([keras.Input((64,), sparse=True), layers.Dense(10)]))
+    first = autopsy(model, (sparse, y)).first
+    assert (first.kind, first.samples) == (OffenderKind.INPUT, (5,))
+    ragged = tf.ragged.constant([[1.0], [], [2.0, np.nan], [3.0]])
+    first = autopsy(model, (ragged, y[:4])).first
+    assert (first.kind, first.samples) == (OffenderKind.INPUT, (2,))
+
+
 # -- ways to train --------------------------------------------------------------------------------
 @pytest.mark.parametrize("how", [{"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 4}])
 def test_the_mode_of_the_training_makes_no_difference(how):
@@ -181,6 +199,60 @@ def test_the_trial_update_leaves_no_trace_in_any_optimizer(optimizer):
     assert result.healthy
     assert result.notes == ()
     assert unchanged(model, before)
+
+
+@pytest.mark.slow
+def test_within_a_monitored_fit_it_changes_nothing_of_the_training():
+    x, y = digits(64)
+    found = []
+
+    class Looks(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            bad = x[:SIZE].copy()
+            bad[batch, 1] = np.nan
+            found.append(autopsy(self.model, (bad, y[:SIZE])))
+
+    ends = []
+    for looks in ([], [Looks()]):
+        model = seeded(with_state)
+        callbacks = [gr.GradientMonitor(), gr.GradientGuard(), *looks]
+        history = model.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0, callbacks=callbacks)
+        ends.append((model, history.history["loss"]))
+    assert [one.first.samples for one in found] == [(0,), (1,), (2,), (3,)] * 2
+    assert ends[0][1] == ends[1][1]
+    assert_same_state(ends[0][0], ends[1][0])
+
+
+REPLICAS = """
+import numpy as np, tensorflow as tf
+devices = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
+from gradrecipes.training.autopsy import autopsy
+from tests.training.nets import digits, seeded, with_state
+
+def everything():
+    variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+    return [np.array(copy) for one in variables for copy in getattr(one.value, "values", [one.value])]
+
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    model = seeded(with_state)
+x, y = digits(32)
+model.fit(x, y, batch_size=16, verbose=0)
+before = everything()
+x[3, 4] = np.nan
+first = autopsy(model, (x[:12], y[:12])).first
+assert (first.kind.value, first.entries) == ("input", ((3, 4),)), first
+assert len(before) > len(model.variables)
+assert all(np.array_equal(a, b) for a, b in zip(before, everything(), strict=True))
+"""
+
+
+@pytest.mark.slow
+def test_the_copies_on_all_replicas_stay_as_they_were():
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run([sys.executable, "-c", REPLICAS], env=environment, capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 # -- odd models -----------------------------------------------------------------------------------
