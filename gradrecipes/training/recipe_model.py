@@ -8,10 +8,12 @@ import keras
 
 from gradrecipes.gradients.clipping import Clipping, by_global_norm, require_clipping
 from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
+from gradrecipes.regularizers.penalty import GradientCombination, Penalty
 from gradrecipes.training.attachment import is_attached
 from gradrecipes.training.instrumented_step import InstrumentedStep
 from gradrecipes.training.keras_private import compile_identity, same_identity
 from gradrecipes.training.multi_worker import as_rows, first_local_batch, is_multi_worker
+from gradrecipes.training.penalized_step import penalized, require_penalty
 from gradrecipes.training.replicas import require_supported
 
 
@@ -25,6 +27,7 @@ class RecipeModelMixin:
             `by_global_norm(1.0)`.
         skip_nonfinite: Whether a step with a non-finite loss or gradient is left out whole, as
             `GradientGuard` does it.
+        penalty: A gradient penalty of `gradrecipes.regularizers`, or None.
 
     Example:
         >>> class Net(RecipeModelMixin, keras.Model):
@@ -41,13 +44,18 @@ class RecipeModelMixin:
         *args: Any,
         clipping: Clipping | None = by_global_norm(1.0),  # noqa: B008 - frozen
         skip_nonfinite: bool = False,
+        penalty: Penalty | GradientCombination | None = None,
         **kwargs: Any,
     ):
-        if isinstance(clipping, dict):  # from a saved config
-            clipping = keras.saving.deserialize_keras_object(clipping)
+        clipping, penalty = (
+            keras.saving.deserialize_keras_object(part) if isinstance(part, dict) else part  # from a saved config
+            for part in (clipping, penalty)
+        )
         require_clipping(clipping, type(self).__name__)
+        require_penalty(penalty, type(self).__name__)
         super().__init__(*args, **kwargs)
         self.clipping = clipping
+        self.penalty = penalty
         self.skip_nonfinite = skip_nonfinite
 
     def train_step(self, data: Any) -> dict[str, Any]:
@@ -61,14 +69,18 @@ class RecipeModelMixin:
             `skipped_steps` where they apply.
         """
         if is_attached(self):
-            return super().train_step(data)
+            return self._penalized_step(data)
         require_supported(self.distribute_strategy, type(self).__name__)
         identity = compile_identity(self)
         if self._own_step is None or not same_identity(identity, self._own_identity):
             settings = PipelineSettings(clipping=self.clipping, skip=self.skip_nonfinite, xla=bool(self.jit_compile))
             self.__dict__["_own_identity"] = identity
-            self.__dict__["_own_step"] = InstrumentedStep(self, super().train_step, Pipeline(settings))
+            self.__dict__["_own_step"] = InstrumentedStep(self, self._penalized_step, Pipeline(settings))
         return self._own_step(data)
+
+    def _penalized_step(self, data: Any) -> dict[str, Any]:
+        with penalized(self, data, self.penalty):
+            return super().train_step(data)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluate one batch, as `keras.Model.test_step` does."""
@@ -97,6 +109,7 @@ class RecipeModel(RecipeModelMixin, keras.Model):
         outputs: As in `keras.Model`.
         clipping: A method of `gradrecipes.clipping`, or None. Defaults to `by_global_norm(1.0)`.
         skip_nonfinite: Whether a step with a non-finite loss or gradient is left out whole.
+        penalty: A gradient penalty of `gradrecipes.regularizers`, or None. A term of the loss shows in the logs' loss.
 
     Example:
         >>> inputs = keras.Input((8,))
@@ -110,12 +123,13 @@ class RecipeModel(RecipeModelMixin, keras.Model):
             **keras.Model(self.inputs, self.outputs, name=self.name, trainable=self.trainable).get_config(),
             "clipping": keras.saving.serialize_keras_object(self.clipping),
             "skip_nonfinite": self.skip_nonfinite,
+            "penalty": None if self.penalty is None else keras.saving.serialize_keras_object(self.penalty),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> RecipeModel:
         """Make the model from what `get_config` returned."""
         config = dict(config)
-        own = {name: config.pop(name) for name in ("clipping", "skip_nonfinite")}
+        own = {name: config.pop(name) for name in ("clipping", "skip_nonfinite", "penalty")}
         plain = keras.Model.from_config(config, custom_objects=custom_objects)
         return cls(plain.inputs, plain.outputs, name=plain.name, **own)
