@@ -70,9 +70,7 @@ def apply_through(
     def apply_as_told(transformed):
         with contextlib.ExitStack() as stack:
             for leaf, cap in zip(leaves, caps, strict=True):
-                stack.enter_context(
-                    _told(leaf, pipeline, cap, update if clips and update.measured is not None else None)
-                )
+                stack.enter_context(_told(leaf, pipeline, cap, update))
             apply_gradients(transformed)
 
     update = Update(
