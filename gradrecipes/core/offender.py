@@ -126,6 +126,7 @@ class Autopsy:
             samples that were not measured, empty where none was.
         reached: How far the first offender got, in sentences.
         notes: What could not be analysed, and what else is worth knowing.
+        complete: Whether the step could be run to its end.
 
     Example:
         >>> offender = Offender(OffenderKind.INPUT, "x", "nan", "The data hold a NaN.", samples=(5,))
@@ -142,6 +143,7 @@ class Autopsy:
     sample_gradient_norms: tuple[float, ...] = ()
     reached: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    complete: bool = True
 
     @property
     def first(self) -> Offender | None:
@@ -150,8 +152,8 @@ class Autopsy:
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing was found."""
-        return not self.offenders
+        """Whether the step could be run to its end and nothing was found."""
+        return self.complete and not self.offenders
 
     @property
     def largest_jump(self) -> LayerReading | None:
@@ -176,11 +178,14 @@ class Autopsy:
             "sample_gradient_norms": [_json_number(value) for value in self.sample_gradient_norms],
             "reached": list(self.reached),
             "notes": list(self.notes),
+            "complete": bool(self.complete),
         }
 
     def __str__(self) -> str:
         lines = [f"Autopsy of one step: {self.batch_size} samples, loss {self.loss:.4g}"]
-        if self.first is None:
+        if self.first is None and not self.complete:
+            lines += ["Nothing to blame in what could be analysed; the step did not run to its end."]
+        elif self.first is None:
             lines += ["Nothing to blame: weights, batch, outputs, loss, gradients and optimizer are finite and sane."]
         else:
             lines += [f"First offender: {self.first}", *self.reached]

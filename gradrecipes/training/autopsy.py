@@ -124,6 +124,7 @@ class _Examination:
             sample_gradient_norms=tuple(norms),
             reached=tuple(self._try("how far it got", lambda: what_was_reached(step))) if offenders else (),
             notes=tuple(self.notes),
+            complete=not step.failed,
         )
 
     # -- judging -----------------------------------------------------------------------------------

@@ -149,10 +149,8 @@ def _loss(step: Step, loss_limit: float) -> Offender:
             f"is {float(np.median(rest)):.3g}. Look at these rows and their labels.",
         )
     else:
-        samples, why = (
-            (),
-            "All samples share in it, so no single row is to blame: the weights have left the good region.",
-        )
+        share = f"{len(above)} of {step.batch.size} samples lie beyond it" if above else "No sample alone is beyond it"
+        samples, why = (), f"{share}, so no single row is to blame: the weights have left the good region."
     return Offender(
         kind=OffenderKind.LOSS,
         name="loss",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -250,5 +251,5 @@ def _tensor_of(variable: Any) -> Any:
 
 
 def _first_lines(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())  # Keras writes parts of its errors in bold
     return f"{type(error).__name__}: {text[:300]}"

@@ -57,6 +57,7 @@ def test_without_offenders_it_is_healthy():
     result = Autopsy(layers=(reading(),), batch_size=4, loss=0.5)
     assert result.healthy
     assert result.first is None
+    assert not dataclasses.replace(result, complete=False).healthy
     assert result.heaviest_sample is None
     assert "Nothing to blame" in str(result)
 

@@ -92,7 +92,7 @@ def test_a_loss_that_all_samples_share_names_none():
     model, x, y = regression()
     first = autopsy(model, (x, y + 100), loss_limit=20.0).first
     assert (first.kind, first.samples) == (OffenderKind.LOSS, ())
-    assert "All samples" in first.sentence
+    assert "32 of 32 samples" in first.sentence
 
 
 def test_the_layer_of_the_largest_jump_is_known():

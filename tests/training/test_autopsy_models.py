@@ -143,6 +143,8 @@ def test_an_index_beyond_an_embedding_is_told_in_the_notes():
     result = autopsy(model, (x, np.zeros(SIZE, int)))
     assert unchanged(model, before)
     assert any("forward pass could not be run, in embedding" in note for note in result.notes)
+    assert "did not run to its end" in str(result)
+    assert "\x1b" not in str(result)
 
 
 def test_sparse_and_ragged_inputs_name_their_samples():
@@ -291,7 +293,9 @@ def test_a_model_that_is_not_compiled_or_not_built_is_noted():
     model = keras.Sequential([layers.Dense(8), layers.Dense(10)])
     x, y = digits(SIZE)
     result = autopsy(model, (x, y))
-    assert result.healthy
+    assert not result.complete
+    assert not result.healthy
+    assert result.offenders == ()
     assert len(result.layers) == 2
     assert any("not compiled" in note for note in result.notes)
     assert any("no weights yet" in note for note in result.notes)
@@ -303,7 +307,7 @@ def test_a_frozen_model_and_an_empty_batch_raise_nothing():
     compiled(model)
     assert autopsy(model, digits(SIZE)).healthy
     x, y = digits(SIZE)
-    autopsy(model, (x[:0], y[:0]))
+    assert autopsy(model, (x[:0], y[:0])).offenders == ()
 
 
 def test_a_layer_that_gives_strange_structures_is_heard():
