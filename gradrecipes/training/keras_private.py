@@ -64,14 +64,7 @@ def compile_train_step(model: keras.Model, train_step: Callable[[Any], dict[str,
         model.make_train_function(force=True)
         made = model.train_function
     model.train_function = before
-    if hasattr(model, "_make_function"):
-        return made
-
-    def looks_the_step_up(iterator: Any) -> Any:  # as Keras did until 3.8, whenever it traces
-        with replaced(model, "train_step", train_step):
-            return made(iterator)
-
-    return looks_the_step_up
+    return made
 
 
 def build_metrics(model: keras.Model, data: Any) -> None:
