@@ -99,10 +99,13 @@ class FixupResidual(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments."""
-        parts = {"layers": self.layers, "shortcut": self.shortcut}
+        layers = [keras.saving.serialize_keras_object(layer) for layer in self.layers]
+        for layer in layers:
+            layer.pop("build_config", None)  # the new block builds them, when it has set their initializers
         return {
             **super().get_config(),
-            **{name: keras.saving.serialize_keras_object(part) for name, part in parts.items()},
+            "layers": layers,
+            "shortcut": keras.saving.serialize_keras_object(self.shortcut),
             "blocks": self.blocks,
             "activation": keras.activations.serialize(self.activation),
         }
