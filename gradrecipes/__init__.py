@@ -25,6 +25,7 @@ _PUBLIC = {
     "GradientPipeline": "gradrecipes.training.by_hand",
 }
 _SUBPACKAGES = {
+    "recipes": "gradrecipes.recipes",
     "clipping": "gradrecipes.gradients.clipping",
     "initializers": "gradrecipes.initializers",
     "layers": "gradrecipes.layers",

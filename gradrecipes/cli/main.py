@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": ("gradrecipes.cli.demo", "show a training that dies, why, and the repair, on real data"),
     "watch": ("gradrecipes.cli.watch", "run an unchanged Keras script with every fit in it monitored, then diagnose"),
     "report": ("gradrecipes.cli.report", "say what a saved trace means, and write it as one HTML page"),
+    "recipes": ("gradrecipes.cli.recipes", "list the six best practices and what each of them was measured to do"),
 }
 
 

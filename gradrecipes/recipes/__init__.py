@@ -1,0 +1,32 @@
+"""The six best practices against exploding gradients, each one function that returns a `Recipe`."""
+
+from __future__ import annotations
+
+from gradrecipes.recipes.architecture import architecture
+from gradrecipes.recipes.monitoring import monitoring
+from gradrecipes.recipes.recipe import Planned, Recipe
+from gradrecipes.recipes.regularization import regularization
+from gradrecipes.recipes.training import training
+from gradrecipes.recipes.tuning import measured_tuning, tuning
+from gradrecipes.recipes.validation import validation
+
+PRACTICES = (monitoring, validation, tuning, regularization, architecture, training)
+
+__all__ = [
+    "PRACTICES",
+    "Planned",
+    "Recipe",
+    "all",
+    "architecture",
+    "measured_tuning",
+    "monitoring",
+    "regularization",
+    "training",
+    "tuning",
+    "validation",
+]
+
+
+def all() -> list[Recipe]:
+    """Return the six recipes with their defaults, in the order of the practices."""
+    return [practice() for practice in PRACTICES]
