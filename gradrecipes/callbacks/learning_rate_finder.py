@@ -37,7 +37,7 @@ class LearningRateFinder(keras.callbacks.Callback):
 
     Example:
         >>> finder = LearningRateFinder(batches=40)
-        >>> history = model.fit(x, y, batch_size=8, epochs=5, callbacks=[finder], verbose=0)
+        >>> history = model.fit(x, y, batch_size=64, epochs=40, callbacks=[finder], verbose=0)
         >>> finder.result.valley > 1e-7
         True
 

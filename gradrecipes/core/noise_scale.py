@@ -64,7 +64,7 @@ class RunningNoiseScale:
         >>> running = RunningNoiseScale()
         >>> running.update(signal=1.0, noise=8.0)
         >>> running.update(signal=3.0, noise=8.0)
-        >>> round(running.noise_scale, 2)
+        >>> round(running.noise_scale, 1)
         4.0
     """
 

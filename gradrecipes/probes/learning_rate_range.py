@@ -51,7 +51,7 @@ def learning_rate_range(
         ValueError: A model that is not compiled, or arguments out of range.
 
     Example:
-        >>> curve = gr.probes.learning_rate_range(model, x, y, batch_size=8, batches=40)
+        >>> curve = gr.probes.learning_rate_range(model, x, y, batch_size=64, batches=40)
         >>> bool(1e-7 < curve.valley < 10)
         True
 
