@@ -17,6 +17,9 @@ _PUBLIC = {
     "GradientMonitor": "gradrecipes.callbacks.gradient_monitor",
     "GradientGuard": "gradrecipes.callbacks.gradient_guard",
     "BlackBox": "gradrecipes.callbacks.black_box",
+    "Autopsy": "gradrecipes.core.offender",
+    "Offender": "gradrecipes.core.offender",
+    "autopsy": "gradrecipes.training.autopsy",
     "BatchSizeAdvisor": "gradrecipes.callbacks.batch_size_advisor",
     "LearningRateFinder": "gradrecipes.callbacks.learning_rate_finder",
     "NanProofEarlyStopping": "gradrecipes.callbacks.nanproof_early_stopping",
@@ -46,11 +49,13 @@ if TYPE_CHECKING:
     from gradrecipes.callbacks.nanproof_early_stopping import NanProofEarlyStopping
     from gradrecipes.core.event import Event
     from gradrecipes.core.finding import Finding
+    from gradrecipes.core.offender import Autopsy, Offender
     from gradrecipes.core.prescription import Prescription
     from gradrecipes.core.trace import Trace
     from gradrecipes.doctor import diagnose
     from gradrecipes.gradients import clipping
     from gradrecipes.report.diagnosis import Diagnosis
+    from gradrecipes.training.autopsy import autopsy
     from gradrecipes.training.by_hand import GradientPipeline
     from gradrecipes.training.recipe_model import RecipeModel, RecipeModelMixin
 

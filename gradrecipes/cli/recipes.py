@@ -23,11 +23,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=2))
         return 0
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("recipe", "what it claims", "what its script measured", show_lines=True)
+    table = Table(Column("recipe", no_wrap=True), "what it claims", "what its script measured", show_lines=True)
     for row in rows:
-        table.add_row(f"gr.recipes.{row['name']}()", row["claim"], row["measured"] or "not yet")
+        table.add_row(row["name"], row["claim"], row["measured"] or "not yet")
     Console().print(table)
     return 0
 

@@ -136,7 +136,6 @@ class Recipe:
     def __str__(self) -> str:
         lines = [self.name, f"  {self.claim}"]
         for part in self._settings():
-            lines += [
-                f"  {part.replace('planned_', '')}: {name} = {value}" for name, value in getattr(self, part).items()
-            ]
+            title = part.removeprefix("planned_")
+            lines += [f"  {title}: {name} = {value}" for name, value in getattr(self, part).items()]
         return "\n".join(lines + [f"  see: {reference}" for reference in self.references])

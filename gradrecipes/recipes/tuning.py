@@ -52,9 +52,8 @@ def measured_tuning(
     """
     rates = learning_rate_range(model, x, y, batch_size=batch_size)
     noise = noise_scale(model, x, y, batch_size=batch_size)
-    return tuning(
-        learning_rate=rates.valley, batch_size=_power_of_two(noise.noise_scale, batch_size), activation=activation
-    )
+    batch_size = _power_of_two(noise.noise_scale, batch_size)
+    return tuning(learning_rate=rates.valley, batch_size=batch_size, activation=activation)
 
 
 def _power_of_two(noise_scale: float, least: int) -> int:

@@ -127,4 +127,4 @@ def test_the_command_lists_them(capsys):
     listed = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in listed] == [recipe.name for recipe in recipes.all()]
     assert main(["recipes"]) == 0
-    assert "gr.recipes.architecture()" in capsys.readouterr().out
+    assert "architecture" in capsys.readouterr().out
