@@ -142,12 +142,13 @@ def advise_batch_size(estimate: NoiseScaleEstimate, batch_size: int) -> str:
     if estimate.low > FAR * batch_size:
         return (
             f"{text} A batch of {batch_size} is far below it: its gradient is nearly all noise, and a batch twice as "
-            f"large, with a rate up to twice as large, takes half the steps. Room up to about {_samples(estimate.low)}."
+            "large, with a rate up to twice as large, takes about half the steps. "
+            f"Room up to about {_samples(estimate.low)}."
         )
     if estimate.high * FAR < batch_size:
         return (
             f"{text} A batch of {batch_size} is far above it: most of its samples repeat what others say. A batch of "
-            f"about {_samples(max(estimate.high, 1.0))} takes little more steps, each at a fraction of the work."
+            f"about {_samples(max(estimate.high, 1.0))} takes a few more steps, each at a fraction of the work."
         )
     efficiency = 1.0 / (1.0 + batch_size / estimate.noise_scale) if estimate.noise_scale > 0 else 0.0
     return (

@@ -15,7 +15,7 @@ class PreNormResidual(keras.layers.Layer):
     r"""Let a deep net train by adding what a branch makes of the normalized input: y = x + F(norm(x)).
 
     The gradient reaches every block along the identity path, undiminished and unamplified. Un-normalized blocks
-    with He initialization grow by √2 each; normalized, block l adds to a sum of l terms, and growth is √l in all.
+    with He initialization grow by √2 each and more; normalized, l blocks add l terms of one size, which is √l in all.
 
     Args:
         branch: F, a Keras layer or a list of them, ending in the shape of its input.

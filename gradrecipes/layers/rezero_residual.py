@@ -15,8 +15,8 @@ class ReZeroResidual(keras.layers.Layer):
     r"""Train hundreds of blocks without normalization: y = x + α·F(x), with one learned α, at first 0.
 
     Whatever the depth, the net starts as the identity, its signal and its gradient keep their size, and each
-    branch enters as fast as it proves useful. Weight decay on α would hold the branches back: it is one number,
-    so exclude it by name (`"residual_weight"`).
+    branch enters as fast as it proves useful. Weight decay on α would hold the branches back; leave it out with
+    `optimizer.exclude_from_weight_decay(var_names=["residual_weight"])`.
 
     Args:
         branch: F, a Keras layer or a list of them, ending in the shape of its input.

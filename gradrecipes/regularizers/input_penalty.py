@@ -149,6 +149,11 @@ class R1Penalty(Serializable):
     Args:
         weight: γ, positive.
 
+    Example:
+        >>> critic = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones")])
+        >>> float(R1Penalty(10.0).penalty(critic, tf.zeros((8, 2))))  # 10 / 2 * (1 + 1)
+        10.0
+
     References:
         Mescheder, Geiger, Nowozin 2018, arXiv 1801.04406, section 4.1.
     """

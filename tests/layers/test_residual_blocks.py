@@ -43,6 +43,18 @@ def test_they_start_as_the_identity_and_every_part_has_a_gradient_soon(name, x):
     assert all(changed)
 
 
+def test_the_residual_weight_is_found_by_its_name(x):
+    model = keras.Sequential([keras.Input((8,)), BLOCKS["rezero"]()])
+    optimizer = keras.optimizers.SGD(0.1, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_names=["residual_weight"])
+    model.compile(optimizer, loss=lambda y, p: 0.0 * p)
+    model.layers[0].residual_weight.assign(1.0)
+    kernel = model.get_weights()[0]
+    model.fit(x, x, batch_size=32, verbose=0)
+    assert float(model.layers[0].residual_weight) == 1.0
+    np.testing.assert_allclose(model.layers[0].branch.layers[0].kernel, 0.95 * kernel, rtol=1e-5)
+
+
 def test_pre_norm_by_hand(x):
     block = PreNormResidual(dense())
     up, down = block.branch.layers if block(x) is not None else ()
@@ -90,6 +102,8 @@ def test_convolutions_and_strides():
     assert block(images).shape == (2, 4, 4, 4)
 
 
+# Keras 3.7 says so of a Sequential, though the mask that the block passes on is its own.
+@pytest.mark.filterwarnings("ignore:(?s).*does not support masking:UserWarning")
 def test_a_branch_may_be_one_layer_and_masks_pass():
     tokens = keras.Input((None,), dtype="int32")
     rows = layers.Embedding(9, 8, mask_zero=True)(tokens)
