@@ -9,8 +9,8 @@ import keras
 import numpy as np
 
 from gradrecipes.plots.noise_scale import NoiseScale
-from gradrecipes.training.autopsy_state import untouched
 from gradrecipes.training.micro_batches import MicroBatches
+from gradrecipes.training.model_state import untouched
 from gradrecipes.training.sampling import draw_batches
 
 _LOG = logging.getLogger(__name__)

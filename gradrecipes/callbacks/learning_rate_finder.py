@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from gradrecipes.core.range_test import range_of_rates
 from gradrecipes.plots.learning_rate_range import LearningRateRange
-from gradrecipes.training.autopsy_state import untouched
+from gradrecipes.training.model_state import untouched
 from gradrecipes.training.rate_ramp import RateRamp
 
 _END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from gradrecipes.core.range_test import range_of_rates
 from gradrecipes.plots.learning_rate_range import LearningRateRange
-from gradrecipes.training.autopsy_state import untouched
 from gradrecipes.training.keras_private import optimizers_of, replaced
+from gradrecipes.training.model_state import untouched
 from gradrecipes.training.rate_ramp import RateRamp
 from gradrecipes.training.sampling import draw_batches, is_arrays
 

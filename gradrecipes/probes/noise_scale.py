@@ -7,8 +7,8 @@ from typing import Any
 import keras
 
 from gradrecipes.plots.noise_scale import NoiseScale
-from gradrecipes.training.autopsy_state import untouched
 from gradrecipes.training.micro_batches import MicroBatches
+from gradrecipes.training.model_state import untouched
 from gradrecipes.training.sampling import draw_batches, is_arrays
 
 

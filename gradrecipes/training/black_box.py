@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.core.offender import Autopsy
-from gradrecipes.core.trace import APPLIED, OUTCOMES, Trace
+from gradrecipes.core.trace import APPLIED, OUTCOMES, SKIPPED_LOSS_SPIKE, Trace
 from gradrecipes.training.attachment import Attachment
 from gradrecipes.training.autopsy import autopsy
 
@@ -80,8 +80,17 @@ def record_bad_step(attachment: Attachment, model: keras.Model) -> Recording | N
         data=data,
         weights=model.get_weights(),
         readings=trace[max(0, row - 127) : row + 1],
-        autopsy=autopsy(model, data),
+        autopsy=autopsy(model, data, loss_limit=_loss_limit(trace, row)),
     )
+
+
+def _loss_limit(trace: Trace, row: int) -> float | None:
+    """Return the largest loss of the steps before, if the step was left out for its size alone."""
+    if trace.steps["outcome"][row] < SKIPPED_LOSS_SPIKE:
+        return None
+    earlier = trace.loss[max(0, row - 128) : row]
+    earlier = earlier[np.isfinite(earlier)]
+    return float(earlier.max()) if len(earlier) else None
 
 
 def _whole(value: Any) -> np.ndarray:

@@ -10,16 +10,16 @@ import keras
 import tensorflow as tf
 
 from gradrecipes.core.offender import Autopsy, Offender, OffenderKind
-from gradrecipes.training.autopsy_absurd import absurd_offenders
-from gradrecipes.training.autopsy_arrays import numbers_of
-from gradrecipes.training.autopsy_backward import (
+from gradrecipes.training.autopsy.absurd import absurd_offenders
+from gradrecipes.training.autopsy.arrays import numbers_of
+from gradrecipes.training.autopsy.backward import (
     broken_samples,
     gradient_offenders,
     loss_offenders,
     slot_offenders,
     update_offenders,
 )
-from gradrecipes.training.autopsy_forward import (
+from gradrecipes.training.autopsy.forward import (
     Harm,
     broken_by_the_forward_pass,
     data_offenders,
@@ -27,9 +27,8 @@ from gradrecipes.training.autopsy_forward import (
     owners_of,
     weight_offenders,
 )
-from gradrecipes.training.autopsy_readings import layer_readings, what_was_reached
-from gradrecipes.training.autopsy_state import State, lend, untouched
-from gradrecipes.training.autopsy_step import (
+from gradrecipes.training.autopsy.readings import layer_readings, what_was_reached
+from gradrecipes.training.autopsy.step import (
     SAMPLES_AT_MOST,
     Batch,
     Step,
@@ -38,6 +37,7 @@ from gradrecipes.training.autopsy_step import (
     sample_gradient_norms,
 )
 from gradrecipes.training.keras_private import sublayers
+from gradrecipes.training.model_state import State, lend, untouched
 
 
 def autopsy(

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from gradrecipes.training.autopsy_arrays import Numbers, numbers_of
+from gradrecipes.training.autopsy.arrays import Numbers, numbers_of
 from gradrecipes.training.keras_private import replaced, sublayers
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.core.offender import Offender, OffenderKind, listed
-from gradrecipes.training.autopsy_arrays import ENTRIES_KEPT, Numbers, dense, leaves, numbers_of
-from gradrecipes.training.autopsy_hearing import Call, Heard, origin, time_step, unique_names
-from gradrecipes.training.autopsy_step import Batch, Step
+from gradrecipes.training.autopsy.arrays import ENTRIES_KEPT, Numbers, dense, leaves, numbers_of
+from gradrecipes.training.autopsy.hearing import Call, Heard, origin, time_step, unique_names
+from gradrecipes.training.autopsy.step import Batch, Step
 from gradrecipes.training.keras_private import sublayers
 
 LOW_PRECISION = ("float16", "bfloat16")

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.core.offender import Offender, OffenderKind, listed
-from gradrecipes.training.autopsy_arrays import (
+from gradrecipes.training.autopsy.arrays import (
     Outlier,
     dense,
     is_float,
@@ -17,8 +17,8 @@ from gradrecipes.training.autopsy_arrays import (
     sample_outlier,
     weight_outliers,
 )
-from gradrecipes.training.autopsy_forward import owners_of
-from gradrecipes.training.autopsy_step import Step
+from gradrecipes.training.autopsy.forward import owners_of
+from gradrecipes.training.autopsy.step import Step
 
 SQUARE_OVERFLOWS = math.sqrt(float(np.finfo(np.float32).max))  # 1.84e19: beyond, float32 cannot hold the square
 AFTER_THE_GRADIENT = (OffenderKind.OPTIMIZER_SLOT, OffenderKind.WEIGHT)

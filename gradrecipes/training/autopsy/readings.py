@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable
 
 from gradrecipes.core.offender import LayerReading, listed
-from gradrecipes.training.autopsy_arrays import Numbers
-from gradrecipes.training.autopsy_forward import owners_of
-from gradrecipes.training.autopsy_hearing import Call
-from gradrecipes.training.autopsy_step import Step
+from gradrecipes.training.autopsy.arrays import Numbers
+from gradrecipes.training.autopsy.forward import owners_of
+from gradrecipes.training.autopsy.hearing import Call
+from gradrecipes.training.autopsy.step import Step
 
 
 def layer_readings(step: Step) -> list[LayerReading]:
