@@ -27,9 +27,9 @@ class GradientGuard(AttachedCallback):
 
     **Skip.** A step is left out when its loss or gradient is not finite, when its gradient is above 1.8e19, whose
     square no optimizer can hold (above 1e30 if it is clipped first), or when its loss or norm is absurd beside
-    those of the last 128 steps: above μ + 6σ and above twice the largest. A skipped step leaves every weight, optimizer slot,
-    moving average, seed, metric and counter as it was: as if the batch had never come. Zeroing the gradient, as
-    is often done, is no skip, since moments still decay and weight decay still acts.
+    those of the last 128 steps: above μ + 6σ and above twice the largest. A skipped step leaves every weight,
+    optimizer slot, moving average, seed, metric and counter as it was: as if the batch had never come. Zeroing the
+    gradient, as is often done, is no skip, since moments still decay and weight decay still acts.
 
     **Roll back and back off.** After `max_consecutive_skips` in a row, or when the loss is back where it began
     after half of it had been learned away, weights, optimizer, moving averages, seeds and metrics go back to the
