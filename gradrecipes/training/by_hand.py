@@ -54,7 +54,7 @@ class GradientPipeline:
         self.optimizer = optimizer
         self._pipeline = Pipeline(PipelineSettings(clipping=clipping, skip=skip_nonfinite, xla=xla))
 
-    @tf.autograph.experimental.do_not_convert  # nothing in it needs to be, and a trace takes half the time
+    @tf.autograph.experimental.do_not_convert  # no Python in it branches on a tensor
     def apply(
         self, gradients: Sequence[Any], variables: Sequence[Any], *, loss: tf.Tensor | None = None
     ) -> StepOutcome:
