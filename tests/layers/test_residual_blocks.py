@@ -49,7 +49,7 @@ def test_the_residual_weight_is_found_by_its_name(x):
     optimizer.exclude_from_weight_decay(var_names=["residual_weight"])
     model.compile(optimizer, loss=lambda y, p: 0.0 * p)
     model.layers[0].residual_weight.assign(1.0)
-    kernel = model.get_weights()[0]
+    kernel = np.array(model.layers[0].branch.layers[0].kernel)
     model.fit(x, x, batch_size=32, verbose=0)
     assert float(model.layers[0].residual_weight) == 1.0
     np.testing.assert_allclose(model.layers[0].branch.layers[0].kernel, 0.95 * kernel, rtol=1e-5)
