@@ -216,7 +216,11 @@ def _run_group(optimizer: str, mode: str, faults: list[str]) -> Iterator[dict]:
 
     def outcome(fault, arm):
         begun = time.perf_counter()
-        model, own = train(fault, arm)
+        try:
+            model, own = train(fault, arm)
+        except Exception as error:  # a defence that breaks the training has lost it
+            lost = {"finite": False, "accuracy": 0.0, "events": {}, "error": repr(error)[:300]}
+            return {"optimizer": optimizer, "mode": mode, "fault": fault, "arm": arm, "seconds": 0.0, **lost}
         finite = all(bool(np.isfinite(weight).all()) for weight in model.get_weights())
         scores = model.predict(x[TRAINED:], verbose=0)
         accuracy = float(np.mean(scores.argmax(1) == digits[TRAINED:])) if np.isfinite(scores).all() else 0.0
@@ -257,6 +261,7 @@ def show(results: list[dict]) -> None:
     for r in results:
         if r["arm"] == "guard" and r["fault"] != "none" and not kept[id(r)]:
             place = f"{r['fault']}, {r['optimizer']}, {r['mode']}"
+            r.setdefault("error", "")
             console.print(
                 f"missed: {place}: {r['accuracy']:.3f} of {clean[r['optimizer'], r['mode']]:.3f}, {r['events']}"
             )
