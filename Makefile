@@ -10,9 +10,10 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 # One line that succeeds in a Python we can use: the right version, and able to make an environment.
 USABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+OLD_BIN := .venv-oldest/bin
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-slow keras-suite lint format wheel clean help
+.PHONY: demo test test-slow test-oldest keras-suite lint format wheel clean help
 
 demo: .venv/.demo  ## show the main job on real data
 	$(BIN)/gradrecipes demo
@@ -22,6 +23,9 @@ test: .venv/.dev  ## run the tests, a few long ones left out; PYTEST_ARGS="-k tr
 
 test-slow: .venv/.dev  ## run the tests that `make test` leaves out for their length
 	$(BIN)/python -m pytest -q --durations=10 -m slow $(PYTEST_ARGS)
+
+test-oldest: .venv-oldest/.dev  ## run the tests on the oldest releases that pyproject.toml admits
+	$(OLD_BIN)/python -m pytest -q --durations=10 -m "not slow" $(PYTEST_ARGS)
 
 keras-suite: .venv/.dev  ## run Keras' own tests, plain and with our callbacks in every fit, and compare (15 minutes)
 	$(BIN)/python tests/keras_suite/run.py $(SUITE_ARGS)
@@ -39,9 +43,9 @@ wheel: .venv/.dev  ## build the packages into dist/ and check them
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/twine check --strict dist/*
 
-clean:  ## remove what was built; .venv stays
+clean:  ## remove what was built; .venv and .venv-oldest stay
 	rm -rf build dist out .pytest_cache .ruff_cache .hypothesis
-	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -56,6 +60,17 @@ help:  ## list the targets
 	@echo "Installing gradrecipes with what its development needs (some minutes the first time) ..."
 	@$(PIP) --editable '.[dev]'
 	@touch $@ .venv/.demo
+
+# TensorFlow 2.18 was not built for Python 3.13.
+.venv-oldest/.dev: $(STAMPED) tests/oldest_versions.py
+	@echo "Installing gradrecipes with the oldest releases it admits (some minutes the first time) ..."
+	@for candidate in $(or $(PYTHON),python3.11 python3.12); do \
+		if "$$candidate" -c '$(USABLE)' >/dev/null 2>&1; then exec "$$candidate" -m venv --clear .venv-oldest; fi; \
+	done; echo "No Python 3.11 or 3.12 among: $(or $(PYTHON),python3.11 python3.12)." >&2; exit 1
+	@$(OLD_BIN)/python tests/oldest_versions.py > .venv-oldest/constraints.txt
+	@$(OLD_BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint .venv-oldest/constraints.txt --editable '.[dev]'
+	@touch $@
 
 # ensurepip writes pip last, so an environment that broke off half-way is made again.
 $(BIN)/pip:

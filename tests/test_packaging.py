@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import gradrecipes
+from tests.oldest_versions import oldest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -55,6 +56,13 @@ def test_dev_holds_every_other_extra():
 def test_a_requirement_has_one_bound_everywhere():
     every = [*PROJECT["dependencies"], *(requirement for name in EXTRAS for requirement in extra(name))]
     assert len(set(every)) == len({name_of(requirement) for requirement in every})
+
+
+def test_the_oldest_versions_are_the_lower_bounds_of_all_that_the_package_imports():
+    pinned = dict(line.split("==") for line in oldest(PROJECT))
+    assert pinned.keys() == FIVE | {"matplotlib", "jinja2", "scikit-learn", "mlxtend", "scipy"}
+    for requirement in PROJECT["dependencies"]:
+        assert requirement.startswith(f"{name_of(requirement)}>={pinned[name_of(requirement)]},")
 
 
 def test_the_version_can_be_read_without_importing_anything():

@@ -196,7 +196,7 @@ def test_a_loss_scale_that_is_too_high_is_still_lowered():
     assert float(optimizer.dynamic_scale.numpy()) < 2.0**30
     assert 0 < len(guard.events) < 30
     assert guard.stop_reason is None
-    assert int(optimizer.iterations.numpy()) == 36 - len(guard.events)
+    assert int(optimizer.inner_optimizer.iterations.numpy()) == 36 - len(guard.events)
     assert all_finite(model)
 
 
