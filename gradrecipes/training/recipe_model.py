@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import keras
+import numpy as np
 
 from gradrecipes.gradients.clipping import Clipping, by_global_norm, require_clipping
 from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
@@ -15,6 +18,8 @@ from gradrecipes.training.keras_private import compile_identity, same_identity
 from gradrecipes.training.multi_worker import as_rows, first_local_batch, is_multi_worker
 from gradrecipes.training.penalized_step import penalized, require_penalty
 from gradrecipes.training.replicas import require_supported
+
+_MEMORY = "memory_"  # begins the names under which a weights file holds what a clipping method remembers
 
 
 class RecipeModelMixin:
@@ -75,7 +80,9 @@ class RecipeModelMixin:
         if self._own_step is None or not same_identity(identity, self._own_identity):
             settings = PipelineSettings(clipping=self.clipping, skip=self.skip_nonfinite, xla=bool(self.jit_compile))
             self.__dict__["_own_identity"] = identity
-            self.__dict__["_own_step"] = InstrumentedStep(self, self._penalized_step, Pipeline(settings))
+            pipeline = Pipeline(settings)
+            pipeline.restore(self._memory)
+            self.__dict__["_own_step"] = InstrumentedStep(self, self._penalized_step, pipeline)
         return self._own_step(data)
 
     def _penalized_step(self, data: Any) -> dict[str, Any]:
@@ -87,6 +94,24 @@ class RecipeModelMixin:
         logs = super().test_step(data)
         return as_rows(logs) if is_multi_worker(self) else logs
 
+    def save_own_variables(self, store: Any) -> None:
+        """Save with the model what its clipping method remembers."""
+        super().save_own_variables(store)
+        remembered = {} if self._own_step is None else self._own_step.pipeline.variables
+        for name, variable in remembered.items():
+            if name.startswith("clipping_"):
+                store[_MEMORY + name.replace("/", ":")] = variable.numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load what `save_own_variables` saved."""
+        values = {name: store[name] for name in store.keys()}  # noqa: SIM118 - a store of Keras is no mapping
+        memory = {name: value for name, value in values.items() if name.startswith(_MEMORY)}
+        super().load_own_variables({name: value for name, value in values.items() if name not in memory})
+        restored = {name.removeprefix(_MEMORY).replace(":", "/"): np.array(value) for name, value in memory.items()}
+        self.__dict__["_memory"] = restored
+        if self._own_step is not None:
+            self._own_step.pipeline.restore(restored)
+
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         if iterator is not None and is_multi_worker(self):
             data_batch, iterator = first_local_batch(self.distribute_strategy, iterator), None
@@ -94,6 +119,7 @@ class RecipeModelMixin:
 
     _own_step: InstrumentedStep | None = None
     _own_identity: tuple[Any, ...] = ()
+    _memory: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 @keras.saving.register_keras_serializable(package="gradrecipes")

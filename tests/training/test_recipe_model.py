@@ -10,7 +10,7 @@ import pytest
 
 import gradrecipes as gr
 from gradrecipes.training.attachment import is_attached
-from tests.training.nets import all_finite, digits, layers, seeded
+from tests.training.nets import all_finite, compiled, digits, layers, seeded
 
 BOUND = 0.01
 
@@ -135,3 +135,34 @@ def test_compiled_anew_it_uses_the_new_optimizer():
 def test_a_bare_number_is_no_clipping_method(kind):
     with pytest.raises(TypeError, match=r"`clipping` of .* must be a clipping method or None\. Received: 1\.0\. "):
         kind(clipping=1.0)
+
+
+def test_what_a_clipping_method_remembers_is_saved_with_the_model(tmp_path):
+    x, y = digits(128)
+    inputs = keras.Input((64,))
+
+    def make():
+        keras.utils.set_random_seed(0)
+        outputs = layers.Dense(10)(inputs)
+        return compiled(gr.RecipeModel(inputs, outputs, clipping=gr.clipping.by_percentile(50.0)), "sgd")
+
+    def fit(model, first, last):
+        model.fit(x[first:last], y[first:last], batch_size=16, shuffle=False, verbose=0)
+
+    whole, halved = make(), make()
+    fit(whole, 0, 64)
+    fit(whole, 64, 128)
+    fit(halved, 0, 64)
+    halved.save(tmp_path / "half.keras")
+    halved.save_weights(tmp_path / "half.weights.h5")
+    resumed, loaded = keras.models.load_model(tmp_path / "half.keras"), make()
+    loaded.load_weights(tmp_path / "half.weights.h5")
+    forgetful = make()
+    forgetful.set_weights(halved.get_weights())
+    for model in (resumed, loaded, forgetful):
+        fit(model, 64, 128)
+    for one, other in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for one, other in zip(whole.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert np.abs(whole.get_weights()[0] - forgetful.get_weights()[0]).max() > 1e-6
