@@ -16,6 +16,8 @@ _PUBLIC = {
     "diagnose": "gradrecipes.doctor",
     "GradientMonitor": "gradrecipes.callbacks.gradient_monitor",
     "GradientGuard": "gradrecipes.callbacks.gradient_guard",
+    "ClippingReport": "gradrecipes.core.clipping_report",
+    "clipping_report": "gradrecipes.core.clipping_report",
     "BlackBox": "gradrecipes.callbacks.black_box",
     "Autopsy": "gradrecipes.core.offender",
     "Offender": "gradrecipes.core.offender",
@@ -30,6 +32,7 @@ _PUBLIC = {
 _SUBPACKAGES = {
     "recipes": "gradrecipes.recipes",
     "clipping": "gradrecipes.gradients.clipping",
+    "plots": "gradrecipes.plots",
     "initializers": "gradrecipes.initializers",
     "layers": "gradrecipes.layers",
     "probes": "gradrecipes.probes",
@@ -40,13 +43,14 @@ _SUBPACKAGES = {
 __all__ = [*_PUBLIC, *_SUBPACKAGES, "__version__"]
 
 if TYPE_CHECKING:
-    from gradrecipes import initializers, layers, probes, regularizers, schedules
+    from gradrecipes import initializers, layers, plots, probes, recipes, regularizers, schedules
     from gradrecipes.callbacks.batch_size_advisor import BatchSizeAdvisor
     from gradrecipes.callbacks.black_box import BlackBox
     from gradrecipes.callbacks.gradient_guard import GradientGuard
     from gradrecipes.callbacks.gradient_monitor import GradientMonitor
     from gradrecipes.callbacks.learning_rate_finder import LearningRateFinder
     from gradrecipes.callbacks.nanproof_early_stopping import NanProofEarlyStopping
+    from gradrecipes.core.clipping_report import ClippingReport, clipping_report
     from gradrecipes.core.event import Event
     from gradrecipes.core.finding import Finding
     from gradrecipes.core.offender import Autopsy, Offender
