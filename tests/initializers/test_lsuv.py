@@ -93,7 +93,9 @@ def outputs_before_activation(model, x):
 
 
 @pytest.mark.parametrize(
-    "make, count", [(dense, 9), (convolutional, 4), (residual, 13), (nested, 7), (Subclassed, 5)], ids=lambda v: str(v)
+    "make, count",
+    [(dense, 9), (convolutional, 4), (residual, 13), (nested, 7), (Subclassed, 5)],
+    ids=lambda v: getattr(v, "__name__", str(v)),
 )
 def test_every_output_has_variance_one(make, count, x):
     model = make()
