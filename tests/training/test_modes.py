@@ -111,7 +111,7 @@ MODES = {
     "nested": Mode(net=nets.nested),
     "moving_statistics_and_seeds": Mode(net=nets.stateful),
 }
-SLOW = {"accumulation_xla", "embedding_xla", "masked_recurrent"}
+SLOW = {"xla", "accumulation_xla", "embedding_xla", "masked_recurrent"}
 TABLE = [pytest.param(mode, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, mode in MODES.items()]
 UNUSED = pytest.mark.filterwarnings("ignore:Gradients do not exist for variables")  # so says Keras of the unused layer
 
