@@ -19,7 +19,14 @@ RELIED_ON = {
         "_all_reduce_sum_gradients",
     ),
     keras.optimizers.LossScaleOptimizer: ("_stateful_handle_non_finite_grads",),
-    keras.Model: ("_compile_loss", "_compile_metrics", "_symbolic_build", "_flatten_layers", "_loss_tracker"),
+    keras.Model: (
+        "_compile_loss",
+        "_compile_metrics",
+        "_symbolic_build",
+        "_maybe_symbolic_build",
+        "_flatten_layers",
+        "_loss_tracker",
+    ),
 }
 
 
