@@ -1,4 +1,4 @@
-"""What every test stands on: a quiet TensorFlow, no window, the same random numbers, and patience."""
+"""What every test stands on: a quiet TensorFlow on two devices, no window, the same random numbers, and patience."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["MPLBACKEND"] = "Agg"
 
 import pytest
+import tensorflow as tf
 from hypothesis import HealthCheck, settings
+
+# Two devices for tests of several replicas; TensorFlow cannot split the processor any more once it has begun to work.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
 
 # Derandomized, so that a failure is the same everywhere; no deadline, because a first TensorFlow call traces.
 settings.register_profile(

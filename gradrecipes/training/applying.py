@@ -12,7 +12,7 @@ import tensorflow as tf
 from gradrecipes.gradients.packing import PackedTensors
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.update import StepOutcome, Update
-from gradrecipes.training import keras_private
+from gradrecipes.training import keras_private, replicas
 from gradrecipes.training.keras_private import replaced
 from gradrecipes.training.unit_axes import unit_axes
 
@@ -60,8 +60,13 @@ def apply_through(
     alone: bool = True,
     sample: bool = False,
 ) -> StepOutcome:
-    """Lead summed gradients through a pipeline into an optimizer's own update, whatever kind of optimizer it is."""
+    """Lead summed gradients through a pipeline into an optimizer's own update, whatever kind of optimizer it is.
+
+    Raises:
+        ValueError: The optimizer accumulates gradients where Keras cannot.
+    """
     leaves = keras_private.leaves(optimizer)
+    replicas.require_no_accumulation(leaf.gradient_accumulation_steps for leaf in leaves)
     unit = keras_private.loss_scale(optimizer)
     clips = pipeline.settings.clipping is not None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -25,6 +25,22 @@ def require_supported(strategy: tf.distribute.Strategy, caller: str) -> None:
             "MultiWorkerMirroredStrategy with one replica on each worker. "
             f"Received: a {type(strategy).__name__} with {strategy.num_replicas_in_sync} replicas on "
             f"{_workers(strategy)} workers. Start one worker for each device instead."
+        )
+
+
+def require_no_accumulation(micro_batches: Iterable[int | None]) -> None:
+    """Refuse optimizers that accumulate gradients where their update would have to meet inside a condition.
+
+    Raises:
+        ValueError: With what came and the ways out.
+    """
+    strategy, largest = tf.distribute.get_strategy(), max(count or 0 for count in micro_batches)
+    if largest and not tf.__internal__.distribute.strategy_supports_no_merge_call():
+        raise ValueError(
+            "Keras cannot accumulate gradients on several replicas of one process, with this package or without: its "
+            "update then stands in a condition, where replicas cannot meet. "
+            f"Received: gradient_accumulation_steps={largest} under a {type(strategy).__name__} with "
+            f"{strategy.num_replicas_in_sync} replicas. Use a larger batch, or one device."
         )
 
 
