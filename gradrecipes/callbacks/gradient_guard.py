@@ -31,11 +31,12 @@ class GradientGuard(AttachedCallback):
     optimizer slot, moving average, seed, metric and counter as it was: as if the batch had never come. Zeroing the
     gradient, as is often done, is no skip, since moments still decay and weight decay still acts.
 
-    **Roll back and back off.** After `max_consecutive_skips` in a row, or when the loss is back where it began
-    after half of it had been learned away, weights, optimizer, moving averages, seeds and metrics go back to the
-    newest sound snapshot, and the training goes on with the *next* data; its learning rate is from then on bounded by
-    half of what it was when all was well, then by a fifth of that each time it fails again before it has recovered.
-    That works under a schedule too: the rate is bounded inside the step.
+    **Roll back and back off.** After `max_consecutive_skips` in a row, when the loss is back where it began after
+    half of it had been learned away, or when a weight is not finite at an epoch's end or at a snapshot, weights,
+    optimizer, moving averages, seeds and metrics go back to the newest sound snapshot, and the training goes on with
+    the *next* data; its learning rate is from then on bounded by half of what it was when all was well, then by a
+    fifth of that each time it fails again before it has recovered. That works under a schedule too: the rate is
+    bounded inside the step.
 
     **Stop.** When going back would change nothing, or has not helped `max_rollbacks` times, the training stops and
     `stop_reason` says why. A *finite* loss never stops a training: the guard then accepts its new level.
@@ -59,7 +60,7 @@ class GradientGuard(AttachedCallback):
         events: What the guard did: a list of `gradrecipes.Event`, of the kinds `"skip"`, `"rollback"`,
             `"back_off"`, `"gave_way"` and `"stop"`.
         stop_reason: None, or the code for which the training was stopped: `"too_many_skips"`,
-            `"training_lost"` or `"too_many_rollbacks"`.
+            `"training_lost"`, `"nonfinite_weights"` or `"too_many_rollbacks"`.
         trace: The record of the fit.
 
     Raises:
@@ -133,10 +134,11 @@ class GradientGuard(AttachedCallback):
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """See to it that what is validated is sound."""
         if self._attachment is not None and self._attachment.active:
-            self._check()
+            self._check(thoroughly=True)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Bring the record up to date, and save the guard's own state."""
+        """See to it that the weights are sound, bring the record up to date, and save the guard's own state."""
+        self._check(thoroughly=True)
         super().on_epoch_end(epoch, logs)
         if self.backup_dir is not None:
             values = {name: variable.numpy() for name, variable in self._attachment.pipeline.variables.items()}
@@ -149,13 +151,15 @@ class GradientGuard(AttachedCallback):
         return {**super().__getstate__(), "_recovery": None}
 
     # -- between two steps -------------------------------------------------------------------------
-    def _check(self) -> None:
+    def _check(self, *, thoroughly: bool = False) -> None:
+        if self.stop_reason is not None:
+            return
         pipeline = self._attachment.pipeline
         consecutive = int(pipeline.consecutive_skips.numpy())
         watch = pipeline.watches.get(0)
         losses = np.zeros(0, np.float32) if watch is None else watch.remembered()
         readings = Readings(self._attachment.steps_run, consecutive, losses, self._skips_were_finite(consecutive))
-        action = self._recovery.consider(readings)
+        action = self._recovery.consider(readings, thoroughly=thoroughly)
         if action is Action.ROLL_BACK:
             self._roll_back(readings)
         elif action is Action.GIVE_WAY:

@@ -63,10 +63,10 @@ def apply_through(
     """Lead summed gradients through a pipeline into an optimizer's own update, whatever kind of optimizer it is.
 
     Raises:
-        ValueError: The optimizer accumulates gradients where Keras cannot.
+        ValueError: The optimizer is one with which Keras cannot train under this strategy.
     """
     leaves = keras_private.leaves(optimizer)
-    replicas.require_no_accumulation(leaf.gradient_accumulation_steps for leaf in leaves)
+    replicas.require_no_condition(leaves)
     unit = keras_private.loss_scale(optimizer)
     clips = pipeline.settings.clipping is not None
 

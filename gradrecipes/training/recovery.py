@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -48,9 +48,9 @@ class Readings:
 class Recovery:
     """Keep sound snapshots, and decide what to do when a training does not get on.
 
-    Too many skips in a row, or a loss that is back at its first level after half of it had been learned away,
-    send the training back to the newest snapshot, with a smaller learning rate and with later data. The last
-    attempt goes to an older one.
+    Too many skips in a row, a loss that is back at its first level after half of it had been learned away, or a
+    weight that is not finite when a snapshot is due, send the training back to the newest snapshot, with a smaller
+    learning rate and with later data. The last attempt goes to an older one.
 
     Args:
         ring: Where snapshots are kept, or None to keep none: then too many skips stop the training.
@@ -60,7 +60,8 @@ class Recovery:
 
     Attributes:
         rollbacks: Rollbacks since the last recovery.
-        reason: Why the last action was taken: `"too_many_skips"`, `"training_lost"`, `"too_many_rollbacks"`.
+        reason: Why the last action was taken: `"too_many_skips"`, `"training_lost"`, `"nonfinite_weights"`,
+            `"too_many_rollbacks"`.
     """
 
     def __init__(self, ring: SnapshotRing | None, *, every: int, max_consecutive_skips: int, max_rollbacks: int):
@@ -73,8 +74,13 @@ class Recovery:
         self._last_kept = -every
         self._beginning = self._best = float("nan")
 
-    def consider(self, readings: Readings) -> Action:
-        """Say what to do; keep a snapshot when one is due and the training is sound."""
+    def consider(self, readings: Readings, *, thoroughly: bool = False) -> Action:
+        """Say what to do; keep a snapshot when one is due and the training is sound.
+
+        Args:
+            readings: What is known.
+            thoroughly: Whether to look at the weights even if no snapshot is due.
+        """
         recent = self._learn_level(readings.losses)
         learned = 0 <= self._best <= LEARNED * self._beginning
         lost = recent >= (LOST if learned else DIVERGED) * self._beginning
@@ -84,7 +90,9 @@ class Recovery:
             return Action.NOTHING
         if lost:
             return self._recover("training_lost", readings)
-        self._keep_if_sound(readings, recent)
+        finite = self._keep_if_sound(readings, recent) and (not thoroughly or self.ring.state_is_finite())
+        if not finite and len(self.ring):
+            return self._recover("nonfinite_weights", replace(readings, finite=False))
         return Action.NOTHING
 
     @property
@@ -106,14 +114,16 @@ class Recovery:
         self._best = float(np.fmin(self._best, recent))
         return recent
 
-    def _keep_if_sound(self, readings: Readings, recent: float) -> None:
+    def _keep_if_sound(self, readings: Readings, recent: float) -> bool:
         if readings.consecutive_skips or readings.step - self._last_kept < self.every:
-            return
+            return True
         if self._best > 0 and recent > max(SOUND * self._best, (1 - LOST) * self._beginning):
-            return
-        if self.ring.keep(readings.step):
-            self._last_kept = readings.step
-            self.rollbacks = 0
+            return True
+        if not self.ring.keep(readings.step):
+            return False  # a ReLU may turn NaN into 0: no loss and no gradient shows the NaN in a weight before it
+        self._last_kept = readings.step
+        self.rollbacks = 0
+        return True
 
     def _recover(self, reason: str, readings: Readings) -> Action:
         self.reason = reason

@@ -28,20 +28,24 @@ def require_supported(strategy: tf.distribute.Strategy, caller: str) -> None:
         )
 
 
-def require_no_accumulation(micro_batches: Iterable[int | None]) -> None:
-    """Refuse optimizers that accumulate gradients where their update would have to meet inside a condition.
+def require_no_condition(optimizers: Iterable[Any]) -> None:
+    """Refuse optimizers of which Keras puts an update into a condition where replicas would have to meet in it.
 
     Raises:
-        ValueError: With what came and the ways out.
+        ValueError: With the argument that asks for it and the ways out.
     """
-    strategy, largest = tf.distribute.get_strategy(), max(count or 0 for count in micro_batches)
-    if largest and not tf.__internal__.distribute.strategy_supports_no_merge_call():
-        raise ValueError(
-            "Keras cannot accumulate gradients on several replicas of one process, with this package or without: its "
-            "update then stands in a condition, where replicas cannot meet. "
-            f"Received: gradient_accumulation_steps={largest} under a {type(strategy).__name__} with "
-            f"{strategy.num_replicas_in_sync} replicas. Use a larger batch, or one device."
-        )
+    if tf.__internal__.distribute.strategy_supports_no_merge_call():
+        return
+    strategy = tf.distribute.get_strategy()
+    for optimizer in optimizers:
+        for name in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
+            if value := getattr(optimizer, name, None):
+                raise ValueError(
+                    f"Keras itself cannot train with `{name}` on several replicas of one process: its update then "
+                    f"stands in a condition, where replicas cannot meet. Received: {name}={value} under a "
+                    f"{type(strategy).__name__} with {strategy.num_replicas_in_sync} replicas. Leave it out, or use "
+                    "one device."
+                )
 
 
 def _workers(strategy: tf.distribute.Strategy) -> int:

@@ -67,6 +67,10 @@ class SnapshotRing:
         weights = [np.asarray(variable) for variable in self._model.variables]
         return all(np.array_equal(a, b) for a, b in zip(weights, self.newest.values, strict=False))
 
+    def state_is_finite(self) -> bool:
+        """Say whether every number of the state as it is now is finite."""
+        return self._take(0).finite
+
     def drop_newest(self) -> None:
         """Forget the newest one: it was no good."""
         self._ring.pop()

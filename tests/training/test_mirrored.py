@@ -71,7 +71,7 @@ CASES = {
     "weight decay and average": (
         two_dense,
         digits_data,
-        lambda: SGD(0.5, weight_decay=0.1, use_ema=True, ema_overwrite_frequency=2),
+        lambda: SGD(0.5, weight_decay=0.1, use_ema=True),
         None,
     ),
 }
@@ -129,7 +129,8 @@ def test_the_gradients_of_the_replicas_are_summed_once(strategy, monkeypatch):
         return of_many(self, operation, pairs, options)
 
     def reduce_to(self, operation, value, destinations, options):
-        scalars.append(strategy.experimental_local_results(value)[0].shape)
+        if tf.is_tensor(value):  # and no batch, by which Keras learns the shapes
+            scalars.append(value.shape)
         return of_one(self, operation, value, destinations, options)
 
     monkeypatch.setattr(extended, "_batch_reduce_to", batch_reduce_to)
@@ -186,16 +187,19 @@ def test_the_guard_goes_back_on_all_replicas(strategy):
     for variable in changing(model):
         parts = copies(variable)
         assert all(np.isfinite(part).all() for part in parts), variable.path
-        if variable in model.trainable_variables:
+        if any(variable is weight for weight in model.trainable_variables):
             np.testing.assert_array_equal(parts[0], parts[-1], err_msg=variable.path)
     assert history["accuracy"][-1] > history["accuracy"][0]
 
 
-def test_accumulation_is_refused_as_keras_itself_fails_with_it(strategy):
+@pytest.mark.parametrize(
+    "argument", [{"gradient_accumulation_steps": 2}, {"use_ema": True, "ema_overwrite_frequency": 2}], ids=str
+)
+def test_what_keras_itself_cannot_do_on_two_replicas_is_refused(strategy, argument):
     x, y = digits(BATCH)
-    model = build(strategy, two_dense, lambda: SGD(0.1, gradient_accumulation_steps=2))
+    model = build(strategy, two_dense, lambda: SGD(0.1, **argument))
     with pytest.raises(RuntimeError, match="merge_call"):
         fit(model, x, y)
-    model = build(strategy, two_dense, lambda: SGD(0.1, gradient_accumulation_steps=2))
-    with pytest.raises(ValueError, match=r"Received: gradient_accumulation_steps=2 .* MirroredStrategy"):
+    model = build(strategy, two_dense, lambda: SGD(0.1, **argument))
+    with pytest.raises(ValueError, match=r"Keras itself cannot train with .*Received: .*=2 under a MirroredStrategy"):
         fit(model, x, y, gr.GradientGuard())
