@@ -156,7 +156,7 @@ class GradientGuard(AttachedCallback):
             return
         pipeline = self._attachment.pipeline
         consecutive = int(pipeline.consecutive_skips.numpy())
-        watch = pipeline.watches.get(0)
+        watch = next(iter(pipeline.watches.values()), None)
         losses = np.zeros(0, np.float32) if watch is None else watch.remembered()
         readings = Readings(self._attachment.steps_run, consecutive, losses, self._skips_were_finite(consecutive))
         action = self._recovery.consider(readings, thoroughly=thoroughly)

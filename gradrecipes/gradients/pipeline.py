@@ -66,8 +66,8 @@ class Pipeline:
     def __init__(self, settings: PipelineSettings):
         self.settings = settings
         self.recorder: Recorder | None = None
-        self.watches: dict[int, SpikeWatch] = {}
-        self._clipping_states: dict[int, tuple[tf.Variable, ...]] = {}
+        self.watches: dict[str, SpikeWatch] = {}
+        self._clipping_states: dict[str, tuple[tf.Variable, ...]] = {}
         self.skipped_steps = plain_variable(0, dtype=tf.int64, name="skipped_steps")
         self.consecutive_skips = plain_variable(0, dtype=tf.int64, name="consecutive_skips")
         self.clipped_steps = plain_variable(0, dtype=tf.int64, name="clipped_steps")
@@ -115,16 +115,16 @@ class Pipeline:
         return clipped.factor, clipped.packed.unpacked if update.measured is None else transformed
 
     def _to_clip(self, update: Update, packed, norms, unit, learn) -> StepGradients:
-        if update.number not in self._clipping_states:
+        if update.owner not in self._clipping_states:
             with tf.init_scope():
-                self._clipping_states[update.number] = self.settings.clipping.make_state(len(packed))
+                self._clipping_states[update.owner] = self.settings.clipping.make_state(len(packed))
             self._take_up()
         return StepGradients(
             packed,
             norms,
             unit,
             any_norm=not self.settings.skip,
-            state=self._clipping_states[update.number],
+            state=self._clipping_states[update.owner],
             learn=learn,
             weights=update.weights,
             unit_axes=update.unit_axes,
@@ -161,10 +161,10 @@ class Pipeline:
             overflows = norms.total > LARGEST_PLAIN_NORM * unit
         code = tf.constant(APPLIED)
         if self.settings.sigmas is not None:
-            if update.number not in self.watches:
-                self.watches[update.number] = SpikeWatch(self.settings.sigmas)
+            if update.owner not in self.watches:
+                self.watches[update.owner] = SpikeWatch(self.settings.sigmas)
                 self._take_up()
-            watch = self.watches[update.number]
+            watch = self.watches[update.owner]
             verdict = watch.judge(None if update.loss is None else tf.cast(update.loss, tf.float32), norms.total / unit)
             code = tf.where(verdict.norm, SKIPPED_NORM_SPIKE, code)
             code = tf.where(verdict.loss, SKIPPED_LOSS_SPIKE, code)
@@ -234,10 +234,10 @@ class Pipeline:
         """All state that decides about later steps, by name: what a resumed run needs beside the model's own."""
         found = {name: getattr(self, name) for name in ("skipped_steps", "clipped_steps")}
         found |= {f"rate_cap_{name}": cap for name, cap in self.rate_caps.items()}
-        for number, watch in self.watches.items():
-            found |= {f"watch_{number}/{name}": variable for name, variable in watch.variables.items()}
-        for number, state in self._clipping_states.items():
-            found |= {f"clipping_{number}/{index}": variable for index, variable in enumerate(state)}
+        for owner, watch in self.watches.items():
+            found |= {f"watch_{owner}/{name}": variable for name, variable in watch.variables.items()}
+        for owner, state in self._clipping_states.items():
+            found |= {f"clipping_{owner}/{index}": variable for index, variable in enumerate(state)}
         return found
 
     def remembered(self) -> list[tf.Variable]:

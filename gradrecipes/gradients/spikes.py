@@ -79,7 +79,7 @@ class SpikeWatch:
 
     def _remember(self, pair: tf.Tensor, count: tf.Tensor, worth: tf.Tensor) -> None:
         place = tf.cast(count % WINDOW, tf.int32)
-        before = self.values[:, place]
+        before = tf.gather(self.values.read_value(), place, axis=1)  # a slice would be compiled anew for each place
         pair = tf.where(worth & tf.math.is_finite(pair), pair, before)
         self.values.scatter_nd_update(tf.stack([[0, place], [1, place]]), pair)
         self.count.assign_add(tf.cast(worth, tf.int64))

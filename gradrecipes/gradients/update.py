@@ -27,7 +27,7 @@ class Update:
             step skipped without it, a scale that is too high would stay so, and every step be skipped.
         weights: Reads the variables that the gradients belong to, as they are at the time of the call.
         unit_axes: See `StepGradients`.
-        number: Which optimizer of the model this is: each has a memory of its own.
+        owner: The name of the optimizer: each has a memory of its own.
         alone: Whether no other optimizer applies gradients in the same step.
     """
 
@@ -40,7 +40,7 @@ class Update:
     lower_scale: Callable[[], None] | None = None
     weights: Callable[[], PackedTensors] | None = None
     unit_axes: Sequence[tuple[int, ...] | None] | None = None
-    number: int = 0
+    owner: str = "0"
     alone: bool = True
 
 

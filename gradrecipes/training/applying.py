@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,7 +58,7 @@ def apply_through(
     *,
     loss: tf.Tensor | None = None,
     model: keras.Model | None = None,
-    number: int = 0,
+    owner: str = "0",
     alone: bool = True,
     sample: bool = False,
 ) -> StepOutcome:
@@ -70,12 +72,15 @@ def apply_through(
     unit = keras_private.loss_scale(optimizer)
     clips = pipeline.settings.clipping is not None
 
-    caps = [pipeline.rate_cap(f"{number}/{index}") for index in range(len(leaves))]
+    caps = [pipeline.rate_cap(f"{owner}/{index}") for index in range(len(leaves))]
 
     def apply_as_told(transformed):
         with contextlib.ExitStack() as stack:
             for leaf, cap in zip(leaves, caps, strict=True):
-                stack.enter_context(_told(leaf, pipeline, cap, update))
+                stack.enter_context(_told(leaf, pipeline, cap))
+                if clips and update.measured is not None:
+                    clip = _clip_accumulated(pipeline, leaf, _part_of(leaf, update, variables, alone=len(leaves) == 1))
+                    stack.enter_context(replaced(leaf, "_clip_gradients", clip))
             apply_gradients(transformed)
 
     update = Update(
@@ -86,16 +91,16 @@ def apply_through(
         unit=unit,
         bounded_elsewhere=all(leaf.clipvalue is not None for leaf in leaves),
         lower_scale=keras_private.lower_scale(optimizer),
-        weights=lambda: PackedTensors([tf.identity(tf.convert_to_tensor(variable)) for variable in variables]),
+        weights=functools.partial(_read, variables),
         unit_axes=unit_axes(model, variables) if clips and model is not None else None,
-        number=number,
+        owner=owner,
         alone=alone,
     )
     return pipeline.apply(update, sample=sample)
 
 
 @contextlib.contextmanager
-def _told(leaf: keras.optimizers.Optimizer, pipeline: Pipeline, cap: tf.Variable, update: Update) -> Iterator[None]:
+def _told(leaf: keras.optimizers.Optimizer, pipeline: Pipeline, cap: tf.Variable) -> Iterator[None]:
     several = tf.distribute.get_strategy().num_replicas_in_sync > 1
     with contextlib.ExitStack() as stack:
         if pipeline.settings.skip:
@@ -104,9 +109,24 @@ def _told(leaf: keras.optimizers.Optimizer, pipeline: Pipeline, cap: tf.Variable
             stack.enter_context(keras_private.already_summed(leaf))
         else:
             stack.enter_context(keras_private.scalars_read_once(leaf))
-        if pipeline.settings.clipping is not None and update.measured is not None:
-            stack.enter_context(replaced(leaf, "_clip_gradients", _clip_accumulated(pipeline, leaf, update)))
         yield
+
+
+def _read(variables: list[Any]) -> PackedTensors:
+    return PackedTensors([tf.identity(tf.convert_to_tensor(variable)) for variable in variables])
+
+
+def _part_of(leaf: keras.optimizers.Optimizer, update: Update, variables: list[Any], *, alone: bool) -> Update:
+    """Return the part of an update that one optimizer of several applies; it clips with a memory of its own."""
+    if alone:
+        return update
+    places = keras_private.places_of(leaf, variables)
+    return dataclasses.replace(
+        update,
+        weights=functools.partial(_read, [variables[place] for place in places]),
+        unit_axes=None if update.unit_axes is None else [update.unit_axes[place] for place in places],
+        owner=f"{update.owner}/{leaf.name}",
+    )
 
 
 def _clip_accumulated(

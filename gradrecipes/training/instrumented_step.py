@@ -120,7 +120,7 @@ class InstrumentedStep:
         with contextlib.ExitStack() as stack:
             stack.enter_context(replaced(self.model, "compute_loss", self._hear_loss(self.model.compute_loss)))
             for number, optimizer in enumerate(optimizers):
-                handle = functools.partial(self._apply, number, optimizer, len(optimizers) == 1)
+                handle = functools.partial(self._apply, str(number), optimizer, len(optimizers) == 1)
                 stack.enter_context(piped(optimizer, handle))
             if self.taps is not None:
                 stack.enter_context(self.taps.installed())
@@ -136,7 +136,7 @@ class InstrumentedStep:
 
         return compute_and_hear
 
-    def _apply(self, number, optimizer, alone, gradients, variables, apply_gradients) -> None:
+    def _apply(self, owner, optimizer, alone, gradients, variables, apply_gradients) -> None:
         def run(summed: list[Any], loss: tf.Tensor | None, apply_everywhere: Callable[[Any], Any]) -> None:
             self._loss = loss
             self._variables += variables
@@ -148,7 +148,7 @@ class InstrumentedStep:
                 apply_everywhere,
                 loss=loss,
                 model=self.model,
-                number=number,
+                owner=owner,
                 alone=alone,
                 sample=self.taps is not None,
             )

@@ -94,6 +94,16 @@ def sublayers(model: keras.Model) -> list[keras.layers.Layer]:
     return list(model._flatten_layers(include_self=False, recursive=True))
 
 
+def made_by(tensor: Any) -> Any:
+    """Return which call of which operation made a symbolic tensor, or None."""
+    return getattr(tensor, "_keras_history", None)
+
+
+def inputs_of(made: Any) -> list[Any]:
+    """Return the symbolic tensors that entered the call that `made_by` returned."""
+    return list(made.operation._inbound_nodes[made.node_index].input_tensors)
+
+
 def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     """Return the optimizers of a model: the compiled one, then those it holds beside it, as a GAN does."""
     held = [model.optimizer, *vars(model).values()]
@@ -106,6 +116,12 @@ def leaves(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Optim
     if hasattr(optimizer, "inner_optimizer"):
         return leaves(optimizer.inner_optimizer)
     return list(getattr(optimizer, "optimizers", None) or [optimizer])
+
+
+def places_of(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> list[int]:
+    """Return at which places in a list the variables stand that an optimizer updates."""
+    own = {optimizer._var_key(variable) for variable in optimizer._trainable_variables}
+    return [place for place, variable in enumerate(variables) if optimizer._var_key(variable) in own]
 
 
 def loss_scale(optimizer: keras.optimizers.Optimizer) -> tf.Tensor | float:

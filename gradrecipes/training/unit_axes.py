@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from gradrecipes.training.keras_private import sublayers
+from gradrecipes.training.keras_private import inputs_of, made_by, sublayers
 
 Axes = tuple[int, ...]
 
@@ -130,26 +130,17 @@ def _heads(part: Any) -> Iterator[keras.layers.Layer]:
 
 def _has_graph(model: keras.Model) -> bool:
     outputs = getattr(model, "outputs", None)  # a subclassed model may give the name to what it likes
-    return isinstance(outputs, list) and bool(outputs) and all(_made_by(output) is not None for output in outputs)
+    return isinstance(outputs, list) and bool(outputs) and all(made_by(output) is not None for output in outputs)
 
 
 def _nearest(output: Any) -> list[Any]:
     """Return the layers with a kernel that lie nearest to an output, breadth first; those that tie, all of them."""
     tensors, seen = [output], set()
     while tensors:
-        operations = {id(made.operation): made for made in map(_made_by, tensors) if made is not None}
+        operations = {id(made.operation): made for made in map(made_by, tensors) if made is not None}
         with_kernel = [made.operation for made in operations.values() if _has_kernel(made.operation)]
         if with_kernel:
             return with_kernel
-        tensors = [tensor for made in operations.values() for tensor in _inputs_of(made) if id(tensor) not in seen]
+        tensors = [tensor for made in operations.values() for tensor in inputs_of(made) if id(tensor) not in seen]
         seen |= {id(tensor) for tensor in tensors}
     return []
-
-
-# Names of Keras that are not public; tests/training/test_unit_axes.py fails loudly when a release moves them.
-def _made_by(tensor: Any) -> Any:
-    return getattr(tensor, "_keras_history", None)
-
-
-def _inputs_of(made: Any) -> list[Any]:
-    return list(made.operation._inbound_nodes[made.node_index].input_tensors)
