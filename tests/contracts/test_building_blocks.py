@@ -54,8 +54,9 @@ INITIALIZERS = {
     "identity_rnn": (DrawnAnew, lambda: [rows(), layers.SimpleRNN(4, **identity_rnn(scale=0.9))]),
 }
 BRANCH = lambda: [layers.Dense(6, activation="relu"), layers.Dense(8)]  # noqa: E731
+OF_KERAS = getattr(layers, "RMSNormalization", layers.UnitNormalization)  # Keras 3.7 has no RMSNormalization
 BLOCKS = {
-    "pre_norm": (PreNormResidual, lambda: [PreNormResidual(BRANCH(), normalization=layers.RMSNormalization())]),
+    "pre_norm": (PreNormResidual, lambda: [PreNormResidual(BRANCH(), normalization=OF_KERAS())]),
     "pre_norm_plain": (PreNormResidual, lambda: [PreNormResidual(BRANCH())]),
     "pre_norm_batch": (
         PreNormResidual,
