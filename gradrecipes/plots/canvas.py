@@ -41,6 +41,35 @@ def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
     figure.savefig(path, dpi=144)
 
 
+class Picture:
+    """Give a class that draws itself, and then has a `figure_`, the way into a file."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the picture to a file (.png, .svg or .pdf), drawing it first if need be."""
+        if not hasattr(self, "figure_"):
+            self.plot()
+        save_figure(self.figure_, path)
+
+
+def two_axes(ax: Any, size: tuple[float, float], places: list[tuple[float, ...]], **subplots: Any) -> tuple[Any, Any]:
+    """Return the pair of axes that a picture is drawn on.
+
+    Args:
+        ax: A pair of matplotlib axes; or one, which is then split in two; or None for a new figure.
+        size: Width and height of a new figure, inches.
+        places: Left, bottom, width and height of each half of an axes that is split, in its own units.
+        subplots: How a new figure is split, as in `Figure.subplots`.
+    """
+    if ax is None:
+        first, second = new_figure(*size).subplots(**subplots)
+    elif hasattr(ax, "inset_axes"):
+        ax.set_axis_off()
+        first, second = (ax.inset_axes(place) for place in places)
+    else:
+        first, second = ax
+    return first, second
+
+
 def short_name(name: str) -> str:
     """Return a layer name that fits beside an axis: long ones lose their middle, control characters are replaced."""
     name = "".join(letter if letter.isprintable() else "?" for letter in name)

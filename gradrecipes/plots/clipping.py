@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,11 @@ from gradrecipes.plots.canvas import (
     NONFINITE_COLOUR,
     ORANGE,
     VERMILLION,
+    Picture,
     annotate_empty,
     envelope,
     groups,
-    new_figure,
-    save_figure,
+    two_axes,
 )
 
 POINTS_AT_MOST = 1200  # groups of steps in a line; each keeps its lowest and highest value
@@ -28,7 +27,7 @@ BINS = 48  # of the histogram, equal steps of the logarithm
 DECADES_AT_MOST = 8.0  # shown above and below the median, so that one norm of 1e30 does not flatten the rest
 
 
-class ClippedNorms:
+class ClippedNorms(Picture):
     """Show what clipping did to the gradient: its norm before and after, step by step, and as a distribution.
 
     The axis of the norm is logarithmic. Steps that were clipped carry a tick at the bottom, and an orange point
@@ -110,7 +109,9 @@ class ClippedNorms:
             ax: A pair of matplotlib axes (steps, distribution); or one, which is then split in two;
                 or None for a new figure.
         """
-        self.axes_ = over_steps, beside = self._pair(ax)
+        self.axes_ = over_steps, beside = two_axes(
+            ax, (10.0, 4.4), [(0, 0, 0.78, 1), (0.81, 0, 0.19, 1)], ncols=2, sharey=True, width_ratios=(4, 1)
+        )
         self.figure_ = over_steps.figure
         share = f": {self.clipped.sum()} of {(~self.skipped).sum()} applied steps clipped" if len(self.steps) else ""
         over_steps.set_title(f"Gradient norm before and after clipping{share}", loc="left", fontweight="bold", pad=30)
@@ -125,22 +126,6 @@ class ClippedNorms:
         self._draw_steps(over_steps, lowest, highest)
         self._draw_distribution(beside, lowest, highest)
         return self
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the picture to a file (.png, .svg or .pdf), drawing it first if need be."""
-        if not hasattr(self, "figure_"):
-            self.plot()
-        save_figure(self.figure_, path)
-
-    def _pair(self, ax: Any) -> tuple[Any, Any]:
-        if ax is None:
-            over_steps, beside = new_figure(10.0, 4.4).subplots(1, 2, sharey=True, width_ratios=(4, 1))
-            return over_steps, beside
-        if hasattr(ax, "inset_axes"):
-            ax.set_axis_off()
-            return ax.inset_axes([0, 0, 0.78, 1]), ax.inset_axes([0.81, 0, 0.19, 1])
-        over_steps, beside = ax
-        return over_steps, beside
 
     def _limits(self, drawable: np.ndarray) -> tuple[float, float]:
         after = self.norm_after[self.norm_after > 0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -12,18 +11,18 @@ from gradrecipes.plots.canvas import (
     BLUE,
     NONFINITE_COLOUR,
     ORANGE,
+    Picture,
     annotate_empty,
     envelope,
     groups,
-    new_figure,
-    save_figure,
+    two_axes,
 )
 
 POINTS_AT_MOST = 1200  # groups of steps in a line; each keeps its lowest and highest value
 MARKS_AT_MOST = 240  # marks side by side along an axis before they merge
 
 
-class TrainingCurves:
+class TrainingCurves(Picture):
     """Show how the loss and the gradient went, and at which steps something was skipped, clipped or lost.
 
     Both axes are logarithmic. A step whose value is not finite carries a red cross at the top, a skipped
@@ -86,7 +85,7 @@ class TrainingCurves:
             ax: A pair of matplotlib axes (loss, gradient norm); or one, which is then split in two;
                 or None for a new figure.
         """
-        self.axes_ = self._pair(ax)
+        self.axes_ = two_axes(ax, (10.0, 5.6), [(0, 0.57, 1, 0.43), (0, 0, 1, 0.43)], nrows=2, sharex=True)
         from matplotlib.ticker import MaxNLocator
 
         self.figure_ = self.axes_[0].figure
@@ -114,22 +113,6 @@ class TrainingCurves:
             if set(labels) - {"batch loss", "before clipping"}:
                 axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.04), ncols=5, frameon=False, borderaxespad=0.1)
         return self
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the picture to a file (.png, .svg or .pdf), drawing it first if need be."""
-        if not hasattr(self, "figure_"):
-            self.plot()
-        save_figure(self.figure_, path)
-
-    def _pair(self, ax: Any) -> tuple[Any, Any]:
-        if ax is None:
-            above, below = new_figure(10.0, 5.6).subplots(2, 1, sharex=True)
-            return above, below
-        if hasattr(ax, "inset_axes"):
-            ax.set_axis_off()
-            return ax.inset_axes([0, 0.57, 1, 0.43]), ax.inset_axes([0, 0, 1, 0.43])
-        above, below = ax
-        return above, below
 
     def _limits(self) -> tuple[float, float]:
         if not len(self.steps):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,12 @@ from gradrecipes.plots.canvas import (
     GREY,
     NONFINITE_COLOUR,
     ZERO_COLOUR,
+    Picture,
     annotate_empty,
     groups,
     height_for,
     label_layers,
     new_figure,
-    save_figure,
 )
 from gradrecipes.plots.readings import LAYER_READINGS, layer_reading
 
@@ -25,7 +24,7 @@ COLUMNS_AT_MOST = 480  # columns drawn; about two device pixels each in the figu
 LOWEST_SHARE = 0.5  # percent of the values that may fall below the scale, so that a few tiny ones do not flatten it
 
 
-class HeatMap:
+class HeatMap(Picture):
     """Show at a glance which layers' gradients grew, and from which step on.
 
     One row a layer, one column a step, the colour is log10 of the value. Values that are not finite are
@@ -91,12 +90,6 @@ class HeatMap:
         label_layers(ax, self.layers, offset=0.5)
         ax.set_ylim(len(self.layers), 0)
         return self
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the picture to a file (.png, .svg or .pdf), drawing it first if need be."""
-        if not hasattr(self, "figure_"):
-            self.plot()
-        save_figure(self.figure_, path)
 
     @property
     def _needs_legend(self) -> bool:

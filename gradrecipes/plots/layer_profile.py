@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -12,17 +11,17 @@ from gradrecipes.plots.canvas import (
     BLUE,
     NONFINITE_COLOUR,
     VERMILLION,
+    Picture,
     annotate_empty,
     height_for,
     label_layers,
-    new_figure,
-    save_figure,
+    two_axes,
 )
 
 BAND = 2.0  # factor about the prediction that is drawn when none is given; one binary order each way
 
 
-class LayerProfile:
+class LayerProfile(Picture):
     """Show whether the signal grows or fades from layer to layer, forward and backward, at one step.
 
     In a healthy network both lines are nearly vertical: every layer passes on what it gets. A line that
@@ -110,7 +109,7 @@ class LayerProfile:
             ax: A pair of matplotlib axes (forward, backward); or one, which is then split in two;
                 or None for a new figure.
         """
-        self.axes_ = self._pair(ax)
+        self.axes_ = two_axes(ax, (10.0, height_for(len(self.layers))), [(0, 0, 0.48, 1), (0.52, 0, 0.48, 1)], ncols=2)
         self.figure_ = self.axes_[0].figure
         forward, backward = self.axes_
         when = "" if self.step is None else f", step {self.step}"
@@ -129,22 +128,6 @@ class LayerProfile:
             backward.set_yticks(forward.get_yticks())
             backward.tick_params(labelleft=False)
         return self
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the picture to a file (.png, .svg or .pdf), drawing it first if need be."""
-        if not hasattr(self, "figure_"):
-            self.plot()
-        save_figure(self.figure_, path)
-
-    def _pair(self, ax: Any) -> tuple[Any, Any]:
-        if ax is None:
-            left, right = new_figure(10.0, height_for(len(self.layers))).subplots(1, 2)
-            return left, right
-        if hasattr(ax, "inset_axes"):
-            ax.set_axis_off()
-            return ax.inset_axes([0, 0, 0.48, 1]), ax.inset_axes([0.52, 0, 0.48, 1])
-        left, right = ax
-        return left, right
 
     def _draw_line(self, axes: Any, values: np.ndarray, reading: str) -> None:
         positive = np.isfinite(values) & (values > 0)

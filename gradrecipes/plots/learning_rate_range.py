@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 
 from gradrecipes.core.range_test import Suggestions, has_diverged, read_range, suggest_rates
-from gradrecipes.plots.canvas import BLUE, GREY, ORANGE, VERMILLION, annotate_empty, new_figure, save_figure
+from gradrecipes.plots.canvas import BLUE, GREY, ORANGE, VERMILLION, Picture, annotate_empty, new_figure
 
 HIGHEST_SHOWN = 1.5  # of the span from the lowest smoothed loss to the first: above it the curve only diverges
 MARKERS = {"valley": ("o", VERMILLION), "steepest": ("D", ORANGE), "minimum / 10": ("s", "#009e73")}  # Okabe and Ito
 
 
-class LearningRateRange:
+class LearningRateRange(Picture):
     """Show how the loss of single batches went while the learning rate rose, and which rates suit the training.
 
     Args:
@@ -103,12 +102,6 @@ class LearningRateRange:
             axes.axvline(self.diverged_at, color="black", linestyle=":", label=f"diverged at {self.diverged_at:.2g}")
         axes.legend(frameon=False, loc="lower left")
         return self
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the picture to a file (.png, .svg or .pdf), drawing it first if need be."""
-        if not hasattr(self, "figure_"):
-            self.plot()
-        save_figure(self.figure_, path)
 
     def _mark(self, axes: Any, rates: np.ndarray, smooth: np.ndarray) -> None:
         for (name, (marker, colour)), rate in zip(MARKERS.items(), self.suggestions, strict=True):

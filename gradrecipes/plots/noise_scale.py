@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 import numpy as np
 
 from gradrecipes.core.noise_scale import NoiseScaleEstimate, advise_batch_size, estimate_noise_scale
-from gradrecipes.plots.canvas import BLUE, GREY, ORANGE, VERMILLION, annotate_empty, new_figure, save_figure
+from gradrecipes.plots.canvas import BLUE, GREY, ORANGE, VERMILLION, Picture, annotate_empty, new_figure
 
 REACH = 64.0  # factors on either side of the noise scale and the batch that are drawn
 
 
-class NoiseScale:
+class NoiseScale(Picture):
     """Show what progress a step and a sample make at each batch size, for a measured noise scale B.
 
     At batch size b a step makes 1/(1 + B/b) of the progress that the true gradient would make, and a sample
@@ -99,9 +98,3 @@ class NoiseScale:
         axes.axvline(self.batch_size, color=VERMILLION, linestyle=":", linewidth=2, label=f"batch: {self.batch_size}")
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
         return self
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the picture to a file (.png, .svg or .pdf), drawing it first if need be."""
-        if not hasattr(self, "figure_"):
-            self.plot()
-        save_figure(self.figure_, path)
