@@ -1,0 +1,172 @@
+"""When a training goes back: the rules of `Recovery` against a plain reading of its docstring."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradrecipes.training.recovery import (
+    BEGINNING,
+    DIVERGED,
+    FIRST_FACTOR,
+    LEARNED,
+    LOST,
+    NEXT_FACTOR,
+    RECENT,
+    Action,
+    Readings,
+    Recovery,
+)
+
+
+class Ring:
+    """What `Recovery` asks of a ring, with a state that the test sets."""
+
+    def __init__(self):
+        self.kept, self.finite, self.current = [], True, False
+
+    def __len__(self):
+        return len(self.kept)
+
+    def keep(self, step):
+        if self.finite:
+            self.kept = [*self.kept, step][-3:]
+        return self.finite
+
+    def is_current(self):
+        return self.current
+
+    def state_is_finite(self):
+        return self.finite
+
+    def drop_newest(self):
+        self.kept.pop()
+
+
+def recovery(ring, **how):
+    return Recovery(ring, **{"every": 10, "max_consecutive_skips": 3, "max_rollbacks": 3, **how})
+
+
+def at(step, *, skips=0, losses=(), finite=True):
+    return Readings(step, skips, np.array(losses, np.float32), finite)
+
+
+def test_a_snapshot_is_kept_when_one_is_due_and_nothing_is_wrong():
+    ring = Ring()
+    judge = recovery(ring)
+    for step in range(0, 50, 4):
+        assert judge.consider(at(step, skips=int(step == 24))) is Action.NOTHING
+    assert ring.kept == [12, 28, 40]  # at 24 a step had been skipped
+
+
+def test_too_many_skips_go_back_then_further_back_then_stop_or_give_way():
+    for finite, last in ((False, Action.STOP), (True, Action.GIVE_WAY)):
+        ring = Ring()
+        judge = recovery(ring)
+        for step in (0, 10, 20):
+            judge.consider(at(step))
+        assert judge.consider(at(23, skips=2, finite=finite)) is Action.NOTHING
+        seen = []
+        for step in (24, 30, 36):
+            assert judge.consider(at(step, skips=3, finite=finite)) is Action.ROLL_BACK
+            seen.append((judge.reason, judge.back_off, list(ring.kept)))
+        assert seen == [
+            ("too_many_skips", FIRST_FACTOR, [0, 10, 20]),
+            ("too_many_skips", NEXT_FACTOR, [0, 10, 20]),
+            ("too_many_skips", NEXT_FACTOR, [0, 10]),  # the last attempt goes to an older one
+        ]
+        assert judge.consider(at(40, skips=3, finite=finite)) is last
+        assert judge.reason == "too_many_rollbacks"
+
+
+def test_rollbacks_are_counted_anew_after_a_recovery():
+    ring = Ring()
+    judge = recovery(ring, max_rollbacks=1)
+    for start in (0, 100, 200):
+        judge.consider(at(start))
+        judge.consider(at(start + 10))
+        assert judge.consider(at(start + 14, skips=3)) is Action.ROLL_BACK
+        assert judge.rollbacks == 1
+
+
+def test_where_going_back_would_change_nothing_an_older_one_is_taken_or_it_stops():
+    ring = Ring()
+    ring.current = True
+    judge = recovery(ring)
+    judge.consider(at(0))
+    judge.consider(at(10))
+    assert judge.consider(at(14, skips=3, finite=False)) is Action.ROLL_BACK
+    assert ring.kept == [0]
+    assert judge.consider(at(18, skips=3, finite=False)) is Action.STOP
+    assert judge.reason == "too_many_skips"
+
+
+@pytest.mark.parametrize("ring", [None, Ring()], ids=["no ring", "empty ring"])
+def test_without_a_snapshot_too_many_skips_stop_it(ring):
+    assert recovery(ring).consider(at(5, skips=3)) is Action.STOP
+
+
+@pytest.mark.parametrize("thoroughly", [False, True])
+def test_a_weight_that_is_not_finite_sends_back_when_a_snapshot_is_due_or_it_is_looked_at(thoroughly):
+    ring = Ring()
+    judge = recovery(ring)
+    judge.consider(at(0))
+    ring.finite = False
+    expected = Action.ROLL_BACK if thoroughly else Action.NOTHING
+    assert judge.consider(at(4), thoroughly=thoroughly) is expected
+    if not thoroughly:
+        assert judge.consider(at(10)) is Action.ROLL_BACK
+    assert judge.reason == "nonfinite_weights"
+    assert ring.kept == [0]
+
+
+def by_the_rules(losses_at):
+    """Say at each check, in plain numpy, whether the training is lost."""
+    beginning, best, verdicts = None, np.inf, []
+    for losses in losses_at:
+        if len(losses) < RECENT:
+            verdicts.append(False)
+            continue
+        if beginning is None:
+            beginning = np.median(losses[:BEGINNING])
+            beginning = beginning if beginning > 0 else np.inf
+        recent = np.median(losses[-RECENT:])
+        best = min(best, recent)
+        learned = 0 <= best <= LEARNED * beginning
+        verdicts.append(bool(recent >= (LOST if learned else DIVERGED) * beginning))
+        if verdicts[-1]:
+            break
+    return verdicts
+
+
+levels = st.lists(st.floats(-2.0, 8.0, width=32), min_size=1, max_size=6)
+
+
+@given(levels=levels, seed=st.integers(0, 999))
+def test_a_training_is_lost_when_the_docstring_says_so(levels, seed):
+    noise = np.random.default_rng(seed).normal(0, 0.05, 24 * len(levels))
+    losses = (np.repeat(levels, 24) + noise).astype(np.float32)
+    windows = [losses[max(0, end - 128) : end] for end in range(8, len(losses) + 1, 8)]
+    ring = Ring()
+    ring.kept = [0]
+    judge, found = recovery(ring, every=10**9), []
+    judge._last_kept = 0
+    for number, window in enumerate(windows):
+        action = judge.consider(at(8 * number, losses=window))
+        found.append(action is Action.ROLL_BACK)
+        if found[-1]:
+            assert judge.reason == "training_lost"
+            break
+    assert found == by_the_rules(windows)
+
+
+def test_a_new_level_that_was_given_way_to_is_the_level():
+    ring = Ring()
+    judge = recovery(ring, every=10**9)
+    low, high = np.full(RECENT, 1.0), np.full(RECENT, 5.0)
+    judge.consider(at(0, losses=low))
+    assert judge.consider(at(8, losses=high)) is Action.ROLL_BACK
+    judge.forget_level()
+    assert judge.consider(at(16, losses=high)) is Action.NOTHING

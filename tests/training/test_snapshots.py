@@ -1,0 +1,103 @@
+"""A ring of snapshots: the whole state and nothing but sound ones."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from gradrecipes.training.snapshots import Snapshot, SnapshotRing
+from tests.training.nets import assert_same_state, digits, seeded, with_state
+
+
+def train(model, steps=2):
+    x, y = digits(32 * steps)
+    return model.fit(x, y, batch_size=32, shuffle=False, verbose=0).history["loss"]
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.Adam(0.01, use_ema=True, gradient_accumulation_steps=2),
+        lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1, momentum=0.9)),
+    ],
+    ids=["adam", "loss scaler"],
+)
+def test_from_a_snapshot_a_training_goes_on_to_the_bit(optimizer):
+    one, other = (seeded(with_state, optimizer()) for _ in range(2))
+    ring = SnapshotRing(one)
+    train(one)
+    train(other)
+    assert ring.keep(2)
+    assert ring.is_current()
+    train(one)
+    one.layers[0].kernel.assign(np.full((64, 16), np.nan))
+    assert not ring.is_current()
+    assert ring.restore().step == 2
+    assert ring.is_current()
+    train(one)
+    train(other)
+    assert_same_state(one, other)
+
+
+def test_it_holds_the_last_few_and_drops_the_newest():
+    model = seeded(with_state)
+    ring, kernel = SnapshotRing(model, capacity=2), model.layers[0].kernel
+    for step in range(4):
+        kernel.assign(np.full((64, 16), float(step)))
+        ring.keep(step)
+    assert (len(ring), ring.newest.step) == (2, 3)
+    ring.drop_newest()
+    assert ring.restore().step == 2
+    np.testing.assert_array_equal(kernel, np.full((64, 16), 2.0))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", ["weight", "slot", "moving statistic", "metric"])
+def test_what_is_not_finite_is_not_kept(place, value):
+    model = seeded(with_state)
+    train(model)
+    variables = {
+        "weight": model.layers[0].bias,
+        "slot": model.optimizer.variables[-1],
+        "moving statistic": model.layers[1].moving_variance,
+        "metric": model.metrics_variables[0],
+    }
+    ring, variable = SnapshotRing(model), variables[place]
+    assert ring.state_is_finite()
+    spoiled = np.array(variable)
+    spoiled.reshape(-1)[-1] = value
+    variable.assign(spoiled)
+    assert not ring.state_is_finite()
+    assert not ring.keep(1)
+    assert len(ring) == 0
+
+
+def test_variables_of_others_go_back_too():
+    import tensorflow as tf
+
+    mine = tf.Variable(1.0)
+    ring = SnapshotRing(seeded(with_state), also=lambda: [mine])
+    ring.keep(0)
+    mine.assign(5.0)
+    ring.restore()
+    assert float(mine) == 1.0
+
+
+values = arrays.arrays(np.float32, st.integers(0, 6), elements=st.floats(width=32, allow_nan=True, allow_infinity=True))
+
+
+@given(st.lists(values, max_size=4))
+def test_finite_is_what_numpy_says_even_where_a_sum_overflows(parts):
+    assert Snapshot(0, {}, tuple(parts)).finite == all(np.isfinite(part).all() for part in parts)
+
+
+def test_whole_numbers_and_short_floats_are_judged_as_well():
+    import ml_dtypes
+
+    bad = np.array([1, np.inf], ml_dtypes.bfloat16)
+    assert not Snapshot(0, {}, (bad,)).finite
+    assert Snapshot(0, {}, (np.array([3e38, 3e38], np.float32), np.array([2**31 - 1]), np.array([True]))).finite
