@@ -99,8 +99,8 @@ assert gain.mean() - half > 0.6, "the measured rate and the computed gain no lon
 print("It holds: with measured rate and computed gain the net trains, with Keras' defaults it does not.")
 bounds = f"(95% interval {gain.mean() - half:+.2f} to {gain.mean() + half:+.2f}, {len(SEEDS)} seeds)"
 print(
-    f"measured: {LAYERS} {ACTIVATION.upper()} layers on digits reach a test accuracy of {default.mean():.2f} with Keras' "
-    f"defaults and {both.mean():.2f} with the activation's initializer and the rate of the range test: "
+    f"measured: {LAYERS} {ACTIVATION.upper()} layers on digits reach a test accuracy of {default.mean():.2f} with "
+    f"Keras' defaults and {both.mean():.2f} with the activation's initializer and the rate of the range test: "
     f"{gain.mean():+.2f} {bounds}; the initializer alone reaches {measured['initializer only'].mean():.2f}, "
     f"the rate alone {measured['rate only'].mean():.2f}"
 )
