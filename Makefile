@@ -7,13 +7,15 @@ PYTEST_ARGS ?= -n 2
 
 # Without it TensorFlow opens every run with notes on the processor and on the lack of a GPU.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
+# Without it mkdocs-material opens every build with its view of a future MkDocs, which pyproject.toml does not admit.
+export NO_MKDOCS_2_WARNING ?= 1
 
 # One line that succeeds in a Python we can use: the right version, and able to make an environment.
 USABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 OLD_BIN := .venv-oldest/bin
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-slow test-oldest keras-suite lint format wheel clean help
+.PHONY: demo test test-slow test-oldest keras-suite lint format wheel docs docs-serve clean help
 
 demo: .venv/.demo  ## show the main job on real data
 	$(BIN)/gradrecipes demo
@@ -43,8 +45,14 @@ wheel: .venv/.dev  ## build the packages into dist/ and check them
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/twine check --strict dist/*
 
+docs: .venv/.docs  ## build the documentation into site/; a link that leads nowhere fails it
+	$(BIN)/mkdocs build --strict
+
+docs-serve: .venv/.docs  ## show the documentation at http://127.0.0.1:8000 and follow changes
+	$(BIN)/mkdocs serve
+
 clean:  ## remove what was built; .venv and .venv-oldest stay
-	rm -rf build dist out .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist out site .pytest_cache .ruff_cache .hypothesis
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## list the targets
@@ -56,10 +64,15 @@ help:  ## list the targets
 	@$(PIP) --editable '.[demo]'
 	@touch $@
 
+.venv/.docs: $(STAMPED) | $(BIN)/pip
+	@echo "Installing gradrecipes with what its documentation needs (some minutes the first time) ..."
+	@$(PIP) --editable '.[docs]'
+	@touch $@
+
 .venv/.dev: $(STAMPED) | $(BIN)/pip
 	@echo "Installing gradrecipes with what its development needs (some minutes the first time) ..."
 	@$(PIP) --editable '.[dev]'
-	@touch $@ .venv/.demo
+	@touch $@ .venv/.demo .venv/.docs
 
 # TensorFlow 2.18 was not built for Python 3.13.
 .venv-oldest/.dev: $(STAMPED) tests/oldest_versions.py

@@ -4,44 +4,27 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
-import sys
 from pathlib import Path
 
 import pytest
 
-from gradrecipes.cli.main import COMMANDS, main
+from gradrecipes.cli.main import COMMANDS
+from tests.snippets import blocks, run
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = [(kind, text) for kind, text in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)]
-UNHEALTHY_OR_DONE = (0, 1)
-
-
-def commands(text):
-    return [shlex.split(line.removeprefix("$ ")) for line in text.splitlines() if line.startswith("$ ")]
+BLOCKS = blocks(README)
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     """Run all blocks, top to bottom, in one namespace and one empty folder; return what was run and what it left."""
-    folder = tmp_path_factory.mktemp("readme")
-    before, names, done = Path.cwd(), {"__name__": "readme"}, []
+    folder, before = tmp_path_factory.mktemp("readme"), Path.cwd()
     os.chdir(folder)
     try:
-        for number, (kind, text) in enumerate(BLOCKS):
-            if kind == "python":
-                lines_above = README[: README.index(text)].count("\n")
-                exec(compile("\n" * lines_above + text, "README.md", "exec"), names)
-                done.append(number)
-            elif kind == "console":
-                for program, *arguments in commands(text):
-                    assert program == "gradrecipes", program
-                    assert main(arguments) in UNHEALTHY_OR_DONE, arguments
-                done.append(number)
+        done, names = run(README, "README.md", folder)
     finally:
         os.chdir(before)
-        sys.modules.pop("readme", None)
     return done, names, folder
 
 
