@@ -96,9 +96,9 @@ assert loss_high < 0 and noise_low > 0.02, "the gradient penalty no longer helps
 print("It holds: a penalty on the slope flattens the loss and helps on new images, most where they are noisy.")
 ratio, gain = (with_[:, 0] / without[:, 0]).mean(), (with_[:, 2] - without[:, 2]).mean()
 print(
-    f"measured: with a gradient penalty of {CHOSEN:g} on {EXAMPLES} digits, the loss depends {1 - ratio:.0%} less steeply "
-    f"on the pixels (95% interval {1 - slope_high:.0%} to {1 - slope_low:.0%}, {len(SEEDS)} seeds); accuracy on noisy "
-    f"test images {without[:, 2].mean():.3f} without, {with_[:, 2].mean():.3f} with: {gain:+.3f} "
-    f"({noise_low:+.3f} to {noise_high:+.3f}); test loss {without[:, 1].mean():.3f} without, {with_[:, 1].mean():.3f} with "
-    f"({loss_low:+.3f} to {loss_high:+.3f})"
+    f"measured: with a gradient penalty of {CHOSEN:g} on {EXAMPLES} digits, the loss depends {1 - ratio:.0%} less "
+    f"steeply on the pixels (95% interval {1 - slope_high:.0%} to {1 - slope_low:.0%}, {len(SEEDS)} seeds); accuracy "
+    f"on noisy test images {without[:, 2].mean():.3f} without, {with_[:, 2].mean():.3f} with: {gain:+.3f} "
+    f"({noise_low:+.3f} to {noise_high:+.3f}); test loss {without[:, 1].mean():.3f} without, "
+    f"{with_[:, 1].mean():.3f} with ({loss_low:+.3f} to {loss_high:+.3f})"
 )
