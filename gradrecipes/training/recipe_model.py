@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +16,7 @@ from gradrecipes.regularizers.penalty import GradientCombination, Penalty
 from gradrecipes.training.attachment import is_attached
 from gradrecipes.training.instrumented_step import InstrumentedStep
 from gradrecipes.training.keras_private import compile_identity, same_identity
-from gradrecipes.training.multi_worker import as_rows, first_local_batch, is_multi_worker
+from gradrecipes.training.multi_worker import as_rows, first_local_batch, is_multi_worker, naming_lost_workers
 from gradrecipes.training.penalized_step import penalized, require_penalty
 from gradrecipes.training.replicas import require_supported
 
@@ -62,6 +63,12 @@ class RecipeModelMixin:
         self.clipping = clipping
         self.penalty = penalty
         self.skip_nonfinite = skip_nonfinite
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Train, as `keras.Model.fit` does; the loss of another worker is told in plain words."""
+        with naming_lost_workers(self):
+            return super().fit(*args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Run one step: forward, backward, measure, decide, clip, apply.
