@@ -15,7 +15,7 @@ USABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[
 OLD_BIN := .venv-oldest/bin
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-slow test-oldest keras-suite lint format wheel docs docs-serve clean help
+.PHONY: demo test test-slow test-oldest keras-suite lint format wheel docs docs-serve notebooks clean help
 
 demo: .venv/.demo  ## show the main job on real data
 	$(BIN)/gradrecipes demo
@@ -44,6 +44,9 @@ wheel: .venv/.dev  ## build the packages into dist/ and check them
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/twine check --strict dist/*
+
+notebooks: .venv/.dev  ## run the recipe scripts as notebooks and write down what they measured (10 minutes); RECIPES=05_architecture
+	$(BIN)/python benchmarks/measure_recipes.py $(RECIPES)
 
 docs: .venv/.docs  ## build the documentation into site/; a link that leads nowhere fails it
 	$(BIN)/mkdocs build --strict

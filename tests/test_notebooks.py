@@ -13,10 +13,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "recipes").glob("*.py"))
-MAKE = (
-    "jupytext --to notebook --set-kernel python3 --output notebooks/{name}.ipynb recipes/{name}.py"
-    " && pytest --nbmake --overwrite notebooks/{name}.ipynb"
-)
+MAKE = "make notebooks RECIPES={name}"
 EXECUTED = ("00_the_chain",)  # anew, in the tests; about 15 seconds each
 
 
