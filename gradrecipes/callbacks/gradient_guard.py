@@ -6,6 +6,7 @@ import logging
 import os
 from typing import Any
 
+import keras
 import numpy as np
 
 from gradrecipes.callbacks.attached import AttachedCallback
@@ -14,7 +15,7 @@ from gradrecipes.core.event import Event
 from gradrecipes.core.trace import OUTCOMES, SKIPPED_LOSS_SPIKE
 from gradrecipes.gradients.clipping import Clipping
 from gradrecipes.training.guard_state import load_guard_state, save_guard_state
-from gradrecipes.training.keras_private import learning_rates
+from gradrecipes.training.keras_private import learning_rates, optimizers_of
 from gradrecipes.training.recovery import Action, Readings, Recovery
 from gradrecipes.training.request import Request
 from gradrecipes.training.snapshots import SnapshotRing
@@ -52,9 +53,10 @@ class GradientGuard(AttachedCallback):
         snapshot_every: Steps from one snapshot to the next; the last three are held in the host's memory, each of
             the size of weights and slots. None to keep none: then too many skips stop the training.
         max_rollbacks: Rollbacks without recovery between them that are tried.
-        backup_dir: Where the guard writes its own state at the end of each epoch, or None. List it after
-            `keras.callbacks.BackupAndRestore`, perhaps with the same directory, and a run that is killed goes on
-            as if it had not been.
+        backup_dir: Where the guard writes its own state, and the seeds that Keras leaves out of its backups, at the
+            end of each epoch, or None. With `keras.callbacks.BackupAndRestore` beside it, perhaps with the same
+            directory, a run that is killed goes on as if it had not been. List the guard first, so that what is
+            backed up is sound.
 
     Attributes:
         events: What the guard did: a list of `gradrecipes.Event`, of the kinds `"skip"`, `"rollback"`,
@@ -128,6 +130,8 @@ class GradientGuard(AttachedCallback):
         if not self._resumed and self.backup_dir is not None:
             values = load_guard_state(self.backup_dir, iterations=self._iterations())
             if values is not None:
+                for name, seed in self._seeds().items():
+                    seed.assign(values.pop(name, seed))
                 self._attachment.pipeline.restore(values)
         self._resumed = True
 
@@ -141,11 +145,18 @@ class GradientGuard(AttachedCallback):
         self._check(thoroughly=True)
         super().on_epoch_end(epoch, logs)
         if self.backup_dir is not None:
-            values = {name: variable.numpy() for name, variable in self._attachment.pipeline.variables.items()}
+            state = self._attachment.pipeline.variables | self._seeds()
+            values = {name: keras.ops.convert_to_numpy(variable) for name, variable in state.items()}
             save_guard_state(self.backup_dir, values, iterations=self._iterations())
 
     def _iterations(self) -> int:
-        return int(np.asarray(self.model.optimizer.iterations))
+        return sum(int(keras.ops.convert_to_numpy(one.iterations)) for one in optimizers_of(self.model))
+
+    def _seeds(self) -> dict[str, keras.Variable]:
+        """Return by name what Keras leaves out of a weights file: the counters of dropout and the like."""
+        saved = {id(weight) for weight in self.model.weights}
+        left_out = [variable for variable in self.model.variables if id(variable) not in saved]
+        return {f"seed_{index}": variable for index, variable in enumerate(left_out)}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_recovery": None}

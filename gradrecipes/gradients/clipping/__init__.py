@@ -61,7 +61,8 @@ def require_clipping(clipping: Any, caller: str) -> None:
     Raises:
         TypeError: With what came, the choices and the remedy.
     """
-    if clipping is None or (hasattr(clipping, "clip") and not isinstance(clipping, type)):
+    is_method = hasattr(clipping, "clip") and hasattr(clipping, "make_state")  # numbers of numpy have a `clip` too
+    if clipping is None or (is_method and not isinstance(clipping, type)):
         return
     choices = ", ".join(f"gr.clipping.{method.__name__}(...)" for method in METHODS)
     raise TypeError(
