@@ -22,6 +22,7 @@ class GradientMonitor(AttachedCallback):
 
     Args:
         sample_every: Steps from one sample of the dearer readings to the next, at least 1.
+        logs: Whether `gradient_norm`, and what a guard counts, reach the logs; the trace has them anyway.
         histogram_dir: Directory in which TensorBoard finds histograms of log2|g| by layer, or None.
 
     Attributes:
@@ -38,14 +39,15 @@ class GradientMonitor(AttachedCallback):
         >>> monitor.trace.gradient_norm  # doctest: +SKIP
     """
 
-    def __init__(self, *, sample_every: int = 50, histogram_dir: str | None = None):
+    def __init__(self, *, sample_every: int = 50, logs: bool = True, histogram_dir: str | None = None):
         if not isinstance(sample_every, int) or isinstance(sample_every, bool) or sample_every < 1:
             raise ValueError(
                 f"`sample_every` must be a whole number of steps, at least 1. Received: sample_every={sample_every!r}. "
                 "50 costs little; 1 measures everything at every step."
             )
-        super().__init__(Request(sample_every=sample_every))
+        super().__init__(Request(sample_every=sample_every, logs=logs))
         self.sample_every = sample_every
+        self.logs = logs
         self.histogram_dir = histogram_dir
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:

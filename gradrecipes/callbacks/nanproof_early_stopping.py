@@ -115,7 +115,7 @@ class NanProofEarlyStopping(keras.callbacks.Callback):
         if self._stopping.restore_best_weights and self._stopping.best_weights is None and self.nonfinite_epochs:
             _LOG.warning(
                 "No epoch had a finite %s and finite weights, so there are no best weights to restore. "
-                "gradrecipes.diagnose(model, x, y) says why.",
+                "A GradientMonitor records such a fit, and gradrecipes.diagnose(monitor.trace) says why.",
                 self._stopping.monitor,
             )
 

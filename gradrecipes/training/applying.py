@@ -101,7 +101,7 @@ def apply_through(
 
 @contextlib.contextmanager
 def _told(leaf: keras.optimizers.Optimizer, pipeline: Pipeline, cap: tf.Variable) -> Iterator[None]:
-    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    several = tf.distribute.has_strategy()
     with contextlib.ExitStack() as stack:
         if pipeline.settings.skip:
             stack.enter_context(keras_private.rate_capped(leaf, cap))

@@ -119,10 +119,12 @@ class Attachment:
         )
         self._identity, self._prepared_for = identity, dict(self.requests)
         self._pipeline = Pipeline(settings)
-        step = InstrumentedStep(self.model, self.model.train_step, self._pipeline)
+        keras_private.build_optimizer(self.model)
+        logs = all(request.logs for request in wanted)
+        step = InstrumentedStep(self.model, self.model.train_step, self._pipeline, logs=logs)
         self._every_step = self._sampled_step = keras_private.compile_train_step(self.model, step)
         if every:
-            step = InstrumentedStep(self.model, self.model.train_step, self._pipeline, sample=True)
+            step = InstrumentedStep(self.model, self.model.train_step, self._pipeline, sample=True, logs=logs)
             self._sampled_step = keras_private.compile_train_step(self.model, step)
         self._harvest = Harvest(self._pipeline, step, trace=self.trace)
 

@@ -42,9 +42,12 @@ class InstrumentedStep:
         train_step: The step to run: the model's own.
         pipeline: What measures, decides, clips and records.
         sample: Whether this is the step that measures more: the dearer readings and the layers' outputs.
+        logs: Whether the norm and the counts join the step's logs.
     """
 
-    def __init__(self, model: keras.Model, train_step: TrainStep, pipeline: Pipeline, *, sample: bool = False):
+    def __init__(
+        self, model: keras.Model, train_step: TrainStep, pipeline: Pipeline, *, sample: bool = False, logs: bool = True
+    ):
         self.model = model
         self.train_step = train_step
         self.pipeline = pipeline
@@ -52,6 +55,7 @@ class InstrumentedStep:
         self.variables: list[Any] = []
         self.layer_map: LayerMap | None = None
         self.description: dict[str, Any] = {}
+        self._tells = logs
         self._of_replica = threading.local()
         self._loss: tf.Tensor | None = None
         self._outcomes: list[StepOutcome] = []
@@ -70,6 +74,8 @@ class InstrumentedStep:
         state = ForwardState(model) if skip else None
         with self._shadowed():
             logs = self.train_step(data)
+        if not self._outcomes and not model.trainable_weights:
+            return as_rows(logs) if is_multi_worker(model) else logs  # nothing is trained, and nothing to record
         if not self._outcomes:
             raise ValueError(
                 f"The train_step of {model.name!r} applied no gradients through an optimizer of the model, so there is "
@@ -94,6 +100,8 @@ class InstrumentedStep:
 
     def _logs(self) -> dict[str, tf.Tensor]:
         settings = self.pipeline.settings
+        if not self._tells:
+            return {}
         logs = {"gradient_norm": self._whole.gradient_norm}
         if settings.skip:
             logs["skipped_steps"] = tf.cast(self.pipeline.skipped_steps, tf.float32)

@@ -84,6 +84,15 @@ def build_metrics(model: keras.Model, data: Any) -> None:
         model._symbolic_build(data_batch=(x, y, sample_weight))
 
 
+def build_optimizer(model: keras.Model) -> None:
+    """Create the slots of a built model's only optimizer, so that no step is traced a second time for their sake."""
+    optimizer, variables = model.optimizer, model.trainable_variables
+    if not model.built or optimizer.built or not variables or len(optimizers_of(model)) > 1:
+        return
+    with model.distribute_strategy.scope(), keras.name_scope(optimizer.name):
+        optimizer.build(variables)
+
+
 def loss_count(model: keras.Model) -> Any:
     """Return how many samples the running mean of the loss holds, as a variable, or None where there is none."""
     return getattr(getattr(model, "_loss_tracker", None), "count", None)

@@ -9,6 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from gradrecipes.training.replicas import workers
+
 LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError, tf.errors.CancelledError)
 
 
@@ -34,7 +36,8 @@ def naming_lost_workers(model: keras.Model) -> Iterator[None]:
 
 def is_multi_worker(model: keras.Model) -> bool:
     """Say whether a model was made under a strategy of several workers."""
-    return isinstance(model.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    strategy = model.distribute_strategy
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) and workers(strategy) > 1
 
 
 def first_local_batch(strategy: tf.distribute.Strategy, iterator: Any) -> Any:

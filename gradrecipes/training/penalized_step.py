@@ -47,7 +47,7 @@ def penalized(model: keras.Model, data: Any, penalty: Penalty | GradientCombinat
     if penalty is None:
         yield
         return
-    if replicas.spread():
+    if replicas.spread() and tf.distribute.get_strategy().num_replicas_in_sync > 1:
         raise ValueError(
             "A gradient penalty needs a step of one replica. Received: a model under a strategy of several replicas. "
             "Leave `penalty` out, or build the model outside strategy.scope()."

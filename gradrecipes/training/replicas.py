@@ -17,14 +17,14 @@ def require_supported(strategy: tf.distribute.Strategy, caller: str) -> None:
         ValueError: With the strategy's name and what is supported.
     """
     parameter_server = isinstance(strategy, tf.distribute.experimental.ParameterServerStrategy)
-    local = strategy.num_replicas_in_sync // max(_workers(strategy), 1)
+    local = strategy.num_replicas_in_sync // max(workers(strategy), 1)
     several_of_many = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) and local > 1
     if parameter_server or several_of_many:
         raise ValueError(
             f"{caller} works on one device, under tf.distribute.MirroredStrategy, and under "
             "MultiWorkerMirroredStrategy with one replica on each worker. "
             f"Received: a {type(strategy).__name__} with {strategy.num_replicas_in_sync} replicas on "
-            f"{_workers(strategy)} workers. Start one worker for each device instead."
+            f"{workers(strategy)} workers. Start one worker for each device instead."
         )
 
 
@@ -48,7 +48,8 @@ def require_no_condition(optimizers: Iterable[Any]) -> None:
                 )
 
 
-def _workers(strategy: tf.distribute.Strategy) -> int:
+def workers(strategy: tf.distribute.Strategy) -> int:
+    """Return how many processes train together."""
     resolver = strategy.cluster_resolver
     if resolver is None or not resolver.cluster_spec():
         return 1
@@ -56,10 +57,10 @@ def _workers(strategy: tf.distribute.Strategy) -> int:
 
 
 def spread() -> bool:
-    """Say whether the code runs as one of several replicas that meet in a cross-replica context."""
+    """Say whether the code runs as a replica, perhaps the only one, of a strategy whose replicas meet to update."""
     return (
         tf.distribute.in_cross_replica_context() is False
-        and tf.distribute.get_strategy().num_replicas_in_sync > 1
+        and tf.distribute.has_strategy()
         and not tf.__internal__.distribute.strategy_supports_no_merge_call()
     )
 
@@ -100,8 +101,7 @@ def sum_once(
         loss: This replica's share of the loss, or None.
         apply_gradients: Applies gradients on this replica, without a sum of its own.
     """
-    strategy = tf.distribute.get_strategy()
-    if strategy.num_replicas_in_sync == 1:
+    if not tf.distribute.has_strategy():
         run(gradients, loss, apply_gradients)
         return
     if not spread():

@@ -1,0 +1,109 @@
+"""What 20,000 monitored and guarded steps leave behind: memory by step, and traces of the train step.
+
+    python benchmarks/long_run.py [STEPS]
+
+Two fits of the digits: with a monitor and a guard, and plain, whose own slope is the one to compare with. The memory is
+the resident set of the process, read every hundred steps; its slope is that of a least-squares line over what comes after
+the first quarter. The trace itself grows by design, 4 bytes for each number of a step: the figure is printed beside.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from sklearn.datasets import load_digits
+
+import gradrecipes as gr
+
+BATCH = 32
+EVERY = 100  # steps from one reading of the memory to the next
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Net(keras.Model):
+    """Count how often Python calls it: once for each trace."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out = keras.layers.Dense(32, activation="relu"), keras.layers.Dense(10)
+        self.python_calls = 0
+
+    def call(self, x):
+        self.python_calls += 1
+        return self.out(self.hidden(x))
+
+
+class Memory(keras.callbacks.Callback):
+    """Read the resident set of the process now and then."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.bytes, self.seen, self.calls = [], [], 0, 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen += 1
+        if self.seen == EVERY:
+            self.calls = self.model.python_calls
+        if self.seen % EVERY == 0:
+            gc.collect()
+            with open("/proc/self/statm") as file:
+                self.steps.append(self.seen)
+                self.bytes.append(int(file.read().split()[1]) * PAGE)
+
+    def slope(self) -> tuple[float, float]:
+        """Return bytes by step after the first quarter, and the standard error of the slope."""
+        later = len(self.steps) // 4
+        steps, used = np.array(self.steps[later:], float), np.array(self.bytes[later:], float)
+        (slope, start), covariance = np.polyfit(steps, used, 1, cov=True)
+        return slope, float(np.sqrt(covariance[0, 0]))
+
+
+def run(steps: int, callbacks: list) -> tuple[Memory, Net]:
+    x, y = load_digits(return_X_y=True)
+    data = tf.data.Dataset.from_tensor_slices(((x / 16).astype("float32"), y)).shuffle(1797, seed=0).batch(BATCH)
+    data = data.repeat()
+    keras.utils.set_random_seed(0)
+    model, memory = Net(), Memory()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
+    model.fit(
+        data,
+        steps_per_epoch=1000,
+        epochs=max(1, steps // 1000),
+        verbose=0,
+        shuffle=False,
+        callbacks=[*callbacks, memory],
+    )
+    return memory, model
+
+
+def main(steps: int = 20_000) -> None:
+    for name in ("plain", "monitor and guard"):
+        monitor = gr.GradientMonitor()
+        callbacks = [] if name == "plain" else [monitor, gr.GradientGuard(clipping=gr.clipping.by_global_norm(1.0))]
+        memory, model = run(steps, callbacks)
+        slope, error = memory.slope()
+        print(
+            f"{name:18s} {memory.seen} steps: {slope:8.1f} +- {error:.1f} bytes a step, "
+            f"{(memory.bytes[-1] - memory.bytes[0]) / 2**20:.1f} MiB from step {EVERY} to the end; "
+            f"{model.python_calls} calls from Python in all, {model.python_calls - memory.calls} after step {EVERY}"
+        )
+        if len(monitor.trace):
+            trace = monitor.trace
+            held = sum(values.nbytes for _, values in trace.steps.items())
+            sampled = sum(values.nbytes for _, values in trace.samples.items())
+            print(
+                f"{'':18s} of which the trace holds {held / len(trace):.1f} bytes a step in readings and "
+                f"{sampled / len(trace):.1f} in samples, by design"
+            )
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
