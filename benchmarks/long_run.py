@@ -3,8 +3,8 @@
     python benchmarks/long_run.py [STEPS]
 
 Two fits of the digits: with a monitor and a guard, and plain, whose own slope is the one to compare with. The memory is
-the resident set of the process, read every hundred steps; its slope is that of a least-squares line over what comes after
-the first quarter. The trace itself grows by design, 4 bytes for each number of a step: the figure is printed beside.
+the resident set of the process, read every hundred steps; its slope is that of a least-squares line over what comes
+after the first quarter. The trace itself grows by design, 4 bytes for each number of a step: that is printed beside.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Net(keras.Model):
         self.python_calls = 0
 
     def call(self, x):
+        """Run the net; Python comes by only while it is traced."""
         self.python_calls += 1
         return self.out(self.hidden(x))
 
@@ -48,6 +49,7 @@ class Memory(keras.callbacks.Callback):
         self.steps, self.bytes, self.seen, self.calls = [], [], 0, 0
 
     def on_train_batch_end(self, batch, logs=None):
+        """Read the memory every so many steps."""
         self.seen += 1
         if self.seen == EVERY:
             self.calls = self.model.python_calls
@@ -61,7 +63,7 @@ class Memory(keras.callbacks.Callback):
         """Return bytes by step after the first quarter, and the standard error of the slope."""
         later = len(self.steps) // 4
         steps, used = np.array(self.steps[later:], float), np.array(self.bytes[later:], float)
-        (slope, start), covariance = np.polyfit(steps, used, 1, cov=True)
+        (slope, _), covariance = np.polyfit(steps, used, 1, cov=True)
         return slope, float(np.sqrt(covariance[0, 0]))
 
 

@@ -100,5 +100,5 @@ def test_a_train_step_that_applies_nothing_is_told_of_the_loop_by_hand():
     x, y = digits(32)
     model = NoUpdate()
     model.compile(optimizer="sgd", loss=LOSS)
-    with pytest.raises(ValueError, match=r"applied no gradients through an optimizer of the model.*gr\.GradientPipeline"):
+    with pytest.raises(ValueError, match=r"applied no gradients .*gr\.GradientPipeline"):
         model.fit(x, y, verbose=0, callbacks=[gr.GradientGuard()])
