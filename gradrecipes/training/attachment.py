@@ -87,7 +87,8 @@ class Attachment:
 
     def _finish_installed(self, installed: Callable[[Any], Any]) -> None:
         if self._installed is installed:
-            self.finish()
+            with tf.init_scope():  # the garbage collector may call while another function is being traced
+                self.finish()
             self._add_event("interrupted", self._harvest.epoch, "outside_of_a_step", {})
 
     def finish(self) -> None:

@@ -162,6 +162,26 @@ def test_an_interruption_elsewhere_detaches_and_leaves_the_record(where):
     assert "gradient_norm" not in fit(model, bad=False, epochs=1)
 
 
+def test_a_fit_whose_end_is_noticed_while_another_function_is_traced_detaches():
+    model, monitor = seeded(tanh_net), gr.GradientMonitor()
+    callbacks = keras.callbacks.CallbackList([monitor], model=model)
+    callbacks.on_train_begin()
+    attachment = monitor._attachment
+    installed = model.train_function
+    x, y = digits(BATCH)
+    installed(iter([(x, y)]))
+
+    @tf.function
+    def traced():
+        attachment._finish_installed(installed)
+        return tf.constant(1)
+
+    traced()
+    assert not attachment.active
+    assert [event.kind for event in monitor.trace.events] == ["interrupted"]
+    assert len(monitor.trace) == 1
+
+
 @pytest.mark.parametrize("order", ["first", "last"])
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_very_weights_of_one_that_was_not(order, tmp_path):
