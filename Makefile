@@ -21,13 +21,15 @@ demo: .venv/.demo  ## show the main job on real data
 	$(BIN)/gradrecipes demo
 
 test: .venv/.dev  ## run the tests, a few long ones left out; PYTEST_ARGS="-k trace" for some of them
-	$(BIN)/python -m pytest -q --durations=10 -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q --durations=10 -m "not slow and not alone" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m "not slow and alone"
 
 test-slow: .venv/.dev  ## run the tests that `make test` leaves out for their length
-	$(BIN)/python -m pytest -q --durations=10 -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q --durations=10 -m "slow and not alone" $(PYTEST_ARGS)
 
 test-oldest: .venv-oldest/.dev  ## run the tests on the oldest releases that pyproject.toml admits
-	$(OLD_BIN)/python -m pytest -q --durations=10 -m "not slow" $(PYTEST_ARGS)
+	$(OLD_BIN)/python -m pytest -q --durations=10 -m "not slow and not alone" $(PYTEST_ARGS)
+	$(OLD_BIN)/python -m pytest -q -m "not slow and alone"
 
 keras-suite: .venv/.dev  ## run Keras' own tests, plain and with our callbacks in every fit, and compare (15 minutes)
 	$(BIN)/python tests/keras_suite/run.py $(SUITE_ARGS)

@@ -13,6 +13,7 @@ import gradrecipes as gr
 from tests.training.mode_nets import tokens_and_features, tokens_and_features_data
 from tests.training.nets import digits, seeded, two_dense, with_state
 
+pytestmark = pytest.mark.alone
 BATCH, STEPS, BOUND = 16, 4, 0.05
 SGD = keras.optimizers.SGD
 
