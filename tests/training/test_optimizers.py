@@ -82,8 +82,8 @@ def test_a_bad_batch_is_as_if_it_had_never_come_and_all_else_is_untouched(make):
     x[BAD * BATCH + 3, 7] = np.nan
     keep = np.r_[: BAD * BATCH, (BAD + 1) * BATCH : len(x)]
     plain, guarded = seeded(net, make()), seeded(net, make())
-    # Of an optimizer that is built within the trace of its first step, Keras loses what ScheduleFreeAdamW copies from the
-    # weights, and trains on from zeros. The pipeline builds it before; so does the plain fit here.
+    # Built within the trace of the first step, ScheduleFreeAdamW loses its copy of the weights and trains on from zeros.
+    # The pipeline builds an optimizer before; so does the plain fit here.
     plain.optimizer.build(plain.trainable_variables)
     before = [w.copy() for w in plain.get_weights()]
     monitor, guard = gr.GradientMonitor(), gr.GradientGuard()
