@@ -82,7 +82,7 @@ def test_a_bad_batch_is_as_if_it_had_never_come_and_all_else_is_untouched(make):
     x[BAD * BATCH + 3, 7] = np.nan
     keep = np.r_[: BAD * BATCH, (BAD + 1) * BATCH : len(x)]
     plain, guarded = seeded(net, make()), seeded(net, make())
-    # Built within the trace of the first step, ScheduleFreeAdamW loses its copy of the weights and trains on from zeros.
+    # Built within the trace of a first step, ScheduleFreeAdamW loses its copy of the weights and trains from zeros.
     # The pipeline builds an optimizer before; so does the plain fit here.
     plain.optimizer.build(plain.trainable_variables)
     before = [w.copy() for w in plain.get_weights()]
