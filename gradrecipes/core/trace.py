@@ -67,6 +67,8 @@ class Trace:
             `histogram` float32 `[m, layers, bins]`, counts of log2|g| in bins of one binary order
             from `HISTOGRAM_LOWEST` to `HISTOGRAM_HIGHEST`, the outermost bins open.
         events: list of `Event`.
+        probes: What was measured without training, plain JSON values by the name of the probe, such as `"data"`;
+            `gradrecipes.probes` says what each holds. Empty for a record of training alone.
 
     Example:
         >>> trace = Trace(layers=["dense"])
@@ -81,10 +83,11 @@ class Trace:
             raise TypeError(f"`layers` must be a list of names, as in ['dense', 'out']. Received: {layers!r}.")
         self.description: dict[str, Any] = dict(description or {})
         self.events: list[Event] = []
+        self.probes: dict[str, Any] = {}
         self.reset_tables()
 
     def reset_tables(self) -> None:
-        """Forget every reading; layers, description and events stay."""
+        """Forget every reading; layers, description, events and probes stay."""
         depth = len(self.layers)
         integers = {"epoch": np.int32, "batch": np.int32, "outcome": np.int32}
         self.steps = Table(
@@ -163,6 +166,7 @@ class Trace:
                 "For one reading, use trace.steps[name][row]."
             )
         part = Trace(self.layers, description=self.description)
+        part.probes = dict(self.probes)
         part.steps = self.steps.take(np.arange(len(self))[rows])
         kept = set(part.steps["step"].tolist())
         part.samples = self.samples.take(
@@ -187,6 +191,7 @@ class Trace:
         first = int(later.steps["step"].min()) if len(later) else 0
         shift = max(0, offset - first)
         whole = Trace(self.layers, description={**later.description, **self.description})
+        whole.probes = {**later.probes, **self.probes}
         whole.steps = self.steps.joined(later.steps.shifted(shift))
         whole.samples = self.samples.joined(later.samples.shifted(shift))
         whole.events = self.events + [dataclasses.replace(event, step=event.step + shift) for event in later.events]
@@ -201,6 +206,7 @@ class Trace:
             "layers": list(self.layers),
             "description": self.description,
             "events": [event.to_dict() for event in self.events],
+            "probes": self.probes,
         }
         write_trace_file(path, arrays=arrays, meta=meta)
 
@@ -222,6 +228,7 @@ class Trace:
     def _from_parts(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Trace:
         trace = cls(meta["layers"], description=meta["description"])
         trace.events = [Event(**event) for event in meta["events"]]
+        trace.probes = dict(meta.get("probes", {}))
         tables = {"steps": trace.steps, "samples": trace.samples}
         columns: dict[str, dict[str, np.ndarray]] = {name: {} for name in tables}
         for name, values in arrays.items():
