@@ -26,7 +26,7 @@ class Case:
     """One program with what is known about it."""
 
     name: str
-    build: Callable[[], Program]  # the failing (or healthy) program; deterministic: it calls keras.utils.set_random_seed
+    build: Callable[[], Program]  # failing or healthy; deterministic: calls keras.utils.set_random_seed
     source: str  # public report, paper or documentation it restates: title or number, no sentence copied
     cause: str | None = None  # the code of the root cause; None: healthy
     accepted: tuple[str, ...] = ()  # other codes that a fair expert would accept as first finding
