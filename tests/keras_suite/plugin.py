@@ -1,7 +1,7 @@
 """A pytest plugin for Keras' own tests: it puts the callbacks of this package into every `fit` that they call.
 
-Loaded with `-p tests.keras_suite.plugin`; `--arm` says which callbacks, `--without-keys` keeps what they add to the
-logs out of them. What became of each test, and of each fit within it, is written to the file that `--record` names.
+Loaded with `-p tests.keras_suite.plugin`; `--arm` says which callbacks. They keep out of the logs, whose exact keys some
+of the tests ask for. What became of each test, and of each fit within it, is written to the file that `--record` names.
 `run.py` beside this file starts it once for each arm.
 """
 
@@ -26,7 +26,6 @@ PLACEHOLDERS = ("jax",)  # imported at the head of a test file, used only by tes
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--arm", choices=ARMS, default="plain", help="which callbacks every fit gets")
-    parser.addoption("--without-keys", action="store_true", help="let the callbacks add nothing to the logs")
     parser.addoption("--record", type=Path, help="where to write what became of each test, as JSON")
 
 
@@ -34,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for mark in ("requires_trainable_backend", "multi_device"):
         config.addinivalue_line("markers", f"{mark}: one of Keras' own marks")
     config.pluginmanager.register(Placeholders(), "placeholders")
-    config.pluginmanager.register(EveryFit(config.getoption("arm"), config.getoption("without_keys")), "every_fit")
+    config.pluginmanager.register(EveryFit(config.getoption("arm")), "every_fit")
     if config.getoption("record") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Record(config.getoption("record")), "record")
 
@@ -60,18 +59,13 @@ class Placeholders:
 class EveryFit:
     """Give every `fit` that a test calls the callbacks of an arm, and note in the test's report what it did."""
 
-    def __init__(self, arm: str, without_keys: bool):
+    def __init__(self, arm: str):
         self._make = functools.partial(callbacks_of, arm)
-        self._without_keys = without_keys
         self._fits: list[str] = []
 
     def pytest_sessionstart(self) -> None:
         from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 
-        if self._without_keys:
-            from gradrecipes.training.instrumented_step import InstrumentedStep
-
-            InstrumentedStep._logs = lambda step: {}
         TensorFlowTrainer.fit = with_callbacks(TensorFlowTrainer.fit, self._make, self._fits)
 
     @pytest.hookimpl(wrapper=True)
@@ -111,7 +105,8 @@ def callbacks_of(arm: str) -> list[Any]:
         return []
     import gradrecipes as gr
 
-    return [gr.GradientMonitor()] if arm == "monitor" else [gr.GradientMonitor(), gr.GradientGuard()]
+    monitor = gr.GradientMonitor(logs=False)  # what a guard counts stays out of the logs with it
+    return [monitor] if arm == "monitor" else [monitor, gr.GradientGuard()]
 
 
 def with_callbacks(fit: Callable[..., Any], make: Callable[[], list[Any]], fits: list[str]) -> Callable[..., Any]:
