@@ -19,7 +19,8 @@ class BlackBox(AttachedCallback):
     The step itself is left out, so that the weights are still those before it. Then one forward and backward pass,
     layer by layer, finds where the first value went wrong: an input, a weight, a layer's output, the loss, a gradient,
     an optimizer slot, with layer and samples. Until that moment a batch is merely held until the next one comes.
-    It works where the step is compiled by XLA, in which `tf.debugging.enable_check_numerics` is silent.
+    It works where the step is compiled by XLA, in which `tf.debugging.enable_check_numerics` is silent. The steps of
+    one execution (`steps_per_execution`) are run one by one while the box is there.
 
     Alone, it stops the training at the first step whose loss or gradient is not finite; together with a
     `GradientGuard` it records and the guard goes on.

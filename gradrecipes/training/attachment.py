@@ -50,7 +50,7 @@ class Attachment:
         self._installed: Callable[[Any], Any] | None = None
         self._checked: list[Request] = []
         self._keeps_batches = False
-        self.batches: list[Any] = []
+        self.batch: Any = None  # of the last step, while somebody wants it kept
 
     # -- coming and going ------------------------------------------------------------------------
     @property
@@ -148,16 +148,25 @@ class Attachment:
 
     def _execute(self, iterator: Any) -> Any:
         function = self._sampled_step if self._harvest.before_execution() else self._every_step
-        if self._keeps_batches:
-            self.batches = [batch for _, batch in zip(range(self.model.steps_per_execution), iterator, strict=False)]
-            if not self.batches:
-                raise StopIteration
-            iterator = self.batches
+        steps = self.model.steps_per_execution
+        if not self._keeps_batches:
+            return self._run(function, iterator, steps)
+        held = [batch for _, batch in zip(range(steps), iterator, strict=False)]
+        if not held:
+            raise StopIteration
+        for batch in held:  # one by one, so that who looks at a step finds the weights of that moment
+            self.batch = batch
+            logs = self._run(function, [batch], 1)
+            if self.model.stop_training:
+                break
+        return logs
+
+    def _run(self, function: Callable[[Any], Any], iterator: Any, steps: int) -> Any:
         logs = function(iterator)
-        if self._harvest.after_execution():
+        if self._harvest.after_execution(steps):
             self.collect()
         for request in self._checked:
-            if self._harvest.next_step % request.check_every < self.model.steps_per_execution:
+            if self._harvest.next_step % request.check_every < steps:
                 request.check()
         return logs
 

@@ -61,18 +61,12 @@ class Recording:
 
 
 def record_bad_step(attachment: Attachment, model: keras.Model) -> Recording | None:
-    """Return the first step of the last execution that was left out, or None if all were applied.
-
-    The weights are those before the step, as it was left out: with several steps in one execution, those after
-    the others of them.
-    """
-    trace, batches = attachment.collect(), attachment.batches
-    outcome = trace.steps["outcome"][len(trace) - len(batches) :]
-    bad = np.flatnonzero(outcome != APPLIED)
-    if not len(bad):
+    """Return the last step if it was left out, or None if it was applied; its weights are those before it."""
+    trace = attachment.collect()
+    row = len(trace) - 1
+    if trace.steps["outcome"][row] == APPLIED:
         return None
-    row = len(trace) - len(batches) + int(bad[0])
-    data = tf.nest.map_structure(_whole, batches[int(bad[0])])
+    data = tf.nest.map_structure(_whole, attachment.batch)
     place = {name: int(trace.steps[name][row]) for name in ("step", "epoch", "batch")}
     return Recording(
         **place,

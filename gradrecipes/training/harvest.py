@@ -52,9 +52,9 @@ class Harvest:
         steps = range(self.next_step, self.next_step + self._step.model.steps_per_execution)
         return recorder is None or any(recorder.is_due(step) for step in steps)
 
-    def after_execution(self) -> bool:
-        """Count the steps; return whether the ring is half full, so that it is time to collect."""
-        self.next_step += self._step.model.steps_per_execution
+    def after_execution(self, steps: int) -> bool:
+        """Count the steps that ran; return whether the ring is half full, so that it is time to collect."""
+        self.next_step += steps
         return self.next_step - self._collected >= self._pipeline.settings.capacity // 2
 
     # -- the rows --------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ class Request:
         sigmas: From how many standard deviations on a finite step is to be left out; None for never.
         sample_every: Steps from sample to sample; 0 for none.
         logs: Whether readings join the logs; they do unless a callback does not want it.
-        keep_batches: Whether the batches of the last execution are to be held.
+        keep_batches: Whether the batch of the last step is to be held; steps of one execution are then run one by one.
         check: Called on the host between executions.
         check_every: Steps from one check to the next: the host waits for the device there.
     """

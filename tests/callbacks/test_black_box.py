@@ -38,10 +38,12 @@ def test_the_batch_is_kept_and_the_sample_named_in_every_mode(how):
     assert recording.readings.steps["step"].tolist() == [0, 1, 2]
 
 
-def test_the_weights_are_those_before_the_step():
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "with a guard"])
+@pytest.mark.parametrize("steps", [1, 4, 8])
+def test_the_weights_are_those_before_the_step(steps, together):
     keras.utils.set_random_seed(0)
-    model, box = compiled(two_dense()), gr.BlackBox()
-    x, y = fit(model, box)
+    model, box = compiled(two_dense(), steps_per_execution=steps), gr.BlackBox()
+    x, y = fit(model, *([gr.GradientGuard()] if together else []), box)
     keras.utils.set_random_seed(0)
     twin = compiled(two_dense())
     twin.fit(x[:64], y[:64], batch_size=BATCH, shuffle=False, verbose=0)
@@ -49,12 +51,26 @@ def test_the_weights_are_those_before_the_step():
         np.testing.assert_allclose(kept, expected, rtol=1e-6, atol=1e-7)
 
 
-def test_alone_it_stops_the_training_and_with_a_guard_it_does_not():
-    alone, guarded = compiled(two_dense()), compiled(two_dense())
-    box = gr.BlackBox()
+def test_alone_it_stops_the_training():
+    alone, box = compiled(two_dense()), gr.BlackBox()
     fit(alone, box, epochs=3)
     assert alone.stop_training
     assert len(box.trace) == 3
+
+
+@pytest.mark.parametrize("steps", [4, 3])
+def test_within_an_execution_it_stops_at_once_and_no_batch_is_lost_beside_a_guard(steps):
+    alone, box, guard = compiled(two_dense(), steps_per_execution=steps), gr.BlackBox(), gr.GradientGuard()
+    fit(alone, box, epochs=3)
+    assert len(box.trace) == 3
+    guarded = compiled(two_dense(), steps_per_execution=steps)
+    fit(guarded, guard, gr.BlackBox(), epochs=3)
+    assert len(guard.trace) == 24
+    np.testing.assert_array_equal(guard.trace.steps["batch"], np.tile(np.arange(8), 3))
+
+
+def test_beside_a_guard_it_does_not_stop_the_training():
+    guarded = compiled(two_dense())
     guard = gr.GradientGuard()
     fit(guarded, guard, gr.BlackBox(), epochs=3)
     assert not guarded.stop_training
