@@ -1,8 +1,8 @@
 """A pytest plugin for Keras' own tests: it puts the callbacks of this package into every `fit` that they call.
 
 Loaded with `-p tests.keras_suite.plugin`; `--arm` says which callbacks. They keep out of the logs, whose exact keys
-some of the tests ask for. What became of each test, and of each fit within it, is written to the file that `--record` names.
-`run.py` beside this file starts it once for each arm.
+some of the tests ask for. What became of each test, and of each fit within it, is written to the file that
+`--record` names. `run.py` beside this file starts it once for each arm.
 """
 
 from __future__ import annotations
