@@ -1,0 +1,147 @@
+"""How a training went: broke, diverged, stood still, or learnt. What rules ask before they call anything harmful."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.readings import middle, nonfinite_gradients, nonfinite_losses
+
+BROKEN, DIVERGING, STALLED, OSCILLATING, LEARNING, UNKNOWN = (
+    "broken",
+    "diverging",
+    "stalled",
+    "oscillating",
+    "learning",
+    "unknown",
+)
+SHORTEST = 8  # steps; fewer show no trend
+WINDOW_SHARE = 0.25  # of the steps, whose median is the start or the end, where the same batches did not come again
+RISE = 2.0  # end over start by which a loss has left for good; batches of sound nets differ by less in the median
+NOISES = 5.0  # robust standard deviations of the first losses that a rise exceeds too
+STILL = 0.01  # relative fall over the whole run below which nothing was learnt
+SURE = 2.0  # standard errors of the mean fall, batch by batch, above which a small fall is no accident
+WILD = 1.0  # robust spread of the last losses over their median: a net at rest has .1 to .5
+TOLERATED_BY_SCALER = 0.3  # share of steps that a loss scaler may leave out while it looks for its scale
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Say how a run went.
+
+    Args:
+        state: `"broken"`, `"diverging"`, `"stalled"`, `"oscillating"`, `"learning"` or `"unknown"`.
+        start: Median loss of the first batches.
+        end: Median loss of the last ones, of the same batches if they came again.
+        fall: (start - end) / |start|.
+        chance: The loss of the best constant guess; NaN where it is not known.
+        step: Where it broke or left its start, or None.
+    """
+
+    state: str
+    start: float
+    end: float
+    fall: float
+    chance: float
+    step: int | None = None
+
+    @property
+    def unhealthy(self) -> bool:
+        """Whether the run broke or diverged."""
+        return self.state in (BROKEN, DIVERGING)
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether the run is worth a closer look: unhealthy, stalled, oscillating, far out, or no better than chance."""
+        return self.state != LEARNING or self.start_over_chance >= 5.0 or self.end_over_chance >= 1.0
+
+    @property
+    def learnt(self) -> bool:
+        """Whether the net got better, and where chance is known, better than that."""
+        return self.state == LEARNING and not self.end_over_chance >= 1.0
+
+    @property
+    def start_over_chance(self) -> float:
+        """Start over chance; NaN where that is not known."""
+        return self.start / self.chance if self.chance > 0 else math.nan
+
+    @property
+    def end_over_chance(self) -> float:
+        """End over chance; NaN where that is not known."""
+        return self.end / self.chance if self.chance > 0 else math.nan
+
+
+def verdict(trace: Trace) -> Verdict:
+    """Judge a run by its own losses.
+
+    A trial runs the same batches several times, so that each is compared with itself; a fit's first quarter is
+    compared with its last.
+    """
+    trial = trace.probes.get("trial") or {}
+    loss = losses(trace)
+    chance = trial.get("chance")
+    chance = float(chance) if isinstance(chance, int | float) and chance > 0 else math.nan
+    bad = nonfinite_losses(trace) | nonfinite_gradients(trace)
+    period = trial.get("batches") or 0
+    finite = loss[np.isfinite(loss)]
+    start, end, sure = _ends(finite, period)
+    fall = (start - end) / abs(start) if start else 0.0
+    if _broke(trace, bad, trial):
+        first = int(np.argmax(bad)) if bad.any() else max(0, len(trace) - 1)
+        step = int(trace.steps["step"][first]) if len(trace) else None
+        return Verdict(BROKEN, start, end, fall, chance, step)
+    if len(finite) < SHORTEST:
+        return Verdict(UNKNOWN, start, end, fall, chance)
+    noise = _spread(finite[: max(SHORTEST, period)])
+    if end - start > max((RISE - 1.0) * abs(start), NOISES * noise):
+        above = loss - start > max((RISE - 1.0) * abs(start), NOISES * noise)
+        return Verdict(DIVERGING, start, end, fall, chance, int(trace.steps["step"][int(np.argmax(above))]))
+    if fall < STILL and not sure:
+        last = finite[-max(SHORTEST, period, len(finite) // 4) :]
+        wild = _spread(last) > WILD * abs(middle(last)) and _spread(last) > 3.0 * noise
+        return Verdict(OSCILLATING if wild else STALLED, start, end, fall, chance)
+    return Verdict(LEARNING, start, end, fall, chance)
+
+
+def losses(trace: Trace) -> np.ndarray:
+    """Return the loss of each step, float64 `[n]`; that of the logs where a train step of its own computes it."""
+    loss = trace.loss.astype(float)
+    if len(loss) and np.isnan(loss).all():
+        told = ((trace.probes.get("trial") or {}).get("logs") or {}).get("loss")
+        if told is not None and len(told) == len(loss):
+            return np.array([math.nan if value is None else float(value) for value in told])
+    return loss
+
+
+def _broke(trace: Trace, bad: np.ndarray, trial: dict) -> bool:
+    if not bad.any():
+        return False
+    scaled = "LossScale" in str(trace.description.get("scaler", ""))
+    if scaled and trial.get("broken") is None:
+        return bool(bad.mean() > TOLERATED_BY_SCALER)
+    return True
+
+
+def _ends(loss: np.ndarray, period: int) -> tuple[float, float, bool]:
+    """Return (start, end, whether the fall between them is no accident)."""
+    if len(loss) < 2:
+        return (float(loss[0]), float(loss[0]), False) if len(loss) else (math.nan, math.nan, False)
+    if 0 < period <= len(loss) // 2:
+        first, last = loss[:period], loss[-period:]
+        last = np.roll(last, len(loss) % period)  # the last pass, each batch in the place it has in the first
+        falls = first - last
+        error = float(np.std(falls)) / math.sqrt(len(falls))
+        sure = bool(falls.mean() > SURE * error and falls.mean() > 0) if len(falls) > 2 else bool(falls.mean() > 0)
+        return float(np.median(first)), float(np.median(last)), sure
+    count = max(1, int(len(loss) * WINDOW_SHARE))
+    first, last = loss[:count], loss[-count:]
+    error = math.hypot(float(np.std(first)), float(np.std(last))) / math.sqrt(count)
+    return float(np.median(first)), float(np.median(last)), bool(first.mean() - last.mean() > SURE * error)
+
+
+def _spread(values: np.ndarray) -> float:
+    """Return a standard deviation that single batches do not move."""
+    return 1.4826 * float(np.median(np.abs(values - np.median(values)))) if len(values) else 0.0
