@@ -1,0 +1,229 @@
+"""Read one array of numbers: what is not finite, how its columns are scaled, which samples stand absurdly far out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+SAMPLES_NAMED = 20  # samples that are listed by their index
+LARGEST_COLUMNS = 5  # columns that are described
+ENTRIES_AT_ONCE = 4_000_000  # entries read at a time, 32 MB in float64
+ROWS_FOR_SCALES = 20_000  # samples, spread evenly over the data, from which medians and deviations are taken
+ENTRIES_FOR_SCALES = 1_000_000  # entries of them at the most
+DISTINCT_AT_MOST = 1000  # distinct values that are counted
+
+OUTLYING_SHARE = 0.05  # of the samples, who may stand apart together: a damaged batch of 32 in 640
+GAP = (
+    30.0  # times beyond the largest of the sound samples; of Pareto values (exponent 1) 3% of the sets have such a gap
+)
+COLUMNS_SEARCHED = 500  # columns with such a gap that are gone through sample by sample
+
+
+def read_numbers(values: np.ndarray, *, ids: bool = False) -> dict[str, Any]:
+    """Return size, columns, missing values and outlying samples of an array `[samples, ...]` of real numbers.
+
+    Args:
+        values: Real numbers or truth values, one row a sample.
+        ids: Whether the numbers are names of things rather than sizes; then columns and outliers mean nothing.
+
+    Returns:
+        The keys of an array that `gradrecipes.probes.data` explains, as plain JSON values.
+
+    Example:
+        >>> found = read_numbers(np.array([[0.0, 1.0], [2.0, np.nan], [4.0, 3.0]]))
+        >>> found["nonfinite_samples"], found["rms"], found["columns"]["std_max"]
+        ([1], 2.449489742783178, 1.632993161855452)
+    """
+    flat = _rows_by_columns(values)
+    totals = _totals(flat)
+    picked = _picked(flat)
+    magnitudes = np.abs(picked[np.isfinite(picked)])
+    found = {
+        **totals,
+        "median_abs": float(np.median(magnitudes)) if magnitudes.size else None,
+        "columns": None,
+        "outliers": [],
+        "outlying_samples": 0,
+    }
+    if totals["finite"] and not ids:
+        by_column = picked.reshape(-1, picked.shape[-1])
+        found["columns"] = _columns(by_column)
+        found |= _outliers(flat, picked)
+    return found
+
+
+def targets_of(values: np.ndarray) -> dict[str, Any]:
+    """Return what is asked of targets: how many distinct values, and whether rows are distributions or one-hot."""
+    flat = values.reshape(-1)[:ENTRIES_AT_ONCE]
+    distinct = np.unique(flat[np.isfinite(flat)]) if flat.size else flat
+    found: dict[str, Any] = {
+        "unique": int(distinct.size) if distinct.size <= DISTINCT_AT_MOST else None,
+        "values": [float(value) for value in distinct[:SAMPLES_NAMED]],
+        "sums_to_one": None,
+        "one_hot": False,
+        "integer_share": None,
+    }
+    if flat.size:
+        with np.errstate(invalid="ignore"):
+            found["integer_share"] = float(np.mean(flat == np.rint(flat)))
+    if values.ndim >= 2 and values.shape[-1] > 1 and values.size:
+        rows = values.reshape(-1, values.shape[-1])[: ENTRIES_AT_ONCE // values.shape[-1]].astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            sound = (np.abs(rows.sum(axis=1) - 1.0) < 1e-3) & (rows >= 0).all(axis=1)
+            one_hot = sound & (np.isclose(rows, 0) | np.isclose(rows, 1)).all(axis=1)
+        found["sums_to_one"] = float(sound.mean())
+        found["one_hot"] = bool(one_hot.mean() > 0.99)
+    return found
+
+
+def _rows_by_columns(values: np.ndarray) -> np.ndarray:
+    """Return a view `[samples, places, columns]`; a vector has one place and one column."""
+    samples = values.shape[0] if values.ndim else 1
+    if values.ndim < 2:
+        return values.reshape(samples, 1, 1)
+    columns = values.shape[-1]
+    return values.reshape(samples, -1 if columns and samples else int(np.prod(values.shape[1:-1])), columns)
+
+
+def _chunks(flat: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (first sample, part in float64); the whole would double the memory."""
+    rows = max(1, ENTRIES_AT_ONCE // max(1, flat.shape[1] * flat.shape[2]))
+    for start in range(0, len(flat), rows):
+        yield start, flat[start : start + rows].astype(np.float64)
+
+
+def _totals(flat: np.ndarray) -> dict[str, Any]:
+    count, total, squares, low, high = 0, 0.0, 0.0, np.inf, -np.inf
+    bad, broken, integers = 0, [], True
+    for start, part in _chunks(flat):
+        finite = np.isfinite(part)
+        if not finite.all():
+            bad += int((~finite).sum())
+            broken += [start + int(row) for row in np.flatnonzero(~finite.all(axis=(1, 2)))]
+            part = part[finite]
+        if part.size:
+            count += part.size
+            low, high = min(low, float(part.min())), max(high, float(part.max()))
+            with np.errstate(over="ignore"):
+                total, squares = total + float(part.sum()), squares + float(np.square(part).sum())
+            integers = integers and bool((part == np.rint(part)).all())
+    mean = total / count if count else None
+    spread = None if mean is None else max(0.0, squares / count - mean**2)
+    return {
+        "finite": count,
+        "integer_valued": bool(count) and integers,
+        "nonfinite": bad,
+        "nonfinite_samples": broken[:SAMPLES_NAMED],
+        "nonfinite_share": len(broken) / len(flat) if len(flat) else 0.0,
+        "rms": _plain(np.sqrt(squares / count)) if count else None,
+        "mean": _plain(mean),
+        "std": None if spread is None else _plain(np.sqrt(spread)),
+        "min": low if count else None,
+        "max": high if count else None,
+    }
+
+
+def _picked(flat: np.ndarray) -> np.ndarray:
+    """Return samples spread evenly over the data, in float64."""
+    rows = min(ROWS_FOR_SCALES, max(1, ENTRIES_FOR_SCALES // max(1, flat.shape[1] * flat.shape[2])))
+    step = max(1, -(-len(flat) // rows))
+    return flat[::step].astype(np.float64)
+
+
+def _columns(by_column: np.ndarray) -> dict[str, Any]:
+    """Describe columns `[rows, columns]`; moments are taken over finite entries."""
+    finite = np.isfinite(by_column)
+    count = np.maximum(finite.sum(axis=0), 1)
+    kept = np.where(finite, by_column, 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = kept.sum(axis=0) / count
+        std = np.sqrt(np.where(finite, np.square(by_column - mean), 0.0).sum(axis=0) / count)
+        rms = np.sqrt(np.square(kept).sum(axis=0) / count)
+    constant = std <= 1e-7 * np.maximum(np.abs(mean), 1e-30)
+    moving = std[~constant]
+    order = np.argsort(-np.nan_to_num(rms, posinf=np.finfo(float).max))[:LARGEST_COLUMNS]
+    largest = np.abs(kept).max(axis=0)
+    empty = np.flatnonzero(~finite.any(axis=0))
+    return {
+        "count": int(by_column.shape[1]),
+        "constant": int((constant & finite.any(axis=0)).sum()),
+        "empty": [int(column) for column in empty[:SAMPLES_NAMED]],  # columns without a single finite entry
+        "std_min": _plain(moving.min()) if moving.size else None,
+        "std_max": _plain(moving.max()) if moving.size else None,
+        "rms_median": _plain(np.median(rms)),
+        "rms_max": _plain(rms.max()),
+        "mean_abs_max": _plain(np.abs(mean).max()),
+        "nonfinite": [int(column) for column in np.flatnonzero(~finite.all(axis=0))[:SAMPLES_NAMED]],
+        "largest": [
+            {
+                "column": int(column),
+                "mean": _plain(mean[column]),
+                "std": _plain(std[column]),
+                "max_abs": _plain(largest[column]),
+            }
+            for column in order
+        ],
+    }
+
+
+def _outliers(flat: np.ndarray, picked: np.ndarray) -> dict[str, Any]:
+    """Return the few samples that stand apart from all others in some column, by orders of magnitude.
+
+    A sample is compared with the largest of all others in the same column, and where those are small with what is
+    usual over the columns, so that a column that is mostly 0 holds no outlier where it is not.
+    """
+    if len(flat) < 3:
+        return {}
+    center = _medians(picked)
+    most = max(1, min(int(OUTLYING_SHARE * len(flat)), len(flat) - 2))
+    near = _largest_by_sample(picked, center)
+    rank = min(max(1, int(OUTLYING_SHARE * len(near))), len(near) - 1)
+    sound = -np.partition(-near, rank, axis=0)[rank]  # what is left when as many as may be are taken away
+    usual = float(np.median(sound[sound > 0])) if (sound > 0).any() else 0.0
+    furthest = np.max([_largest_by_sample(part, center).max(axis=0) for _, part in _chunks(flat)], axis=0)
+    floor = np.maximum(sound, usual)
+    found: dict[int, dict[str, Any]] = {}
+    for column in np.flatnonzero((floor > 0) & (furthest >= GAP * floor))[:COLUMNS_SEARCHED]:
+        one = flat[:, :, column : column + 1]
+        distance = np.concatenate([_largest_by_sample(part, center[column])[:, 0] for _, part in _chunks(one)])
+        ordered = np.sort(distance)[::-1]
+        below = np.maximum(ordered[1 : most + 1], usual)
+        place = int(np.argmax(ordered[:most] / below))
+        limit = float(below[place])
+        if ordered[place] < GAP * limit:
+            continue
+        for sample in np.flatnonzero(distance >= ordered[place]):
+            factor = float(distance[sample] / limit)
+            if sample not in found or factor > found[sample]["factor"]:
+                found[sample] = _outlier(one, sample, column, center[column], limit, factor)
+    return {"outliers": [found[sample] for sample in sorted(found)][:SAMPLES_NAMED], "outlying_samples": len(found)}
+
+
+def _medians(picked: np.ndarray) -> np.ndarray:
+    by_column = picked.reshape(-1, picked.shape[-1])
+    finite = np.isfinite(by_column)
+    if finite.all():
+        return np.median(by_column, axis=0)
+    medians, known = np.zeros(by_column.shape[1]), finite.any(axis=0)
+    medians[known] = np.nanmedian(np.where(finite, by_column, np.nan)[:, known], axis=0)
+    return medians
+
+
+def _largest_by_sample(part: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Return the largest distance from the center, `[samples, columns]`; 0 for what is not finite."""
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(part - center)
+    return np.where(np.isfinite(distance), distance, 0.0).max(axis=1, initial=0.0)
+
+
+def _outlier(one: np.ndarray, sample: int, column: int, center: float, limit: float, factor: float) -> dict[str, Any]:
+    values = one[sample].astype(np.float64).ravel()
+    values = values[np.isfinite(values)]
+    value = values[np.argmax(np.abs(values - center))]
+    return {"sample": int(sample), "column": int(column), "value": float(value), "typical": limit, "factor": factor}
+
+
+def _plain(value: Any) -> float | None:
+    return float(value) if value is not None and np.isfinite(value) else None

@@ -1,0 +1,250 @@
+"""What the structure probe reads, against what is known of published nets and of small ones."""
+
+from __future__ import annotations
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from gradrecipes.probes.structure import structure
+
+layers = keras.layers
+
+PUBLISHED = {"ResNet50": (50, 16, 2), "DenseNet121": (121, 58, 1), "VGG16": (16, 0, 16), "InceptionV3": (48, None, 6)}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_depth_of_published_nets(name):
+    model = getattr(keras.applications, name)(weights=None, input_shape=(96, 96, 3), classes=10)
+    found = structure(model)
+    depth, skips, plain = PUBLISHED[name]
+    assert (found["depth"], found["plain_depth"]) == (depth, plain)
+    assert skips is None or found["skips"] == skips
+    assert found["outputs"][0]["activation"] == "softmax" and found["inputs"][0]["first_kind"] == "Conv2D"
+
+
+def block(x, units, normalize=False):
+    x = layers.Dense(units)(x)
+    return layers.ReLU()(layers.BatchNormalization()(x) if normalize else x)
+
+
+def chain(depth, **how):
+    x = inputs = keras.Input((8,))
+    for _ in range(depth):
+        x = block(x, 8, **how)
+    return keras.Model(inputs, layers.Dense(1)(x))
+
+
+def wide_and_deep():
+    x = inputs = keras.Input((8,))
+    for _ in range(5):
+        x = block(x, 8)
+    return keras.Model(inputs, layers.Dense(1)(layers.concatenate([inputs, x])))
+
+
+def two_towers():
+    towers = []
+    for depth in (3, 6):
+        x = start = keras.Input((8,))
+        for _ in range(depth):
+            x = block(x, 8)
+        towers.append((start, x))
+    return keras.Model([start for start, _ in towers], layers.Dense(1)(layers.concatenate([x for _, x in towers])))
+
+
+def nested():
+    inner = keras.Sequential([keras.Input((8,)), layers.Dense(8, activation="relu"), layers.Dense(8)])
+    inputs = keras.Input((8,))
+    return keras.Model(inputs, layers.Dense(2, activation="sigmoid")(inner(inner(inputs)) / 2.0))
+
+
+def projected():
+    """Every block's shortcut has a layer of its own: it counts, for it is the only way past the block."""
+    x = inputs = keras.Input((8,))
+    for _ in range(3):
+        x = layers.Add()([block(block(block(x, 8), 8), 8), layers.Dense(8)(x)])
+    return keras.Model(inputs, layers.Dense(1)(x))
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (lambda: chain(7), (8, 0, 8, 0)),
+        (lambda: chain(7, normalize=True), (8, 0, 8, 7)),
+        (wide_and_deep, (6, 1, 1, 0)),
+        (two_towers, (7, 0, 7, 0)),
+        (nested, (5, 0, 5, 0)),
+        (projected, (10, 3, 1, 0)),
+    ],
+)
+def test_depth_and_skips(build, expected):
+    found = structure(build())
+    keys = ("depth", "skips", "plain_depth", "batch_normalizations_on_plain")
+    assert tuple(found[key] for key in keys) == expected
+
+
+def head(*behind, units=3):
+    return keras.Sequential([keras.Input((8,)), layers.Dense(units), *behind])
+
+
+def functional(operation):
+    inputs = keras.Input((8,))
+    return keras.Model(inputs, operation(layers.Dense(3)(inputs)))
+
+
+HEADS = {
+    "none": (lambda: head(), "linear"),
+    "own": (lambda: keras.Sequential([keras.Input((8,)), layers.Dense(3, activation="tanh")]), "tanh"),
+    "layer": (lambda: head(layers.Softmax()), "softmax"),
+    "activation_layer": (lambda: head(layers.Activation("sigmoid"), layers.Reshape((3, 1))), "sigmoid"),
+    "relu": (lambda: head(layers.ReLU()), "relu"),
+    "normalization": (lambda: head(layers.BatchNormalization()), "linear"),
+    "operation": (lambda: functional(keras.ops.softmax), "softmax"),
+    "arithmetic": (lambda: functional(lambda x: 200.0 * keras.ops.tanh(x)), "unknown"),
+    "lambda": (lambda: head(layers.Lambda(lambda x: x * x)), "unknown"),
+    "sum": (lambda: functional(lambda x: x + keras.ops.tanh(x)), "linear"),
+    "distributed": (
+        lambda: keras.Sequential([keras.Input((4, 8)), layers.TimeDistributed(layers.Dense(3, activation="softmax"))]),
+        "softmax",
+    ),
+    "recurrent": (lambda: keras.Sequential([keras.Input((4, 8)), layers.LSTM(3)]), "tanh"),
+    "nested": (lambda: keras.Sequential([keras.Input((8,)), head(layers.Softmax())]), "softmax"),
+    "not_built": (lambda: keras.Sequential([layers.Dense(4), layers.Dense(3, activation="sigmoid")]), "sigmoid"),
+    "pooled": (
+        lambda: keras.Sequential([keras.Input((4, 4, 1)), layers.Conv2D(3, 1), layers.GlobalAveragePooling2D()]),
+        "linear",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_activation_that_outputs_leave_through(name):
+    build, expected = HEADS[name]
+    output = structure(build())["outputs"][0]
+    assert output["activation"] == expected
+    assert output["certain"] == (expected != "unknown")
+    assert output["units"] == (1 if name == "activation_layer" else 3)
+
+
+def test_two_activations_in_a_row_are_both_named():
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(3, activation="softmax"), layers.Softmax()])
+    assert structure(model)["outputs"][0]["activations"] == ["softmax", "softmax"]
+
+
+def my_loss(y_true, y_pred):
+    return keras.ops.mean(y_true - y_pred, axis=-1)
+
+
+class MyLoss(keras.losses.Loss):
+    def call(self, y_true, y_pred):
+        return my_loss(y_true, y_pred)
+
+
+@pytest.mark.parametrize(
+    ("loss", "name", "custom", "from_logits"),
+    [
+        ("mse", "mean_squared_error", False, None),
+        (keras.losses.MeanSquaredError(), "mean_squared_error", False, None),
+        ("binary_crossentropy", "binary_crossentropy", False, False),
+        (keras.losses.SparseCategoricalCrossentropy(from_logits=True), "sparse_categorical_crossentropy", False, True),
+        (keras.losses.CategoricalCrossentropy(), "categorical_crossentropy", False, False),
+        ("crossentropy", "categorical_crossentropy", False, False),
+        (my_loss, "my_loss", True, None),
+        (MyLoss(), "MyLoss", True, None),
+        (keras.losses.huber, "huber", False, None),
+    ],
+)
+def test_the_loss_by_its_keras_name(loss, name, custom, from_logits):
+    model = head()
+    model.compile(loss=loss)
+    output = structure(model)["outputs"][0]
+    assert (output["loss"], output["custom"], output["from_logits"]) == (name, custom, from_logits)
+
+
+def test_settings_of_the_loss_are_kept():
+    model = head()
+    model.compile(loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1))
+    assert structure(model)["outputs"][0]["config"]["label_smoothing"] == 0.1
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_several_outputs_have_each_its_loss_and_target(as_dict):
+    inputs = keras.Input((8,))
+    ends = {"a": layers.Dense(1, activation="sigmoid", name="a")(inputs), "b": layers.Dense(2, name="b")(inputs)}
+    model = keras.Model(inputs, ends if as_dict else list(ends.values()))
+    model.compile(loss={"a": "binary_crossentropy", "b": "mae"})
+    found = structure(model)["outputs"]
+    assert [(one["name"], one["loss"], one["target"]) for one in found] == [
+        ("a", "binary_crossentropy", 0),
+        ("b", "mean_absolute_error", 1),
+    ]
+    model.compile(loss="mse")
+    assert [one["loss"] for one in structure(model)["outputs"]] == ["mean_squared_error"] * 2
+    if not as_dict:
+        model.compile(loss=[None, "mse"])
+        assert [(one["loss"], one["target"]) for one in structure(model)["outputs"]] == [
+            (None, None),
+            ("mean_squared_error", 0),
+        ]
+
+
+def adapted():
+    layer = layers.Normalization()
+    layer.adapt(np.array([[1.0, 2.0], [3.0, 5.0]]))
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        (lambda: layers.Dense(2), None),
+        (adapted, "Normalization"),
+        (lambda: layers.Normalization(mean=1.0, variance=2.0), "Normalization"),
+        (lambda: layers.Normalization(), None),
+        (lambda: layers.Rescaling(1 / 255), "Rescaling"),
+        (lambda: layers.BatchNormalization(), "BatchNormalization"),
+    ],
+)
+def test_what_scales_the_inputs(first, expected):
+    model = keras.Sequential([keras.Input((2,)), layers.Dropout(0.1), first(), layers.Dense(1)])
+    assert structure(model)["inputs"][0]["normalized"] == expected
+
+
+def test_arithmetic_before_the_weights_scales_them():
+    inputs = keras.Input((2,))
+    assert structure(keras.Model(inputs, layers.Dense(1)(inputs / 255.0)))["inputs"][0]["normalized"] == "Rescaling"
+
+
+class Subclassed(keras.Model):
+    def __init__(self, broken=False):
+        super().__init__()
+        self.scale = layers.Rescaling(0.1)
+        self.hidden = layers.Dense(4, activation="relu")
+        self.out = layers.Dense(3, activation="softmax")
+
+    def call(self, inputs):
+        return self.out(self.hidden(self.scale(inputs)))
+
+    def train_step(self, data):
+        return {}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_subclassed_model_says_what_is_not_known(compiled):
+    model = Subclassed()
+    if compiled:
+        model.compile(optimizer=keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, 10)))
+    found = structure(model)
+    json.dumps(found, allow_nan=False)
+    assert found["subclassed"] and found["own_train_step"] and found["depth"] is None
+    output = found["outputs"][0]
+    assert (output["activation"], output["certain"], output["units"], output["loss"]) == ("softmax", False, 3, None)
+    assert (found["inputs"][0]["normalized"], found["inputs"][0]["first_kind"]) == ("Rescaling", "Dense")
+    assert found["optimizer"].get("schedule") is (True if compiled else None)
+
+
+def test_a_model_without_layers_is_no_error():
+    assert structure(keras.Sequential())["depth"] is None
+    assert json.dumps(structure(keras.Sequential([keras.Input((2,))])))
