@@ -2,5 +2,6 @@
 
 from gradrecipes.probes.learning_rate_range import learning_rate_range
 from gradrecipes.probes.noise_scale import noise_scale
+from gradrecipes.probes.sharpness import sharpness
 
-__all__ = ["learning_rate_range", "noise_scale"]
+__all__ = ["learning_rate_range", "noise_scale", "sharpness"]

@@ -1,0 +1,127 @@
+"""Find out whether the learning rate fits the curvature of the loss, without a step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+
+from gradrecipes.core.lanczos import Extremes, extreme_eigenvalues
+from gradrecipes.core.sharpness import Sharpness
+from gradrecipes.core.stability import KNOWN, StabilityLimit, stability_limit
+from gradrecipes.training.curvature import Curvature, divisor
+from gradrecipes.training.keras_private import leaves
+from gradrecipes.training.model_state import untouched
+from gradrecipes.training.sampling import draw_batches, is_arrays
+
+GRADIENTS = 8  # batches whose squared gradients stand for the memory of an optimizer that has none yet
+
+
+def sharpness(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    *,
+    batch_size: int = 32,
+    batches: int = 1,
+    iterations: int = 20,
+    seed: int = 0,
+) -> Sharpness:
+    r"""Measure how steeply the loss curves, and compare it with what the optimizer bears at its learning rate.
+
+    The largest eigenvalue lambda of the Hessian is found by the Lanczos recurrence on Hessian-vector products. A
+    gradient step of rate eta along that direction grows from step to step where `eta * lambda > 2`; with momentum
+    beta where it is above 2 (1 + beta); under Adam the Hessian is first divided by the size of past gradients, and
+    the bound is 38 at beta_1 = 0.9. The model is left as it was.
+
+    Read it before training, or to cap a rate. In the middle of a sound training lambda sits at the limit by itself,
+    and small batches curve more steeply than the whole data do. Before the first step an adaptive optimizer knows no
+    sizes of gradients: those of a few batches stand in, and the figure is then a guess that may be far too high.
+
+    Args:
+        model: A compiled model.
+        x: Arrays as `model.fit` takes them.
+        y: Targets.
+        batch_size: Samples in a batch; of fewer samples than that, all.
+        batches: Batches over whose mean loss the curvature is taken.
+        iterations: Hessian-vector products at most, each of the cost of about two gradients.
+        seed: Which samples, which direction first, and what dropout leaves out.
+
+    Returns:
+        `Sharpness`, with `ratio` and words; what could not be had is None in it, with the reason.
+
+    Raises:
+        ValueError: A model that is not compiled or has no trainable weights, or arguments out of range.
+        TypeError: Data that are no arrays.
+
+    Example:
+        >>> found = gr.probes.sharpness(model, x, y)
+        >>> found.limit, found.ratio > 0
+        (200.0, True)
+
+    References:
+        Cohen et al. 2021, arXiv 2103.00065; Cohen et al. 2022, arXiv 2207.14484.
+    """
+    if not model.compiled:
+        raise ValueError(f"The model {model.name!r} has no loss yet. Compile it first: model.compile(loss=...).")
+    if not is_arrays(x):
+        raise TypeError(f"`x` must be arrays, of which samples can be drawn. Received: {type(x).__name__}.")
+    for name, value in (("batch_size", batch_size), ("batches", batches), ("iterations", iterations)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"`{name}` must be a whole number, at least 1. Received: {name}={value!r}.")
+    batch_size = min(batch_size, len(keras.tree.flatten(x)[0]))
+    data = draw_batches((x, y), batch_size=batch_size, batches=max(batches, GRADIENTS), seed=seed)
+    cut = [_batch(data, start, batch_size) for start in range(0, max(batches, GRADIENTS) * batch_size, batch_size)]
+    if not model.built:
+        model(_batch(data, 0, 1)[0])
+    if not model.trainable_variables:
+        raise ValueError(f"The model {model.name!r} has no trainable weights, and so no curvature.")
+    limit, rate, reason = _limit(model)
+    with untouched(model):
+        curvature = Curvature(model, cut[:batches], seed=seed)
+        try:
+            scale = divisor(leaves(model.optimizer)[0], curvature.size, lambda: curvature.gradients(cut[:GRADIENTS]))
+            found = _measured(curvature, None if scale is None else 1 / np.sqrt(scale[0]), iterations, seed)
+        except Exception as error:  # the user's own layers and loss run here, and may fail in any way
+            return Sharpness(reason=f"The loss has no gradient that could be derived again: {error}")
+    reason = "A gradient, or its derivative, is not finite." if found is None else reason
+    return Sharpness(
+        lambda_max=None if found is None else found.largest,
+        lambda_min=None if found is None else found.smallest,
+        limit=None if limit is None else limit.limit,
+        learning_rate=rate,
+        iterations=0 if found is None else found.iterations,
+        converged=found is not None and found.converged,
+        preconditioned=scale is not None,
+        preconditioner=None if scale is None else scale[1],
+        method=curvature.method,
+        formula="" if limit is None else limit.formula,
+        reason=reason,
+    )
+
+
+def _measured(curvature: Curvature, scale: np.ndarray | None, iterations: int, seed: int) -> Extremes | None:
+    start = np.random.default_rng(seed).standard_normal(curvature.size, dtype=np.float32)
+    if scale is None:
+        return extreme_eigenvalues(curvature.product, start, iterations=iterations)
+    # P^-1/2 H P^-1/2 is symmetric and has the eigenvalues of P^-1 H.
+    return extreme_eigenvalues(lambda v: scale * curvature.product(scale * v), start, iterations=iterations)
+
+
+def _limit(model: keras.Model) -> tuple[StabilityLimit | None, float | None, str | None]:
+    updating = leaves(model.optimizer)
+    if len(updating) > 1:
+        return None, None, "The model has several optimizers, each with a limit of its own."
+    optimizer = updating[0]
+    rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+    if not (math.isfinite(rate) and rate >= 0):
+        return None, None, f"The learning rate is {rate}."
+    limit = stability_limit({**optimizer.get_config(), "name": type(optimizer).__name__}, rate)
+    known = f"No limit is known for {type(optimizer).__name__}, only for {', '.join(KNOWN)}."
+    return limit, rate, None if limit else known
+
+
+def _batch(data: tuple[Any, ...], start: int, size: int) -> tuple[Any, ...]:
+    return keras.tree.map_structure(lambda part: None if part is None else part[start : start + size], data)
