@@ -38,12 +38,13 @@ _SUBPACKAGES = {
     "probes": "gradrecipes.probes",
     "regularizers": "gradrecipes.regularizers",
     "schedules": "gradrecipes.schedules",
+    "tuning": "gradrecipes.tuning",
 }
 
 __all__ = [*_PUBLIC, *_SUBPACKAGES, "__version__"]
 
 if TYPE_CHECKING:
-    from gradrecipes import initializers, layers, plots, probes, recipes, regularizers, schedules
+    from gradrecipes import initializers, layers, plots, probes, recipes, regularizers, schedules, tuning
     from gradrecipes.callbacks.batch_size_advisor import BatchSizeAdvisor
     from gradrecipes.callbacks.black_box import BlackBox
     from gradrecipes.callbacks.gradient_guard import GradientGuard

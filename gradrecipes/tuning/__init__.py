@@ -1,0 +1,33 @@
+"""Hyperparameter searches on keras-tuner that survive divergence and learn from it."""
+
+from gradrecipes.tuning.jobs import JobResult, is_worker, read_jobs, run_jobs
+from gradrecipes.tuning.launcher import Launched, LaunchError, Worker, launch
+from gradrecipes.tuning.results import SearchResults
+from gradrecipes.tuning.tuners import (
+    TUNERS,
+    BayesianOptimization,
+    GridSearch,
+    Hyperband,
+    RandomSearch,
+    SearchError,
+    SurvivingTuner,
+)
+
+__all__ = [
+    "TUNERS",
+    "BayesianOptimization",
+    "GridSearch",
+    "Hyperband",
+    "JobResult",
+    "LaunchError",
+    "Launched",
+    "RandomSearch",
+    "SearchError",
+    "SearchResults",
+    "SurvivingTuner",
+    "Worker",
+    "is_worker",
+    "launch",
+    "read_jobs",
+    "run_jobs",
+]

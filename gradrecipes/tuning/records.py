@@ -1,0 +1,86 @@
+"""What is known of a trial beside its score: a small JSON file in its folder, which every process of a search reads."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gradrecipes.core.trial_failure import Failure
+
+NAME = "outcome.json"
+SEARCH = "search.json"
+COMPLETED, FAILED, HOPELESS = "completed", "failed", "hopeless"
+
+
+@dataclass
+class Outcome:
+    """Tell how a trial went.
+
+    Args:
+        status: `"completed"`, `"failed"`, or `"hopeless"`: stopped since earlier trials were better by then.
+        steps: Training steps that ran, over all executions.
+        seconds: Wall time.
+        values: The objective after each epoch of the last execution; None where it was not finite.
+        failure: Why it failed, or None.
+        worker: Who ran it.
+    """
+
+    status: str = COMPLETED
+    steps: int = 0
+    seconds: float = 0.0
+    values: list[float | None] = field(default_factory=list)
+    failure: dict[str, Any] | None = None
+    worker: str = ""
+
+    def fail(self, failure: Failure) -> None:
+        """Note that the trial failed."""
+        self.status, self.failure = FAILED, failure.to_dict()
+
+
+def write_outcome(folder: str | os.PathLike[str], outcome: Outcome) -> None:
+    """Write the file of a trial in one move, so that nobody reads half of it."""
+    write_json(Path(folder) / NAME, asdict(outcome))
+
+
+def read_outcome(folder: str | os.PathLike[str]) -> Outcome | None:
+    """Return what is known of the trial in a folder, or None."""
+    content = read_json(Path(folder) / NAME)
+    return None if content is None else Outcome(**content)
+
+
+def read_curves(project: str | os.PathLike[str]) -> list[list[float]]:
+    """Return the objective, epoch by epoch, of every trial that ran its course."""
+    outcomes = (read_outcome(folder) for folder in sorted(Path(project).glob("trial_*")))
+    whole = (outcome.values for outcome in outcomes if outcome is not None and outcome.status == COMPLETED)
+    return [values for values in whole if values and None not in values]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write strict JSON in one move; numbers that are not finite become null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(plain(content), allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def read_json(path: Path) -> Any:
+    """Return what a file holds, or None if there is none, or another process is just replacing it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def plain(content: Any) -> Any:
+    """Return nested lists and dictionaries with null in the place of numbers that are not finite."""
+    if isinstance(content, dict):
+        return {str(name): plain(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [plain(value) for value in content]
+    if hasattr(content, "item"):  # a number of numpy
+        content = content.item()
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -1,0 +1,129 @@
+"""The callback that ends a trial which is lost, or hopeless beside earlier ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradrecipes.callbacks.attached import AttachedCallback
+from gradrecipes.callbacks.gradient_guard import GradientGuard
+from gradrecipes.core.divergence import STEPS_AT_REST, find_divergence
+from gradrecipes.core.median_rule import is_hopeless
+from gradrecipes.core.trial_failure import Failure
+from gradrecipes.training.request import Request
+
+CHECK_EVERY = 4  # steps
+SKIPS_KEPT = 64  # rows beside the last sixteen that may have been left out by a guard
+NONFINITE_EPOCHS = 2  # in a row without a finite objective: moving statistics that are lost do not come back
+
+
+class TrialWatch(AttachedCallback):
+    """Stop a training of a search within a few steps of its divergence, and keep the reason.
+
+    Without a guard in the same `fit` a loss or gradient that is not finite is the end. With one it is the guard that
+    decides, by stopping; the level of the losses is watched all the same.
+
+    Args:
+        objective: Name of the objective in the logs.
+        maximize: Whether more of it is better.
+        earlier: Returns the objective of earlier trials, epoch by epoch, to judge by; None never to give up.
+
+    Attributes:
+        failure: Why the training was stopped or lost, or None.
+        hopeless: Whether it was stopped since earlier trials were better by then.
+        values: The objective after each epoch.
+        steps: Training steps that ran.
+    """
+
+    def __init__(self, objective: str, *, maximize: bool, earlier: Callable[[], Sequence[Sequence[float]]] | None):
+        super().__init__(Request(check=self._check, check_every=CHECK_EVERY))
+        self.objective = objective
+        self.maximize = maximize
+        self.failure: Failure | None = None
+        self.hopeless = False
+        self.values: list[float] = []
+        self._earlier = earlier
+        self._guard: GradientGuard | None = None
+        self._known = 0
+        self._steps_before = 0
+        self._first_epoch: int | None = None
+
+    def among(self, callbacks: Sequence[Any]) -> TrialWatch:
+        """Look for a guard among the callbacks of the fit, and return self."""
+        self._guard = next((one for one in callbacks if isinstance(one, GradientGuard)), None)
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Training steps that ran, over all fits of the trial."""
+        return self._steps_before + (0 if self._attachment is None else self._attachment.steps_run)
+
+    @property
+    def gradient_norms(self) -> np.ndarray:
+        """float32 `[steps]`, global norm before clipping."""
+        return self.trace.gradient_norm
+
+    def set_model(self, model: Any) -> None:
+        """Join the fit that begins."""
+        before, steps = self._attachment, self.steps
+        super().set_model(model)
+        if self._attachment is not before:
+            self._steps_before, self._known = steps, 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note where the training is taken up: in Hyperband not at the first epoch."""
+        super().on_epoch_begin(epoch, logs)
+        if self._first_epoch is None:
+            self._first_epoch = epoch
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Look at the steps since the last check, and at the objective."""
+        super().on_epoch_end(epoch, logs)
+        self._check()
+        if self.objective not in (logs or {}) or self.failure is not None:
+            return
+        self.values.append(float(logs[self.objective]))
+        last = self.values[-NONFINITE_EPOCHS:]
+        if len(last) == NONFINITE_EPOCHS and not np.isfinite(last).any():
+            self._fail("nonfinite_objective", f"{self.objective} was not finite in {NONFINITE_EPOCHS} epochs in a row")
+        elif self._earlier is not None and is_hopeless(self.values, self._earlier(), maximize=self.maximize):
+            self.hopeless = self.model.stop_training = True
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Look a last time: at the last steps, at the guard, and at the weights."""
+        super().on_train_end(logs)
+        self._check()
+        if self.failure is None and not all(np.isfinite(weight).all() for weight in _floating_weights(self.model)):
+            self._fail("nonfinite_weights", "a weight is not finite, though the loss is")
+
+    def _check(self) -> None:
+        if self.failure is not None:
+            return
+        if self._guard is not None and self._guard.stop_reason is not None:
+            self._fail("guard_gave_up", self._guard.stop_reason)
+            return
+        steps = self._attachment.collect().steps
+        count = len(steps)
+        rows = np.unique(np.r_[:1, max(0, min(self._known, count - STEPS_AT_REST - SKIPS_KEPT)) : count])
+        if not count:
+            return
+        columns = (steps[name][rows] for name in ("loss", "gradient_norm", "outcome"))
+        known = int(np.searchsorted(rows, self._known))
+        found = find_divergence(*columns, guarded=self._guard is not None, known=known)
+        self._known = count
+        if found is not None:
+            step = int(rows[found.step])
+            self._fail(found.cause, f"at step {step}", step=step, loss_ratio=found.loss_ratio)
+
+    def _fail(self, cause: str, message: str, *, step: int | None = None, loss_ratio: float = math.nan) -> None:
+        in_epoch = self.params.get("steps") or 0
+        lived = (self.steps if step is None else step) + (self._first_epoch or 0) * in_epoch
+        self.failure = Failure(cause, lived, (self.params.get("epochs") or 0) * in_epoch, loss_ratio, message)
+        self.model.stop_training = True
+
+
+def _floating_weights(model: Any) -> list[np.ndarray]:
+    return [weight for weight in model.get_weights() if np.issubdtype(weight.dtype, np.floating)]
