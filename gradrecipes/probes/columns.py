@@ -29,7 +29,7 @@ def read_numbers(values: np.ndarray, *, ids: bool = False) -> dict[str, Any]:
         ids: Whether the numbers are names of things rather than sizes; then columns and outliers mean nothing.
 
     Returns:
-        The keys of an array that `gradrecipes.probes.data` explains, as plain JSON values.
+        The keys of an array that `gradrecipes.probes.data.data_probe` explains, as plain JSON values.
 
     Example:
         >>> found = read_numbers(np.array([[0.0, 1.0], [2.0, np.nan], [4.0, 3.0]]))

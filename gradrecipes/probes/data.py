@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 LOOKUPS = {"Embedding", "StringLookup", "IntegerLookup", "Hashing", "CategoryEncoding", "TextVectorization"}
 
 
-def data(
+def data_probe(
     x: Any, y: Any = None, sample_weight: Any = None, *, model: keras.Model | None = None, complete: bool = True
 ) -> dict[str, Any]:
     """Tell what the data are: finite or not, how large, how the columns differ, what the targets look like.
@@ -51,7 +51,7 @@ def data(
         `integer_share`, `sums_to_one` (share of rows) and `one_hot`.
 
     Example:
-        >>> found = data(np.ones((4, 3)), np.array([0, 1, 1, 0]))
+        >>> found = data_probe(np.ones((4, 3)), np.array([0, 1, 1, 0]))
         >>> found["samples"], found["inputs"][0]["rms"], found["targets"][0]["unique"]
         (4, 1.0, 2)
     """

@@ -18,7 +18,7 @@ from gradrecipes.training.output_head import INPUT_SCALINGS, UNKNOWN, activation
 logger = logging.getLogger(__name__)
 
 
-def structure(model: keras.Model) -> dict[str, Any]:
+def structure_probe(model: keras.Model) -> dict[str, Any]:
     """Tell how a model is built: last activations beside losses, what stands behind the inputs, depth and skips.
 
     Nothing is run and nothing is changed. Of a subclassed model the graph is not known: its figures are None, and
@@ -44,7 +44,7 @@ def structure(model: keras.Model) -> dict[str, Any]:
     Example:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
         >>> model.compile(loss="mse")
-        >>> [(one["activation"], one["loss"]) for one in structure(model)["outputs"]]
+        >>> [(one["activation"], one["loss"]) for one in structure_probe(model)["outputs"]]
         [('softmax', 'mean_squared_error')]
     """
     graph = _quietly(model_graph, model)

@@ -11,13 +11,13 @@ import tensorflow as tf
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
 
 from gradrecipes.probes import columns
-from gradrecipes.probes.data import data
+from gradrecipes.probes.data import data_probe
 
 layers = keras.layers
 
 
 def of(values, **how):
-    return data(values, **how)["inputs"][0]
+    return data_probe(values, **how)["inputs"][0]
 
 
 @pytest.mark.parametrize("shape", [(50,), (50, 1), (50, 7), (50, 4, 3), (50, 5, 5, 2)])
@@ -61,7 +61,7 @@ def test_constant_columns_are_counted():
 
 @pytest.mark.parametrize("load", [load_digits, load_breast_cancer, load_wine, load_diabetes])
 def test_real_data_hold_no_outliers(load):
-    found = data(*load(return_X_y=True))
+    found = data_probe(*load(return_X_y=True))
     assert [array["outliers"] for array in [*found["inputs"], *found["targets"]]] == [[], []]
 
 
@@ -101,14 +101,14 @@ def test_one_damaged_entry_is_found_with_its_column():
 def test_targets_tell_what_they_could_be():
     random = np.random.default_rng(0)
     labels = random.integers(0, 4, 60)
-    found = data(np.ones((60, 1)), labels)["targets"][0]
+    found = data_probe(np.ones((60, 1)), labels)["targets"][0]
     assert (found["unique"], found["values"], found["integer_share"]) == (4, [0, 1, 2, 3], 1.0)
-    found = data(np.ones((60, 1)), np.eye(4)[labels])["targets"][0]
+    found = data_probe(np.ones((60, 1)), np.eye(4)[labels])["targets"][0]
     assert found["one_hot"] and found["sums_to_one"] == 1.0
     soft = random.dirichlet(np.ones(4), 60)
-    found = data(np.ones((60, 1)), soft)["targets"][0]
+    found = data_probe(np.ones((60, 1)), soft)["targets"][0]
     assert not found["one_hot"] and found["sums_to_one"] == 1.0
-    found = data(np.ones((60, 1)), random.normal(size=(2000, 1)))["targets"][0]
+    found = data_probe(np.ones((60, 1)), random.normal(size=(2000, 1)))["targets"][0]
     assert found["unique"] is None and found["sums_to_one"] is None
 
 
@@ -118,10 +118,10 @@ def test_indices_into_an_embedding_are_no_sizes():
     model = keras.Model([words, numbers], layers.Dense(1)(layers.concatenate([embedded, numbers])))
     random = np.random.default_rng(0)
     x = {"numbers": random.random((20, 3)), "words": random.integers(0, 1000, (20, 5))}
-    named = {array["name"]: array for array in data(x, model=model)["inputs"]}
+    named = {array["name"]: array for array in data_probe(x, model=model)["inputs"]}
     assert named["x['words']"]["feeds_embedding"] and not named["x['numbers']"]["feeds_embedding"]
     assert named["x['words']"]["columns"] is None
-    by_place = data([x["words"], x["numbers"]], model=model)["inputs"]
+    by_place = data_probe([x["words"], x["numbers"]], model=model)["inputs"]
     assert [array["feeds_embedding"] for array in by_place] == [True, False]
 
 
@@ -149,7 +149,7 @@ ODD = {
 @pytest.mark.parametrize("name", ODD)
 def test_odd_data_are_facts_and_not_errors(name):
     values, reason = ODD[name]
-    found = data(values, values, values)
+    found = data_probe(values, values, values)
     json.dumps(found, allow_nan=False)
     assert found["inputs"][0]["unreadable"] == reason
     assert found["inputs"][0]["numeric"] == (reason is None)
@@ -160,4 +160,4 @@ def test_none_among_objects_is_missing_and_nothing_is_changed():
     values = np.array([1, None, 3.5], dtype=object)
     assert of(values)["nonfinite_samples"] == [1]
     assert list(values) == [1, None, 3.5]
-    assert data(np.ones((3, 1)))["targets"] == [] and data(np.ones((3, 1)))["sample_weight"] is None
+    assert data_probe(np.ones((3, 1)))["targets"] == [] and data_probe(np.ones((3, 1)))["sample_weight"] is None

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from gradrecipes.probes.structure import structure
+from gradrecipes.probes.structure import structure_probe
 
 layers = keras.layers
 
@@ -18,7 +18,7 @@ PUBLISHED = {"ResNet50": (50, 16, 2), "DenseNet121": (121, 58, 1), "VGG16": (16,
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_depth_of_published_nets(name):
     model = getattr(keras.applications, name)(weights=None, input_shape=(96, 96, 3), classes=10)
-    found = structure(model)
+    found = structure_probe(model)
     depth, skips, plain = PUBLISHED[name]
     assert (found["depth"], found["plain_depth"]) == (depth, plain)
     assert skips is None or found["skips"] == skips
@@ -80,7 +80,7 @@ def projected():
     ],
 )
 def test_depth_and_skips(build, expected):
-    found = structure(build())
+    found = structure_probe(build())
     keys = ("depth", "skips", "plain_depth", "batch_normalizations_on_plain")
     assert tuple(found[key] for key in keys) == expected
 
@@ -122,7 +122,7 @@ HEADS = {
 @pytest.mark.parametrize("name", HEADS)
 def test_the_activation_that_outputs_leave_through(name):
     build, expected = HEADS[name]
-    output = structure(build())["outputs"][0]
+    output = structure_probe(build())["outputs"][0]
     assert output["activation"] == expected
     assert output["certain"] == (expected != "unknown")
     assert output["units"] == (1 if name == "activation_layer" else 3)
@@ -130,7 +130,7 @@ def test_the_activation_that_outputs_leave_through(name):
 
 def test_two_activations_in_a_row_are_both_named():
     model = keras.Sequential([keras.Input((8,)), layers.Dense(3, activation="softmax"), layers.Softmax()])
-    assert structure(model)["outputs"][0]["activations"] == ["softmax", "softmax"]
+    assert structure_probe(model)["outputs"][0]["activations"] == ["softmax", "softmax"]
 
 
 def my_loss(y_true, y_pred):
@@ -159,14 +159,14 @@ class MyLoss(keras.losses.Loss):
 def test_the_loss_by_its_keras_name(loss, name, custom, from_logits):
     model = head()
     model.compile(loss=loss)
-    output = structure(model)["outputs"][0]
+    output = structure_probe(model)["outputs"][0]
     assert (output["loss"], output["custom"], output["from_logits"]) == (name, custom, from_logits)
 
 
 def test_settings_of_the_loss_are_kept():
     model = head()
     model.compile(loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1))
-    assert structure(model)["outputs"][0]["config"]["label_smoothing"] == 0.1
+    assert structure_probe(model)["outputs"][0]["config"]["label_smoothing"] == 0.1
 
 
 @pytest.mark.parametrize("as_dict", [False, True])
@@ -175,16 +175,16 @@ def test_several_outputs_have_each_its_loss_and_target(as_dict):
     ends = {"a": layers.Dense(1, activation="sigmoid", name="a")(inputs), "b": layers.Dense(2, name="b")(inputs)}
     model = keras.Model(inputs, ends if as_dict else list(ends.values()))
     model.compile(loss={"a": "binary_crossentropy", "b": "mae"})
-    found = structure(model)["outputs"]
+    found = structure_probe(model)["outputs"]
     assert [(one["name"], one["loss"], one["target"]) for one in found] == [
         ("a", "binary_crossentropy", 0),
         ("b", "mean_absolute_error", 1),
     ]
     model.compile(loss="mse")
-    assert [one["loss"] for one in structure(model)["outputs"]] == ["mean_squared_error"] * 2
+    assert [one["loss"] for one in structure_probe(model)["outputs"]] == ["mean_squared_error"] * 2
     if not as_dict:
         model.compile(loss=[None, "mse"])
-        assert [(one["loss"], one["target"]) for one in structure(model)["outputs"]] == [
+        assert [(one["loss"], one["target"]) for one in structure_probe(model)["outputs"]] == [
             (None, None),
             ("mean_squared_error", 0),
         ]
@@ -209,12 +209,14 @@ def adapted():
 )
 def test_what_scales_the_inputs(first, expected):
     model = keras.Sequential([keras.Input((2,)), layers.Dropout(0.1), first(), layers.Dense(1)])
-    assert structure(model)["inputs"][0]["normalized"] == expected
+    assert structure_probe(model)["inputs"][0]["normalized"] == expected
 
 
 def test_arithmetic_before_the_weights_scales_them():
     inputs = keras.Input((2,))
-    assert structure(keras.Model(inputs, layers.Dense(1)(inputs / 255.0)))["inputs"][0]["normalized"] == "Rescaling"
+    assert (
+        structure_probe(keras.Model(inputs, layers.Dense(1)(inputs / 255.0)))["inputs"][0]["normalized"] == "Rescaling"
+    )
 
 
 class Subclassed(keras.Model):
@@ -236,7 +238,7 @@ def test_a_subclassed_model_says_what_is_not_known(compiled):
     model = Subclassed()
     if compiled:
         model.compile(optimizer=keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, 10)))
-    found = structure(model)
+    found = structure_probe(model)
     json.dumps(found, allow_nan=False)
     assert found["subclassed"] and found["own_train_step"] and found["depth"] is None
     output = found["outputs"][0]
@@ -246,5 +248,5 @@ def test_a_subclassed_model_says_what_is_not_known(compiled):
 
 
 def test_a_model_without_layers_is_no_error():
-    assert structure(keras.Sequential())["depth"] is None
-    assert json.dumps(structure(keras.Sequential([keras.Input((2,))])))
+    assert structure_probe(keras.Sequential())["depth"] is None
+    assert json.dumps(structure_probe(keras.Sequential([keras.Input((2,))])))

@@ -1,0 +1,208 @@
+"""See what a net puts out at first, and whether its loss and the loss's gradient are numbers wherever it may get to."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gradrecipes.training.describe_loss import losses_of
+from gradrecipes.training.model_graph import ModelGraph, model_graph
+from gradrecipes.training.model_state import untouched
+from gradrecipes.training.output_head import last_activations
+
+logger = logging.getLogger(__name__)
+
+SAMPLES = 256  # of a batch
+SAMPLES_NAMED = 20
+# What float32 makes of an activation far out: sigmoid(17) is exactly 1, and sigmoid(-104) exactly 0.
+ENDS = {"sigmoid": (0.0, 1.0), "hard_sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "hard_tanh": (-1.0, 1.0)}
+ENDS |= {"relu": (0.0,), "relu6": (0.0, 6.0), "softplus": (0.0,), "exponential": (0.0,)}
+SAME = 1e-4  # relative difference up to which two losses are one
+
+
+def loss_probe(model: keras.Model, batch: Any) -> dict[str, Any]:
+    """Tell what a net puts out on a batch, and where its loss or the gradient of it is no number.
+
+    The loss of each output is evaluated, with its gradient with respect to the predictions, on the batch's own
+    targets at several predictions: those of the net, the ends of a bounded last activation, which float32 reaches
+    exactly, and the targets themselves. The model is left as it was.
+
+    Args:
+        model: A compiled, built model.
+        batch: What `train_step` gets.
+
+    Returns:
+        Plain JSON values. `outputs`: for each of the flattened outputs `shape` (without samples), `rms`, `min`,
+        `max`, `mean`, `std` (over finite entries), `nonfinite_share`, `sums_to_one` (share of the rows whose entries
+        are at least 0 and sum to 1; None for a single unit), `target_shape`, `target_rms`, `logits_seen`: whether a
+        loss with `from_logits=True` on a softmax or sigmoid gets the logits all the same, because Keras noticed;
+        None where that is no question.
+        `points`: for each evaluation `output`, `at` (`"outputs"`, `"targets"`, or the end: `"0"`, `"1"`,
+        `"one class"`), `activation`, `value` and `gradient` (`"finite"`, `"nan"` or `"inf"`), `samples` (the first
+        20 that are not finite). `error`: why the model could not be run, or None.
+
+    Example:
+        >>> found = loss_probe(model, (x[:8], y[:8]))
+        >>> [(point["at"], point["value"], point["gradient"]) for point in found["points"]]
+        [('outputs', 'finite', 'finite'), ('targets', 'finite', 'finite')]
+    """
+    found: dict[str, Any] = {"outputs": [], "points": [], "error": None}
+    try:
+        x, y, _ = (_some(part) for part in keras.utils.unpack_x_y_sample_weight(batch))
+        graph = model_graph(model)
+        with untouched(model):
+            outputs = keras.tree.flatten(model(x, training=False))
+            found["outputs"] = [_read(output) for output in outputs]
+            targets = [] if y is None else keras.tree.flatten(y)
+            for one in losses_of(model, len(outputs)):
+                if one.loss is None or one.target is None or max(one.output, one.target + 1) > len(targets):
+                    continue
+                _judge(found, model, x, graph, one, outputs[one.output], targets[one.target])
+    except Exception as error:  # a train step of its own may do what the call alone cannot
+        logger.debug("The loss of %r could not be probed.", model, exc_info=True)
+        found["error"] = f"{type(error).__name__}: {error}"[:500]
+    return found
+
+
+def _judge(
+    found: dict[str, Any], model: keras.Model, x: Any, graph: ModelGraph | None, one: Any, output: Any, target: Any
+) -> None:
+    activation = _activation(graph, one.output)
+    target = tf.convert_to_tensor(target)
+    about = found["outputs"][one.output]
+    about["target_shape"] = [int(size) for size in target.shape[1:]]
+    loss = _as_loss(one.loss)
+    if loss is None:
+        return
+    if getattr(loss, "from_logits", None) or (getattr(loss, "_fn_kwargs", None) or {}).get("from_logits"):
+        about["logits_seen"] = _logits_seen(model, x, loss, target, one.output)
+    for at, prediction in _predictions(activation, output, target):
+        point = _evaluate(loss, target, prediction)
+        if point is not None:
+            found["points"].append({"output": one.output, "at": at, "activation": activation, **point})
+
+
+def _some(part: Any) -> Any:
+    return keras.tree.map_structure(lambda array: None if array is None else array[:SAMPLES], part)
+
+
+def _activation(graph: ModelGraph | None, place: int) -> str | None:
+    return None if graph is None else last_activations(graph, graph.outputs[place])[0]
+
+
+def _read(output: Any) -> dict[str, Any]:
+    values = np.asarray(tf.cast(tf.convert_to_tensor(output), tf.float64))
+    finite = values[np.isfinite(values)]
+    with np.errstate(all="ignore"):
+        rms = float(np.sqrt(np.mean(np.square(finite)))) if finite.size else None
+        spread = float(finite.std()) if finite.size else None
+    sums = None
+    if values.ndim >= 2 and values.shape[-1] > 1:
+        with np.errstate(invalid="ignore"):
+            near = np.abs(values.sum(axis=-1) - 1.0) < _tolerance(output)
+            sums = float((near & (values >= 0).all(axis=-1)).mean())
+    return {
+        "shape": [int(size) for size in values.shape[1:]],
+        "rms": rms if rms is not None and math.isfinite(rms) else None,
+        "min": float(finite.min()) if finite.size else None,
+        "max": float(finite.max()) if finite.size else None,
+        "mean": float(finite.mean()) if finite.size else None,
+        "std": spread if spread is not None and math.isfinite(spread) else None,
+        "nonfinite_share": 1.0 - finite.size / max(1, values.size),
+        "sums_to_one": sums,
+        "target_shape": None,
+        "logits_seen": None,
+    }
+
+
+def _tolerance(output: Any) -> float:
+    return 0.05 if output.dtype in (tf.float16, tf.bfloat16) else 1e-3
+
+
+class _Function(keras.losses.Loss):
+    """Call a loss function as Keras does: with targets and predictions of the same rank."""
+
+    def __init__(self, function: Any):
+        super().__init__(name="probed")
+        self.function = function
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        if len(y_true.shape) == len(y_pred.shape) + 1 and y_true.shape[-1] == 1:
+            y_true, y_pred = (y_true, y_pred[:, None]) if len(y_pred.shape) == 1 else (y_true[..., 0], y_pred)
+        elif len(y_pred.shape) == len(y_true.shape) + 1 and y_pred.shape[-1] == 1:
+            y_true, y_pred = (y_true[:, None], y_pred) if len(y_true.shape) == 1 else (y_true, y_pred[..., 0])
+        return self.function(y_true, y_pred)
+
+
+def _as_loss(given: Any) -> Any:
+    if isinstance(given, str):
+        if given.lower() in ("crossentropy", "ce"):
+            return None
+        given = keras.losses.get(given)
+    return given if isinstance(given, keras.losses.Loss) else _Function(given)
+
+
+def _predictions(activation: str | None, output: Any, target: tf.Tensor) -> Iterator[tuple[str, tf.Tensor]]:
+    """Yield (name, predictions) at which the loss has to be a number."""
+    output = tf.convert_to_tensor(output)
+    if bool(tf.reduce_all(tf.math.is_finite(tf.cast(output, tf.float32)))):
+        yield "outputs", tf.constant(np.asarray(output))
+    for end in ENDS.get(activation or "", ()):
+        yield f"{end:g}", tf.fill(output.shape, tf.cast(end, output.dtype))
+    if activation == "softmax" and len(output.shape) >= 2 and output.shape[-1] > 1:
+        classes = output.shape[-1]
+        places = np.arange(int(np.prod(output.shape[:-1]))).reshape(output.shape[:-1]) % classes
+        yield "one class", tf.one_hot(places, classes, dtype=output.dtype)
+    if target.dtype.is_floating and tuple(target.shape) == tuple(output.shape):
+        yield "targets", tf.cast(target, output.dtype)
+
+
+def _evaluate(loss: Any, target: tf.Tensor, prediction: tf.Tensor) -> dict[str, Any] | None:
+    try:
+        with tf.GradientTape() as tape:
+            tape.watch(prediction)
+            value = tf.convert_to_tensor(loss(target, prediction))
+        gradient = tape.gradient(value, prediction)
+    except Exception:  # shapes that do not fit, a loss that needs more than this: the trial will show it
+        logger.debug("The loss could not be evaluated.", exc_info=True)
+        return None
+    told = {"value": _word(np.asarray(tf.cast(value, tf.float64))), "gradient": "finite", "samples": []}
+    if gradient is not None:
+        slopes = np.asarray(tf.cast(tf.convert_to_tensor(gradient), tf.float64))
+        told["gradient"] = _word(slopes)
+        bad = ~np.isfinite(slopes.reshape(len(slopes), -1)).all(axis=1)
+        told["samples"] = [int(sample) for sample in np.flatnonzero(bad)[:SAMPLES_NAMED]]
+    return told
+
+
+def _word(values: np.ndarray) -> str:
+    if np.isnan(values).any():
+        return "nan"
+    return "inf" if np.isinf(values).any() else "finite"
+
+
+def _logits_seen(model: keras.Model, x: Any, loss: Any, target: tf.Tensor, place: int) -> bool | None:
+    """Say whether the loss of the traced model differs from that of the bare predictions: it got what came before them.
+
+    Keras' softmax and sigmoid leave a note on their output from which its losses learn the logits; a cast to another
+    dtype, or an operation behind, loses it.
+    """
+
+    @tf.function(autograph=False)
+    def traced():
+        output = keras.tree.flatten(model(x, training=False))[place]
+        return loss(target, output), loss(target, tf.identity(tf.identity(output)))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras says there what is measured here
+        seen, bare = (float(value) for value in traced())
+    if not (math.isfinite(seen) and math.isfinite(bare)):
+        return None
+    return abs(seen - bare) > SAME * max(abs(seen), abs(bare))

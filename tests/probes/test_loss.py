@@ -1,0 +1,158 @@
+"""Where a loss is no number: Keras' own are safe at every end, naive ones are not, and what a net puts out is read."""
+
+from __future__ import annotations
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from gradrecipes.probes.loss import loss_probe
+
+layers, ops = keras.layers, keras.ops
+X = np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32)
+LABELS = np.arange(32) % 3
+ONE_HOT = np.eye(3, dtype=np.float32)[LABELS]
+
+
+def net(*behind, units=3, activation=None):
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((8,)), layers.Dense(units, activation=activation), *behind])
+
+
+def probe(model, y, loss, x=X):
+    model.compile(loss=loss)
+    found = loss_probe(model, (x, y))
+    json.dumps(found, allow_nan=False)
+    assert found["error"] is None
+    return found
+
+
+def bad(found):
+    return {point["at"] for point in found["points"] if point["value"] != "finite" or point["gradient"] != "finite"}
+
+
+OWN = ["categorical_crossentropy", "binary_crossentropy", "kl_divergence", "poisson", "mse", "mae", "mape", "msle"]
+OWN += ["huber", "log_cosh", "cosine_similarity", "hinge", "squared_hinge", "categorical_hinge", "dice", "tversky"]
+OWN += ["categorical_focal_crossentropy", "binary_focal_crossentropy"]
+
+
+@pytest.mark.parametrize("loss", OWN)
+def test_losses_of_keras_are_safe_wherever_a_softmax_gets(loss):
+    found = probe(net(activation="softmax"), ONE_HOT, loss)
+    assert {point["at"] for point in found["points"]} == {"outputs", "one class", "targets"}
+    assert bad(found) == set()
+
+
+@pytest.mark.parametrize("loss", ["binary_crossentropy", "mse", "poisson", "kl_divergence", "dice"])
+def test_losses_of_keras_are_safe_wherever_a_sigmoid_gets(loss):
+    assert bad(probe(net(activation="sigmoid"), ONE_HOT, loss)) == set()
+
+
+def own_binary(y_true, y_pred):
+    return -ops.mean(y_true * ops.log(y_pred) + (1 - y_true) * ops.log(1 - y_pred), axis=-1)
+
+
+def own_safe_binary(y_true, y_pred):
+    return own_binary(y_true, ops.clip(y_pred, 1e-7, 1 - 1e-7))
+
+
+def own_categorical(y_true, y_pred):
+    return -ops.sum(y_true * ops.log(y_pred), axis=-1)
+
+
+def own_distance(y_true, y_pred):
+    return ops.sqrt(ops.mean(ops.square(y_true - y_pred), axis=-1))
+
+
+def own_percentage(y_true, y_pred):
+    return ops.mean(ops.abs((y_true - y_pred) / y_true), axis=-1)
+
+
+def own_log(y_true, y_pred):
+    return ops.mean(ops.square(ops.log(y_true) - ops.log(y_pred)), axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "activation", "y", "where"),
+    [
+        (own_binary, "sigmoid", ONE_HOT, {"0", "1", "targets"}),
+        (own_safe_binary, "sigmoid", ONE_HOT, set()),
+        (own_categorical, "softmax", ONE_HOT, {"one class", "targets"}),
+        (own_distance, None, X[:, :3], {"targets"}),
+        (own_distance, "relu", np.zeros_like(ONE_HOT), {"0", "targets"}),
+        (own_percentage, None, np.zeros_like(ONE_HOT), {"outputs", "targets"}),
+        (own_log, None, 1.0 + ONE_HOT, {"outputs"}),
+    ],
+)
+def test_naive_losses_are_told_where_they_break(loss, activation, y, where):
+    found = probe(net(activation=activation), y, loss)
+    if activation == "relu":  # some outputs are 0 already
+        where = where | {"outputs"} if (np.asarray(found["outputs"][0]["min"]) == 0) else where
+    assert bad(found) - {"outputs"} == where - {"outputs"}
+    assert ("outputs" in bad(found)) == ("outputs" in where) or activation == "relu"
+
+
+def test_samples_are_named():
+    y = np.ones((32, 3), np.float32)
+    y[[4, 9]] = 0.0
+    found = probe(net(), y, own_percentage)
+    assert next(point for point in found["points"] if point["at"] == "outputs")["samples"] == [4, 9]
+
+
+def test_keras_finds_the_logits_behind_a_softmax_unless_they_were_cast():
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    assert probe(net(activation="softmax"), LABELS, loss)["outputs"][0]["logits_seen"] is True
+    assert probe(net(layers.Softmax(), activation="softmax"), LABELS, loss)["outputs"][0]["logits_seen"] is True
+    assert (
+        probe(net(layers.Lambda(lambda x: tf.nn.softmax(x) * 1.0)), LABELS, loss)["outputs"][0]["logits_seen"] is False
+    )
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        model = net(activation="softmax")
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    assert probe(model, LABELS, loss)["outputs"][0]["logits_seen"] is False
+    assert (
+        probe(net(activation="softmax"), LABELS, "sparse_categorical_crossentropy")["outputs"][0]["logits_seen"] is None
+    )
+
+
+def test_what_the_net_puts_out():
+    model = net(activation="softmax")
+    output = probe(model, ONE_HOT, "mse")["outputs"][0]
+    values = np.asarray(model(X))
+    assert output["shape"] == output["target_shape"] == [3] and output["sums_to_one"] == 1.0
+    assert (output["min"], output["max"]) == (pytest.approx(values.min()), pytest.approx(values.max()))
+    assert output["rms"] == pytest.approx(np.sqrt(np.mean(values**2)), rel=1e-5)
+    assert probe(net(activation="sigmoid"), ONE_HOT, "mse")["outputs"][0]["sums_to_one"] < 0.1
+    assert probe(net(units=1), X[:, 0], "mse")["outputs"][0]["target_shape"] == []
+
+
+def test_several_outputs_are_told_apart():
+    inputs = keras.Input((8,))
+    ends = [
+        layers.Dense(1, activation="sigmoid", name="a")(inputs),
+        layers.Dense(3, activation="softmax", name="b")(inputs),
+    ]
+    model = keras.Model(inputs, ends)
+    found = probe(model, (X[:, :1] > 0, ONE_HOT), ["binary_crossentropy", own_categorical])
+    assert {(point["output"], point["at"]) for point in found["points"] if point["value"] != "finite"} == {
+        (1, "one class"),
+        (1, "targets"),
+    }
+
+
+def test_the_model_is_left_as_it_was_and_trouble_is_told():
+    model = net(layers.Dropout(0.5), layers.BatchNormalization())
+    model.compile(loss="mse")
+    before = [np.array(variable) for variable in model.variables]
+    loss_probe(model, (X, ONE_HOT))
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(np.array(variable), value)
+    assert loss_probe(model, (X[:, :3], ONE_HOT))["error"].startswith("ValueError")
+    assert loss_probe(model, (X,))["points"] == []
+    model.compile(loss=None, optimizer="sgd")
+    assert loss_probe(model, (X, ONE_HOT))["outputs"][0]["shape"] == [3]
