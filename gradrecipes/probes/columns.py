@@ -12,6 +12,7 @@ LARGEST_COLUMNS = 5  # columns that are described
 ENTRIES_AT_ONCE = 4_000_000  # entries read at a time, 32 MB in float64
 ROWS_FOR_SCALES = 20_000  # samples, spread evenly over the data, from which medians and deviations are taken
 ENTRIES_FOR_SCALES = 1_000_000  # entries of them at the most
+ROOM = 0.05  # by which a target may lie beyond the range of an activation before it counts as outside
 DISTINCT_AT_MOST = 1000  # distinct values that are counted
 
 OUTLYING_SHARE = 0.05  # of the samples, who may stand apart together: a damaged batch of 32 in 640
@@ -64,18 +65,32 @@ def targets_of(values: np.ndarray) -> dict[str, Any]:
         "sums_to_one": None,
         "one_hot": False,
         "integer_share": None,
+        "row_sum_max": None,
     }
     if flat.size:
         with np.errstate(invalid="ignore"):
             found["integer_share"] = float(np.mean(flat == np.rint(flat)))
+            for name, outside in _outside_of_common_ranges(flat.astype(np.float64)).items():
+                found[name] = float(np.mean(outside))
     if values.ndim >= 2 and values.shape[-1] > 1 and values.size:
         rows = values.reshape(-1, values.shape[-1])[: ENTRIES_AT_ONCE // values.shape[-1]].astype(np.float64)
         with np.errstate(invalid="ignore"):
             sound = (np.abs(rows.sum(axis=1) - 1.0) < 1e-3) & (rows >= 0).all(axis=1)
+            sums = rows.sum(axis=1)[np.isfinite(rows).all(axis=1)]
             one_hot = sound & (np.isclose(rows, 0) | np.isclose(rows, 1)).all(axis=1)
         found["sums_to_one"] = float(sound.mean())
+        found["row_sum_max"] = float(sums.max()) if sums.size else None
         found["one_hot"] = bool(one_hot.mean() > 0.99)
     return found
+
+
+def _outside_of_common_ranges(flat: np.ndarray) -> dict[str, np.ndarray]:
+    """Return which values lie beyond the ends of a sigmoid, a tanh or a ReLU, with a little room."""
+    return {
+        "share_below_minus_1": flat < -1.0 - ROOM,
+        "share_below_0": flat < -ROOM,
+        "share_above_1": flat > 1.0 + ROOM,
+    }
 
 
 def _rows_by_columns(values: np.ndarray) -> np.ndarray:

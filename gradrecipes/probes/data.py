@@ -48,7 +48,8 @@ def data_probe(
         `outliers`: up to 20 samples that stand 30 times further out than the largest of all others: `sample`,
         `column`, `value`, `typical` (distance of that largest one from the median), `factor`; `outlying_samples`.
         Targets also have `unique` (up to 1000, else None), `values` (the first 20 distinct ones),
-        `integer_share`, `sums_to_one` (share of rows) and `one_hot`.
+        `integer_share`, `sums_to_one` (share of rows), `row_sum_max`, `one_hot`, and the shares of the values that
+        lie outside common ranges by more than 0.05: `share_below_0`, `share_below_minus_1`, `share_above_1`.
 
     Example:
         >>> found = data_probe(np.ones((4, 3)), np.array([0, 1, 1, 0]))

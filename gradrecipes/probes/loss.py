@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.training.describe_loss import losses_of
+from gradrecipes.training.describe_loss import describe_loss, losses_of
 from gradrecipes.training.model_graph import ModelGraph, model_graph
 from gradrecipes.training.model_state import untouched
 from gradrecipes.training.output_head import last_activations
@@ -43,7 +43,8 @@ def loss_probe(model: keras.Model, batch: Any) -> dict[str, Any]:
         `max`, `mean`, `std` (over finite entries), `nonfinite_share`, `sums_to_one` (share of the rows whose entries
         are at least 0 and sum to 1; None for a single unit), `target_shape`, `target_rms`, `logits_seen`: whether a
         loss with `from_logits=True` on a softmax or sigmoid gets the logits all the same, because Keras noticed;
-        None where that is no question.
+        None where that is no question. `pairs_samples`: False where a loss of one's own compares every prediction
+        `[n, 1]` with every target `[n]`, as arithmetic between these shapes does; None where that is no question.
         `points`: for each evaluation `output`, `at` (`"outputs"`, `"targets"`, or the end: `"0"`, `"1"`,
         `"one class"`), `activation`, `value` and `gradient` (`"finite"`, `"nan"` or `"inf"`), `samples` (the first
         20 that are not finite). `error`: why the model could not be run, or None.
@@ -81,8 +82,11 @@ def _judge(
     loss = _as_loss(one.loss)
     if loss is None:
         return
-    if getattr(loss, "from_logits", None) or (getattr(loss, "_fn_kwargs", None) or {}).get("from_logits"):
+    told = describe_loss(one.loss)
+    if told["from_logits"] or (activation == "sigmoid" and "categorical" in str(told["loss"])):
         about["logits_seen"] = _logits_seen(model, x, loss, target, one.output)
+    if told["custom"] and tuple(output.shape) == (*target.shape, 1) and len(target) > 1:
+        about["pairs_samples"] = _pairs_samples(loss, target, output)
     for at, prediction in _predictions(activation, output, target):
         point = _evaluate(loss, target, prediction)
         if point is not None:
@@ -119,6 +123,7 @@ def _read(output: Any) -> dict[str, Any]:
         "sums_to_one": sums,
         "target_shape": None,
         "logits_seen": None,
+        "pairs_samples": None,
     }
 
 
@@ -206,3 +211,18 @@ def _logits_seen(model: keras.Model, x: Any, loss: Any, target: tf.Tensor, place
     if not (math.isfinite(seen) and math.isfinite(bare)):
         return None
     return abs(seen - bare) > SAME * max(abs(seen), abs(bare))
+
+
+def _pairs_samples(loss: Any, target: tf.Tensor, output: Any) -> bool | None:
+    """Say whether it matters to a loss which target belongs to which sample; not if it compares all with all."""
+    turned = tf.roll(target, 1, axis=0)
+    try:
+        as_it_is, other = float(loss(target, output)), float(loss(turned, output))
+        in_line, in_line_other = (float(loss(part[..., None], output)) for part in (target, turned))
+    except Exception:
+        return None
+    if not all(map(math.isfinite, (as_it_is, other, in_line, in_line_other))):
+        return None
+    same = abs(as_it_is - other) <= SAME * abs(as_it_is)
+    matters = abs(in_line - in_line_other) > 10 * SAME * abs(in_line)
+    return None if same and not matters else not same

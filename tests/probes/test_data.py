@@ -107,7 +107,9 @@ def test_targets_tell_what_they_could_be():
     assert found["one_hot"] and found["sums_to_one"] == 1.0
     soft = random.dirichlet(np.ones(4), 60)
     found = data_probe(np.ones((60, 1)), soft)["targets"][0]
-    assert not found["one_hot"] and found["sums_to_one"] == 1.0
+    assert not found["one_hot"] and found["sums_to_one"] == 1.0 and found["row_sum_max"] == pytest.approx(1.0)
+    found = data_probe(np.ones((4, 1)), np.array([-2.0, -0.5, 0.5, 7.0]))["targets"][0]
+    assert [found[f"share_{end}"] for end in ("below_minus_1", "below_0", "above_1")] == [0.25, 0.5, 0.25]
     found = data_probe(np.ones((60, 1)), random.normal(size=(2000, 1)))["targets"][0]
     assert found["unique"] is None and found["sums_to_one"] is None
 

@@ -156,3 +156,20 @@ def test_the_model_is_left_as_it_was_and_trouble_is_told():
     assert loss_probe(model, (X,))["points"] == []
     model.compile(loss=None, optimizer="sgd")
     assert loss_probe(model, (X, ONE_HOT))["outputs"][0]["shape"] == [3]
+
+
+class Squared(keras.losses.Loss):
+    def call(self, y_true, y_pred):
+        return ops.square(y_true - y_pred)
+
+
+def test_a_loss_that_compares_all_with_all_is_found():
+    y = X[:, 0]
+    assert probe(net(units=1), y, Squared())["outputs"][0]["pairs_samples"] is False
+    assert probe(net(units=1), y, lambda a, b: ops.square(a - b))["outputs"][0]["pairs_samples"] is True
+    assert probe(net(units=1), y[:, None], Squared())["outputs"][0]["pairs_samples"] is None
+    assert probe(net(units=1), y, "mse")["outputs"][0]["pairs_samples"] is None
+
+
+def test_keras_takes_the_logits_behind_a_sigmoid_for_those_of_a_softmax():
+    assert probe(net(activation="sigmoid"), ONE_HOT, "categorical_crossentropy")["outputs"][0]["logits_seen"] is True
