@@ -1,25 +1,50 @@
-"""From what was recorded to what it means: one function for people who want an answer."""
+"""From a model and its data, or from what was recorded, to what is wrong: one function for people who want an answer."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from gradrecipes.core.trace import Trace
 from gradrecipes.report.diagnosis import Diagnosis
 
 
-def diagnose(subject: Trace) -> Diagnosis:
-    """Tell what is wrong with a recorded training, why, how sure that is, and what to do.
+def diagnose(
+    subject: Any,
+    x: Any = None,
+    y: Any = None,
+    *,
+    sample_weight: Any = None,
+    batch_size: int = 32,
+    validation_data: Any = None,
+    seed: int = 0,
+    tell: Callable[[str], None] | None = None,
+) -> Diagnosis:
+    """Tell what is wrong with a training, where, since when, why, how sure that is, and what to do.
+
+    Of a compiled model and its data everything is measured that can be before the training: the data, the structure,
+    the signal on a real batch, and then a short trial of a hundred steps with the model's own optimizer. Where that
+    goes wrong, the same steps are run with one thing changed, to see what mends them. The model is afterwards what it
+    was, to the bit: weights, optimizer, seeds, metrics.
 
     Args:
-        subject: The record of a training, from `GradientMonitor().trace` or `Trace.load(path)`.
+        subject: A compiled `keras.Model`, or the record of a training: `GradientMonitor().trace`, `Trace.load(path)`.
+        x: With a model: what `model.fit` takes: arrays, a `tf.data.Dataset`, a `keras.utils.PyDataset`, a generator, of
+            which the first 25 batches are read.
+        y: Targets; None where `x` brings them.
+        sample_weight: Weights of the samples, or None.
+        batch_size: Samples in a batch of arrays.
+        validation_data: `(x, y)`, looked at beside the training data, or None.
+        seed: Fixes which batches are tried.
+        tell: Called with a few words at the beginning of each part, for a display of progress.
 
     Returns:
-        The findings, most severe first, with the trace they rest on.
+        The findings, most severe first, with the trace they rest on. A model whose training is sound has none.
 
     Raises:
-        TypeError: Something other than a Trace; the message says how to get one from what came.
+        TypeError: Neither a model nor a Trace; or data that hold no numbers.
+        ValueError: The model is not compiled, or the data are empty or do not belong together.
 
     Example:
         >>> from gradrecipes.core.trace import Trace
@@ -28,9 +53,33 @@ def diagnose(subject: Trace) -> Diagnosis:
     """
     from gradrecipes.diagnosis.engine import find
 
-    if not isinstance(subject, Trace):
-        raise TypeError(f"diagnose needs a Trace. Received: {_named(subject)}. {_remedy(subject)}")
-    return Diagnosis(tuple(find(subject)), subject)
+    if isinstance(subject, Trace):
+        if x is not None or y is not None:
+            raise TypeError(
+                "A Trace is diagnosed alone. Received: data as well. Pass the model to have them looked at."
+            )
+        return Diagnosis(tuple(find(subject)), subject)
+    if not _is_model(subject):
+        raise TypeError(f"diagnose needs a compiled model or a Trace. Received: {_named(subject)}. {_remedy(subject)}")
+    from gradrecipes.probes.examine import examine
+
+    trace = examine(
+        subject,
+        x,
+        y,
+        sample_weight=sample_weight,
+        batch_size=batch_size,
+        validation_data=validation_data,
+        seed=seed,
+        tell=tell,
+    )
+    return Diagnosis(tuple(find(trace)), trace)
+
+
+def _is_model(subject: Any) -> bool:
+    import keras
+
+    return isinstance(subject, keras.Model)
 
 
 def _named(subject: Any) -> str:

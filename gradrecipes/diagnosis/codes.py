@@ -1,4 +1,8 @@
-"""The table of codes: what can be found, by which rule, and what it is called in one line."""
+"""The table of codes: what can be found, by which rule, and what it is called in one line.
+
+The order is that in which trouble arises: data before weights, weights before the rate. It decides where rules are
+equally sure.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,27 @@ from typing import NamedTuple
 
 from gradrecipes.core.finding import Finding, Kind
 from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.rules.dead_units import dead_units
+from gradrecipes.diagnosis.rules.diverging_loss import diverging_loss
+from gradrecipes.diagnosis.rules.embedding_spike import embedding_spike
+from gradrecipes.diagnosis.rules.exploding_batch_normalization import exploding_batch_normalization
 from gradrecipes.diagnosis.rules.exploding_gradient import exploding_gradient
 from gradrecipes.diagnosis.rules.exploding_initialization import exploding_initialization
+from gradrecipes.diagnosis.rules.failing_step import failing_step
+from gradrecipes.diagnosis.rules.float16_overflow import float16_overflow
 from gradrecipes.diagnosis.rules.learning_rate_too_high import learning_rate_too_high
+from gradrecipes.diagnosis.rules.learning_rate_too_low import learning_rate_too_low
+from gradrecipes.diagnosis.rules.missing_normalization import missing_normalization
 from gradrecipes.diagnosis.rules.nonfinite_loss import nonfinite_loss
+from gradrecipes.diagnosis.rules.optimizer_state import optimizer_state
+from gradrecipes.diagnosis.rules.oscillating_loss import oscillating_loss
+from gradrecipes.diagnosis.rules.plain_depth import plain_depth
+from gradrecipes.diagnosis.rules.saturated_units import saturated_units
+from gradrecipes.diagnosis.rules.stalled_loss import stalled_loss
+from gradrecipes.diagnosis.rules.unbounded_activation import unbounded_activation
+from gradrecipes.diagnosis.rules.validation_degrading import validation_degrading
+from gradrecipes.diagnosis.rules.vanishing_gradient import vanishing_gradient
+from gradrecipes.diagnosis.rules.vanishing_initialization import vanishing_initialization
 
 
 class Code(NamedTuple):
@@ -22,14 +43,41 @@ class Code(NamedTuple):
 
 
 CODES: dict[str, Code] = {
+    "failing_step": Code(failing_step, Kind.CAUSE, "A training step cannot be run at all"),
+    "float16_overflow": Code(float16_overflow, Kind.CAUSE, "Half precision is too narrow for what the net computes"),
+    "optimizer_state": Code(optimizer_state, Kind.CAUSE, "The optimizer's settings or memory spoil its steps"),
     "exploding_initialization": Code(
         exploding_initialization, Kind.CAUSE, "The initial weights are too large for the depth and the activation"
     ),
+    "unbounded_activation": Code(unbounded_activation, Kind.CAUSE, "An activation grows faster than what it is given"),
+    "embedding_spike": Code(embedding_spike, Kind.CAUSE, "The embedding is out of proportion to the rest of the net"),
+    "exploding_batch_normalization": Code(
+        exploding_batch_normalization,
+        Kind.CAUSE,
+        "Batch normalization without skip connections multiplies the gradients",
+    ),
+    "missing_normalization": Code(missing_normalization, Kind.CAUSE, "Residual sums grow, for nothing sets their size"),
+    "vanishing_initialization": Code(
+        vanishing_initialization, Kind.CAUSE, "The initial weights lose the signal or the gradient"
+    ),
+    "dead_units": Code(dead_units, Kind.CAUSE, "ReLU units are zero for every sample"),
+    "saturated_units": Code(saturated_units, Kind.CAUSE, "Bounded units sit at their bounds"),
+    "plain_depth": Code(plain_depth, Kind.CAUSE, "Too many layers in a row with no way around them"),
     "learning_rate_too_high": Code(
         learning_rate_too_high, Kind.CAUSE, "The steps are too long: the loss climbs instead of falling"
     ),
+    "learning_rate_too_low": Code(learning_rate_too_low, Kind.CAUSE, "The steps are too short to learn anything"),
     "exploding_gradient": Code(
         exploding_gradient, Kind.SYMPTOM, "The gradients are out of proportion, overflow, or jump and stay up"
     ),
     "nonfinite_loss": Code(nonfinite_loss, Kind.SYMPTOM, "The loss becomes NaN or infinite"),
+    "diverging_loss": Code(diverging_loss, Kind.SYMPTOM, "The loss climbs away from where it began"),
+    "oscillating_loss": Code(oscillating_loss, Kind.SYMPTOM, "The loss jumps up and down and gets nowhere"),
+    "stalled_loss": Code(stalled_loss, Kind.SYMPTOM, "The loss does not fall"),
+    "vanishing_gradient": Code(
+        vanishing_gradient, Kind.SYMPTOM, "Next to nothing of the gradient reaches the first layers"
+    ),
+    "validation_degrading": Code(
+        validation_degrading, Kind.SYMPTOM, "The validation loss climbs while the training loss falls"
+    ),
 }

@@ -8,6 +8,9 @@ import logging
 from gradrecipes.core.finding import Finding, Kind
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.codes import CODES
+from gradrecipes.diagnosis.root import weighed
+
+SURENESS_STEPS = 5  # confidences that differ by less than a fifth are the same; the deeper cause then goes first
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +30,7 @@ def find(trace: Trace) -> list[Finding]:
         []
     """
     found = [finding for code in CODES if (finding := _judge(code, trace)) is not None]
-    return in_reading_order(linked(found))
+    return in_reading_order(linked(weighed(found)))
 
 
 def linked(findings: list[Finding]) -> list[Finding]:
@@ -40,12 +43,17 @@ def linked(findings: list[Finding]) -> list[Finding]:
 
 
 def in_reading_order(findings: list[Finding]) -> list[Finding]:
-    """Return the findings sorted: explaining causes first, then severity, then confidence."""
-    severity = {finding.code: finding.severity.rank for finding in findings}
+    """Return the findings sorted: explaining causes first, the sure before the unsure, the deeper before the shallow.
 
-    def place(finding: Finding) -> tuple[int, bool, int, float]:
+    How deep a cause lies, the table of codes tells by its order: data before weights, weights before the rate.
+    """
+    severity = {finding.code: finding.severity.rank for finding in findings}
+    depth = {code: number for number, code in enumerate(CODES)}
+
+    def place(finding: Finding) -> tuple[int, bool, float, int, int]:
         urgency = min([finding.severity.rank, *(severity[code] for code in finding.leads_to if code in severity)])
-        return urgency, finding.kind is Kind.SYMPTOM, finding.severity.rank, -finding.confidence
+        sure = -round(finding.confidence * SURENESS_STEPS)
+        return urgency, finding.kind is Kind.SYMPTOM, sure, finding.severity.rank, depth.get(finding.code, len(depth))
 
     return sorted(findings, key=place)
 

@@ -22,8 +22,7 @@ SHORTEST = 8  # steps; fewer show no trend
 WINDOW_SHARE = 0.25  # of the steps, whose median is the start or the end, where the same batches did not come again
 RISE = 2.0  # end over start by which a loss has left for good; batches of sound nets differ by less in the median
 NOISES = 5.0  # robust standard deviations of the first losses that a rise exceeds too
-STILL = 0.01  # relative fall over the whole run below which nothing was learnt
-SURE = 2.0  # standard errors of the mean fall, batch by batch, above which a small fall is no accident
+STILL = 0.01  # relative fall over the whole run below which next to nothing was learnt
 WILD = 1.0  # robust spread of the last losses over their median: a net at rest has .1 to .5
 TOLERATED_BY_SCALER = 0.3  # share of steps that a loss scaler may leave out while it looks for its scale
 
@@ -55,7 +54,7 @@ class Verdict:
 
     @property
     def suspicious(self) -> bool:
-        """Whether the run is worth a closer look: unhealthy, stalled, oscillating, far out, or no better than chance."""
+        """Whether the run is worth a closer look: it did not learn, began far out, or ends no better than chance."""
         return self.state != LEARNING or self.start_over_chance >= 5.0 or self.end_over_chance >= 1.0
 
     @property
@@ -87,7 +86,7 @@ def verdict(trace: Trace) -> Verdict:
     bad = nonfinite_losses(trace) | nonfinite_gradients(trace)
     period = trial.get("batches") or 0
     finite = loss[np.isfinite(loss)]
-    start, end, sure = _ends(finite, period)
+    start, end = _ends(finite, period)
     fall = (start - end) / abs(start) if start else 0.0
     if _broke(trace, bad, trial):
         first = int(np.argmax(bad)) if bad.any() else max(0, len(trace) - 1)
@@ -99,7 +98,7 @@ def verdict(trace: Trace) -> Verdict:
     if end - start > max((RISE - 1.0) * abs(start), NOISES * noise):
         above = loss - start > max((RISE - 1.0) * abs(start), NOISES * noise)
         return Verdict(DIVERGING, start, end, fall, chance, int(trace.steps["step"][int(np.argmax(above))]))
-    if fall < STILL and not sure:
+    if fall < STILL:
         last = finite[-max(SHORTEST, period, len(finite) // 4) :]
         wild = _spread(last) > WILD * abs(middle(last)) and _spread(last) > 3.0 * noise
         return Verdict(OSCILLATING if wild else STALLED, start, end, fall, chance)
@@ -125,21 +124,12 @@ def _broke(trace: Trace, bad: np.ndarray, trial: dict) -> bool:
     return True
 
 
-def _ends(loss: np.ndarray, period: int) -> tuple[float, float, bool]:
-    """Return (start, end, whether the fall between them is no accident)."""
-    if len(loss) < 2:
-        return (float(loss[0]), float(loss[0]), False) if len(loss) else (math.nan, math.nan, False)
-    if 0 < period <= len(loss) // 2:
-        first, last = loss[:period], loss[-period:]
-        last = np.roll(last, len(loss) % period)  # the last pass, each batch in the place it has in the first
-        falls = first - last
-        error = float(np.std(falls)) / math.sqrt(len(falls))
-        sure = bool(falls.mean() > SURE * error and falls.mean() > 0) if len(falls) > 2 else bool(falls.mean() > 0)
-        return float(np.median(first)), float(np.median(last)), sure
-    count = max(1, int(len(loss) * WINDOW_SHARE))
-    first, last = loss[:count], loss[-count:]
-    error = math.hypot(float(np.std(first)), float(np.std(last))) / math.sqrt(count)
-    return float(np.median(first)), float(np.median(last)), bool(first.mean() - last.mean() > SURE * error)
+def _ends(loss: np.ndarray, period: int) -> tuple[float, float]:
+    """Return (start, end): the medians over the first and the last pass, or over a quarter of the steps."""
+    if not len(loss):
+        return math.nan, math.nan
+    count = period if 0 < period <= len(loss) // 2 else max(1, int(len(loss) * WINDOW_SHARE))
+    return float(np.median(loss[:count])), float(np.median(loss[-count:]))
 
 
 def _spread(values: np.ndarray) -> float:

@@ -209,6 +209,27 @@ def rate_capped(optimizer: keras.optimizers.Optimizer, cap: tf.Variable) -> Iter
 
 
 @contextlib.contextmanager
+def rate_multiplied(optimizer: keras.optimizers.Optimizer, factor: tf.Variable) -> Iterator[None]:
+    """Multiply the learning rate, that of a schedule too, wherever it is read."""
+    read = optimizer._get_current_learning_rate
+
+    def multiplied() -> tf.Tensor:
+        rate = tf.convert_to_tensor(read())
+        return rate * tf.cast(factor, rate.dtype)
+
+    with replaced(optimizer, "_get_current_learning_rate", multiplied):
+        yield
+
+
+def forget_slots(optimizer: keras.optimizers.Optimizer) -> None:
+    """Set everything that an optimizer has learned to 0, its count of steps too; rates and scales stay."""
+    for leaf in leaves(optimizer):
+        for variable in leaf.variables:
+            if variable is not getattr(leaf, "_learning_rate", None):
+                variable.assign(tf.zeros(variable.shape, variable.dtype))
+
+
+@contextlib.contextmanager
 def scalars_read_once(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
     """Let an update read the step counter and the learning rate once, not once for each variable.
 

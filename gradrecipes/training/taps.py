@@ -54,8 +54,8 @@ class LayerTaps:
 
         def call_and_listen(*args, **kwargs):
             output = call(*args, **kwargs)
-            if isinstance(output, tf.Tensor) and output.dtype.is_floating and self._is_here():
-                return self._tap(layer, output)
+            if is_heard(output) and self._is_here():
+                return self._tap(layer, output, next((one for one in keras.tree.flatten(args) if is_heard(one)), None))
             return output
 
         return call_and_listen
@@ -63,10 +63,10 @@ class LayerTaps:
     def _is_here(self) -> bool:
         return getattr(self._of_thread, "graph", None) is _current_graph()
 
-    def _tap(self, layer: keras.layers.Layer, output: tf.Tensor) -> tf.Tensor:
+    def _tap(self, layer: keras.layers.Layer, output: tf.Tensor, entered: tf.Tensor | None) -> tf.Tensor:
         if id(layer) in self._heard:  # a layer that is called again: its first call stands for it
             return output
-        heard = self._heard[id(layer)] = {"output": output, "gradient": None}
+        heard = self._heard[id(layer)] = {"input": entered, "output": output, "gradient": None}
 
         @tf.custom_gradient
         def listen(tensor):
@@ -91,6 +91,15 @@ class LayerTaps:
     def tensors(self) -> list[tuple[tf.Tensor, tf.Tensor | None]]:
         """Return (output, gradient with respect to it) of each layer that was heard."""
         return [(heard["output"], heard["gradient"]) for heard in self._heard.values()]
+
+    def inputs(self) -> list[tf.Tensor | None]:
+        """Return the first floating-point input of each layer that was heard, or None."""
+        return [heard["input"] for heard in self._heard.values()]
+
+
+def is_heard(tensor: Any) -> bool:
+    """Say whether a tensor is of the kind that is listened to."""
+    return isinstance(tensor, tf.Tensor) and tensor.dtype.is_floating
 
 
 def _current_graph() -> Any:

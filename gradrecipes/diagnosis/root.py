@@ -1,0 +1,49 @@
+"""Which cause explains which: the order in which trouble arises, and what is only a consequence of something else."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from gradrecipes.core.finding import Finding, Kind
+
+SURE = 0.75  # confidence from which on a cause explains others away
+MINUS = 0.3  # confidence that a cause loses which another one explains
+
+DATA = ("nonfinite_data", "corrupt_batch")
+MEANING = ("loss_output_mismatch", "unsafe_loss")
+NUMERICS = ("float16_overflow", "optimizer_state")
+SCALE = ("unscaled_inputs", "unscaled_targets")
+WEIGHTS = ("exploding_initialization", "embedding_spike")
+SHAPE = ("unbounded_activation", "recurrent_gain", "exploding_batch_normalization", "missing_normalization")
+# What stands on the left is only a consequence where one of those on the right was found, and surely.
+EXPLAINED_BY: dict[str, tuple[str, ...]] = {
+    "unsafe_loss": (*DATA, "loss_output_mismatch"),
+    "optimizer_state": DATA,
+    "float16_overflow": DATA,
+    "unscaled_targets": ("loss_output_mismatch",),
+    "plain_depth": ("exploding_initialization", "vanishing_initialization", "exploding_batch_normalization"),
+    "saturated_units": (*SCALE, *WEIGHTS, "unbounded_activation", "recurrent_gain", "learning_rate_too_high"),
+    "dead_units": (*SCALE, *WEIGHTS, "learning_rate_too_high", "loss_output_mismatch"),
+    "learning_rate_too_high": (*DATA, *MEANING, *NUMERICS, *SCALE, *WEIGHTS, *SHAPE),
+    "learning_rate_too_low": ("vanishing_initialization", "dead_units", "saturated_units", "optimizer_state"),
+    "batch_too_small": (*DATA, *MEANING, *SCALE, *WEIGHTS, *SHAPE, "learning_rate_too_high"),
+    "embedding_spike": DATA,
+}
+UNEXPLAINED_IS_NO_ILLNESS = {"stalled_loss", "oscillating_loss", "vanishing_gradient"}
+
+
+def weighed(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the findings with less confidence in what others explain, and without what then is no illness.
+
+    A loss that stands still, or jumps, is an illness only where a cause says why.
+    """
+    sure = {finding.code for finding in findings if finding.confidence >= SURE and finding.kind is Kind.CAUSE}
+    kept = []
+    for finding in findings:
+        by = sure.intersection(EXPLAINED_BY.get(finding.code, ()))
+        if by:
+            finding = dataclasses.replace(finding, confidence=max(0.05, finding.confidence - MINUS))
+        kept.append(finding)
+    explained = {code for finding in kept if finding.kind is Kind.CAUSE for code in finding.leads_to}
+    return [one for one in kept if one.code not in UNEXPLAINED_IS_NO_ILLNESS or one.code in explained]

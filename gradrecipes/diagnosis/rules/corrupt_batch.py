@@ -1,0 +1,187 @@
+"""corrupt_batch: a few samples, finite but absurd beside all others, throw the net off whenever their batch comes.
+
+## What it does
+Looks for samples that stand orders of magnitude further out of a column than the largest of all others, and for
+consequences: the run broke, ran away or stands still, the autopsy of the broken step names one of them, the same steps
+go well without them, or a single batch stands out of loss and gradient once in every pass. Heavy tails are no
+corruption: in sound data the largest value is a few times the next one, not thousands. What is NaN or infinite is
+`nonfinite_data`.
+
+## Why it is bad
+The gradient of a squared error grows with the error, that of the first layer with the input. A sample a million times
+too large makes a step a million times too long, and one such step is enough to lose all that was learnt.
+
+## Example
+```python
+x[811] *= 1e6  # a decimal point that was lost
+```
+
+## Remedy
+Look at the samples; correct them or leave them out. Clip the values, use a robust loss, and train under a guard that
+leaves out absurd steps.
+
+## References
+- Huber, "Robust Statistics"; Chowdhery et al. (PaLM), arXiv 2204.02311: batches that are skipped.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.offender import listed
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.data_facts import Array, arrays, holds_back, names, offenders
+from gradrecipes.diagnosis.prescribe import guard
+from gradrecipes.diagnosis.prescribe_data import clip_values, leave_out_samples, robust_loss
+from gradrecipes.diagnosis.readings import place, say
+from gradrecipes.diagnosis.single_batches import Spikes, single_batches
+from gradrecipes.diagnosis.varied import heals, variation, varied_evidence
+from gradrecipes.diagnosis.verdict import verdict
+
+ABSURD = 1000.0  # times the largest of all other samples; the ratio of the two largest Pareto values (exponent 1)
+# exceeds it once in a thousand data sets
+SUSPECT = 30.0  # times, where leaving the samples out mends the run
+OF_DATA = {"input", "target"}  # kinds of offenders
+
+
+def corrupt_batch(trace: Trace) -> Finding | None:
+    """Tell which samples are absurd, how far, and what they did to the run."""
+    seen = verdict(trace)
+    healed = heals(trace, "sound_data")
+    spikes = None if "LossScale" in str(trace.description.get("scaler", "")) else single_batches(trace)
+    missing = any(array.get("nonfinite") for array in arrays(trace, parts=("inputs", "targets", "sample_weight")))
+    blamed = _blamed(trace)
+    odd = _odd(trace, SUSPECT if healed or spikes or blamed else ABSURD)
+    hurt = holds_back(trace, seen) or spikes is not None
+    if odd and not hurt:
+        return None
+    if not odd and (blamed is None and (spikes is None or missing)):
+        return None
+    tried = variation(trace, "sound_data") is not None
+    sure = 0.97 if healed or blamed else 0.6 if tried and not missing else 0.9 if odd else 0.75
+    return Finding(
+        code="corrupt_batch",
+        title=_title(odd, blamed, spikes),
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL if seen.unhealthy else Severity.WARNING,
+        confidence=sure,
+        explanation=_explanation(trace, odd, blamed, spikes),
+        step=spikes.steps[0] if spikes else seen.step,
+        evidence=_evidence(trace, odd, blamed, spikes),
+        prescriptions=_prescriptions(trace, odd, blamed),
+        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
+    )
+
+
+def _odd(trace: Trace, factor: float) -> list[tuple[Array, list[dict[str, Any]]]]:
+    """Return the arrays that hold absurd samples, with these, the furthest first."""
+    found = []
+    for array in arrays(trace):
+        beyond = [outlier for outlier in array.get("outliers") or [] if outlier["factor"] >= factor]
+        if beyond:
+            found.append((array, sorted(beyond, key=lambda outlier: -outlier["factor"])))
+    return sorted(found, key=lambda pair: -pair[1][0]["factor"])
+
+
+def _blamed(trace: Trace) -> dict[str, Any] | None:
+    """Return the first offender of the autopsy, if it is a finite value in the data."""
+    first = next(iter(offenders(trace)), None)
+    if first is None or first.get("kind") not in OF_DATA or isinstance(first.get("found"), str):
+        return None
+    return first
+
+
+def _samples(odd: list[tuple[Array, list[dict[str, Any]]]]) -> list[int]:
+    return sorted({int(outlier["sample"]) for _, outliers in odd for outlier in outliers})
+
+
+def _title(odd: list[tuple[Array, list[dict[str, Any]]]], blamed: dict[str, Any] | None, spikes: Spikes | None) -> str:
+    if odd:
+        array, outliers = odd[0]
+        samples = _samples(odd)
+        which = listed(samples).capitalize() if len(samples) <= 3 else f"{len(samples)} samples"
+        hold = "holds" if len(samples) == 1 else "hold"
+        return f"{which} of {array['name']} {hold} values up to {say(outliers[0]['factor'])} times beyond all others"
+    if blamed is not None:
+        return f"A value of {blamed['name']} is absurd: {say(float(blamed['found']))}"
+    return f"One batch in every pass breaks out, first at step {spikes.steps[0]}"
+
+
+def _explanation(
+    trace: Trace, odd: list[tuple[Array, list[dict[str, Any]]]], blamed: dict[str, Any] | None, spikes: Spikes | None
+) -> str:
+    if odd:
+        array, outliers = odd[0]
+        worst = outliers[0]
+        column = f", column {worst['column']}" if array["columns"] and array["columns"]["count"] > 1 else ""
+        story = (
+            f"Sample {worst['sample']} of {array['name']}{column} is {say(worst['value'])}, while no other lies "
+            f"further than {say(worst['typical'])} from the median: {say(worst['factor'])} times as far."
+        )
+    elif blamed is not None:
+        story = f"The step that broke was gone through layer by layer, and this came first: {blamed['sentence']}"
+    else:
+        story = (
+            f"All batches but one are sound; the one that is not comes back in each of {spikes.passes} passes over the "
+            "data, and is over with the next step. So it is in the data, not in the net."
+        )
+    consequence = (
+        f" It shows at {place(trace, spikes.steps[0])}, and again in every pass." if spikes is not None and odd else ""
+    )
+    return (
+        f"{story}{consequence} Gradients grow with the input and with the error, so that one such sample makes the "
+        "step of its whole batch as many times too long, and undoes what the others have taught."
+    )
+
+
+def _evidence(
+    trace: Trace, odd: list[tuple[Array, list[dict[str, Any]]]], blamed: dict[str, Any] | None, spikes: Spikes | None
+) -> tuple[Evidence, ...]:
+    found = []
+    for array, outliers in odd[:2]:
+        worst = outliers[0]
+        found.append(
+            Evidence(
+                f"{int(array['outlying_samples'])} of {int(array['samples'])} samples of {array['name']} stand apart "
+                f"from all others, sample {worst['sample']} the furthest: {say(worst['value'])}, "
+                f"{say(worst['factor'])} times as far from the median as the next.",
+                float(worst["factor"]),
+                1.0,
+                "largest distance from the median over that of the largest sound sample",
+            )
+        )
+    if blamed is not None:
+        found.append(Evidence(str(blamed["sentence"]), None, None, "autopsy of the step that broke"))
+    if spikes is not None:
+        sizes = []
+        if math.isfinite(spikes.loss):
+            sizes.append(f"a loss of {say(spikes.loss)} where {say(spikes.usual_loss)} is usual")
+        if math.isfinite(spikes.gradient) and spikes.gradient > spikes.usual_gradient:
+            sizes.append(f"a gradient of norm {say(spikes.gradient)} where {say(spikes.usual_gradient)} is usual")
+        if spikes.broken:
+            sizes.append("a loss or gradient that is not finite")
+        shown = ", ".join(map(str, spikes.steps[:5])) + (" ..." if len(spikes.steps) > 5 else "")
+        found.append(
+            Evidence(
+                f"Single batches stand out in each of {spikes.passes} passes, at steps {shown}: {'; '.join(sizes)}.",
+                spikes.loss if math.isfinite(spikes.loss) else None,
+                spikes.usual_loss if math.isfinite(spikes.usual_loss) else None,
+                "this run; the first pass is what is usual",
+            )
+        )
+    return (*found, *varied_evidence(trace, "sound_data"))
+
+
+def _prescriptions(trace: Trace, odd: list[tuple[Array, list[dict[str, Any]]]], blamed: dict[str, Any] | None) -> tuple:
+    everything = names(trace) or ["x", "y"]
+    if odd:
+        array = odd[0][0]
+        advice = [leave_out_samples(_samples(odd), array["name"], everything), clip_values(array["name"])]
+        if array["name"].startswith("y"):
+            advice.insert(1, robust_loss())
+        return (*advice, guard())
+    if blamed is not None:
+        return clip_values(str(blamed["name"])), guard()
+    return guard(), clip_values(everything[0])

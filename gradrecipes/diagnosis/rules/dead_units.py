@@ -1,0 +1,86 @@
+"""dead_units: ReLU units that are zero for every sample, and so can never learn again.
+
+## What it does
+Counts, on one real batch, the units of each hidden ReLU layer that are 0 for every sample. It fires where nine tenths
+of a layer are dead before the training, or die in the trial, and the loss did not fall as it should.
+
+## Why it is bad
+The slope of a ReLU below zero is 0: a unit that is below zero for all samples gets no gradient, and no later batch
+brings it back. When a whole layer is dead, nothing before it learns either, and the loss stays at that of a blind guess.
+
+## Example
+```python
+keras.layers.Dense(64, activation="relu", bias_initializer=keras.initializers.Constant(-10.0))
+```
+
+## Remedy
+Biases that begin at 0; a lower learning rate, where a single step threw the weights below zero; or an activation with a
+slope on both sides (leaky ReLU, ELU, GELU).
+
+## References
+- Lu et al., "Dying ReLU and initialization", arXiv 1903.06733.
+- Maas et al., "Rectifier nonlinearities improve neural network acoustic models", 2013 (leaky ReLU).
+"""
+
+from __future__ import annotations
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.prescription import Prescription
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.remedies import change_activation, set_learning_rate
+from gradrecipes.diagnosis.signals import hidden, weights
+from gradrecipes.diagnosis.varied import confidence, varied_evidence
+from gradrecipes.diagnosis.verdict import verdict
+
+DEAD = 0.9  # share of a layer's units; He weights leave a tenth dead on a batch, more than half is rare
+
+
+def dead_units(trace: Trace) -> Finding | None:
+    """Tell whether ReLU units are 0 for every sample."""
+    if verdict(trace).learnt:
+        return None
+    for when in ("before", "after"):
+        bad = [layer for layer in hidden(trace, when) if (layer.get("dead_share") or 0.0) >= DEAD]
+        if bad:
+            break
+    else:
+        return None
+    worst = bad[0]  # those behind a dead layer may be dead for its sake
+    share = worst["dead_share"]
+    biases = [w for w in weights(trace) if w["layer"] == worst["name"] and w["role"] == "bias" and w["mean"] < -0.5]
+    moment = "before the first step" if when == "before" else "at the end of the trial; before it, fewer were"
+    statement = f"{say(100 * share)} % of the units of {worst['name']!r} are 0 for every sample of a batch, {moment}."
+    if biases:
+        statement += f" Its biases begin at {say(biases[0]['mean'])}."
+    zero = Prescription(
+        title="Let the biases begin at 0",
+        code=f"import keras\n\n# In {worst['name']}:\n# keras.layers.Dense(units, activation='relu')\n",
+        reason="keras.layers.Dense does so by default: half of what reaches a ReLU is then above 0.",
+        reference="arXiv 1903.06733",
+    )
+    slower = set_learning_rate(
+        trace, 0.1, "A step that moves a weight by its own size can put a unit below 0 for good."
+    )
+    return Finding(
+        code="dead_units",
+        title=f"{say(100 * share)} % of the ReLU units of {worst['name']!r} are dead",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=confidence(trace, "fitting_weights") if when == "before" else 0.6,
+        explanation=(
+            f"{statement} Below zero the slope of a ReLU is 0, so that no gradient reaches their weights, nor, through "
+            "them, the layers before."
+        ),
+        layer=worst["name"],
+        evidence=(
+            Evidence(statement, share, 0.1, "arXiv 1903.06733"),
+            *(varied_evidence(trace, "fitting_weights") if when == "before" else ()),
+        ),
+        prescriptions=(
+            *([zero] if biases else []),
+            *([slower] if when == "after" else []),
+            change_activation("relu", "leaky_relu"),
+        ),
+        leads_to=("vanishing_gradient", "stalled_loss"),
+    )

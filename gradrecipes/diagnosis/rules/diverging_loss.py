@@ -1,0 +1,46 @@
+"""diverging_loss: the loss is a number, but climbs away from where it began.
+
+## What it does
+Fires where the loss at the end is more than twice that at the start, and further up than its noise explains. A bump that
+heals is none.
+
+## Why it is bad
+Every step makes the net worse; what comes next is Inf.
+
+## Example
+SGD at a rate of 10; targets in the thousands under a squared loss.
+
+## Remedy
+This is a symptom: treat the cause. Until then a `GradientGuard` goes back to sound weights and bounds the rate.
+
+## References
+- Cohen et al., arXiv 2103.00065: beyond the edge of stability the loss climbs.
+"""
+
+from __future__ import annotations
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.prescribe import guard
+from gradrecipes.diagnosis.readings import place, say
+from gradrecipes.diagnosis.verdict import DIVERGING, verdict
+
+
+def diverging_loss(trace: Trace) -> Finding | None:
+    """Tell whether the loss climbs away."""
+    seen = verdict(trace)
+    if seen.state != DIVERGING or seen.step is None:
+        return None
+    where = place(trace, seen.step)
+    statement = f"The loss was {say(seen.start)} at the start and is {say(seen.end)} at the end; it left at {where}."
+    return Finding(
+        code="diverging_loss",
+        title=f"The loss climbs from {say(seen.start)} to {say(seen.end)}",
+        kind=Kind.SYMPTOM,
+        severity=Severity.CRITICAL,
+        confidence=0.95,
+        explanation=statement,
+        step=seen.step,
+        evidence=(Evidence(statement, seen.end, seen.start, "this run"),),
+        prescriptions=(guard(),),
+    )

@@ -1,0 +1,112 @@
+"""embedding_spike: the embedding gets gradients, or has weights, out of all proportion to the rest of the net.
+
+## What it does
+Compares the embedding with the other layers: the ratio of gradient to weights, typical and at its worst, and the size
+of its vectors beside those that an initializer would draw. It fires where the trial broke, ran away or did not learn
+and the embedding stands out by a factor of a hundred, or where vectors of usual size mend the run.
+
+## Why it is bad
+A rare token gets no gradient for a long time and then, in the batch that holds it many times, the sum of all of them.
+Adam, whose memory of that row is empty, then takes a step of full size; a plain step is as long as the sum. Vectors
+that begin large saturate what comes behind them; vectors that begin tiny before a normalization make its gradient,
+which is divided by their size, huge.
+
+## Example
+```python
+keras.layers.Embedding(10_000, 64, embeddings_initializer=keras.initializers.RandomNormal(stddev=10.0))
+```
+
+## Remedy
+Vectors of a size near .05 (Keras' default) or 1 / sqrt(width); clipping by global norm; a lower rate for the embedding.
+
+## References
+- Takase et al., "Spike no more", arXiv 2312.16903; Zeng et al., "GLM-130B", arXiv 2210.02414, section 3: shrinking the
+  gradient of the embedding.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.prescription import Prescription
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.prescribe import clip
+from gradrecipes.diagnosis.readings import layer_descriptions, middle, say
+from gradrecipes.diagnosis.signals import weights
+from gradrecipes.diagnosis.varied import confidence, heals, varied_evidence
+from gradrecipes.diagnosis.verdict import verdict
+
+EMBEDDINGS = {"Embedding", "ReversibleEmbedding", "TokenAndPositionEmbedding", "PositionEmbedding"}
+STANDS_OUT = 100.0  # gradient over weights of the embedding, over that of the median other layer
+LARGE = 1.5  # root mean square of the vectors; Keras draws .03, others draw N(0, 1)
+
+
+def embedding_spike(trace: Trace) -> Finding | None:
+    """Tell whether the embedding is what throws the net off."""
+    if verdict(trace).learnt:
+        return None
+    large = [weight for weight in weights(trace) if weight["role"] == "embedding" and weight["rms"] > LARGE]
+    ratio, layer = _ratio(trace)
+    if not (large or ratio > STANDS_OUT):
+        return None
+    if large and not heals(trace, "fitting_weights", "all_scaled") and not ratio > STANDS_OUT:
+        return None
+    if large:
+        statement = (
+            f"The vectors of {large[0]['layer']!r} have a size of {say(large[0]['rms'])}; Keras would draw 0.03."
+        )
+        layer = large[0]["layer"]
+        measured, expected = large[0]["rms"], 0.03
+    else:
+        statement = f"The gradient of {layer!r} is, against its weights, up to {say(ratio)} times that of the median other layer."
+        measured, expected = ratio, 1.0
+    return Finding(
+        code="embedding_spike",
+        title=f"The embedding {layer!r} is out of proportion to the rest of the net",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=confidence(trace, "fitting_weights", "all_scaled") if large else 0.75,
+        explanation=(
+            f"{statement} What an embedding sends on has the size of its vectors, and what it gets back is the sum over "
+            "all places where a token stands, so that one row can move as far as all the rest of the net together."
+        ),
+        layer=layer,
+        evidence=(
+            Evidence(statement, measured, expected, "arXiv 2312.16903"),
+            *(varied_evidence(trace, "fitting_weights") if large else ()),
+        ),
+        prescriptions=(
+            Prescription(
+                title="Let the vectors begin at the usual size",
+                code=(
+                    "import keras\n\n"
+                    "keras.layers.Embedding(tokens, width, embeddings_initializer='uniform')  # Keras' own: -0.05 to 0.05\n"
+                ),
+                reason="Then the embedding sends on a signal that the layers behind it were initialized for.",
+                reference="arXiv 2312.16903",
+            ),
+            clip(trace, "Clip the gradient by its global norm", repairs=True),
+        ),
+        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
+    )
+
+
+def _ratio(trace: Trace) -> tuple[float, str | None]:
+    """Return the largest ||g||/||W|| of an embedding over the median of the other layers, and its name."""
+    kinds = [layer.get("kind") for layer in layer_descriptions(trace)]
+    places = [place for place, kind in enumerate(kinds) if kind in EMBEDDINGS]
+    if not places or not len(trace.samples) or not len(trace):
+        return math.nan, None
+    rows = np.searchsorted(trace.steps["step"], trace.samples["step"])
+    rows = np.clip(rows, 0, len(trace) - 1)
+    with np.errstate(all="ignore"):
+        ratios = trace.layer_gradient_norm[rows].astype(float) / trace.samples["weight_norm"].astype(float)
+    others = middle(np.delete(ratios, places, axis=1))
+    own = np.where(np.isfinite(ratios[:, places]), ratios[:, places], 0.0)
+    if not others > 0 or not own.size:
+        return math.nan, None
+    place = places[int(np.argmax(own.max(axis=0)))]
+    return float(own.max()) / others, trace.layers[place]

@@ -1,0 +1,81 @@
+"""exploding_batch_normalization: batch normalization without skip connections multiplies gradients layer by layer.
+
+## What it does
+Fires where ten or more weighted layers, each with BatchNormalization and none with a way around it, make the gradient
+grow on its way back by about the factor that theory predicts (1.21 per ReLU layer), so that the first layers receive
+thirty times that of the last or more, and the trial did not go well.
+
+## Why it is bad
+BatchNormalization sets the size of what goes forwards and thereby enlarges what comes back: at initialization by
+sqrt(pi / (pi - 1)) = 1.21 per ReLU layer, whatever the weights. Over fifty layers that is 14,000-fold. The
+first steps then throw the first layers away, and no initializer helps, for the normalization undoes it.
+
+## Example
+```python
+for _ in range(50):
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(keras.layers.Dense(128)(x)))
+```
+
+## Remedy
+Skip connections around every two layers, with which BatchNormalization works well; or LayerNormalization or
+RMSNormalization in its place, which multiply the gradient by 1.00.
+
+## References
+- Yang et al., "A mean field theory of batch normalization", arXiv 1902.08129.
+"""
+
+from __future__ import annotations
+
+from gradrecipes.core.activation import ACTIVATIONS
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.signal_theory import batch_normalized_factor
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.remedies import add_residual_blocks, normalize_before_the_activation
+from gradrecipes.diagnosis.signals import count, layers, span, weighted
+from gradrecipes.diagnosis.verdict import verdict
+
+LAYERS = 10  # with BatchNormalization, in a row; sixteen of them make 21-fold and train
+TOTAL = 30.0  # output gradient of the first weighted layer over that of the last
+PER_LAYER = 1.06  # factor; ReLU is predicted 1.21, tanh 1.085, and a sound residual net has about 1
+
+
+def exploding_batch_normalization(trace: Trace) -> Finding | None:
+    """Tell whether BatchNormalization multiplies the gradient layer by layer."""
+    structure = trace.probes.get("structure") or {}
+    normalized = count(trace, {"BatchNormalization"})
+    seen = verdict(trace)
+    if normalized < LAYERS or (structure.get("plain_depth") or normalized) < LAYERS or seen.learnt:
+        return None
+    read = weighted(trace)
+    ends = span(read, "output_gradient_norm")
+    if ends is None:
+        return None
+    total = ends[0] / ends[1]
+    measured = total ** (1.0 / max(1, len(read) - 1))
+    if total < TOTAL or measured < PER_LAYER:
+        return None
+    names = [layer["activation"] for layer in layers(trace) if layer["activation"] in ACTIVATIONS]
+    names = [name for name in names if name not in ("linear", "exponential")]
+    activation = max(set(names), key=names.count) if names else "relu"
+    predicted = batch_normalized_factor(activation)
+    statement = (
+        f"From the last layer back to the first the output gradient grows {say(total)}-fold over {len(read)} layers: "
+        f"{say(measured)} per layer, where theory gives {say(predicted)} for BatchNormalization and {activation}, "
+        "whatever the weights."
+    )
+    return Finding(
+        code="exploding_batch_normalization",
+        title=f"BatchNormalization without skip connections multiplies the gradient by {say(measured)} per layer",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=0.9,
+        explanation=(
+            f"{statement} Forwards everything looks sound, which hides it. The first layers take steps that are far "
+            "too long for them while the last ones need them so long."
+        ),
+        layer=read[0]["name"],
+        evidence=(Evidence(statement, measured, predicted, "arXiv 1902.08129"),),
+        prescriptions=(add_residual_blocks(), normalize_before_the_activation("LayerNormalization")),
+        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
+    )

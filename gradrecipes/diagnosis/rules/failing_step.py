@@ -1,0 +1,55 @@
+"""failing_step: a training step cannot be run at all.
+
+## What it does
+Tells that building the model, or its first training step, raised an error, in which part, and with which message.
+
+## Why it is bad
+`model.fit` raises the same error, most often as a long traceback out of TensorFlow.
+
+## Example
+Labels from 1 to 10 for ten units; inputs with another number of columns than the model has.
+
+## Remedy
+What the message names. The shapes of data, outputs and targets stand in the evidence.
+
+## References
+- Keras guide: "Training and evaluation with the built-in methods".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.trace import Trace
+
+PARTS = {"build": "The model could not be built on these inputs", "step": "A training step raised an error"}
+
+
+def failing_step(trace: Trace) -> Finding | None:
+    """Tell that a step could not be run, and why."""
+    failure = trace.probes.get("failure")
+    if not isinstance(failure, dict):
+        return None
+    said = f"{PARTS.get(failure.get('stage'), 'The training raised an error')}: {failure.get('type')}."
+    message = str(failure.get("message", ""))
+    return Finding(
+        code="failing_step",
+        title=said,
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=1.0,
+        explanation=f"{said} {message}",
+        evidence=(Evidence(f"The message: {message}", source="TensorFlow and Keras"), *_shapes(trace)),
+    )
+
+
+def _shapes(trace: Trace) -> tuple[Evidence, ...]:
+    data: dict[str, Any] = trace.probes.get("data") or {}
+    arrays = [*data.get("inputs", []), *data.get("targets", [])]
+    if not arrays:
+        return ()
+    listed = ", ".join(f"{array['name']} {array.get('shape')} {array.get('dtype')}" for array in arrays)
+    outputs = (trace.probes.get("structure") or {}).get("outputs") or []
+    made = ", ".join(f"{output.get('name')} {output.get('shape')}" for output in outputs)
+    return (Evidence(f"Shapes of one sample: {listed}" + (f"; the outputs are {made}" if made else "") + "."),)

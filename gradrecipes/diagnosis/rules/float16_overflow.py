@@ -1,0 +1,114 @@
+"""float16_overflow: numbers beyond 65,504, or below what half precision can hold.
+
+## What it does
+Fires where a layer computes in float16 and a value left its range: an output near or beyond 65,504, a NaN or Inf that
+began in a float16 layer, or a loss scaler that leaves out one step after the other. With everything in float16, without
+a loss scaler and float32 weights, it also fires where the very first updates break.
+
+## Why it is bad
+float16 ends at 65,504 and has nothing below 6e-8. Sums over many units, squared errors of unscaled targets and
+exponentials pass the first; gradients of small losses and Adam's epsilon of 1e-7 fall below the second, and 0 / 0 is
+NaN.
+
+## Example
+```python
+keras.config.set_dtype_policy("float16")  # weights too; "mixed_float16" keeps them in float32
+```
+
+## Remedy
+`"mixed_bfloat16"`, whose range is that of float32; or `"mixed_float16"` with float32 in the last layers and in the
+loss; inputs and targets of unit size.
+
+## References
+- Micikevicius et al., "Mixed precision training", arXiv 1710.03740.
+- Keras guide, "Mixed precision".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.prescription import Prescription
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.signals import layers
+from gradrecipes.diagnosis.verdict import verdict
+
+LARGEST = 65504.0  # largest float16
+NEAR = 0.5  # of it: the next few steps pass it
+LEFT_OUT = 0.3  # share of steps without an update; a scaler that finds its scale leaves out a few at the start
+
+
+def float16_overflow(trace: Trace) -> Finding | None:
+    """Tell whether half precision is too narrow for what this net computes."""
+    precision = str(trace.description.get("precision", ""))
+    narrow = [layer for when in ("before", "after") for layer in layers(trace, when) if layer["dtype"] == "float16"]
+    if "float16" not in precision.replace("bfloat16", "") and not narrow:
+        return None
+    seen = verdict(trace)
+    offender = _offender(trace)
+    near = [layer for layer in narrow if (layer["output_max"] or 0.0) > NEAR * LARGEST]
+    broken = [layer for layer in narrow if layer["nonfinite_share"] > 0]
+    left_out = float(trace.skipped.mean()) if len(trace) else 0.0
+    pure = precision == "float16"
+    statement = _statement(offender, near, broken, left_out, pure and seen.unhealthy)
+    if statement is None or (seen.learnt and not broken):
+        return None
+    worst = (broken or near or [{"name": None}])[0]["name"] or (offender or {}).get("layer")
+    return Finding(
+        code="float16_overflow",
+        title="Half precision is too narrow: a value left the range of float16",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=0.9 if broken or offender or pure else 0.8,
+        explanation=(
+            f"{statement} float16 ends at 65,504 and has nothing below 6e-8, where float32 reaches from 1e-38 to 3e38. "
+            "What is finite there becomes Inf or 0 here, and Inf - Inf and 0 / 0 are NaN."
+        ),
+        layer=worst,
+        step=seen.step,
+        evidence=(Evidence(statement, source="IEEE 754 binary16; arXiv 1710.03740"),),
+        prescriptions=(
+            Prescription(
+                title="Compute in bfloat16, or in mixed precision with float32 where sums are large",
+                code=(
+                    "import keras\n\n"
+                    "keras.config.set_dtype_policy('mixed_bfloat16')  # before the model is built\n"
+                    "# or 'mixed_float16', with the last layers in float32:\n"
+                    "# keras.layers.Dense(units, dtype='float32')\n"
+                ),
+                reason="bfloat16 has the range of float32; mixed precision keeps weights and updates in float32.",
+                risk="bfloat16 keeps fewer digits, and is slow on processors that lack it.",
+                reference="Keras guide: mixed precision; arXiv 1710.03740",
+            ),
+        ),
+        leads_to=("nonfinite_loss", "exploding_gradient", "stalled_loss"),
+    )
+
+
+def _offender(trace: Trace) -> dict[str, Any] | None:
+    autopsy = (trace.probes.get("trial") or {}).get("autopsy") or {}
+    found = [one for one in autopsy.get("offenders") or [] if one.get("dtype") == "float16"]
+    return found[0] if found and found[0]["kind"] not in ("input", "target") else None
+
+
+def _statement(
+    offender: dict[str, Any] | None,
+    near: list[dict[str, Any]],
+    broken: list[dict[str, Any]],
+    left_out: float,
+    pure_and_broken: bool,
+) -> str | None:
+    if broken:
+        return f"{say(100 * broken[0]['nonfinite_share'])} % of the outputs of {broken[0]['name']!r}, in float16, are not finite."
+    if offender is not None:
+        return f"The first value that was not finite is of float16: {offender['sentence']}"
+    if near:
+        return f"The outputs of {near[0]['name']!r} reach {say(near[0]['output_max'])}, next to the end of float16."
+    if left_out > LEFT_OUT:
+        return f"The loss scaler left out {say(100 * left_out)} % of the steps, for gradients that float16 cannot hold."
+    if pure_and_broken and math.isfinite(LARGEST):
+        return "Weights, gradients and the optimizer's memory are all in float16, and the updates broke."
+    return None

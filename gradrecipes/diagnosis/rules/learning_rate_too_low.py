@@ -1,0 +1,91 @@
+"""learning_rate_too_low: sound weights and gradients, but steps so short that nothing is learnt in any reasonable time.
+
+## What it does
+Fires where the trial's loss hardly fell, an update changed a typical layer by less than a hundred-thousandth of its
+size, and the same steps at ten, a hundred or a thousand times the rate learn well. Without a trial, in the record of a
+real training, it asks for at least 200 steps of that kind and stays silent otherwise.
+
+## Why it is bad
+About a thousandth of the weights' size per step is usual. A hundred times less takes a hundred times as long, which
+looks like a net that cannot learn. Adadelta is the classic: its rate in the literature is 1.0, Keras' default is 0.001.
+
+## Example
+```python
+model.compile(optimizer=keras.optimizers.SGD(learning_rate=1e-6), loss="mse")
+model.compile(optimizer="adadelta", loss="mse")
+```
+
+## Remedy
+Raise the rate by the factor found here, or find the range with `gr.probes.learning_rate_range`.
+
+## References
+- Smith, "Cyclical learning rates", arXiv 1506.01186: the range test.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.keras_lines import recorded_rate
+from gradrecipes.diagnosis.readings import middle, say
+from gradrecipes.diagnosis.remedies import set_learning_rate
+from gradrecipes.diagnosis.varied import PROVEN, healing_rate, variation, varied_evidence
+from gradrecipes.diagnosis.verdict import STALLED, verdict
+
+SHORT = 1e-4  # update norm over weight norm of a typical layer; 1e-3 is usual, fine-tuning has 1e-4
+SHORTEST = 1e-6  # the same, at which no trial is needed to say so
+LONG_ENOUGH = 200  # steps of a recorded training
+GAIN = 10.0  # fall of the varied run over that of the trial
+GOOD_FALL = 0.1  # relative fall of the varied run, over 40 steps
+
+
+def learning_rate_too_low(trace: Trace) -> Finding | None:
+    """Tell whether the steps are too short to learn anything, and by what factor."""
+    seen = verdict(trace)
+    update = _typical_update(trace)
+    if seen.unhealthy or not update < SHORT:
+        return None
+    factor = healing_rate(trace, lower=False)
+    if factor is not None and seen.fall < GOOD_FALL:
+        result = variation(trace, f"rate_{factor:g}")
+        proven = result["fall"] >= max(GOOD_FALL, GAIN * seen.fall)
+    else:
+        proven = False
+    recorded = not trace.probes.get("trial") and len(trace) >= LONG_ENOUGH and update < SHORTEST
+    if not proven and not (recorded and seen.state == STALLED):
+        return None
+    factor = factor or 100.0
+    rate = recorded_rate(trace)
+    statement = (
+        f"An update changes a typical layer by {say(update)} of its size; about 1e-3 is usual."
+        if math.isfinite(update)
+        else "The updates are too small to be measured."
+    )
+    return Finding(
+        code="learning_rate_too_low",
+        title=f"The learning rate{f' {say(rate)}' if rate else ''} is about {factor:,.0f} times too low",
+        kind=Kind.CAUSE,
+        severity=Severity.WARNING,
+        confidence=PROVEN if proven else 0.7,
+        explanation=(
+            f"{statement} The loss went from {say(seen.start)} to {say(seen.end)}. Weights and gradients are sound: the "
+            "steps go in the right direction and are too short."
+        ),
+        evidence=(
+            Evidence(statement, update, 1e-3, "update norm over weight norm"),
+            *varied_evidence(trace, f"rate_{factor:g}"),
+        ),
+        prescriptions=(set_learning_rate(trace, factor, "With steps so much longer the same net learns at once."),),
+        leads_to=("stalled_loss",),
+    )
+
+
+def _typical_update(trace: Trace) -> float:
+    ratios = trace.samples["update_ratio"]
+    if not len(ratios):
+        return math.nan
+    return middle(np.array([middle(row) for row in ratios]))

@@ -1,0 +1,86 @@
+"""missing_normalization: residual blocks that add up, with nothing that sets the size of the sum.
+
+## What it does
+Follows the size of the signal past the places where branches are added. It fires where there are eight or more such
+places, no normalization, and the outputs grow twentyfold or more from the first to the last of them (an un-normalized
+residual block with He weights makes the sum sqrt(2) times larger), and the trial did not go well.
+
+## Why it is bad
+sqrt(2) per block is a thousand after twenty blocks and 3e16 after a hundred, forwards and backwards alike. The output
+then is far out at the start, the loss steep, and a step that suits the last block destroys the first.
+
+## Example
+```python
+for _ in range(50):
+    x = keras.layers.Add()([x, keras.layers.Dense(64)(keras.layers.Dense(64, activation="relu")(x))])
+```
+
+## Remedy
+A normalization at the beginning of each block (pre-norm), or a branch that begins as zero: ReZero or Fixup.
+
+## References
+- Zhang et al., "Fixup initialization", arXiv 1901.09321; Bachlechner et al., "ReZero", arXiv 2003.04887.
+- Xiong et al., "On layer normalization in the transformer architecture", arXiv 2002.04745.
+"""
+
+from __future__ import annotations
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.prescription import Prescription
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.remedies import add_residual_blocks
+from gradrecipes.diagnosis.signals import NORMALIZATIONS, count, layers, span
+from gradrecipes.diagnosis.verdict import verdict
+
+SKIPS = 8  # places where branches are added; sqrt(2) each makes 16-fold
+TOTAL = 20.0  # growth of the sum from the first to the last of them
+PER_SKIP = 1.15  # growth at each; sound branches of Fixup or ReZero add next to nothing
+SUMS = {"Add", "Average"}
+
+
+def missing_normalization(trace: Trace) -> Finding | None:
+    """Tell whether the sums of a residual net grow for want of a normalization."""
+    sums = [layer for layer in layers(trace) if layer["kind"] in SUMS]
+    if len(sums) < SKIPS or count(trace, NORMALIZATIONS) > len(sums) // 4 or verdict(trace).learnt:
+        return None
+    ends = span(sums, "output_rms")
+    if ends is None:
+        return None
+    total = ends[1] / ends[0]
+    per_skip = total ** (1.0 / (len(sums) - 1))
+    if total < TOTAL or per_skip < PER_SKIP:
+        return None
+    statement = (
+        f"Over {len(sums)} sums of branches the signal grows {say(total)}-fold, {say(per_skip)} at each, where He "
+        "weights without normalization are expected to give 1.41 and a normalized net 1."
+    )
+    return Finding(
+        code="missing_normalization",
+        title=f"The residual sums grow by {say(per_skip)} per block, for nothing sets their size",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=0.9,
+        explanation=(
+            f"{statement} Each branch adds a signal as large as the one it is added to. The skip connections keep the "
+            "gradient alive, but it grows with the signal, and a rate that suits the last block is too high for the "
+            "first."
+        ),
+        layer=sums[-1]["name"],
+        evidence=(Evidence(statement, per_skip, 1.0, "arXiv 1901.09321, section 2"),),
+        prescriptions=(
+            add_residual_blocks(),
+            Prescription(
+                title="Begin each branch as zero (ReZero)",
+                code=(
+                    "import keras\n\nimport gradrecipes as gr\n\n"
+                    "branch = [keras.layers.Dense(64, activation='relu'), keras.layers.Dense(64)]\n"
+                    "x = gr.layers.ReZeroResidual(branch)(x)\n"
+                ),
+                reason="x + alpha * F(x) with alpha = 0 at the start passes signal and gradient on unchanged.",
+                risk="The model needs this package to be loaded; learning is slow until the alphas have grown.",
+                reference="arXiv 2003.04887",
+            ),
+        ),
+        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "stalled_loss"),
+    )

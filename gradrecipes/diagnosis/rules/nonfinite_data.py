@@ -1,0 +1,144 @@
+"""nonfinite_data: inputs, targets or sample weights hold NaN or Inf.
+
+## What it does
+Counts the entries that are NaN or infinite in every array of the data, names the arrays, samples and columns, and fires
+unless the run met them and stayed finite: a Masking layer or a loss that leaves missing labels out is at home with
+them. Columns that are empty throughout are told apart from single missing values.
+
+## Why it is bad
+One NaN in one sample makes the loss of its batch NaN, that loss makes every gradient NaN, and one step with it makes
+every weight NaN. Nothing is left to learn with, in the first epoch at the latest, and Keras says no more than "nan".
+
+## Example
+```python
+x[17, 3] = np.nan
+```
+
+## Remedy
+Leave such samples out, or fill them in; drop a column that is empty throughout. Look first where they come from: a
+failed join, a division by 0, a text that was no number.
+
+## References
+- IEEE 754: arithmetic with NaN gives NaN. Keras: `keras.callbacks.TerminateOnNaN` stops when it is too late.
+- Little and Rubin, "Statistical Analysis with Missing Data": when filling in is sound.
+"""
+
+from __future__ import annotations
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.offender import listed
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.data_facts import Array, arrays, names, offenders
+from gradrecipes.diagnosis.prescribe_data import drop_columns, fill_in, leave_out_nonfinite
+from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.varied import heals, varied_evidence
+from gradrecipes.diagnosis.verdict import BROKEN, UNKNOWN, verdict
+
+PARTS = ("inputs", "targets", "sample_weight")
+MANY = 0.05  # share of the samples from which leaving them out costs too much
+OF_DATA = {"input", "target", "sample_weight"}  # kinds of offenders
+
+
+def nonfinite_data(trace: Trace) -> Finding | None:
+    """Tell which arrays hold NaN or Inf, in which samples and columns."""
+    training = [array for array in arrays(trace, parts=PARTS) if array.get("nonfinite")]
+    validation = [array for array in arrays(trace, which="validation", parts=PARTS) if array.get("nonfinite")]
+    bad = training or validation
+    seen = verdict(trace)
+    structure = trace.probes.get("structure") or {}
+    if not bad or (seen.state not in (BROKEN, UNKNOWN) and training):
+        return None
+    if structure.get("masked") and seen.state != BROKEN:
+        return None
+    blamed = _blamed(trace)
+    broke = bool(training) and seen.state == BROKEN and blamed is not False
+    return Finding(
+        code="nonfinite_data",
+        title=_title(bad, "" if training else "validation "),
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL if broke else Severity.WARNING,
+        confidence=1.0 if broke and (blamed or heals(trace, "sound_data")) else 0.95 if blamed is not False else 0.7,
+        explanation=_explanation(bad, bool(training), broke),
+        step=seen.step if broke else None,
+        evidence=(*(_evidence(array) for array in bad), *varied_evidence(trace, "sound_data")),
+        prescriptions=_prescriptions(trace, bad),
+        leads_to=("nonfinite_loss", "exploding_gradient"),
+    )
+
+
+def _blamed(trace: Trace) -> bool | None:
+    """Say whether the autopsy found the data to be broken; None without an autopsy that found anything."""
+    found = offenders(trace)
+    return None if not found else any(offender.get("kind") in OF_DATA for offender in found)
+
+
+def _title(bad: list[Array], which: str) -> str:
+    listing = ", ".join(array["name"] for array in bad[:3]) + (" and others" if len(bad) > 3 else "")
+    entries = sum(int(array["nonfinite"]) for array in bad)
+    what = "an entry that is" if entries == 1 else f"{entries:,} entries that are"
+    return f"The {which}data hold {what} NaN or infinite, in {listing}"
+
+
+def _explanation(bad: list[Array], training: bool, broke: bool) -> str:
+    where = "; ".join(f"{array['name']}: {_where(array)}" for array in bad[:3])
+    if not training:
+        after = (
+            "The training data are sound, but every validation metric will be NaN, and callbacks that read one latch."
+        )
+    elif broke:
+        after = (
+            "The run met one of them and broke there: NaN times anything is NaN, so one such entry makes the loss of "
+            "its batch NaN, the loss all gradients, and one step all weights."
+        )
+    else:
+        after = (
+            "The first batch that holds one makes the loss NaN, the loss makes all gradients NaN, and one step with "
+            "them all weights: from there on the net is lost."
+        )
+    return f"NaN or infinite values stand in the data ({where}). {after}"
+
+
+def _where(array: Array) -> str:
+    columns = array.get("columns") or {}
+    empty, touched = columns.get("empty") or [], columns.get("nonfinite") or []
+    count = int(columns.get("count") or 1)
+    samples = array.get("nonfinite_samples") or []
+    share = float(array.get("nonfinite_share") or 0.0)
+    parts = []
+    if empty and count > 1:
+        parts.append(f"column {', '.join(map(str, empty[:5]))} without a single finite value")
+    elif touched and count > 1 and len(touched) < count:
+        parts.append(f"in column {', '.join(map(str, touched[:5]))}")
+    if share >= 1.0:
+        parts.append("in every sample")
+    elif samples:
+        all_named = len(samples) < 20
+        parts.append(
+            listed(samples)
+            if all_named and len(samples) <= 6
+            else f"{say(100 * share)} % of the samples, first {samples[0]}"
+        )
+    return ", ".join(parts) or f"{int(array['nonfinite'])} entries"
+
+
+def _evidence(array: Array) -> Evidence:
+    constant = int((array.get("columns") or {}).get("constant") or 0)
+    aside = f" Beside that, {constant} of its columns never change and tell nothing." if constant else ""
+    return Evidence(
+        f"{array['name']} holds {int(array['nonfinite']):,} entries that are NaN or infinite: {_where(array)}.{aside}",
+        float(array["nonfinite"]),
+        0.0,
+        "the data as given",
+    )
+
+
+def _prescriptions(trace: Trace, bad: list[Array]) -> tuple:
+    inputs = [array for array in bad if array["name"].startswith("x")]
+    empty = [array for array in inputs if (array.get("columns") or {}).get("empty")]
+    share = max(float(array.get("nonfinite_share") or 0.0) for array in bad)
+    advice = [drop_columns(array["name"], array["columns"]["empty"]) for array in empty[:1]]
+    if share < MANY or len(inputs) < len(bad):
+        advice.append(leave_out_nonfinite([array["name"] for array in bad], names(trace)))
+    if inputs:
+        advice.append(fill_in(inputs[0]["name"]))
+    return tuple(advice)

@@ -1,0 +1,134 @@
+"""optimizer_state: the optimizer's settings or memory make sound gradients into useless or broken updates.
+
+## What it does
+Looks at the settings that no optimizer works with (a momentum or beta of 1 or more, an epsilon of nothing, an epsilon
+or a clipping bound that leaves next to nothing of a step, a weight decay that eats the weights) and at the memory that
+the optimizer brings along: a trial that learns with an empty memory and not with the one it has proves the memory
+wrong. It fires only where the trial went wrong or stood still.
+
+## Why it is bad
+Adam divides by the root of its memory of squared gradients plus epsilon. With an epsilon of 0, an entry whose gradient
+was always 0 becomes 0 / 0; with one far above the gradients, the division is by a constant and the steps are tiny; with
+a memory that belongs to other weights or to a spike of 1e20, the steps have nothing to do with the gradients at hand.
+
+## Example
+```python
+keras.optimizers.Adam(epsilon=0.0)
+keras.optimizers.SGD(momentum=1.5)
+```
+
+## Remedy
+The usual constants and a fresh optimizer.
+
+## References
+- Kingma and Ba, "Adam", arXiv 1412.6980; Reddi et al., arXiv 1904.09237 (memory and convergence).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.readings import middle, number, say
+from gradrecipes.diagnosis.remedies import fresh_optimizer
+from gradrecipes.diagnosis.varied import heals, variation, varied_evidence
+from gradrecipes.diagnosis.verdict import verdict
+
+NO_EPSILON = 1e-15  # below it an entry whose gradient is 0 is divided by 0; Keras' own are 1e-7, 1e-30 in Adafactor
+EPSILON_OVER_GRADIENT = 100.0  # epsilon over the root mean square of a gradient's entries: it rules the division
+TINY_CLIP = 1e-4  # bound over the gradient norm: that much is left of a step
+EATEN = 0.05  # weight decay times learning rate: share of the weights that each step takes away
+MOMENTA = ("momentum", "beta_1", "beta_2", "rho")
+BOUNDS = ("clipnorm", "global_clipnorm", "clipvalue")
+
+
+def optimizer_state(trace: Trace) -> Finding | None:
+    """Tell whether it is the optimizer itself that spoils the updates."""
+    seen = verdict(trace)
+    if seen.learnt:
+        return None
+    said = _bad_setting(trace, broken=seen.unhealthy) or _bad_memory(trace) or _bad_slot(trace)
+    if said is None:
+        return None
+    statement, measured, expected, sure = said
+    return Finding(
+        code="optimizer_state",
+        title=statement[0].upper() + statement[1:].split(":")[0].split(";")[0],
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=sure,
+        explanation=(
+            f"{statement[0].upper()}{statement[1:]}. The gradients are what they should be; what the optimizer makes of "
+            "them is not."
+        ),
+        step=seen.step,
+        evidence=(
+            Evidence(statement[0].upper() + statement[1:] + ".", measured, expected, "arXiv 1412.6980"),
+            *varied_evidence(trace, "fresh_optimizer"),
+        ),
+        prescriptions=(fresh_optimizer(trace),),
+        leads_to=("nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss", "exploding_gradient"),
+    )
+
+
+Said = tuple[str, float | None, float | None, float]
+
+
+def _bad_setting(trace: Trace, *, broken: bool) -> Said | None:
+    settings = trace.description.get("optimizer")
+    settings = settings if isinstance(settings, dict) else {}
+    for name in MOMENTA:
+        value = number(settings.get(name))
+        if value is not None and (value >= 1.0 or value < 0.0):
+            return f"{name}={say(value)} never forgets: it must lie between 0 and 1", value, 0.9, 0.95
+    rms = _gradient_rms(trace)
+    epsilon = number(settings.get("epsilon"))
+    if epsilon is not None and epsilon <= NO_EPSILON and broken and settings.get("name") != "Adafactor":
+        return f"epsilon={say(epsilon)} leaves a division by 0 where a gradient is 0", epsilon, 1e-7, 0.9
+    if epsilon is not None and rms and epsilon > EPSILON_OVER_GRADIENT * rms and not broken:
+        return (
+            f"epsilon={say(epsilon)} is {say(epsilon / rms)} times the size of a gradient's entries, {say(rms)}: it "
+            "rules the division and makes every step tiny",
+            epsilon,
+            rms,
+            0.85,
+        )
+    for name in BOUNDS:
+        bound, norm = number(settings.get(name)), middle(trace.gradient_norm)
+        if bound is not None and norm > 0 and bound < TINY_CLIP * norm and not broken:
+            return f"{name}={say(bound)} cuts gradients of norm {say(norm)}: next to nothing is left", bound, norm, 0.85
+    decay, rate = number(settings.get("weight_decay")), number(trace.description.get("learning_rate"))
+    if decay and rate and decay * rate > EATEN:
+        return (
+            f"weight_decay={say(decay)} takes {say(100 * decay * rate)} % of the weights at each step",
+            decay,
+            0.01,
+            0.85,
+        )
+    return None
+
+
+def _gradient_rms(trace: Trace) -> float | None:
+    entries = sum(int(layer.get("parameters") or 0) for layer in trace.description.get("layers") or [])
+    norm = middle(trace.gradient_norm)
+    return norm / entries**0.5 if entries and norm > 0 else None
+
+
+def _bad_memory(trace: Trace) -> Said | None:
+    if variation(trace, "fresh_optimizer") is None or not heals(trace, "fresh_optimizer"):
+        return None
+    return (
+        "the optimizer brings a memory along that spoils its steps; with an empty one the net learns",
+        None,
+        None,
+        0.95,
+    )
+
+
+def _bad_slot(trace: Trace) -> Said | None:
+    autopsy: dict[str, Any] = (trace.probes.get("trial") or {}).get("autopsy") or {}
+    first = next(iter(autopsy.get("offenders") or []), None)
+    if first is None or first["kind"] != "optimizer_slot":
+        return None
+    return f"the optimizer's memory broke first: {first['name']} ({first['found']})", None, None, 0.8

@@ -1,0 +1,69 @@
+"""saturated_units: hidden sigmoid or tanh units sit at their bounds, where their slope is next to zero.
+
+## What it does
+Counts, on one real batch, the outputs of bounded activations within a hair of a bound (|tanh| above .95, where the slope
+is below a tenth). It fires where more than half of a hidden layer is there before the training, or gets there in the
+trial, and the loss did not fall as it should.
+
+## Why it is bad
+The gradient is multiplied by the slope. A unit at its bound passes next to nothing on, for any sample, so that neither
+its own weights nor those before it can learn; and what put it there, a large weight or a large input, stays.
+
+## Example
+```python
+keras.layers.Dense(64, activation="tanh", kernel_initializer=keras.initializers.RandomNormal(stddev=1.0))
+```
+
+## Remedy
+Scale the inputs; weights from Glorot's initializer; a normalization before the activation; or a ReLU.
+
+## References
+- Glorot and Bengio, AISTATS 2010, section 3: saturation of sigmoids in deep nets.
+"""
+
+from __future__ import annotations
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.remedies import change_activation, normalize_before_the_activation, use_fitting_initializer
+from gradrecipes.diagnosis.signals import hidden, weights
+from gradrecipes.diagnosis.verdict import verdict
+
+SATURATED = 0.5  # share of a layer's outputs at a bound; Glorot weights and scaled inputs give below .05
+
+
+def saturated_units(trace: Trace) -> Finding | None:
+    """Tell whether hidden units sit at the bounds of their activation."""
+    seen = verdict(trace)
+    if seen.learnt:
+        return None
+    for when in ("before", "after"):
+        bad = [layer for layer in hidden(trace, when) if (layer.get("saturated_share") or 0.0) > SATURATED]
+        if bad:
+            break
+    else:
+        return None
+    worst = max(bad, key=lambda layer: layer["saturated_share"])
+    share, name = worst["saturated_share"], worst["activation"]
+    moment = "before the first step" if when == "before" else "at the end of the trial, though not at its beginning"
+    statement = f"{say(100 * share)} % of the outputs of {worst['name']!r} ({name}) lie at a bound, {moment}."
+    own = [weight for weight in weights(trace) if weight["layer"] == worst["name"]]
+    advice = [normalize_before_the_activation(), change_activation(str(name), "relu")]
+    return Finding(
+        code="saturated_units",
+        title=f"{say(100 * share)} % of {worst['name']!r} is saturated",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL if not seen.learnt else Severity.WARNING,
+        confidence=0.75 if when == "before" else 0.6,
+        explanation=(
+            f"{statement} There the slope of {name} is next to 0, and with it every gradient that passes through. What "
+            f"drives it there is the size of what comes in: {say(worst['input_rms'] or 0.0)} in the mean square, times "
+            "the weights."
+        ),
+        layer=worst["name"],
+        step=None,
+        evidence=(Evidence(statement, share, 0.05, "AISTATS 2010 (Glorot), section 3"),),
+        prescriptions=(*([use_fitting_initializer(own, name)] if own and when == "before" else []), *advice),
+        leads_to=("vanishing_gradient", "stalled_loss"),
+    )

@@ -1,0 +1,44 @@
+"""stalled_loss: the loss does not fall.
+
+## What it does
+Compares the loss of the last batches with that of the same batches, or of the first ones, and fires where it fell by
+less than a hundredth. By itself that is no illness, for a net may have learnt all it can, or may need more steps: the
+diagnosis therefore names it only beside a cause that explains it.
+
+## Why it is bad
+Steps are spent and nothing is learnt.
+
+## Example
+Twelve sigmoid layers; a learning rate of 1e-7; a last layer whose ReLU is dead.
+
+## Remedy
+This is a symptom: treat the cause.
+
+## References
+- Smith, arXiv 1506.01186: the range test tells at which rates a loss falls at all.
+"""
+
+from __future__ import annotations
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.verdict import STALLED, verdict
+
+
+def stalled_loss(trace: Trace) -> Finding | None:
+    """Tell whether the loss stands still; the engine drops it where no cause explains it."""
+    seen = verdict(trace)
+    if seen.state != STALLED:
+        return None
+    chance = f"; a blind guess has {say(seen.chance)}" if seen.chance > 0 else ""
+    statement = f"The loss was {say(seen.start)} at the start and is {say(seen.end)} after {len(trace)} steps{chance}."
+    return Finding(
+        code="stalled_loss",
+        title="The loss does not fall",
+        kind=Kind.SYMPTOM,
+        severity=Severity.WARNING,
+        confidence=0.9,
+        explanation=statement,
+        evidence=(Evidence(statement, seen.end, seen.start, "this run"),),
+    )

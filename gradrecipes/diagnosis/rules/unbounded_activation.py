@@ -1,0 +1,110 @@
+"""unbounded_activation: an activation that grows faster than its input, or in a loop where it must not grow at all.
+
+## What it does
+Puts a normal signal of size 1 and one of size 10 through every hidden activation. One that answers with more than ten
+times the size (a square, an exponential) or that enlarges even a signal of size 1 (a leaky ReLU with a slope above 1)
+is a candidate; so is a ReLU, or another activation without a bound, in the place of the tanh of an LSTM or GRU, whose
+state then has no bound either. It fires where the trial broke, ran away, or began far above a blind guess.
+
+## Why it is bad
+A layer that squares turns a signal of 10 into 100 and the next one into 10,000: no initializer holds that, since it is
+right at one size only. A gated cell was made for a bounded state; with ReLU it adds up, step by step.
+
+## Example
+```python
+keras.layers.Dense(64, activation="exponential")
+keras.layers.LSTM(64, activation="relu")
+```
+
+## Remedy
+ReLU, GELU or SiLU in feed-forward layers, tanh in recurrent cells; where the function is wanted, normalize before it.
+
+## References
+- Hochreiter and Schmidhuber, "Long short-term memory", 1997: the bounded squashing of the cell.
+- Poole et al., arXiv 1606.05340: fixed points of the signal's size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.remedies import change_activation, normalize_before_the_activation
+from gradrecipes.diagnosis.signals import hidden, layers
+from gradrecipes.diagnosis.verdict import verdict
+
+SUPERLINEAR = 1.25  # log10 of the answer to ten times the input; a ReLU has 1, a square 2
+AMPLIFIES = 1.1  # answer to a signal of size 1; a ReLU has .71, linear 1, a leaky ReLU of slope 2 has 1.58
+GATED = {"LSTM", "GRU", "LSTMCell", "GRUCell", "ConvLSTM1D", "ConvLSTM2D"}
+WITHOUT_BOUND = {"relu", "leaky_relu", "elu", "selu", "linear", "exponential", "softplus", "silu", "swish", "gelu"}
+FAR_START = 5.0  # loss at the start over that of a blind guess
+
+
+def unbounded_activation(trace: Trace) -> Finding | None:
+    """Tell whether an activation makes the signal run away."""
+    seen = verdict(trace)
+    if not (seen.unhealthy or seen.start_over_chance >= FAR_START or not seen.learnt):
+        return None
+    gated = [layer for layer in layers(trace) if layer["kind"] in GATED and layer["activation"] in WITHOUT_BOUND]
+    odd = [layer for layer in hidden(trace) if _runs_away(layer) and layer["kind"] not in GATED]
+    if odd:
+        return _of_layers(odd, seen.unhealthy)
+    if gated and (seen.unhealthy or seen.start_over_chance >= FAR_START):
+        return _of_cells(gated)
+    return None
+
+
+def _runs_away(layer: dict[str, Any]) -> bool:
+    exponent, gain = layer.get("activation_exponent"), layer.get("activation_gain")
+    if exponent is None or gain is None:
+        return False
+    return exponent > SUPERLINEAR or (gain > AMPLIFIES and exponent > 0.9)
+
+
+def _of_layers(odd: list[dict[str, Any]], broke: bool) -> Finding:
+    worst = max(odd, key=lambda layer: (layer["activation_exponent"], layer["activation_gain"]))
+    name, exponent = worst["activation"] or worst["kind"], worst["activation_exponent"]
+    statement = (
+        f"{name} in {worst['name']!r} answers to a signal of size 1 with {say(worst['activation_gain'])}, and to one of "
+        f"size 10 with {say(worst['activation_gain'] * 10.0 ** min(exponent, 37.0))}; a ReLU gives 0.71 and 7.1."
+    )
+    sizes = f" Its output on this batch has a size of {say(worst['output_rms'])}." if worst["output_rms"] else ""
+    return Finding(
+        code="unbounded_activation",
+        title=f"The activation {name} grows faster than what it is given",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=0.9 if broke else 0.8,
+        explanation=(
+            f"{statement}{sizes} Signal and gradient then have no size at which they stay: what is a little too large "
+            "becomes far too large in the next layer, and a step that enlarges the weights a little enlarges the output "
+            "a lot."
+        ),
+        layer=worst["name"],
+        evidence=(Evidence(statement, exponent, 1.0, "the activation itself, on quantiles of a normal signal"),),
+        prescriptions=(change_activation(name, "relu"), normalize_before_the_activation()),
+        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
+    )
+
+
+def _of_cells(gated: list[dict[str, Any]]) -> Finding:
+    worst = gated[0]
+    statement = (
+        f"{worst['name']!r} is an {worst['kind']} whose state passes through {worst['activation']} instead of tanh: it "
+        "is added to at every time step and nothing bounds it."
+    )
+    advice = change_activation(str(worst["activation"]), "tanh")
+    return Finding(
+        code="unbounded_activation",
+        title=f"{worst['activation']} in {worst['name']!r} leaves the recurrent state without a bound",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=0.9,
+        explanation=f"{statement} Over a long sequence the state, and the gradient through it, grow without end.",
+        layer=worst["name"],
+        evidence=(Evidence(statement, source="keras.layers.LSTM: activation='tanh' by default"),),
+        prescriptions=(advice,),
+        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss"),
+    )

@@ -1,0 +1,168 @@
+"""unscaled_inputs: what reaches the first weights is far from unit size, and the training suffers from it.
+
+## What it does
+Looks at inputs that no normalization stands behind: their root mean square, how far their columns' scales lie apart,
+how far their means from 0. It fires only where the run suffers (breaks, runs away, stands still, or is on no way to do
+better than chance), and is sure where the same steps go well with scaled inputs. Pixels from 0 to 255 that a net learns
+from all the same are let be, and so are indices into an embedding.
+
+## Why it is bad
+Initializers keep the size of a signal; they do not set it. Inputs of size 250 make outputs, loss and every gradient of
+the first layer that many times larger, so that a learning rate that suits all other layers is 250 times too long there.
+Columns of sizes 0.001 and 4000 make a valley four million times as long as it is wide: no one rate suits both.
+
+## Example
+```python
+model.fit(load_wine().data, y)  # proline goes to 1680, the other columns to 5
+```
+
+## Remedy
+A Normalization layer that is adapted to the training data, or Rescaling for pixels.
+
+## References
+- LeCun, Bottou, Orr, Mueller, "Efficient BackProp", section 4.3; Ioffe and Szegedy, arXiv 1502.03167.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.data_facts import Array, holds_back
+from gradrecipes.diagnosis.prescribe_data import normalize_inputs
+from gradrecipes.diagnosis.readings import number, say
+from gradrecipes.diagnosis.varied import heals, variation, varied_evidence
+from gradrecipes.diagnosis.verdict import verdict
+
+FAR = 10.0  # root mean square of what enters the first weights; standardized data have 1, bytes of pixels 100
+SOMEWHAT_FAR = 3.0  # the same, where scaling mends the run
+APART = 100.0  # largest over smallest deviation of a column, one of the columns being larger than 3
+OFF_CENTER = 10.0  # mean of a column over its deviation, where that mean is larger than 3
+TINY = 0.01  # root mean square below which all that the first layer makes of the inputs is its bias
+
+
+def unscaled_inputs(trace: Trace) -> Finding | None:
+    """Tell which inputs are far from unit size, and what becomes of the run with and without scaling."""
+    seen = verdict(trace)
+    if not holds_back(trace, seen):
+        return None
+    healed, tried = heals(trace, "scaled_inputs"), variation(trace, "scaled_inputs") is not None
+    together = heals(trace, "all_scaled")
+    far = [(array, odd) for array in _unscaled(trace) if (odd := _oddity(array, mended=healed)) is not None]
+    if not far or (tried and not healed and not together):
+        return None
+    array, (what, measured, expected) = max(far, key=lambda pair: abs(math.log(max(pair[1][1], 1e-30))))
+    sure = 0.95 if healed and _oddity(array, mended=False) else 0.7 if healed else 0.6 if tried else 0.75
+    return Finding(
+        code="unscaled_inputs",
+        title=f"The inputs are not scaled: {what}",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=sure,
+        explanation=_explanation(array, what),
+        step=seen.step,
+        evidence=(
+            Evidence(f"{what[0].upper()}{what[1:]}.", measured, expected, "the data; Efficient BackProp, section 4.3"),
+            *_largest_columns(array),
+            *_start(seen),
+            *varied_evidence(trace, "scaled_inputs", *(() if healed else ("all_scaled",))),
+        ),
+        prescriptions=normalize_inputs(
+            array["name"], int((array.get("columns") or {}).get("count") or 1), pixels=_pixels(array)
+        ),
+        leads_to=(
+            *("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
+            *("saturated_units", "dead_units"),
+        ),
+    )
+
+
+def _unscaled(trace: Trace) -> list[Array]:
+    """Return the inputs that are numbers and that no normalization stands behind."""
+    arrays = (trace.probes.get("data") or {}).get("inputs") or []
+    met = (trace.probes.get("structure") or {}).get("inputs") or []
+    by_name = {f"x[{one.get('name')!r}]": one for one in met}
+    found = []
+    for place, array in enumerate(arrays):
+        one = by_name.get(array.get("name"), met[place] if place < len(met) else {})
+        scaled = one.get("normalized") is not None or one.get("first_kind") == "Embedding"
+        if array.get("numeric") and not array.get("feeds_embedding") and not scaled and array.get("columns"):
+            found.append(array)
+    return found
+
+
+def _oddity(array: Array, *, mended: bool) -> tuple[str, float, float] | None:
+    """Return what is odd about the scale of an array (words, measured, expected), or None."""
+    columns = array["columns"]
+    name, rms = array["name"], number(array.get("rms"))
+    low, high = number(columns.get("std_min")), number(columns.get("std_max"))
+    mean = number(columns.get("mean_abs_max")) or 0.0
+    if rms is None:
+        return f"{name} overflows when it is squared", math.inf, 1.0
+    if rms > (SOMEWHAT_FAR if mended else FAR):
+        apart = f", and its columns deviate by {say(low)} to {say(high)}" if low and high and high > APART * low else ""
+        return f"{name} has a root mean square of {say(rms)}{apart}", rms, 1.0
+    if low and high and high > APART * low and high > SOMEWHAT_FAR:
+        return f"the columns of {name} deviate by {say(low)} to {say(high)}", high / low, 1.0
+    if high and mean > SOMEWHAT_FAR and mean > OFF_CENTER * high:
+        return (
+            f"the columns of {name} have means up to {say(mean)} and deviate by at most {say(high)}",
+            mean / high,
+            0.0,
+        )
+    if 0 < rms < TINY and mended:
+        return f"{name} has a root mean square of only {say(rms)}", rms, 1.0
+    return None
+
+
+def _pixels(array: Array) -> bool:
+    low, high = number(array.get("min")), number(array.get("max"))
+    whole = bool(array.get("integer_valued"))
+    return whole and low is not None and low >= 0 and high is not None and 200 <= high <= 255
+
+
+def _explanation(array: Array, what: str) -> str:
+    rms = number(array.get("rms"))
+    small = rms is not None and rms < TINY
+    size = (
+        "The first layer makes next to nothing of them: its outputs and gradients are as many times too small, and "
+        "all samples look alike."
+        if small
+        else "What the first layer puts out, the loss, and the gradient of its weights grow with them, so that a rate "
+        "that suits the rest of the net is that many times too long there; columns of different scales pull it apart."
+    )
+    return (
+        f"No normalization stands between the data and the first weights, and {what}. Initializers and learning rates "
+        f"are made for inputs of mean 0 and size 1. {size}"
+    )
+
+
+def _largest_columns(array: Array) -> tuple[Evidence, ...]:
+    columns: dict[str, Any] = array["columns"]
+    largest = columns.get("largest") or []
+    if int(columns.get("count") or 1) < 2 or not largest or not number(columns.get("rms_median")):
+        return ()
+    first = largest[0]
+    size = math.hypot(number(first.get("mean")) or 0.0, number(first.get("std")) or 0.0)
+    if size < SOMEWHAT_FAR * columns["rms_median"]:
+        return ()
+    return (
+        Evidence(
+            f"Column {first['column']} is the largest, {say(size)} in root mean square; the median column has "
+            f"{say(columns['rms_median'])}.",
+            size,
+            float(columns["rms_median"]),
+            "the data",
+        ),
+    )
+
+
+def _start(seen: Any) -> tuple[Evidence, ...]:
+    if not seen.start_over_chance >= SOMEWHAT_FAR:
+        return ()
+    statement = (
+        f"The run began at a loss of {say(seen.start)}; answering always the same would give {say(seen.chance)}."
+    )
+    return (Evidence(statement, seen.start, seen.chance, "this trial, and the targets alone"),)

@@ -1,0 +1,122 @@
+"""unscaled_targets: a regression on targets far from unit size, and the training suffers from it.
+
+## What it does
+Looks at outputs with a loss on differences and an activation that could reach the targets: their root mean square. It
+fires only where the run breaks, runs away, stands still, or is on no way to the loss of the best constant answer, and
+is sure where the same steps go well with scaled targets. Targets that the last activation cannot reach are
+`loss_output_mismatch`.
+
+## Why it is bad
+A new net answers near 0. The first error is then the target itself, a squared error its square: with prices of 200,000
+the loss begins at 4e10, and the gradient with it, so that plain steps blow the net up. Adam, which divides by the
+gradient's size, moves each weight by the learning rate a step, and needs thousands of steps to get to the mean.
+
+## Example
+```python
+model.compile("adam", loss="mse")
+model.fit(x, prices)  # 80,000 to 600,000
+```
+
+## Remedy
+Train on (y - mean) / std, and scale the predictions back; or learn the logarithm.
+
+## References
+- LeCun, Bottou, Orr, Mueller, "Efficient BackProp", section 4.3; van Hasselt et al., "Learning values across many
+  orders of magnitude", arXiv 1602.07714.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.data_facts import Head, heads, holds_back
+from gradrecipes.diagnosis.prescribe_data import scale_targets
+from gradrecipes.diagnosis.readings import number, say
+from gradrecipes.diagnosis.varied import heals, variation, varied_evidence
+from gradrecipes.diagnosis.verdict import verdict
+
+FAR = 10.0  # root mean square of the targets, in units of the loss; a new net answers within 1 of 0
+BOUNDED = {"sigmoid", "softmax", "tanh", "hard_sigmoid", "hard_tanh", "softsign", "relu6", "log_softmax"}
+ON_LABELS = ("crossentropy", "cross_entropy", "hinge", "ctc", "dice", "tversky", "cosine", "kl_div", "circle")
+
+
+def unscaled_targets(trace: Trace) -> Finding | None:
+    """Tell which targets are far from unit size, and what becomes of the run with and without scaling."""
+    seen = verdict(trace)
+    if not holds_back(trace, seen):
+        return None
+    healed, tried = heals(trace, "scaled_targets"), variation(trace, "scaled_targets") is not None
+    together = heals(trace, "all_scaled")
+    far = [head for head in heads(trace) if _regression(head) and (number(head.target.get("rms")) or 0.0) > FAR]
+    if not far or (tried and not healed and not together):
+        return None
+    head = max(far, key=lambda one: one.target["rms"])
+    target = head.target
+    what = f"{target['name']} has a root mean square of {say(target['rms'])}"
+    return Finding(
+        code="unscaled_targets",
+        title=f"The targets are not scaled: {what}",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=0.95 if healed else 0.6 if tried else 0.75,
+        explanation=_explanation(trace, head, what),
+        step=seen.step,
+        evidence=(
+            Evidence(
+                f"{what[0].upper()}{what[1:]}, from {say(target['min'])} to {say(target['max'])}, mean "
+                f"{say(target['mean'] or 0.0)}.",
+                float(target["rms"]),
+                1.0,
+                "the data; Efficient BackProp, section 4.3",
+            ),
+            *_first_answers(head),
+            *_start(seen),
+            *varied_evidence(trace, "scaled_targets", *(() if healed else ("all_scaled",))),
+        ),
+        prescriptions=scale_targets(target["name"], positive=target["min"] > 0 and target["max"] > FAR * target["min"]),
+        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
+    )
+
+
+def _regression(head: Head) -> bool:
+    if head.target is None or any(word in head.loss.lower() for word in ON_LABELS):
+        return False
+    percentage = "percentage" in head.loss or "logarithmic" in head.loss  # the loss scales by itself
+    return head.activation not in BOUNDED and not percentage
+
+
+def _explanation(trace: Trace, head: Head, what: str) -> str:
+    name = str((trace.description.get("optimizer") or {}).get("name", ""))
+    adaptive = any(word in name for word in ("Adam", "RMSprop", "Adagrad", "Nadam", "Lion", "Adafactor"))
+    rate = number(trace.description.get("learning_rate"))
+    if adaptive and rate:
+        steps = f" At {say(rate)} a step and weight, {name} is long under way to answers of that size."
+    else:
+        steps = " Plain steps are in proportion to the gradient, and so as many times too long."
+    return (
+        f"A new net answers near 0, and {what}: the first error is the target itself, and with {head.loss} the gradient "
+        f"of the last layer grows with it, by far beyond what initial weights and rates are made for.{steps}"
+    )
+
+
+def _first_answers(head: Head) -> tuple[Evidence, ...]:
+    rms = number(head.measured.get("rms"))
+    if rms is None:
+        return ()
+    return (
+        Evidence(
+            f"The untrained net's answers have a root mean square of {say(rms)}.",
+            rms,
+            float(head.target["rms"]),
+            "one batch before the trial; expected: that of the targets",
+        ),
+    )
+
+
+def _start(seen: Any) -> tuple[Evidence, ...]:
+    if not seen.start_over_chance >= 2.0:
+        return ()
+    statement = f"The run began at a loss of {say(seen.start)}; answering always the same gives {say(seen.chance)}."
+    return (Evidence(statement, seen.start, seen.chance, "this trial, and the targets alone"),)

@@ -1,0 +1,75 @@
+"""validation_degrading: the training loss falls while the validation loss climbs.
+
+## What it does
+Reads the logs of the epochs. It fires where the validation loss rose well above its best for at least three epochs in
+a row at the end while the training loss went on falling.
+
+## Why it is bad
+From the best epoch on the net learns the samples by heart. With gradients it has to do in that an over-fitted net's
+weights and curvature grow, and a late explosion often follows.
+
+## Example
+A wide net on 500 samples for 200 epochs.
+
+## Remedy
+Early stopping that goes back to the best epoch, weight decay, dropout, more data.
+
+## References
+- Prechelt, "Early stopping, but when?", 1998.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.prescription import Prescription
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.readings import say
+
+EPOCHS = 6  # fewer show no trend
+IN_A_ROW = 3  # last epochs that are all above the best
+RISE = 1.2  # validation loss of the last epochs over its best; .1 is what epochs of sound nets differ by
+
+
+def validation_degrading(trace: Trace) -> Finding | None:
+    """Tell whether the net learns its samples by heart."""
+    logs = [event.details.get("logs") or {} for event in trace.events if event.kind == "epoch"]
+    logs = [log for log in logs if "val_loss" in log and "loss" in log]
+    validation = np.array([log["val_loss"] for log in logs], dtype=float)
+    training = np.array([log["loss"] for log in logs], dtype=float)
+    if len(logs) < EPOCHS or not (np.isfinite(validation).all() and np.isfinite(training).all()):
+        return None
+    best = int(np.argmin(validation))
+    last = validation[-IN_A_ROW:]
+    scale = abs(float(validation[best]))
+    climbing = bool((last > validation[best] + (RISE - 1.0) * scale).all()) and best < len(logs) - IN_A_ROW
+    if not climbing or not training[-1] < training[best]:
+        return None
+    statement = (
+        f"The validation loss was {say(float(validation[best]))} after epoch {best + 1} and is {say(float(last[-1]))} "
+        f"after epoch {len(logs)}, while the training loss fell from {say(float(training[best]))} to "
+        f"{say(float(training[-1]))}."
+    )
+    return Finding(
+        code="validation_degrading",
+        title=f"Since epoch {best + 1} the validation loss climbs while the training loss falls",
+        kind=Kind.SYMPTOM,
+        severity=Severity.WARNING,
+        confidence=0.9,
+        explanation=f"{statement} From there on the net learns its samples by heart.",
+        evidence=(Evidence(statement, float(last[-1]), float(validation[best]), "the logs of the epochs"),),
+        prescriptions=(
+            Prescription(
+                title="Stop at the best epoch",
+                code=(
+                    "import gradrecipes as gr\n\n"
+                    "stopping = gr.NanProofEarlyStopping(patience=5, restore_best_weights=True)\n"
+                    "model.fit(x, y, validation_split=0.2, epochs=100, callbacks=[stopping])\n"
+                ),
+                reason="It goes back to the weights of the best epoch, and a NaN does not pass for one.",
+                risk="Patience that is too short stops on a plateau.",
+                reference="Prechelt 1998",
+            ),
+        ),
+    )

@@ -1,0 +1,53 @@
+"""vanishing_gradient: next to nothing of the gradient reaches the first layers.
+
+## What it does
+Compares, on one real batch before any update, the gradient with respect to the first weighted layer's output with that
+at the last, and fires where less than a hundred-thousandth is left and the loss stood still.
+
+## Why it is bad
+Layers without a gradient stay as they were drawn. The last ones then learn from what random layers made of the inputs,
+which after many of them is next to a constant.
+
+## Example
+Twelve sigmoid layers under Glorot's weights: a factor of four is lost in each, a millionth is left after ten.
+
+## Remedy
+This is a symptom: treat the cause if one is named. Otherwise: ReLU with He weights, normalization, skip connections.
+
+## References
+- Hochreiter, 1991; Pascanu et al., arXiv 1211.5063.
+"""
+
+from __future__ import annotations
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.remedies import add_residual_blocks, normalize_before_the_activation
+from gradrecipes.diagnosis.signals import span, weighted
+from gradrecipes.diagnosis.verdict import STALLED, verdict
+
+LOST = 1e-5  # output gradient of the first weighted layer over that of the last
+
+
+def vanishing_gradient(trace: Trace) -> Finding | None:
+    """Tell whether the gradient dies out on its way back."""
+    read = weighted(trace)
+    ends = span(read, "output_gradient_norm")
+    if ends is None or verdict(trace).state != STALLED or not ends[0] < LOST * ends[1]:
+        return None
+    left = ends[0] / ends[1]
+    statement = (
+        f"Of the gradient at the last weighted layer, {say(left)} is left at the first, {len(read)} layers before."
+    )
+    return Finding(
+        code="vanishing_gradient",
+        title=f"Of the gradient, {say(left)} reaches the first layer",
+        kind=Kind.SYMPTOM,
+        severity=Severity.WARNING,
+        confidence=0.95,
+        explanation=f"{statement} The layers there are not moved, and the loss stands still.",
+        layer=read[0]["name"],
+        evidence=(Evidence(statement, left, 1.0, "this batch, before any update"),),
+        prescriptions=(normalize_before_the_activation(), add_residual_blocks()),
+    )

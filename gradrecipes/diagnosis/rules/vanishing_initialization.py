@@ -1,0 +1,148 @@
+"""vanishing_initialization: the initial weights make the signal, or the gradient, smaller in every layer.
+
+## What it does
+Looks at the weights and at the signal of one real batch before any update. It fires where most kernels are far smaller
+than any usual initializer would draw them, or are all alike; or where the weights are usual but the activation shrinks
+the gradient so much per layer (a sigmoid under Glorot's weights by a factor of four) that next to nothing reaches the
+first layers; and only where the trial stood still or went wrong.
+
+## Why it is bad
+A factor of a quarter per layer is a millionth after ten: the first layers receive no gradient and stay random, and what
+the last ones get to see of the inputs is a constant. The loss then sits at that of a blind guess. Weights that are all
+alike make all units of a layer compute the same, for ever.
+
+## Example
+```python
+[keras.layers.Dense(64, activation="sigmoid") for _ in range(12)]
+keras.layers.Dense(64, activation="relu", kernel_initializer=keras.initializers.RandomNormal(stddev=1e-4))
+```
+
+## Remedy
+The initializer that belongs to the activation, an activation of the ReLU family in hidden layers, or a normalization
+before each activation.
+
+## References
+- Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010.
+- Schoenholz et al., arXiv 1611.01232: the depth that a signal reaches.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from gradrecipes.core.activation import ACTIVATIONS
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.signal_theory import derivative_moment
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.remedies import (
+    change_activation,
+    normalize_before_the_activation,
+    use_fitting_initializer,
+)
+from gradrecipes.diagnosis.signals import kernels, span, weighted
+from gradrecipes.diagnosis.varied import PROVEN, confidence, varied_evidence
+from gradrecipes.diagnosis.verdict import LEARNING, verdict
+
+TOO_SMALL = 4.0  # times smaller than the smallest usual spread: a sixteenth of the variance
+SHARE = 0.5  # of the kernels that are too small
+ALIKE = 1e-3  # spread over size of a kernel below which its entries are all alike
+LOST = 1e-3  # output gradient of the first weighted layer over that of the last; He nets keep it within a factor of 10
+SHRINKS = 0.75  # theory's gradient factor per layer below which the activation is to blame; ReLU under He has 1
+
+
+def vanishing_initialization(trace: Trace) -> Finding | None:
+    """Tell whether the initial weights lose the signal on its way through the net."""
+    seen = verdict(trace)
+    if seen.state == LEARNING and not seen.suspicious:
+        return None
+    return _too_small(trace) or _shrinking(trace)
+
+
+def _too_small(trace: Trace) -> Finding | None:
+    read = list(kernels(trace))
+    hidden = read[:-1] or read
+    small = [weight for weight, _, smaller in hidden if smaller > TOO_SMALL]
+    alike = [weight for weight, _, _ in hidden if weight["std"] <= ALIKE * weight["rms"] and min(weight["shape"]) > 1]
+    bad = alike or small
+    if not read or len(bad) < SHARE * len(hidden) or verdict(trace).learnt:
+        return None
+    worst = min(bad, key=lambda weight: weight["rms"])
+    usual = worst["least"]
+    if alike:
+        title = "The initial weights of a layer are all alike, so that its units can never differ"
+        said = f"all entries of {worst['path']!r} are {say(worst['mean'])}; an initializer would spread them by"
+    else:
+        title = f"The initial weights are {say(usual / worst['rms']) if worst['rms'] else 'infinitely many'} times too small"
+        said = (
+            f"the entries of {worst['path']!r} have a size of {say(worst['rms'])}; an initializer would draw them with"
+        )
+    statement = f"In {len(bad)} of {len(hidden)} kernels: {said} a standard deviation of {say(usual)}."
+    return _finding(
+        title,
+        "Each layer makes of what it receives a smaller copy, and of the gradient likewise, so that the output hardly "
+        f"depends on the input and the first layers are hardly moved. {statement}",
+        worst["layer"],
+        confidence(trace, "fitting_weights"),
+        (
+            Evidence(statement, worst["rms"], usual, "Glorot, LeCun or He, by fan-in"),
+            *varied_evidence(trace, "fitting_weights"),
+        ),
+        (use_fitting_initializer(bad, "relu"), normalize_before_the_activation()),
+    )
+
+
+def _shrinking(trace: Trace) -> Finding | None:
+    read = weighted(trace)
+    ends = span(read, "output_gradient_norm")
+    factors = [factor for layer in read[:-1] if (factor := _factor(trace, layer)) is not None]
+    if ends is None or len(factors) < 3 or not ends[0] < LOST * ends[1]:
+        return None
+    predicted = math.exp(math.fsum(map(math.log, factors)) / len(factors))
+    if predicted >= SHRINKS:
+        return None
+    activation = next(layer["activation"] for layer in read if layer["activation"] not in (None, "linear"))
+    measured = (ends[0] / ends[1]) ** (1.0 / max(1, len(read) - 1))
+    statement = (
+        f"The gradient that reaches the first layer's output is {say(ends[0] / ends[1])} of that at the last: "
+        f"{say(measured)} per layer over {len(read)} layers, where {activation} under these weights is predicted to "
+        f"multiply it by {say(predicted)}."
+    )
+    return _finding(
+        f"{activation} layers with these initial weights lose the gradient: {say(measured)} per layer",
+        f"{statement} A sound net keeps a factor near 1. What is lost on the way back cannot be had again by a higher "
+        "learning rate, which the last layers would not bear.",
+        read[0]["name"],
+        min(PROVEN, 0.9),
+        (Evidence(statement, measured, predicted, "mean-field theory, arXiv 1611.01232"),),
+        (change_activation(activation, "relu"), normalize_before_the_activation()),
+    )
+
+
+def _factor(trace: Trace, layer: dict[str, Any]) -> float | None:
+    """Return the factor per layer that theory predicts for the gradient, or None where it knows none."""
+    name = layer["activation"]
+    spread = next((weight for weight, _, _ in kernels(trace) if weight["layer"] == layer["name"]), None)
+    if name not in ACTIVATIONS or name in ("linear", "exponential") or spread is None:
+        return None
+    variance = spread["fan_in"] * spread["std"] ** 2
+    pre = variance * (layer["input_rms"] or 0.0) ** 2
+    return math.sqrt(variance * derivative_moment(name, min(pre, 1e6))) or None
+
+
+def _finding(
+    title: str, explanation: str, layer: str, sure: float, evidence: tuple[Evidence, ...], advice: tuple
+) -> Finding:
+    return Finding(
+        code="vanishing_initialization",
+        title=title,
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=sure,
+        explanation=explanation,
+        layer=layer,
+        evidence=evidence,
+        prescriptions=advice,
+        leads_to=("vanishing_gradient", "stalled_loss"),
+    )

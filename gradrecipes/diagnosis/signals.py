@@ -1,0 +1,64 @@
+"""What every rule asks of the signal probe: layers that hold weights, their growth, and how large the weights are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from gradrecipes.core.trace import Trace
+
+OUTPUT_ACTIVATIONS = {"softmax", "log_softmax"}
+NORMALIZATIONS = {
+    "BatchNormalization",
+    "LayerNormalization",
+    "RMSNormalization",
+    "GroupNormalization",
+    "UnitNormalization",
+    "SpectralNormalization",
+}
+MERGES = {"Add", "Concatenate", "Average", "Multiply", "Maximum"}
+WEIGHTED = {"Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D", "DepthwiseConv2D", "SeparableConv2D"}
+RECURRENT = {"SimpleRNN", "LSTM", "GRU", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D"}
+
+
+def layers(trace: Trace, when: str = "before") -> list[dict[str, Any]]:
+    """Return the readings of every layer, before the trial or after it; an empty list where there are none."""
+    return list(((trace.probes.get("signal") or {}).get(when) or {}).get("layers") or [])
+
+
+def weights(trace: Trace) -> list[dict[str, Any]]:
+    """Return what is known of every weight before the trial."""
+    return list(((trace.probes.get("signal") or {}).get("before") or {}).get("weights") or [])
+
+
+def hidden(trace: Trace, when: str = "before") -> list[dict[str, Any]]:
+    """Return the readings of all layers but the last that has an activation or weights."""
+    read = layers(trace, when)
+    last = max((place for place, layer in enumerate(read) if layer["kind"] in WEIGHTED), default=-1)
+    return [layer for place, layer in enumerate(read) if place < last and layer["activation"] not in OUTPUT_ACTIVATIONS]
+
+
+def kernels(trace: Trace) -> Iterator[tuple[dict[str, Any], float, float]]:
+    """Yield (weight, how many times larger than the largest usual, how many times smaller than the smallest)."""
+    for weight in weights(trace):
+        if weight["role"] == "kernel" and weight.get("most"):
+            rms = weight["rms"]
+            yield weight, rms / weight["most"], weight["least"] / rms if rms > 0 else math.inf
+
+
+def weighted(trace: Trace, when: str = "before") -> list[dict[str, Any]]:
+    """Return the readings of the layers that hold kernels, in the order of their calls."""
+    return [layer for layer in layers(trace, when) if layer["kind"] in WEIGHTED]
+
+
+def span(read: list[dict[str, Any]], reading: str) -> tuple[float, float] | None:
+    """Return the first and the last positive value of a reading, or None where there are not two."""
+    values = [layer[reading] for layer in read if layer.get(reading) and layer[reading] > 0]
+    values = [value for value in values if math.isfinite(value)]
+    return (float(values[0]), float(values[-1])) if len(values) > 1 else None
+
+
+def count(trace: Trace, kinds: set[str]) -> int:
+    """Return how many layers of these kinds the signal passed."""
+    return sum(layer["kind"] in kinds for layer in layers(trace))

@@ -1,0 +1,119 @@
+"""See what a net does to a signal: every layer's outputs and output gradients on one real batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gradrecipes.training.activation_response import activation_response
+from gradrecipes.training.describe import describe_layer
+from gradrecipes.training.model_state import untouched
+from gradrecipes.training.taps import LayerTaps
+from gradrecipes.training.weight_scales import weight_scales
+
+SAMPLES = 256  # of a batch; shares of units are known to a percent by then
+CELLS_AT_MOST = 4_000_000  # entries of an output that are looked at; a larger one is thinned out
+BOUNDS = {  # activation: (lowest, highest output, distance from a bound within which the slope is below a tenth)
+    "tanh": (-1.0, 1.0, 0.05),
+    "sigmoid": (0.0, 1.0, 0.025),
+    "hard_sigmoid": (0.0, 1.0, 0.0),
+    "hard_tanh": (-1.0, 1.0, 0.0),
+    "softsign": (-1.0, 1.0, 0.3),
+    "relu6": (-np.inf, 6.0, 0.0),
+}
+DEAD_KINDS = {"relu", "relu6"}
+
+
+def signal(model: keras.Model, batch: Any) -> dict[str, Any]:
+    """Return what every layer puts out on a batch, and the gradient that comes back to it; no training.
+
+    Args:
+        model: A compiled, built model. It is left as it was.
+        batch: What `train_step` gets.
+
+    Returns:
+        `layers`, a list in the order of the calls, each with `name`, `kind`, `activation`, `input_rms`, `output_rms`
+        (root mean squares), `output_mean`, `output_max`, `nonfinite_share`, `zero_share` (of the entries),
+        `dead_share` (of the units, those of a ReLU that are 0 for every sample), `saturated_share` (entries within
+        a hair of a bound of the activation), `output_gradient_norm`, `activation_exponent` and `activation_gain`
+        (see `activation_response`); `weights`, see `weight_scales`; `loss`, of the batch; `error`, if the pass raised.
+    """
+    taps = LayerTaps(model)
+    x, y, sample_weight = (_some(part) for part in keras.utils.unpack_x_y_sample_weight(batch))
+    found: dict[str, Any] = {"layers": [], "weights": weight_scales(model), "loss": None, "error": None}
+    with untouched(model), taps.installed(), taps.listening():
+        try:
+            with tf.GradientTape() as tape:
+                outputs = model(x, training=True)
+                loss = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight)
+            tape.gradient(loss, model.trainable_weights)
+            found["loss"] = float(loss)
+        except Exception as error:  # what a model of its own kind cannot do by its call, its train step may
+            found["error"] = f"{type(error).__name__}: {error}"[:500]
+    for layer, entered, (output, gradient) in zip(taps.layers(), taps.inputs(), taps.tensors(), strict=True):
+        found["layers"].append(_reading(layer, entered, output, gradient))
+    return found
+
+
+def _some(part: Any) -> Any:
+    return keras.tree.map_structure(lambda array: None if array is None else array[:SAMPLES], part)
+
+
+def _reading(layer: keras.layers.Layer, entered: Any, output: tf.Tensor, gradient: Any) -> dict[str, Any]:
+    described = describe_layer(layer)
+    values = _array(output)
+    sound = values[np.isfinite(values)]
+    incoming = None if entered is None else _array(entered)
+    exponent, gain = activation_response(layer)
+    return {
+        "name": layer.name,
+        "kind": described["kind"],
+        "activation": described["activation"],
+        "dtype": output.dtype.name,
+        "input_rms": None if incoming is None else _rms(incoming[np.isfinite(incoming)]),
+        "output_rms": _rms(sound),
+        "output_mean": float(sound.mean()) if sound.size else None,
+        "output_max": float(np.abs(sound).max()) if sound.size else None,
+        "nonfinite_share": 1.0 - sound.size / max(values.size, 1),
+        "zero_share": float((values == 0).mean()) if values.size else None,
+        "dead_share": _dead_share(values, described["activation"]),
+        "saturated_share": _saturated_share(values, described["activation"]),
+        "output_gradient_norm": None if gradient is None else _norm(_array(gradient, whole=True)),
+        "activation_exponent": exponent,
+        "activation_gain": gain,
+    }
+
+
+def _array(tensor: Any, *, whole: bool = False) -> np.ndarray:
+    if isinstance(tensor, tf.IndexedSlices):
+        tensor = tensor.values
+    size = int(tf.size(tensor))
+    if size > CELLS_AT_MOST and not whole:
+        tensor = tensor[: max(1, int(tensor.shape[0] * CELLS_AT_MOST / size))]
+    return np.asarray(tensor).astype(np.float64)
+
+
+def _rms(values: np.ndarray) -> float | None:
+    with np.errstate(over="ignore"):
+        return float(np.sqrt(np.mean(np.square(values)))) if values.size else None
+
+
+def _norm(values: np.ndarray) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.sqrt(np.sum(np.square(values))))
+
+
+def _dead_share(values: np.ndarray, activation: str | None) -> float | None:
+    if activation not in DEAD_KINDS or values.ndim < 2:
+        return None
+    return float((values == 0).all(axis=tuple(range(values.ndim - 1))).mean())
+
+
+def _saturated_share(values: np.ndarray, activation: str | None) -> float | None:
+    if activation not in BOUNDS or not values.size:
+        return None
+    low, high, near = BOUNDS[activation]
+    return float(((values <= low + near) | (values >= high - near)).mean())

@@ -1,0 +1,143 @@
+"""What a trial changes, one thing at a time, to see whether that is what was wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+LARGE = 1.6  # spread of a kernel over the largest that an initializer would give: above, it is shrunk to that
+SMALL = 0.4  # over the smallest: below, it is enlarged to that
+LARGEST_EMBEDDING = 1.5  # spread of an embedding; 1 is N(0, 1), as some libraries draw it, .03 is Keras' own
+USUAL_EMBEDDING = 0.05
+LARGEST_BIAS = 0.5  # magnitude of a constant bias; forget gates have 1 and are let be
+SPREAD_FLOOR = 1e-6  # standard deviation below which a column is constant
+
+
+def standardized(batches: Sequence[Any], *, inputs: Iterable[int] = (), targets: bool = False) -> list[Any]:
+    """Return the batches with inputs, or targets, brought to mean 0 and standard deviation 1.
+
+    Columns are the entries of the last axis, measured over all the batches; what is not finite becomes the mean.
+
+    Args:
+        batches: What `train_step` gets.
+        inputs: Which of the flattened inputs.
+        targets: Whether the targets.
+    """
+    parts = [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches]
+    wanted = set(inputs)
+    xs = [keras.tree.flatten(part[0]) for part in parts]
+    for place in wanted:
+        changed = _standardized([np.asarray(arrays[place]) for arrays in xs])
+        for arrays, array in zip(xs, changed, strict=True):
+            arrays[place] = array
+    ys = [part[1] for part in parts]
+    if targets:
+        flat = [keras.tree.flatten(y) for y in ys]
+        columns = [_standardized([np.asarray(arrays[place]) for arrays in flat]) for place in range(len(flat[0]))]
+        ys = [keras.tree.pack_sequence_as(y, [column[index] for column in columns]) for index, y in enumerate(ys)]
+    return [
+        keras.utils.pack_x_y_sample_weight(keras.tree.pack_sequence_as(part[0], x), y, part[2])
+        for part, x, y in zip(parts, xs, ys, strict=True)
+    ]
+
+
+def _standardized(arrays: list[np.ndarray]) -> list[tf.Tensor]:
+    whole = np.concatenate(arrays).astype(np.float64)
+    whole[~np.isfinite(whole)] = np.nan
+    axes = tuple(range(whole.ndim - 1)) if whole.ndim > 1 else None
+    with np.errstate(all="ignore"):
+        mean = np.nan_to_num(np.nanmedian(whole, axis=axes))
+        spread = np.nan_to_num(np.nanstd(_clipped(whole, axes), axis=axes))
+    spread = np.where(spread > SPREAD_FLOOR * np.maximum(1.0, np.abs(mean)), spread, 1.0)
+    dtype = arrays[0].dtype if arrays[0].dtype.kind == "f" else keras.config.floatx()
+    changed = [np.clip(np.nan_to_num((array.astype(np.float64) - mean) / spread), -10.0, 10.0) for array in arrays]
+    return [tf.convert_to_tensor(array.astype(dtype)) for array in changed]
+
+
+def _clipped(values: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
+    """Return the values without the hundredth at either end, so that one absurd entry does not set the scale."""
+    low, high = np.nanpercentile(values, [1, 99], axis=axes)
+    return np.clip(values, low, high)
+
+
+def without(batches: Sequence[Any], bad: Sequence[np.ndarray]) -> list[Any]:
+    """Return the batches with bad samples replaced by sound ones of the same batch; a batch without one is left out.
+
+    Args:
+        batches: What `train_step` gets.
+        bad: For each batch bool `[samples]`, which are bad.
+    """
+    kept = []
+    for batch, marks in zip(batches, bad, strict=True):
+        sound = np.flatnonzero(~marks)
+        if not len(sound):
+            continue
+        index = np.where(marks, sound[np.arange(len(marks)) % len(sound)], np.arange(len(marks)))
+        kept.append(
+            keras.tree.map_structure(
+                lambda array, index=index: None if array is None else tf.gather(array, index), batch
+            )
+        )
+    return kept
+
+
+def joined(batches: Sequence[Any], times: int) -> list[Any]:
+    """Return batches that are so many times larger."""
+    groups = [batches[start : start + times] for start in range(0, len(batches) - times + 1, times)]
+    return [
+        keras.tree.map_structure(lambda *arrays: None if arrays[0] is None else tf.concat(arrays, axis=0), *group)
+        for group in groups
+    ]
+
+
+def fitting_weights(model: keras.Model, scales: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Return other values for the kernels, embeddings and biases whose size no initializer would give, by path.
+
+    The draw stays, its spread changes. A recurrent kernel is shrunk to a spectral radius of 1.
+
+    Args:
+        model: The model.
+        scales: What `weight_scales` says of it.
+    """
+    by_path = {variable.path: variable for variable in model.variables}
+    changed = {}
+    for scale in scales:
+        value = by_path.get(scale["path"])
+        if value is None:
+            continue
+        factor, shift = _correction(scale, np.asarray(value))
+        if factor != 1.0 or shift:
+            array = np.asarray(value).astype(np.float64)
+            changed[scale["path"]] = ((array - shift) * factor).astype(np.asarray(value).dtype)
+    return changed
+
+
+def _correction(scale: Mapping[str, Any], value: np.ndarray) -> tuple[float, float]:
+    """Return (factor, shift) that bring a weight to a usual size; (1, 0) for one that has it."""
+    spread, mean = scale["std"], scale["mean"]
+    if scale["role"] == "kernel" and (rms := scale["rms"]) > 0:
+        if rms > LARGE * scale["most"]:
+            return (scale["most"] / spread, mean) if spread > 0.1 * rms else (scale["most"] / rms, 0.0)
+        return (scale["least"] / rms, 0.0) if rms < SMALL * scale["least"] else (1.0, 0.0)
+    if scale["role"] == "recurrent" and value.ndim == 2:
+        radius = spectral_radius(value)
+        return (1.0 / radius, 0.0) if radius > LARGE else (1.0, 0.0)
+    if scale["role"] == "embedding":
+        return (USUAL_EMBEDDING / scale["rms"], 0.0) if scale["rms"] > LARGEST_EMBEDDING else (1.0, 0.0)
+    if scale["role"] == "bias" and "LSTM" not in scale["kind"] and abs(mean) > LARGEST_BIAS and spread < abs(mean):
+        return 1.0, mean
+    return 1.0, 0.0
+
+
+def spectral_radius(kernel: np.ndarray) -> float:
+    """Return the largest magnitude of an eigenvalue; of gates side by side, the largest of theirs."""
+    units = kernel.shape[0]
+    if kernel.ndim != 2 or units == 0 or kernel.shape[1] % units or not np.isfinite(kernel).all():
+        return math.nan
+    blocks = np.split(kernel.astype(np.float64), kernel.shape[1] // units, axis=1)
+    return max(float(np.abs(np.linalg.eigvals(block)).max()) for block in blocks)

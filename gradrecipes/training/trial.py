@@ -1,0 +1,233 @@
+"""Train a model for a few steps to see how it goes, vary one thing at a time, and put everything back."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gradrecipes.core.offender import Autopsy
+from gradrecipes.core.trace import APPLIED, SKIPPED_LOSS_SPIKE, Trace
+from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
+from gradrecipes.gradients.recorder import STEP_COLUMNS
+from gradrecipes.training import keras_private
+from gradrecipes.training.autopsy import autopsy
+from gradrecipes.training.harvest import Harvest
+from gradrecipes.training.instrumented_step import InstrumentedStep
+from gradrecipes.training.model_state import variables_of
+
+SCALER_PATIENCE = 20  # steps that a loss scaler may leave out while it looks for its scale: 2^15 halved twenty times
+SAMPLED_ENTRIES = 1_000_000  # weights up to which every step is sampled; above, a histogram costs more than a step
+RARE_SAMPLES = 20  # steps from sample to sample above that
+SECONDS_AT_MOST = 60.0  # for the steps of one run; a net whose steps take seconds is judged by fewer
+
+
+@dataclass(frozen=True)
+class TrialRun:
+    """How a few steps went.
+
+    Args:
+        loss: float64 `[steps]`, the loss of each batch; NaN where the train step computes none that can be heard.
+        gradient_norm: float64 `[steps]`, global L2 norm of the unscaled gradient.
+        broken: Step whose loss or gradient was not finite and that ended the run, or None.
+        logs: What the train step returned, batch by batch, by name.
+        seconds: Time for all steps but the first, which is traced.
+    """
+
+    loss: np.ndarray
+    gradient_norm: np.ndarray
+    broken: int | None
+    logs: dict[str, list[float]]
+    seconds: float
+
+
+class Trial:
+    """Run a model's own train step from one and the same start, again and again, traced once.
+
+    Use it as a context manager: whatever happens inside, the model is afterwards what it was, to the bit.
+
+    Args:
+        model: A compiled, built model.
+        batches: What `train_step` gets, one after the other, and from the beginning again.
+        steps: The most steps that a run may have.
+
+    Attributes:
+        trace: The record of the recorded run.
+        autopsy: What broke the recorded run, or None.
+    """
+
+    def __init__(self, model: keras.Model, batches: Sequence[Any], *, steps: int):
+        self.model = model
+        self.batches = list(batches)
+        self.steps = steps
+        self.trace = Trace()
+        self.autopsy: Autopsy | None = None
+        self.broken_batch: int | None = None
+        self._rate = tf.Variable(1.0, dtype=tf.float32, trainable=False)
+        self._stack = contextlib.ExitStack()
+        self._scaled = any(keras_private.lower_scale(one) for one in keras_private.optimizers_of(model))
+
+    def __enter__(self) -> Trial:
+        model, entries = self.model, sum(int(np.prod(one.shape)) for one in self.model.trainable_variables)
+        keras_private.build_optimizer(model)
+        keras_private.build_metrics(model, self.batches[0])
+        self._start = [(variable, np.array(variable)) for variable in variables_of(model)]
+        before, stop, history = model.train_function, model.stop_training, getattr(model, "history", None)
+        self._stack.callback(self._put_back, before, stop, history)
+        self._stack.enter_context(keras_private.replaced(model, "steps_per_execution", 1))
+        for optimizer in keras_private.optimizers_of(model):
+            for leaf in keras_private.leaves(optimizer):
+                self._stack.enter_context(keras_private.rate_multiplied(leaf, self._rate))
+        every = 1 if entries <= SAMPLED_ENTRIES else RARE_SAMPLES
+        settings = PipelineSettings(
+            skip=True, record=True, sample_every=every, capacity=2 * self.steps, xla=bool(model.jit_compile)
+        )
+        self._pipeline = Pipeline(settings)
+        sampled = InstrumentedStep(model, model.train_step, self._pipeline, sample=True, logs=False)
+        self._sampled_step = self._step = keras_private.compile_train_step(model, sampled)
+        if every > 1:
+            plain = InstrumentedStep(model, model.train_step, self._pipeline, logs=False)
+            self._step = keras_private.compile_train_step(model, plain)
+        self._harvest = Harvest(self._pipeline, sampled, trace=self.trace)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def restart(self) -> None:
+        """Put the model back to where it was."""
+        for variable, value in self._start:
+            variable.assign(value)
+        fresh = {id(variable) for variable, _ in self._start}
+        slots = [slot for optimizer in keras_private.optimizers_of(self.model) for slot in optimizer.variables]
+        for variable in [*slots, *self.model.metrics_variables]:  # what came into being meanwhile began from nothing
+            if id(variable) not in fresh:
+                variable.assign(np.zeros(variable.shape, variable.dtype))
+
+    def recorded(self, steps: int, *, after_step: Callable[[int], None] | None = None) -> TrialRun:
+        """Run the first steps as the user would, keep the record in `trace`, and stay at their end."""
+        self._harvest.begin_epoch(0)
+        run = self._run(self.batches, steps, recorded=True, after_step=after_step)
+        self._harvest.collect()
+        self.trace = self._harvest.trace
+        return self._with_readings(run, self.trace.loss.astype(float), self.trace.gradient_norm.astype(float))
+
+    def varied(
+        self,
+        steps: int,
+        *,
+        rate: float = 1.0,
+        batches: Sequence[Any] | None = None,
+        weights: dict[str, np.ndarray] | None = None,
+        fresh_slots: bool = False,
+    ) -> TrialRun:
+        """Run the same steps with one thing changed, from the start.
+
+        Args:
+            steps: How many.
+            rate: What the learning rate is multiplied by.
+            batches: Other batches of the same shapes and dtypes.
+            weights: Other initial values, by the paths of the variables.
+            fresh_slots: Whether the optimizer begins from nothing instead of from where it was.
+        """
+        self.restart()
+        by_path = {variable.path: variable for variable in self.model.variables}
+        for path, value in (weights or {}).items():
+            by_path[path].assign(value)
+        if fresh_slots:
+            for optimizer in keras_private.optimizers_of(self.model):
+                keras_private.forget_slots(optimizer)
+        self._pipeline.recorder.take()
+        self._rate.assign(rate)
+        try:
+            run = self._run(self.batches if batches is None else batches, steps, recorded=False)
+        finally:
+            self._rate.assign(1.0)
+        rows = self._pipeline.recorder.take().steps[:, : len(STEP_COLUMNS)].astype(float)
+        return self._with_readings(run, rows[:, 0], rows[:, 1])
+
+    def _run(
+        self,
+        batches: Sequence[Any],
+        steps: int,
+        *,
+        recorded: bool,
+        after_step: Callable[[int], None] | None = None,
+    ) -> TrialRun:
+        logs: dict[str, list[float]] = {}
+        skipped, in_a_row, broken, began = int(self._pipeline.skipped_steps), 0, None, time.monotonic()
+        for step in range(steps):
+            self.model.reset_metrics()  # else the logs show means over all steps so far
+            function = self._sampled_step if self._is_sampled(step, recorded) else self._step
+            returned = function([batches[step % len(batches)]])
+            self._note(logs, returned)
+            began = time.monotonic() if step == 0 else began
+            now = int(self._pipeline.skipped_steps)
+            in_a_row = in_a_row + 1 if now > skipped else 0
+            if in_a_row > (SCALER_PATIENCE if self._scaled else 0):
+                broken = step
+                if recorded:
+                    self._examine(batches[step % len(batches)], step % len(batches))
+                break
+            skipped = now
+            if after_step is not None:
+                after_step(step)
+            if time.monotonic() - began > SECONDS_AT_MOST:
+                break
+        return TrialRun(np.zeros(0), np.zeros(0), broken, logs, time.monotonic() - began)
+
+    def _is_sampled(self, step: int, recorded: bool) -> bool:
+        every = self._pipeline.settings.sample_every
+        return every == 1 or (recorded and (step % every == 0 or step < 3)) or self._pipeline.recorder is None
+
+    def _note(self, logs: dict[str, list[float]], returned: dict[str, Any]) -> None:
+        for name, value in returned.items():
+            if np.ndim(value) == 0:
+                logs.setdefault(name, []).append(float(value))
+
+    def _examine(self, batch: Any, place: int) -> None:
+        self.broken_batch = place
+        try:
+            self.autopsy = autopsy(self.model, batch)
+        except Exception as error:  # an odd train step; the record says that it broke, only not where
+            self.autopsy = Autopsy(notes=(f"The step could not be examined: {error}",), complete=False)
+
+    def _with_readings(self, run: TrialRun, loss: np.ndarray, norm: np.ndarray) -> TrialRun:
+        told = np.array(run.logs.get("loss", []), dtype=float)
+        if len(told) and np.isnan(loss).all():
+            loss = told
+        return TrialRun(loss, norm, run.broken, run.logs, run.seconds)
+
+    def _put_back(self, train_function: Any, stop_training: bool, history: Any) -> None:
+        self.restart()
+        self.model.reset_metrics()
+        self.model.train_function, self.model.stop_training = train_function, stop_training
+        if history is not None:
+            self.model.history = history
+
+
+def was_left_out(trace: Trace) -> np.ndarray:
+    """Return bool `[steps]`: the steps that were left out because something was not finite."""
+    outcome = trace.steps["outcome"]
+    return (outcome != APPLIED) & (outcome < SKIPPED_LOSS_SPIKE)
+
+
+def build_on(model: keras.Model, batch: Any) -> None:
+    """Build a model that was never called, on one batch, if its call allows it; a train step may do without."""
+    if model.built:
+        return
+    x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+    with contextlib.suppress(NotImplementedError):
+        model(keras.tree.map_structure(lambda part: part[:1], x), training=False)
+
+
+def finite(value: float) -> float | None:
+    """Return a number for JSON; None for one that is not finite."""
+    return float(value) if math.isfinite(value) else None
