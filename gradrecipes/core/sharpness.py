@@ -26,9 +26,9 @@ class Sharpness:
         reason: Why something is missing, in a sentence.
 
     Example:
-        >>> print(Sharpness(lambda_max=28.0, limit=2.0, learning_rate=1.0, formula="2 / learning rate"))
+        >>> print(Sharpness(lambda_max=28.0, limit=2.0, learning_rate=1.0, converged=True, formula="2 / rate"))
         The loss curves 14 times more steeply than the optimizer bears at a learning rate of 1: lambda_max is 28, the \
-limit 2 (2 / learning rate). Below a rate of 0.071 its steps do not grow.
+limit 2 (2 / rate). Below a rate of 0.071 its steps do not grow.
     """
 
     lambda_max: float | None = None

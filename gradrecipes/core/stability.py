@@ -58,7 +58,7 @@ def stability_limit(optimizer: Mapping[str, Any], learning_rate: float) -> Stabi
         ValueError: A rate that is negative or not finite.
 
     Example:
-        >>> stability_limit({"name": "SGD", "momentum": 0.9}, 0.1).limit
+        >>> round(stability_limit({"name": "SGD", "momentum": 0.9}, 0.1).limit, 6)
         38.0
     """
     if not (math.isfinite(learning_rate) and learning_rate >= 0):

@@ -2,6 +2,7 @@
 
 from gradrecipes.probes.learning_rate_range import learning_rate_range
 from gradrecipes.probes.noise_scale import noise_scale
+from gradrecipes.probes.recurrent import recurrent
 from gradrecipes.probes.sharpness import sharpness
 
-__all__ = ["learning_rate_range", "noise_scale", "sharpness"]
+__all__ = ["learning_rate_range", "noise_scale", "recurrent", "sharpness"]

@@ -58,7 +58,7 @@ def sharpness(
 
     Example:
         >>> found = gr.probes.sharpness(model, x, y)
-        >>> found.limit, found.ratio > 0
+        >>> round(found.limit, 3), found.ratio > 0
         (200.0, True)
 
     References:

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.training.keras_private import sublayers
+
 State = Sequence[Any] | Mapping[str, Any] | None
 
 
@@ -57,7 +59,10 @@ def variables_of(model: keras.Model) -> list[Any]:
     """Return every variable that a training step may change, each once."""
     optimizer = getattr(model, "optimizer", None)
     slots = [] if optimizer is None else optimizer.variables
-    found = [*model.variables, *model.metrics_variables, *slots]
+    # Keras does not count the states of stateful recurrent layers among the variables of a model.
+    remembered = [getattr(layer, "states", None) for layer in sublayers(model) if isinstance(layer, keras.layers.RNN)]
+    states = [part for part in keras.tree.flatten(remembered) if hasattr(part, "assign")]
+    found = [*model.variables, *model.metrics_variables, *slots, *states]
     return list({id(variable): variable for variable in found}.values())
 
 
