@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from gradrecipes.core.arguments import require_whole
 from gradrecipes.plots.noise_scale import NoiseScale
 from gradrecipes.training.micro_batches import MicroBatches
 from gradrecipes.training.model_state import untouched
@@ -48,8 +49,7 @@ class BatchSizeAdvisor(keras.callbacks.Callback):
     def __init__(self, x: Any, y: Any = None, *, batch_size: int, batches: int = 20, every: int = 1, seed: int = 0):
         super().__init__()
         for name, value, least in (("batches", batches, 2), ("every", every, 1)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"`{name}` must be a whole number, at least {least}. Received: {name}={value!r}.")
+            require_whole(name, value, least=least, remedy="20 batches after every epoch suit most trainings.")
         self.batch_size = batch_size
         self.every = every
         self.measurements: dict[int, NoiseScale] = {}

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from gradrecipes.callbacks.attached import AttachedCallback
+from gradrecipes.core.arguments import require_directory, require_whole
 from gradrecipes.training.black_box import Recording, record_bad_step
 from gradrecipes.training.request import Request
 
@@ -34,6 +35,7 @@ class BlackBox(AttachedCallback):
         trace: The record of the fit.
 
     Raises:
+        TypeError: `directory` is no path.
         ValueError: `recordings` is no positive whole number; in `fit`: the model is not compiled, or two black
             boxes were passed.
 
@@ -49,11 +51,9 @@ class BlackBox(AttachedCallback):
     """
 
     def __init__(self, *, directory: str | os.PathLike[str] | None = None, recordings: int = 1):
-        if not isinstance(recordings, int) or isinstance(recordings, bool) or recordings < 1:
-            raise ValueError(
-                f"`recordings` must be a whole number of steps, at least 1. Received: recordings={recordings!r}. "
-                "Each keeps a batch and the weights in memory; 1 is most often enough."
-            )
+        require_directory("directory", directory)
+        remedy = "Each keeps a batch and the weights in memory; 1 is most often enough."
+        require_whole("recordings", recordings, least=1, remedy=remedy)
         super().__init__(Request(skip=True, sigmas=6.0, keep_batches=True, check=self._check, check_every=1))
         self.directory = directory
         self.capacity = recordings

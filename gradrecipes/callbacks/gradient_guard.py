@@ -11,6 +11,7 @@ import numpy as np
 
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.callbacks.guard_arguments import check_guard_arguments
+from gradrecipes.core.arguments import require_directory
 from gradrecipes.core.event import Event
 from gradrecipes.core.trace import OUTCOMES, SKIPPED_LOSS_SPIKE
 from gradrecipes.gradients.clipping import Clipping
@@ -66,7 +67,7 @@ class GradientGuard(AttachedCallback):
         trace: The record of the fit.
 
     Raises:
-        TypeError: `clipping` is no clipping method.
+        TypeError: `clipping` is no clipping method, or `backup_dir` no path.
         ValueError: A bound is not positive or not whole; in `fit`: the model is not compiled, or two guards
             were passed.
 
@@ -92,6 +93,7 @@ class GradientGuard(AttachedCallback):
         backup_dir: str | os.PathLike[str] | None = None,
     ):
         check_guard_arguments(clipping, sigmas, max_consecutive_skips, snapshot_every, max_rollbacks)
+        require_directory("backup_dir", backup_dir)
         super().__init__(Request(skip=True, sigmas=sigmas, clipping=clipping, check=self._check))
         self.clipping = clipping
         self.sigmas = sigmas

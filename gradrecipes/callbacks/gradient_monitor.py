@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from gradrecipes.callbacks.attached import AttachedCallback
+from gradrecipes.core.arguments import require_directory, require_flag, require_whole
 from gradrecipes.training.request import Request
 
 
@@ -30,6 +32,7 @@ class GradientMonitor(AttachedCallback):
             unchanged model goes on in it.
 
     Raises:
+        TypeError: `logs` is no boolean, or `histogram_dir` no path.
         ValueError: `sample_every` is no positive whole number; in `fit`: the model is not compiled, or two
             monitors were passed.
 
@@ -39,12 +42,12 @@ class GradientMonitor(AttachedCallback):
         >>> monitor.trace.gradient_norm  # doctest: +SKIP
     """
 
-    def __init__(self, *, sample_every: int = 50, logs: bool = True, histogram_dir: str | None = None):
-        if not isinstance(sample_every, int) or isinstance(sample_every, bool) or sample_every < 1:
-            raise ValueError(
-                f"`sample_every` must be a whole number of steps, at least 1. Received: sample_every={sample_every!r}. "
-                "50 costs little; 1 measures everything at every step."
-            )
+    def __init__(
+        self, *, sample_every: int = 50, logs: bool = True, histogram_dir: str | os.PathLike[str] | None = None
+    ):
+        require_whole("sample_every", sample_every, least=1, remedy="50 costs little; 1 measures it all at every step.")
+        require_flag("logs", logs, remedy="True shows `gradient_norm` in the logs of the fit.")
+        require_directory("histogram_dir", histogram_dir)
         super().__init__(Request(sample_every=sample_every, logs=logs))
         self.sample_every = sample_every
         self.logs = logs

@@ -9,6 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from gradrecipes.core.arguments import require_flag, require_number, require_whole
+
 _LOG = logging.getLogger(__name__)
 MODES = ("auto", "min", "max")
 
@@ -39,7 +41,8 @@ class NanProofEarlyStopping(keras.callbacks.Callback):
         nonfinite_epochs: The epochs, counted from 0, that were not finite.
 
     Raises:
-        ValueError: An unknown mode.
+        TypeError: `monitor` is no text, or `restore_best_weights` no boolean.
+        ValueError: An unknown mode, or a number out of range.
 
     Example:
         >>> stopping = NanProofEarlyStopping("loss", patience=2, restore_best_weights=True)
@@ -60,8 +63,17 @@ class NanProofEarlyStopping(keras.callbacks.Callback):
         start_from_epoch: int = 0,
     ):
         super().__init__()
-        if mode not in MODES:
+        if not isinstance(mode, str) or mode not in MODES:
             raise ValueError(f"`mode` must be one of: {', '.join(MODES)}. Received: mode={mode!r}.")
+        if not isinstance(monitor, str):
+            raise TypeError(f"`monitor` must be a key of the logs, such as 'val_loss'. Received: monitor={monitor!r}.")
+        require_whole("patience", patience, least=0, remedy="10 epochs suit most trainings.")
+        require_whole("start_from_epoch", start_from_epoch, least=0, remedy="0 watches from the first epoch.")
+        require_whole("verbose", int(verbose) if isinstance(verbose, bool) else verbose, least=0, remedy="0 is quiet.")
+        require_number("min_delta", min_delta, remedy="0 counts every improvement.")
+        require_flag("restore_best_weights", restore_best_weights, remedy="True ends with the best epoch's weights.")
+        if baseline is not None:
+            require_number("baseline", baseline, remedy="None asks for no more than an improvement.")
         self._stopping = keras.callbacks.EarlyStopping(
             monitor=monitor,
             min_delta=min_delta,

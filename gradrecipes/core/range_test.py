@@ -7,10 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gradrecipes.core.arguments import is_number
+
 STOP_AT = 4.0  # times the best smoothed loss: the training has diverged; fastai's lr_find
 MEMORY = 0.9  # weight of the past in the running mean that the stop is judged by: some ten batches
 SHARE_DROPPED = 0.1  # of the batches, at the start: the first losses say more of the batch than of the rate
 LAST_DROPPED = 5  # batches at the end: there it was diverging
+MOST_BATCHES = 1_000_000  # beyond it a test takes longer than a training
 FEWEST = 10  # batches that must be left to say anything
 CLEAR_FALL = 1.8  # times the scatter of single batches: pure noise falls as far less than once in 50 tests
 KERNEL_SHARE = 0.03  # of the batches: standard deviation of the Gaussian that the curve is smoothed by
@@ -36,16 +39,16 @@ def range_of_rates(lowest: float, highest: float, batches: int) -> np.ndarray:
     Raises:
         ValueError: Bounds that are not positive and rising, or too few batches to read anything.
     """
-    if not (0 < lowest < highest < math.inf):
+    if not (is_number(lowest) and is_number(highest) and 0 < lowest < highest):
         raise ValueError(
             "The rates must rise from a positive `lowest` to a finite `highest`. "
             f"Received: lowest={lowest!r}, highest={highest!r}."
         )
     fewest = math.ceil((FEWEST + LAST_DROPPED) / (1 - SHARE_DROPPED))
-    if not isinstance(batches, int) or isinstance(batches, bool) or batches < fewest:
+    if not isinstance(batches, int) or isinstance(batches, bool) or not fewest <= batches <= MOST_BATCHES:
         raise ValueError(
-            f"`batches` must be a whole number, at least {fewest}: the ends of the curve are dropped. "
-            f"Received: batches={batches!r}."
+            f"`batches` must be a whole number, at least {fewest}, as the ends of the curve are dropped, and at most "
+            f"{MOST_BATCHES:,}. Received: batches={batches!r}. 100 suit most nets."
         )
     return np.geomspace(lowest, highest, batches)
 

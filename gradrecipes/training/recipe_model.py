@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from gradrecipes.core.arguments import require_flag
 from gradrecipes.gradients.clipping import Clipping, by_global_norm, require_clipping
 from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
 from gradrecipes.regularizers.penalty import GradientCombination, Penalty
@@ -59,6 +60,7 @@ class RecipeModelMixin:
         )
         require_clipping(clipping, type(self).__name__)
         require_penalty(penalty, type(self).__name__)
+        require_flag("skip_nonfinite", skip_nonfinite, remedy="True leaves such a step out whole.")
         super().__init__(*args, **kwargs)
         self.clipping = clipping
         self.penalty = penalty

@@ -7,6 +7,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from gradrecipes.core.arguments import require_whole
+from gradrecipes.core.range_test import MOST_BATCHES
+
 
 def is_arrays(x: Any) -> bool:
     """Say whether the data are arrays or tensors, and not a dataset or a generator that makes batches itself."""
@@ -24,12 +27,26 @@ def draw_batches(data: tuple[Any, ...], *, batch_size: int, batches: int, seed: 
         seed: Fixes the order.
 
     Raises:
-        ValueError: No samples, different numbers of them, or a batch size below 1.
+        ValueError: No samples, different numbers of them, or a number out of range.
     """
-    counts = {len(part) for part in keras.tree.flatten(data) if part is not None}
+    parts = [part for part in keras.tree.flatten(data) if part is not None]
+    strangers = [part for part in parts if not len(getattr(part, "shape", ()))]
+    strangers += [part for part in data if part is not None and not keras.tree.flatten(part)]
+    if strangers or data[0] is None:
+        raise ValueError(
+            "The data must be arrays, samples first. Received: "
+            f"{f'{strangers[0]!r:.80}' if strangers else 'none'}. Turn lists into arrays with numpy.asarray."
+        )
+    counts = {len(part) for part in parts}
     if len(counts) != 1 or 0 in counts:
         raise ValueError(f"All data must have one number of samples, at least 1. Received: {sorted(counts)}.")
     samples = counts.pop()
+    require_whole("seed", seed, least=0, remedy="Another seed draws other samples.")
+    require_whole("batches", batches, least=1, remedy="20 suit most measurements.")
+    if batches > MOST_BATCHES:
+        raise ValueError(
+            f"`batches` may be at most {MOST_BATCHES:,}. Received: batches={batches!r}. 20 suit most nets."
+        )
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= samples:
         raise ValueError(
             f"`batch_size` must be a whole number from 1 to the number of samples, {samples}. "

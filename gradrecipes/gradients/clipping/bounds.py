@@ -55,6 +55,7 @@ def bounded_each(step: StepGradients, max_norms: tf.Tensor | float) -> Clipped:
 
 def in_units_of(step: StepGradients, bounds: tf.Tensor | float) -> tf.Tensor:
     """Return bounds multiplied as the gradients of the step are, kept within what float32 can name."""
+    bounds = float(bounds) if isinstance(bounds, int) else bounds  # which may be more than an int64 holds
     return tf.clip_by_value(tf.cast(bounds, tf.float32) * step.unit, SMALLEST_BOUND, LARGEST_BOUND)
 
 

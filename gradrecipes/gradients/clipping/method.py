@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
+from gradrecipes.core.arguments import is_number, is_positive
 from gradrecipes.gradients.norms import Norms, measure_norms
 from gradrecipes.gradients.packing import PackedTensors, TensorLike
 
@@ -98,11 +98,11 @@ def clip_tensors(tensors: Sequence[TensorLike], clipping: Clipping, **known: Any
 
 
 def require_positive(value: Any, name: str, method: str) -> None:
-    """Refuse a bound that is no positive, finite number."""
-    if is_number(value) and value > 0:
+    """Refuse a bound that is no positive number, or one that float32 would hold as 0 or as infinity."""
+    if is_positive(value):
         return
     raise ValueError(
-        f"`{name}` must be a positive number. Received: {name}={value!r}. "
+        f"`{name}` must be a positive number. Received: {name}={value!r}. float32 must hold it, 1.2e-38 to 3.4e38. "
         f"To switch clipping off, leave `{method}` out instead."
     )
 
@@ -124,12 +124,7 @@ def require_decay(value: Any, name: str, remedy: str) -> None:
 
 
 def require_count(value: Any, name: str, remedy: str) -> None:
-    """Refuse what is no whole number of steps, at least 1."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+    """Refuse what is no whole number of steps, at least 1, that an int32 counts."""
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31:
         return
     raise ValueError(f"`{name}` must be a whole number of steps, at least 1. Received: {name}={value!r}. {remedy}")
-
-
-def is_number(value: Any) -> bool:
-    """Say whether a value is a finite number; True and False are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

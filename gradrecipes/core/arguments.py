@@ -1,0 +1,65 @@
+"""What an argument must be, refused in the same words everywhere."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of the positive numbers that float32 holds in full
+
+
+def require_whole(name: str, value: Any, *, least: int, remedy: str) -> None:
+    """Refuse what is no whole number, or one that is too small.
+
+    Raises:
+        ValueError: With what came and the remedy.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"`{name}` must be a whole number, at least {least}. Received: {name}={value!r}. {remedy}")
+
+
+def require_number(name: str, value: Any, *, remedy: str) -> None:
+    """Refuse what is no finite number; True and False are none.
+
+    Raises:
+        ValueError: With what came and the remedy.
+    """
+    if not is_number(value):
+        raise ValueError(f"`{name}` must be a number. Received: {name}={value!r}. {remedy}")
+
+
+def is_positive(value: Any) -> bool:
+    """Say whether a value is a positive number that float32 holds in full, neither as 0 nor as infinity."""
+    return is_number(value) and SMALLEST <= value <= LARGEST
+
+
+def is_number(value: Any) -> bool:
+    """Say whether a value is a number that a float can hold; True and False are none."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond 1.8e308
+        return False
+
+
+def require_flag(name: str, value: Any, *, remedy: str) -> None:
+    """Refuse what is neither True nor False: a text that reads "no" would count as yes.
+
+    Raises:
+        TypeError: With what came and the remedy.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False. Received: {name}={value!r}. {remedy}")
+
+
+def require_directory(name: str, value: Any) -> None:
+    """Refuse what cannot name a directory; None stands for no directory.
+
+    Raises:
+        TypeError: With what came and the remedy.
+    """
+    if value is not None and not (isinstance(value, str | os.PathLike) and os.fspath(value)):
+        raise TypeError(
+            f"`{name}` must be the path of a directory, or None for none. Received: {name}={value!r}. "
+            "Give a string or a pathlib.Path; the directory is made if it is missing."
+        )
