@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import runpy
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradrecipes.cli.errors import UsageError
 from gradrecipes.cli.report import print_diagnosis
+from gradrecipes.cli.target import print_traceback
 
 if TYPE_CHECKING:
     from gradrecipes.report.diagnosis import Diagnosis
@@ -84,7 +84,7 @@ class _Watcher:
             except KeyboardInterrupt as stop:
                 return stop
             except BaseException as error:
-                _print_traceback(error, script)
+                print_traceback(error, script)
                 return error
             finally:
                 sys.argv, sys.path[:] = before_argv, before_path
@@ -98,14 +98,6 @@ class _Watcher:
 
         self.fits = WatchedFits(lambda: GradientMonitor(sample_every=self._sample_every))
         self._stack.enter_context(self.fits.watching())
-
-
-def _print_traceback(error: BaseException, script: Path) -> None:
-    """Print the traceback from the script's own first line on; a script that cannot be compiled has none."""
-    entry = error.__traceback__
-    while entry is not None and Path(entry.tb_frame.f_code.co_filename).name != script.name:
-        entry = entry.tb_next
-    traceback.print_exception(type(error), error, entry)
 
 
 def _diagnose(fits: WatchedFits | None, out: Path) -> list[tuple[str, Diagnosis]]:
