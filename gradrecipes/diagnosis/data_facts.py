@@ -6,14 +6,20 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.readings import number
-from gradrecipes.diagnosis.verdict import LEARNING, OSCILLATING, STALLED, Verdict, verdict
+from gradrecipes.diagnosis.varied import mends, variation
+from gradrecipes.diagnosis.verdict import LEARNING, OSCILLATING, STALLED, Verdict, losses, verdict
 
 Array = dict[str, Any]
 
 REACHES_CHANCE = 10.0  # trials of further training; a loss that needs more to get to chance at its pace is held back
 AT_CHANCE = (0.9, 1.1)  # end over chance of a net that answers everything with the same: 1 but for the batches
+LEARNT = 0.5  # end over chance of a net that came to rest because there is little left to learn
+BETTER = 0.98  # end of a variation over that of the run: of one and the same batches, so that 2% are no accident
+FALLING = 0.95  # last quarter over the one before: a loss that falls so fast is not at rest
 FAR_START = 3.0  # start over chance of a net whose first answers are far out; nets at the usual scale start below 2
 
 
@@ -111,31 +117,43 @@ def holds_back(trace: Trace, seen: Verdict | None = None) -> bool:
     """Say whether something is wrong with a run: it broke, ran away, stands still, or is on no way to chance.
 
     A run that learns, and at its own pace gets to chance within ten times as many steps, is let be, however far out
-    it began.
+    it began; so is one that has come to rest far below chance.
     """
     seen = seen or verdict(trace)
-    if seen.unhealthy or seen.state in (STALLED, OSCILLATING):
-        return not _at_rest(seen)
-    if seen.state != LEARNING:
-        return False
     over = number(seen.end_over_chance)
-    if over is None:
+    if seen.unhealthy:
+        return True
+    if seen.state in (STALLED, OSCILLATING):
+        return over is None or over > LEARNT
+    if seen.state != LEARNING or over is None:
         return False
     if over < AT_CHANCE[1]:
-        return over >= AT_CHANCE[0] and seen.start_over_chance >= FAR_START
-    return _log_fall(seen) * REACHES_CHANCE < _log(over)
+        return over > AT_CHANCE[0] and seen.start_over_chance >= FAR_START and not _still_falling(trace)
+    return _log_ratio(seen.start, seen.end) * REACHES_CHANCE < math.log(over)
 
 
-def _at_rest(seen: Verdict) -> bool:
-    """Say whether a loss that stands still does so where there is nothing left to learn."""
-    return (
-        seen.state in (STALLED, OSCILLATING) and number(seen.end_over_chance) is not None and seen.end_over_chance < 0.5
-    )
+def betters(trace: Trace, name: str, seen: Verdict) -> bool:
+    """Say whether a variation leaves a run that holds back behind, though it has not yet learnt enough to heal it."""
+    result = variation(trace, name)
+    if result is None or result.get("end") is None or not result["fall"] > 0:
+        return False
+    over, before = result.get("over_chance"), number(seen.end_over_chance)
+    if over is None or before is None:
+        return mends(result, seen)
+    return over < min(BETTER * before, 1.0)
 
 
-def _log_fall(seen: Verdict) -> float:
-    return max(0.0, _log(seen.start / seen.end)) if seen.start > 0 and seen.end > 0 else 0.0
+def first_loss_over_chance(trace: Trace, seen: Verdict) -> float:
+    """Return how far above chance the very first batch was; NaN where that is not known."""
+    loss = losses(trace)
+    return float(loss[0]) / seen.chance if len(loss) and seen.chance > 0 else math.nan
 
 
-def _log(value: float) -> float:
-    return math.log(value) if value > 0 else -math.inf
+def _still_falling(trace: Trace) -> bool:
+    loss = losses(trace)
+    quarter = max(1, len(loss) // 4)
+    return bool(np.median(loss[-quarter:]) < FALLING * np.median(loss[-2 * quarter : -quarter]))
+
+
+def _log_ratio(start: float, end: float) -> float:
+    return max(0.0, math.log(start / end)) if start > 0 and end > 0 else 0.0

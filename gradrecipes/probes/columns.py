@@ -52,6 +52,7 @@ def read_numbers(values: np.ndarray, *, ids: bool = False) -> dict[str, Any]:
         by_column = picked.reshape(-1, picked.shape[-1])
         found["columns"] = _columns(by_column)
         found |= _outliers(flat, picked)
+    found["rms_sound"] = _rms_without(flat, found) if found["outliers"] else found["rms"]
     return found
 
 
@@ -214,6 +215,16 @@ def _outliers(flat: np.ndarray, picked: np.ndarray) -> dict[str, Any]:
             if sample not in found or factor > found[sample]["factor"]:
                 found[sample] = _outlier(one, sample, column, center[column], limit, factor)
     return {"outliers": [found[sample] for sample in sorted(found)][:SAMPLES_NAMED], "outlying_samples": len(found)}
+
+
+def _rms_without(flat: np.ndarray, found: dict[str, Any]) -> float | None:
+    """Return the root mean square without the outlying samples that are named."""
+    kept = np.ones(len(flat), bool)
+    kept[[outlier["sample"] for outlier in found["outliers"]]] = False
+    picked = _picked(flat[kept])
+    picked = picked[np.isfinite(picked)]
+    with np.errstate(over="ignore"):
+        return _plain(np.sqrt(np.mean(np.square(picked)))) if picked.size else None
 
 
 def _medians(picked: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ def data_probe(
         `name` (`"x"`, `"x[0]"`, `"x['pixels']"`), `shape` (without samples), `samples`, `dtype`,
         `numeric` and `unreadable` (why not, or None), `integer_valued`, `feeds_embedding`;
         `nonfinite` (entries), `nonfinite_samples` (the first 20), `nonfinite_share` (of the samples);
-        `rms`, `mean`, `std`, `min`, `max`, `median_abs` over finite entries;
+        `rms`, `mean`, `std`, `min`, `max`, `median_abs` over finite entries, `rms_sound` without outlying samples;
         `columns` (of the last axis): `count`, `constant`, `empty` and `nonfinite` (which), `std_min`, `std_max`,
         `rms_median`, `rms_max`, `mean_abs_max`, `largest` (up to 5 with `column`, `mean`, `std`, `max_abs`);
         `outliers`: up to 20 samples that stand 30 times further out than the largest of all others: `sample`,

@@ -89,6 +89,7 @@ def test_damaged_rows_are_found(rows):
     assert [outlier["sample"] for outlier in found["outliers"]] == rows
     assert found["outlying_samples"] == len(rows)
     assert all(outlier["factor"] > 1e4 for outlier in found["outliers"])
+    assert found["rms"] > 1e3 and found["rms_sound"] == pytest.approx(1.0, abs=0.05)
 
 
 def test_one_damaged_entry_is_found_with_its_column():

@@ -65,7 +65,7 @@ def corrupt_batch(trace: Trace) -> Finding | None:
         code="corrupt_batch",
         title=_title(odd, blamed, spikes),
         kind=Kind.CAUSE,
-        severity=Severity.CRITICAL if seen.unhealthy else Severity.WARNING,
+        severity=Severity.CRITICAL if holds_back(trace, seen) else Severity.WARNING,
         confidence=sure,
         explanation=_explanation(trace, odd, blamed, spikes),
         step=spikes.steps[0] if spikes else seen.step,

@@ -30,7 +30,7 @@ from typing import Any
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.data_facts import Array, holds_back
+from gradrecipes.diagnosis.data_facts import FAR_START, Array, betters, first_loss_over_chance, holds_back
 from gradrecipes.diagnosis.prescribe_data import normalize_inputs
 from gradrecipes.diagnosis.readings import number, say
 from gradrecipes.diagnosis.varied import heals, variation, varied_evidence
@@ -49,12 +49,13 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
     if not holds_back(trace, seen):
         return None
     healed, tried = heals(trace, "scaled_inputs"), variation(trace, "scaled_inputs") is not None
+    better = betters(trace, "scaled_inputs", seen) and first_loss_over_chance(trace, seen) >= FAR_START
     together = heals(trace, "all_scaled")
     far = [(array, odd) for array in _unscaled(trace) if (odd := _oddity(array, mended=healed)) is not None]
-    if not far or (tried and not healed and not together):
+    if not far or (tried and not (healed or better or together)):
         return None
     array, (what, measured, expected) = max(far, key=lambda pair: abs(math.log(max(pair[1][1], 1e-30))))
-    sure = 0.95 if healed and _oddity(array, mended=False) else 0.7 if healed else 0.6 if tried else 0.75
+    sure = 0.95 if healed and _oddity(array, mended=False) else 0.85 if better else 0.7
     return Finding(
         code="unscaled_inputs",
         title=f"The inputs are not scaled: {what}",
@@ -64,7 +65,7 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
         explanation=_explanation(array, what),
         step=seen.step,
         evidence=(
-            Evidence(f"{what[0].upper()}{what[1:]}.", measured, expected, "the data; Efficient BackProp, section 4.3"),
+            Evidence(f"{what}.", measured, expected, "the data; Efficient BackProp, section 4.3"),
             *_largest_columns(array),
             *_start(seen),
             *varied_evidence(trace, "scaled_inputs", *(() if healed else ("all_scaled",))),
@@ -95,8 +96,8 @@ def _unscaled(trace: Trace) -> list[Array]:
 
 def _oddity(array: Array, *, mended: bool) -> tuple[str, float, float] | None:
     """Return what is odd about the scale of an array (words, measured, expected), or None."""
-    columns = array["columns"]
-    name, rms = array["name"], number(array.get("rms"))
+    columns = {} if array.get("outliers") else array["columns"]  # one absurd sample sets all scales
+    name, rms = array["name"], number(array.get("rms_sound", array.get("rms")))
     low, high = number(columns.get("std_min")), number(columns.get("std_max"))
     mean = number(columns.get("mean_abs_max")) or 0.0
     if rms is None:
@@ -108,7 +109,7 @@ def _oddity(array: Array, *, mended: bool) -> tuple[str, float, float] | None:
         return f"the columns of {name} deviate by {say(low)} to {say(high)}", high / low, 1.0
     if high and mean > SOMEWHAT_FAR and mean > OFF_CENTER * high:
         return (
-            f"the columns of {name} have means up to {say(mean)} and deviate by at most {say(high)}",
+            f"the columns of {name} have means up to {say(mean)} and deviate by {say(high)} at most",
             mean / high,
             0.0,
         )

@@ -49,25 +49,24 @@ def unscaled_targets(trace: Trace) -> Finding | None:
         return None
     healed, tried = heals(trace, "scaled_targets"), variation(trace, "scaled_targets") is not None
     together = heals(trace, "all_scaled")
-    far = [head for head in heads(trace) if _regression(head) and (number(head.target.get("rms")) or 0.0) > FAR]
+    far = [head for head in heads(trace) if _regression(head) and _size(head) > FAR]
     if not far or (tried and not healed and not together):
         return None
-    head = max(far, key=lambda one: one.target["rms"])
+    head = max(far, key=_size)
     target = head.target
-    what = f"{target['name']} has a root mean square of {say(target['rms'])}"
+    what = f"{target['name']} has a root mean square of {say(_size(head))}"
     return Finding(
         code="unscaled_targets",
         title=f"The targets are not scaled: {what}",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
-        confidence=0.95 if healed else 0.6 if tried else 0.75,
+        confidence=0.95 if healed else 0.7,
         explanation=_explanation(trace, head, what),
         step=seen.step,
         evidence=(
             Evidence(
-                f"{what[0].upper()}{what[1:]}, from {say(target['min'])} to {say(target['max'])}, mean "
-                f"{say(target['mean'] or 0.0)}.",
-                float(target["rms"]),
+                f"{what}, from {say(target['min'])} to {say(target['max'])}, mean {say(target['mean'] or 0.0)}.",
+                _size(head),
                 1.0,
                 "the data; Efficient BackProp, section 4.3",
             ),
@@ -78,6 +77,12 @@ def unscaled_targets(trace: Trace) -> Finding | None:
         prescriptions=scale_targets(target["name"], positive=target["min"] > 0 and target["max"] > FAR * target["min"]),
         leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )
+
+
+def _size(head: Head) -> float:
+    """Return the root mean square of the targets, without absurd ones."""
+    target = head.target or {}
+    return number(target.get("rms_sound", target.get("rms"))) or 0.0
 
 
 def _regression(head: Head) -> bool:
@@ -96,8 +101,8 @@ def _explanation(trace: Trace, head: Head, what: str) -> str:
     else:
         steps = " Plain steps are in proportion to the gradient, and so as many times too long."
     return (
-        f"A new net answers near 0, and {what}: the first error is the target itself, and with {head.loss} the gradient "
-        f"of the last layer grows with it, by far beyond what initial weights and rates are made for.{steps}"
+        f"A new net answers near 0, and {what}: the first error is the target itself, and with {head.loss} the "
+        f"last layer's gradient grows with it, by far beyond what initial weights and rates are made for.{steps}"
     )
 
 
@@ -109,7 +114,7 @@ def _first_answers(head: Head) -> tuple[Evidence, ...]:
         Evidence(
             f"The untrained net's answers have a root mean square of {say(rms)}.",
             rms,
-            float(head.target["rms"]),
+            _size(head),
             "one batch before the trial; expected: that of the targets",
         ),
     )
