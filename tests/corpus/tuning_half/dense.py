@@ -67,8 +67,8 @@ def deep_autoencoder(scale: float = 4.0) -> Program:
     for width in (96, 64, 48, 32, 24, 16, 24, 32, 48, 64, 96):
         hidden = layers.Dense(width, activation="relu", kernel_initializer=weights)(hidden)
     model = keras.Model(inputs, layers.Dense(64)(hidden))
-    model.compile(optimizers.SGD(0.1, momentum=0.9), "mse")
-    return Program(model, x, x, epochs=20)
+    model.compile(optimizers.Adam(0.003), "mse")
+    return Program(model, x, x, epochs=15)
 
 
 def plain_stack(skip: bool = False) -> Program:

@@ -56,12 +56,12 @@ def momentum_on_top(rate: float = 1.0) -> Program:
     return Program(model, x, y, epochs=6, validation_data=validation)
 
 
-def swapped_betas(first: float = 0.999, second: float = 0.9) -> Program:
-    """Adam with its two betas in the wrong order: the step no longer has a bound."""
+def swapped_betas(first: float = 0.999, second: float = 0.5) -> Program:
+    """Adam with the betas of DCGAN, 0.5 and 0.999, in the wrong order: the step no longer has a bound."""
     keras.utils.set_random_seed(74)
     x, y, validation = _digits()
-    model = _classifier(optimizers.Adam(0.002, beta_1=first, beta_2=second))
-    return Program(model, x, y, epochs=12, validation_data=validation)
+    model = _classifier(optimizers.Adam(0.003, beta_1=first, beta_2=second))
+    return Program(model, x, y, epochs=6, validation_data=validation)
 
 
 def epsilon_of_inception(epsilon: float = 1.0) -> Program:
@@ -122,7 +122,7 @@ CASES = (
         "Kingma, Ba, 1412.6980, section 2.1, and Reddi et al., 1904.09237: beta_1 must stay below the root of beta_2",
         "optimizer_state",
         accepted=("learning_rate_too_high",),
-        repaired=partial(swapped_betas, first=0.9, second=0.999),
+        repaired=partial(swapped_betas, first=0.5, second=0.999),
     ),
     Case(
         "adam_with_an_epsilon_of_one",

@@ -59,12 +59,12 @@ def _block(hidden, width: int, heads: int):
 
 
 def transformer_without_warm_up(rate: float = 0.02) -> Program:
-    """Four blocks with the normalization behind the sum, Adam at 0.02 from the first step."""
+    """Three blocks with the normalization behind the sum, Adam at 0.02 from the first step."""
     keras.utils.set_random_seed(83)
     x, y = data.source_tokens(1500)
     tokens = keras.Input((40,), dtype="int32")
     hidden = layers.Embedding(1000, 32)(tokens)
-    for _ in range(4):
+    for _ in range(3):
         hidden = _block(hidden, 32, 2)
     outputs = layers.Dense(3)(layers.GlobalAveragePooling1D()(hidden))
     model = keras.Model(tokens, outputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import keras
@@ -24,8 +25,12 @@ class Distance(layers.Layer):
         return ops.sqrt(ops.maximum(squares, self.floor) if self.floor else squares)
 
 
-def _contrastive(same, distance):
-    return ops.mean(same * ops.square(distance) + (1 - same) * ops.square(ops.maximum(1 - distance, 0)))
+def _hinge_embedding(same, distance):
+    return ops.mean(same * distance + (1 - same) * ops.maximum(1 - distance, 0))
+
+
+def _agreement(same, distance):
+    return ops.mean(ops.cast(ops.equal(distance < 0.5, same > 0.5), "float32"))
 
 
 def siamese(floor: float = 0.0) -> Program:
@@ -41,7 +46,7 @@ def siamese(floor: float = 0.0) -> Program:
     )
     first, second = keras.Input((64,)), keras.Input((64,))
     model = keras.Model([first, second], Distance(floor)([base(first), base(second)]))
-    model.compile(optimizers.RMSprop(0.001), _contrastive)
+    model.compile(optimizers.RMSprop(0.001), _hinge_embedding, metrics=[_agreement])
     same = (y[left] == y[right]).astype("float32")[:, None]
     return Program(model, (x[left] / 16, x[right] / 16), same, batch_size=64, epochs=6)
 
@@ -66,20 +71,24 @@ def own_cross_entropy(floor: float = 0.0) -> Program:
     return Program(model, data.standardized(x), y.astype("float32")[:, None], batch_size=16, epochs=15)
 
 
-def _gaussian(floor: float):
+def _gaussian(positive: Callable):
     def negative_log_likelihood(target, outputs):
-        mean, deviation = outputs[:, :1], ops.relu(outputs[:, 1:]) + floor
+        mean, deviation = outputs[:, :1], positive(outputs[:, 1:])
         return ops.mean(ops.log(deviation) + ops.square((target - mean) / deviation) / 2)
 
     return negative_log_likelihood
 
 
-def own_likelihood(floor: float = 0.0) -> Program:
+def _mean_error(target, outputs):
+    return ops.mean(ops.absolute(target - outputs[:, :1]))
+
+
+def own_likelihood(positive: Callable = ops.relu) -> Program:
     """Mean and deviation of a price; the deviation comes from a ReLU, can be 0, and is divided by."""
     keras.utils.set_random_seed(53)
     x, y = data.boston()
     model = keras.Sequential([layers.Input((13,)), layers.Dense(32, activation="relu"), layers.Dense(2)])
-    model.compile(optimizers.Adam(0.002), _gaussian(floor))
+    model.compile(optimizers.Adam(0.002), _gaussian(positive), metrics=[_mean_error])
     return Program(model, data.standardized(x), data.standardized(y)[:, None], epochs=15)
 
 
@@ -141,7 +150,7 @@ CASES = (
         own_likelihood,
         "keras issues 1061 and 2586 on mixture density networks that end in NaN",
         "unsafe_loss",
-        repaired=partial(own_likelihood, floor=0.1),
+        repaired=partial(own_likelihood, positive=ops.softplus),
     ),
     Case(
         "attention_mask_beyond_float16",
