@@ -15,11 +15,11 @@ from gradrecipes.core.arguments import require_directory
 from gradrecipes.core.event import Event
 from gradrecipes.core.trace import OUTCOMES, SKIPPED_LOSS_SPIKE
 from gradrecipes.gradients.clipping import Clipping
-from gradrecipes.training.guard_state import load_guard_state, save_guard_state
 from gradrecipes.training.keras_private import learning_rates, optimizers_of
-from gradrecipes.training.recovery import Action, Readings, Recovery
+from gradrecipes.training.recovery.guard_state import load_guard_state, save_guard_state
+from gradrecipes.training.recovery.policy import Action, Readings, Recovery
+from gradrecipes.training.recovery.snapshots import SnapshotRing
 from gradrecipes.training.request import Request
-from gradrecipes.training.snapshots import SnapshotRing
 
 _LOG = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from gradrecipes.training.snapshots import Snapshot, SnapshotRing
+from gradrecipes.training.recovery.snapshots import Snapshot, SnapshotRing
 from tests.training.nets import assert_same_state, digits, seeded, with_state
 
 

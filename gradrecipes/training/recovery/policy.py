@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from gradrecipes.training.snapshots import SnapshotRing
+from gradrecipes.training.recovery.snapshots import SnapshotRing
 
 FIRST_FACTOR = 0.5  # of the learning rate at the first rollback: what has been asked of Keras since 2017, issue 8332
 NEXT_FACTOR = 0.2  # at each further one before the training has recovered: the rate may be wrong by orders

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradrecipes.training.recovery import (
+from gradrecipes.training.recovery.policy import (
     BEGINNING,
     DIVERGED,
     FIRST_FACTOR,
