@@ -1,4 +1,4 @@
-"""From a model and its data, or from what was recorded, to what is wrong: one function for people who want an answer."""
+"""From a model and its data, or from what was recorded, to what is wrong: one function that answers."""
 
 from __future__ import annotations
 
@@ -91,6 +91,10 @@ def _named(subject: Any) -> str:
 def _remedy(subject: Any) -> str:
     if isinstance(subject, str | os.PathLike):
         return f"For a saved trace, pass Trace.load({str(subject)!r})."
+    if isinstance(subject, type):
+        return f"Pass the model itself, not its class: diagnose({subject.__name__}(...), x, y)."
+    if callable(getattr(subject, "call", None)):  # a layer
+        return "Build a keras.Model of it and compile that."
     if isinstance(getattr(subject, "trace", None), Trace):
         return "Pass its trace: diagnose(monitor.trace)."
     return (

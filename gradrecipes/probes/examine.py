@@ -7,8 +7,10 @@ from typing import Any
 
 import keras
 
+from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.trace import Trace
 from gradrecipes.probes.data import data_probe
+from gradrecipes.probes.failure import failure
 from gradrecipes.probes.signal import signal
 from gradrecipes.probes.structure import structure_probe
 from gradrecipes.probes.trial import try_out
@@ -49,14 +51,18 @@ def examine(
         `probes["failure"]`: `stage`, `type` and `message`.
 
     Raises:
-        ValueError: The model is not compiled, or the data are empty or do not belong together.
+        ValueError: The model is not compiled or has nothing to train; the data are empty, do not belong together, or
+            their source raised.
         TypeError: No model, or data that hold no numbers.
     """
     require_compiled(model)
+    require_whole("seed", seed, least=0, remedy="Another seed draws other batches.")
+    if tell is not None and not callable(tell):
+        raise TypeError(f"`tell` must be a function of a few words. Received: tell={tell!r}. Try tell=print.")
     tell = tell or (lambda words: None)
     tell("reading the data")
     data = trial_data(x, y, sample_weight=sample_weight, batch_size=batch_size)
-    validation = _validation(validation_data, data.batch_size)
+    validation = _validation(validation_data, data)
     probes: dict[str, Any] = {}
     trace = Trace()
     batch = data.cut(1, seed=seed)[0]
@@ -66,6 +72,7 @@ def examine(
         trace.description = _description(model, data)
         trace.probes = {"data": _read(data, model), "failure": failure("build", error)}
         return trace
+    _require_trainable(model)
     tell("looking at data and structure")
     probes["data"] = _read(data, model)
     if validation is not None:
@@ -96,23 +103,47 @@ def require_compiled(model: Any) -> None:
     require_supported(model.distribute_strategy, "diagnose")
 
 
-def failure(stage: str, error: Exception) -> dict[str, str]:
-    """Return what is kept of an error: where it was raised, its class, and the beginning of its message."""
-    message = " ".join(str(error).split())
-    return {"stage": stage, "type": type(error).__name__, "message": message[:600]}
-
-
 def _read(data: TrialData, model: keras.Model) -> dict[str, Any]:
     read = data_probe(data.x, data.y, data.sample_weight, model=model)
     return {**read, "samples": data.samples, "complete": data.complete}
 
 
-def _validation(given: Any, batch_size: int) -> TrialData | None:
+def _require_trainable(model: keras.Model) -> None:
+    if model.trainable_variables or any(not layer.built for layer in sublayers(model)):
+        return
+    frozen = len(model.variables)
+    raise ValueError(
+        f"The model {model.name!r} has nothing to train. Received: {frozen} weights, none of them trainable. "
+        "Set layer.trainable = True for what is to learn, then compile again."
+    )
+
+
+def _validation(given: Any, data: TrialData) -> TrialData | None:
     if given is None:
         return None
-    if isinstance(given, tuple | list) and 2 <= len(given) <= 3:
-        return trial_data(*given[:2], sample_weight=given[2] if len(given) > 2 else None, batch_size=batch_size)
-    return trial_data(given, batch_size=batch_size)
+    try:
+        if isinstance(given, tuple | list) and 2 <= len(given) <= 3:
+            weights = given[2] if len(given) > 2 else None
+            read = trial_data(*given[:2], sample_weight=weights, batch_size=data.batch_size)
+        else:
+            read = trial_data(given, batch_size=data.batch_size)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"`validation_data` cannot be used. {error}") from error
+    for name in ("x", "y"):
+        trained, validated = _sizes(getattr(data, name)), _sizes(getattr(read, name))
+        if None not in (trained, validated) and trained != validated:
+            raise ValueError(
+                f"`validation_data` must fit the model as the data do. Received: {name} whose last axes are {validated}; "
+                f"those of the training data are {trained}. Prepare both in the same way."
+            )
+    return read
+
+
+def _sizes(part: Any) -> list[int] | None:
+    """Return the last axis of each array, which a layer's weights depend on; lengths and image sizes may differ."""
+    if part is None:
+        return None
+    return [int(array.shape[-1]) if array.ndim > 1 else 1 for array in keras.tree.flatten(part)]
 
 
 def _description(model: keras.Model, data: TrialData) -> dict[str, Any]:

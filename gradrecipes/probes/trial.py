@@ -8,6 +8,7 @@ batches. What mends the run is what was wrong with it; that is evidence of anoth
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from gradrecipes.core.chance import chance_loss
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.verdict import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, verdict
+from gradrecipes.probes.failure import failure
 from gradrecipes.probes.signal import signal
 from gradrecipes.probes.variations import fitting_weights, joined, standardized, without
 from gradrecipes.training.keras_private import leaves, optimizers_of
@@ -52,14 +54,13 @@ def try_out(
     batches = data.cut(BATCHES, seed=seed, suspects=suspects)
     steps = STEPS // len(batches) * len(batches) if len(batches) < STEPS else STEPS
     held: dict[str, Any] = {"batches": len(batches), "chance": _chance(model, batches), "varied": {}}
-    with Trial(model, batches, steps=max(steps, VARIED_STEPS)) as trial:
+    with contextlib.ExitStack() as stack:
+        trial = Trial(model, batches, steps=max(steps, VARIED_STEPS))
         try:
-            run = trial.recorded(steps)
+            run = stack.enter_context(trial).recorded(steps)
         except Exception as error:
-            probes["failure"] = {"stage": "step", "type": type(error).__name__, "message": str(error)[:600]}
-            trace = trial.trace
-            trace.probes = probes
-            return trace
+            trial.trace.probes = {**probes, "failure": failure("step", error, batch=batches[0])}
+            return trial.trace
         trace = trial.trace
         held |= _told(run, trial)
         trace.probes = {**probes, "trial": held}
@@ -109,6 +110,7 @@ def _variations(
     trial: Trial, probes: dict[str, Any], seen: Verdict, held: dict[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (name, result) of each variation that is called for, those of the data first."""
+    trial.restart()  # weights and optimizer are looked at below as they were at the start
     batches = trial.batches[:VARIED_BATCHES]
     changes: dict[str, dict[str, Any]] = {}
     if (bad := _bad_samples(trial, batches)) is not None:

@@ -75,6 +75,14 @@ class Trial:
         self._scaled = any(keras_private.lower_scale(one) for one in keras_private.optimizers_of(model))
 
     def __enter__(self) -> Trial:
+        try:
+            self._enter()
+        except BaseException:  # what is in place by then is taken out again
+            self._stack.close()
+            raise
+        return self
+
+    def _enter(self) -> None:
         model, entries = self.model, sum(int(np.prod(one.shape)) for one in self.model.trainable_variables)
         keras_private.build_optimizer(model)
         keras_private.build_metrics(model, self.batches[0])
@@ -96,7 +104,6 @@ class Trial:
             plain = InstrumentedStep(model, model.train_step, self._pipeline, logs=False)
             self._step = keras_private.compile_train_step(model, plain)
         self._harvest = Harvest(self._pipeline, sampled, trace=self.trace)
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
@@ -144,14 +151,21 @@ class Trial:
         if fresh_slots:
             for optimizer in keras_private.optimizers_of(self.model):
                 keras_private.forget_slots(optimizer)
-        self._pipeline.recorder.take()
+        self._readings()
         self._rate.assign(rate)
         try:
             run = self._run(self.batches if batches is None else batches, steps, recorded=False)
         finally:
             self._rate.assign(1.0)
-        rows = self._pipeline.recorder.take().steps[:, : len(STEP_COLUMNS)].astype(float)
+        rows = self._readings()
         return self._with_readings(run, rows[:, 0], rows[:, 1])
+
+    def _readings(self) -> np.ndarray:
+        """Take float64 `[steps, columns]` from the device; none where no gradient was ever applied."""
+        recorder = self._pipeline.recorder
+        if recorder is None:
+            return np.zeros((0, len(STEP_COLUMNS)))
+        return recorder.take().steps[:, : len(STEP_COLUMNS)].astype(float)
 
     def _run(
         self,

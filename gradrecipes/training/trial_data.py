@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.training.error_words import named
 from gradrecipes.training.sampling import is_arrays
 
 NUMBERS = "biuf"  # kinds of numpy dtypes that a train step can take
@@ -78,7 +79,7 @@ def trial_data(x: Any, y: Any = None, *, sample_weight: Any = None, batch_size: 
 
     Raises:
         TypeError: Data that hold no numbers, such as objects or strings.
-        ValueError: No samples, different numbers of them, or a batch size below 1.
+        ValueError: No samples, different numbers of them, a batch size below 1, or a source that raised.
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise ValueError(
@@ -123,6 +124,13 @@ def _of_arrays(x: Any, y: Any, sample_weight: Any, batch_size: int) -> TrialData
 def _arrays(name: str, structure: Any) -> Any:
     if isinstance(structure, list | tuple) and structure and all(isinstance(part, int | float) for part in structure):
         return _array(name, structure)
+    first = next(iter(keras.tree.flatten(structure)), None)
+    if isinstance(structure, list | tuple) and isinstance(first, int | float):
+        raise TypeError(
+            f"`{name}` must be arrays of numbers. Received: a {type(structure).__name__} of {len(structure)} "
+            f"{type(structure[0]).__name__}s of numbers, which model.fit does not take either. "
+            f"Turn it into an array: numpy.asarray({name})."
+        )
     return keras.tree.map_structure(lambda part: _array(name, part), structure)
 
 
@@ -145,24 +153,59 @@ def _array(name: str, part: Any) -> np.ndarray:
 
 
 def _of_batches(source: Iterable[Any]) -> TrialData:
-    if isinstance(source, keras.utils.PyDataset):
-        count = source.num_batches
-        count = len(source) if count is None else count
-        batches: list[Any] = [source[index] for index in range(min(count, BATCHES_READ))]
-        complete = count <= BATCHES_READ
-    else:
-        batches = list(itertools.islice(iter(source), BATCHES_READ + 1))
-        complete = len(batches) <= BATCHES_READ
-        batches = batches[:BATCHES_READ]
+    batches, complete = _read_batches(source)
     if not batches:
         raise ValueError(f"The data are empty: the {type(source).__name__} gave no batch.")
     packed = tuple(_tensors(batch) for batch in batches)
+    for number, batch in enumerate(packed):
+        _require_batch(batch, number, source)
     parts = [keras.utils.unpack_x_y_sample_weight(batch) for batch in packed]
     whole = [_joined([part[place] for part in parts]) for place in range(3)]
     first = keras.tree.flatten(parts[0][0])[0]
     size = int(first.shape[0]) if len(first.shape) else 1
     samples = sum(int(keras.tree.flatten(part[0])[0].shape[0]) for part in parts)
     return TrialData(*whole, samples=samples, complete=complete, batch_size=size, batches=packed)
+
+
+def _read_batches(source: Iterable[Any]) -> tuple[list[Any], bool]:
+    """Return the first batches of a source, and whether they are all.
+
+    Raises:
+        ValueError: The source raised; what it raised is the cause of it.
+    """
+    batches: list[Any] = []
+    try:
+        if isinstance(source, keras.utils.PyDataset):
+            count = source.num_batches
+            count = len(source) if count is None else count
+            for index in range(min(count, BATCHES_READ)):
+                batches.append(source[index])
+            return batches, count <= BATCHES_READ
+        for batch in itertools.islice(iter(source), BATCHES_READ + 1):
+            batches.append(batch)
+    except Exception as error:
+        raise ValueError(
+            f"The data could not be read. Received: {len(batches)} batches of the {type(source).__name__}, then "
+            f"{named(error)}. model.fit would end there too; mend the source, or leave the sample out."
+        ) from (None if isinstance(error, tf.errors.OpError) else error)
+    return batches[:BATCHES_READ], len(batches) <= BATCHES_READ
+
+
+def _require_batch(batch: Any, number: int, source: Any) -> None:
+    """Refuse what is no batch: not x, (x, y) or (x, y, sample_weight), samples first."""
+    fits = not isinstance(batch, tuple) or len(batch) <= 3
+    x = keras.tree.flatten(batch[0] if isinstance(batch, tuple) and batch else batch) if fits else []
+    if x and all(part is not None for part in x):
+        if all(len(part.shape) for part in x):
+            return
+        what = "numbers without a samples axis. Is a .batch(32) missing"
+    else:
+        what = f"a tuple of {len(batch)} parts" if isinstance(batch, tuple) else f"a {type(batch).__name__}"
+        what = "None" if batch is None else what
+    raise ValueError(
+        f"A batch must be (x, y) or (x, y, sample_weight), arrays with the samples first. Received: {what}, "
+        f"as batch {number} of the {type(source).__name__}."
+    )
 
 
 def _tensors(batch: Any) -> Any:
