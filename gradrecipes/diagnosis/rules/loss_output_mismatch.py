@@ -1,0 +1,90 @@
+"""loss_output_mismatch: the loss, the last activation and the labels do not belong together.
+
+## What it does
+Compares what the loss expects with what it gets, by the structure, by what the untrained net really puts out, and by
+the targets: probabilities or logits, one unit or several, class numbers or one-hot rows, 0 and 1 or -1 and 1, shapes
+that are silently stretched, targets that the last activation cannot reach. What Keras converts by itself is known (the
+logits behind a softmax, `(n,)` against `(n, 1)`, 0 and 1 under a hinge) and measured where it may fail.
+
+## Why it is bad
+Most of these run without a word, and the loss even falls. The net then learns another task than is meant, with a
+fraction of the gradient, towards minus infinity, or nothing.
+
+## Example
+```python
+keras.layers.Dense(10)                                 # logits
+model.compile("adam", "sparse_categorical_crossentropy")  # expects probabilities
+```
+
+## Remedy
+A linear last layer with `from_logits=True`, or a softmax (sigmoid) without; labels in the form the loss takes.
+
+## References
+- https://keras.io/api/losses/probabilistic_losses/ and the source, keras/src/backend/tensorflow/nn.py.
+- Goodfellow, Bengio, Courville, "Deep Learning", section 6.2.2: output units and their losses.
+"""
+
+from __future__ import annotations
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.activation_mismatches import activation_mismatches
+from gradrecipes.diagnosis.data_facts import heads, holds_back
+from gradrecipes.diagnosis.label_mismatches import label_mismatches
+from gradrecipes.diagnosis.mismatch import Mismatch
+from gradrecipes.diagnosis.verdict import verdict
+
+
+def loss_output_mismatch(trace: Trace) -> Finding | None:
+    """Tell what the loss expects and what it gets instead."""
+    seen = verdict(trace)
+    structure = trace.probes.get("structure") or {}
+    own = structure.get("own_train_step") or structure.get("own_loss")
+    held_back = holds_back(trace, seen) or "failure" in trace.probes
+    if own and not held_back:
+        return None  # the compiled loss may be used in a way of its own, and it works
+    found = [
+        misfit
+        for head in heads(trace)
+        for misfit in (*label_mismatches(head), *activation_mismatches(head))
+        if held_back or not misfit.only_if_held_back
+    ]
+    if not found:
+        return None
+    found.sort(key=lambda misfit: (misfit.severity.rank, -misfit.sure))
+    first = found[0]
+    return Finding(
+        code="loss_output_mismatch",
+        title=first.title,
+        kind=Kind.CAUSE,
+        severity=first.severity,
+        confidence=first.sure if not own else min(first.sure, 0.8),
+        explanation=" ".join(f"{misfit.statement} {misfit.consequence}" for misfit in found[:2]),
+        evidence=(*map(_evidence, found), *_failure(trace)),
+        prescriptions=tuple({misfit.prescription.title: misfit.prescription for misfit in found}.values()),
+        leads_to=_leads_to(first),
+    )
+
+
+def _evidence(misfit: Mismatch) -> Evidence:
+    return Evidence(misfit.statement, misfit.measured, misfit.expected, "structure, data, and one batch; keras.losses")
+
+
+def _failure(trace: Trace) -> tuple[Evidence, ...]:
+    failure = trace.probes.get("failure")
+    if not isinstance(failure, dict):
+        return ()
+    return (Evidence(f"A training step raises: {failure.get('message')}", source="TensorFlow and Keras"),)
+
+
+def _leads_to(first: Mismatch) -> tuple[str, ...]:
+    if first.severity is Severity.NOTICE:
+        return ()
+    return (
+        "stalled_loss",
+        "diverging_loss",
+        "oscillating_loss",
+        "nonfinite_loss",
+        "exploding_gradient",
+        "vanishing_gradient",
+    )
