@@ -189,10 +189,7 @@ def _bad_samples(trial: Trial, batches: list[Any]) -> tuple[list[Any], list[np.n
         [np.asarray(array).astype(np.float64) for array in keras.tree.flatten(batch) if array is not None]
         for batch in batches
     ]
-    sizes = [
-        np.nanmedian(np.abs(np.concatenate([array.ravel() for array in column])))
-        for column in zip(*arrays, strict=True)
-    ]
+    sizes = [_median_size(np.concatenate([array.ravel() for array in column])) for column in zip(*arrays, strict=True)]
     marks = []
     for batch in arrays:
         bad = np.zeros(len(batch[0]), bool)
@@ -202,6 +199,11 @@ def _bad_samples(trial: Trial, batches: list[Any]) -> tuple[list[Any], list[np.n
         marks.append(bad)
     share = np.concatenate(marks).mean()
     return (batches, marks) if 0 < share < 0.5 else None
+
+
+def _median_size(values: np.ndarray) -> float:
+    finite = np.abs(values[np.isfinite(values)])
+    return float(np.median(finite)) if finite.size else 0.0
 
 
 def _has_memory(model: keras.Model) -> bool:

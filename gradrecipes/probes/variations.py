@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -50,7 +51,8 @@ def _standardized(arrays: list[np.ndarray]) -> list[tf.Tensor]:
     whole = np.concatenate(arrays).astype(np.float64)
     whole[~np.isfinite(whole)] = np.nan
     axes = tuple(range(whole.ndim - 1)) if whole.ndim > 1 else None
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a column without a single number
         mean = np.nan_to_num(np.nanmedian(whole, axis=axes))
         spread = np.nan_to_num(np.nanstd(_clipped(whole, axes), axis=axes))
     spread = np.where(spread > SPREAD_FLOOR * np.maximum(1.0, np.abs(mean)), spread, 1.0)
