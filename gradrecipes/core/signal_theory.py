@@ -66,6 +66,17 @@ def mean_output(activation: str | Activation | None, q: float = 1.0) -> float:
     return _integral(activation.function, activation.kinks, math.sqrt(q))
 
 
+def gaussian_mean(function: Callable[[np.ndarray], np.ndarray], activation: Activation, q: float) -> float:
+    """Return E[f(sqrt(q) z)] of a function that jumps or bends only where an activation does.
+
+    Args:
+        function: float64 array to float64 array of the same shape.
+        activation: Whose kinks divide the integral.
+        q: Variance, at least 0.
+    """
+    return _integral(function, activation.kinks, math.sqrt(_checked_variance(q)))
+
+
 def forward_gain(activation: str | Activation | None) -> float:
     """Return the sigma_w that keeps the outputs' size at q = 1: 1.414 for ReLU, 1 for SELU."""
     return 1.0 / math.sqrt(second_moment(activation))
