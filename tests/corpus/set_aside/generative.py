@@ -66,11 +66,10 @@ def raw_pixel_vae(broken: bool) -> Program:
 
 
 class Adversaries(keras.Model):
-    """A generator and a discriminator in two dimensions, with losses written as in the paper."""
+    """A generator and a discriminator of dense layers, each with an optimizer of its own."""
 
-    def __init__(self, written_out: bool):
+    def __init__(self):
         super().__init__()
-        self.written_out = written_out
         self.generator = keras.Sequential([keras.Input((8,)), layers.Dense(32, "relu"), layers.Dense(64)])
         self.discriminator = keras.Sequential(
             [keras.Input((64,)), layers.Dense(128, "relu"), layers.Dense(64, "relu"), layers.Dense(1)]
@@ -90,22 +89,16 @@ class Adversaries(keras.Model):
     def call(self, noise):
         return self.generator(noise)
 
-    def judge(self, scores, real: bool):
-        if self.written_out:
-            probability = ops.sigmoid(scores)
-            return -ops.mean(ops.log(probability if real else 1.0 - probability))
-        return ops.mean(ops.softplus(-scores if real else scores))
-
     def train_step(self, images):
         images = images[0] if isinstance(images, tuple) else images
         noise = keras.random.normal((ops.shape(images)[0], 8), seed=self.noise)
         with tf.GradientTape() as tape:
-            loss = self.judge(self.discriminator(images), True)
-            loss += self.judge(self.discriminator(self.generator(noise)), False)
+            loss = ops.mean(ops.softplus(-self.discriminator(images)))
+            loss += ops.mean(ops.softplus(self.discriminator(self.generator(noise))))
         weights = self.discriminator.trainable_weights
         self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
         with tf.GradientTape() as tape:
-            generator_loss = self.judge(self.discriminator(self.generator(noise)), True)
+            generator_loss = ops.mean(ops.softplus(-self.discriminator(self.generator(noise))))
         weights = self.generator.trainable_weights
         self.generator_optimizer.apply_gradients(zip(tape.gradient(generator_loss, weights), weights, strict=True))
         self.total.update_state(loss)
@@ -113,14 +106,42 @@ class Adversaries(keras.Model):
         return {metric.name: metric.result() for metric in self.metrics}
 
 
-def logarithmic_gan(broken: bool) -> Program:
-    """The discriminator tells small images from noise with certainty, and the logarithm of its certainty is -inf."""
+def hasty_adversaries(broken: bool) -> Program:
+    """Both sides of an adversarial net with a rate of 0.1: their losses rise to the hundreds and stay erratic."""
     keras.utils.set_random_seed(92)
     x, _ = data.digits()
-    x = (x - 8.0).astype("float32")
-    model = Adversaries(written_out=broken)
-    model.compile(keras.optimizers.Adam(0.002), keras.optimizers.Adam(0.002))
+    x = (x / 8.0 - 1.0).astype("float32")
+    model = Adversaries()
+    rates = (0.1, 0.1) if broken else (0.0005, 0.002)
+    model.compile(*(keras.optimizers.Adam(rate, beta_1=0.5) for rate in rates))
     return Program(model, x, None, 64, 10)
+
+
+class Sparsity(keras.regularizers.Regularizer):
+    """Kullback-Leibler divergence between a wanted mean activation and that of the batch."""
+
+    def __init__(self, floor: float):
+        self.floor = floor
+
+    def __call__(self, activations):
+        wanted = 0.05
+        actual = ops.mean(activations, axis=0)
+        if self.floor:
+            actual = ops.clip(actual, self.floor, 1.0 - self.floor)
+        return 0.01 * ops.sum(wanted * ops.log(wanted / actual) + 0.95 * ops.log(0.95 / (1.0 - actual)))
+
+
+def sparse_autoencoder(broken: bool) -> Program:
+    """A sparsity penalty made for sigmoid units on ReLU units, whose mean may be 0 or more than 1."""
+    keras.utils.set_random_seed(94)
+    x, _ = data.mnist(1500)
+    x = (x.reshape(-1, 784) / 255.0).astype("float32")
+    inputs = keras.Input((784,))
+    code = layers.Dense(100, "relu", activity_regularizer=Sparsity(0.0 if broken else 1e-4))(inputs)
+    outputs = layers.Dense(784, "sigmoid")(code)
+    model = keras.Model(inputs, outputs)
+    model.compile("adam", "mse", metrics=["mse"])
+    return Program(model, x, x.copy(), 64, 5)
 
 
 def signed_autoencoder(broken: bool) -> Program:
@@ -152,10 +173,15 @@ CASES = (
         ("unsafe_loss", "unbounded_activation", "loss_output_mismatch"),
     ),
     _case(
-        logarithmic_gan,
+        hasty_adversaries,
+        "learning_rate_too_high",
+        "Radford, Metz, Chintala 2015, section 4: even a rate of 0.001 was too high for DCGAN",
+        ("dead_units",),
+    ),
+    _case(
+        sparse_autoencoder,
         "unsafe_loss",
-        "Goodfellow et al. 2014; Stack Overflow: GAN losses by tf.log become NaN",
-        ("unscaled_inputs",),
+        "Ng 2011, Sparse autoencoder; Stack Overflow: NaN from a KL divergence activity regularizer in Keras",
     ),
     _case(
         signed_autoencoder,

@@ -99,7 +99,7 @@ def balanced_adversaries() -> Program:
     keras.utils.set_random_seed(148)
     x, _ = data.digits()
     x = (x / 8.0 - 1.0).astype("float32")
-    model = Adversaries(written_out=False)
+    model = Adversaries()
     model.compile(optimizers.Adam(0.0005, beta_1=0.5), optimizers.Adam(0.002, beta_1=0.5))
     return Program(model, x, None, 64, 20)
 

@@ -135,7 +135,12 @@ CASES = (
         "Keras documentation of the exponential activation; Stack Overflow: inf loss with K.exp as last activation",
         ("learning_rate_too_high", "unscaled_targets"),
     ),
-    _case(square_activation, "unbounded_activation", "Gilad-Bachrach et al. 2016, CryptoNets; Chabanne et al. 2017"),
+    _case(
+        square_activation,
+        "unbounded_activation",
+        "Gilad-Bachrach et al. 2016, CryptoNets; Chabanne et al. 2017",
+        ("exploding_initialization",),
+    ),
     _case(
         mask_of_a_billion,
         "float16_overflow",
