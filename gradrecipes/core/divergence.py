@@ -11,6 +11,7 @@ from gradrecipes.core.trace import APPLIED
 
 LONGEST_NORM = 1.8446743e19  # √(largest float32): the square of a longer gradient, which optimizers keep, overflows
 FAR_WORSE = 10.0  # times the loss before the first step: chance alone is 1 to 3 times it with 8 samples or more
+EXPLODED = 100.0  # times it: an explosion, after which a net that is dead may come back to guessing, but no further
 STEPS_FAR_WORSE = 8  # in a row: a spike of a training that recovers is shorter (llm-foundry waits for 4)
 STEPS_AT_REST = 16  # in a row whose gradient is exactly zero: no later step will move a weight
 LEARNED = 0.9  # of the first loss: a gradient of zero below it may be a perfect fit, above it the units are dead
@@ -24,7 +25,7 @@ class Divergence:
         cause: `"nonfinite_loss"`, `"nonfinite_gradient"`, `"gradient_overflow"`, `"diverging_loss"` or
             `"zero_gradient"`.
         step: The first step of it, counted from 0.
-        loss_ratio: The last finite loss over the first one, or NaN.
+        loss_ratio: The largest finite loss over the first one, or NaN.
     """
 
     cause: str
@@ -33,14 +34,23 @@ class Divergence:
 
 
 def find_divergence(
-    losses: np.ndarray, gradient_norms: np.ndarray, outcomes: np.ndarray, *, guarded: bool = False, known: int = 0
+    losses: np.ndarray,
+    gradient_norms: np.ndarray,
+    outcomes: np.ndarray,
+    *,
+    guarded: bool = False,
+    known: int = 0,
+    peak: float = -np.inf,
 ) -> Divergence | None:
     """Return how a training was lost, or None while it is alive.
 
     A value that is not finite, or a gradient whose square overflows, loses a plain training at once: the weights are
     ruined by that step or the next. A guard leaves such steps out, so that with one only the level of the losses
-    counts: far worse than before the first step, for several steps in a row. And a gradient of exactly zero, where
-    nothing was learned, means that no unit is alive any more.
+    counts. It is lost when it is ten times that before the first step for eight steps in a row, or when it exploded to
+    a hundred times that and was for eight steps no better than before the first one: units that an absurd step has
+    killed let the loss fall back to that of guessing. And a gradient of exactly zero, where nothing was learned, means
+    that no unit is alive any more. With fewer than about eight samples in a batch the first loss says little, and a
+    training may be called lost that was not.
 
     Args:
         losses: float `[n]`, loss of each step's batch; NaN where it is not known is taken for a loss that is NaN only
@@ -49,6 +59,7 @@ def find_divergence(
         outcomes: int `[n]`, keys of `gradrecipes.core.trace.OUTCOMES`.
         guarded: Whether a guard leaves out what is not finite.
         known: Steps that were judged before and found sound; they are not looked at for values that are not finite.
+        peak: The largest loss of applied steps that are left out of the arrays.
 
     Example:
         >>> find_divergence(np.array([2.3, 9.0, np.nan]), np.array([1.0, 50.0, np.nan]), np.zeros(3, int)).step
@@ -66,8 +77,10 @@ def find_divergence(
         return None
     first = losses[0]
     last = losses[-STEPS_FAR_WORSE:]
-    if first > 0 and len(losses) > STEPS_FAR_WORSE and (last >= FAR_WORSE * first).all():
-        return Divergence("diverging_loss", int(places[-STEPS_FAR_WORSE]), _ratio(losses))
+    peak = float(np.fmax.reduce(losses, initial=peak))
+    still_lost = (last >= FAR_WORSE * first).all() or (peak >= EXPLODED * first and (last >= first).all())
+    if first > 0 and len(losses) > STEPS_FAR_WORSE and still_lost:
+        return Divergence("diverging_loss", int(places[-STEPS_FAR_WORSE]), peak / first)
     at_rest = norms[-STEPS_AT_REST:]
     if len(at_rest) == STEPS_AT_REST and (at_rest == 0).all() and np.median(losses[-STEPS_AT_REST:]) >= LEARNED * first:
         return Divergence("zero_gradient", int(places[-STEPS_AT_REST]), _ratio(losses))
@@ -88,4 +101,4 @@ def _first_ruin(losses: np.ndarray, norms: np.ndarray, losses_are_known: bool) -
 
 def _ratio(losses: np.ndarray) -> float:
     finite = losses[np.isfinite(losses)]
-    return float(finite[-1] / finite[0]) if len(finite) and finite[0] > 0 else math.nan
+    return float(finite.max() / finite[0]) if len(finite) and finite[0] > 0 else math.nan

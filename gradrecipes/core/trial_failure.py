@@ -43,7 +43,7 @@ class Failure:
         cause: One of `CAUSES`.
         step: Training steps that it lived.
         planned_steps: Training steps that it was to have; 0 if that is not known.
-        loss_ratio: Its last finite loss over its first, or NaN.
+        loss_ratio: Its largest finite loss over its first, or NaN.
         message: What else is known, in words.
 
     Raises:

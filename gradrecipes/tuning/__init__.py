@@ -1,5 +1,7 @@
 """Hyperparameter searches on keras-tuner that survive divergence and learn from it."""
 
+from gradrecipes.tuning import spaces
+from gradrecipes.tuning.hypermodel import RecipeHyperModel
 from gradrecipes.tuning.jobs import JobResult, is_worker, read_jobs, run_jobs
 from gradrecipes.tuning.launcher import Launched, LaunchError, Worker, launch
 from gradrecipes.tuning.results import SearchResults
@@ -22,6 +24,7 @@ __all__ = [
     "LaunchError",
     "Launched",
     "RandomSearch",
+    "RecipeHyperModel",
     "SearchError",
     "SearchResults",
     "SurvivingTuner",
@@ -30,4 +33,5 @@ __all__ = [
     "launch",
     "read_jobs",
     "run_jobs",
+    "spaces",
 ]

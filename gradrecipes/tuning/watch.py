@@ -12,6 +12,7 @@ from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.callbacks.gradient_guard import GradientGuard
 from gradrecipes.core.divergence import STEPS_AT_REST, find_divergence
 from gradrecipes.core.median_rule import is_hopeless
+from gradrecipes.core.trace import APPLIED
 from gradrecipes.core.trial_failure import Failure
 from gradrecipes.training.request import Request
 
@@ -49,6 +50,7 @@ class TrialWatch(AttachedCallback):
         self._guard: GradientGuard | None = None
         self._known = 0
         self._steps_before = 0
+        self._peak = -math.inf
         self._first_epoch: int | None = None
 
     def among(self, callbacks: Sequence[Any]) -> TrialWatch:
@@ -72,6 +74,7 @@ class TrialWatch(AttachedCallback):
         super().set_model(model)
         if self._attachment is not before:
             self._steps_before, self._known = steps, 0
+            self._peak = -math.inf
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note where the training is taken up: in Hyperband not at the first epoch."""
@@ -112,7 +115,9 @@ class TrialWatch(AttachedCallback):
             return
         columns = (steps[name][rows] for name in ("loss", "gradient_norm", "outcome"))
         known = int(np.searchsorted(rows, self._known))
-        found = find_divergence(*columns, guarded=self._guard is not None, known=known)
+        found = find_divergence(*columns, guarded=self._guard is not None, known=known, peak=self._peak)
+        fresh = steps["loss"][self._known :][steps["outcome"][self._known :] == APPLIED]
+        self._peak = float(np.fmax(self._peak, np.fmax.reduce(fresh, initial=-np.inf)))
         self._known = count
         if found is not None:
             step = int(rows[found.step])

@@ -1,0 +1,216 @@
+"""Searches in a space most of which diverges: plain keras-tuner and gr.tuning, side by side; and workers that die.
+
+    python benchmarks/tuning.py                                  # four tuners, three seeds
+    python benchmarks/tuning.py --tuners bayesian --seeds 5
+    python benchmarks/tuning.py --distributed                    # 1 chief, 3 workers, one of them killed
+
+The same space, seeds and trial budget for both, on real data (digits). The space: an MLP of 3 or 6 ReLU layers,
+weights of variance 2 or 4 over fan-in, squared error, SGD with momentum at a rate from 0.01 to 1000. Plain keras-tuner ends a search
+after three failures in a row; here it is told not to, so that it has its budget too. Steps are counted alike in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import keras_tuner
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import gradrecipes as gr
+
+ROOT = Path(__file__).resolve().parents[1]
+BATCH, EPOCHS, TRIALS, HYPERBAND_EPOCHS = 64, 5, 20, 9
+LOWEST, HIGHEST = 1e-2, 1000.0
+PLAIN = {
+    "random": keras_tuner.RandomSearch,
+    "bayesian": keras_tuner.BayesianOptimization,
+    "hyperband": keras_tuner.Hyperband,
+    "grid": keras_tuner.GridSearch,
+}
+GUESSING = 0.09  # squared error of the best constant: 0.1 * 0.9
+STEPS = [0]
+
+
+class CountSteps(keras.callbacks.Callback):
+    """Count training steps, in whatever copy of the callback."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Count one."""
+        STEPS[0] += 1
+
+
+def data():
+    x, y = load_digits(return_X_y=True)
+    x, y = (x / 16).astype("float32"), keras.utils.to_categorical(y)
+    return train_test_split(x, y, train_size=1152, stratify=y, random_state=0)
+
+
+def builder(seed, *, grid=False):
+    def build(hp):
+        keras.utils.set_random_seed(seed)
+        layers = hp.Choice("layers", [3, 6])
+        variance = hp.Choice("variance", [2.0, 4.0])
+        rate = hp.Float("learning_rate", LOWEST, HIGHEST, sampling="log", step=10 if grid else None)
+        start = keras.initializers.VarianceScaling(variance, "fan_in", "untruncated_normal")
+        hidden = [keras.layers.Dense(32, "relu", kernel_initializer=start) for _ in range(layers)]
+        model = keras.Sequential([keras.Input((64,)), *hidden, keras.layers.Dense(10)])
+        model.compile(keras.optimizers.SGD(rate, momentum=0.9), "mse", metrics=["accuracy"])
+        return model
+
+    return build
+
+
+def search(arm, kind, seed, folder):
+    """Return what one search found and what it cost."""
+    x, x_val, y, y_val = data()
+    budget = {"random": {"max_trials": TRIALS}, "bayesian": {"max_trials": TRIALS}}.get(kind, {})
+    if kind == "hyperband":
+        budget = {"max_epochs": HYPERBAND_EPOCHS}
+    settings = {"directory": folder, "project_name": f"{arm}-{kind}-{seed}", "overwrite": True, "seed": seed + 1}
+    build = builder(seed, grid=kind == "grid")
+    if arm == "plain":
+        tuner = PLAIN[kind](build, "val_loss", max_consecutive_failed_trials=None, **budget, **settings)
+    else:
+        tuner = gr.tuning.TUNERS[kind](build, "val_loss", **budget, **settings)
+    STEPS[0], begun = 0, time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        tuner.search(
+            x, y, validation_data=(x_val, y_val), epochs=EPOCHS, batch_size=BATCH, verbose=0, callbacks=[CountSteps()]
+        )
+    seconds = time.perf_counter() - begun
+    trials = [tuner.oracle.trials[one] for one in tuner.oracle.end_order]
+    lost = [trial_failed(trial) for trial in trials]
+    scores = [trial.score for trial, bad in zip(trials, lost, strict=True) if not bad]
+    last = lost[-len(lost) // 3 :]
+    return {
+        "arm": arm,
+        "tuner": kind,
+        "seed": seed,
+        "best": float(min(scores)) if scores else float("nan"),
+        "steps": STEPS[0],
+        "seconds": seconds,
+        "trials": len(trials),
+        "failed": int(sum(lost)),
+        "failed_in_last_third": float(np.mean(last)),
+        "distinct": len({json.dumps(trial.hyperparameters.values, sort_keys=True) for trial in trials}),
+    }
+
+
+def trial_failed(trial):
+    """Say whether a trial failed: by status, by our record, or by a validation loss far above that of guessing."""
+    bad = trial.status != "COMPLETED" or trial.score is None or not np.isfinite(trial.score)
+    return bool(bad or trial.metrics.exists("failure_cause") or trial.score > 10 * GUESSING)
+
+
+def compare(kinds, seeds):
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(seeds):
+            for kind in kinds:
+                for arm in ("plain", "ours"):
+                    row = search(arm, kind, seed, folder)
+                    rows.append(row)
+                    print(json.dumps(row), flush=True)
+    return rows
+
+
+def summarize(rows):
+    print(
+        f"\n{'tuner':10} {'arm':6} {'best val_loss by seed':34} {'steps':>7} {'failed':>7} {'of':>4} {'last third':>10}"
+    )
+    for kind in dict.fromkeys(row["tuner"] for row in rows):
+        steps = {}
+        for arm in ("plain", "ours"):
+            mine = [row for row in rows if row["tuner"] == kind and row["arm"] == arm]
+            steps[arm] = np.mean([row["steps"] for row in mine])
+            best = " ".join(f"{row['best']:.3f}" for row in mine)
+            failed, trials = (sum(row[name] for row in mine) for name in ("failed", "trials"))
+            late = np.mean([row["failed_in_last_third"] for row in mine])
+            print(f"{kind:10} {arm:6} {best:34} {steps[arm]:7.0f} {failed:7} {trials:4} {late:10.0%}")
+        print(f"{'':17} steps, ours over plain: {steps['ours'] / steps['plain']:.2f}")
+
+
+# -- one chief, three workers ------------------------------------------------------------------------
+def work(folder):
+    """Be chief or worker of a distributed search; the first worker to have trained a while kills itself."""
+    x, x_val, y, y_val = data()
+
+    class Killed(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            marker = Path(folder) / "killed"
+            if epoch == 1 and os.environ["KERASTUNER_TUNER_ID"] == "worker-1" and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def build(hp):
+        number = hp.Int("number", 0, 10**6)
+        hp.values["learning_rate"] = 1e3 if number % 3 == 0 else 0.02  # one in three diverges
+        model = builder(number)(hp)
+        model.optimizer.learning_rate = hp.values["learning_rate"]
+        return model
+
+    tuner = gr.tuning.RandomSearch(build, "val_loss", max_trials=15, seed=1, directory=folder, project_name="search")
+    tuner.search(x, y, validation_data=(x_val, y_val), epochs=EPOCHS, batch_size=BATCH, callbacks=[Killed()])
+
+
+def distributed(restart):
+    with tempfile.TemporaryDirectory() as folder:
+        last = []
+
+        def look(crew):
+            ended = len(list(Path(folder).glob("search/trial_*/outcome.json")))
+            if not last or last[-1][0] != ended:
+                last.append((ended, time.monotonic()))
+
+        command = [sys.executable, __file__, "--work", folder]
+        environment = {"GRADRECIPES_WORKER_PATIENCE": "10", "PYTHONPATH": str(ROOT)}
+        launched = gr.tuning.launch(
+            command, workers=3, logs=Path(folder) / "logs", environment=environment, on_look=look, restart=restart
+        )
+        results = gr.tuning.SearchResults.from_directory(Path(folder) / "search")
+        report = {
+            "restart": restart,
+            "trials": len(results.trials),
+            "completed": len(results.successes),
+            "failed": len(results.failures),
+            "unfinished": sum(one.status == "running" for one in results.trials),
+            "killed": launched.lost,
+            "by_worker": {one: sum(trial.worker == one for trial in results.trials) for one in launched.logs},
+            "seconds": round(launched.seconds, 1),
+            "exit_after_last_trial": round(time.monotonic() - last[-1][1], 1),
+        }
+        print(json.dumps(report), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tuners", nargs="+", choices=PLAIN, default=list(PLAIN))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--distributed", action="store_true")
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work:
+        work(arguments.work)
+    elif arguments.distributed:
+        for restart in (False, True):
+            distributed(restart)
+    else:
+        summarize(compare(arguments.tuners, arguments.seeds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""How to train: learning rate, warm-up, batch size, clipping, optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from gradrecipes.core.clipping_report import clipping_report
+from gradrecipes.core.noise_scale import FAR
+from gradrecipes.core.trace import Trace
+from gradrecipes.gradients import clipping as methods
+from gradrecipes.schedules import WarmUp
+from gradrecipes.tuning.spaces.checks import require_choices, require_range, require_whole_range
+from gradrecipes.tuning.spaces.penalties import weight_decay
+
+ABOUT = 10.0  # times the valley of a range test, either way: a decade on each side, where its three suggestions lie
+BELOW_EDGE = 100.0  # of the largest stable rate: two decades, beyond which training only gets slower
+BEYOND_EDGE = 2.0  # times it: the curvature gives way a little, Lewkowycz et al. 2020, arXiv 2003.02218
+AROUND_BOUND = 4.0  # times the observed bound, either way
+NO_BOUND_KNOWN = (0.1, 10.0)  # norms; 1 suits most nets
+CLIPPINGS = ("none", "global_norm", "adaptive", "percentile")
+WARM_UPS = (0.0, 0.02, 0.1)  # of the training steps
+OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
+
+
+def learning_rate(
+    hp: Any,
+    *,
+    measured: Any = None,
+    sharpness: Any = None,
+    lowest: float = 1e-5,
+    highest: float = 1.0,
+    name: str = "learning_rate",
+) -> float:
+    """Choose the learning rate, on a logarithmic scale, within what measurements leave of the range.
+
+    Without a measurement five decades: what Adam and SGD need for most nets. Measurements make them two, so that a
+    search of twenty trials is not spent on finding the order of magnitude.
+
+    Args:
+        hp: The `hp` of the build.
+        measured: What `gr.probes.learning_rate_range` returned. Leaves a decade below its valley, and above it a
+            decade or as far as the rate at which the test diverged.
+        sharpness: What `gr.probes.sharpness` returned, or the largest stable rate as a number. Leaves two decades
+            below that rate, and twice it above: the first steps may flatten the loss.
+        lowest: Least rate.
+        highest: Largest one.
+        name: Of the setting.
+
+    Raises:
+        ValueError: Bounds out of order, or measurements that leave nothing of the range.
+
+    Example:
+        >>> from keras_tuner import HyperParameters
+        >>> learning_rate(HyperParameters(), lowest=1e-4, highest=1e-2)
+        0.001
+
+    References:
+        Smith 2015, arXiv 1506.01186; Cohen et al. 2021, arXiv 2103.00065.
+    """
+    require_range(lowest, highest)
+    low, high = lowest, highest
+    valley = getattr(measured, "valley", None)
+    if valley is not None:
+        low = max(low, valley / ABOUT)
+        high = min(high, valley * ABOUT, measured.diverged_at or math.inf)
+    edge = getattr(sharpness, "highest_learning_rate", sharpness)
+    if edge is not None:
+        low, high = max(low, edge / BELOW_EDGE), min(high, edge * BEYOND_EDGE)
+    if not low < high:
+        raise ValueError(
+            f"The measurements leave nothing of the range {lowest:g} to {highest:g}: they speak for {low:g} to "
+            f"{high:g}. Widen `lowest` and `highest`, or leave one of the measurements out."
+        )
+    return hp.Float(name, low, high, sampling="log", default=float(f"{math.sqrt(low * high):.2g}"))
+
+
+def warm_up(hp: Any, rate: Any, *, steps: int, name: str = "warm_up") -> Any:
+    """Choose for which share of the training the rate rises, and return the rate or a schedule that does so.
+
+    None, a fiftieth, a tenth: the first steps are the ones that explode, since curvature is highest and Adam's moments
+    rest on few gradients; after a tenth of the training a warm-up only costs time.
+
+    Args:
+        hp: The `hp` of the build.
+        rate: The learning rate or schedule that follows.
+        steps: Training steps in all.
+        name: Of the setting.
+
+    References:
+        Goyal et al. 2017, arXiv 1706.02677; Ma, Yarats 2019, arXiv 1910.04209.
+    """
+    require_whole_range(1, steps)
+    rising = round(hp.Choice(name, list(WARM_UPS), default=WARM_UPS[1]) * steps)
+    return WarmUp(rate, steps=rising) if rising else rate
+
+
+def batch_size(
+    hp: Any, *, noise_scale: Any = None, lowest: int = 16, highest: int = 256, name: str = "batch_size"
+) -> int:
+    """Choose the batch size, a power of two times the least, within what the noise scale leaves.
+
+    Far below the noise scale a batch is nearly all noise, far above it most samples repeat what others say: an eighth
+    of it to it is where steps and samples are both well spent.
+
+    Args:
+        hp: The `hp` of the build, or of `fit`.
+        noise_scale: What `gr.probes.noise_scale` returned, or the scale in samples.
+        lowest: Least batch.
+        highest: Largest one: what the device holds.
+        name: Of the setting.
+
+    Example:
+        >>> from keras_tuner import HyperParameters
+        >>> batch_size(HyperParameters(), noise_scale=100.0)
+        32
+
+    References:
+        McCandlish et al. 2018, arXiv 1812.06162.
+    """
+    require_whole_range(lowest, highest)
+    powers = [lowest << shift for shift in range(64) if lowest << shift <= highest]
+    scale = getattr(noise_scale, "noise_scale", noise_scale)
+    if scale is not None and math.isfinite(scale):
+        fitting = [size for size in powers if scale / FAR <= size <= scale]
+        powers = fitting or [min(powers, key=lambda size: abs(math.log(size / max(scale, 1.0))))]
+    default = powers[len(powers) // 2]
+    return hp.Choice(name, powers, default=default, ordered=True)
+
+
+def clipping(
+    hp: Any, *, observed: Any = None, among: Sequence[str] = CLIPPINGS, name: str = "clipping"
+) -> methods.Clipping | None:
+    """Choose how gradients are clipped and how tightly, and return the method for a guard or a `gr.RecipeModel`.
+
+    A bound that never acts changes nothing and one that always acts is a smaller learning rate, so that the range is
+    about the bound that the norms of a run speak for: a factor of four either way. Adaptive clipping is searched about
+    the 0.01 of its paper, the percentile from 10 (AutoClip) to 90 (clip only what stands out).
+
+    Args:
+        hp: The `hp` of the build.
+        observed: A `gr.Trace` of a run, a `gr.clipping_report`, or a bound. Without one, 0.1 to 10.
+        among: Some of `"none"`, `"global_norm"`, `"adaptive"`, `"percentile"`.
+        name: Of the setting; the bounds are named after it.
+
+    References:
+        Pascanu et al. 2013, arXiv 1211.5063; Brock et al. 2021, arXiv 2102.06171; Seetharaman et al. 2020,
+        arXiv 2007.14469.
+    """
+    require_choices("among", among, CLIPPINGS)
+    report = clipping_report(observed) if isinstance(observed, Trace) else observed
+    bound = getattr(report, "recommended_bound", report)
+    low, high = NO_BOUND_KNOWN if bound is None else (bound / AROUND_BOUND, bound * AROUND_BOUND)
+    kind = hp.Choice(name, list(among))
+    parts = {
+        "global_norm": (methods.by_global_norm, lambda: hp.Float(f"{name}_norm", low, high, sampling="log")),
+        "adaptive": (methods.adaptive, lambda: hp.Float(f"{name}_share", 1e-3, 1e-1, sampling="log")),
+        "percentile": (methods.by_percentile, lambda: hp.Int(f"{name}_percentile", 10, 90, step=20)),
+    }
+    chosen = None
+    for one in (part for part in parts if part in among):
+        method, bound_of_trial = parts[one]
+        # Each bound is declared under its own condition, so that a search does not vary what has no effect.
+        with hp.conditional_scope(name, [one]):
+            value = bound_of_trial()
+        if one == kind:
+            chosen = method(value)
+    return chosen
+
+
+def optimizer(
+    hp: Any,
+    *,
+    rate: Any = None,
+    among: Sequence[str] = ("adam", "sgd"),
+    decay: bool = False,
+    name: str = "optimizer",
+) -> keras.optimizers.Optimizer:
+    """Choose the optimizer and return it, with its rate and, if wanted, a weight decay.
+
+    Adam forgives a poor scale of the gradients; SGD with momentum 0.9 shows what the net can do without that, and its
+    usable rates end sooner: both are worth a look, more kinds only thin out a small search.
+
+    Args:
+        hp: The `hp` of the build.
+        rate: Learning rate or schedule; chosen by `learning_rate` if it is left out.
+        among: Some of `"adam"`, `"adamw"`, `"sgd"`, `"rmsprop"`.
+        decay: Whether the weight decay is searched too.
+        name: Of the setting.
+    """
+    require_choices("among", among, OPTIMIZERS)
+    rate = learning_rate(hp) if rate is None else rate
+    arguments = {"weight_decay": weight_decay(hp)} if decay else {}
+    kind = among[0] if len(among) == 1 else hp.Choice(name, list(among))
+    if kind == "sgd":
+        return keras.optimizers.SGD(rate, momentum=0.9, **arguments)
+    kinds = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW, "rmsprop": keras.optimizers.RMSprop}
+    return kinds[kind](rate, **arguments)
