@@ -15,6 +15,7 @@ import numpy as np
 FORMAT = "gradrecipes.trace"
 VERSION = 1
 _HEAD = "head"
+_PARTS = ("layers", "description", "events")  # and probes, which came later: a trace without them is whole
 _SUFFIX = ".npy"
 
 
@@ -60,7 +61,7 @@ def read_trace_file(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray]
         with zipfile.ZipFile(path) as archive:
             head = _head(archive)
             if head["version"] <= VERSION:
-                return _arrays(archive), {key: head[key] for key in ("layers", "description", "events")}
+                return _arrays(archive), {key: head[key] for key in _PARTS} | {"probes": head.get("probes", {})}
     except Exception as error:  # zipfile, zlib, json and numpy raise a dozen kinds on damaged bytes
         raise unreadable(path, error) from error
     raise ValueError(

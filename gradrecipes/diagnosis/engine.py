@@ -8,6 +8,7 @@ import logging
 from gradrecipes.core.finding import Finding, Kind
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.codes import CODES
+from gradrecipes.diagnosis.description import understood
 from gradrecipes.diagnosis.root import weighed
 
 SURENESS_STEPS = 5  # confidences that differ by less than a fifth are the same; the deeper cause then goes first
@@ -29,6 +30,7 @@ def find(trace: Trace) -> list[Finding]:
         >>> find(Trace(layers=["dense"]))
         []
     """
+    trace = understood(trace)
     found = [finding for code in CODES if (finding := _judge(code, trace)) is not None]
     return in_reading_order(linked(weighed(found)))
 

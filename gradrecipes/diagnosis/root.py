@@ -24,7 +24,7 @@ EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     "unscaled_targets": ("loss_output_mismatch",),
     "plain_depth": ("exploding_initialization", "vanishing_initialization", "exploding_batch_normalization"),
     "saturated_units": (*SCALE, *WEIGHTS, "unbounded_activation", "recurrent_gain", "learning_rate_too_high"),
-    "dead_units": (*SCALE, *WEIGHTS, "learning_rate_too_high", "loss_output_mismatch"),
+    "dead_units": (*SCALE, *WEIGHTS, "learning_rate_too_high", "loss_output_mismatch", "batch_too_small"),
     "learning_rate_too_high": (*DATA, *MEANING, *NUMERICS, *SCALE, *WEIGHTS, *SHAPE),
     "learning_rate_too_low": ("vanishing_initialization", "dead_units", "saturated_units", "optimizer_state"),
     "batch_too_small": (*DATA, *MEANING, *SCALE, *WEIGHTS, *SHAPE, "learning_rate_too_high"),

@@ -7,7 +7,7 @@ from typing import Any
 from gradrecipes.core.finding import Evidence
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.readings import say
-from gradrecipes.diagnosis.verdict import BROKEN, verdict
+from gradrecipes.diagnosis.verdict import BROKEN, Verdict, verdict
 
 WORDS = {
     "sound_data": "without the samples that are not finite or absurd",
@@ -18,6 +18,9 @@ WORDS = {
     "fresh_optimizer": "with an optimizer that begins from nothing",
     "larger_batch": "with batches eight times larger",
 }
+BACK = 1.1  # end over chance, or over its own start, up to which a run that no longer breaks is sound again
+HALVED = 0.5  # end over that of the run as it is, where both are numbers
+LEARNS = 0.9  # end over chance, or over its own start, below which a run learns
 PROVEN, LIKELY, UNPROVEN = 0.95, 0.8, 0.6  # confidence: the variation mends the run; was not tried; does not mend it
 
 
@@ -26,25 +29,45 @@ def variation(trace: Trace, name: str) -> dict[str, Any] | None:
     return ((trace.probes.get("trial") or {}).get("varied") or {}).get(name)
 
 
+def mends(result: dict[str, Any] | None, seen: Verdict) -> bool:
+    """Say whether a variation is sound where the run as it is was not.
+
+    Of a run that broke, ran away or ended far above chance, that it no longer does so in forty steps is enough; one that
+    stood still must learn.
+    """
+    if result is None or result.get("end") is None:
+        return False
+    start, end, over = result["start"], result["end"], result.get("over_chance")
+    if seen.unhealthy or seen.end_over_chance > 1.0 / HALVED:
+        ended = end <= start + (BACK - 1.0) * abs(start) if over is None else over <= BACK
+        better = seen.state == BROKEN or over is None or over <= HALVED * seen.end_over_chance
+        return bool(ended and better)
+    if over is not None:
+        return bool(over < LEARNS and end < start)
+    return bool(start - end > (1.0 - LEARNS) * abs(start))
+
+
 def heals(trace: Trace, *names: str) -> bool:
     """Say whether one of these variations mends the run."""
-    return any((variation(trace, name) or {}).get("healed", False) for name in names)
+    seen = verdict(trace)
+    return any(mends(variation(trace, name), seen) for name in names)
 
 
 def healing_rate(trace: Trace, *, lower: bool) -> float | None:
     """Return the factor of the learning rate, below or above 1, with which the run learns; the nearest to 1."""
     varied = (trace.probes.get("trial") or {}).get("varied") or {}
-    factors = [float(name[5:]) for name, result in varied.items() if name.startswith("rate_") and result["healed"]]
+    seen = verdict(trace)
+    rates = {float(name[5:]): result for name, result in varied.items() if name.startswith("rate_")}
+    factors = [factor for factor, result in rates.items() if mends(result, seen)]
     fitting = [factor for factor in factors if (factor < 1) == lower]
     return (max if lower else min)(fitting, default=None)
 
 
 def confidence(trace: Trace, *names: str) -> float:
     """Return how sure a cause is, by what its variations did."""
-    tried = [result for name in names if (result := variation(trace, name)) is not None]
-    if any(result["healed"] for result in tried):
+    if heals(trace, *names):
         return PROVEN
-    return UNPROVEN if tried else LIKELY
+    return LIKELY if all(variation(trace, name) is None for name in names) else UNPROVEN
 
 
 def varied_evidence(trace: Trace, *names: str) -> tuple[Evidence, ...]:

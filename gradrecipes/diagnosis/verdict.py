@@ -23,6 +23,8 @@ WINDOW_SHARE = 0.25  # of the steps, whose median is the start or the end, where
 RISE = 2.0  # end over start by which a loss has left for good; batches of sound nets differ by less in the median
 NOISES = 5.0  # robust standard deviations of the first losses that a rise exceeds too
 STILL = 0.01  # relative fall over the whole run below which next to nothing was learnt
+SLOW = 0.1  # relative fall over the whole run of a net that learns, but slowly
+FAR_START = 5.0  # first loss over that of a blind guess; He nets with a cross-entropy begin below 2
 WILD = 1.0  # robust spread of the last losses over their median: a net at rest has .1 to .5
 TOLERATED_BY_SCALER = 0.3  # share of steps that a loss scaler may leave out while it looks for its scale
 
@@ -54,8 +56,13 @@ class Verdict:
 
     @property
     def suspicious(self) -> bool:
-        """Whether the run is worth a closer look: it did not learn, began far out, or ends no better than chance."""
-        return self.state != LEARNING or self.start_over_chance >= 5.0 or self.end_over_chance >= 1.0
+        """Whether the run is worth a closer look: it did not learn, began far out, is slow, or no better than chance."""
+        return self.state != LEARNING or self.start_over_chance >= FAR_START or self.slow or not self.learnt
+
+    @property
+    def slow(self) -> bool:
+        """Whether the loss fell by less than a tenth, or ends that near to chance: most often sound, yet worth a look."""
+        return self.state == LEARNING and (self.fall < SLOW or self.end_over_chance > 1.0 - SLOW)
 
     @property
     def learnt(self) -> bool:

@@ -11,6 +11,8 @@ from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.trace import Trace
 from gradrecipes.probes.data import data_probe
 from gradrecipes.probes.failure import failure
+from gradrecipes.probes.loss import loss_probe
+from gradrecipes.probes.recurrent import recurrent
 from gradrecipes.probes.signal import signal
 from gradrecipes.probes.structure import structure_probe
 from gradrecipes.probes.trial import try_out
@@ -80,6 +82,8 @@ def examine(
     probes["structure"] = structure_probe(model)
     tell("sending a signal through the net")
     probes["signal"] = {"before": signal(model, batch)}
+    probes["loss"] = loss_probe(model, batch)
+    probes["recurrent"] = recurrent(model, keras.utils.unpack_x_y_sample_weight(batch)[0], seed=seed)
     tell("trying a few steps")
     trace = try_out(model, data, probes, seed=seed, tell=tell)
     trace.description = {**_description(model, data), **trace.description, "batch_size": data.batch_size}
@@ -133,7 +137,7 @@ def _validation(given: Any, data: TrialData) -> TrialData | None:
         trained, validated = _sizes(getattr(data, name)), _sizes(getattr(read, name))
         if None not in (trained, validated) and trained != validated:
             raise ValueError(
-                f"`validation_data` must fit the model as the data do. Received: {name} whose last axes are {validated}; "
+                f"`validation_data` must fit the model as the data do. Received: {name} with last axes {validated}; "
                 f"those of the training data are {trained}. Prepare both in the same way."
             )
     return read

@@ -18,6 +18,7 @@ import numpy as np
 
 from gradrecipes.core.chance import chance_loss
 from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.varied import mends
 from gradrecipes.diagnosis.verdict import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, verdict
 from gradrecipes.probes.failure import failure
 from gradrecipes.probes.signal import signal
@@ -37,7 +38,6 @@ LOWER, HIGHER = (0.1, 0.01, 0.001), (10.0, 100.0, 1e3, 1e5)  # times the learnin
 FAR_FROM_UNIT = 3.0  # rms or mean of an input beyond which scaling is tried; standardized ones have 1 and 0
 SCALES_APART = 30.0  # largest over smallest standard deviation of a column
 FAR_TARGET = 3.0  # rms of targets beyond which scaling is tried
-HEALED = 0.9  # end over start, or over chance, below which a variation has learnt
 
 
 def try_out(
@@ -46,7 +46,7 @@ def try_out(
     """Run the trial and, where it is called for, its variations; return its record with `probes` and more in it.
 
     `probes["trial"]` holds `steps`, `batches`, `chance`, `broken` (step), `broken_batch`, `autopsy`, `logs`, `seconds`
-    and `varied`: a dict for each variation with `start`, `end`, `fall`, `broken`, `over_chance`, `healed`, by name:
+    and `varied`: a dict for each variation with `start`, `end`, `fall`, `broken` and `over_chance`, by name:
     `"sound_data"`, `"scaled_inputs"`, `"scaled_targets"`, `"fitting_weights"`, `"all_scaled"`, `"fresh_optimizer"`,
     `"larger_batch"`, `"rate_0.1"` and so on.
     """
@@ -134,7 +134,7 @@ def _variations(
     for factor in _rates(seen):
         varied = _vary(trial, held, rate=factor, batches=batches)
         yield f"rate_{factor:g}", varied
-        if varied["healed"]:
+        if mends(varied, seen):
             break
     if len(keras.tree.flatten(batches[0])[0]) <= SMALL_BATCH and len(trial.batches) >= 2 * LARGER:
         yield "larger_batch", _vary(trial, held, batches=joined(trial.batches, LARGER))
@@ -153,12 +153,10 @@ def _vary(trial: Trial, held: dict[str, Any], **change: Any) -> dict[str, Any]:
     loss = run.loss[np.isfinite(run.loss)]
     period = min(len(batches), max(1, len(loss) // 2))
     if run.broken is not None or len(loss) < 2:
-        return {"start": None, "end": None, "fall": None, "broken": run.broken, "over_chance": None, "healed": False}
+        return {"start": None, "end": None, "fall": None, "broken": run.broken, "over_chance": None}
     start, end = float(np.median(loss[:period])), float(np.median(loss[-period:]))
     fall = (start - end) / abs(start) if start else 0.0
-    over = end / chance if chance else None
-    healed = end < HEALED * start if over is None else over < HEALED and end <= start
-    return {"start": start, "end": end, "fall": fall, "broken": None, "over_chance": over, "healed": bool(healed)}
+    return {"start": start, "end": end, "fall": fall, "broken": None, "over_chance": end / chance if chance else None}
 
 
 def _far_inputs(probes: dict[str, Any]) -> list[int]:

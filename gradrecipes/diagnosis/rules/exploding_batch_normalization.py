@@ -45,7 +45,7 @@ def exploding_batch_normalization(trace: Trace) -> Finding | None:
     structure = trace.probes.get("structure") or {}
     normalized = count(trace, {"BatchNormalization"})
     seen = verdict(trace)
-    if normalized < LAYERS or (structure.get("plain_depth") or normalized) < LAYERS or seen.learnt:
+    if normalized < LAYERS or (structure.get("plain_depth") or normalized) < LAYERS or (seen.learnt and not seen.slow):
         return None
     read = weighted(trace)
     ends = span(read, "output_gradient_norm")

@@ -43,6 +43,7 @@ from gradrecipes.core.signal_theory import FLOAT32_MAX, SQUARE_OVERFLOW, overflo
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.chain import Link, Stage, growth_log_std, links, stretches
 from gradrecipes.diagnosis.keras_lines import initializer_for
+from gradrecipes.diagnosis.oversized_weights import oversized_weights
 from gradrecipes.diagnosis.prescribe import initialization_prescriptions
 from gradrecipes.diagnosis.readings import say
 
@@ -92,7 +93,7 @@ def exploding_initialization(trace: Trace) -> Finding | None:
     growths = [growth for stretch in stretches(trace) for growth in _growths(stretch)]
     exploding = [growth for growth in growths if growth.explodes()]
     if not exploding:
-        return None
+        return oversized_weights(trace)
     growth = max(exploding, key=_weight)
     worst = _worst(growth)
     critical = growth.measured >= math.log(CRITICAL_GROWTH)

@@ -51,6 +51,8 @@ from gradrecipes.diagnosis.readings import (
     smallest_weight_norms,
 )
 from gradrecipes.diagnosis.rules.exploding_initialization import exploding_initialization
+from gradrecipes.diagnosis.varied import PROVEN, healing_rate, varied_evidence
+from gradrecipes.diagnosis.verdict import BROKEN, OSCILLATING, verdict
 
 EARLY_STEPS = 500  # steps within which a rate that is too high shows; later trouble has other causes
 SHORTEST_RUN = 5  # steps; fewer show no trend
@@ -82,14 +84,15 @@ class Divergence:
 
 def learning_rate_too_high(trace: Trace) -> Finding | None:
     """Tell whether the learning rate is too high, by what factor, and since which step."""
-    if len(trace) < SHORTEST_RUN or _started_badly(trace):
+    lower = healing_rate(trace, lower=True)
+    if lower is None and (len(trace) < SHORTEST_RUN or _started_badly(trace)):
         return None
     update = _largest_early_update(trace)
-    divergence = _broken(trace, update) or _risen(trace, update)
+    divergence = _broken(trace, update) or _risen(trace, update) or (_stuck(trace, update) if lower else None)
     if divergence is None or exploding_initialization(trace) is not None:
         return None
     rate = recorded_rate(trace)
-    factor = _factor(update)
+    factor = 1.0 / lower if lower else _factor(update)
     large = update >= OWN_SIZE
     held = bool(divergence.broken and trace.skipped[nonfinite_losses(trace) | nonfinite_gradients(trace)].all())
     return Finding(
@@ -97,13 +100,16 @@ def learning_rate_too_high(trace: Trace) -> Finding | None:
         title="The learning rate" + (f" {say(rate)}" if rate else "") + " is too high: the loss climbs, not falls",
         kind=Kind.CAUSE,
         severity=Severity.WARNING if held else Severity.CRITICAL,
-        confidence=0.9 if large else 0.7 if math.isnan(update) else 0.6,
+        confidence=PROVEN if lower else 0.9 if large else 0.7 if math.isnan(update) else 0.6,
         explanation=_explanation(trace, divergence, update, rate, factor),
         layer=None,
         step=divergence.step,
-        evidence=_evidence(trace, divergence, update),
+        evidence=(
+            *_evidence(trace, divergence, update),
+            *(varied_evidence(trace, f"rate_{lower:g}") if lower else ()),
+        ),
         prescriptions=learning_rate_prescriptions(trace, rate, factor),
-        leads_to=("exploding_gradient", "nonfinite_loss"),
+        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )
 
 
@@ -159,6 +165,16 @@ def _risen(trace: Trace, update: float) -> Divergence | None:
         return None
     row = int(np.argmax(finite & (loss >= start + (RISE - 1.0) * scale)))
     return Divergence(int(trace.steps["step"][row]), start, _largest(loss), end, False)
+
+
+def _stuck(trace: Trace, update: float) -> Divergence | None:
+    """Return what a run did that stands still, or far out, for its steps are so long that it threw itself there."""
+    seen = verdict(trace)
+    if seen.learnt or not (update >= OWN_SIZE or seen.unhealthy or seen.state == OSCILLATING):
+        return None
+    loss = trace.loss.astype(float)
+    step = seen.step if seen.step is not None else int(trace.steps["step"][int(np.nanargmax(loss))])
+    return Divergence(step, float(loss[0]), _largest(loss), seen.end, seen.state == BROKEN)
 
 
 def _largest_early_update(trace: Trace) -> float:

@@ -33,6 +33,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.readings import say
 from gradrecipes.diagnosis.remedies import add_residual_blocks, make_it_shallower, normalize_before_the_activation
 from gradrecipes.diagnosis.signals import NORMALIZATIONS, count, kernels, span, weighted
+from gradrecipes.diagnosis.varied import healing_rate
 from gradrecipes.diagnosis.verdict import verdict
 
 DEEP = 15  # weighted layers; with He weights ten train well and thirty do not
@@ -44,7 +45,9 @@ def plain_depth(trace: Trace) -> Finding | None:
     structure = trace.probes.get("structure") or {}
     depth = structure.get("plain_depth") or 0
     seen = verdict(trace)
-    if depth < DEEP or count(trace, NORMALIZATIONS) >= depth // 3 or seen.learnt or not seen.suspicious:
+    if depth < DEEP or count(trace, NORMALIZATIONS) >= depth // 3 or not seen.suspicious:
+        return None
+    if (seen.learnt and not seen.slow) or healing_rate(trace, lower=False) or healing_rate(trace, lower=True):
         return None
     read = list(kernels(trace))
     odd = [weight for weight, larger, smaller in read if larger > USUAL or smaller > USUAL]

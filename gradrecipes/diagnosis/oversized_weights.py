@@ -1,0 +1,55 @@
+"""Weights that are too large where no stretch of plain chain tells it: by their size, and by what smaller ones do."""
+
+from __future__ import annotations
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.remedies import normalize_before_the_activation, use_fitting_initializer
+from gradrecipes.diagnosis.signals import kernels, layers
+from gradrecipes.diagnosis.varied import confidence, heals, varied_evidence
+from gradrecipes.diagnosis.verdict import FAR_START, verdict
+
+TOO_LARGE = 2.0  # times the largest usual standard deviation: four times the variance
+SHARE = 0.3  # of the kernels that are so
+
+
+def oversized_weights(trace: Trace) -> Finding | None:
+    """Return exploding_initialization where kernels are far larger than usual, and the run suffers from it."""
+    seen = verdict(trace)
+    read = list(kernels(trace))
+    large = [(weight, larger) for weight, larger, _ in read if larger > TOO_LARGE]
+    far = seen.start_over_chance >= FAR_START
+    if len(large) < max(1.0, SHARE * len(read)) or not (seen.unhealthy or far or not seen.learnt):
+        return None
+    if not (heals(trace, "fitting_weights", "all_scaled") or far or seen.unhealthy):
+        return None
+    worst, larger = max(large, key=lambda pair: pair[1])
+    activation = next((layer["activation"] for layer in layers(trace) if layer["name"] == worst["layer"]), None)
+    statement = (
+        f"The weights of {len(large)} of {len(read)} layers are more than {say(TOO_LARGE)} times too large; the worst, "
+        f"{worst['path']!r}, have a size of {say(worst['rms'])}, where an initializer gives {say(worst['most'])} at most "
+        f"for {worst['fan_in']} inputs."
+    )
+    start = f" The loss begins at {say(seen.start)}; a blind guess has {say(seen.chance)}." if far else ""
+    return Finding(
+        code="exploding_initialization",
+        title=f"The initial weights of {worst['layer']!r} are {say(larger)} times too large",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=confidence(trace, "fitting_weights", "all_scaled"),
+        explanation=(
+            f"{statement}{start} Each such layer multiplies what passes through it, forwards and backwards, so that "
+            "outputs, loss and gradients start far out and the first steps throw the weights away."
+        ),
+        layer=worst["layer"],
+        evidence=(
+            Evidence(statement, worst["rms"], worst["most"], "Glorot, LeCun or He, by fan-in"),
+            *varied_evidence(trace, "fitting_weights", "all_scaled"),
+        ),
+        prescriptions=(
+            use_fitting_initializer([weight for weight, _ in large], activation),
+            normalize_before_the_activation(),
+        ),
+        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
+    )

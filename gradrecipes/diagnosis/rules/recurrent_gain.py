@@ -1,0 +1,239 @@
+"""recurrent_gain: what happens at every time step of a recurrent layer multiplies up over the sequence.
+
+## What it does
+Reads what the recurrent probe measured on the untouched net: the factor by which a gradient grows on its way back
+through one time step, as a geometric mean over the real sequences, and that of the state on its way forwards. It fires
+where that factor, over all steps of the sequence, makes a thousandfold of a gradient or of an unbounded state *and* the
+run shows it: it broke, ran away or learnt nothing, or the gradient of that layer is out of proportion to its weights.
+It also fires where nothing of a gradient is left after ten steps and the loss stands still, and where a run breaks with
+gradients that jump in a recurrent layer whose cell lets its state grow without a bound, or in a plain recurrent layer,
+which nothing keeps from growing once it trains.
+
+## Why it is bad
+A factor rho per step is rho^T over T steps. The gradient with respect to what came early is then so much larger (or
+smaller) than that of what came late that no learning rate fits both, and a tiny change of the weights changes rho^T
+beyond measure: the loss has cliffs.
+
+## Example
+```python
+keras.layers.SimpleRNN(100, activation="relu", recurrent_initializer=keras.initializers.Orthogonal(1.4))
+keras.layers.LSTM(64, activation="relu")
+```
+
+## Remedy
+A recurrent matrix that neither grows nor shrinks (orthogonal, or the identity for ReLU), tanh in gated cells, an LSTM
+or GRU instead of a plain recurrent layer, clipping by global norm, and shorter sequences.
+
+## References
+- Pascanu, Mikolov, Bengio, arXiv 1211.5063: exploding and vanishing gradients through time, and clipping.
+- Le, Jaitly, Hinton, arXiv 1504.00941: the identity for ReLU.
+- Engelken, Wolf, Abbott, arXiv 2006.02427: Lyapunov exponents of recurrent nets.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.readings import gradient_to_weight, number, say
+from gradrecipes.diagnosis.recurrent_remedies import recurrent_prescriptions
+from gradrecipes.diagnosis.verdict import OSCILLATING, STALLED, Verdict, verdict
+
+EXPLODES = 3.0  # log10 of the growth over the sequence; a net that starts beyond it trains at no learning rate
+PER_STEP = 1.02  # growth per step; orthogonal tanh layers, LSTM and GRU start at .5 to .9, an identity RNN at 1
+GONE = 0.2  # growth per step: after ten steps float32 (2^-23) keeps nothing of the gradient
+LONG_ENOUGH = 10  # steps
+OUT_OF_PROPORTION = 10.0  # ||g||/||W|| of the layer at the first step; sound nets have .01 to 2
+JUMP = 100.0  # largest gradient norm of the layer in the run over its median there; sound runs stay within 20
+WITHOUT_BOUND = {"relu", "leaky_relu", "elu", "selu", "linear", "exponential", "softplus", "silu", "swish", "gelu"}
+GATED = {"LSTM", "GRU", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"}
+
+
+class Gain(NamedTuple):
+    """Say which layer grows, in which way, and by how much."""
+
+    layer: dict[str, Any]
+    way: str  # "backward", "forward", "vanishing", "cell" or "motion"
+    per_step: float
+    log10_growth: float
+    jump: float = math.nan
+
+
+def recurrent_gain(trace: Trace) -> Finding | None:
+    """Tell whether a recurrent layer makes gradients explode or vanish over its sequence."""
+    probed = trace.probes.get("recurrent")
+    layers = [layer for layer in probed if isinstance(layer, dict)] if isinstance(probed, list) else []
+    if not layers:
+        return None
+    seen = verdict(trace)
+    harmed = seen.unhealthy or not seen.learnt
+    gains = [gain for layer in layers for gain in _gains(trace, layer, seen, harmed)]
+    if not gains:
+        return None
+    order = ("backward", "forward", "cell", "motion", "vanishing")
+    gain = min(gains, key=lambda one: (order.index(one.way), -abs(one.log10_growth)))
+    return Finding(
+        code="recurrent_gain",
+        title=_title(gain),
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL if harmed else Severity.WARNING,
+        confidence=_confidence(gain, seen),
+        explanation=_explanation(gain),
+        layer=gain.layer["layer"] if gain.layer["layer"] in trace.layers else None,
+        evidence=_evidence(trace, gain),
+        prescriptions=recurrent_prescriptions(trace, gain.layer, gain.way),
+        leads_to=("vanishing_gradient", "stalled_loss")
+        if gain.way == "vanishing"
+        else ("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
+    )
+
+
+def _gains(trace: Trace, layer: dict[str, Any], seen: Verdict, harmed: bool) -> list[Gain]:
+    """Return what is wrong with a layer, each with its evidence in the run."""
+    found, steps = [], number(layer.get("steps")) or 0.0
+    backward, total = number(layer.get("growth_per_step")), number(layer.get("log10_growth"))
+    forward = number(layer.get("state_growth_per_step"))
+    shown = harmed or _proportion(trace, layer) >= OUT_OF_PROPORTION
+    if shown and backward is not None and total is not None and backward >= PER_STEP and total >= EXPLODES:
+        found.append(Gain(layer, "backward", backward, total))
+    unbounded = layer.get("activation") in WITHOUT_BOUND
+    if shown and unbounded and forward is not None and forward >= PER_STEP:
+        whole = steps * math.log10(forward)
+        if whole >= EXPLODES or layer.get("nonfinite_step") is not None:
+            found.append(Gain(layer, "forward", forward, whole))
+    if seen.state == STALLED and steps >= LONG_ENOUGH and backward is not None and backward <= GONE:
+        found.append(Gain(layer, "vanishing", backward, steps * math.log10(max(backward, 1e-38))))
+    jump = _jump(trace, layer)
+    gated = layer.get("kind") in GATED
+    if gated and unbounded and seen.unhealthy:
+        found.append(Gain(layer, "cell", backward or math.nan, total or math.nan, jump))
+    if layer.get("kind") == "SimpleRNN" and jump >= JUMP and (seen.unhealthy or seen.state == OSCILLATING):
+        found.append(Gain(layer, "motion", backward or math.nan, total or math.nan, jump))
+    return found
+
+
+def _column(trace: Trace, layer: dict[str, Any]) -> int | None:
+    return trace.layers.index(layer["layer"]) if layer.get("layer") in trace.layers else None
+
+
+def _proportion(trace: Trace, layer: dict[str, Any]) -> float:
+    column = _column(trace, layer)
+    ratio = math.nan if column is None else float(gradient_to_weight(trace)[column])
+    return ratio if math.isfinite(ratio) else 0.0
+
+
+def _jump(trace: Trace, layer: dict[str, Any]) -> float:
+    """Return the largest gradient norm of the layer before anything broke, over the median; NaN if not measured."""
+    column = _column(trace, layer)
+    if column is None or not len(trace):
+        return math.nan
+    norms = trace.layer_gradient_norm[:, column].astype(float)
+    finite = norms[np.isfinite(norms)]
+    if not len(finite) or not np.median(finite) > 0:
+        return math.nan
+    return math.inf if np.isinf(norms).any() else float(finite.max() / np.median(finite))
+
+
+def _confidence(gain: Gain, seen: Verdict) -> float:
+    if gain.way in ("backward", "forward"):
+        return 0.95 if seen.unhealthy else 0.85
+    if gain.way == "cell":
+        return 0.9 if gain.jump >= JUMP else 0.8
+    return 0.7 if gain.way == "motion" else 0.8
+
+
+def _title(gain: Gain) -> str:
+    name, steps = gain.layer["layer"], gain.layer.get("steps")
+    if gain.way == "forward":
+        return f"The state of {name!r} grows by {say(gain.per_step)} at every time step"
+    if gain.way == "cell":
+        return f"{gain.layer['activation']} in the {gain.layer['kind']} {name!r} lets its state grow without a bound"
+    if gain.way == "motion":
+        return f"The gradient through the {steps} time steps of {name!r} jumps {say(gain.jump)}-fold"
+    verb = "shrinks" if gain.way == "vanishing" else "grows"
+    return f"The gradient through {name!r} {verb} by {say(gain.per_step)} at every time step"
+
+
+def _explanation(gain: Gain) -> str:
+    layer, steps = gain.layer, gain.layer.get("steps")
+    name, size = layer["layer"], _power(gain.log10_growth)
+    if gain.way == "backward":
+        return (
+            f"On its way back through {name!r} a gradient grows {say(gain.per_step)}-fold at each of {steps} time "
+            f"steps, before any training: {size}-fold in all. What happened early in a sequence then moves the weights "
+            "so much more than what happened late that no learning rate fits both, and a small change of the weights "
+            "changes the product of all steps beyond measure."
+        )
+    if gain.way == "forward":
+        return (
+            f"The state of {name!r} passes through {layer['activation']}, which has no bound, and grows "
+            f"{say(gain.per_step)}-fold at each of {steps} time steps, before any training: {size}-fold in all. "
+            "Outputs, loss and gradients grow with it."
+        )
+    if gain.way == "vanishing":
+        return (
+            f"On its way back through {name!r} a gradient keeps {say(gain.per_step)} of its size at each time step: "
+            f"after ten steps {_power(10 * math.log10(max(gain.per_step, 1e-38)))} of it is left, less than float32 "
+            f"can add to what came later. The layer learns from the last few of {steps} steps only."
+        )
+    if gain.way == "cell":
+        return (
+            f"{name!r} is an {layer['kind']} whose state passes through {layer['activation']} instead of tanh. It is "
+            f"added to at each of {steps} time steps, and nothing bounds it: as soon as training opens the gates a "
+            "little, the state feeds itself and grows from step to step, and the gradient with it."
+        )
+    return (
+        f"{name!r} is a plain recurrent layer: the gradient passes {steps} times through the same matrix. At the start "
+        f"that product was harmless, but in training its gradient jumped to {say(gain.jump)} times its usual size. "
+        "Where the matrix crosses the edge beyond which a signal feeds itself, the loss has a cliff, and one step from "
+        "its wall throws the weights far away."
+    )
+
+
+def _evidence(trace: Trace, gain: Gain) -> tuple[Evidence, ...]:
+    layer, found = gain.layer, []
+    steps = layer.get("steps")
+    if gain.way in ("backward", "vanishing", "forward"):
+        what = "The state" if gain.way == "forward" else "A gradient on its way back"
+        found.append(
+            Evidence(
+                f"{what} is multiplied by {say(gain.per_step)} per time step, by {_power(gain.log10_growth)} over "
+                f"{steps} steps.",
+                gain.per_step,
+                1.0,
+                "products of Jacobians on the real sequences, arXiv 1211.5063",
+            )
+        )
+    radius = number(layer.get("spectral_radius"))
+    if radius is not None and layer.get("kind") not in GATED:
+        found.append(
+            Evidence(
+                f"The largest eigenvalue of the recurrent matrix has a magnitude of {say(radius)}.",
+                radius,
+                1.0,
+                "spectral radius; an orthogonal matrix has 1",
+            )
+        )
+    if layer.get("nonfinite_step") is not None:
+        statement = f"After {layer['nonfinite_step']} time steps the state is no finite number any more."
+        found.append(Evidence(statement, float(layer["nonfinite_step"]), source="the untouched net, a real batch"))
+    if math.isfinite(gain.jump):
+        statement = f"The largest gradient norm of the layer was {say(gain.jump)} times its median in the run."
+        found.append(Evidence(statement, gain.jump, JUMP, "this run"))
+    ratio = _proportion(trace, layer)
+    if ratio >= OUT_OF_PROPORTION:
+        statement = f"The first gradient of the layer was {say(ratio)} times its weights."
+        found.append(Evidence(statement, ratio, 1.0, "gradient norm over weight norm at the first sample"))
+    if not found:
+        statement = f"The activation of the {layer['kind']} is {layer['activation']}, which has no bound."
+        found.append(Evidence(statement, source="keras.layers.LSTM: activation='tanh' by default"))
+    return tuple(found)
+
+
+def _power(log10: float) -> str:
+    """Return ten to a power as a number, or as 1e400 where no float holds it."""
+    return say(10.0**log10) if abs(log10) < 300 else f"1e{log10:.0f}"
