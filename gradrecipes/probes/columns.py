@@ -86,11 +86,12 @@ def targets_of(values: np.ndarray) -> dict[str, Any]:
 
 
 def _outside_of_common_ranges(flat: np.ndarray) -> dict[str, np.ndarray]:
-    """Return which values lie beyond the ends of a sigmoid, a tanh or a ReLU, with a little room."""
+    """Return which values lie beyond the ends of a sigmoid, a tanh or a ReLU, with a little room; which are 0."""
     return {
         "share_below_minus_1": flat < -1.0 - ROOM,
         "share_below_0": flat < -ROOM,
         "share_above_1": flat > 1.0 + ROOM,
+        "share_zero": flat == 0,
     }
 
 

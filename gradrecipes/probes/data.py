@@ -49,7 +49,8 @@ def data_probe(
         `column`, `value`, `typical` (distance of that largest one from the median), `factor`; `outlying_samples`.
         Targets also have `unique` (up to 1000, else None), `values` (the first 20 distinct ones),
         `integer_share`, `sums_to_one` (share of rows), `row_sum_max`, `one_hot`, and the shares of the values that
-        lie outside common ranges by more than 0.05: `share_below_0`, `share_below_minus_1`, `share_above_1`.
+        lie outside common ranges by more than 0.05: `share_below_0`, `share_below_minus_1`, `share_above_1`;
+        `share_zero`.
 
     Example:
         >>> found = data_probe(np.ones((4, 3)), np.array([0, 1, 1, 0]))
