@@ -28,6 +28,7 @@ _PUBLIC = {
     "RecipeModel": "gradrecipes.training.recipe_model",
     "RecipeModelMixin": "gradrecipes.training.recipe_model",
     "GradientPipeline": "gradrecipes.training.by_hand",
+    "Study": "gradrecipes.studies.study",
 }
 _SUBPACKAGES = {
     "recipes": "gradrecipes.recipes",
@@ -38,13 +39,14 @@ _SUBPACKAGES = {
     "probes": "gradrecipes.probes",
     "regularizers": "gradrecipes.regularizers",
     "schedules": "gradrecipes.schedules",
+    "studies": "gradrecipes.studies",
     "tuning": "gradrecipes.tuning",
 }
 
 __all__ = [*_PUBLIC, *_SUBPACKAGES, "__version__"]
 
 if TYPE_CHECKING:
-    from gradrecipes import initializers, layers, plots, probes, recipes, regularizers, schedules, tuning
+    from gradrecipes import initializers, layers, plots, probes, recipes, regularizers, schedules, studies, tuning
     from gradrecipes.callbacks.batch_size_advisor import BatchSizeAdvisor
     from gradrecipes.callbacks.black_box import BlackBox
     from gradrecipes.callbacks.gradient_guard import GradientGuard
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from gradrecipes.doctor import diagnose
     from gradrecipes.gradients import clipping
     from gradrecipes.report.diagnosis import Diagnosis
+    from gradrecipes.studies.study import Study
     from gradrecipes.training.autopsy import autopsy
     from gradrecipes.training.by_hand import GradientPipeline
     from gradrecipes.training.recipe_model import RecipeModel, RecipeModelMixin

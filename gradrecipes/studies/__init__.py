@@ -1,0 +1,13 @@
+"""Comparative studies: arms and seeds on one frozen split, with intervals and verdicts."""
+
+from __future__ import annotations
+
+from gradrecipes.studies.arm import Arm
+from gradrecipes.studies.judge import ArmSummary, Comparison
+from gradrecipes.studies.objective import Objective
+from gradrecipes.studies.run import Run
+from gradrecipes.studies.split import Split, frozen_split
+from gradrecipes.studies.study import Study
+from gradrecipes.studies.table import StudyTable
+
+__all__ = ["Arm", "ArmSummary", "Comparison", "Objective", "Run", "Split", "Study", "StudyTable", "frozen_split"]
