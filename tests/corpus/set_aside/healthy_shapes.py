@@ -80,12 +80,12 @@ class ReZeroBlock(layers.Layer):
 
 
 def zero_start() -> Program:
-    """Twenty ReZero blocks: their inner weights get no gradient at all in the first step."""
+    """Ten ReZero blocks: their inner weights get no gradient at all in the first step."""
     keras.utils.set_random_seed(105)
     x, y = data.digits()
     inputs = keras.Input((64,))
     hidden = layers.Dense(48)(layers.Rescaling(1 / 16.0)(inputs))
-    for _ in range(20):
+    for _ in range(10):
         hidden = ReZeroBlock(48)(hidden)
     outputs = layers.Dense(10, "softmax")(hidden)
     model = keras.Model(inputs, outputs)

@@ -145,7 +145,7 @@ def two_heads() -> Program:
     losses = {"mileage": "mse", "continent": "sparse_categorical_crossentropy"}
     model.compile("rmsprop", losses, metrics={"continent": "accuracy"}, loss_weights={"mileage": 1.0, "continent": 0.5})
     columns = {"engine": data.standardized(x[:, :4]), "shape": data.standardized(x[:, 4:6])}
-    return Program(model, columns, {"mileage": y, "continent": x[:, 6].astype("int32") - 1}, 32, 12)
+    return Program(model, columns, {"mileage": y, "continent": x[:, 6].astype("int32") - 1}, 32, 20)
 
 
 def many_labels() -> Program:

@@ -104,7 +104,8 @@ def half_precision_norm(broken: bool) -> Program:
     return Program(model, x, y, 50, 5)
 
 
-def _half(broken: bool) -> Program:
+def half_precision_adam(broken: bool) -> Program:
+    """Everything in float16: Adam's epsilon of 1e-8 is 0 there, and so are the squares of small gradients."""
     keras.utils.set_random_seed(86)
     x, y = data.wine()
     x = data.standardized(x)
@@ -112,11 +113,6 @@ def _half(broken: bool) -> Program:
     optimizer = keras.optimizers.Adam(0.003, epsilon=1e-8 if broken else 1e-4)
     model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
     return Program(model, x, y, 16, 15)
-
-
-def half_precision_adam(broken: bool) -> Program:
-    """Everything in float16: Adam's epsilon of 1e-8 is 0 there, and so are the squares of small gradients."""
-    return _half(broken)
 
 
 def _case(build, cause, source, accepted=(), needs="") -> Case:
@@ -128,6 +124,7 @@ CASES = (
         normalized_plain,
         "exploding_batch_normalization",
         "Yang et al. 2019, A Mean Field Theory of Batch Normalization",
+        ("plain_depth",),
     ),
     _case(
         exponential_price,
