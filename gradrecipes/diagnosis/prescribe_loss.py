@@ -40,7 +40,7 @@ def safe_cross_entropy(own: Sequence[Head]) -> tuple[Prescription, ...]:
                 f"model.compile(optimizer=model.optimizer, loss=keras.losses.{loss}(from_logits=True))\n"
             ),
             reason="It computes logarithm and activation in one, exactly and without rounding to 0 or 1.",
-            risk=f"The model then gives logits, without the {activation}. If your loss is no cross-entropy, clip instead.",
+            risk=f"The model then gives logits, without the {activation}. For a loss of another kind, clip instead.",
             reference="https://keras.io/api/losses/probabilistic_losses/",
         ),
     )
