@@ -126,7 +126,7 @@ def clipping_report(trace: Trace) -> ClippingReport:
     factor = trace.steps["clip_factor"].astype(np.float64)
     factor = np.where(np.isnan(factor), 1.0, factor)  # a run in which nothing clips may not have recorded one
     applied = (trace.steps["outcome"] == APPLIED) & np.isfinite(before)
-    norms, kept = before[applied], np.minimum(factor[applied], 1.0)
+    norms, kept = before[applied], np.clip(factor[applied], 0.0, 1.0)
     bound, reason = recommend_bound(norms)
     return ClippingReport(
         steps=len(trace),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 
+import numpy as np
+
 from gradrecipes.core.finding import Finding, Kind
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.codes import CODES
@@ -62,7 +64,8 @@ def in_reading_order(findings: list[Finding]) -> list[Finding]:
 
 def _judge(code: str, trace: Trace) -> Finding | None:
     try:
-        return CODES[code].rule(trace)
+        with np.errstate(all="ignore"):  # what exploded is recorded as float32: infinity is the right sum of it
+            return CODES[code].rule(trace)
     except Exception:  # rules do not raise; should one do so, it must not cost the reader the other findings
         logger.exception("The rule %s failed on %r; the other rules go on. Please report this.", code, trace)
         return None
