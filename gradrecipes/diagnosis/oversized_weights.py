@@ -27,9 +27,9 @@ def oversized_weights(trace: Trace) -> Finding | None:
     worst, larger = max(large, key=lambda pair: pair[1])
     activation = next((layer["activation"] for layer in layers(trace) if layer["name"] == worst["layer"]), None)
     statement = (
-        f"The weights of {len(large)} of {len(read)} layers are more than {say(TOO_LARGE)} times too large; the worst, "
-        f"{worst['path']!r}, have a size of {say(worst['rms'])}, where an initializer gives {say(worst['most'])} at most "
-        f"for {worst['fan_in']} inputs."
+        f"The weights of {len(large)} of {len(read)} layers are more than {say(TOO_LARGE)} times too large; the "
+        f"worst, {worst['path']!r}, have a size of {say(worst['rms'])}, where an initializer "
+        f"gives at most {say(worst['most'])} for {worst['fan_in']} inputs."
     )
     start = f" The loss begins at {say(seen.start)}; a blind guess has {say(seen.chance)}." if far else ""
     return Finding(

@@ -32,8 +32,8 @@ def variation(trace: Trace, name: str) -> dict[str, Any] | None:
 def mends(result: dict[str, Any] | None, seen: Verdict) -> bool:
     """Say whether a variation is sound where the run as it is was not.
 
-    Of a run that broke, ran away or ended far above chance, that it no longer does so in forty steps is enough; one that
-    stood still must learn.
+    Of a run that broke, ran away or ended far above chance, that it no longer does so in forty steps is enough; one
+    that stood still must learn.
     """
     if result is None or result.get("end") is None:
         return False

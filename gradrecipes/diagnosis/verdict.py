@@ -56,12 +56,12 @@ class Verdict:
 
     @property
     def suspicious(self) -> bool:
-        """Whether the run is worth a closer look: it did not learn, began far out, is slow, or no better than chance."""
+        """Whether the run is worth a closer look: not learning, slow, far out at first, or no better than chance."""
         return self.state != LEARNING or self.start_over_chance >= FAR_START or self.slow or not self.learnt
 
     @property
     def slow(self) -> bool:
-        """Whether the loss fell by less than a tenth, or ends that near to chance: most often sound, yet worth a look."""
+        """Whether the loss fell by less than a tenth, or ends so near to chance: often sound, yet worth a look."""
         return self.state == LEARNING and (self.fall < SLOW or self.end_over_chance > 1.0 - SLOW)
 
     @property

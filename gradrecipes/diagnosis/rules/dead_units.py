@@ -6,7 +6,7 @@ of a layer are dead before the training, or die in the trial, and the loss did n
 
 ## Why it is bad
 The slope of a ReLU below zero is 0: a unit that is below zero for all samples gets no gradient, and no later batch
-brings it back. When a whole layer is dead, nothing before it learns either, and the loss stays at that of a blind guess.
+brings it back. When a whole layer is dead, nothing before it learns either, and the loss stays that of a blind guess.
 
 ## Example
 ```python

@@ -1,8 +1,8 @@
 """diverging_loss: the loss is a number, but climbs away from where it began.
 
 ## What it does
-Fires where the loss at the end is more than twice that at the start, and further up than its noise explains. A bump that
-heals is none.
+Fires where the loss at the end is more than twice that at the start, and further up than its noise explains. A bump
+that heals is none.
 
 ## Why it is bad
 Every step makes the net worse; what comes next is Inf.

@@ -36,7 +36,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.prescribe import clip
 from gradrecipes.diagnosis.readings import layer_descriptions, middle, say
 from gradrecipes.diagnosis.signals import weights
-from gradrecipes.diagnosis.varied import confidence, heals, varied_evidence
+from gradrecipes.diagnosis.varied import confidence, healing_rate, heals, varied_evidence
 from gradrecipes.diagnosis.verdict import verdict
 
 EMBEDDINGS = {"Embedding", "ReversibleEmbedding", "TokenAndPositionEmbedding", "PositionEmbedding"}
@@ -61,17 +61,19 @@ def embedding_spike(trace: Trace) -> Finding | None:
         layer = large[0]["layer"]
         measured, expected = large[0]["rms"], 0.03
     else:
-        statement = f"The gradient of {layer!r} is, against its weights, up to {say(ratio)} times that of the median other layer."
+        statement = (
+            f"Beside its weights, the gradient of {layer!r} is up to {say(ratio)} times that of the median other layer."
+        )
         measured, expected = ratio, 1.0
     return Finding(
         code="embedding_spike",
         title=f"The embedding {layer!r} is out of proportion to the rest of the net",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
-        confidence=confidence(trace, "fitting_weights", "all_scaled") if large else 0.75,
+        confidence=_sure(trace, bool(large)),
         explanation=(
-            f"{statement} What an embedding sends on has the size of its vectors, and what it gets back is the sum over "
-            "all places where a token stands, so that one row can move as far as all the rest of the net together."
+            f"{statement} What an embedding sends on has the size of its vectors, and what it gets back is the sum "
+            "over all places where a token stands, so that one row can move as far as all the rest of the net together."
         ),
         layer=layer,
         evidence=(
@@ -83,7 +85,7 @@ def embedding_spike(trace: Trace) -> Finding | None:
                 title="Let the vectors begin at the usual size",
                 code=(
                     "import keras\n\n"
-                    "keras.layers.Embedding(tokens, width, embeddings_initializer='uniform')  # Keras' own: -0.05 to 0.05\n"
+                    "keras.layers.Embedding(tokens, width, embeddings_initializer='uniform')  # -0.05 to 0.05\n"
                 ),
                 reason="Then the embedding sends on a signal that the layers behind it were initialized for.",
                 reference="arXiv 2312.16903",
@@ -92,6 +94,12 @@ def embedding_spike(trace: Trace) -> Finding | None:
         ),
         leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )
+
+
+def _sure(trace: Trace, large: bool) -> float:
+    if large:
+        return confidence(trace, "fitting_weights", "all_scaled")
+    return 0.6 if healing_rate(trace, lower=True) else 0.75  # where a lower rate mends the run, it was the rate
 
 
 def _ratio(trace: Trace) -> tuple[float, str | None]:

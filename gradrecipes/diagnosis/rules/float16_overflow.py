@@ -102,7 +102,8 @@ def _statement(
     pure_and_broken: bool,
 ) -> str | None:
     if broken:
-        return f"{say(100 * broken[0]['nonfinite_share'])} % of the outputs of {broken[0]['name']!r}, in float16, are not finite."
+        share = say(100 * broken[0]["nonfinite_share"])
+        return f"{share} % of the outputs of {broken[0]['name']!r}, in float16, are not finite."
     if offender is not None:
         return f"The first value that was not finite is of float16: {offender['sentence']}"
     if near:

@@ -72,8 +72,8 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
         severity=Severity.WARNING,
         confidence=PROVEN if proven else 0.7,
         explanation=(
-            f"{statement} The loss went from {say(seen.start)} to {say(seen.end)}. Weights and gradients are sound: the "
-            "steps go in the right direction and are too short."
+            f"{statement} The loss went from {say(seen.start)} to {say(seen.end)}. Weights and gradients are sound: "
+            "the steps go in the right direction and are too short."
         ),
         evidence=(
             Evidence(statement, update, 1e-3, "update norm over weight norm"),

@@ -59,8 +59,8 @@ def optimizer_state(trace: Trace) -> Finding | None:
         severity=Severity.CRITICAL,
         confidence=sure,
         explanation=(
-            f"{statement[0].upper()}{statement[1:]}. The gradients are what they should be; what the optimizer makes of "
-            "them is not."
+            f"{statement[0].upper()}{statement[1:]}. The gradients are what they should be; what the optimizer makes "
+            "of them is not."
         ),
         step=seen.step,
         evidence=(

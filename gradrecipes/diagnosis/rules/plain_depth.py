@@ -1,16 +1,16 @@
 """plain_depth: too many layers one after the other, with no way around them and nothing that evens them out.
 
 ## What it does
-Fires where the longest run of weighted layers without skip connection and without normalization is fifteen or more, the
-initial weights have the size that they should have, and the trial did not learn: the loss stood still, ran away, or
-ended no better than a blind guess.
+Fires where the longest run of weighted layers without skip connection and without normalization is fifteen or more,
+the initial weights have the size that they should have, and the trial did not learn: the loss stood still, ran away,
+or ended no better than a blind guess.
 
 ## Why it is bad
 Even at the right initialization the size of signal and gradient is a product of as many random factors as there are
-layers: ln of the squared norm has a variance of 5 * sum(1 / width), so that thirty layers of width 64 differ by a factor
-of five from draw to draw. Worse, two different inputs become more alike in every layer, until the last ones cannot tell
-them apart: at the edge of chaos that is a matter of depth, not of size. With He weights, digits are learnt to .97 with
-ten layers of width 64, to .58 with thirty and to .30 with fifty.
+layers: ln of the squared norm has a variance of 5 * sum(1 / width), so that thirty layers of width 64 differ by a
+factor of five from draw to draw. Worse, two different inputs become more alike in every layer, until the last ones
+cannot tell them apart: at the edge of chaos that is a matter of depth, not of size. With He weights, digits are
+learnt to .97 with ten layers of width 64, to .58 with thirty and to .30 with fifty.
 
 ## Example
 ```python

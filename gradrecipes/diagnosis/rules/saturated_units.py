@@ -1,9 +1,9 @@
 """saturated_units: hidden sigmoid or tanh units sit at their bounds, where their slope is next to zero.
 
 ## What it does
-Counts, on one real batch, the outputs of bounded activations within a hair of a bound (|tanh| above .95, where the slope
-is below a tenth). It fires where more than half of a hidden layer is there before the training, or gets there in the
-trial, and the loss did not fall as it should.
+Counts, on one real batch, the outputs of bounded activations within a hair of a bound (|tanh| above .95, where the
+slope is below a tenth). It fires where more than half of a hidden layer is there before the training, or gets there
+in the trial, and the loss did not fall as it should.
 
 ## Why it is bad
 The gradient is multiplied by the slope. A unit at its bound passes next to nothing on, for any sample, so that neither

@@ -67,8 +67,8 @@ def _of_layers(odd: list[dict[str, Any]], broke: bool) -> Finding:
     worst = max(odd, key=lambda layer: (layer["activation_exponent"], layer["activation_gain"]))
     name, exponent = worst["activation"] or worst["kind"], worst["activation_exponent"]
     statement = (
-        f"{name} in {worst['name']!r} answers to a signal of size 1 with {say(worst['activation_gain'])}, and to one of "
-        f"size 10 with {say(worst['activation_gain'] * 10.0 ** min(exponent, 37.0))}; a ReLU gives 0.71 and 7.1."
+        f"{name} in {worst['name']!r} answers to a signal of size 1 with {say(worst['activation_gain'])}, and to one "
+        f"of size 10 with {say(worst['activation_gain'] * 10.0 ** min(exponent, 37.0))}; a ReLU gives 0.71 and 7.1."
     )
     sizes = f" Its output on this batch has a size of {say(worst['output_rms'])}." if worst["output_rms"] else ""
     return Finding(
@@ -79,8 +79,8 @@ def _of_layers(odd: list[dict[str, Any]], broke: bool) -> Finding:
         confidence=0.9 if broke else 0.8,
         explanation=(
             f"{statement}{sizes} Signal and gradient then have no size at which they stay: what is a little too large "
-            "becomes far too large in the next layer, and a step that enlarges the weights a little enlarges the output "
-            "a lot."
+            "becomes far too large in the next layer, and a step that enlarges the weights a little enlarges the "
+            "output a lot."
         ),
         layer=worst["name"],
         evidence=(Evidence(statement, exponent, 1.0, "the activation itself, on quantiles of a normal signal"),),

@@ -74,7 +74,8 @@ def _too_small(trace: Trace) -> Finding | None:
         title = "The initial weights of a layer are all alike, so that its units can never differ"
         said = f"all entries of {worst['path']!r} are {say(worst['mean'])}; an initializer would spread them by"
     else:
-        title = f"The initial weights are {say(usual / worst['rms']) if worst['rms'] else 'infinitely many'} times too small"
+        times = say(usual / worst["rms"]) if worst["rms"] else "infinitely many"
+        title = f"The initial weights are {times} times too small"
         said = (
             f"the entries of {worst['path']!r} have a size of {say(worst['rms'])}; an initializer would draw them with"
         )

@@ -1,0 +1,160 @@
+"""batch_too_small: too few samples in a batch for what is computed over it.
+
+## What it does
+Fires on a run that does not learn, in two cases. Where the net holds BatchNormalization and a batch has one or two
+samples: mean and variance of so few are the samples themselves, so that what comes out says next to nothing of what
+went in. And where the loss jumps or stands still, and the noise of the gradient was measured far above the batch (the
+lower end of its interval more than eight times the batch size) or the same steps with batches eight times larger learn.
+A run that learns well never sets it off, however small its batches.
+
+## Why it is bad
+The gradient of a batch is the true one plus noise that falls with the size of the batch. Far below the noise scale
+nearly all of a step is noise, and steps as long as a large batch would bear add up to a random walk. A
+BatchNormalization over one vector returns its offset whatever the input; over two it returns a sign.
+
+## Example
+```python
+model.fit(x, y, batch_size=1)  # with keras.layers.BatchNormalization() in the model
+```
+
+## Remedy
+Larger batches; where memory forbids them, gradient accumulation, which averages the noise but not the statistics of
+BatchNormalization: put LayerNormalization or GroupNormalization in its place. Or a lower learning rate, which averages
+over more steps.
+
+## References
+- McCandlish et al., arXiv 1812.06162: the noise scale of the gradient.
+- Wu, He, arXiv 1803.08494: the error of BatchNormalization in small batches; GroupNormalization.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.noise_scale import FAR
+from gradrecipes.core.prescription import Prescription
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.keras_lines import optimizer_line, recorded_rate
+from gradrecipes.diagnosis.readings import number, say
+from gradrecipes.diagnosis.varied import LIKELY, PROVEN, UNPROVEN, heals, variation, varied_evidence
+from gradrecipes.diagnosis.verdict import OSCILLATING, STALLED, UNKNOWN, Verdict, verdict
+
+FEW = 2  # samples; BatchNormalization over them returns signs, or with one its offset. arXiv 1803.08494, figure 1
+USUAL = 32  # samples; Keras' default, from which the error of BatchNormalization no longer falls
+MOST = 4096  # samples that are prescribed
+
+
+def batch_too_small(trace: Trace) -> Finding | None:
+    """Tell whether the batch is too small, and by how much."""
+    size = number(trace.description.get("batch_size"))
+    seen = verdict(trace)
+    if size is None or size < 1 or seen.learnt or seen.state == UNKNOWN:
+        return None
+    return _statistics(trace, int(size)) or _noise(trace, int(size), seen)
+
+
+def _statistics(trace: Trace, size: int) -> Finding | None:
+    count = _batch_normalizations(trace)
+    if size > FEW or not count:
+        return None
+    returns = "its own offset, whatever came in" if size == 1 else "little more than which of the two is larger"
+    layers = f"{count} BatchNormalization layer{'s' if count > 1 else ''}"
+    statement = f"The net holds {layers}, and a batch has {size} sample{'s' if size > 1 else ''}."
+    tried, mended = variation(trace, "larger_batch"), heals(trace, "larger_batch")
+    return Finding(
+        code="batch_too_small",
+        title=f"BatchNormalization over {'one sample' if size == 1 else 'two samples'} at a time",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=PROVEN if mended else LIKELY if tried is None else UNPROVEN,
+        explanation=(
+            f"{statement} BatchNormalization subtracts the mean over the batch and divides by the spread over it. Of "
+            f"{'one vector' if size == 1 else 'two vectors'} it returns {returns}; only in images do the positions "
+            "make up for some of it. The net behind it learns from what is left, and in inference, where moving "
+            "averages take the place of the batch, it meets signals that it never saw."
+        ),
+        evidence=(
+            Evidence(statement, float(size), float(USUAL), "arXiv 1803.08494: the error grows as batches shrink"),
+            *varied_evidence(trace, "larger_batch"),
+        ),
+        prescriptions=(_larger(USUAL), _other_normalization(), _accumulate(trace, max(2, USUAL // size))),
+        leads_to=("stalled_loss", "oscillating_loss", "diverging_loss", "exploding_gradient", "vanishing_gradient"),
+    )
+
+
+def _noise(trace: Trace, size: int, seen: Verdict) -> Finding | None:
+    if seen.state not in (OSCILLATING, STALLED):
+        return None
+    noise = trace.probes.get("noise")
+    noise = noise if isinstance(noise, dict) else {}
+    scale, low = number(noise.get("noise_scale")), number(noise.get("low"))
+    far = low is not None and low > FAR * size
+    mended = heals(trace, "larger_batch")
+    if not (far or mended) or (variation(trace, "larger_batch") is not None and not mended):
+        return None
+    better = int(min(MOST, max(USUAL, 2 ** round(low or 0.0).bit_length() if far else FAR * size)))
+    measured = (
+        f"The noise of the gradient is as large as the gradient itself at a batch of {say(scale or low)} samples; a "
+        f"batch has {size}."
+        if far
+        else f"The same steps learn with batches of {int(FAR) * size} samples, where they do not with {size}."
+    )
+    what = "jumps up and down" if seen.state == OSCILLATING else "stands still"
+    facts = [Evidence(measured, low, float(size), "noise scale, arXiv 1812.06162")] if far else []
+    return Finding(
+        code="batch_too_small",
+        title=f"A batch of {size} is too small: its gradient is mostly noise",
+        kind=Kind.CAUSE,
+        severity=Severity.WARNING,
+        confidence=PROVEN if far and mended else LIKELY if mended else UNPROVEN,
+        explanation=(
+            f"The loss {what}. {measured} Nearly all of each step is then chance, and steps of this length add up to a "
+            "random walk instead of a descent."
+        ),
+        evidence=(*facts, *varied_evidence(trace, "larger_batch")),
+        prescriptions=(_larger(better), _accumulate(trace, max(2, better // size))),
+        leads_to=("oscillating_loss", "stalled_loss"),
+    )
+
+
+def _batch_normalizations(trace: Trace) -> int:
+    structure = trace.probes.get("structure")
+    kinds = structure.get("normalizations") if isinstance(structure, dict) else None
+    count: Any = kinds.get("BatchNormalization") if isinstance(kinds, dict) else None
+    return int(number(count) or 0)
+
+
+def _larger(size: int) -> Prescription:
+    return Prescription(
+        title=f"Use batches of {size} samples",
+        code=f"model.fit(x, y, batch_size={size})\n",
+        reason="The noise of a gradient falls with the number of samples that it is averaged over.",
+        risk="Fewer steps in an epoch: train for more epochs, and try a higher learning rate.",
+        reference="arXiv 1812.06162",
+    )
+
+
+def _other_normalization() -> Prescription:
+    return Prescription(
+        title="Put LayerNormalization or GroupNormalization in the place of BatchNormalization",
+        code=(
+            "import keras\n\n"
+            "keras.layers.LayerNormalization()  # after Dense layers\n"
+            "keras.layers.GroupNormalization(groups=8)  # after convolutions; the channels must divide by it\n"
+        ),
+        reason="They normalize each sample by itself, in training as in inference, whatever the size of the batch.",
+        risk="The learning rate may have to be tuned again.",
+        reference="arXiv 1803.08494, arXiv 1607.06450",
+    )
+
+
+def _accumulate(trace: Trace, steps: int) -> Prescription:
+    line = optimizer_line(trace, recorded_rate(trace) or 1e-3, gradient_accumulation_steps=str(steps))
+    return Prescription(
+        title=f"Accumulate the gradients of {steps} batches, where memory forbids larger ones",
+        code=f"import keras\n\nmodel.compile(optimizer={line}, loss=model.loss)\n",
+        reason="The update is then made from the mean of so many batches, with the memory of one.",
+        risk="It averages the noise of the gradient, but BatchNormalization still sees the small batches.",
+        reference="keras.optimizers.Optimizer: gradient_accumulation_steps",
+    )
