@@ -45,11 +45,11 @@ REACH: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def activation_mismatches(head: Head) -> Iterator[Mismatch]:
     """Yield what does not fit between a loss of Keras and what the net can put out."""
-    if head.of_keras and head.loss in CROSS_ENTROPIES:
+    if head.known and head.loss in CROSS_ENTROPIES:
         yield from _one_unit(head)
-        yield from _no_logits(head) if head.output.get("from_logits") else _no_probabilities(head)
+        yield from _no_logits(head) if head.from_logits else _no_probabilities(head)
     yield from _softmax_twice(head)
-    if head.of_keras:
+    if head.known:
         yield from _sign(head)
         yield from _out_of_reach(head)
 
@@ -192,7 +192,7 @@ def _softmax_twice(head: Head) -> Iterator[Mismatch]:
         ),
         severity=Severity.WARNING,
         prescription=compile_with(
-            repr(head.loss) if head.of_keras else "model.loss",
+            repr(head.loss) if head.known else "model.loss",
             "Keep one of the two",
             "One activation turns logits into probabilities; a second one only flattens them.",
             more=last_layer(head.units, activations[1]),

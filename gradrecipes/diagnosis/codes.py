@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from gradrecipes.core.finding import Finding, Kind
 from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.rules.batch_too_small import batch_too_small
 from gradrecipes.diagnosis.rules.corrupt_batch import corrupt_batch
 from gradrecipes.diagnosis.rules.dead_units import dead_units
 from gradrecipes.diagnosis.rules.diverging_loss import diverging_loss
@@ -85,6 +86,7 @@ CODES: dict[str, Code] = {
         learning_rate_too_high, Kind.CAUSE, "The steps are too long: the loss climbs instead of falling"
     ),
     "learning_rate_too_low": Code(learning_rate_too_low, Kind.CAUSE, "The steps are too short to learn anything"),
+    "batch_too_small": Code(batch_too_small, Kind.CAUSE, "The batches are too small: their gradients are mostly noise"),
     "exploding_gradient": Code(
         exploding_gradient, Kind.SYMPTOM, "The gradients are out of proportion, overflow, or jump and stay up"
     ),

@@ -47,14 +47,30 @@ class Head:
         return str(self.output.get("activation") or "unknown") if self.output.get("certain") else "unknown"
 
     @property
-    def loss(self) -> str:
-        """Keras' name of the loss, or that of the user's function."""
+    def name(self) -> str:
+        """What the loss is called."""
         return str(self.output.get("loss") or "")
 
     @property
+    def loss(self) -> str:
+        """Keras' name of the loss, of that which the user's function equals in value, or else of the function."""
+        return str((self.measured.get("acts_like") or {}).get("loss") or self.name)
+
+    @property
     def of_keras(self) -> bool:
-        """Whether the loss is one of Keras' own, so that what it does to its arguments is known."""
+        """Whether the loss is one of Keras' own, which are safe at their ends."""
         return bool(self.output.get("loss")) and not self.output.get("custom")
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known what the loss expects, for it is one of Keras' own or equals one."""
+        return self.of_keras or bool(self.measured.get("acts_like"))
+
+    @property
+    def from_logits(self) -> bool:
+        """Whether the loss applies the activation itself."""
+        like = self.measured.get("acts_like") or {}
+        return bool(like.get("from_logits", self.output.get("from_logits")))
 
     @property
     def shape(self) -> list[int] | None:
@@ -128,7 +144,8 @@ def holds_back(trace: Trace, seen: Verdict | None = None) -> bool:
     if seen.state != LEARNING or over is None:
         return False
     if over < AT_CHANCE[1]:
-        return over > AT_CHANCE[0] and seen.start_over_chance >= FAR_START and not _still_falling(trace)
+        held = seen.start_over_chance >= FAR_START and not _still_falling(trace)
+        return over > AT_CHANCE[0] and (held or seen.slow)
     return _log_ratio(seen.start, seen.end) * REACHES_CHANCE < math.log(over)
 
 

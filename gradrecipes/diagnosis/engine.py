@@ -38,10 +38,10 @@ def find(trace: Trace) -> list[Finding]:
 
 
 def linked(findings: list[Finding]) -> list[Finding]:
-    """Return the findings with `leads_to` cut down to the symptoms that were found too."""
-    symptoms = {finding.code for finding in findings if finding.kind is Kind.SYMPTOM}
+    """Return the findings with `leads_to` cut down to what was found too."""
+    found = {finding.code for finding in findings}
     return [
-        dataclasses.replace(finding, leads_to=tuple(code for code in finding.leads_to if code in symptoms))
+        dataclasses.replace(finding, leads_to=tuple(code for code in finding.leads_to if code in found))
         for finding in findings
     ]
 

@@ -30,15 +30,15 @@ def label_mismatches(head: Head) -> Iterator[Mismatch]:
     """Yield what does not fit between targets, the loss of Keras on them, and the output."""
     if head.target is None or head.target.get("min") is None:
         return
-    if head.of_keras:
+    if head.known:
         yield from shape_mismatches(head)
-    if head.of_keras and head.loss in SPARSE:
+    if head.known and head.loss in SPARSE:
         yield from _class_indices(head, head.target)
-    elif head.of_keras and head.loss in CATEGORICAL:
+    elif head.known and head.loss in CATEGORICAL:
         yield from _distributions(head, head.target)
-    elif head.of_keras and head.loss in BINARY:
+    elif head.known and head.loss in BINARY:
         yield from _yes_or_no(head, head.target)
-    elif head.of_keras:
+    elif head.known:
         yield from _signs(head, head.target)
     if head.measured.get("pairs_samples") is False:
         yield _all_with_all(head, head.target)
@@ -101,7 +101,7 @@ def _class_indices(head: Head, target: Array) -> Iterator[Mismatch]:
 
 
 def _ending(head: Head) -> str:
-    return "" if head.output.get("from_logits") else ", activation='softmax'"
+    return "" if head.from_logits else ", activation='softmax'"
 
 
 def _distributions(head: Head, target: Array) -> Iterator[Mismatch]:
@@ -222,7 +222,7 @@ def _signs(head: Head, target: Array) -> Iterator[Mismatch]:
 
 def _all_with_all(head: Head, target: Array) -> Mismatch:
     return Mismatch(
-        title=f"The loss {head.loss!r} compares every prediction with every target",
+        title=f"The loss {head.name!r} compares every prediction with every target",
         statement=(
             f"{target['name']} has shape (batch,), the output (batch, 1): in arithmetic of one's own that makes "
             "(batch, batch), and the loss stays the same when the targets change places."

@@ -18,6 +18,7 @@ WEIGHTS = ("exploding_initialization", "embedding_spike")
 SHAPE = ("unbounded_activation", "recurrent_gain", "exploding_batch_normalization", "missing_normalization")
 # What stands on the left is only a consequence where one of those on the right was found, and surely.
 EXPLAINED_BY: dict[str, tuple[str, ...]] = {
+    "failing_step": (*DATA, "loss_output_mismatch", "recurrent_gain", "unbounded_activation"),
     "unsafe_loss": (*DATA, "loss_output_mismatch"),
     "optimizer_state": DATA,
     "float16_overflow": DATA,
@@ -36,14 +37,17 @@ UNEXPLAINED_IS_NO_ILLNESS = {"stalled_loss", "oscillating_loss", "vanishing_grad
 def weighed(findings: Sequence[Finding]) -> list[Finding]:
     """Return the findings with less confidence in what others explain, and without what then is no illness.
 
-    A loss that stands still, or jumps, is an illness only where a cause says why.
+    A cause that explains another leads to it, and to all that the other leads to. A loss that stands still, or jumps,
+    is an illness only where a cause says why.
     """
     sure = {finding.code for finding in findings if finding.confidence >= SURE and finding.kind is Kind.CAUSE}
+    explained = {finding.code: sure.intersection(EXPLAINED_BY.get(finding.code, ())) for finding in findings}
     kept = []
     for finding in findings:
-        by = sure.intersection(EXPLAINED_BY.get(finding.code, ()))
-        if by:
+        if explained[finding.code]:
             finding = dataclasses.replace(finding, confidence=max(0.05, finding.confidence - MINUS))
-        kept.append(finding)
-    explained = {code for finding in kept if finding.kind is Kind.CAUSE for code in finding.leads_to}
-    return [one for one in kept if one.code not in UNEXPLAINED_IS_NO_ILLNESS or one.code in explained]
+        follows = [one for one in findings if finding.code in explained[one.code]]
+        onward = [code for one in follows for code in (one.code, *one.leads_to)]
+        kept.append(dataclasses.replace(finding, leads_to=tuple(dict.fromkeys((*finding.leads_to, *onward)))))
+    reached = {code for finding in kept if finding.kind is Kind.CAUSE for code in finding.leads_to}
+    return [one for one in kept if one.code not in UNEXPLAINED_IS_NO_ILLNESS or one.code in reached]

@@ -37,7 +37,7 @@ def shape_mismatches(head: Head) -> Iterator[Mismatch]:
             statement=f"{of_one}; {head.loss} expects one whole number a sample.",
             consequence="Keras refuses the shapes, or takes every entry of a row for a label of its own.",
             prescription=compile_with(
-                from_logits("categorical_crossentropy", bool(head.output.get("from_logits"))),
+                from_logits("categorical_crossentropy", head.from_logits),
                 "Use the categorical cross-entropy for one-hot rows",
                 "It compares two distributions; the sparse one takes the number of the class.",
                 more="# or keep the loss and pass y.argmax(axis=-1)\n",
@@ -50,7 +50,7 @@ def shape_mismatches(head: Head) -> Iterator[Mismatch]:
             statement=f"{of_one}; {head.loss} expects a row with an entry for each class.",
             consequence="Keras refuses the shapes.",
             prescription=compile_with(
-                from_logits("sparse_categorical_crossentropy", bool(head.output.get("from_logits"))),
+                from_logits("sparse_categorical_crossentropy", head.from_logits),
                 "Use the sparse categorical cross-entropy for class numbers",
                 "It takes the number of the class; the other one a row for each sample.",
                 more="# or keep the loss and pass keras.utils.to_categorical(y)\n",

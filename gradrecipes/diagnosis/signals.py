@@ -42,7 +42,7 @@ def hidden(trace: Trace, when: str = "before") -> list[dict[str, Any]]:
 def kernels(trace: Trace) -> Iterator[tuple[dict[str, Any], float, float]]:
     """Yield (weight, how many times larger than the largest usual, how many times smaller than the smallest)."""
     for weight in weights(trace):
-        if weight["role"] == "kernel" and weight.get("most"):
+        if weight["role"] in ("kernel", "matrix") and weight.get("most"):
             rms = weight["rms"]
             yield weight, rms / weight["most"], weight["least"] / rms if rms > 0 else math.inf
 

@@ -47,6 +47,12 @@ def mends(result: dict[str, Any] | None, seen: Verdict) -> bool:
     return bool(start - end > (1.0 - LEARNS) * abs(start))
 
 
+def betters(trace: Trace, seen: Verdict, *names: str) -> bool:
+    """Say whether a variation gets, in fewer steps, to less than half of where the run as it is ends."""
+    ends = [(variation(trace, name) or {}).get("end") for name in names]
+    return any(end is not None and seen.end > 0 and end < HALVED * seen.end for end in ends)
+
+
 def heals(trace: Trace, *names: str) -> bool:
     """Say whether one of these variations mends the run."""
     seen = verdict(trace)

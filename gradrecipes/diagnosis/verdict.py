@@ -22,6 +22,10 @@ SHORTEST = 8  # steps; fewer show no trend
 WINDOW_SHARE = 0.25  # of the steps, whose median is the start or the end, where the same batches did not come again
 RISE = 2.0  # end over start by which a loss has left for good; batches of sound nets differ by less in the median
 NOISES = 5.0  # robust standard deviations of the first losses that a rise exceeds too
+FIRST = 3  # steps whose median is the loss before anything happened
+PEAK = 10.0  # highest loss over those, and over all at the end, after which a run was thrown away
+FIRST_PEAK = 1e3  # the same over the very first loss, where the second step already threw it away
+BACK_DOWN = 0.5  # end over first below which it has come back; bumps of sound runs heal
 STILL = 0.01  # relative fall over the whole run below which next to nothing was learnt
 SLOW = 0.1  # relative fall over the whole run of a net that learns, but slowly
 FAR_START = 5.0  # first loss over that of a blind guess; He nets with a cross-entropy begin below 2
@@ -101,6 +105,9 @@ def verdict(trace: Trace) -> Verdict:
         return Verdict(BROKEN, start, end, fall, chance, step)
     if len(finite) < SHORTEST:
         return Verdict(UNKNOWN, start, end, fall, chance)
+    if (first := _thrown_away_from(finite, end, max(1, period))) is not None:
+        peak = int(trace.steps["step"][int(np.nanargmax(np.where(np.isfinite(loss), loss, -np.inf)))])
+        return Verdict(DIVERGING, first, end, (first - end) / abs(first), chance, peak)
     noise = _spread(finite[: max(SHORTEST, period)])
     if end - start > max((RISE - 1.0) * abs(start), NOISES * noise):
         above = loss - start > max((RISE - 1.0) * abs(start), NOISES * noise)
@@ -110,6 +117,15 @@ def verdict(trace: Trace) -> Verdict:
         wild = _spread(last) > WILD * abs(middle(last)) and _spread(last) > 3.0 * noise
         return Verdict(OSCILLATING if wild else STALLED, start, end, fall, chance)
     return Verdict(LEARNING, start, end, fall, chance)
+
+
+def _thrown_away_from(finite: np.ndarray, end: float, period: int) -> float | None:
+    """Return the loss at the start of a run that shot up, came down somewhere, and is no better than it was."""
+    peak, settled = float(np.max(finite)), float(np.max(finite[-period:]))
+    for first, factor in ((float(np.median(finite[:FIRST])), PEAK), (float(finite[0]), FIRST_PEAK)):
+        if first > 0 and peak > factor * first and peak > PEAK * settled and end > BACK_DOWN * first:
+            return first
+    return None
 
 
 def losses(trace: Trace) -> np.ndarray:

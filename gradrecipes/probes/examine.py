@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,13 @@ import keras
 
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.verdict import LEARNING, STALLED, UNKNOWN, verdict
 from gradrecipes.probes.data import data_probe
 from gradrecipes.probes.failure import failure
 from gradrecipes.probes.loss import loss_probe
+from gradrecipes.probes.noise_scale import noise_scale
 from gradrecipes.probes.recurrent import recurrent
+from gradrecipes.probes.sharpness import sharpness
 from gradrecipes.probes.signal import signal
 from gradrecipes.probes.structure import structure_probe
 from gradrecipes.probes.trial import try_out
@@ -21,6 +25,10 @@ from gradrecipes.training.keras_private import optimizers_of, sublayers
 from gradrecipes.training.replicas import require_supported
 from gradrecipes.training.trial import build_on
 from gradrecipes.training.trial_data import TrialData, trial_data
+
+HESSIAN_PRODUCTS = 12  # of the sharpness: the largest eigenvalue is known to some percent by then
+SMALL_BATCH = 8  # samples up to which the noise of the gradient is asked for
+JUDGED_BATCH, NOISE_BATCHES = 32, 10  # samples and batches from which it is told
 
 Tell = Callable[[str], None]
 
@@ -87,7 +95,28 @@ def examine(
     tell("trying a few steps")
     trace = try_out(model, data, probes, seed=seed, tell=tell)
     trace.description = {**_description(model, data), **trace.description, "batch_size": data.batch_size}
+    _look_closer(model, data, trace, seed=seed, tell=tell)
     return trace
+
+
+def _look_closer(model: keras.Model, data: TrialData, trace: Trace, *, seed: int, tell: Tell) -> None:
+    """Add what is dear, and of use only where the trial went wrong: the curvature, the noise of small batches."""
+    seen = verdict(trace)
+    if data.batches is not None or seen.state in (LEARNING, UNKNOWN):
+        return
+    size = min(data.batch_size, data.samples)
+    if seen.state != STALLED:
+        tell("measuring the curvature of the loss")
+        with contextlib.suppress(TypeError, ValueError):  # a train step of its own kind has no loss to be measured
+            trace.probes["sharpness"] = sharpness(
+                model, data.x, data.y, batch_size=size, iterations=HESSIAN_PRODUCTS, seed=seed
+            ).to_dict()
+    if size <= SMALL_BATCH and data.samples >= 2 * JUDGED_BATCH:
+        tell("measuring the noise of the gradient")
+        with contextlib.suppress(TypeError, ValueError):
+            found = noise_scale(model, data.x, data.y, batch_size=JUDGED_BATCH, batches=NOISE_BATCHES, seed=seed)
+            low, high = found.interval
+            trace.probes["noise"] = {"noise_scale": found.noise_scale, "low": low, "high": high, "batch_size": size}
 
 
 def require_compiled(model: Any) -> None:

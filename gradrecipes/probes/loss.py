@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.probes.loss_kinds import acts_like
 from gradrecipes.training.describe_loss import describe_loss, losses_of
 from gradrecipes.training.model_graph import ModelGraph, model_graph
 from gradrecipes.training.model_state import untouched
@@ -45,6 +46,7 @@ def loss_probe(model: keras.Model, batch: Any) -> dict[str, Any]:
         loss with `from_logits=True` on a softmax or sigmoid gets the logits all the same, because Keras noticed;
         None where that is no question. `pairs_samples`: False where a loss of one's own compares every prediction
         `[n, 1]` with every target `[n]`, as arithmetic between these shapes does; None where that is no question.
+        `acts_like`: the `loss` of Keras, and whether `from_logits`, that a loss of one's own equals in value, or None.
         `points`: for each evaluation `output`, `at` (`"outputs"`, `"targets"`, or the end: `"0"`, `"1"`,
         `"one class"`), `activation`, `value` and `gradient` (`"finite"`, `"nan"` or `"inf"`), `samples` (the first
         20 that are not finite). `error`: why the model could not be run, or None.
@@ -83,6 +85,9 @@ def _judge(
     if loss is None:
         return
     told = describe_loss(one.loss)
+    if told["custom"]:
+        about["acts_like"] = acts_like(loss, target, tf.constant(np.asarray(output)))
+        told |= about["acts_like"] or {}
     if told["from_logits"] or (activation == "sigmoid" and "categorical" in str(told["loss"])):
         about["logits_seen"] = _logits_seen(model, x, loss, target, one.output)
     if told["custom"] and tuple(output.shape) == (*target.shape, 1) and len(target) > 1:
@@ -124,6 +129,7 @@ def _read(output: Any) -> dict[str, Any]:
         "target_shape": None,
         "logits_seen": None,
         "pairs_samples": None,
+        "acts_like": None,
     }
 
 

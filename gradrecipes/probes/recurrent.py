@@ -36,7 +36,9 @@ def recurrent(model: keras.Model, x: Any, *, seed: int = 0) -> list[dict[str, An
         empty without one: `layer`, `kind`, `activation`, `recurrent_activation`, `units`, `steps` (of the sequences),
         `window` (how many of them were looked at), `spectral_radius` of the recurrent kernel (of the candidate's
         part in a gated cell), `growth_per_step` (geometric mean over steps and samples), `growth_fastest_sample` (the
-        same of the sample in which it is largest), `log10_growth` and `growth` over all steps, `state_growth_per_step`
+        same of the sample in which it is largest), `reach` (how many steps back anything of a gradient arrives: where a ReLU
+        layer is silent it is exactly 0, and those steps count for nothing in the growth), `log10_growth` and `growth`
+        over these steps, `state_growth_per_step`
         (of the states' root mean square, over the second half of the steps), `state_rms` and `state_max` after the
         last step, `nonfinite_step` (where a state ceased to be a number), and `note`, in words, where something could
         not be measured. What was not measured is None.
@@ -93,17 +95,22 @@ def _measured(recurrence: Recurrence, seed: int) -> dict[str, Any]:
     if len(broken):
         step = int(broken[0])
         return {**found, "nonfinite_step": step, "note": f"After {step} steps a state is no finite number any more."}
-    counted = recurrence.mask.sum(axis=1)
-    if not counted.any():
+    if not recurrence.mask.any():
         return {**found, "note": "The mask passes over every step of these sequences."}
-    growth = recurrence.backwards(states, seed=seed).sum(axis=0)
-    exponent = float(growth.sum() / counted.sum())
-    log10 = exponent * float(recurrence.real_steps.mean()) / math.log(10.0)
-    partly = int(counted.sum()) < int(recurrence.real_steps.sum())
+    growth = recurrence.backwards(states, seed=seed)
+    passed = recurrence.mask.T & np.isfinite(growth)
+    taken, counted = int(recurrence.mask.sum()), passed.sum(axis=0)
+    total = np.where(passed, growth, 0.0).sum(axis=0)
+    exponent = float(total.sum() / counted.sum()) if counted.any() else -math.inf
+    reach = float(recurrence.real_steps.mean()) * counted.sum() / taken
+    log10 = exponent * reach / math.log(10.0) if counted.any() else -math.inf
+    fastest = max((total[counted > 0] / counted[counted > 0]).tolist(), default=-math.inf)
+    partly = taken < int(recurrence.real_steps.sum())
     return {
         **found,
         "growth_per_step": _number(math.exp(exponent)),
-        "growth_fastest_sample": _number(float(np.exp((growth[counted > 0] / counted[counted > 0]).max()))),
+        "growth_fastest_sample": _number(math.exp(fastest)),
+        "reach": reach,
         "log10_growth": _number(log10),
         "growth": _number(10.0 ** min(log10, LARGEST_EXPONENT)),
         "note": f"The growth over {recurrence.length} steps is extrapolated from the last {recurrence.steps}."
@@ -136,7 +143,7 @@ def _described(layer: keras.layers.RNN, **measured: Any) -> dict[str, Any]:
         "units": int(units) if isinstance(units, int) else None,
         "spectral_radius": _spectral_radius(cell),
         **dict.fromkeys(
-            ("steps", "window", "growth_per_step", "growth_fastest_sample", "log10_growth", "growth"), None
+            ("steps", "window", "growth_per_step", "growth_fastest_sample", "reach", "log10_growth", "growth"), None
         ),
         **dict.fromkeys(("state_growth_per_step", "state_rms", "state_max", "nonfinite_step", "note"), None),
         **measured,

@@ -66,7 +66,8 @@ def try_out(
         trace.probes = {**probes, "trial": held}
         trace.probes["signal"]["after"] = signal(model, batches[0])
         seen = verdict(trace)
-        if seen.suspicious:
+        odd = bool(fitting_weights(model, probes["signal"]["before"]["weights"]))
+        if seen.suspicious or odd:
             tell(f"the trial is {seen.state}: varying one thing at a time")
             began = time.monotonic()
             for name, varied in _variations(trial, probes, seen, held):
@@ -113,7 +114,7 @@ def _variations(
     trial.restart()  # weights and optimizer are looked at below as they were at the start
     batches = trial.batches[:VARIED_BATCHES]
     changes: dict[str, dict[str, Any]] = {}
-    if (bad := _bad_samples(trial, batches)) is not None:
+    if (bad := _bad_samples(probes["data"], batches)) is not None:
         changes["sound_data"] = {"batches": without(*bad)}
     inputs = _far_inputs(probes)
     if inputs:
@@ -181,27 +182,29 @@ def _far_targets(probes: dict[str, Any], batches: list[Any]) -> bool:
     return bool(regression and targets and sized > FAR_TARGET)
 
 
-def _bad_samples(trial: Trial, batches: list[Any]) -> tuple[list[Any], list[np.ndarray]] | None:
-    """Return the batches and which of their samples are not finite or absurd; None where none is."""
-    arrays = [
-        [np.asarray(array).astype(np.float64) for array in keras.tree.flatten(batch) if array is not None]
-        for batch in batches
-    ]
-    sizes = [_median_size(np.concatenate([array.ravel() for array in column])) for column in zip(*arrays, strict=True)]
+def _bad_samples(data: dict[str, Any], batches: list[Any]) -> tuple[list[Any], list[np.ndarray]] | None:
+    """Return the batches and which of their samples are not finite or absurd; None where none is, or half are."""
+    read = [*data.get("inputs", []), *data.get("targets", [])]
     marks = []
-    for batch in arrays:
-        bad = np.zeros(len(batch[0]), bool)
-        for array, size in zip(batch, sizes, strict=True):
-            flat = array.reshape(len(array), -1)
-            bad |= ~np.isfinite(flat).all(axis=1) | (np.abs(np.nan_to_num(flat)).max(axis=1) > 1e4 * max(size, 1e-3))
+    for batch in batches:
+        arrays = [np.asarray(one) for one in keras.tree.flatten(batch) if one is not None]
+        bad = np.zeros(len(arrays[0]), bool)
+        for array, known in zip(arrays, read, strict=False):
+            if array.dtype.kind == "f":
+                bad |= _is_bad(array.astype(np.float64), known)
         marks.append(bad)
-    share = np.concatenate(marks).mean()
-    return (batches, marks) if 0 < share < 0.5 else None
+    return (batches, marks) if 0 < np.concatenate(marks).mean() < 0.5 else None
 
 
-def _median_size(values: np.ndarray) -> float:
-    finite = np.abs(values[np.isfinite(values)])
-    return float(np.median(finite)) if finite.size else 0.0
+def _is_bad(array: np.ndarray, known: dict[str, Any]) -> np.ndarray:
+    """Return bool `[samples]`: not finite, or at least half as far out as an outlier of the same column."""
+    rows = array.reshape(len(array), -1, array.shape[-1] if array.ndim > 1 else 1)
+    bad = ~np.isfinite(rows).all(axis=(1, 2))
+    for outlier in known.get("outliers") or []:
+        column = outlier.get("column") or 0
+        if column < rows.shape[-1] and outlier.get("value") is not None:
+            bad |= np.abs(np.nan_to_num(rows[..., column])).max(axis=1) >= 0.5 * abs(outlier["value"])
+    return bad
 
 
 def _has_memory(model: keras.Model) -> bool:

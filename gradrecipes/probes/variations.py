@@ -13,7 +13,7 @@ import tensorflow as tf
 
 LARGE = 1.6  # spread of a kernel over the largest that an initializer would give: above, it is shrunk to that
 SMALL = 0.4  # over the smallest: below, it is enlarged to that
-LARGEST_EMBEDDING = 1.5  # spread of an embedding; 1 is N(0, 1), as some libraries draw it, .03 is Keras' own
+LARGEST_EMBEDDING = 0.5  # spread of an embedding; 1 is N(0, 1), as some libraries draw it, .03 is Keras' own
 USUAL_EMBEDDING = 0.05
 LARGEST_BIAS = 0.5  # magnitude of a constant bias; forget gates have 1 and are let be
 SPREAD_FLOOR = 1e-6  # standard deviation below which a column is constant
@@ -122,10 +122,11 @@ def fitting_weights(model: keras.Model, scales: Sequence[Mapping[str, Any]]) -> 
 def _correction(scale: Mapping[str, Any], value: np.ndarray) -> tuple[float, float]:
     """Return (factor, shift) that bring a weight to a usual size; (1, 0) for one that has it."""
     spread, mean = scale["std"], scale["mean"]
-    if scale["role"] == "kernel" and (rms := scale["rms"]) > 0:
+    if scale["role"] in ("kernel", "matrix") and (rms := scale["rms"]) > 0:
         if rms > LARGE * scale["most"]:
             return (scale["most"] / spread, mean) if spread > 0.1 * rms else (scale["most"] / rms, 0.0)
-        return (scale["least"] / rms, 0.0) if rms < SMALL * scale["least"] else (1.0, 0.0)
+        small = scale["role"] == "kernel" and rms < SMALL * scale["least"]
+        return (scale["least"] / rms, 0.0) if small else (1.0, 0.0)
     if scale["role"] == "recurrent" and value.ndim == 2:
         radius = spectral_radius(value)
         return (1.0 / radius, 0.0) if radius > LARGE else (1.0, 0.0)

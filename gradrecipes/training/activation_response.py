@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import Any
 
 import keras
@@ -47,13 +49,11 @@ def _function_of(layer: keras.layers.Layer) -> Callable[[Any], Any] | None:
 
 
 def _rms(function: Callable[[Any], Any], scale: float) -> float:
-    quantiles = (np.arange(SAMPLES) + 0.5) / SAMPLES
-    z = np.array([_normal_quantile(q) for q in quantiles], np.float32)[None, :]
-    values = np.asarray(function(keras.ops.convert_to_tensor(scale * z))).astype(np.float64)
+    values = np.asarray(function(keras.ops.convert_to_tensor(scale * _quantiles()))).astype(np.float64)
     return float(np.sqrt(np.mean(np.square(values))))
 
 
-def _normal_quantile(q: float) -> float:
-    from statistics import NormalDist
-
-    return NormalDist().inv_cdf(q)
+@functools.cache
+def _quantiles() -> np.ndarray:
+    normal = NormalDist()
+    return np.array([[normal.inv_cdf((place + 0.5) / SAMPLES) for place in range(SAMPLES)]], np.float32)

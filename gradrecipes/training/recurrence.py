@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from gradrecipes.training.keras_private import replaced, sublayers
 
-SMALLEST = -87.0  # natural logarithm of the smallest float32: a vector that shrinks more in a step is gone
 State = list[Any]
 
 
@@ -125,7 +124,8 @@ class Recurrence:
 
         Returns:
             float64 `[steps, samples]`, ln of the factor by which the vector grew in each step, in the order of the
-            steps. One that the mask passes over has 0.
+            steps. One that the mask passes over has 0; one that nothing passed, as where no ReLU was active, and those
+            before it, have minus infinity.
         """
         last = self._inputs[-1], self._masks[-1], states[-2]
         output = self._step(*last)[0]
@@ -172,7 +172,7 @@ class Recurrence:
 
     def _grown(self, back: State, mask: tf.Tensor) -> tuple[State, tf.Tensor]:
         back, size = _unit(back)
-        return back, tf.where(mask, tf.math.log(tf.maximum(size, np.exp(SMALLEST))), 0.0)
+        return back, tf.where(mask, tf.math.log(size), 0.0)
 
 
 def _where(mask: tf.Tensor, now: tf.Tensor, was: tf.Tensor) -> tf.Tensor:

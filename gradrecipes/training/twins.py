@@ -168,7 +168,7 @@ class _Walk:
             # Many of them make their state when they first see data.
             return self.compare(*(without_name(metric.get_config()) for metric in (one, other)), where)
         mine, theirs = ({name: v for name, v in vars(o).items() if _matters(o, name, v)} for o in (one, other))
-        for name in sorted(mine.keys() | theirs.keys(), key=_telling):
+        for name in sorted(mine.keys() | theirs.keys(), key=lambda name: _telling(name, mine.get(name))):
             if (name in mine) != (name in theirs):
                 raise _DifferenceError(f"{where}.{name}: only one of them has it")
             self.compare(mine[name], theirs[name], f"{where}.{name}")
@@ -180,9 +180,9 @@ def without_name(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != "name"}
 
 
-def _telling(name: str) -> tuple[bool, bool, str]:
-    """Order names so that the difference which is found first is the one that its author would know."""
-    return name == "optimizer", name.startswith("_"), name
+def _telling(name: str, value: Any) -> tuple[bool, bool, bool, str]:
+    """Order attributes so that the difference which is found first is the one that its author would know."""
+    return name == "optimizer", not isinstance(value, PLAIN), name.startswith("_"), name
 
 
 def _matters(owner: Any, name: str, value: Any) -> bool:

@@ -21,7 +21,7 @@ def weight_scales(model: keras.Model) -> list[dict[str, Any]]:
 
     Returns:
         For each trainable variable: `path`, `layer`, `kind` of the layer, `role` (`"kernel"`, `"recurrent"`,
-        `"embedding"`, `"bias"`, `"other"`), `shape`, `mean`, `std`, `rms`, `largest`; and for kernels `fan_in`,
+        `"embedding"`, `"matrix"` of a layer of the user's own, `"bias"`, `"other"`), `shape`, `mean`, `std`, `rms`, `largest`; and for kernels `fan_in`,
         `fan_out`, `least` and `most`: the smallest and the largest standard deviation among Glorot, LeCun and the
         one with the activation's own gain.
     """
@@ -50,7 +50,7 @@ def _scale(layer: keras.layers.Layer, variable: Any) -> dict[str, Any]:
             "rms": float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0,
             "largest": float(np.abs(values).max()) if values.size else 0.0,
         }
-    if scale["role"] == "kernel":
+    if scale["role"] in ("kernel", "matrix"):
         fan_in, fan_out = _fans(layer, values.shape)
         gain = _gain(describe_layer(layer)["activation"])
         spreads = [math.sqrt(2.0 / (fan_in + fan_out)), math.sqrt(1.0 / fan_in), gain / math.sqrt(fan_in)]
@@ -68,7 +68,7 @@ def _role(layer: keras.layers.Layer, variable: Any) -> str:
         return "bias"
     if "kernel" in name and len(variable.shape) >= 2:
         return "kernel"
-    return "other"
+    return "matrix" if len(variable.shape) == 2 and min(variable.shape) > 1 else "other"
 
 
 def _fans(layer: keras.layers.Layer, shape: tuple[int, ...]) -> tuple[int, int]:

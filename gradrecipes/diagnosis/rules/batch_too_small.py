@@ -1,7 +1,7 @@
 """batch_too_small: too few samples in a batch for what is computed over it.
 
 ## What it does
-Fires on a run that does not learn, in two cases. Where the net holds BatchNormalization and a batch has one or two
+Fires on a run that does not learn, or hardly, in two cases. Where the net holds BatchNormalization and a batch has one or two
 samples: mean and variance of so few are the samples themselves, so that what comes out says next to nothing of what
 went in. And where the loss jumps or stands still, and the noise of the gradient was measured far above the batch (the
 lower end of its interval more than eight times the batch size) or the same steps with batches eight times larger learn.
@@ -31,17 +31,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.noise_scale import FAR
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.keras_lines import optimizer_line, recorded_rate
-from gradrecipes.diagnosis.readings import number, say
+from gradrecipes.diagnosis.readings import gradient_to_weight, number, say
 from gradrecipes.diagnosis.varied import LIKELY, PROVEN, UNPROVEN, heals, variation, varied_evidence
 from gradrecipes.diagnosis.verdict import OSCILLATING, STALLED, UNKNOWN, Verdict, verdict
 
 FEW = 2  # samples; BatchNormalization over them returns signs, or with one its offset. arXiv 1803.08494, figure 1
 USUAL = 32  # samples; Keras' default, from which the error of BatchNormalization no longer falls
+OUT_OF_PROPORTION = 10.0  # ||g||/||W|| of a layer at the first step; sound nets have .01 to 2
+LITTLE = 0.5  # loss at the end over that of a blind guess; sound nets get below in a trial that repeats its batches
 MOST = 4096  # samples that are prescribed
 
 
@@ -49,14 +53,14 @@ def batch_too_small(trace: Trace) -> Finding | None:
     """Tell whether the batch is too small, and by how much."""
     size = number(trace.description.get("batch_size"))
     seen = verdict(trace)
-    if size is None or size < 1 or seen.learnt or seen.state == UNKNOWN:
+    if size is None or size < 1 or seen.state == UNKNOWN:
         return None
-    return _statistics(trace, int(size)) or _noise(trace, int(size), seen)
+    return _statistics(trace, int(size), seen) or _noise(trace, int(size), seen)
 
 
-def _statistics(trace: Trace, size: int) -> Finding | None:
+def _statistics(trace: Trace, size: int, seen: Verdict) -> Finding | None:
     count = _batch_normalizations(trace)
-    if size > FEW or not count:
+    if size > FEW or not count or not _harmed(trace, seen):
         return None
     returns = "its own offset, whatever came in" if size == 1 else "little more than which of the two is larger"
     layers = f"{count} BatchNormalization layer{'s' if count > 1 else ''}"
@@ -116,6 +120,13 @@ def _noise(trace: Trace, size: int, seen: Verdict) -> Finding | None:
         prescriptions=(_larger(better), _accumulate(trace, max(2, better // size))),
         leads_to=("oscillating_loss", "stalled_loss"),
     )
+
+
+def _harmed(trace: Trace, seen: Verdict) -> bool:
+    """Say whether a run learnt nothing, or little with gradients that are out of proportion to the weights."""
+    ratios = gradient_to_weight(trace)
+    wild = bool(np.any(ratios[np.isfinite(ratios)] >= OUT_OF_PROPORTION))
+    return not seen.learnt or (wild and seen.end_over_chance > LITTLE)
 
 
 def _batch_normalizations(trace: Trace) -> int:

@@ -51,8 +51,8 @@ from gradrecipes.diagnosis.readings import (
     smallest_weight_norms,
 )
 from gradrecipes.diagnosis.rules.exploding_initialization import exploding_initialization
-from gradrecipes.diagnosis.varied import PROVEN, healing_rate, varied_evidence
-from gradrecipes.diagnosis.verdict import BROKEN, OSCILLATING, verdict
+from gradrecipes.diagnosis.varied import PROVEN, healing_rate, variation, varied_evidence
+from gradrecipes.diagnosis.verdict import BROKEN, OSCILLATING, Verdict, verdict
 
 EARLY_STEPS = 500  # steps within which a rate that is too high shows; later trouble has other causes
 SHORTEST_RUN = 5  # steps; fewer show no trend
@@ -68,6 +68,7 @@ LEAST_FACTOR, MOST_FACTOR = 10.0, 1e6  # by which the prescribed rate is lower
 GIANT_RATIO = 10.0  # median ||g||/||W|| at the first sample; He nets have .1 to 2, unscaled data 20 and more
 GIANT_START = 1e4  # loss and gradient norm of the first step, where the weights were not measured
 ABOVE_CHANCE = 6.0  # nats by which a cross-entropy exceeds ln(classes) at a start that is itself sick; He nets: 0 to 5
+FAR_BETTER = 0.5  # end of a run at a lower rate over that of the run as it is, after fewer steps
 ALL_BUT_ALL = 0.5  # share of the steps after the break that are lost too
 
 
@@ -106,6 +107,7 @@ def learning_rate_too_high(trace: Trace) -> Finding | None:
         step=divergence.step,
         evidence=(
             *_evidence(trace, divergence, update),
+            *_curvature(trace),
             *(varied_evidence(trace, f"rate_{lower:g}") if lower else ()),
         ),
         prescriptions=learning_rate_prescriptions(trace, rate, factor),
@@ -170,11 +172,17 @@ def _risen(trace: Trace, update: float) -> Divergence | None:
 def _stuck(trace: Trace, update: float) -> Divergence | None:
     """Return what a run did that stands still, or far out, for its steps are so long that it threw itself there."""
     seen = verdict(trace)
-    if seen.learnt or not (update >= OWN_SIZE or seen.unhealthy or seen.state == OSCILLATING):
+    far_better = any(_far_better(trace, f"rate_{factor:g}", seen) for factor in (0.1, 0.01, 0.001))
+    if seen.learnt or not (update >= OWN_SIZE or seen.unhealthy or seen.state == OSCILLATING or far_better):
         return None
     loss = trace.loss.astype(float)
     step = seen.step if seen.step is not None else int(trace.steps["step"][int(np.nanargmax(loss))])
     return Divergence(step, float(loss[0]), _largest(loss), seen.end, seen.state == BROKEN)
+
+
+def _far_better(trace: Trace, name: str, seen: Verdict) -> bool:
+    end = (variation(trace, name) or {}).get("end")
+    return end is not None and seen.end > 0 and end < FAR_BETTER * seen.end
 
 
 def _largest_early_update(trace: Trace) -> float:
@@ -220,6 +228,22 @@ def _explanation(trace: Trace, divergence: Divergence, update: float, rate: floa
     return (
         f"{story} {size} Weights and gradients at the start were sound, so it is the length of the steps that is "
         f"wrong, not their direction: a rate about {factor:,.0f} times lower is the first thing to try."
+    )
+
+
+def _curvature(trace: Trace) -> tuple[Evidence, ...]:
+    sharp = trace.probes.get("sharpness") or {}
+    ratio, rate = number(sharp.get("ratio")), recorded_rate(trace)
+    if ratio is None or rate is None or ratio <= 1.0:
+        return ()
+    return (
+        Evidence(
+            f"Before training the loss curves so much that the optimizer bears a rate of {say(rate / ratio)} at most; "
+            f"this one is {say(ratio)} times above that.",
+            ratio,
+            1.0,
+            "largest eigenvalue of the Hessian, arXiv 2103.00065; of Adam: arXiv 2207.14484",
+        ),
     )
 
 

@@ -37,6 +37,7 @@ from gradrecipes.diagnosis.verdict import verdict
 
 NO_EPSILON = 1e-15  # below it an entry whose gradient is 0 is divided by 0; Keras' own are 1e-7, 1e-30 in Adafactor
 EPSILON_OVER_GRADIENT = 100.0  # epsilon over the root mean square of a gradient's entries: it rules the division
+USUAL_BETA = 0.9  # beta_1; Adam's analysis needs beta_1^2 < beta_2, section 4 of arXiv 1412.6980
 TINY_CLIP = 1e-4  # bound over the gradient norm: that much is left of a step
 EATEN = 0.05  # weight decay times learning rate: share of the weights that each step takes away
 MOMENTA = ("momentum", "beta_1", "beta_2", "rho")
@@ -46,9 +47,10 @@ BOUNDS = ("clipnorm", "global_clipnorm", "clipvalue")
 def optimizer_state(trace: Trace) -> Finding | None:
     """Tell whether it is the optimizer itself that spoils the updates."""
     seen = verdict(trace)
-    if seen.learnt:
+    certain = _bad_constant(trace)
+    if seen.learnt and certain is None:
         return None
-    said = _bad_setting(trace, broken=seen.unhealthy) or _bad_memory(trace) or _bad_slot(trace)
+    said = certain or _bad_setting(trace, broken=seen.unhealthy) or _bad_memory(trace) or _bad_slot(trace)
     if said is None:
         return None
     statement, measured, expected, sure = said
@@ -75,13 +77,28 @@ def optimizer_state(trace: Trace) -> Finding | None:
 Said = tuple[str, float | None, float | None, float]
 
 
-def _bad_setting(trace: Trace, *, broken: bool) -> Said | None:
+def _bad_constant(trace: Trace) -> Said | None:
+    """Return the setting that no optimizer works with, whatever the run has shown so far."""
     settings = trace.description.get("optimizer")
     settings = settings if isinstance(settings, dict) else {}
     for name in MOMENTA:
         value = number(settings.get(name))
         if value is not None and (value >= 1.0 or value < 0.0):
             return f"{name}={say(value)} never forgets: it must lie between 0 and 1", value, 0.9, 0.95
+    fast, slow = number(settings.get("beta_1")), number(settings.get("beta_2"))
+    if fast is not None and slow is not None and fast > USUAL_BETA and fast**2 >= slow:
+        return (
+            f"beta_1={say(fast)} remembers longer than beta_2={say(slow)}: the step outlives the size it is divided by",
+            fast,
+            USUAL_BETA,
+            0.9,
+        )
+    return None
+
+
+def _bad_setting(trace: Trace, *, broken: bool) -> Said | None:
+    settings = trace.description.get("optimizer")
+    settings = settings if isinstance(settings, dict) else {}
     rms = _gradient_rms(trace)
     epsilon = number(settings.get("epsilon"))
     if epsilon is not None and epsilon <= NO_EPSILON and broken and settings.get("name") != "Adafactor":

@@ -90,7 +90,7 @@ def _broken_loss(trace: Trace) -> Said | None:
     limit = EXPONENT if added and first["found"] != "nan" else SANE
     if largest is not None and largest > limit:
         return None  # the net had run away before: a square, a sum or an exponential overflows then
-    name = f"what {first['layer']} adds to the loss" if added else f"the loss {own[0].loss!r}" if own else "the loss"
+    name = f"what {first['layer']} adds to the loss" if added else f"the loss {own[0].name!r}" if own else "the loss"
     part = "its derivative" if first["kind"] == "gradient" else "it"
     samples = first.get("samples") or []
     where = f", for {listed(samples)} of the batch" if samples else ""
@@ -157,11 +157,11 @@ def _at_the_start(trace: Trace) -> Said | None:
         broken, word = ("value", point["value"]) if point["value"] != "finite" else ("gradient", point["gradient"])
         samples = f", for {listed(point['samples'])}" if point.get("samples") else ""
         statement = (
-            f"On the first batch the {broken} of {head.loss!r} is {word}{samples}, though the answers of the net lie "
+            f"On the first batch the {broken} of {head.name!r} is {word}{samples}, though the answers of the net lie "
             f"between {say(head.measured.get('min') or 0.0)} and {say(head.measured.get('max') or 0.0)}"
         )
         return (
-            f"The loss {head.loss!r} is {word} from the first batch on",
+            f"The loss {head.name!r} is {word} from the first batch on",
             f"{statement}. Something in it is no number there: a logarithm of 0 or less, a root at 0, or a division "
             "by a target that is 0.",
             Severity.CRITICAL,
@@ -209,12 +209,12 @@ def _ends(trace: Trace) -> Said | None:
         activation = bad[0].get("activation")
         where = "where it is sure of one class" if ends == "one class" else f"at exactly {ends}"
         statement = (
-            f"The loss {head.loss!r} is no number where the {activation} of {head.output['name']!r} is {where[6:]}"
+            f"The loss {head.name!r} is no number where the {activation} of {head.output['name']!r} is {where[6:]}"
             if ends == "one class"
-            else f"The loss {head.loss!r} or its gradient is no number where a {activation} ends, {where}"
+            else f"The loss {head.name!r} or its gradient is no number where a {activation} ends, {where}"
         )
         return (
-            f"The loss {head.loss!r} breaks {where}, where its {activation} gets by training",
+            f"The loss {head.name!r} breaks {where}, where its {activation} gets by training",
             f"{statement}. This run has not met it; but float32 rounds the {activation} to its end as soon as the net "
             "is sure, because it has learnt or because it was thrown off, and then one sample makes all weights NaN.",
             Severity.WARNING,
@@ -231,7 +231,7 @@ def _points(trace: Trace, own: list[Head]) -> tuple[Evidence, ...]:
     for head in own:
         bad = [one["at"] for one in head.points if not _sound(one)]
         if bad:
-            statement = f"Evaluated by itself, {head.loss!r} is no number at these predictions: {', '.join(bad)}."
+            statement = f"Evaluated by itself, {head.name!r} is no number at these predictions: {', '.join(bad)}."
             found.append(Evidence(statement, None, None, "the loss on one batch, before the trial"))
     return tuple(found)
 

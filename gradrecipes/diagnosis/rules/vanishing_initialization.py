@@ -61,7 +61,7 @@ def vanishing_initialization(trace: Trace) -> Finding | None:
 
 
 def _too_small(trace: Trace) -> Finding | None:
-    read = list(kernels(trace))
+    read = [one for one in kernels(trace) if one[0]["role"] == "kernel"]
     hidden = read[:-1] or read
     small = [weight for weight, _, smaller in hidden if smaller > TOO_SMALL]
     alike = [weight for weight, _, _ in hidden if weight["std"] <= ALIKE * weight["rms"] and min(weight["shape"]) > 1]
