@@ -60,8 +60,8 @@ def averaged_embeddings() -> Program:
 def next_character() -> Program:
     """The next character by a GRU, whose loss begins at ln 100 and will stay above 1."""
     keras.utils.set_random_seed(125)
-    x, y, alphabet = data.characters(length=20, number=5000)
-    inputs = keras.Input((20,), dtype="int32")
+    x, y, alphabet = data.characters(length=16, number=3000)
+    inputs = keras.Input((16,), dtype="int32")
     hidden = layers.GRU(96)(layers.Embedding(alphabet, 32)(inputs))
     model = keras.Model(inputs, layers.Dense(alphabet)(hidden))
     model.compile(optimizers.Adam(0.004, clipnorm=1.0), LOGITS, metrics=["accuracy"])
