@@ -107,7 +107,7 @@ class Adversaries(keras.Model):
 
 
 def hasty_adversaries(broken: bool) -> Program:
-    """Both sides of an adversarial net with a rate of 0.1: their losses rise to the hundreds and stay erratic."""
+    """Both sides of an adversarial net with a rate of 0.1: the discriminator dies and says one half to everything."""
     keras.utils.set_random_seed(92)
     x, _ = data.digits()
     x = (x / 8.0 - 1.0).astype("float32")
