@@ -36,18 +36,18 @@ def recurrent(model: keras.Model, x: Any, *, seed: int = 0) -> list[dict[str, An
         empty without one: `layer`, `kind`, `activation`, `recurrent_activation`, `units`, `steps` (of the sequences),
         `window` (how many of them were looked at), `spectral_radius` of the recurrent kernel (of the candidate's
         part in a gated cell), `growth_per_step` (geometric mean over steps and samples), `growth_fastest_sample` (the
-        same of the sample in which it is largest), `reach` (how many steps back anything of a gradient arrives: where a ReLU
-        layer is silent it is exactly 0, and those steps count for nothing in the growth), `log10_growth` and `growth`
-        over these steps, `state_growth_per_step`
-        (of the states' root mean square, over the second half of the steps), `state_rms` and `state_max` after the
+        same of the sample in which it is largest), `reach` (how many steps back anything of a gradient arrives: where
+        a ReLU layer is silent it is exactly 0, and those steps count for nothing in the growth), `log10_growth` and
+        `growth` over these steps, `state_growth_per_step` (of the states' root mean square, over the second half of
+        the steps), `state_rms` and `state_max` after the
         last step, `nonfinite_step` (where a state ceased to be a number), and `note`, in words, where something could
         not be measured. What was not measured is None.
 
     Example:
         >>> net = keras.Sequential([keras.Input((20, 3)), keras.layers.SimpleRNN(8, recurrent_initializer="zeros")])
         >>> found = gr.probes.recurrent(net, np.ones((4, 20, 3), "float32"))
-        >>> found[0]["steps"], found[0]["growth_per_step"] < 1e-30
-        (20, True)
+        >>> found[0]["steps"], found[0]["growth_per_step"], found[0]["reach"]
+        (20, 0.0, 0.0)
 
     References:
         Pascanu et al. 2013, arXiv 1211.5063; Engelken et al. 2020, arXiv 2006.02427 (Lyapunov spectra of recurrent

@@ -47,13 +47,15 @@ def try_out(
 
     `probes["trial"]` holds `steps`, `batches`, `chance`, `broken` (step), `broken_batch`, `autopsy`, `logs`, `seconds`
     and `varied`: a dict for each variation with `start`, `end`, `fall`, `broken` and `over_chance`, by name:
-    `"sound_data"`, `"scaled_inputs"`, `"scaled_targets"`, `"fitting_weights"`, `"all_scaled"`, `"fresh_optimizer"`,
-    `"larger_batch"`, `"rate_0.1"` and so on.
+    `"as_it_is"`, `"sound_data"`, `"scaled_inputs"`, `"scaled_targets"`, `"fitting_weights"`, `"all_scaled"`,
+    `"fresh_optimizer"`, `"larger_batch"`, `"rate_0.1"` and so on.
     """
     suspects = _suspects(probes["data"])
     batches = data.cut(BATCHES, seed=seed, suspects=suspects)
     steps = STEPS // len(batches) * len(batches) if len(batches) < STEPS else STEPS
-    held: dict[str, Any] = {"batches": len(batches), "chance": _chance(model, batches), "varied": {}}
+    sound = _bad_samples(probes["data"], batches)
+    chance = _chance(model, batches if sound is None else without(*sound))  # one absurd target would set it
+    held: dict[str, Any] = {"batches": len(batches), "chance": chance, "varied": {}}
     with contextlib.ExitStack() as stack:
         trial = Trial(model, batches, steps=max(steps, VARIED_STEPS))
         try:
@@ -113,7 +115,7 @@ def _variations(
     """Yield (name, result) of each variation that is called for, those of the data first."""
     trial.restart()  # weights and optimizer are looked at below as they were at the start
     batches = trial.batches[:VARIED_BATCHES]
-    changes: dict[str, dict[str, Any]] = {}
+    changes: dict[str, dict[str, Any]] = {"as_it_is": {}}
     if (bad := _bad_samples(probes["data"], batches)) is not None:
         changes["sound_data"] = {"batches": without(*bad)}
     inputs = _far_inputs(probes)
@@ -125,7 +127,7 @@ def _variations(
     weights = fitting_weights(trial.model, probes["signal"]["before"]["weights"])
     if weights:
         changes["fitting_weights"] = {"weights": weights}
-    if len(changes) > 1:
+    if len(changes) > 2:
         together = standardized(batches, inputs=inputs, targets=targets) if inputs or targets else batches
         changes["all_scaled"] = {"batches": together, "weights": weights}
     if _has_memory(trial.model):
@@ -150,7 +152,9 @@ def _rates(seen: Verdict) -> tuple[float, ...]:
 def _vary(trial: Trial, held: dict[str, Any], **change: Any) -> dict[str, Any]:
     batches = change["batches"]
     run = trial.varied(VARIED_STEPS, **change)
-    chance = held["chance"] if "weights" in change or "rate" in change else _chance(trial.model, batches)
+    chance = held["chance"]
+    if _has_other_targets(batches, trial.batches):
+        chance = _chance(trial.model, batches)
     loss = run.loss[np.isfinite(run.loss)]
     period = min(len(batches), max(1, len(loss) // 2))
     if run.broken is not None or len(loss) < 2:
@@ -158,6 +162,16 @@ def _vary(trial: Trial, held: dict[str, Any], **change: Any) -> dict[str, Any]:
     start, end = float(np.median(loss[:period])), float(np.median(loss[-period:]))
     fall = (start - end) / abs(start) if start else 0.0
     return {"start": start, "end": end, "fall": fall, "broken": None, "over_chance": end / chance if chance else None}
+
+
+def _has_other_targets(batches: list[Any], others: list[Any]) -> bool:
+    """Say whether the targets were scaled; those of some of the batches are still the same."""
+    ys = [keras.tree.flatten(keras.utils.unpack_x_y_sample_weight(part[0])[1]) for part in (batches, others)]
+    pairs = zip(*ys, strict=False)
+    return any(
+        one is not None and one.shape == other.shape and not np.array_equal(np.asarray(one), np.asarray(other))
+        for one, other in pairs
+    )
 
 
 def _far_inputs(probes: dict[str, Any]) -> list[int]:

@@ -1,10 +1,11 @@
 """batch_too_small: too few samples in a batch for what is computed over it.
 
 ## What it does
-Fires on a run that does not learn, or hardly, in two cases. Where the net holds BatchNormalization and a batch has one or two
-samples: mean and variance of so few are the samples themselves, so that what comes out says next to nothing of what
-went in. And where the loss jumps or stands still, and the noise of the gradient was measured far above the batch (the
-lower end of its interval more than eight times the batch size) or the same steps with batches eight times larger learn.
+Fires on a run that learns nothing, or little with gradients out of proportion to the weights, in two cases. Where the
+net holds BatchNormalization and a batch has one or two samples: mean and variance of so few are the samples themselves,
+so that what comes out says next to nothing of what went in. And where the loss jumps or stands still, and the noise of
+the gradient was measured far above the batch (the lower end of its interval more than eight times the batch size) or
+the same steps with batches eight times larger learn.
 A run that learns well never sets it off, however small its batches.
 
 ## Why it is bad

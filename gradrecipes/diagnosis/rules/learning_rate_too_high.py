@@ -68,6 +68,7 @@ LEAST_FACTOR, MOST_FACTOR = 10.0, 1e6  # by which the prescribed rate is lower
 GIANT_RATIO = 10.0  # median ||g||/||W|| at the first sample; He nets have .1 to 2, unscaled data 20 and more
 GIANT_START = 1e4  # loss and gradient norm of the first step, where the weights were not measured
 ABOVE_CHANCE = 6.0  # nats by which a cross-entropy exceeds ln(classes) at a start that is itself sick; He nets: 0 to 5
+SHOT_UP = 30.0  # highest loss over the first, of a train step that computes its own; sound GANs stay within ten
 FAR_BETTER = 0.5  # end of a run at a lower rate over that of the run as it is, after fewer steps
 ALL_BUT_ALL = 0.5  # share of the steps after the break that are lost too
 
@@ -86,10 +87,13 @@ class Divergence:
 def learning_rate_too_high(trace: Trace) -> Finding | None:
     """Tell whether the learning rate is too high, by what factor, and since which step."""
     lower = healing_rate(trace, lower=True)
-    if lower is None and (len(trace) < SHORTEST_RUN or _started_badly(trace)):
+    heard = bool(np.isfinite(trace.loss).any())
+    if len(trace) < SHORTEST_RUN or (lower is None and heard and _started_badly(trace)):
         return None
     update = _largest_early_update(trace)
-    divergence = _broken(trace, update) or _risen(trace, update) or (_stuck(trace, update) if lower else None)
+    divergence = (
+        _broken(trace, update) or _risen(trace, update) or (_stuck(trace, update) if lower else _thrown(trace, update))
+    )
     if divergence is None or exploding_initialization(trace) is not None:
         return None
     rate = recorded_rate(trace)
@@ -178,6 +182,19 @@ def _stuck(trace: Trace, update: float) -> Divergence | None:
     loss = trace.loss.astype(float)
     step = seen.step if seen.step is not None else int(trace.steps["step"][int(np.nanargmax(loss))])
     return Divergence(step, float(loss[0]), _largest(loss), seen.end, seen.state == BROKEN)
+
+
+def _thrown(trace: Trace, update: float) -> Divergence | None:
+    """Return what a run did whose train step computes losses of its own, as a GAN's: one shot up at once."""
+    logs = (trace.probes.get("trial") or {}).get("logs") or {}
+    if not update >= OWN_SIZE or np.isfinite(trace.loss).any():
+        return None
+    for told in logs.values():
+        values = np.array([value for value in told if value is not None], dtype=float)
+        if len(values) >= SHORTEST_RUN and values[0] > 0 and values.max() > SHOT_UP * values[0]:
+            step = int(trace.steps["step"][min(int(np.argmax(values)), len(trace) - 1)])
+            return Divergence(step, float(values[0]), float(values.max()), float(values[-1]), False)
+    return None
 
 
 def _far_better(trace: Trace, name: str, seen: Verdict) -> bool:
