@@ -1,0 +1,150 @@
+"""Score the diagnosis on the corpus: what it finds, whether it names the cause, and whether it leaves sound nets alone.
+
+Every failing program, its repaired twin and every sound program is diagnosed before its training. Beside it stand four
+rules in common use, judged on the same hundred steps: TerminateOnNaN; the gradient of the first layer over that of the
+last above 70, or below 1/70; mean |g| above 1 or below 1e-7; a loss that does not fall. They name no cause.
+
+    python benchmarks/diagnosis.py                      both halves; about a quarter of an hour
+    python benchmarks/diagnosis.py --half tuning_half   the half by which rules may be tuned, program by program
+
+Of the half that is set aside only the totals are printed, so that nobody tunes a rule to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import keras
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import gradrecipes as gr
+from gradrecipes.core.finding import Kind
+from tests.corpus.case import Case
+from tests.corpus.verify import surroundings
+
+HALVES = ("tuning_half", "set_aside")
+RATIO = 70.0  # first over last layer's gradient norm
+LARGEST_MEAN, SMALLEST_MEAN = 1.0, 1e-7  # mean |g| of a layer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--half", choices=HALVES, action="append", help="default: both")
+    parser.add_argument("--out", type=Path, default=Path("out/diagnosis.json"))
+    arguments = parser.parse_args()
+    console, results = Console(width=120), {}
+    for half in arguments.half or HALVES:
+        results[half] = score(half)
+        console.print(totals(half, results[half]))
+        if half != "set_aside":
+            for row in results[half]:
+                if not row["right"]:
+                    expected = row["cause"] or "nothing"
+                    console.print(f"  {row['name']}: expected {expected}, found {row['found'][:3]} {row['error']}")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    shown = {half: rows for half, rows in results.items() if half != "set_aside"}
+    arguments.out.write_text(json.dumps(shown, indent=1))
+
+
+def programs(half: str) -> Iterator[tuple[Case, str]]:
+    """Yield (case, "failing" | "twin" | "sound")."""
+    for case in importlib.import_module(f"tests.corpus.{half}").CASES:
+        yield case, "sound" if case.cause is None else "failing"
+        if case.repaired is not None:
+            yield case, "twin"
+
+
+def score(half: str) -> list[dict[str, Any]]:
+    """Return a row for every program of a half."""
+    return [judge(case, kind) for case, kind in track(list(programs(half)), description=half)]
+
+
+def judge(case: Case, kind: str) -> dict[str, Any]:
+    """Diagnose one program."""
+    keras.backend.clear_session()
+    expected = (case.cause, *case.accepted) if kind == "failing" else ()
+    row: dict[str, Any] = {"name": case.name, "kind": kind, "cause": case.cause if expected else None, "error": ""}
+    with surroundings(case.needs):
+        program = (case.repaired if kind == "twin" else case.build)()
+        began = time.perf_counter()
+        try:
+            diagnosis = gr.diagnose(program.model, program.x, program.y, batch_size=program.batch_size)
+        except Exception as error:  # counts as a miss, and as a false alarm
+            return row | {"error": repr(error)[:200], "found": [], "right": False, "healthy": False, "seconds": 0.0}
+        row["seconds"] = time.perf_counter() - began
+    causes = [finding.code for finding in diagnosis.findings if finding.kind is Kind.CAUSE]
+    found = [finding.code for finding in diagnosis.findings]
+    row |= {"found": found, "causes": causes, "healthy": not found, "steps": len(diagnosis.trace)}
+    row["right"] = bool(found and found[0] in expected) if expected else not found
+    row["among_three"] = bool(set(causes[:3]) & set(expected))
+    row["baselines"] = baselines(diagnosis.trace)
+    return row
+
+
+def baselines(trace: gr.Trace) -> dict[str, bool]:
+    """Return which of the rules in common use would raise an alarm on these steps."""
+    if not len(trace):
+        return dict.fromkeys(("TerminateOnNaN", "first : last > 70", "mean |g|", "loss not falling"), False)
+    loss, norms = trace.loss.astype(float), trace.layer_gradient_norm.astype(float)
+    norms = norms[:, np.isfinite(norms).any(axis=0)]
+    sizes = {layer["name"]: layer.get("parameters") or 1 for layer in trace.description.get("layers", [])}
+    counts = np.array([sizes.get(name, 1) for name in trace.layers], dtype=float)
+    means = trace.layer_gradient_norm.astype(float) / np.sqrt(np.maximum(counts, 1.0))
+    with np.errstate(all="ignore"):
+        ratio = norms[:, 0] / norms[:, -1] if norms.shape[1] > 1 else np.ones(len(norms))
+    quarter = max(1, len(loss) // 4)
+    with np.errstate(all="ignore"):
+        falling = np.nanmean(loss[-quarter:]) < np.nanmean(loss[:quarter])
+    return {
+        "TerminateOnNaN": bool(not np.isfinite(loss).all()),
+        "first : last > 70": bool((np.nanmax(ratio) > RATIO) or (np.nanmin(ratio) < 1.0 / RATIO)),
+        "mean |g|": bool(np.nanmax(means) > LARGEST_MEAN or np.nanmin(np.nanmax(means, axis=0)) < SMALLEST_MEAN),
+        "loss not falling": bool(not falling),
+    }
+
+
+def totals(half: str, rows: list[dict[str, Any]]) -> Table:
+    """Return the table of a half."""
+    failing = [row for row in rows if row["kind"] == "failing"]
+    sound = [row for row in rows if row["kind"] != "failing"]
+    table = Table(title=f"{half}: {len(failing)} failing programs, {len(sound)} sound ones (twins included)")
+    for column in ("", "detected", "first finding right", "cause among first three", "false alarms"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row(
+        "gr.diagnose",
+        _share([not row["healthy"] for row in failing]),
+        _share([row["right"] for row in failing]),
+        _share([row.get("among_three", False) for row in failing]),
+        _share([not row["healthy"] for row in sound]),
+        end_section=True,
+    )
+    for name in ("TerminateOnNaN", "first : last > 70", "mean |g|", "loss not falling"):
+        alarms = [[row["baselines"][name] for row in part if "baselines" in row] for part in (failing, sound)]
+        table.add_row(name, _share(alarms[0]), "-", "-", _share(alarms[1]))
+    seconds = np.array([row["seconds"] for row in rows])
+    steps = [row["steps"] for row in rows if "steps" in row]
+    table.caption = (
+        f"Seconds a program: median {np.median(seconds):.1f}, largest {seconds.max():.1f}. "
+        f"Steps of the trial: median {np.median(steps):.0f}, most {max(steps)}."
+    )
+    return table
+
+
+def _share(values: list[bool]) -> str:
+    return f"{sum(values)} of {len(values)} ({sum(values) / max(1, len(values)):.0%})"
+
+
+if __name__ == "__main__":
+    main()
