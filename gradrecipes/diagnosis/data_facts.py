@@ -10,7 +10,7 @@ import numpy as np
 
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.readings import number
-from gradrecipes.diagnosis.varied import mends, variation
+from gradrecipes.diagnosis.varied import healing_rate, heals, mends, variation
 from gradrecipes.diagnosis.verdict import LEARNING, OSCILLATING, STALLED, Verdict, losses, verdict
 
 Array = dict[str, Any]
@@ -20,6 +20,7 @@ AT_CHANCE = (0.9, 1.1)  # end over chance of a net that answers everything with 
 LEARNT = 0.5  # end over chance of a net that came to rest because there is little left to learn
 BETTER = 0.98  # end of a variation over that of the run: of one and the same batches, so that 2% are no accident
 FALLING = 0.95  # last quarter over the one before: a loss that falls so fast is not at rest
+THROWN_OFF = 10.0  # largest loss over the first: sound nets stay below, early spikes of Adam included
 FAR_START = 3.0  # start over chance of a net whose first answers are far out; nets at the usual scale start below 2
 
 
@@ -147,6 +148,23 @@ def holds_back(trace: Trace, seen: Verdict | None = None) -> bool:
         held = seen.start_over_chance >= FAR_START and not _still_falling(trace)
         return over > AT_CHANCE[0] and (held or seen.slow)
     return _log_ratio(seen.start, seen.end) * REACHES_CHANCE < math.log(over)
+
+
+def suffers_from(trace: Trace, name: str, seen: Verdict) -> bool:
+    """Say whether a run is held back, or learns no more than chance where only one variation learns.
+
+    The second is asked of runs that seem to fall: thrown off by their first steps, they come back from there to the
+    best constant answer, and no other rate brings them further.
+    """
+    if holds_back(trace, seen):
+        return True
+    over = number(seen.end_over_chance)
+    rates = healing_rate(trace, lower=True), healing_rate(trace, lower=False)
+    if over is None or not heals(trace, name) or rates != (None, None):
+        return False
+    loss = losses(trace)
+    thrown_off = over > AT_CHANCE[1] and float(np.nanmax(loss)) > THROWN_OFF * abs(float(loss[0]))
+    return thrown_off or (AT_CHANCE[0] < over < AT_CHANCE[1] and not _still_falling(trace))
 
 
 def betters(trace: Trace, name: str, seen: Verdict) -> bool:

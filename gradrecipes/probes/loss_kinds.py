@@ -30,6 +30,8 @@ def acts_like(loss: Any, target: tf.Tensor, output: tf.Tensor) -> dict[str, Any]
     values = np.asarray(tf.cast(output, tf.float32))
     noise = [random.uniform(0.2, 0.8, values.shape) for _ in range(TRIALS - 1)]
     trials = [values, *(0.5 * values + part for part in noise)]
+    if values.ndim > 1 and values.shape[-1] > 1 and np.allclose(values.sum(axis=-1), 1.0, atol=1e-3):
+        trials = [trial / trial.sum(axis=-1, keepdims=True) for trial in trials]  # Keras would do so itself
     trials = [tf.constant(trial, tf.float32) for trial in trials]
     try:
         found = [float(loss(target, trial)) for trial in trials]

@@ -173,3 +173,33 @@ def test_a_loss_that_compares_all_with_all_is_found():
 
 def test_keras_takes_the_logits_behind_a_sigmoid_for_those_of_a_softmax():
     assert probe(net(activation="sigmoid"), ONE_HOT, "categorical_crossentropy")["outputs"][0]["logits_seen"] is True
+
+
+def by_tensorflow(y_true, y_pred):
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(y_true, tf.int32), y_pred)
+
+
+def smooth(y_true, y_pred):
+    return ops.mean(ops.softplus(ops.abs(y_true - y_pred)), axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "activation", "y", "like"),
+    [
+        (by_tensorflow, "softmax", LABELS, ("sparse_categorical_crossentropy", True)),
+        (own_categorical, "softmax", ONE_HOT, ("categorical_crossentropy", False)),
+        (own_safe_binary, "sigmoid", ONE_HOT, ("binary_crossentropy", False)),
+        (
+            lambda a, b: keras.losses.binary_crossentropy(a, b, from_logits=True),
+            None,
+            ONE_HOT,
+            ("binary_crossentropy", True),
+        ),
+        (lambda a, b: ops.mean(ops.square(a - b), axis=-1), None, X[:, :3], ("mean_squared_error", None)),
+        (smooth, None, X[:, :3], None),
+        (own_distance, None, X[:, :3], None),
+    ],
+)
+def test_a_loss_is_recognized_by_what_it_does(loss, activation, y, like):
+    found = probe(net(activation=activation), y, loss)["outputs"][0]["acts_like"]
+    assert (found and (found["loss"], found["from_logits"])) == like

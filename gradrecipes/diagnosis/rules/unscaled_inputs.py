@@ -30,7 +30,7 @@ from typing import Any
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.data_facts import FAR_START, Array, betters, first_loss_over_chance, holds_back
+from gradrecipes.diagnosis.data_facts import FAR_START, Array, betters, first_loss_over_chance, suffers_from
 from gradrecipes.diagnosis.prescribe_data import normalize_inputs
 from gradrecipes.diagnosis.readings import number, say
 from gradrecipes.diagnosis.varied import heals, variation, varied_evidence
@@ -46,7 +46,7 @@ TINY = 0.01  # root mean square below which all that the first layer makes of th
 def unscaled_inputs(trace: Trace) -> Finding | None:
     """Tell which inputs are far from unit size, and what becomes of the run with and without scaling."""
     seen = verdict(trace)
-    if not holds_back(trace, seen):
+    if not suffers_from(trace, "scaled_inputs", seen):
         return None
     healed, tried = heals(trace, "scaled_inputs"), variation(trace, "scaled_inputs") is not None
     better = betters(trace, "scaled_inputs", seen) and first_loss_over_chance(trace, seen) >= FAR_START

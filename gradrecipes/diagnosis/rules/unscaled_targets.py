@@ -31,7 +31,7 @@ from typing import Any
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.data_facts import Head, heads, holds_back
+from gradrecipes.diagnosis.data_facts import Head, heads, suffers_from
 from gradrecipes.diagnosis.prescribe_data import scale_targets
 from gradrecipes.diagnosis.readings import number, say
 from gradrecipes.diagnosis.varied import heals, variation, varied_evidence
@@ -45,7 +45,7 @@ ON_LABELS = ("crossentropy", "cross_entropy", "hinge", "ctc", "dice", "tversky",
 def unscaled_targets(trace: Trace) -> Finding | None:
     """Tell which targets are far from unit size, and what becomes of the run with and without scaling."""
     seen = verdict(trace)
-    if not holds_back(trace, seen):
+    if not suffers_from(trace, "scaled_targets", seen):
         return None
     healed, tried = heals(trace, "scaled_targets"), variation(trace, "scaled_targets") is not None
     together = heals(trace, "all_scaled")
