@@ -107,6 +107,22 @@ def set_learning_rate(trace: Trace, factor: float, why: str) -> Prescription:
     )
 
 
+def find_the_range() -> Prescription:
+    """Return the advice to look at which learning rates the loss falls at all."""
+    return Prescription(
+        title="Look at which learning rates the loss falls at all",
+        code=(
+            "import gradrecipes as gr\n\n"
+            "curve = gr.probes.learning_rate_range(model, x, y)\n"
+            "print(curve.valley)\n"
+            "curve.plot()\n"
+        ),
+        reason="A hundred batches tell a rate that is too low from a net that cannot learn at any.",
+        risk="None: the model is put back to what it was.",
+        reference="arXiv 1506.01186 (range test)",
+    )
+
+
 def fresh_optimizer(trace: Trace) -> Prescription:
     """Return the advice to begin with the optimizer's usual settings and an empty memory."""
     rate = recorded_rate(trace) or 1e-3

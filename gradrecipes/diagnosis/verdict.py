@@ -156,5 +156,6 @@ def _ends(loss: np.ndarray, period: int) -> tuple[float, float]:
 
 
 def _spread(values: np.ndarray) -> float:
-    """Return a standard deviation that single batches do not move."""
-    return 1.4826 * float(np.median(np.abs(values - np.median(values)))) if len(values) else 0.0
+    """Return a standard deviation that single batches do not move: that of a normal with the same quartiles."""
+    low, high = np.percentile(values, [25, 75]) if len(values) else (0.0, 0.0)
+    return float(high - low) / 1.349

@@ -12,6 +12,7 @@ import pytest
 
 from gradrecipes.core.activation import ACTIVATIONS
 from gradrecipes.core.trace import SKIPPED_GRADIENT, SKIPPED_LOSS, Trace
+from tests.diagnosis import hand_made
 
 FLOAT = np.float32
 
@@ -477,6 +478,9 @@ SILENT: dict[str, tuple[str, ...]] = {
         "spike_for_good",
     ),
 }
+
+for _table, _more in ((TRACES, hand_made.TRACES), (FIRES, hand_made.FIRES), (SILENT, hand_made.SILENT)):
+    _table.update({name: _table[name] + more if name in _table else more for name, more in _more.items()})
 
 _built: dict[str, Trace] = {}
 

@@ -57,6 +57,7 @@ def dead_units(trace: Trace) -> Finding | None:
         title="Let the biases begin at 0",
         code=f"import keras\n\n# In {worst['name']}:\n# keras.layers.Dense(units, activation='relu')\n",
         reason="keras.layers.Dense does so by default: half of what reaches a ReLU is then above 0.",
+        risk="None for training from scratch.",
         reference="arXiv 1903.06733",
     )
     slower = set_learning_rate(

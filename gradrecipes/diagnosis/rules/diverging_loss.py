@@ -5,10 +5,10 @@ Fires where the loss at the end is more than twice that at the start, and furthe
 that heals is none.
 
 ## Why it is bad
-Every step makes the net worse; what comes next is Inf.
+Every step makes the net worse, the weights saved since then are worthless, and what comes next is Inf.
 
 ## Example
-SGD at a rate of 10; targets in the thousands under a squared loss.
+SGD at a rate of 10; targets in the thousands under a squared loss and SGD.
 
 ## Remedy
 This is a symptom: treat the cause. Until then a `GradientGuard` goes back to sound weights and bounds the rate.
@@ -39,7 +39,7 @@ def diverging_loss(trace: Trace) -> Finding | None:
         kind=Kind.SYMPTOM,
         severity=Severity.CRITICAL,
         confidence=0.95,
-        explanation=statement,
+        explanation=f"{statement} Every step makes the net worse now, and what comes next is Inf.",
         step=seen.step,
         evidence=(Evidence(statement, seen.end, seen.start, "this run"),),
         prescriptions=(guard(),),

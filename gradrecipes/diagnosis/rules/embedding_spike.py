@@ -90,6 +90,7 @@ def embedding_spike(trace: Trace) -> Finding | None:
                     "keras.layers.Embedding(tokens, width, embeddings_initializer='uniform')  # -0.05 to 0.05\n"
                 ),
                 reason="Then the embedding sends on a signal that the layers behind it were initialized for.",
+                risk="None for training from scratch; vectors that were trained before are not touched by it.",
                 reference="arXiv 2312.16903",
             ),
             clip(trace, "Clip the gradient by its global norm", repairs=True),

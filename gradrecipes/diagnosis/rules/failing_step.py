@@ -21,9 +21,22 @@ from __future__ import annotations
 from typing import Any
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
 
 PARTS = {"build": "The model could not be built on these inputs", "step": "A training step raised an error"}
+_LOOK = Prescription(
+    title="Compare the shapes of data, outputs and targets",
+    code=(
+        "import numpy as np\n\n"
+        "print(model.input_shape, np.shape(x))\n"
+        "print(model.output_shape, np.shape(y), np.min(y), np.max(y))\n"
+        "model.train_on_batch(x[:2], y[:2])  # the same error, on two samples\n"
+    ),
+    reason="Most such errors are an axis too many, another number of columns, or labels beyond the units.",
+    risk="The two samples train the model by one step if they do not fail.",
+    reference="Keras guide: training and evaluation with the built-in methods",
+)
 
 
 def failing_step(trace: Trace) -> Finding | None:
@@ -39,8 +52,9 @@ def failing_step(trace: Trace) -> Finding | None:
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=1.0,
-        explanation=f"{said} {message}",
+        explanation=f"{said} model.fit would raise the same, most often as a long traceback. The message: {message}",
         evidence=(Evidence(f"The message: {message}", source="TensorFlow and Keras"), *_shapes(trace)),
+        prescriptions=(_LOOK,),
     )
 
 

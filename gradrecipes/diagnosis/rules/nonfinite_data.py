@@ -11,7 +11,7 @@ every weight NaN. Nothing is left to learn with, in the first epoch at the lates
 
 ## Example
 ```python
-x[17, 3] = np.nan
+x = table.to_numpy()  # a column of a failed join is NaN
 ```
 
 ## Remedy

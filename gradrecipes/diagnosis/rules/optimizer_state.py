@@ -30,7 +30,7 @@ from typing import Any
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.readings import middle, number, say
+from gradrecipes.diagnosis.readings import layer_descriptions, middle, number, say
 from gradrecipes.diagnosis.remedies import fresh_optimizer
 from gradrecipes.diagnosis.varied import heals, variation, varied_evidence
 from gradrecipes.diagnosis.verdict import verdict
@@ -127,7 +127,7 @@ def _bad_setting(trace: Trace, *, broken: bool) -> Said | None:
 
 
 def _gradient_rms(trace: Trace) -> float | None:
-    entries = sum(int(layer.get("parameters") or 0) for layer in trace.description.get("layers") or [])
+    entries = sum(number(layer.get("parameters")) or 0.0 for layer in layer_descriptions(trace))
     norm = middle(trace.gradient_norm)
     return norm / entries**0.5 if entries and norm > 0 else None
 

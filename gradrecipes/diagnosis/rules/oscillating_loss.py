@@ -5,7 +5,7 @@ Fires where the last losses spread by more than their median, three times as muc
 median is no lower than at the start.
 
 ## Why it is bad
-Each step overshoots, or each batch says something else.
+Each step overshoots what the last one reached, or each batch says something else: nothing is kept.
 
 ## Example
 A learning rate just above what the curvature allows; batches of two samples.
@@ -41,7 +41,7 @@ def oscillating_loss(trace: Trace) -> Finding | None:
         kind=Kind.SYMPTOM,
         severity=Severity.WARNING,
         confidence=0.8,
-        explanation=statement,
+        explanation=f"{statement} Each step overshoots what the last one reached, or each batch says something else.",
         evidence=(Evidence(statement, seen.end, seen.start, "this run"),),
         prescriptions=(set_learning_rate(trace, 0.1, "Shorter steps do not overshoot."),),
     )

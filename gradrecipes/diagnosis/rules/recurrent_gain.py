@@ -5,9 +5,9 @@ Reads what the recurrent probe measured on the untouched net: the factor by whic
 through one time step, as a geometric mean over the real sequences, and that of the state on its way forwards. It fires
 where that factor, over all steps of the sequence, makes a thousandfold of a gradient or of an unbounded state *and* the
 run shows it: it broke, ran away or learnt nothing, or the gradient of that layer is out of proportion to its weights.
-It also fires where nothing of a gradient is left after ten steps and the loss stands still, and where a run breaks with
-gradients that jump in a recurrent layer whose cell lets its state grow without a bound, or in a plain recurrent layer,
-which nothing keeps from growing once it trains.
+It also fires where nothing of a gradient is left after ten steps and the loss stands still, where a run breaks with
+a gated cell that lets its state grow without a bound, and where a run learns nothing while the gradient of a plain
+recurrent layer, which nothing keeps from growing once it trains, jumps to ten times its usual size.
 
 ## Why it is bad
 A factor rho per step is rho^T over T steps. The gradient with respect to what came early is then so much larger (or
@@ -48,7 +48,9 @@ PER_STEP = 1.02  # growth per step; orthogonal tanh layers, LSTM and GRU start a
 GONE = 0.2  # growth per step: after ten steps float32 (2^-23) keeps nothing of the gradient
 LONG_ENOUGH = 10  # steps
 OUT_OF_PROPORTION = 10.0  # ||g||/||W|| of the layer at the first step; sound nets have .01 to 2
-JUMP = 100.0  # largest gradient norm of the layer in the run over its median there; sound runs stay within 20
+JUMP = 10.0  # largest gradient norm of a plain layer over its median, in a run that does not learn; noise makes 3
+LOOSE_JUMP = 5.0  # the same where the matrix by itself would make a thousandfold of an unbounded state
+WILD_JUMP = 100.0  # the same: beyond any doubt
 WITHOUT_BOUND = {"relu", "leaky_relu", "elu", "selu", "linear", "exponential", "softplus", "silu", "swish", "gelu"}
 GATED = {"LSTM", "GRU", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"}
 
@@ -111,7 +113,10 @@ def _gains(trace: Trace, layer: dict[str, Any], seen: Verdict, harmed: bool) -> 
     gated = layer.get("kind") in GATED
     if gated and unbounded and seen.unhealthy:
         found.append(Gain(layer, "cell", backward or math.nan, total or math.nan, jump))
-    if layer.get("kind") == "SimpleRNN" and jump >= JUMP and (seen.unhealthy or seen.state == OSCILLATING):
+    radius = number(layer.get("spectral_radius")) or 0.0
+    loose = unbounded and radius > 1.0 and steps * math.log10(radius) >= EXPLODES
+    moves = seen.unhealthy or seen.state in (OSCILLATING, STALLED)
+    if layer.get("kind") == "SimpleRNN" and moves and jump >= (LOOSE_JUMP if loose else JUMP):
         found.append(Gain(layer, "motion", backward or math.nan, total or math.nan, jump))
     return found
 
@@ -142,8 +147,10 @@ def _confidence(gain: Gain, seen: Verdict) -> float:
     if gain.way in ("backward", "forward"):
         return 0.95 if seen.unhealthy else 0.85
     if gain.way == "cell":
-        return 0.9 if gain.jump >= JUMP else 0.8
-    return 0.7 if gain.way == "motion" else 0.8
+        return 0.9 if gain.jump >= WILD_JUMP else 0.8
+    if gain.way == "motion":
+        return 0.75 if gain.jump >= WILD_JUMP else 0.65
+    return 0.8
 
 
 def _title(gain: Gain) -> str:

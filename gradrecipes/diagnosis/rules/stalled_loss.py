@@ -6,13 +6,13 @@ less than a hundredth. By itself that is no illness, for a net may have learnt a
 diagnosis therefore names it only beside a cause that explains it.
 
 ## Why it is bad
-Steps are spent and nothing is learnt.
+Steps are spent and nothing is learnt, and a training that stands still looks like one that needs more patience.
 
 ## Example
 Twelve sigmoid layers; a learning rate of 1e-7; a last layer whose ReLU is dead.
 
 ## Remedy
-This is a symptom: treat the cause.
+This is a symptom: treat the cause that is named beside it.
 
 ## References
 - Smith, arXiv 1506.01186: the range test tells at which rates a loss falls at all.
@@ -23,6 +23,7 @@ from __future__ import annotations
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.remedies import find_the_range
 from gradrecipes.diagnosis.verdict import STALLED, verdict
 
 
@@ -39,6 +40,7 @@ def stalled_loss(trace: Trace) -> Finding | None:
         kind=Kind.SYMPTOM,
         severity=Severity.WARNING,
         confidence=0.9,
-        explanation=statement,
+        explanation=f"{statement} Steps are spent and nothing is learnt; the cause named beside this says why.",
         evidence=(Evidence(statement, seen.end, seen.start, "this run"),),
+        prescriptions=(find_the_range(),),
     )

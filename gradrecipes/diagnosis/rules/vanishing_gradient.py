@@ -15,7 +15,7 @@ Twelve sigmoid layers under Glorot's weights: a factor of four is lost in each, 
 This is a symptom: treat the cause if one is named. Otherwise: ReLU with He weights, normalization, skip connections.
 
 ## References
-- Hochreiter, 1991; Pascanu et al., arXiv 1211.5063.
+- Hochreiter, 1991; Pascanu et al., "On the difficulty of training recurrent neural networks", arXiv 1211.5063.
 """
 
 from __future__ import annotations

@@ -1,0 +1,352 @@
+"""Traces with probes, made by hand: one sound trial, and changes that make it sick in one way each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gradrecipes.core.event import Event
+from gradrecipes.core.trace import Trace
+
+BATCHES, STEPS, DEPTH = 10, 100, 4
+FALLING = 2.4 * np.exp(-np.arange(STEPS) / 40.0)
+STANDING = np.full(STEPS, 2.3)
+BROKEN = np.r_[2.3, 40.0, 900.0, np.full(STEPS - 3, np.nan)]
+CLIMBING = 2.3 * 1.08 ** np.arange(STEPS)
+CHANCE = 2.3
+LEARNS = {"start": 2.3, "end": 0.4, "fall": 0.83, "broken": None, "over_chance": 0.17}
+STANDS = {"start": 2.3, "end": 2.3, "fall": 0.0, "broken": None, "over_chance": 1.0}
+
+
+def trial(
+    loss: np.ndarray = FALLING,
+    *,
+    depth: int = DEPTH,
+    activation: str = "relu",
+    update: float = 2e-3,
+    varied: dict[str, dict[str, Any]] | None = None,
+    layers: Callable[[dict[str, Any], int], dict[str, Any]] | None = None,
+    after: Callable[[dict[str, Any], int], dict[str, Any]] | None = None,
+    weights: Callable[[dict[str, Any], int], dict[str, Any]] | None = None,
+    structure: dict[str, Any] | None = None,
+    description: dict[str, Any] | None = None,
+    **probes: Any,
+) -> Trace:
+    """Return the record of a trial: sound, but for what the arguments change.
+
+    `layers`, `after` and `weights` take what a sound layer or weight reads, and its place, and return what to change.
+    """
+    names = [f"dense_{place}" for place in range(depth)]
+    read = [_layer(name, activation if place < depth - 1 else "softmax") for place, name in enumerate(names)]
+    weighed = [_weight(name) for name in names]
+    before = [one | (layers(one, place) if layers else {}) for place, one in enumerate(read)]
+    later = [one | (after(one, place) if after else {}) for place, one in enumerate(before)]
+    weighed = [one | (weights(one, place) if weights else {}) for place, one in enumerate(weighed)]
+    trace = Trace(names, description=_description(names, read) | (description or {}))
+    finite = np.isfinite(loss)
+    norm = np.where(finite, 1.0, np.nan)
+    trace.extend(
+        step=np.arange(len(loss)),
+        loss=loss,
+        gradient_norm=norm,
+        layer_gradient_norm=np.repeat(norm[:, None] / 2.0, depth, axis=1),
+    )
+    trace.extend_samples(
+        step=[0, 1, 2],
+        weight_norm=np.full((3, depth), 8.0),
+        update_ratio=np.full((3, depth), update),
+        output_rms=np.ones((3, depth)),
+        output_gradient_norm=np.full((3, depth), 0.1),
+    )
+    trace.probes = {
+        "data": {"inputs": [], "targets": [], "samples": 1000, "complete": True},
+        "structure": {"plain_depth": depth, "outputs": [], "inputs": [], **(structure or {})},
+        "signal": {"before": {"layers": before, "weights": weighed}, "after": {"layers": later}},
+        "trial": {
+            "steps": len(loss),
+            "batches": BATCHES,
+            "chance": CHANCE,
+            "broken": None if finite.all() else int(np.argmin(finite)),
+            "autopsy": None,
+            "logs": {},
+            "varied": varied or {},
+        },
+        **probes,
+    }
+    return copy.deepcopy(trace)
+
+
+def _layer(name: str, activation: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": "Dense",
+        "activation": activation,
+        "dtype": "float32",
+        "input_rms": 1.0,
+        "output_rms": 1.0,
+        "output_mean": 0.4,
+        "output_max": 4.0,
+        "nonfinite_share": 0.0,
+        "zero_share": 0.5,
+        "dead_share": 0.05 if activation == "relu" else None,
+        "saturated_share": 0.02 if activation in ("tanh", "sigmoid") else None,
+        "output_gradient_norm": 0.1,
+        "activation_exponent": 1.0 if activation == "relu" else 0.3,
+        "activation_gain": 0.71,
+    }
+
+
+def _weight(name: str) -> dict[str, Any]:
+    sizes = {"mean": 0.0, "std": 0.177, "rms": 0.177, "largest": 0.6, "least": 0.125, "most": 0.177}
+    place = {"path": f"{name}/kernel", "layer": name, "kind": "Dense", "role": "kernel", "shape": [64, 64]}
+    return place | sizes | {"fan_in": 64, "fan_out": 64}
+
+
+def _description(names: list[str], read: list[dict[str, Any]]) -> dict[str, Any]:
+    layers = [
+        {"name": name, "kind": "Dense", "activation": one["activation"], "fan_in": 64, "units": 64}
+        | {"weight_std": None, "parameters": 4160, "trainable": True}
+        for name, one in zip(names, read, strict=True)
+    ]
+    optimizer = {"name": "Adam", "learning_rate": 1e-3, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}
+    return {"optimizer": optimizer, "learning_rate": 1e-3, "loss": "sparse_categorical_crossentropy"} | {
+        "precision": "float32",
+        "batch_size": 32,
+        "layers": layers,
+    }
+
+
+def epochs(training: list[float], validation: list[float]) -> Trace:
+    """Return the record of a fit of which only the logs of its epochs are known."""
+    trace = Trace(["dense"])
+    for epoch, (loss, val_loss) in enumerate(zip(training, validation, strict=True)):
+        trace.append(step=epoch, epoch=epoch, loss=loss)
+        trace.add_event(Event("epoch", epoch, epoch, 0, "", {"logs": {"loss": loss, "val_loss": val_loss}}))
+    return trace
+
+
+def at(*places: int, **changes: Any) -> Callable[[dict[str, Any], int], dict[str, Any]]:
+    """Return a change of the layers, or weights, at these places; of all where none is named."""
+    return lambda one, place: changes if not places or place in places else {}
+
+
+def _shrinking(one: dict[str, Any], place: int) -> dict[str, Any]:
+    return {"output_gradient_norm": 0.1 * 0.25 ** (DEPTH * 3 - 1 - place)}
+
+
+def _growing_back(one: dict[str, Any], place: int) -> dict[str, Any]:
+    return {"kind": "BatchNormalization" if place % 2 else "Dense", "output_gradient_norm": 0.1 * 1.2 ** (39 - place)}
+
+
+def _growing_sums(one: dict[str, Any], place: int) -> dict[str, Any]:
+    return {"kind": "Add", "output_rms": 1.4**place}
+
+
+def _embedding(one: dict[str, Any], place: int) -> dict[str, Any]:
+    return {"role": "embedding", "rms": 8.0, "std": 8.0} if place == 0 else {}
+
+
+def _optimizer(**changes: Any) -> dict[str, Any]:
+    return {"optimizer": {"name": "Adam", "learning_rate": 1e-3, "beta_1": 0.9, "beta_2": 0.999} | changes}
+
+
+def _lstm(one: dict[str, Any], place: int) -> dict[str, Any]:
+    return {"kind": "LSTM", "activation": "relu", "activation_exponent": 1.0} if place == 0 else {}
+
+
+FAILURE = {"stage": "step", "type": "InvalidArgumentError", "message": "a label of 10 lies outside of [0, 10)"}
+TRACES: dict[str, Callable[[], Trace]] = {
+    "trial_learns": trial,
+    "trial_learns_in_tanh": lambda: trial(activation="tanh"),
+    "trial_learns_deep": lambda: trial(depth=40),
+    "trial_stands": lambda: trial(STANDING),
+    "trial_step_fails": lambda: trial(np.zeros(0), failure=FAILURE),
+    "trial_weights_tiny": lambda: trial(STANDING, weights=at(rms=1e-4, std=1e-4), varied={"fitting_weights": LEARNS}),
+    "trial_weights_alike": lambda: trial(STANDING, weights=at(rms=0.1, std=0.0, mean=0.1)),
+    "trial_sigmoids_shrink": lambda: trial(STANDING, depth=12, activation="sigmoid", layers=_shrinking),
+    "trial_weights_huge": lambda: trial(
+        BROKEN, weights=at(rms=1.0, std=1.0), varied={"fitting_weights": LEARNS, "rate_0.1": LEARNS}
+    ),
+    "trial_deep_stands": lambda: trial(STANDING, depth=40),
+    "trial_deep_mended_by_rate": lambda: trial(STANDING, depth=40, varied={"rate_10": LEARNS}),
+    "trial_batch_norm_explodes": lambda: trial(STANDING, depth=40, layers=_growing_back),
+    "trial_batch_norm_learns": lambda: trial(depth=40, layers=_growing_back),
+    "trial_sums_grow": lambda: trial(BROKEN, depth=20, layers=_growing_sums, structure={"plain_depth": 1}),
+    "trial_sums_grow_and_learn": lambda: trial(depth=20, layers=_growing_sums),
+    "trial_squares": lambda: trial(BROKEN, layers=at(1, activation="square", activation_exponent=2.0)),
+    "trial_squares_learn": lambda: trial(layers=at(1, activation="square", activation_exponent=2.0)),
+    "trial_relu_lstm": lambda: trial(BROKEN, layers=_lstm),
+    "trial_saturated": lambda: trial(STANDING, activation="tanh", layers=at(1, saturated_share=0.9)),
+    "trial_saturated_learns": lambda: trial(activation="tanh", layers=at(1, saturated_share=0.9)),
+    "trial_dead": lambda: trial(STANDING, layers=at(1, dead_share=1.0)),
+    "trial_dies": lambda: trial(STANDING, update=0.8, after=at(1, dead_share=1.0), varied={"rate_0.1": LEARNS}),
+    "trial_dead_learns": lambda: trial(layers=at(1, dead_share=0.95)),
+    "trial_rate_too_low": lambda: trial(STANDING, update=1e-6, varied={"rate_10": STANDS, "rate_100": LEARNS}),
+    "trial_nothing_helps": lambda: trial(STANDING, update=1e-6, varied={"rate_10": STANDS, "rate_100": STANDS}),
+    "trial_rate_too_high": lambda: trial(CLIMBING, update=0.5, varied={"rate_0.1": LEARNS}),
+    "trial_float16": lambda: trial(
+        BROKEN, description={"precision": "mixed_float16"}, after=at(1, dtype="float16", nonfinite_share=0.2)
+    ),
+    "trial_float16_learns": lambda: trial(description={"precision": "mixed_float16"}, layers=at(dtype="float16")),
+    "trial_bfloat16_breaks": lambda: trial(BROKEN, description={"precision": "mixed_bfloat16"}),
+    "trial_momentum_of_one": lambda: trial(CLIMBING, description=_optimizer(name="SGD", momentum=1.2)),
+    "trial_no_epsilon": lambda: trial(BROKEN, description=_optimizer(epsilon=0.0)),
+    "trial_bad_memory": lambda: trial(STANDING, varied={"fresh_optimizer": LEARNS}),
+    "trial_embedding_huge": lambda: trial(STANDING, weights=_embedding, varied={"fitting_weights": LEARNS}),
+    "trial_embedding_huge_learns": lambda: trial(weights=_embedding),
+    "trial_vanishes": lambda: trial(STANDING, layers=lambda one, place: {"output_gradient_norm": 10.0 ** (3 * place)}),
+    "trial_jumps": lambda: trial(np.r_[2.3 + 0.05 * np.sin(np.arange(60)), np.tile([0.1, 0.2, 6.5, 4.4], 10)]),
+    "trial_climbs": lambda: trial(CLIMBING),
+    "validation_climbs": lambda: epochs(
+        [2.0, 1.5, 1.0, 0.7, 0.5, 0.3, 0.2, 0.1], [2.1, 1.8, 1.7, 1.9, 2.2, 2.6, 3.0, 3.4]
+    ),
+    "validation_falls": lambda: epochs(
+        [2.0, 1.5, 1.0, 0.7, 0.5, 0.3, 0.2, 0.1], [2.1, 1.8, 1.7, 1.6, 1.6, 1.5, 1.5, 1.5]
+    ),
+}
+
+
+# -- what rests on the data, the outputs and the loss -----------------------------------------------------
+def array(name: str, *, rms: float = 1.0, **changes: Any) -> dict[str, Any]:
+    """Return what the data probe says of a sound array of 8 columns, but for the changes."""
+    columns = {"count": 8, "constant": 0, "empty": [], "std_min": rms, "std_max": rms, "mean_abs_max": 0.0}
+    columns |= {"rms_median": rms, "rms_max": rms, "nonfinite": [], "largest": []}
+    sound = {"name": name, "shape": [8], "samples": 1000, "dtype": "float32", "numeric": True, "unreadable": None}
+    sound |= {
+        "integer_valued": False,
+        "feeds_embedding": False,
+        "finite": 8000,
+        "nonfinite": 0,
+        "nonfinite_samples": [],
+    }
+    sound |= {"nonfinite_share": 0.0, "rms": rms, "mean": 0.0, "std": rms, "min": -3.0 * rms, "max": 3.0 * rms}
+    sound |= {"median_abs": 0.7 * rms, "columns": columns, "outliers": [], "outlying_samples": 0, "rms_sound": rms}
+    return sound | changes
+
+
+def labels(**changes: Any) -> dict[str, Any]:
+    """Return what the data probe says of class numbers from 0 to 9, but for the changes."""
+    found = array("y", rms=5.3, shape=[], integer_valued=True, dtype="int64", min=0.0, max=9.0, mean=4.5, std=2.9)
+    found |= {"unique": 10, "values": [float(value) for value in range(10)], "integer_share": 1.0, "one_hot": False}
+    found |= {"sums_to_one": None, "row_sum_max": None, "share_below_0": 0.0, "share_below_minus_1": 0.0}
+    return found | {"share_above_1": 0.8, "share_zero": 0.1} | changes
+
+
+def with_data(loss: np.ndarray = FALLING, *, x: Any = None, y: Any = None, output: Any = None, **how: Any) -> Trace:
+    """Return a trial on known data, with ten units under a softmax unless `output` says otherwise."""
+    last = {"name": "out", "units": 10, "shape": [10], "activation": "softmax", "activations": ["softmax"]}
+    last |= {"certain": True, "target": 0, "loss": "sparse_categorical_crossentropy", "custom": False}
+    last |= {"loss_class": "SparseCategoricalCrossentropy", "from_logits": False, "config": {"from_logits": False}}
+    last |= output or {}
+    data = {"inputs": [x or array("x")], "targets": [y or labels()], "samples": 1000, "complete": True}
+    measured = {"shape": last["shape"], "rms": 0.1, "min": 0.02, "max": 0.4, "mean": 0.1, "std": 0.05}
+    measured |= {"nonfinite_share": 0.0, "sums_to_one": 1.0, "target_shape": [], "logits_seen": None}
+    points = how.pop("points", [])
+    structure = {"outputs": [last], "inputs": [{"name": "x", "normalized": None, "first_kind": "Dense"}]}
+    loss_read = {"outputs": [measured | {"pairs_samples": None}], "points": points, "error": None}
+    trace = trial(loss, data=data, structure=structure, **how)
+    trace.probes["loss"] = loss_read
+    return trace
+
+
+def broken_at(kind: str, name: str, **changes: Any) -> dict[str, Any]:
+    """Return the autopsy of a step whose first offender is this."""
+    offender = {"kind": kind, "name": name, "found": "nan", "sentence": "It is not a number.", "layer": None}
+    offender |= {"samples": [3], "entries": [[3, 1]], "dtype": "float32"} | changes
+    return {"offenders": [offender], "layers": [], "batch_size": 32, "loss": "nan", "notes": [], "complete": True}
+
+
+def _outlier() -> dict[str, Any]:
+    far = {"sample": 17, "column": 2, "value": 1e9, "typical": 3.0, "factor": 3e8}
+    return array("x", outliers=[far], outlying_samples=1, rms=1e6, max=1e9)
+
+
+def _recurrent(growth: float) -> list[dict[str, Any]]:
+    found = {"layer": "dense_0", "kind": "SimpleRNN", "activation": "relu", "recurrent_activation": None, "units": 64}
+    found |= {"steps": 100, "window": 64, "spectral_radius": growth, "growth_per_step": growth, "note": None}
+    found |= {"growth_fastest_sample": growth, "log10_growth": 100.0 * float(np.log10(growth)), "growth": None}
+    return [found | {"state_growth_per_step": growth, "state_rms": 1.0, "state_max": 4.0, "nonfinite_step": None}]
+
+
+_NAN = {"nonfinite": 3, "nonfinite_samples": [3, 4, 5], "nonfinite_share": 0.003}
+_AT_AN_END = {"output": 0, "at": "0", "activation": "sigmoid", "value": "inf", "gradient": "nan", "samples": [0, 1]}
+_BY_HAND = {"loss": "my_loss", "loss_class": None, "custom": True, "activation": "sigmoid", "activations": ["sigmoid"]}
+_REGRESSION = {"activation": "linear", "activations": ["linear"], "loss": "mse", "units": 1, "shape": [1]}
+_TARGETS = {"integer_valued": False, "dtype": "float32", "unique": None, "integer_share": 0.0}
+TRACES |= {
+    "data_sound": with_data,
+    "data_sound_stands": lambda: with_data(STANDING),
+    "data_sound_breaks": lambda: with_data(BROKEN),
+    "data_with_nan": lambda: with_data(BROKEN, x=array("x", **_NAN)),
+    "data_with_outlier": lambda: with_data(BROKEN, x=_outlier(), varied={"sound_data": LEARNS}),
+    "data_far": lambda: with_data(STANDING, x=array("x", rms=500.0), varied={"scaled_inputs": LEARNS}),
+    "data_far_learns": lambda: with_data(x=array("x", rms=500.0)),
+    "targets_far": lambda: with_data(
+        BROKEN,
+        y=labels(rms=2e4, rms_sound=2e4, min=5e3, max=5e4, mean=2e4, std=9e3, **_TARGETS),
+        output=_REGRESSION,
+        varied={"scaled_targets": LEARNS},
+    ),
+    "labels_beyond": lambda: with_data(STANDING, y=labels(min=1.0, max=10.0, values=[float(v) for v in range(1, 11)])),
+    "loss_by_hand": lambda: with_data(BROKEN, output=_BY_HAND, points=[_AT_AN_END]),
+    "recurrence_explodes": lambda: trial(BROKEN, recurrent=_recurrent(1.6), layers=at(0, kind="SimpleRNN")),
+    "recurrence_sound": lambda: trial(recurrent=_recurrent(0.99), layers=at(0, kind="SimpleRNN")),
+    "batch_norm_of_two": lambda: trial(
+        STANDING,
+        layers=at(1, kind="BatchNormalization"),
+        structure={"normalizations": {"BatchNormalization": 1}},
+        description={"batch_size": 2},
+        varied={"larger_batch": LEARNS},
+    ),
+}
+SOUND = (
+    *("trial_learns", "trial_learns_in_tanh", "trial_learns_deep", "trial_batch_norm_learns", "trial_squares_learn"),
+    *("trial_sums_grow_and_learn", "trial_saturated_learns", "trial_dead_learns", "trial_float16_learns"),
+    *("trial_embedding_huge_learns", "validation_falls", "data_sound", "data_far_learns", "recurrence_sound"),
+)
+FIRES: dict[str, tuple[str, ...]] = {
+    "failing_step": ("trial_step_fails",),
+    "vanishing_initialization": ("trial_weights_tiny", "trial_weights_alike", "trial_sigmoids_shrink"),
+    "exploding_initialization": ("trial_weights_huge",),
+    "plain_depth": ("trial_deep_stands",),
+    "exploding_batch_normalization": ("trial_batch_norm_explodes",),
+    "missing_normalization": ("trial_sums_grow",),
+    "unbounded_activation": ("trial_squares", "trial_relu_lstm"),
+    "saturated_units": ("trial_saturated",),
+    "dead_units": ("trial_dead", "trial_dies"),
+    "learning_rate_too_low": ("trial_rate_too_low",),
+    "learning_rate_too_high": ("trial_rate_too_high", "trial_dies"),
+    "float16_overflow": ("trial_float16",),
+    "optimizer_state": ("trial_momentum_of_one", "trial_no_epsilon", "trial_bad_memory"),
+    "embedding_spike": ("trial_embedding_huge",),
+    "vanishing_gradient": ("trial_vanishes",),
+    "stalled_loss": ("trial_stands", "trial_deep_stands"),
+    "diverging_loss": ("trial_climbs",),
+    "oscillating_loss": ("trial_jumps",),
+    "validation_degrading": ("validation_climbs",),
+    "nonfinite_data": ("data_with_nan",),
+    "corrupt_batch": ("data_with_outlier",),
+    "unscaled_inputs": ("data_far",),
+    "unscaled_targets": ("targets_far",),
+    "loss_output_mismatch": ("labels_beyond",),
+    "unsafe_loss": ("loss_by_hand",),
+    "recurrent_gain": ("recurrence_explodes",),
+    "batch_too_small": ("batch_norm_of_two",),
+}
+SILENT: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(FIRES, (*SOUND, "data_sound_stands", "data_sound_breaks")),
+    "stalled_loss": (*SOUND, "data_sound_breaks"),
+    "learning_rate_too_high": (*SOUND, "data_sound_stands", "trial_dead", "trial_deep_stands"),
+    "vanishing_initialization": (*SOUND, "trial_stands", "trial_deep_stands", "trial_rate_too_high"),
+    "plain_depth": (*SOUND, "trial_stands", "trial_deep_mended_by_rate", "trial_batch_norm_explodes"),
+    "learning_rate_too_low": (*SOUND, "trial_nothing_helps", "trial_stands", "trial_rate_too_high"),
+    "float16_overflow": (*SOUND, "trial_bfloat16_breaks", "trial_weights_huge"),
+    "optimizer_state": (*SOUND, "trial_stands", "trial_deep_stands", "trial_rate_too_high"),
+    "dead_units": (*SOUND, "trial_stands", "trial_weights_huge"),
+    "saturated_units": (*SOUND, "trial_stands", "trial_dead"),
+    "unbounded_activation": (*SOUND, "trial_weights_huge", "trial_rate_too_high"),
+    "embedding_spike": (*SOUND, "trial_stands", "trial_weights_huge"),
+}
