@@ -198,7 +198,7 @@ TRACES: dict[str, Callable[[], Trace]] = {
     "trial_embedding_huge": lambda: trial(STANDING, weights=_embedding, varied={"fitting_weights": LEARNS}),
     "trial_embedding_huge_learns": lambda: trial(weights=_embedding),
     "trial_vanishes": lambda: trial(STANDING, layers=lambda one, place: {"output_gradient_norm": 10.0 ** (3 * place)}),
-    "trial_jumps": lambda: trial(np.r_[2.3 + 0.05 * np.sin(np.arange(60)), 2.0 + 2.5 * np.sin(1.9 * np.arange(40))]),
+    "trial_jumps": lambda: trial(np.r_[2.3 + 0.05 * np.sin(np.arange(60)), 2.9 + 3.5 * np.sin(1.9 * np.arange(40))]),
     "trial_climbs": lambda: trial(CLIMBING),
     "validation_climbs": lambda: epochs(
         [2.0, 1.5, 1.0, 0.7, 0.5, 0.3, 0.2, 0.1], [2.1, 1.8, 1.7, 1.9, 2.2, 2.6, 3.0, 3.4]
