@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from gradrecipes.core.finding import Finding, Kind
 
 SURE = 0.75  # confidence from which on a cause explains others away
+WORTH_SAYING = 0.5  # confidence below which a cause that another one explains is left out
 MINUS = 0.3  # confidence that a cause loses which another one explains
 
 DATA = ("nonfinite_data", "corrupt_batch")
@@ -45,7 +46,9 @@ def weighed(findings: Sequence[Finding]) -> list[Finding]:
     kept = []
     for finding in findings:
         if explained[finding.code]:
-            finding = dataclasses.replace(finding, confidence=max(0.05, finding.confidence - MINUS))
+            finding = dataclasses.replace(finding, confidence=max(0.0, finding.confidence - MINUS))
+            if finding.confidence < WORTH_SAYING:
+                continue
         follows = [one for one in findings if finding.code in explained[one.code]]
         onward = [code for one in follows for code in (one.code, *one.leads_to)]
         kept.append(dataclasses.replace(finding, leads_to=tuple(dict.fromkeys((*finding.leads_to, *onward)))))

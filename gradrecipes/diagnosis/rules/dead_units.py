@@ -74,6 +74,7 @@ def dead_units(trace: Trace) -> Finding | None:
             "them, the layers before."
         ),
         layer=worst["name"],
+        step=None if when == "before" or not len(trace) else int(trace.steps["step"][-1]),
         evidence=(
             Evidence(statement, share, 0.1, "arXiv 1903.06733"),
             *(varied_evidence(trace, "fitting_weights") if when == "before" else ()),

@@ -62,7 +62,7 @@ def saturated_units(trace: Trace) -> Finding | None:
             "the weights."
         ),
         layer=worst["name"],
-        step=None,
+        step=None if when == "before" or not len(trace) else int(trace.steps["step"][-1]),
         evidence=(Evidence(statement, share, 0.05, "AISTATS 2010 (Glorot), section 3"),),
         prescriptions=(*([use_fitting_initializer(own, name)] if own and when == "before" else []), *advice),
         leads_to=("vanishing_gradient", "stalled_loss"),
