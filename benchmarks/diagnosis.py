@@ -17,6 +17,7 @@ import importlib
 import json
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,19 +99,23 @@ def baselines(trace: gr.Trace) -> dict[str, bool]:
     if not len(trace):
         return dict.fromkeys(("TerminateOnNaN", "first : last > 70", "mean |g|", "loss not falling"), False)
     loss, norms = trace.loss.astype(float), trace.layer_gradient_norm.astype(float)
-    norms = norms[:, np.isfinite(norms).any(axis=0)]
+    norms = np.nan_to_num(norms[:, np.isfinite(norms).any(axis=0)], posinf=np.inf)
     sizes = {layer["name"]: layer.get("parameters") or 1 for layer in trace.description.get("layers", [])}
     counts = np.array([sizes.get(name, 1) for name in trace.layers], dtype=float)
-    means = trace.layer_gradient_norm.astype(float) / np.sqrt(np.maximum(counts, 1.0))
+    means = np.nan_to_num(trace.layer_gradient_norm.astype(float) / np.sqrt(np.maximum(counts, 1.0)), posinf=np.inf)
     with np.errstate(all="ignore"):
         ratio = norms[:, 0] / norms[:, -1] if norms.shape[1] > 1 else np.ones(len(norms))
+    dead = np.min(np.max(means[:, counts > 1], axis=0), initial=np.inf) < SMALLEST_MEAN
     quarter = max(1, len(loss) // 4)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
         falling = np.nanmean(loss[-quarter:]) < np.nanmean(loss[:quarter])
     return {
         "TerminateOnNaN": bool(not np.isfinite(loss).all()),
         "first : last > 70": bool((np.nanmax(ratio) > RATIO) or (np.nanmin(ratio) < 1.0 / RATIO)),
-        "mean |g|": bool(np.nanmax(means) > LARGEST_MEAN or np.nanmin(np.nanmax(means, axis=0)) < SMALLEST_MEAN),
+        "mean |g|": bool(means.max() > LARGEST_MEAN or dead),
+            np.nanmax(means) > LARGEST_MEAN
+            or np.min(np.max(means[:, counts > 1], axis=0), initial=np.inf) < SMALLEST_MEAN
+        ),
         "loss not falling": bool(not falling),
     }
 

@@ -52,7 +52,7 @@ from gradrecipes.diagnosis.readings import (
 )
 from gradrecipes.diagnosis.rules.exploding_initialization import exploding_initialization
 from gradrecipes.diagnosis.varied import PROVEN, healing_rate, variation, varied_evidence
-from gradrecipes.diagnosis.verdict import BROKEN, OSCILLATING, Verdict, verdict
+from gradrecipes.diagnosis.verdict import BROKEN, OSCILLATING, Verdict, losses, verdict
 
 EARLY_STEPS = 500  # steps within which a rate that is too high shows; later trouble has other causes
 SHORTEST_RUN = 5  # steps; fewer show no trend
@@ -179,8 +179,8 @@ def _stuck(trace: Trace, update: float) -> Divergence | None:
     far_better = any(_far_better(trace, f"rate_{factor:g}", seen) for factor in (0.1, 0.01, 0.001))
     if seen.learnt or not (update >= OWN_SIZE or seen.unhealthy or seen.state == OSCILLATING or far_better):
         return None
-    loss = trace.loss.astype(float)
-    step = seen.step if seen.step is not None else int(trace.steps["step"][int(np.nanargmax(loss))])
+    loss = losses(trace)
+    step = seen.step if seen.step is not None else int(trace.steps["step"][int(np.argmax(np.nan_to_num(loss)))])
     return Divergence(step, float(loss[0]), _largest(loss), seen.end, seen.state == BROKEN)
 
 
