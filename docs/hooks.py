@@ -5,13 +5,13 @@ MkDocs calls `on_config` and `on_files`; the tests call `generated_pages` and ru
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from gradrecipes import recipes
 from gradrecipes.cli.recipes import measured_effects
 from gradrecipes.diagnosis.codes import CODES
 from gradrecipes.recipes import Recipe
+from gradrecipes.report.rule_page import rule_page as read_rule_page
 
 RECIPES, RULES = "recipes/", "rules/"
 STARTS = {
@@ -60,10 +60,7 @@ def generated_pages() -> dict[str, str]:
 
 def rule_page(code: str) -> str:
     """Return the page of a rule: the docstring of the module in which it stands."""
-    entry = CODES[code]
-    title, _, body = sys.modules[entry.rule.__module__].__doc__.partition("\n")
-    line = title.removeprefix(f"{code}:").strip()
-    return f"# {code}\n\n**{entry.kind.value.capitalize()}:** {line}\n{body}"
+    return read_rule_page(code).markdown()
 
 
 def recipe_card(recipe: Recipe) -> str:

@@ -6,5 +6,16 @@ from gradrecipes.plots.heat_map import HeatMap
 from gradrecipes.plots.layer_profile import LayerProfile
 from gradrecipes.plots.learning_rate_range import LearningRateRange
 from gradrecipes.plots.noise_scale import NoiseScale
+from gradrecipes.plots.trial import TrialCurves
+from gradrecipes.plots.study import StudyPlot
 
-__all__ = ["ClippedNorms", "HeatMap", "LayerProfile", "LearningRateRange", "NoiseScale", "TrainingCurves"]
+__all__ = [
+    "ClippedNorms",
+    "HeatMap",
+    "LayerProfile",
+    "LearningRateRange",
+    "NoiseScale",
+    "StudyPlot",
+    "TrainingCurves",
+    "TrialCurves",
+]

@@ -11,6 +11,8 @@ from gradrecipes.core.finding import Finding, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.engine import in_reading_order
 from gradrecipes.report import plain_text, strict_json, wording
+from gradrecipes.report.looked_at import looked_at
+from gradrecipes.report.path import path
 
 FORMAT = "gradrecipes.diagnosis"
 VERSION = 1
@@ -71,7 +73,9 @@ class Diagnosis:
                 "version": VERSION,
                 "healthy": self.healthy,
                 "verdict": self.verdict,
-                "findings": [finding.to_dict() for finding in self.findings],
+                "findings": [{**finding.to_dict(), "path": path(finding, self)} for finding in self.findings],
+                "looked_at": dict(looked_at(trace)),
+                "probes": trace.probes,
                 "trace": {
                     "steps": len(trace),
                     "samples": len(trace.samples),

@@ -11,6 +11,9 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.plots.curves import TrainingCurves
 from gradrecipes.plots.heat_map import HeatMap
 from gradrecipes.plots.layer_profile import LayerProfile
+from gradrecipes.plots.trial import TrialCurves
+from gradrecipes.report.prediction import predicted_gradients
+from gradrecipes.report.trial_rows import variation_name
 
 DOTS_PER_INCH = 144  # twice the 72 points of the page, so that print and dense screens stay sharp
 
@@ -35,12 +38,19 @@ class Picture:
 
 
 def pictures(trace: Trace) -> list[Picture]:
-    """Return the heat map, the curves and the layer profile of a trace; those without data are left out.
+    """Return the trial, the heat map, the curves and the layer profile of a trace; those without data are left out.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
     found = []
+    if (trace.probes.get("trial") or {}).get("varied"):
+        caption = (
+            "The same batches come again and again, so each pass is compared with the one before. "
+            "An arrow runs from the first pass of a variation to its last; a cross is a run that broke."
+        )
+        names = {name: variation_name(name) for name in trace.probes["trial"]["varied"]}
+        found.append(_picture("The trial and its variations", caption, TrialCurves.from_trace(trace, names=names)))
     heat_map = HeatMap.from_trace(trace)
     if heat_map.values.size:
         caption = "One row a layer, one column a step. Bright columns at the end of a run are a gradient that explodes."
@@ -48,11 +58,14 @@ def pictures(trace: Trace) -> list[Picture]:
     if len(trace):
         caption = "The loss of each batch, and the size of the whole gradient before clipping."
         found.append(_picture("Loss and gradient norm", caption, TrainingCurves.from_trace(trace)))
-    profile = LayerProfile.from_trace(trace)
+    expected = predicted_gradients(trace)
+    known = {} if expected is None else {"predicted": expected[0], "band": expected[1]}
+    profile = LayerProfile.from_trace(trace, **known)
     if profile.layers:
         caption = (
             "A line that stays within a decade is healthy. "
             "One that leans steadily multiplies the signal at every layer."
+            + (" The band is what theory expects of these weights, counted back from the last layer." if known else "")
         )
         found.append(_picture("Signal by layer at the first sample", caption, profile))
     return found

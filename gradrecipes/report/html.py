@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradrecipes import __version__
+from gradrecipes.diagnosis.codes import CODES
 from gradrecipes.report import run_facts, wording
+from gradrecipes.report.looked_at import looked_at
+from gradrecipes.report.path import path
+from gradrecipes.report.rule_page import RulePage, rule_page
+from gradrecipes.report.trial_rows import trial_rows
 
 if TYPE_CHECKING:
     from gradrecipes.report.diagnosis import Diagnosis
@@ -69,8 +75,17 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": wording.number, "confidence": wording.confidence, "clean": wording.printable}
+    environment.filters |= {
+        "number": wording.number,
+        "confidence": wording.confidence,
+        "clean": wording.printable,
+        "paragraphs": _paragraphs,
+    }
     return environment
+
+
+def _page(code: str) -> RulePage | None:
+    return rule_page(code) if code in CODES else None
 
 
 def _run(place: int, name: str, diagnosis: Diagnosis) -> dict[str, Any]:
@@ -97,11 +112,15 @@ def _run(place: int, name: str, diagnosis: Diagnosis) -> dict[str, Any]:
                     linked(symptom) if symptom else {"title": f"{code} (not seen in this run)", "anchor": ""}
                     for code, symptom in wording.symptoms(finding, diagnosis)
                 ],
+                "path": path(finding, diagnosis),
+                "page": _page(finding.code),
                 "causes": [linked(cause) for cause in wording.causes(finding, diagnosis)],
             }
             for finding in diagnosis.findings
         ],
         "pictures": [],
+        "tried": trial_rows(trace),
+        "looked_at": looked_at(trace),
         "facts": run_facts.facts(trace),
         "layer_columns": [column.replace("_", " ") for column in run_facts.LAYER_COLUMNS],
         "layers": run_facts.layer_rows(trace),
@@ -109,3 +128,9 @@ def _run(place: int, name: str, diagnosis: Diagnosis) -> dict[str, Any]:
         "events": trace.events[:EVENTS_AT_MOST],
         "events_left_out": max(0, len(trace.events) - EVENTS_AT_MOST),
     }
+
+
+def _paragraphs(text: str) -> list[str]:
+    """Return the paragraphs of the Markdown of a rule's page, each on one line; items of a list each for itself."""
+    parts = re.split(r"\n\s*\n|\n(?=- )", text)
+    return [" ".join(part.removeprefix("- ").split()) for part in parts if part.strip()]

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 from gradrecipes.core.finding import Finding
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.report import wording
+from gradrecipes.report.looked_at import looked_at
+from gradrecipes.report.path import path
 from gradrecipes.report.run_facts import event_counts
+from gradrecipes.report.trial_rows import trial_rows
 
 if TYPE_CHECKING:
     from gradrecipes.report.diagnosis import Diagnosis
@@ -23,6 +26,12 @@ def render(diagnosis: Diagnosis) -> str:
         lines.append(f"{wording.tally(diagnosis)} in {len(diagnosis.trace):,} recorded steps")
     for place, finding in enumerate(diagnosis.findings, 1):
         lines += ["", *_finding(place, finding, diagnosis)]
+    lines += _tried(diagnosis)
+    if diagnosis.trace.probes or not diagnosis.findings:
+        seen = looked_at(diagnosis.trace)
+        lines += ["", "Looked at"] if seen else []
+        for part, words in seen:
+            lines += _wrapped(f"{part}: {words}", "    ", first="  ")
     counts = event_counts(diagnosis.trace)
     if counts:
         lines += ["", "Events"]
@@ -35,6 +44,7 @@ def _finding(place: int, finding: Finding, diagnosis: Diagnosis) -> list[str]:
         f"{place}. [{finding.severity.value.upper()}, {finding.kind.value}] {finding.title}",
         f"   {finding.code}: {wording.confidence(finding.confidence)}, in {wording.place(finding)}, "
         f"{wording.since(finding, diagnosis.trace)}",
+        *_wrapped(path(finding, diagnosis), "     ", first="   "),
         *_wrapped(finding.explanation, "   "),
     ]
     for fact in finding.evidence:
@@ -51,6 +61,20 @@ def _finding(place: int, finding: Finding, diagnosis: Diagnosis) -> list[str]:
         lines.append(f"   leads to: {symptom.title if symptom else f'{code} (not seen in this run)'}")
     for number, prescription in enumerate(finding.prescriptions, 1):
         lines += _prescription(number, prescription)
+    return lines
+
+
+def _tried(diagnosis: Diagnosis) -> list[str]:
+    rows = trial_rows(diagnosis.trace)
+    if len(rows) < 2:
+        return []
+    cells = [("Tried", "loss from", "to", "over guess", "")]
+    cells += [(row.name, row.start, row.end, row.over_chance, row.outcome) for row in rows]
+    widths = [max(len(line[column]) for line in cells) for column in range(4)]
+    lines = [""]
+    for name, *numbers, outcome in cells:
+        aligned = "  ".join(number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True))
+        lines.append(f"{name.ljust(widths[0])}  {aligned}  {outcome}".rstrip())
     return lines
 
 

@@ -90,7 +90,8 @@ def _recorded(trace: Trace) -> str:
     steps = len(trace)
     epochs = len(set(trace.steps["epoch"].tolist()))
     skipped = Counter(trace.steps["outcome"][trace.skipped].tolist())
-    text = f"{steps:,} steps in {epochs} epochs, {len(trace.layers)} layers, {len(trace.samples):,} samples"
+    text = f"{steps:,} steps in {epochs} epoch{'' if epochs == 1 else 's'}, {len(trace.layers)} layers, "
+    text += f"{len(trace.samples):,} samples"
     if skipped:
         reasons = ", ".join(f"{count} {OUTCOMES.get(code, 'unknown outcome')}" for code, count in skipped.items())
         text += f"; {sum(skipped.values())} steps skipped ({reasons})"

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from gradrecipes.core.finding import Finding, Severity
 from gradrecipes.report import wording
+from gradrecipes.report.looked_at import looked_at
+from gradrecipes.report.path import path
 from gradrecipes.report.run_facts import event_counts
+from gradrecipes.report.trial_rows import trial_rows
 
 if TYPE_CHECKING:
     from gradrecipes.report.diagnosis import Diagnosis
@@ -29,6 +32,8 @@ def render(diagnosis: Diagnosis) -> Iterator[Any]:
         yield from _heading(place, finding, diagnosis)
         for part in _body(finding, diagnosis):
             yield Padding(part, (0, 0, 0, 3))
+    yield from _tried(diagnosis)
+    yield from _looked_at(diagnosis)
     counts = event_counts(diagnosis.trace)
     if counts:
         yield _text("\nEvents", "bold")
@@ -53,10 +58,13 @@ def _body(finding: Finding, diagnosis: Diagnosis) -> Iterator[Any]:
     from rich.padding import Padding
     from rich.syntax import Syntax
 
+    way = path(finding, diagnosis)
+    if way:
+        yield _text(way, "bold cyan")
     yield _text(finding.explanation)
     if finding.evidence:
         yield _evidence_table(finding)
-    for code, symptom in wording.symptoms(finding, diagnosis):
+    for code, symptom in [] if way else wording.symptoms(finding, diagnosis):
         yield _text(f"→ leads to: {symptom.title if symptom else f'{code} (not seen in this run)'}", "italic")
     for number, prescription in enumerate(finding.prescriptions, 1):
         yield _text(f"Remedy {number}: {prescription.title}", "bold green")
@@ -81,6 +89,38 @@ def _evidence_table(finding: Finding) -> Any:
             statement.append(wording.printable(f"\n{fact.source}"), "dim")
         table.add_row(statement, wording.number(fact.measured), wording.number(fact.expected))
     return table
+
+
+def _tried(diagnosis: Diagnosis) -> Iterator[Any]:
+    from rich import box
+    from rich.table import Table
+
+    rows = trial_rows(diagnosis.trace)
+    if len(rows) < 2:
+        return
+    yield _text("")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("What was tried")
+    for header in ("loss from", "to", "over a guess"):
+        table.add_column(header, justify="right")
+    table.add_column("")
+    for row in rows:
+        style = "bold green" if row.mends else ""
+        table.add_row(row.name, row.start, row.end, row.over_chance, row.outcome, style=style)
+    yield table
+
+
+def _looked_at(diagnosis: Diagnosis) -> Iterator[Any]:
+    from rich.padding import Padding
+
+    seen = looked_at(diagnosis.trace)
+    if not seen or (diagnosis.findings and not diagnosis.trace.probes):
+        return
+    yield _text("\nLooked at", "bold")
+    for part, words in seen:
+        line = _text(f"{part}: ", "bold dim")
+        line.append(wording.printable(words), "not bold dim")
+        yield Padding(line, (0, 0, 0, 3))
 
 
 def _text(text: str, style: str = "") -> Any:

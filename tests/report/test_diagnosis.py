@@ -13,6 +13,7 @@ from gradrecipes.core.event import Event
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.engine import SURENESS_STEPS
 from gradrecipes.report import strict_json, wording
 from gradrecipes.report.diagnosis import Diagnosis
 
@@ -59,7 +60,9 @@ findings = st.builds(
 @given(st.lists(findings, max_size=8))
 def test_the_severe_come_first_then_causes_then_the_sure(found):
     diagnosis = Diagnosis(tuple(found), Trace())
-    keys = [(f.severity.rank, f.kind is not Kind.CAUSE, -f.confidence) for f in diagnosis.findings]
+    keys = [
+        (f.severity.rank, f.kind is not Kind.CAUSE, -round(f.confidence * SURENESS_STEPS)) for f in diagnosis.findings
+    ]
     assert keys == sorted(keys)
     assert sorted(map(id, diagnosis.findings)) == sorted(map(id, found))
     assert diagnosis.healthy == all(f.severity is Severity.NOTICE for f in found)

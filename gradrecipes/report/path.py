@@ -1,0 +1,110 @@
+"""The way from a cause to what one sees of it, in one line that a human reads."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradrecipes.core.finding import Finding, Kind
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.verdict import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, verdict
+
+if TYPE_CHECKING:
+    from gradrecipes.report.diagnosis import Diagnosis
+
+ARROW = " → "
+SHORT = {
+    "failing_step": "a step that cannot be run",
+    "nonfinite_data": "NaN or infinity in the data",
+    "corrupt_batch": "absurd samples in the data",
+    "loss_output_mismatch": "loss, output and labels that do not belong together",
+    "unsafe_loss": "a loss that is no number somewhere",
+    "float16_overflow": "half precision",
+    "optimizer_state": "the optimizer's settings or memory",
+    "unscaled_inputs": "inputs far from unit size",
+    "unscaled_targets": "targets far from unit size",
+    "exploding_initialization": "weights too large",
+    "vanishing_initialization": "weights too small",
+    "unbounded_activation": "an activation that outgrows its input",
+    "embedding_spike": "an embedding out of proportion",
+    "recurrent_gain": "a recurrence that multiplies",
+    "exploding_batch_normalization": "batch normalization without skips",
+    "missing_normalization": "sums that nothing keeps in size",
+    "dead_units": "dead units",
+    "saturated_units": "saturated units",
+    "plain_depth": "too many layers in a row",
+    "learning_rate_too_high": "learning rate too high",
+    "learning_rate_too_low": "learning rate too low",
+    "batch_too_small": "batches too small",
+}
+PER_LAYER = re.compile(r"^(Forwards|Backwards)\b.*per layer", re.DOTALL)
+LARGE_NORM, SMALL_NORM = 1e2, 1e-5  # gradient norms that belong on the way; between them they tell nothing
+FAR_START = 5.0  # first loss over chance from which on it belongs on the way
+
+
+def path(finding: Finding, diagnosis: Diagnosis) -> str:
+    """Return "weights too large → forward growth 8.0 per layer (theory 8.0) → … → loss NaN at step 2".
+
+    Empty for a symptom, and for a cause that nothing was seen of.
+    """
+    if finding.kind is not Kind.CAUSE:
+        return ""
+    trace = diagnosis.trace
+    seen = verdict(trace)
+    links = [*_growth(finding), *_gradient(trace), *_start(seen), *_end(trace, seen)]
+    if finding.code == "failing_step" or not links:
+        return ""
+    return ARROW.join([SHORT.get(finding.code, finding.title), *links])
+
+
+def _growth(finding: Finding) -> list[str]:
+    """Return the growth per layer that the finding rests on, with what theory says of it."""
+    words = {"Forwards": "forward growth", "Backwards": "backward growth"}
+    for fact in finding.evidence:
+        found = PER_LAYER.match(fact.statement)
+        if found and fact.measured is not None:
+            theory = f" (theory {fact.expected:.3g})" if fact.expected is not None else ""
+            return [f"{words[found[1]]} {fact.measured:.3g} per layer{theory}"]
+    return []
+
+
+def _gradient(trace: Trace) -> list[str]:
+    norms = trace.gradient_norm.astype(float)
+    first = norms[:1]
+    if not len(first) or not np.isfinite(first[0]):
+        return []
+    norm = float(first[0])
+    return [f"gradient norm {say(norm)}"] if norm > LARGE_NORM or 0 < norm < SMALL_NORM else []
+
+
+def _start(seen: Verdict) -> list[str]:
+    if not seen.start_over_chance > FAR_START:
+        return []
+    return [f"first loss {say(seen.start)} where guessing has {say(seen.chance)}"]
+
+
+def _end(trace: Trace, seen: Verdict) -> list[str]:
+    chance = f" (guessing: {say(seen.chance)})" if math.isfinite(seen.chance) else ""
+    if seen.state == BROKEN:
+        return [f"{_broken(trace, seen)} at step {seen.step}"]
+    if seen.state == DIVERGING:
+        return [f"loss climbs from {say(seen.start)} to {say(seen.end)}"]
+    if seen.state == STALLED:
+        return [f"loss stays at {say(seen.end)}{chance}"]
+    if seen.state == OSCILLATING:
+        return [f"loss jumps about {say(seen.end)}{chance}"]
+    if seen.end_over_chance >= 1.0:
+        return [f"loss ends at {say(seen.end)}{chance}"]
+    return []
+
+
+def _broken(trace: Trace, seen: Verdict) -> str:
+    rows = np.flatnonzero(trace.steps["step"] == seen.step)
+    loss = float(trace.loss[rows[0]]) if len(rows) else math.nan
+    if math.isfinite(loss):
+        return "gradient not finite"
+    return "loss infinite" if math.isinf(loss) else "loss NaN"

@@ -1,0 +1,87 @@
+"""What a diagnosis tried, in rows: the run as it is, then the same steps with one thing changed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.varied import mends
+from gradrecipes.diagnosis.verdict import BROKEN, verdict
+from gradrecipes.report.wording import number
+
+NAMES = {
+    "sound_data": "bad samples replaced",
+    "scaled_inputs": "inputs scaled",
+    "scaled_targets": "targets scaled",
+    "fitting_weights": "initial weights of usual size",
+    "all_scaled": "inputs, targets, weights scaled",
+    "fresh_optimizer": "optimizer begins from nothing",
+    "larger_batch": "batches 8 times larger",
+}
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One run of a trial.
+
+    Args:
+        name: What was changed; "as it is" for nothing.
+        start: Median loss of the first pass, for people.
+        end: Median loss of the last one.
+        over_chance: End over the loss of the best constant guess.
+        outcome: What came of it, in words.
+        mends: Whether it mends what was wrong with the run as it is.
+    """
+
+    name: str
+    start: str
+    end: str
+    over_chance: str
+    outcome: str
+    mends: bool
+
+
+def variation_name(name: str) -> str:
+    """Return what a variation changed, for people: "rate x 0.1"."""
+    if name.startswith("rate_"):
+        return f"learning rate x {name[5:]}"
+    return NAMES.get(name, name.replace("_", " "))
+
+
+def trial_rows(trace: Trace) -> list[TrialRow]:
+    """Return a row for the run as it is and one for each variation; none where nothing was tried."""
+    trial = trace.probes.get("trial")
+    if not isinstance(trial, dict) or not trial.get("steps"):
+        return []
+    seen = verdict(trace)
+    ended = seen.state == BROKEN and trial.get("broken") is not None
+    as_it_is = TrialRow(
+        "as it is",
+        number(_known(seen.start)),
+        "–" if ended else number(_known(seen.end)),
+        "–" if ended else number(_known(seen.end_over_chance)),
+        f"breaks at step {trial['broken']}" if ended else seen.state,
+        False,
+    )
+    return [as_it_is, *(_row(name, one, seen) for name, one in (trial.get("varied") or {}).items())]
+
+
+def _row(name: str, result: dict[str, Any], seen: Any) -> TrialRow:
+    if result.get("end") is None:
+        where = "" if result.get("broken") is None else f" at step {result['broken']}"
+        return TrialRow(variation_name(name), "–", "–", "–", f"breaks{where}", False)
+    mended = mends(result, seen)
+    return TrialRow(
+        variation_name(name),
+        number(result["start"]),
+        number(result["end"]),
+        number(result.get("over_chance")),
+        "mends it" if mended else "does not mend it",
+        mended,
+    )
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
