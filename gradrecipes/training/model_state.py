@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.training.keras_private import sublayers
+from gradrecipes.training.keras_private import optimizers_of, sublayers
 
 State = Sequence[Any] | Mapping[str, Any] | None
 
@@ -57,8 +57,7 @@ def lend(model: keras.Model, weights: State, optimizer_variables: State) -> list
 
 def variables_of(model: keras.Model) -> list[Any]:
     """Return every variable that a training step may change, each once."""
-    optimizer = getattr(model, "optimizer", None)
-    slots = [] if optimizer is None else optimizer.variables
+    slots = [slot for optimizer in optimizers_of(model) for slot in optimizer.variables]
     # Keras does not count the states of stateful recurrent layers among the variables of a model.
     remembered = [getattr(layer, "states", None) for layer in sublayers(model) if isinstance(layer, keras.layers.RNN)]
     states = [part for part in keras.tree.flatten(remembered) if hasattr(part, "assign")]

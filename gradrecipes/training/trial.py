@@ -221,7 +221,10 @@ class Trial:
 
     def _put_back(self, train_function: Any, stop_training: bool, history: Any) -> None:
         self.restart()
-        self.model.reset_metrics()
+        known = {id(variable) for variable, _ in self._start}
+        for metric in self.model.metrics:  # those that came into being meanwhile begin as new ones do
+            if metric.variables and not any(id(variable) in known for variable in metric.variables):
+                metric.reset_state()
         self.model.train_function, self.model.stop_training = train_function, stop_training
         if history is not None:
             self.model.history = history
