@@ -8,10 +8,11 @@ from typing import Any
 import keras
 
 from gradrecipes.initializers import preset
-from gradrecipes.probes import learning_rate_range, noise_scale
+from gradrecipes.probes import learning_rate_range, noise_scale, sharpness
 from gradrecipes.recipes.recipe import Planned, Recipe
 
 LARGEST_BATCH = 1024  # samples; beyond it a step of most nets no longer fits one device
+CURVED_BATCHES = 4  # of the loss whose curvature bounds the rate; a single batch curves more steeply than the data
 
 
 def tuning(
@@ -43,17 +44,33 @@ def measured_tuning(
 ) -> Recipe:
     """Measure a compiled model, which stays as it is, and return the recipe for what was found.
 
+    The rate is that of the range test, and no higher than the curvature of the loss admits. That bound is taken only
+    where the optimizer does not divide by the size of past gradients: before its first steps an adaptive one has
+    none, and the bound would be a guess.
+
     Args:
         model: A compiled model.
         x: Training inputs.
         y: Targets.
         batch_size: For the range test, and the least that is proposed.
         activation: See `tuning`.
+
+    Example:
+        >>> recipe = gr.recipes.measured_tuning(model, x, y, batch_size=16)
+        >>> recipe.optimizer["learning_rate"] > 0
+        True
+
+    References:
+        Cohen et al. 2021, arXiv 2103.00065, on the bound.
     """
     rates = learning_rate_range(model, x, y, batch_size=batch_size)
+    curved = sharpness(model, x, y, batch_size=batch_size, batches=CURVED_BATCHES)
     noise = noise_scale(model, x, y, batch_size=batch_size)
+    rate = rates.valley
+    if rate is not None and curved.highest_learning_rate is not None and not curved.preconditioned:
+        rate = min(rate, curved.highest_learning_rate)
     batch_size = _power_of_two(noise.noise_scale, batch_size)
-    return tuning(learning_rate=rates.valley, batch_size=batch_size, activation=activation)
+    return tuning(learning_rate=rate, batch_size=batch_size, activation=activation)
 
 
 def _power_of_two(noise_scale: float, least: int) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -13,6 +15,8 @@ from gradrecipes import recipes
 from gradrecipes.cli.main import main
 from gradrecipes.regularizers import InputGradientPenalty
 from tests.training.nets import compiled, digits, two_dense
+
+tuning = importlib.import_module("gradrecipes.recipes.tuning")  # the module; the package has a function of that name
 
 
 def net(recipe):
@@ -114,6 +118,17 @@ def test_measured_tuning_measures_and_leaves_the_model():
         np.testing.assert_array_equal(one, other)
     assert 1e-6 < recipe.optimizer["learning_rate"] < 1
     assert recipe.fit["batch_size"] in (32, 64, 128, 256, 512, 1024)
+
+
+@pytest.mark.parametrize(("optimizer", "expected"), [("sgd", 2 / (2 * 5)), ("adam", 7.0)])
+def test_a_measured_rate_is_no_higher_than_the_curvature_admits(optimizer, expected, monkeypatch):
+    # With x = 1 the mean squared error of four weights and a bias has the Hessian 2 [1 1 1 1 1]' [1 1 1 1 1].
+    monkeypatch.setattr(tuning, "learning_rate_range", lambda *arguments, **options: SimpleNamespace(valley=7.0))
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(optimizer=optimizer, loss="mse")
+    y = np.random.default_rng(0).normal(size=(64, 1)).astype(np.float32)
+    recipe = recipes.measured_tuning(model, np.ones((64, 4), np.float32), y, batch_size=8)
+    assert recipe.optimizer["learning_rate"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_card_tells_what_a_recipe_sets():
