@@ -102,7 +102,7 @@ def _measured(recurrence: Recurrence, seed: int) -> dict[str, Any]:
     taken, counted = int(recurrence.mask.sum()), passed.sum(axis=0)
     total = np.where(passed, growth, 0.0).sum(axis=0)
     exponent = float(total.sum() / counted.sum()) if counted.any() else -math.inf
-    reach = float(recurrence.real_steps.mean()) * counted.sum() / taken
+    reach = float(recurrence.real_steps.mean() * counted.sum() / taken)
     log10 = exponent * reach / math.log(10.0) if counted.any() else -math.inf
     fastest = max((total[counted > 0] / counted[counted > 0]).tolist(), default=-math.inf)
     partly = taken < int(recurrence.real_steps.sum())
