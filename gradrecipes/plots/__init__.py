@@ -3,11 +3,14 @@
 from gradrecipes.plots.clipping import ClippedNorms
 from gradrecipes.plots.curves import TrainingCurves
 from gradrecipes.plots.heat_map import HeatMap
+from gradrecipes.plots.importance import SettingImportance
 from gradrecipes.plots.layer_profile import LayerProfile
 from gradrecipes.plots.learning_rate_range import LearningRateRange
 from gradrecipes.plots.noise_scale import NoiseScale
-from gradrecipes.plots.trial import TrialCurves
+from gradrecipes.plots.parallel_coordinates import ParallelCoordinates
+from gradrecipes.plots.stability_map import StabilityMap
 from gradrecipes.plots.study import StudyPlot
+from gradrecipes.plots.trial import TrialCurves
 
 __all__ = [
     "ClippedNorms",
@@ -15,6 +18,9 @@ __all__ = [
     "LayerProfile",
     "LearningRateRange",
     "NoiseScale",
+    "ParallelCoordinates",
+    "SettingImportance",
+    "StabilityMap",
     "StudyPlot",
     "TrainingCurves",
     "TrialCurves",
