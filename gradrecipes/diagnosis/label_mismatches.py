@@ -71,7 +71,7 @@ def _class_indices(head: Head, target: Array) -> Iterator[Mismatch]:
     if not beyond and not (low is not None and low < 0):
         return
     one = units == 1
-    classes = int(high - min(low, 0.0) + 1) if high is not None and low is not None else None
+    classes = target.get("unique")
     yield Mismatch(
         title=(
             f"Labels from {say(low)} to {say(high)} for {units} unit{'' if one else 's'}"

@@ -94,10 +94,12 @@ def _broken_loss(trace: Trace) -> Said | None:
     part = "its derivative" if first["kind"] == "gradient" else "it"
     samples = first.get("samples") or []
     where = f", for {listed(samples)} of the batch" if samples else ""
-    statement = f"The step broke in {name}: {part} became {first['found']}{where}, while all that entered was finite"
+    statement = (
+        f"The step broke in {name}: {part} became {_word(first['found'])}{where}, while all that entered was finite"
+    )
     largest_said = "" if largest is None else f" and at most {say(largest)} in size"
     return (
-        f"{name[0].upper()}{name[1:]} gives {first['found']} for predictions that are finite",
+        f"{name[0].upper()}{name[1:]} gives {_word(first['found'])} for predictions that are finite",
         f"{statement}{largest_said}. {first.get('sentence', '')}",
         Severity.CRITICAL,
         0.95,
@@ -133,9 +135,9 @@ def _broken_operation(trace: Trace) -> Said | None:
     what = f"the layer {layer!r}" + (f" ({about['kind']})" if about and about.get("kind") else "")
     part = "the gradient on its way back through" if first["kind"] == "gradient" else "the output of"
     size = "" if entered is None else f" of root mean square {say(entered)}"
-    statement = f"The step broke in {what}: {part} it became {first['found']}, while its input{size} was finite"
+    statement = f"The step broke in {what}: {part} it became {_word(first['found'])}, while its input{size} was finite"
     return (
-        f"An operation in {layer!r} gives {first['found']} for numbers that are finite",
+        f"An operation in {layer!r} gives {_word(first['found'])} for numbers that are finite",
         f"{statement}. {first.get('sentence', '')} It holds no weights, so that it is its arithmetic that is unsafe: a "
         "logarithm or a root at 0, or a division by 0.",
         Severity.CRITICAL,
@@ -157,11 +159,11 @@ def _at_the_start(trace: Trace) -> Said | None:
         broken, word = ("value", point["value"]) if point["value"] != "finite" else ("gradient", point["gradient"])
         samples = f", for {listed(point['samples'])}" if point.get("samples") else ""
         statement = (
-            f"On the first batch the {broken} of {head.name!r} is {word}{samples}, though the answers of the net lie "
+            f"On the first batch the {broken} of {head.name!r} is {_word(word)}{samples}, though the net's answers lie "
             f"between {say(head.measured.get('min') or 0.0)} and {say(head.measured.get('max') or 0.0)}"
         )
         return (
-            f"The loss {head.name!r} is {word} from the first batch on",
+            f"The loss {head.name!r} is {_word(word)} from the first batch on",
             f"{statement}. Something in it is no number there: a logarithm of 0 or less, a root at 0, or a division "
             "by a target that is 0.",
             Severity.CRITICAL,
@@ -241,6 +243,10 @@ def _zeros(head: Head) -> tuple[Evidence, ...]:
     if not share:
         return ()
     return (Evidence(f"{say(100 * share)} % of {head.target['name']} are exactly 0.", share, None, "the data"),)
+
+
+def _word(found: str) -> str:
+    return {"nan": "NaN", "inf": "infinity", "-inf": "minus infinity"}.get(found, found)
 
 
 def _sound(point: dict[str, Any]) -> bool:

@@ -1,0 +1,281 @@
+"""Missing values, absurd samples, unscaled inputs and targets: found where they hurt, let be where they do not."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+import numpy as np
+import pytest
+
+from gradrecipes.core.finding import Severity
+from gradrecipes.core.trace import SKIPPED_LOSS, Trace
+from gradrecipes.diagnosis.rules.corrupt_batch import corrupt_batch
+from gradrecipes.diagnosis.rules.nonfinite_data import nonfinite_data
+from gradrecipes.diagnosis.rules.unscaled_inputs import unscaled_inputs
+from gradrecipes.diagnosis.rules.unscaled_targets import unscaled_targets
+from tests.diagnosis.probed import (
+    BREAKS,
+    FALLS,
+    RUNS_AWAY,
+    STANDS_STILL,
+    assert_sound,
+    diabetes,
+    digits,
+    net,
+    probed,
+    standardized,
+    wine,
+)
+
+layers = keras.layers
+RULES = (nonfinite_data, corrupt_batch, unscaled_inputs, unscaled_targets)
+LABELS = "sparse_categorical_crossentropy"
+
+
+def of_digits(change=None, *, run=FALLS, model=None, **how):
+    x, y = digits()
+    if change is not None:
+        change(x)
+    return probed(model or net(64, 10, "softmax"), x, y, LABELS, run=run, **how)
+
+
+def of_wine(scale=lambda x: x, *, model=None, **how):
+    x, y = wine()
+    return probed(model or net(13, 3, "softmax"), scale(x), y, LABELS, chance=1.09, **how)
+
+
+def of_diabetes(scale=lambda y: y, *, loss="mse", activation=None, **how):
+    x, y = diabetes()
+    return probed(net(10, 1, activation), x, scale(y), loss, **how)
+
+
+def test_sound_data_are_let_be_whatever_the_run_does():
+    for run in (FALLS, STANDS_STILL, BREAKS, RUNS_AWAY, ()):
+        for trace in (of_digits(run=run), of_wine(standardized, run=run), of_diabetes(standardized, run=run)):
+            assert [rule(trace) for rule in RULES] == [None] * 4
+
+
+# -- nonfinite_data ------------------------------------------------------------------------------------
+def with_nan(x):
+    x[17, 3] = np.nan
+
+
+def test_a_missing_value_is_found_and_named():
+    finding = assert_sound(nonfinite_data(of_digits(with_nan, run=BREAKS)), "nonfinite_data")
+    assert finding.severity is Severity.CRITICAL and finding.step == 2
+    assert "sample 17" in finding.explanation and "column 3" in finding.explanation
+    assert "never change" in finding.evidence[0].statement  # the digits have constant pixels, and only here it is said
+    assert nonfinite_data(of_digits(with_nan, run=())).severity is Severity.WARNING
+
+
+def test_what_the_net_is_at_home_with_is_let_be():
+    for run in (FALLS, STANDS_STILL):
+        assert nonfinite_data(of_digits(with_nan, run=run)) is None
+    masked = keras.Sequential([keras.Input((8, 8)), layers.Masking(), layers.LSTM(4), layers.Dense(10)])
+    x, y = digits()
+    x[17, 3] = np.nan
+    assert nonfinite_data(probed(masked, x.reshape(-1, 8, 8), y, LABELS)) is None
+
+
+def test_the_autopsy_may_say_that_it_was_not_the_data():
+    trace = of_digits(with_nan, run=BREAKS)
+    trace.probes["trial"]["autopsy"] = {"offenders": [{"kind": "loss", "name": "loss", "found": "nan", "layer": None}]}
+    assert nonfinite_data(trace).severity is Severity.WARNING
+    trace.probes["trial"]["autopsy"]["offenders"].insert(0, {"kind": "input", "name": "x", "found": "nan"})
+    assert nonfinite_data(trace).confidence == 1.0
+
+
+def test_targets_weights_and_validation_data_are_looked_at_too():
+    x, y = diabetes()
+    y = standardized(y)
+    y[5] = np.nan
+    finding = assert_sound(nonfinite_data(probed(net(10, 1), x, y, "mse", run=BREAKS)), "nonfinite_data")
+    assert "in y" in finding.title and finding.prescriptions[0].title.startswith("Leave out the samples")
+    trace = of_digits()
+    trace.probes["validation"] = of_digits(with_nan).probes["data"]
+    finding = assert_sound(nonfinite_data(trace), "nonfinite_data")
+    assert finding.title.startswith("The validation data") and finding.severity is Severity.WARNING
+
+
+def test_an_empty_column_is_to_be_dropped():
+    def empty(x):
+        x[:, 7] = np.nan
+
+    finding = assert_sound(nonfinite_data(of_digits(empty, run=BREAKS)), "nonfinite_data")
+    assert finding.prescriptions[0].title == "Leave out the columns without a single finite value"
+    assert "[7]" in finding.prescriptions[0].code
+
+
+def test_its_prescriptions_mend_what_fires_it():
+    for index in (0, 1):
+        x, y = digits()
+        with_nan(x)
+        names = {"x": x, "y": y}
+        exec(nonfinite_data(of_digits(with_nan, run=BREAKS)).prescriptions[index].code, names)
+        x = names.get("new_x", names["x"])
+        assert np.isfinite(x).all() and len(x) == len(names["y"])
+
+
+# -- corrupt_batch -------------------------------------------------------------------------------------
+def with_absurd(x):
+    x[211] *= 1e6
+
+
+def spiking(trace, at=4, loss=1e6):
+    values = np.array(trace.steps["loss"])
+    values[at::10] = loss
+    trace.steps["loss"][:] = values
+    return trace
+
+
+@pytest.mark.parametrize("run", [BREAKS, STANDS_STILL, RUNS_AWAY])
+def test_an_absurd_sample_is_found_where_the_run_suffers(run):
+    finding = assert_sound(corrupt_batch(of_digits(with_absurd, run=run)), "corrupt_batch")
+    assert "Sample 211 of x" in finding.title and finding.severity is Severity.CRITICAL
+    assert "[211]" in finding.prescriptions[0].code
+
+
+def test_an_absurd_sample_that_does_no_harm_is_let_be():
+    assert corrupt_batch(of_digits(with_absurd, run=FALLS)) is None
+
+
+def test_a_trial_without_it_makes_it_sure_or_doubtful():
+    healed = of_digits(with_absurd, run=STANDS_STILL, varied={"sound_data": (2.3, 1.2)})
+    assert corrupt_batch(healed).confidence == 0.97
+    not_healed = of_digits(with_absurd, run=STANDS_STILL, varied={"sound_data": (2.3, 2.3)})
+    assert corrupt_batch(not_healed).confidence == 0.6
+
+
+def test_a_batch_that_breaks_out_in_every_pass_is_found():
+    finding = assert_sound(corrupt_batch(spiking(of_digits(with_absurd))), "corrupt_batch")
+    assert finding.severity is Severity.WARNING and finding.step == 4
+    finding = assert_sound(corrupt_batch(spiking(of_digits())), "corrupt_batch")
+    assert "in every pass" in finding.title
+    assert corrupt_batch(spiking(of_digits(), loss=10.0)) is None  # a wrong label costs that much
+
+
+def recorded(epochs, broken=()):
+    trace = Trace(["dense"])
+    steps = 20 * epochs
+    loss = 2.3 * np.exp(-np.arange(steps) / 40.0)
+    loss[list(broken)] = np.nan
+    outcome = np.where(np.isnan(loss), SKIPPED_LOSS, 0)
+    trace.extend(
+        step=range(steps), epoch=np.arange(steps) // 20, loss=loss, outcome=outcome, gradient_norm=np.ones(steps)
+    )
+    return trace
+
+
+def test_a_record_without_probes_tells_by_its_epochs():
+    finding = assert_sound(corrupt_batch(recorded(3, broken=(7, 31, 55))), "corrupt_batch")
+    assert finding.confidence == 0.75
+    for broken in ((), (7,), (7, 31), (7, 8, 27, 28, 47, 48)):
+        assert corrupt_batch(recorded(3, broken=broken)) is None
+
+
+def test_the_prescription_leaves_out_what_fires_it():
+    x, y = digits()
+    with_absurd(x)
+    names = {"x": x, "y": y, "print": lambda *_: None}
+    exec(corrupt_batch(of_digits(with_absurd, run=STANDS_STILL)).prescriptions[0].code, names)
+    assert len(names["x"]) == len(names["y"]) == 399
+    assert corrupt_batch(probed(net(64, 10, "softmax"), names["x"], names["y"], LABELS, run=STANDS_STILL)) is None
+
+
+# -- unscaled_inputs -----------------------------------------------------------------------------------
+def test_inputs_of_very_different_sizes_are_found_where_the_run_suffers():
+    finding = assert_sound(unscaled_inputs(of_wine(run=BREAKS)), "unscaled_inputs")
+    assert "227" in finding.title and finding.prescriptions[0].title.startswith("Put a Normalization layer first")
+    healed = of_wine(run=STANDS_STILL, varied={"scaled_inputs": (1.1, 0.4)})
+    assert unscaled_inputs(healed).confidence == 0.95
+    assert unscaled_inputs(of_wine(run=(1.09,) * 40, varied={"scaled_inputs": (1.1, 1.1)})) is None
+
+
+@pytest.mark.parametrize("run", [FALLS, (100.0, *FALLS[1:])])
+def test_raw_pixels_that_are_learnt_from_are_let_be(run):
+    x, y = digits()
+    assert unscaled_inputs(probed(net(64, 10, "softmax"), x * 255, y, LABELS, run=run)) is None
+
+
+def test_raw_pixels_that_kill_the_net_are_found():
+    x, y = digits()
+    run = (100.0, *STANDS_STILL[1:])
+    scaled = {"scaled_inputs": (2.8, 2.2)}  # slow, but on its way, where the run as it is stands still
+    pixels = np.rint(x * 255).astype(np.float32)
+    finding = unscaled_inputs(probed(net(64, 10, "softmax"), pixels, y, LABELS, run=run, varied=scaled))
+    assert assert_sound(finding, "unscaled_inputs").prescriptions[0].title.startswith("Rescale the pixels")
+
+
+def test_a_normalization_behind_the_inputs_silences_it():
+    x, _ = wine()
+    normalization = layers.Normalization()
+    normalization.adapt(x)
+    for first in (normalization, layers.BatchNormalization()):
+        model = keras.Sequential([keras.Input((13,)), first, layers.Dense(3, activation="softmax")])
+        assert unscaled_inputs(of_wine(model=model, run=BREAKS)) is None
+    forgotten = keras.Sequential([keras.Input((13,)), layers.Normalization(), layers.Dense(3, activation="softmax")])
+    assert unscaled_inputs(of_wine(model=forgotten, run=BREAKS)) is not None
+
+
+def test_indices_into_an_embedding_are_no_sizes():
+    model = keras.Sequential([keras.Input((5,)), layers.Embedding(5000, 4), layers.Flatten(), layers.Dense(2)])
+    random = np.random.default_rng(0)
+    trace = probed(model, random.integers(0, 5000, (50, 5)), random.integers(0, 2, 50), LABELS, run=BREAKS)
+    assert unscaled_inputs(trace) is None
+
+
+def test_one_absurd_sample_does_not_make_all_the_inputs_unscaled():
+    assert unscaled_inputs(of_digits(with_absurd, run=STANDS_STILL)) is None
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_its_prescriptions_silence_it(index):
+    x, _ = wine()
+    names = {"x": x}
+    exec(unscaled_inputs(of_wine(run=BREAKS)).prescriptions[index].code, names)
+    if index == 0:
+        model = keras.Sequential([keras.Input((13,)), names["normalization"], layers.Dense(3, activation="softmax")])
+        assert unscaled_inputs(of_wine(model=model, run=BREAKS)) is None
+    else:
+        assert unscaled_inputs(of_wine(lambda _: names["scaled"], run=BREAKS)) is None
+
+
+# -- unscaled_targets ----------------------------------------------------------------------------------
+def test_targets_far_from_unit_size_are_found_where_the_run_suffers():
+    for run in (BREAKS, RUNS_AWAY, (29_000.0,) * 40, np.linspace(29_000, 27_000, 40)):
+        finding = assert_sound(unscaled_targets(of_diabetes(run=run, chance=5_900.0)), "unscaled_targets")
+        assert "171" in finding.title
+    healed = {"scaled_targets": (1.3, 0.6)}
+    assert unscaled_targets(of_diabetes(run=BREAKS, chance=5_900.0, varied=healed)).confidence == 0.95
+    assert unscaled_targets(of_diabetes(run=BREAKS, varied={"scaled_targets": (3.0, 9.0)})) is None
+
+
+def test_targets_that_the_net_gets_to_are_let_be():
+    fast = 500.0 * np.exp(-np.arange(40) / 20.0) + 70.0  # as the tutorial on miles per gallon does with Adam
+    trace = of_diabetes(lambda y: standardized(y) * 7.8 + 23, run=fast, chance=61.0)
+    assert unscaled_targets(trace) is None
+
+
+def test_other_tasks_are_not_its_own():
+    assert unscaled_targets(of_diabetes(activation="sigmoid", run=STANDS_STILL)) is None
+    assert unscaled_targets(of_diabetes(loss="mean_absolute_percentage_error", run=STANDS_STILL)) is None
+    x, y = digits()
+    assert unscaled_targets(probed(net(64, 200), x, y + 100, LABELS, run=BREAKS)) is None
+
+
+def test_the_scaling_it_prescribes_silences_it():
+    _, y = diabetes()
+    model, taken = net(10, 1), {}
+    names = {"y": y, "x": None, "model": model}
+    model.fit = lambda x, y: taken.setdefault("y", y)
+    model.predict = lambda x: np.zeros(3)
+    exec(unscaled_targets(of_diabetes(run=BREAKS)).prescriptions[0].code, names)
+    assert unscaled_targets(of_diabetes(lambda _: taken["y"], run=BREAKS)) is None
+    assert names["predictions"] == pytest.approx([y.mean()] * 3)
+
+
+def test_a_trace_without_probes_gives_nothing():
+    trace = Trace(["dense"])
+    trace.extend(step=range(40), loss=[math.nan] * 40)
+    assert [rule(trace) for rule in RULES] == [None] * 4
