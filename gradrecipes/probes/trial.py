@@ -57,7 +57,8 @@ def try_out(
     chance = _chance(model, batches if sound is None else without(*sound))  # one absurd target would set it
     held: dict[str, Any] = {"batches": len(batches), "chance": chance, "varied": {}}
     with contextlib.ExitStack() as stack:
-        trial = Trial(model, batches, steps=max(steps, VARIED_STEPS))
+        outputs = probes["signal"]["before"]["layers"]
+        trial = Trial(model, batches, steps=max(steps, VARIED_STEPS), outputs=outputs)
         try:
             run = stack.enter_context(trial).recorded(steps)
         except Exception as error:

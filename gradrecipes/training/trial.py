@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +14,20 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.core.offender import Autopsy
-from gradrecipes.core.trace import APPLIED, SKIPPED_LOSS_SPIKE, Trace
+from gradrecipes.core.trace import Trace
 from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
 from gradrecipes.gradients.recorder import STEP_COLUMNS
 from gradrecipes.training import keras_private
 from gradrecipes.training.autopsy import autopsy
+from gradrecipes.training.describe import describe_run
 from gradrecipes.training.harvest import Harvest
 from gradrecipes.training.instrumented_step import InstrumentedStep
+from gradrecipes.training.layer_map import LayerMap
 from gradrecipes.training.model_state import variables_of
+from gradrecipes.training.weight_samples import WeightSamples
 
 SCALER_PATIENCE = 20  # steps that a loss scaler may leave out while it looks for its scale: 2^15 halved twenty times
-SAMPLED_ENTRIES = 1_000_000  # weights up to which every step is sampled; above, a histogram costs more than a step
-RARE_SAMPLES = 20  # steps from sample to sample above that
+EARLY_SAMPLES, RARE_SAMPLES = 3, 20  # steps whose weights are read before and after: the first ones, and every so many
 SECONDS_AT_MOST = 60.0  # for the steps of one run; a net whose steps take seconds is judged by fewer
 
 
@@ -51,20 +53,27 @@ class TrialRun:
 class Trial:
     """Run a model's own train step from one and the same start, again and again, traced once.
 
-    Use it as a context manager: whatever happens inside, the model is afterwards what it was, to the bit.
+    In the graph only the norms of the gradients are added; weights and updates are read by the host, now and then,
+    for tracing is what costs the time. Use it as a context manager: whatever happens inside, the model is afterwards
+    what it was, to the bit.
 
     Args:
         model: A compiled, built model.
         batches: What `train_step` gets, one after the other, and from the beginning again.
         steps: The most steps that a run may have.
+        outputs: What the signal probe read of the layers, in the order of their calls: they are listed in the record,
+            and their outputs stand in its first sample.
 
     Attributes:
         trace: The record of the recorded run.
         autopsy: What broke the recorded run, or None.
     """
 
-    def __init__(self, model: keras.Model, batches: Sequence[Any], *, steps: int):
+    def __init__(
+        self, model: keras.Model, batches: Sequence[Any], *, steps: int, outputs: Sequence[Mapping[str, Any]] = ()
+    ):
         self.model = model
+        self._outputs = list(outputs)
         self.batches = list(batches)
         self.steps = steps
         self.trace = Trace()
@@ -83,7 +92,7 @@ class Trial:
         return self
 
     def _enter(self) -> None:
-        model, entries = self.model, sum(int(np.prod(one.shape)) for one in self.model.trainable_variables)
+        model = self.model
         keras_private.build_optimizer(model)
         keras_private.build_metrics(model, self.batches[0])
         self._start = [(variable, np.array(variable)) for variable in variables_of(model)]
@@ -93,17 +102,11 @@ class Trial:
         for optimizer in keras_private.optimizers_of(model):
             for leaf in keras_private.leaves(optimizer):
                 self._stack.enter_context(keras_private.rate_multiplied(leaf, self._rate))
-        every = 1 if entries <= SAMPLED_ENTRIES else RARE_SAMPLES
-        settings = PipelineSettings(
-            skip=True, record=True, sample_every=every, capacity=2 * self.steps, xla=bool(model.jit_compile)
-        )
+        settings = PipelineSettings(record=True, capacity=2 * self.steps, xla=bool(model.jit_compile))
         self._pipeline = Pipeline(settings)
-        sampled = InstrumentedStep(model, model.train_step, self._pipeline, sample=True, logs=False)
-        self._sampled_step = self._step = keras_private.compile_train_step(model, sampled)
-        if every > 1:
-            plain = InstrumentedStep(model, model.train_step, self._pipeline, logs=False)
-            self._step = keras_private.compile_train_step(model, plain)
-        self._harvest = Harvest(self._pipeline, sampled, trace=self.trace)
+        self._instrumented = InstrumentedStep(model, model.train_step, self._pipeline)
+        self._step = keras_private.compile_train_step(model, self._instrumented)
+        self._harvest = Harvest(self._pipeline, self._instrumented, trace=self.trace)
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
@@ -118,12 +121,22 @@ class Trial:
             if id(variable) not in fresh:
                 variable.assign(np.zeros(variable.shape, variable.dtype))
 
-    def recorded(self, steps: int, *, after_step: Callable[[int], None] | None = None) -> TrialRun:
-        """Run the first steps as the user would, keep the record in `trace`, and stay at their end."""
+    def recorded(self, steps: int) -> TrialRun:
+        """Run the first steps as the user would, keep the record in `trace`, and stay at the last sound step."""
         self._harvest.begin_epoch(0)
-        run = self._run(self.batches, steps, recorded=True, after_step=after_step)
+        samples = WeightSamples(self.model)
+        run = self._run(self.batches, steps, samples=samples)
+        if self._instrumented.layer_map is not None:
+            by_name = {layer.name: layer for layer in keras_private.sublayers(self.model)}
+            heard = [by_name[layer["name"]] for layer in self._outputs if layer["name"] in by_name]
+            layer_map = LayerMap(self.model, self._instrumented.variables, heard)
+            self._instrumented.layer_map = layer_map
+            self._instrumented.description = describe_run(self.model, layer_map.layers, names=layer_map.names)
         self._harvest.collect()
         self.trace = self._harvest.trace
+        samples.add_to(self.trace, self._instrumented, outputs=self._outputs)
+        if run.broken is not None:
+            self._examine(run.broken)
         return self._with_readings(run, self.trace.loss.astype(float), self.trace.gradient_norm.astype(float))
 
     def varied(
@@ -154,7 +167,7 @@ class Trial:
         self._readings()
         self._rate.assign(rate)
         try:
-            run = self._run(self.batches if batches is None else batches, steps, recorded=False)
+            run = self._run(self.batches if batches is None else batches, steps)
         finally:
             self._rate.assign(1.0)
         rows = self._readings()
@@ -167,49 +180,41 @@ class Trial:
             return np.zeros((0, len(STEP_COLUMNS)))
         return recorder.take().steps[:, : len(STEP_COLUMNS)].astype(float)
 
-    def _run(
-        self,
-        batches: Sequence[Any],
-        steps: int,
-        *,
-        recorded: bool,
-        after_step: Callable[[int], None] | None = None,
-    ) -> TrialRun:
+    def _run(self, batches: Sequence[Any], steps: int, *, samples: WeightSamples | None = None) -> TrialRun:
         logs: dict[str, list[float]] = {}
-        skipped, in_a_row, broken, began = int(self._pipeline.skipped_steps), 0, None, time.monotonic()
+        in_a_row, broken, began = 0, None, time.monotonic()
         for step in range(steps):
             self.model.reset_metrics()  # else the logs show means over all steps so far
-            function = self._sampled_step if self._is_sampled(step, recorded) else self._step
-            returned = function([batches[step % len(batches)]])
+            sampled = samples is not None and (step < EARLY_SAMPLES or step % RARE_SAMPLES == 0)
+            if sampled:
+                samples.before(step)
+            returned = self._step([batches[step % len(batches)]])
+            if sampled:
+                samples.after()
             self._note(logs, returned)
             began = time.monotonic() if step == 0 else began
-            now = int(self._pipeline.skipped_steps)
-            in_a_row = in_a_row + 1 if now > skipped else 0
+            sound = all(math.isfinite(logs[name][-1]) for name in ("loss", "gradient_norm") if name in logs)
+            in_a_row = 0 if sound else in_a_row + 1
             if in_a_row > (SCALER_PATIENCE if self._scaled else 0):
                 broken = step
-                if recorded:
-                    self._examine(batches[step % len(batches)], step % len(batches))
                 break
-            skipped = now
-            if after_step is not None:
-                after_step(step)
             if time.monotonic() - began > SECONDS_AT_MOST:
                 break
         return TrialRun(np.zeros(0), np.zeros(0), broken, logs, time.monotonic() - began)
-
-    def _is_sampled(self, step: int, recorded: bool) -> bool:
-        every = self._pipeline.settings.sample_every
-        return every == 1 or (recorded and (step % every == 0 or step < 3)) or self._pipeline.recorder is None
 
     def _note(self, logs: dict[str, list[float]], returned: dict[str, Any]) -> None:
         for name, value in returned.items():
             if np.ndim(value) == 0:
                 logs.setdefault(name, []).append(float(value))
 
-    def _examine(self, batch: Any, place: int) -> None:
-        self.broken_batch = place
+    def _examine(self, step: int) -> None:
+        """Go back to the step before, by the same steps from the start, and look at the one that broke."""
+        self.broken_batch = step % len(self.batches)
+        self.restart()
+        self._run(self.batches, step)
+        self._readings()
         try:
-            self.autopsy = autopsy(self.model, batch)
+            self.autopsy = autopsy(self.model, self.batches[self.broken_batch])
         except Exception as error:  # an odd train step; the record says that it broke, only not where
             self.autopsy = Autopsy(notes=(f"The step could not be examined: {error}",), complete=False)
 
@@ -228,12 +233,6 @@ class Trial:
         self.model.train_function, self.model.stop_training = train_function, stop_training
         if history is not None:
             self.model.history = history
-
-
-def was_left_out(trace: Trace) -> np.ndarray:
-    """Return bool `[steps]`: the steps that were left out because something was not finite."""
-    outcome = trace.steps["outcome"]
-    return (outcome != APPLIED) & (outcome < SKIPPED_LOSS_SPIKE)
 
 
 def build_on(model: keras.Model, batch: Any) -> None:

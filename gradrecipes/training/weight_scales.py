@@ -21,9 +21,9 @@ def weight_scales(model: keras.Model) -> list[dict[str, Any]]:
 
     Returns:
         For each trainable variable: `path`, `layer`, `kind` of the layer, `role` (`"kernel"`, `"recurrent"`,
-        `"embedding"`, `"matrix"` of a layer of the user's own, `"bias"`, `"other"`), `shape`, `mean`, `std`, `rms`, `largest`; and for kernels `fan_in`,
-        `fan_out`, `least` and `most`: the smallest and the largest standard deviation among Glorot, LeCun and the
-        one with the activation's own gain.
+        `"embedding"`, `"matrix"` of a layer of the user's own, `"bias"`, `"other"`), `shape`, `mean`, `std`, `rms`,
+        `largest`; and for kernels and matrices `fan_in`, `fan_out`, `least` and `most`: the smallest and the largest
+        standard deviation among Glorot, LeCun and the one with the activation's own gain.
     """
     found, seen = [], set()
     for layer in [*sublayers(model), model]:

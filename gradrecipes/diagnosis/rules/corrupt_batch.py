@@ -60,7 +60,7 @@ def corrupt_batch(trace: Trace) -> Finding | None:
     if not odd and (blamed is None and (spikes is None or missing)):
         return None
     tried = variation(trace, "sound_data") is not None
-    sure = 0.97 if healed or blamed else 0.6 if tried and not missing else 0.9 if odd else 0.75
+    sure = 0.97 if healed or blamed else 0.9 if odd and not tried else 0.75
     return Finding(
         code="corrupt_batch",
         title=_title(odd, blamed, spikes),
