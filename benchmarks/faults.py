@@ -1,6 +1,6 @@
 """What faults do to a training: under Keras alone, under Keras' best own defence, and under the guard.
 
-    python benchmarks/faults.py [--only adam] [--mode xla] [--fault bit] [--workers 2]
+    python benchmarks/faults.py [--only adam] [--mode xla] [--fault bit,rate] [--arm guard] [--workers 2]
 
 Every fault meets every optimizer in every mode, on scikit-learn's digits. A run counts as saved when all weights
 are finite at the end and the validation accuracy is within 5% of that of the same run without the fault. Results
@@ -46,12 +46,15 @@ ARMS = ("keras", "keras' defence", "guard")
 RESULTS = Path("out/faults.json")
 
 
-def run_group(task: tuple[str, str, list[str]]) -> list[dict]:
-    """Run every fault and arm of one optimizer in one mode, in this process."""
+Runs = list[tuple[str, str]]  # fault and arm
+
+
+def run_group(task: tuple[str, str, Runs]) -> list[dict]:
+    """Run faults and arms of one optimizer in one mode, in this process."""
     return list(_run_group(*task))
 
 
-def _run_group(optimizer: str, mode: str, faults: list[str]) -> Iterator[dict]:
+def _run_group(optimizer: str, mode: str, runs: Runs) -> Iterator[dict]:
     import keras
     import numpy as np
     import tensorflow as tf
@@ -80,7 +83,7 @@ def _run_group(optimizer: str, mode: str, faults: list[str]) -> Iterator[dict]:
         def build(self, shape):
             self.dense = [keras.layers.Dense(units, activation=how) for units, how in ((64, "relu"), (64, "relu"))]
             self.out = keras.layers.Dense(10, dtype="float32")
-            self.bias = self.add_weight(shape=(1,), name="bias")
+            self.bias = self.add_weight(shape=(1,), name="bias", dtype="float32", autocast=False)
 
         def call(self, inputs):
             hidden = inputs[:, :-1]
@@ -134,7 +137,22 @@ def _run_group(optimizer: str, mode: str, faults: list[str]) -> Iterator[dict]:
     def interrupt(model):
         raise KeyboardInterrupt
 
+    made = {}  # by what sets one model apart from another: the faults share models, each from the same beginning
+
     def make(fault, arm):
+        own = fault if fault in ("rate x 1000", "NaN from a loss") else ""
+        if (arm, own) not in made:
+            model = build(fault, arm)
+            state = [*model.variables, *model.optimizer.variables]
+            made[arm, own] = model, [(variable, np.array(variable)) for variable in state]
+        model, beginning = made[arm, own]
+        with strategy.scope() if strategy else contextlib.nullcontext():
+            for variable, value in beginning:
+                variable.assign(value)
+        keras.utils.set_random_seed(0)
+        return model
+
+    def build(fault, arm):
         arguments = dict(OPTIMIZERS[optimizer])
         if fault == "rate x 1000":
             updates = FAULT_STEP // 4 if mode == "accumulation" else FAULT_STEP
@@ -161,7 +179,8 @@ def _run_group(optimizer: str, mode: str, faults: list[str]) -> Iterator[dict]:
                 jit_compile=mode == "xla",
                 steps_per_execution=8 if mode == "eight steps at once" else 1,
             )
-        return model
+            model.optimizer.build(model.trainable_variables)
+            return model
 
     def data(fault):
         inputs, labels, weights = x[:TRAINED].copy(), y[:TRAINED].copy(), np.ones(TRAINED, "float32")
@@ -186,7 +205,7 @@ def _run_group(optimizer: str, mode: str, faults: list[str]) -> Iterator[dict]:
         if arm == "keras' defence":
             stop = keras.callbacks.EarlyStopping("val_loss", patience=EPOCHS, restore_best_weights=True)
             found.append(stop)
-        return [*found, gr.GradientGuard(backup_dir=folder)] if arm == "guard" else found
+        return [gr.GradientGuard(backup_dir=folder), *found] if arm == "guard" else found
 
     def fit(model, fault, own, **more):
         inputs, labels, weights = data(fault)
@@ -224,16 +243,14 @@ def _run_group(optimizer: str, mode: str, faults: list[str]) -> Iterator[dict]:
         finite = all(bool(np.isfinite(weight).all()) for weight in model.get_weights())
         scores = model.predict(x[TRAINED:], verbose=0)
         accuracy = float(np.mean(scores.argmax(1) == digits[TRAINED:])) if np.isfinite(scores).all() else 0.0
-        events = [] if arm != "guard" else [event.kind for event in own[-1].events]
+        events = [] if arm != "guard" else [event.kind for event in own[0].events]
         return {
             "optimizer": optimizer, "mode": mode, "fault": fault, "arm": arm, "finite": finite, "accuracy": accuracy,
             "seconds": time.perf_counter() - begun, "events": {kind: events.count(kind) for kind in set(events)},
         }  # fmt: skip
 
-    yield outcome("none", "keras")
-    for fault in faults:
-        for arm in ARMS:
-            yield outcome(fault, arm)
+    for fault, arm in runs:
+        yield outcome(fault, arm)
 
 
 def load() -> list[dict]:
@@ -271,16 +288,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="part of an optimizer's name")
     parser.add_argument("--mode", default="", help="part of a mode's name")
-    parser.add_argument("--fault", default="", help="part of a fault's name")
+    parser.add_argument("--fault", default="", help="parts of faults' names, such as bit,rate")
+    parser.add_argument("--arm", default="", help="part of an arm's name")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    faults = [fault for fault in FAULTS if arguments.fault.lower() in fault.lower()]
+    parts = arguments.fault.lower().split(",")
+    faults = [fault for fault in FAULTS if any(part in fault.lower() for part in parts)]
     results = load()
-    done = {(r["optimizer"], r["mode"], r["fault"]) for r in results}
+    arms = [arm for arm in ARMS if arguments.arm.lower() in arm]
+    wanted = [("none", "keras"), *((fault, arm) for fault in faults for arm in arms)]
+    done = {(r["optimizer"], r["mode"], r["fault"], r["arm"]) for r in results}
     tasks = []
     for mode in (mode for mode in MODES if arguments.mode.lower() in mode):
         for optimizer in (name for name in OPTIMIZERS if arguments.only.lower() in name.lower()):
-            left = [fault for fault in faults if (optimizer, mode, fault) not in done]
+            left = [(fault, arm) for fault, arm in wanted if (optimizer, mode, fault, arm) not in done]
             if left:
                 tasks.append((optimizer, mode, left))
     RESULTS.parent.mkdir(exist_ok=True)
