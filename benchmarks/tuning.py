@@ -5,8 +5,9 @@
     python benchmarks/tuning.py --distributed                    # 1 chief, 3 workers, one of them killed
 
 The same space, seeds and trial budget for both, on real data (digits). The space: an MLP of 3 or 6 ReLU layers,
-weights of variance 2 or 4 over fan-in, squared error, SGD with momentum at a rate from 0.01 to 1000. Plain keras-tuner ends a search
-after three failures in a row; here it is told not to, so that it has its budget too. Steps are counted alike in both.
+weights of variance 2 or 4 over fan-in, squared error, SGD with momentum at a rate from 0.01 to 1000. Plain keras-tuner
+ends a search after three failures in a row; here it is told not to, so that it has its budget too. Steps are counted
+alike in both.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from sklearn.model_selection import train_test_split
 import gradrecipes as gr
 
 ROOT = Path(__file__).resolve().parents[1]
-BATCH, EPOCHS, TRIALS, HYPERBAND_EPOCHS = 64, 5, 20, 9
+BATCH, EPOCHS, TRIALS, HYPERBAND_EPOCHS = 64, 5, 16, 9
 LOWEST, HIGHEST = 1e-2, 1000.0
 PLAIN = {
     "random": keras_tuner.RandomSearch,

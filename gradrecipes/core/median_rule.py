@@ -1,4 +1,4 @@
-"""When a trial is hopeless beside those before it: the median stopping rule."""
+"""When a trial is hopeless beside those before it: at certain epochs it must be among the better half."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 FEWEST_TRIALS = 3  # earlier trials that the median must rest on
-FEWEST_VALUES = 2  # values of the trial itself: the first says more of the start than of the settings
 
 
 def is_hopeless(values: Sequence[float], earlier: Sequence[Sequence[float]], *, maximize: bool) -> bool:
-    """Say whether a trial's best value so far is worse than the median of what earlier trials had on average by then.
+    """Say whether a trial's best value so far is worse than the median of what earlier trials had by then.
+
+    Asked after 1, 2, 4, 8, ... epochs, and never in between: so each doubling of what a trial costs has to be earned by
+    being among the better half of those that got so far. This is successive halving, without waiting for the others.
 
     Args:
         values: The objective after each epoch of the trial.
@@ -23,13 +25,16 @@ def is_hopeless(values: Sequence[float], earlier: Sequence[Sequence[float]], *, 
         True
 
     References:
+        Li et al. 2020, "A system for massively parallel hyperparameter tuning", arXiv 1810.05934; the median rule of
         Golovin et al. 2017, "Google Vizier: a service for black-box optimization", section 3.2.1.
     """
     length = len(values)
     reached = [curve[:length] for curve in earlier if len(curve) >= length]
-    if length < FEWEST_VALUES or len(reached) < FEWEST_TRIALS:
+    if not length or length & (length - 1) or len(reached) < FEWEST_TRIALS:
         return False
-    sign = -1.0 if maximize else 1.0
-    best = np.nanmin(sign * np.asarray(values, np.float64)) if np.isfinite(values).any() else np.inf
-    averages = [float(np.mean(sign * np.asarray(curve, np.float64))) for curve in reached]
-    return bool(best > np.median(averages))
+    return bool(_best(values, maximize) > np.median([_best(curve, maximize) for curve in reached]))
+
+
+def _best(values: Sequence[float], maximize: bool) -> float:
+    finite = [-value if maximize else value for value in values if np.isfinite(value)]
+    return min(finite, default=np.inf)

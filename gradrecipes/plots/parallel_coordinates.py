@@ -11,6 +11,7 @@ from gradrecipes.core.search_trial import SearchTrial, SpaceAxis
 from gradrecipes.plots.canvas import GREY, NONFINITE_COLOUR, Picture, annotate_empty, new_figure, short_name
 
 TICKS = 5  # numbers beside an axis
+INACTIVE = -0.13  # height at which a line passes an axis whose setting its trial does not have
 
 
 class ParallelCoordinates(Picture):
@@ -65,7 +66,8 @@ class ParallelCoordinates(Picture):
 
         colours = colormaps["cividis"]
         for row in sorted(range(len(self.trials)), key=lambda row: goodness[row] if alive[row] else -1.0):
-            line = [*self.heights[row], (self.scores[row] - low) / (high - low) if alive[row] else np.nan]
+            across = np.where(np.isfinite(self.heights[row]), self.heights[row], INACTIVE)
+            line = [*across, (self.scores[row] - low) / (high - low) if alive[row] else np.nan]
             style = (
                 {"color": colours(goodness[row]), "linewidth": 1.8, "alpha": 0.95}
                 if alive[row]
@@ -88,13 +90,22 @@ class ParallelCoordinates(Picture):
                 height = (tick - low) / (high - low)
                 if -1e-9 <= height <= 1 + 1e-9:
                     text = _text(axis, tick)
-                    axes.annotate(text, (place, height), (4, 0), textcoords="offset points", fontsize=8, va="center")
+                    _annotate(axes, text, place, height)
+            if place < len(self.space) and np.isnan(self.heights[:, place]).any():
+                _annotate(axes, "not set", place, INACTIVE)
         axes.set_xticks(range(len(every)), [short_name(axis.name) for axis in every], fontsize=9)
         axes.set_yticks([])
         axes.set_xlim(-0.15, len(every) - 0.55)
-        axes.set_ylim(-0.05, 1.05)
+        axes.set_ylim(INACTIVE - 0.04 if np.isnan(self.heights).any() else -0.05, 1.05)
         for side in ("top", "right", "left", "bottom"):
             axes.spines[side].set_visible(False)
+
+
+def _annotate(axes: Any, text: str, place: float, height: float) -> None:
+    behind = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+    axes.annotate(
+        text, (place, height), (4, 0), textcoords="offset points", fontsize=8, va="center", bbox=behind, zorder=4
+    )
 
 
 def _text(axis: SpaceAxis, tick: float) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from keras_tuner import oracles
 
 from gradrecipes.core.trial_failure import CAUSES, DIGEST_MODULUS, Failure, penalized_score
+from gradrecipes.tuning.acquisition import rank_candidates
 from gradrecipes.tuning.keras_tuner_private import Trial, TrialStatus
 
 _LOG = logging.getLogger(__name__)
@@ -137,22 +138,6 @@ class SurvivingOracle:
         if trial.trial_id in self._retry_queue:
             self._retry_queue.remove(trial.trial_id)
 
-    def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """Propose values; a strategy that fails, or proposes what was tried, is replaced by chance for one trial."""
-        try:
-            proposal = super().populate_space(trial_id)
-        except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
-            _LOG.warning("The search strategy failed (%s); the next trial is drawn at random.", error)
-            proposal = {"status": TrialStatus.RUNNING, "values": None}
-        values = proposal.get("values")
-        if proposal["status"] == TrialStatus.RUNNING and (values is None or self._is_repeated(values)):
-            values = self._random_values()
-            return {"status": TrialStatus.STOPPED if values is None else TrialStatus.RUNNING, "values": values}
-        return proposal
-
-    def _is_repeated(self, values: dict[str, Any]) -> bool:
-        return False
-
     # -- lost workers ------------------------------------------------------------------------------
     @keras_tuner.synchronized
     def release_lost(self, patience: float) -> list[str]:
@@ -211,10 +196,41 @@ class GridSearchOracle(SurvivingOracle, oracles.GridSearchOracle):
 
 
 class BayesianOptimizationOracle(SurvivingOracle, oracles.BayesianOptimizationOracle):
-    """Propose what a Gaussian process expects most of; it learns from failures where not to look."""
+    """Propose where much is expected of a success, and a success is to be expected; see `gr.tuning.acquisition`.
 
-    def _is_repeated(self, values: dict[str, Any]) -> bool:
-        return self._duplicate(values)
+    The first trials, two for each setting and at least four, are drawn at random, failures among them.
+    """
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        """Propose the best candidate that has not been tried."""
+        settings = len(self._nonfixed_space())
+        ended = [one for one in self.trials.values() if one.status == TrialStatus.COMPLETED]
+        if not settings or len(ended) < (self.num_initial_points or max(2 * settings, 4)):
+            return self._random_populate_space()
+        failed = np.array([failure_of(one) is not None for one in ended])
+        scores = np.array([one.score for one in ended], np.float64)
+        severities = [one.metrics.get_last_value(SEVERITY) if failure_of(one) else np.nan for one in ended]
+        running = [self._vector(one) for one in self.ongoing_trials.values()]
+        ranked = rank_candidates(
+            np.array([self._vector(one) for one in ended]),
+            np.where(failed, np.nan, -scores if self.maximize else scores),
+            np.array(severities, np.float64),
+            pending=np.array(running).reshape(-1, settings),
+            random=np.random.default_rng((self.seed, len(self.trials))),
+        )
+        for vector in ranked:
+            values = self._vector_to_values(vector)
+            if not self._duplicate(values):
+                return {"status": TrialStatus.RUNNING, "values": values}
+        return self._random_populate_space()
+
+    def _vector(self, trial: Trial) -> list[float]:
+        """Return where a trial stands in the unit cube; a setting that was not active stands at its default."""
+        given = trial.hyperparameters
+        return [
+            hp.value_to_prob(given.values[hp.name] if hp.name in given.values and given.is_active(hp) else hp.default)
+            for hp in self._nonfixed_space()
+        ]
 
 
 class HyperbandOracle(SurvivingOracle, oracles.HyperbandOracle):

@@ -27,6 +27,7 @@ class Outcome:
         values: The objective after each epoch of the last execution; None where it was not finite.
         failure: Why it failed, or None.
         worker: Who ran it.
+        first_epoch: Where it was taken up, in Hyperband not at the first.
     """
 
     status: str = COMPLETED
@@ -35,6 +36,7 @@ class Outcome:
     values: list[float | None] = field(default_factory=list)
     failure: dict[str, Any] | None = None
     worker: str = ""
+    first_epoch: int = 0
 
     def fail(self, failure: Failure) -> None:
         """Note that the trial failed."""
@@ -53,10 +55,10 @@ def read_outcome(folder: str | os.PathLike[str]) -> Outcome | None:
 
 
 def read_curves(project: str | os.PathLike[str]) -> list[list[float]]:
-    """Return the objective, epoch by epoch, of every trial that ran its course."""
+    """Return the objective, epoch by epoch, of every trial that did not fail and began at the first epoch."""
     outcomes = (read_outcome(folder) for folder in sorted(Path(project).glob("trial_*")))
-    whole = (outcome.values for outcome in outcomes if outcome is not None and outcome.status == COMPLETED)
-    return [values for values in whole if values and None not in values]
+    sound = (one for one in outcomes if one is not None and one.status != FAILED and one.first_epoch == 0)
+    return [one.values for one in sound if one.values and None not in one.values]
 
 
 def write_json(path: Path, content: Any) -> None:

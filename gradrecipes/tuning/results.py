@@ -14,6 +14,7 @@ from gradrecipes.plots.stability_map import StabilityMap
 from gradrecipes.tuning import records
 
 LONG = 28  # characters of a setting in a table
+WIDE = 110  # characters of a table as plain text
 
 
 class SearchResults:
@@ -145,20 +146,21 @@ class SearchResults:
         table = Table(title=title, caption=rest, box=box.SIMPLE_HEAD)
         table.add_column("trial", no_wrap=True)
         table.add_column(self.objective, justify="right", no_wrap=True)
-        for axis in self.axes:
-            table.add_column(axis.name, justify="right")
-        table.add_column("steps", justify="right")
-        table.add_column("what came of it")
+        table.add_column("settings", ratio=3)
+        table.add_column("steps", justify="right", no_wrap=True)
+        table.add_column("what came of it", ratio=2)
         for one in shown[:most]:
             score = "" if one.score is None else f"{one.score:.4g}"
-            cells = [_short(one.values.get(axis.name)) for axis in self.axes]
-            table.add_row(one.trial_id, score, *cells, str(one.steps), _fate(one))
+            settings = ", ".join(
+                f"{axis.name} {_short(one.values[axis.name])}" for axis in self.axes if axis.name in one.values
+            )
+            table.add_row(one.trial_id, score, settings, str(one.steps), _fate(one))
         return table
 
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(width=max(100, 14 * (len(self.axes) + 4)), color_system=None)
+        console = Console(width=WIDE, color_system=None)
         with console.capture() as captured:
             console.print(self.table())
         return captured.get()
@@ -224,7 +226,7 @@ def _trial(folder: Path, state: dict[str, Any]) -> SearchTrial:
 
 def _axes(space: list[dict[str, Any]]) -> list[SpaceAxis]:
     axes: dict[str, SpaceAxis] = {}
-    for entry in space:
+    for entry in sorted(space, key=lambda entry: len(entry["config"].get("conditions") or [])):
         kind, config = entry["class_name"], entry["config"]
         name = config["name"]
         if name.startswith("tuner/") or kind == "Fixed":
@@ -237,7 +239,7 @@ def _axes(space: list[dict[str, Any]]) -> list[SpaceAxis]:
 
 def _fate(trial: SearchTrial) -> str:
     if trial.status == records.HOPELESS:
-        return f"stopped after {len(trial.curve)} epochs: worse than the median"
+        return f"stopped after epoch {len(trial.curve)}: below the median"
     if not trial.failed:
         return trial.status
     message = str((trial.failure or {}).get("message") or "")
@@ -245,6 +247,4 @@ def _fate(trial: SearchTrial) -> str:
 
 
 def _short(value: Any) -> str:
-    if value is None:
-        return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)[:LONG]

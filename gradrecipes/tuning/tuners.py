@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,20 @@ class SurvivingTuner(WorkerManners):
     A trial is watched step by step. One that diverges is stopped, its reason written to `outcome.json` in its folder,
     and it gets a finite score: worse than every success, and the worse the earlier and harder it failed. Any other
     error of a trial is written down and scored as the worst of all; only if every trial fails with the same one does
-    the search stop. Trials that are hopeless beside earlier ones by the median rule are stopped at the end of an epoch.
+    the search stop. After 1, 2, 4, 8, ... epochs a trial is stopped if its best value is worse than the median of what
+    earlier trials had by then.
 
     Args:
         hypermodel: A `keras_tuner.HyperModel`, such as `gr.tuning.RecipeHyperModel`, or a function of `hp` that
             returns a compiled model.
         objective: Name of what is optimized, or a `keras_tuner.Objective`.
-        stop_hopeless: Whether trials that are worse than the median of the earlier ones are stopped.
+        stop_hopeless: Whether trials that are worse than the median of the earlier ones are stopped. With a schedule
+            that makes slow starters good in the end, leave it out.
         settings: All that keras-tuner's class of the same name takes: `max_trials`, `seed`, `directory`,
             `project_name`, `overwrite`, `executions_per_trial` and others.
+
+    Attributes:
+        on_outcome: Called with what came of each trial of this process, for showing progress; None at first.
 
     Raises:
         SearchError: In `search`: the first trials all failed with the same error.
@@ -69,6 +75,7 @@ class SurvivingTuner(WorkerManners):
         if has_chief_oracle() and not is_chief_oracle():
             settings["overwrite"] = False  # each worker would remove what the chief has just written
         self.stop_hopeless = stop_hopeless
+        self.on_outcome: Callable[[records.Outcome], None] | None = None
         self._outcome = records.Outcome()
         self._curves: list[list[float]] = []
         keras_tuner.Tuner.__init__(self, self.oracle_class(objective, **of_oracle), hypermodel, **settings)
@@ -136,6 +143,8 @@ class SurvivingTuner(WorkerManners):
             results = oracles.failure_metrics(failure, objective.name, maximize=objective.direction == "max")
         self._outcome.seconds = time.monotonic() - begun
         records.write_outcome(self.get_trial_dir(trial.trial_id), self._outcome)
+        if self.on_outcome is not None:
+            self.on_outcome(self._outcome)
         return results
 
     def _build_and_fit_model(self, trial: Trial, *args: Any, **kwargs: Any) -> Any:
@@ -151,6 +160,7 @@ class SurvivingTuner(WorkerManners):
         finally:
             self._outcome.steps += watch.steps
             self._outcome.values = list(watch.values)
+            self._outcome.first_epoch = watch.first_epoch or 0
         if watch.failure is not None:
             raise _TrialFailedError(watch.failure)
         if watch.hopeless:

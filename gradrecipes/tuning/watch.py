@@ -36,6 +36,7 @@ class TrialWatch(AttachedCallback):
         failure: Why the training was stopped or lost, or None.
         hopeless: Whether it was stopped since earlier trials were better by then.
         values: The objective after each epoch.
+        first_epoch: The epoch at which the training was taken up; None before it began.
         steps: Training steps that ran.
     """
 
@@ -51,7 +52,7 @@ class TrialWatch(AttachedCallback):
         self._known = 0
         self._steps_before = 0
         self._peak = -math.inf
-        self._first_epoch: int | None = None
+        self.first_epoch: int | None = None
 
     def among(self, callbacks: Sequence[Any]) -> TrialWatch:
         """Look for a guard among the callbacks of the fit, and return self."""
@@ -79,8 +80,8 @@ class TrialWatch(AttachedCallback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note where the training is taken up: in Hyperband not at the first epoch."""
         super().on_epoch_begin(epoch, logs)
-        if self._first_epoch is None:
-            self._first_epoch = epoch
+        if self.first_epoch is None:
+            self.first_epoch = epoch
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Look at the steps since the last check, and at the objective."""
@@ -92,7 +93,11 @@ class TrialWatch(AttachedCallback):
         last = self.values[-NONFINITE_EPOCHS:]
         if len(last) == NONFINITE_EPOCHS and not np.isfinite(last).any():
             self._fail("nonfinite_objective", f"{self.objective} was not finite in {NONFINITE_EPOCHS} epochs in a row")
-        elif self._earlier is not None and is_hopeless(self.values, self._earlier(), maximize=self.maximize):
+        elif (
+            self._earlier is not None
+            and not self.first_epoch
+            and is_hopeless(self.values, self._earlier(), maximize=self.maximize)
+        ):
             self.hopeless = self.model.stop_training = True
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -125,7 +130,7 @@ class TrialWatch(AttachedCallback):
 
     def _fail(self, cause: str, message: str, *, step: int | None = None, loss_ratio: float = math.nan) -> None:
         in_epoch = self.params.get("steps") or 0
-        lived = (self.steps if step is None else step) + (self._first_epoch or 0) * in_epoch
+        lived = (self.steps if step is None else step) + (self.first_epoch or 0) * in_epoch
         self.failure = Failure(cause, lived, (self.params.get("epochs") or 0) * in_epoch, loss_ratio, message)
         self.model.stop_training = True
 
