@@ -11,6 +11,9 @@ def validation(*, share: float = 0.2, monitor: str = "val_loss", patience: int =
 
     Keras' `validation_split` takes the last samples, before any shuffling: shuffle data that are in an order.
 
+    To compare remedies, take it as an arm of a `gr.Study`, whose own frozen split then stands for `share`: the study
+    trains every arm with every seed and says which differences are beyond doubt.
+
     Args:
         share: Part of the training data that is set aside, between 0 and 1.
         monitor: What decides; a value of the validation data.

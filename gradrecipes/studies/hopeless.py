@@ -11,6 +11,7 @@ import numpy as np
 from gradrecipes.core.student import student_tail
 
 LEAST = 3  # seeds, before anything is given up
+SAME = 1e-9  # of the largest difference: a spread below it is rounding
 FALSE_ALARMS = 0.01  # chance that a study gives up any arm as behind another though they are equal
 
 
@@ -33,17 +34,37 @@ def hopeless_arms(gains: Mapping[str, Sequence[float]], *, planned: int) -> dict
         {'fast': (3, 'diverged with each of 3 seeds')}
     """
     found: dict[str, tuple[int, str]] = {}
-    pairs = len(gains) * (len(gains) - 1) / 2
-    looks = max(1, planned - LEAST + 1)
     for count in range(LEAST, planned + 1):
-        seen = {arm: np.asarray(values[:count], float) for arm, values in gains.items() if len(values) >= count}
-        alive = [arm for arm in seen if arm not in found]
-        condemned = {}
-        for arm, other in itertools.permutations(alive, 2):
-            reason = _why(seen[arm], seen[other], other, FALSE_ALARMS / pairs / looks)
-            if reason is not None and arm not in condemned:
-                condemned[arm] = (count, reason)
-        found |= condemned
+        seen = {arm: values for arm, values in gains.items() if len(values) >= count and arm not in found}
+        found |= {arm: (count, why) for arm, why in _condemned(seen, count, len(gains), planned).items()}
+    return found
+
+
+def without_hope(gains: Mapping[str, Sequence[float]], *, planned: int) -> dict[str, str]:
+    """Return the arms that all runs together leave without hope, and why.
+
+    Of an arm that was given up, that is what was clear then. An arm that ran with every seed all the same is judged by
+    all of them: a lead after four seeds may be lost by the eighth.
+
+    Args:
+        gains: As for `hopeless_arms`.
+        planned: Seeds that the study was to run.
+    """
+    whole = {arm: values for arm, values in gains.items() if len(values) >= planned}
+    given_up = hopeless_arms(gains, planned=planned)
+    early = {arm: why for arm, (_, why) in given_up.items() if arm not in whole}
+    return early | (_condemned(whole, planned, len(gains), planned) if planned >= LEAST else {})
+
+
+def _condemned(gains: Mapping[str, Sequence[float]], count: int, arms: int, planned: int) -> dict[str, str]:
+    """Return the arms that the first `count` seeds leave without hope."""
+    seen = {arm: np.asarray(values[:count], float) for arm, values in gains.items()}
+    level = FALSE_ALARMS / max(1, arms * (arms - 1) // 2) / max(1, planned - LEAST + 1)
+    found: dict[str, str] = {}
+    for arm, other in itertools.permutations(seen, 2):
+        reason = None if arm in found else _why(seen[arm], seen[other], other, level)
+        if reason is not None:
+            found[arm] = reason
     return found
 
 
@@ -56,7 +77,7 @@ def _why(mine: np.ndarray, theirs: np.ndarray, other: str, level: float) -> str 
         return None
     differences = theirs[both] - mine[both]
     spread = max(np.std(values, ddof=1) for values in (differences, mine[both], theirs[both]))
-    if spread == 0 or differences.mean() <= 0:
+    if spread <= SAME * np.abs(differences).max() or differences.mean() <= 0:
         return None
     p = 2 * student_tail(differences.mean() / spread * math.sqrt(len(differences)), len(differences) - 1)
     return f"far behind {other} after {len(mine)} seeds" if p <= level else None

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradrecipes.core.intervals import Interval, bootstrap_interval, wilson_interval
 from gradrecipes.core.paired import holm, seeds_needed, sign_flip_test
-from gradrecipes.studies.hopeless import hopeless_arms
+from gradrecipes.studies.hopeless import without_hope
 from gradrecipes.studies.objective import Objective
 from gradrecipes.studies.run import Run
 
@@ -81,7 +81,7 @@ def summarize(runs: Mapping[str, Sequence[Run]], objective: Objective, *, planne
     """Return how each arm did, in the order in which they were given."""
     values = {arm: {run.seed: value_of(run, objective) for run in done} for arm, done in runs.items()}
     gains = {arm: [objective.gain(value, 0.0) for value in by_seed.values()] for arm, by_seed in values.items()}
-    hopeless = hopeless_arms(gains, planned=planned)
+    hopeless = without_hope(gains, planned=planned)
     summaries = []
     for arm, by_seed in values.items():
         sound = [value for value in by_seed.values() if math.isfinite(value)]
@@ -95,7 +95,7 @@ def summarize(runs: Mapping[str, Sequence[Run]], objective: Objective, *, planne
                 diverged=lost,
                 divergence=wilson_interval(lost, len(by_seed)),
                 seconds=float(np.median([run.seconds for run in runs[arm]])) if by_seed else math.nan,
-                hopeless=hopeless[arm][1] if arm in hopeless else None,
+                hopeless=hopeless.get(arm),
             )
         )
     return summaries

@@ -32,7 +32,8 @@ class Progress(contextlib.AbstractContextManager):
             from rich.progress import Progress as Bar
 
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            console = Console(stderr=True)
+            self._bar = Bar(*columns, console=console, transient=console.is_terminal)
             self._bar.start()
             self._task = self._bar.add_task("study", total=self._total)
             self.refresh()

@@ -43,12 +43,8 @@ class Split:
         ):
             if (x is None) != (y is None):
                 raise ValueError(f"The {what} data must have both inputs and targets. Received: only one of them.")
-            lengths = {len(array) for array in leaves(x, y)} if x is not None else {1}
-            if len(lengths) != 1 or 0 in lengths:
-                raise ValueError(
-                    f"The {what} inputs and targets must have the same number of samples, at least one. "
-                    f"Received: {sorted(lengths)}."
-                )
+            if x is not None:
+                _samples(x, y, what)
 
     @classmethod
     def of(cls, data: Any) -> Split:
@@ -98,7 +94,7 @@ def frozen_split(x: Any, y: Any, *, share: float = SHARE, seed: int = 0) -> Spli
         2
     """
     x, y = _arrays(x), _arrays(y)
-    count = len(keras.tree.flatten(x)[0])
+    count = _samples(x, y, "given")
     kept = round(share * count)
     if not 0 < share < 1 or not 0 < kept < count:
         raise ValueError(
@@ -114,8 +110,20 @@ def leaves(*parts: Any) -> list[Any]:
     return keras.tree.flatten(parts)
 
 
+def _samples(x: Any, y: Any, what: str) -> int:
+    lengths = {len(array) for array in leaves(x, y)}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            f"The {what} inputs and targets must have the same number of samples, at least one. "
+            f"Received: {sorted(lengths)}."
+        )
+    return lengths.pop()
+
+
 def _arrays(part: Any) -> Any:
     """Return the arrays of a part of the data in their structure; plain lists of numbers are one array."""
+    if part is None:
+        return None
     held = keras.tree.flatten(part)
     if held and all(isinstance(one, bool | int | float) for one in held):
         return np.asarray(part)

@@ -15,7 +15,7 @@ from gradrecipes.studies import spread
 from gradrecipes.studies.arm import Arm, check_fit
 from gradrecipes.studies.describe import fingerprint
 from gradrecipes.studies.hopeless import hopeless_arms
-from gradrecipes.studies.judge import ArmSummary, Comparison, compare, leader, summarize, value_of
+from gradrecipes.studies.judge import ArmSummary, Comparison, compare, leader, seen_from, summarize, value_of
 from gradrecipes.studies.objective import Objective
 from gradrecipes.studies.progress import Progress
 from gradrecipes.studies.run import Run
@@ -198,6 +198,25 @@ class Study:
     def comparisons(self) -> list[Comparison]:
         """How any two arms compare that have hope."""
         return compare(self.summaries, self.objective)
+
+    def compare(self, one: str, other: str) -> Comparison:
+        """Return how one arm compares with another, as the study has it: adjusted for all comparisons.
+
+        Args:
+            one: Name of the arm that the difference, its interval and the verdict are told of.
+            other: Name of the other.
+
+        Raises:
+            ValueError: There is no such comparison.
+        """
+        for comparison in self.comparisons:
+            if {comparison.one, comparison.other} == {one, other}:
+                return seen_from(comparison, one)
+        compared = dict.fromkeys(name for pair in self.comparisons for name in (pair.one, pair.other))
+        raise ValueError(
+            f"Compared are two different arms with hope and a seed in common, of: {', '.join(compared) or 'none yet'}. "
+            f"Received: {one!r} and {other!r}."
+        )
 
     @property
     def best(self) -> str | None:

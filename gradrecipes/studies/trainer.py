@@ -33,11 +33,13 @@ class Traced:
     Args:
         model: The model.
         arm: Name of the arm for which it was built.
+        batches: How `fit` was told to cut the data; batches of another size are another trace.
         functions: Its train and test function, as they were after the fit.
     """
 
     model: keras.Model
     arm: str
+    batches: tuple[Any, ...]
     functions: tuple[Any, Any] = field(init=False)
 
     def __post_init__(self):
@@ -103,7 +105,8 @@ class Trainer:
         with keras_reuse.names_as_in_a_fresh_process():
             model = arm.model(self._build)
         arguments = arm.fit_arguments(self._fit)
-        traced, note = self._twin_of(name, model)
+        cut = tuple(arguments.get(key) for key in ("batch_size", "validation_batch_size", "class_weight"))
+        traced, note = self._twin_of(name, model, cut)
         if traced is not None:
             traced.take(model)
             model = traced.model
@@ -115,7 +118,7 @@ class Trainer:
             if not whole or spoilt:  # what was broken off in the middle is not used again
                 self._forget(model)
         if whole and traced is None and name not in self._unfit:
-            note = self._keep(name, model) or note
+            note = self._keep(name, model, cut) or note
         seconds = time.perf_counter() - begun
         return Run(name, seed, *run, seconds=seconds, reused=traced is not None, note=note)
 
@@ -138,7 +141,7 @@ class Trainer:
         return (history, test, why_diverged(model, history, callbacks, self._objective.of(history, test))), True
 
     # -- using steps again ---------------------------------------------------------------------------
-    def _twin_of(self, name: str, model: keras.Model) -> tuple[Traced | None, str]:
+    def _twin_of(self, name: str, model: keras.Model, cut: tuple[Any, ...]) -> tuple[Traced | None, str]:
         """Return a traced model that is the same program, or None and what is in the way."""
         if name in self._unfit:
             return None, self._unfit[name]
@@ -146,7 +149,8 @@ class Trainer:
             return None, ""
         note = ""
         keras_reuse.build_whole(model, self._split.x, self._split.y)
-        for traced in sorted(self._traced, key=lambda traced: traced.arm != name):
+        alike = [traced for traced in self._traced if traced.batches == cut]
+        for traced in sorted(alike, key=lambda traced: traced.arm != name):
             found = difference(traced.model, model)
             if found is None:
                 return traced, ""
@@ -154,8 +158,8 @@ class Trainer:
                 note = f"no compiled step was used again: the model is not that of the seed before ({found})"
         return None, note
 
-    def _keep(self, name: str, model: keras.Model) -> str:
-        traced = Traced(model, name)
+    def _keep(self, name: str, model: keras.Model, cut: tuple[Any, ...]) -> str:
+        traced = Traced(model, name, cut)
         flaw = _unknown_optimizer(model) or traced.flaw
         if flaw is None:
             self._traced = [one for one in self._traced if one.arm != name] + [traced]
