@@ -115,7 +115,7 @@ def inputs_of(made: Any) -> list[Any]:
 
 def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     """Return the optimizers of a model: the compiled one, then those it holds beside it, as a GAN does."""
-    held = [model.optimizer, *vars(model).values()]
+    held = [getattr(model, "optimizer", None), *vars(model).values()]  # an uncompiled model has none
     found = {id(one): one for one in held if isinstance(one, keras.optimizers.Optimizer)}
     return list(found.values())
 
