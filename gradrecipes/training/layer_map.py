@@ -57,9 +57,10 @@ class LayerMap:
         return joined
 
     def outputs(self, of_heard: np.ndarray) -> np.ndarray:
-        """Spread readings of heard layers `[rows, heard]` over all layers; NaN for the others."""
+        """Spread readings of heard layers `[rows, heard]` over all layers; NaN for those not read."""
         spread = np.full((len(of_heard), len(self.layers)), np.nan, np.float32)
-        spread[:, self._of_heard] = of_heard
+        if of_heard.shape[1]:
+            spread[:, self._of_heard] = of_heard
         return spread
 
     def _joined(self, values: np.ndarray, join: np.ufunc, start: float) -> np.ndarray:

@@ -85,7 +85,8 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
 
 
 def _typical_update(trace: Trace) -> float:
+    """Return the update ratio of the median layer in the later half of the samples, after a schedule."""
     ratios = trace.samples["update_ratio"]
     if not len(ratios):
         return math.nan
-    return middle(np.array([middle(row) for row in ratios]))
+    return middle(np.array([middle(row) for row in ratios[len(ratios) // 2 :]]))
