@@ -90,12 +90,17 @@ class Record:
             test["outcome"] = report.outcome
             test["why"] = str(report.longrepr)
         test["fits"] = dict(report.user_properties).get("fits", test["fits"])
+        if report.when == "teardown":
+            self._write()  # what is known so far can be read while the rest runs
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
             self._tests[report.nodeid] = {"outcome": "failed", "fits": [], "why": str(report.longrepr)}
 
     def pytest_sessionfinish(self) -> None:
+        self._write()
+
+    def _write(self) -> None:
         self._path.write_text(json.dumps(self._tests, indent=1))
 
 
