@@ -15,10 +15,10 @@ class Run:
     Args:
         arm: Name of the arm.
         seed: The seed.
-        history: What `fit` returned: a list of numbers, one an epoch, by name.
+        history: What `fit` returned: a list of numbers, one an epoch, by name. Logs that are arrays are left out.
         test: What the trained model scored on the test data, by name; empty without test data.
         diverged: Why the run counts as diverged, or None.
-        seconds: Wall time of `fit`.
+        seconds: Wall time, that of building and tracing included.
         reused: Whether a compiled step of an earlier run was used.
         note: Why none was, where one was expected; or an empty text.
     """

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+import numpy as np
 
+from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.studies.arm import Arm
 from gradrecipes.studies.feed import Feed
 from gradrecipes.studies.lost import EndOfLostRuns, raised_by_numbers, why_diverged
@@ -72,7 +74,8 @@ class Trainer:
     a learning rate among them), that one gets all values of the new one, slots, counters, moving statistics and seeds
     of dropout included, and is trained in its place: what was traced for it is valid. So a rate is no reason for
     another trace, nor is an initializer, while a clipping bound, a constant of the graph, is. Nothing is used again if
-    the step holds state elsewhere, or if callbacks have changed the model; `Run.note` then says what it was.
+    the step holds state elsewhere, if callbacks have changed the model, or if they put a step of their own in place, as
+    monitors and guards do; `Run.note` then says what it was.
 
     Args:
         build: Called with the arguments of the arm; returns a compiled model.
@@ -106,6 +109,7 @@ class Trainer:
             model = arm.model(self._build)
         arguments = arm.fit_arguments(self._fit)
         cut = tuple(arguments.get(key) for key in ("batch_size", "validation_batch_size", "class_weight"))
+        self._look_at(name, arguments["callbacks"])
         traced, note = self._twin_of(name, model, cut)
         if traced is not None:
             traced.take(model)
@@ -133,14 +137,21 @@ class Trainer:
             if not raised_by_numbers(error):
                 raise
             return ({}, {}, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"), False
-        history = {name: [float(value) for value in values] for name, values in history.items()}
+        history = {
+            name: [float(v) for v in values] for name, values in history.items() if not any(map(np.ndim, values))
+        }
         test = {}
         if (rows := self._feed.test_arguments(model, arguments)) is not None:
             scores = model.evaluate(**rows, verbose=0, return_dict=True)
-            test = {f"test_{metric}": float(value) for metric, value in scores.items()}
+            test = {f"test_{metric}": float(value) for metric, value in scores.items() if not np.ndim(value)}
         return (history, test, why_diverged(model, history, callbacks, self._objective.of(history, test))), True
 
     # -- using steps again ---------------------------------------------------------------------------
+    def _look_at(self, name: str, callbacks: list[Any]) -> None:
+        attached = next((one for one in callbacks if isinstance(one, AttachedCallback)), None)
+        if attached is not None:
+            self._unfit[name] = f"no compiled step is used again: {type(attached).__name__} puts its own in place"
+
     def _twin_of(self, name: str, model: keras.Model, cut: tuple[Any, ...]) -> tuple[Traced | None, str]:
         """Return a traced model that is the same program, or None and what is in the way."""
         if name in self._unfit:

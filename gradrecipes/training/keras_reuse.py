@@ -95,7 +95,10 @@ def hidden_state(function: Callable[[Any], Any] | None, known: list[Any]) -> str
         known: Variables whose values are put in before each run.
     """
     known_ids = {id(getattr(variable, "value", variable)) for variable in known}
-    for graph in _graphs(function):
+    graphs = _graphs(function)
+    if function is not None and not graphs:
+        return "a function without a graph that could be looked at"
+    for graph in graphs:
         unknown = [variable.name for variable in graph.variables if id(variable) not in known_ids]
         if unknown:
             return f"the variable {unknown[0]!r}, which belongs neither to the model nor to its optimizer"
