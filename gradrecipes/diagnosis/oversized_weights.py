@@ -7,7 +7,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.readings import say
 from gradrecipes.diagnosis.remedies import normalize_before_the_activation, use_fitting_initializer
 from gradrecipes.diagnosis.signals import kernels, layers
-from gradrecipes.diagnosis.varied import confidence, heals, varied_evidence
+from gradrecipes.diagnosis.varied import beats, confidence, heals, varied_evidence
 from gradrecipes.diagnosis.verdict import FAR_START, verdict
 
 TOO_LARGE = 2.0  # times the largest usual standard deviation: four times the variance
@@ -20,9 +20,10 @@ def oversized_weights(trace: Trace) -> Finding | None:
     read = list(kernels(trace))
     large = [(weight, larger) for weight, larger, _ in read if larger > TOO_LARGE]
     far = seen.start_over_chance >= FAR_START
-    if len(large) < max(1.0, SHARE * len(read)) or not (seen.unhealthy or far or not seen.learnt):
+    if len(large) < max(1.0, SHARE * len(read)):
         return None
-    if not (heals(trace, "fitting_weights", "all_scaled") or far or seen.unhealthy):
+    hurt = seen.unhealthy or far or (not seen.learnt and heals(trace, "fitting_weights", "all_scaled"))
+    if not hurt and not beats(trace, seen, "fitting_weights"):
         return None
     worst, larger = max(large, key=lambda pair: pair[1])
     activation = next((layer["activation"] for layer in layers(trace) if layer["name"] == worst["layer"]), None)
@@ -36,7 +37,7 @@ def oversized_weights(trace: Trace) -> Finding | None:
         code="exploding_initialization",
         title=f"The initial weights of {worst['layer']!r} are {say(larger)} times too large",
         kind=Kind.CAUSE,
-        severity=Severity.CRITICAL,
+        severity=Severity.CRITICAL if hurt else Severity.WARNING,
         confidence=confidence(trace, "fitting_weights", "all_scaled"),
         explanation=(
             f"{statement}{start} Each such layer multiplies what passes through it, forwards and backwards, so that "

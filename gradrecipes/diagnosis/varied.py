@@ -7,7 +7,7 @@ from typing import Any
 from gradrecipes.core.finding import Evidence
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.readings import say
-from gradrecipes.diagnosis.verdict import BROKEN, Verdict, verdict
+from gradrecipes.diagnosis.verdict import BROKEN, STALLED, Verdict, verdict
 
 WORDS = {
     "as_it_is": "once more, over fewer batches",
@@ -21,6 +21,7 @@ WORDS = {
 }
 BACK = 1.1  # end over chance, or over its own start, up to which a run that no longer breaks is sound again
 HALVED = 0.5  # end over that of the run as it is, where both are numbers
+BEGINS, FASTER, LEAST_FALL = 0.05, 20.0, 1e-3  # relative fall of forty steps, and how many times that of a stall it is
 LEARNS = 0.9  # end over chance, or over its own start, below which a run learns
 PROVEN, LIKELY, UNPROVEN = 0.95, 0.8, 0.6  # confidence: the variation mends the run; was not tried; does not mend it
 
@@ -43,12 +44,14 @@ def mends(result: dict[str, Any] | None, seen: Verdict) -> bool:
         ended = end <= start + (BACK - 1.0) * abs(start) if over is None else over <= BACK
         better = seen.state == BROKEN or over is None or over <= HALVED * seen.end_over_chance
         return bool(ended and better)
+    if seen.state == STALLED and result["fall"] > max(BEGINS, FASTER * max(seen.fall, LEAST_FALL)):
+        return True
     if over is not None:
         return bool(over < LEARNS and end < start)
     return bool(start - end > (1.0 - LEARNS) * abs(start))
 
 
-def betters(trace: Trace, seen: Verdict, *names: str) -> bool:
+def beats(trace: Trace, seen: Verdict, *names: str) -> bool:
     """Say whether a variation gets to less than half of where the same steps as they are get."""
     as_it_is = (variation(trace, "as_it_is") or {}).get("end")
     own = seen.end if as_it_is is None else as_it_is

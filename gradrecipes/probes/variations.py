@@ -16,7 +16,7 @@ SMALL = 0.4  # over the smallest: below, it is enlarged to that
 LARGEST_EMBEDDING = 0.5  # spread of an embedding; 1 is N(0, 1), as some libraries draw it, .03 is Keras' own
 USUAL_EMBEDDING = 0.05
 LARGEST_BIAS = 0.5  # magnitude of a constant bias; forget gates have 1 and are let be
-SPREAD_FLOOR = 1e-6  # standard deviation below which a column is constant
+SPREAD_FLOOR = 1e-6  # standard deviation over the mean below which a column is constant
 
 
 def standardized(batches: Sequence[Any], *, inputs: Iterable[int] = (), targets: bool = False) -> list[Any]:
@@ -55,7 +55,7 @@ def _standardized(arrays: list[np.ndarray]) -> list[tf.Tensor]:
         warnings.simplefilter("ignore", RuntimeWarning)  # of a column without a single number
         mean = np.nan_to_num(np.nanmedian(whole, axis=axes))
         spread = np.nan_to_num(np.nanstd(_clipped(whole, axes), axis=axes))
-    spread = np.where(spread > SPREAD_FLOOR * np.maximum(1.0, np.abs(mean)), spread, 1.0)
+    spread = np.where(spread > SPREAD_FLOOR * np.abs(mean) + np.finfo(np.float32).tiny, spread, 1.0)
     dtype = arrays[0].dtype if arrays[0].dtype.kind == "f" else keras.config.floatx()
     changed = [np.clip(np.nan_to_num((array.astype(np.float64) - mean) / spread), -10.0, 10.0) for array in arrays]
     return [tf.convert_to_tensor(array.astype(dtype)) for array in changed]

@@ -36,7 +36,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.prescribe import clip
 from gradrecipes.diagnosis.readings import layer_descriptions, middle, say
 from gradrecipes.diagnosis.signals import weights
-from gradrecipes.diagnosis.varied import betters, confidence, healing_rate, heals, varied_evidence
+from gradrecipes.diagnosis.varied import beats, confidence, healing_rate, heals, varied_evidence
 from gradrecipes.diagnosis.verdict import verdict
 
 EMBEDDINGS = {"Embedding", "ReversibleEmbedding", "TokenAndPositionEmbedding", "PositionEmbedding"}
@@ -47,13 +47,13 @@ LARGE = 0.5  # root mean square of the vectors; Keras draws .03; others draw N(0
 def embedding_spike(trace: Trace) -> Finding | None:
     """Tell whether the embedding is what throws the net off."""
     seen = verdict(trace)
-    if seen.learnt and not betters(trace, seen, "fitting_weights"):
+    if seen.learnt and not beats(trace, seen, "fitting_weights"):
         return None
     large = [weight for weight in weights(trace) if weight["role"] == "embedding" and weight["rms"] > LARGE]
     ratio, layer = _ratio(trace) if seen.unhealthy else (math.nan, None)
     if not (large or ratio > STANDS_OUT):
         return None
-    mended = heals(trace, "fitting_weights", "all_scaled") or betters(trace, seen, "fitting_weights")
+    mended = heals(trace, "fitting_weights", "all_scaled") or beats(trace, seen, "fitting_weights")
     if large and not mended and not ratio > STANDS_OUT:
         return None
     if large:

@@ -33,20 +33,22 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.data_facts import FAR_START, Array, betters, first_loss_over_chance, suffers_from
 from gradrecipes.diagnosis.prescribe_data import normalize_inputs
 from gradrecipes.diagnosis.readings import number, say
-from gradrecipes.diagnosis.varied import heals, variation, varied_evidence
-from gradrecipes.diagnosis.verdict import verdict
+from gradrecipes.diagnosis.varied import beats, heals, variation, varied_evidence
+from gradrecipes.diagnosis.verdict import Verdict, verdict
 
 FAR = 10.0  # root mean square of what enters the first weights; standardized data have 1, bytes of pixels 100
 SOMEWHAT_FAR = 3.0  # the same, where scaling mends the run
 APART = 100.0  # largest over smallest deviation of a column, one of the columns being larger than 3
 OFF_CENTER = 10.0  # mean of a column over its deviation, where that mean is larger than 3
+FAR_OUT = 5.0  # loss at the start over that of a blind guess, where columns of different scales still learn
 TINY = 0.01  # root mean square below which all that the first layer makes of the inputs is its bias
 
 
 def unscaled_inputs(trace: Trace) -> Finding | None:
     """Tell which inputs are far from unit size, and what becomes of the run with and without scaling."""
     seen = verdict(trace)
-    if not suffers_from(trace, "scaled_inputs", seen):
+    held = suffers_from(trace, "scaled_inputs", seen)
+    if not held and not _slowed(trace, seen):
         return None
     healed, tried = heals(trace, "scaled_inputs"), variation(trace, "scaled_inputs") is not None
     better = betters(trace, "scaled_inputs", seen) and first_loss_over_chance(trace, seen) >= FAR_START
@@ -60,7 +62,7 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
         code="unscaled_inputs",
         title=f"The inputs are not scaled: {what}",
         kind=Kind.CAUSE,
-        severity=Severity.CRITICAL,
+        severity=Severity.CRITICAL if held else Severity.WARNING,
         confidence=sure,
         explanation=_explanation(array, what),
         step=seen.step,
@@ -78,6 +80,17 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
             *("saturated_units", "dead_units"),
         ),
     )
+
+
+def _slowed(trace: Trace, seen: Verdict) -> bool:
+    """Say whether a run that learns began far out and is left far behind by the same steps on scaled inputs."""
+    apart = [array for array in _unscaled(trace) if _apart(array["columns"])]
+    return bool(apart) and seen.start_over_chance >= FAR_OUT and beats(trace, seen, "scaled_inputs")
+
+
+def _apart(columns: dict[str, Any]) -> bool:
+    low, high = number(columns.get("std_min")), number(columns.get("std_max"))
+    return bool(low and high and high > APART * low and high > SOMEWHAT_FAR)
 
 
 def _unscaled(trace: Trace) -> list[Array]:
