@@ -8,6 +8,10 @@ and the signal probe measures the root mean square of each layer's output and th
 interval that should hold 95.45% of all draws. Printed is the share of nets within it: the outputs of the last hidden
 layer, the growth of the gradient from there to the first one, and the same at every layer in between. Nets of more
 than MOST_WEIGHTS weights are drawn anew. Ctrl-C prints what there is so far.
+
+Measured with --seed 2, 65 nets, 57 s of processor time: outputs 96.9%, gradients 95.4%, every layer 96.9% of 3,658.
+The weakest was GELU (6 and 5 of 8 nets): the size of its signal stands on a ridge, and a batch holds samples on both
+sides of it, where the theory follows one size.
 """
 
 from __future__ import annotations
