@@ -2,6 +2,7 @@
 
     python tests/keras_suite/run.py                   # plain, monitor, guard
     python tests/keras_suite/run.py --arms monitor -k early_stopping
+    python tests/keras_suite/run.py --only-fits              # with callbacks, only the tests that call fit at all
 
 Ends with 1 if a test that passes without the callbacks does not pass with them, and names it. The callbacks are told to
 keep out of the logs (`GradientMonitor(logs=False)`), since some of the tests ask for their exact keys.
@@ -41,7 +42,10 @@ def main() -> int:
         if not compare.counts(plain)["passed"]:
             print("No test passes even without the callbacks, so there is nothing to compare.", file=sys.stderr)
             return 2
-        return max([judge(suite, arm, plain) for arm in arguments.arms], default=0)
+        if arguments.only_fits:
+            plain = {name: test for name, test in plain.items() if test["fits"]}
+        tests = tuple(plain) if arguments.only_fits else SUITE
+        return max([judge(suite, arm, plain, tests) for arm in arguments.arms], default=0)
 
 
 def parse() -> argparse.Namespace:
@@ -50,6 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=arms, default=arms, help="default: all")
     parser.add_argument("-k", dest="expression", default="", help="only the tests that match, as in pytest")
     parser.add_argument("-n", dest="processes", default="2", help="processes; default: 2")
+    parser.add_argument("--only-fits", action="store_true", help="with callbacks, run only the tests that call fit")
     return parser.parse_args()
 
 
@@ -62,7 +67,7 @@ class Suite:
         self._expression = expression
         self.folder = Path()
 
-    def run(self, arm: str) -> compare.Run:
+    def run(self, arm: str, tests: tuple[str, ...] = SUITE) -> compare.Run:
         """Return what became of each test."""
         record, settings = self.folder / f"{arm}.json", self.folder / "pytest.ini"
         settings.write_text("[pytest]\n")  # and not those of this project, whose warnings are errors
@@ -71,7 +76,7 @@ class Suite:
         command += ["--arm", arm, "--record", str(record)]
         command += [f"--ignore={self._keras / path}" for path in LEFT_OUT]
         command += ["-k", self._expression] if self._expression else []
-        command += [str(self._keras / test) for test in SUITE]
+        command += [str(self._keras / test) for test in tests]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": "tensorflow"}
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
         if not record.is_file():
@@ -79,9 +84,9 @@ class Suite:
         return json.loads(record.read_text())
 
 
-def judge(suite: Suite, arm: str, plain: compare.Run) -> int:
+def judge(suite: Suite, arm: str, plain: compare.Run, tests: tuple[str, ...]) -> int:
     started = time.monotonic()
-    run = suite.run(arm)
+    run = suite.run(arm, tests)
     tell(arm, run)
     different = compare.differing(plain, run)
     print(f"  differ: {len(different)} ({time.monotonic() - started:.0f} s)")
