@@ -89,8 +89,9 @@ def _slowed(trace: Trace, seen: Verdict) -> bool:
 
 
 def _apart(columns: dict[str, Any]) -> bool:
-    low, high = number(columns.get("std_min")), number(columns.get("std_max"))
-    return bool(low and high and high > APART * low and high > SOMEWHAT_FAR)
+    """Say whether some columns are of another order than the typical one; pixels, dark or bright, are not."""
+    typical, largest = number(columns.get("rms_median")), number(columns.get("rms_max"))
+    return bool(typical and largest and largest > APART * typical and largest > SOMEWHAT_FAR)
 
 
 def _unscaled(trace: Trace) -> list[Array]:
