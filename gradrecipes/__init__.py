@@ -14,6 +14,7 @@ _PUBLIC = {
     "Prescription": "gradrecipes.core.prescription",
     "Diagnosis": "gradrecipes.report.diagnosis",
     "diagnose": "gradrecipes.doctor",
+    "Doctor": "gradrecipes.callbacks.doctor",
     "GradientMonitor": "gradrecipes.callbacks.gradient_monitor",
     "GradientGuard": "gradrecipes.callbacks.gradient_guard",
     "ClippingReport": "gradrecipes.core.clipping_report",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from gradrecipes import initializers, layers, plots, probes, recipes, regularizers, schedules, studies, tuning
     from gradrecipes.callbacks.batch_size_advisor import BatchSizeAdvisor
     from gradrecipes.callbacks.black_box import BlackBox
+    from gradrecipes.callbacks.doctor import Doctor
     from gradrecipes.callbacks.gradient_guard import GradientGuard
     from gradrecipes.callbacks.gradient_monitor import GradientMonitor
     from gradrecipes.callbacks.learning_rate_finder import LearningRateFinder

@@ -51,3 +51,23 @@ def test_a_traced_step_stays_valid_until_the_model_is_compiled_anew():
     assert keras_private.same_identity(one, keras_private.compile_identity(model))
     compiled(model)
     assert not keras_private.same_identity(one, keras_private.compile_identity(model))
+
+
+def test_the_random_states_that_no_public_name_reaches_are_there():
+    import tensorflow as tf
+
+    tf.random.set_seed(1)
+    expected = tf.random.normal((2,)).numpy().tolist()
+    tf.random.set_seed(1)
+    with keras_private.eager_random_kept():
+        tf.random.normal((2,))
+    assert tf.random.normal((2,)).numpy().tolist() == expected
+    with keras_private.global_seed_kept():
+        keras.random.uniform((1,))
+    keras.utils.set_random_seed(1)
+    expected = float(keras.random.uniform(()))
+    keras.utils.set_random_seed(1)
+    with keras_private.global_seed_kept():
+        keras.random.uniform((3,))
+    keras.utils.set_random_seed(1)
+    assert float(keras.random.uniform(())) == expected

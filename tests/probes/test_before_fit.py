@@ -1,0 +1,65 @@
+"""The look before a fit leaves nothing behind: no weight, no seed, no random number moves."""
+
+from __future__ import annotations
+
+import random
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gradrecipes.probes.before_fit import look_before_fit
+from gradrecipes.training.model_state import variables_of
+
+X = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+Y = X[:, :1].copy()
+
+
+class Drawing(keras.layers.Layer):
+    """Draws from everybody's random numbers, as layers of one's own do."""
+
+    def call(self, x):
+        random.random(), np.random.random()
+        return x + 0.1 * tf.random.normal(tf.shape(x)) + 0.1 * keras.random.normal(tf.shape(x))
+
+
+def net():
+    layers = [Drawing(), keras.layers.Dense(8, activation="relu"), keras.layers.BatchNormalization()]
+    model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+    model.compile("adam", "mse", metrics=["mae"])
+    return model
+
+
+def drawn():
+    numbers = random.random(), np.random.random(), float(tf.random.normal(())), float(keras.random.normal(()))
+    return *numbers, random.random()
+
+
+def test_nothing_moves():
+    model = net()
+    before = [np.array(one) for one in variables_of(model)]
+    keras.utils.set_random_seed(1)
+    expected = drawn()
+    keras.utils.set_random_seed(1)
+    found = look_before_fit(model, X, Y, batch_size=16)
+    assert drawn() == expected
+    assert set(found) == {"data", "structure", "signal", "loss"}
+    assert found["data"]["samples"] == 64 and found["signal"]["before"]["error"] is None
+    after = variables_of(model)
+    assert all(np.array_equal(one, np.array(other)) for one, other in zip(before, after, strict=False))
+
+
+def test_what_is_used_up_by_being_read_is_not_read():
+    source = ((X[:8], Y[:8]) for _ in range(3))
+    dataset = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)
+    for x in (source, dataset):
+        assert set(look_before_fit(net(), x)) == {"structure"}
+    assert len(list(source)) == 3
+
+
+def test_whatever_is_given_it_does_not_raise():
+    unbuilt = keras.Sequential([keras.layers.Dense(1)])
+    unbuilt.compile("sgd", "mse")
+    assert set(look_before_fit(unbuilt, X, Y)) == {"data", "structure"} and not unbuilt.built
+    for x, y in ((None, None), (X, Y[:3]), (X[:0], Y[:0]), (np.full((4, 4), "a"), Y[:4]), (3, "y"), (X[:, :2], Y)):
+        assert "structure" in look_before_fit(net(), x, y)
