@@ -251,7 +251,8 @@ def _explanation(trace: Trace, divergence: Divergence, update: float, rate: floa
 def _curvature(trace: Trace) -> tuple[Evidence, ...]:
     sharp = trace.probes.get("sharpness") or {}
     ratio, rate = number(sharp.get("ratio")), recorded_rate(trace)
-    if ratio is None or rate is None or ratio <= 1.0:
+    guessed = sharp.get("preconditioner") == "gradients"  # an adaptive optimizer knows no sizes before its first step
+    if ratio is None or rate is None or ratio <= 1.0 or guessed:
         return ()
     return (
         Evidence(

@@ -38,6 +38,7 @@ from gradrecipes.diagnosis.varied import heals, variation, varied_evidence
 from gradrecipes.diagnosis.verdict import verdict
 
 FAR = 10.0  # root mean square of the targets, in units of the loss; a new net answers within 1 of 0
+VERY_FAR = 50.0  # the same, which a net that is on its way there does not reach in a reasonable time
 FAR_FROM_CHANCE = 2.0  # end over that of a blind guess, where the same steps on scaled targets get below it
 BOUNDED = {"sigmoid", "softmax", "tanh", "hard_sigmoid", "hard_tanh", "softsign", "relu6", "log_softmax"}
 ON_LABELS = ("crossentropy", "cross_entropy", "hinge", "ctc", "dice", "tversky", "cosine", "kl_div", "circle")
@@ -46,11 +47,12 @@ ON_LABELS = ("crossentropy", "cross_entropy", "hinge", "ctc", "dice", "tversky",
 def unscaled_targets(trace: Trace) -> Finding | None:
     """Tell which targets are far from unit size, and what becomes of the run with and without scaling."""
     seen = verdict(trace)
-    if not suffers_from(trace, "scaled_targets", seen) and not seen.end_over_chance > FAR_FROM_CHANCE:
+    held = suffers_from(trace, "scaled_targets", seen)
+    if not held and not seen.end_over_chance > FAR_FROM_CHANCE:
         return None
     healed, tried = heals(trace, "scaled_targets"), variation(trace, "scaled_targets") is not None
     together = heals(trace, "all_scaled")
-    far = [head for head in heads(trace) if _regression(head) and _size(head) > FAR]
+    far = [head for head in heads(trace) if _regression(head) and _size(head) > (FAR if held else VERY_FAR)]
     if not far or (tried and not healed and not together):
         return None
     head = max(far, key=_size)
