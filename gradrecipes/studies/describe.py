@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import json
 import re
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,7 +24,7 @@ LARGEST_ARRAY = 16  # numbers that are written out; of larger arrays a digest is
 def describe(value: Any) -> Any:
     """Return a plain JSON value that is the same whenever the same thing is given, in another process too.
 
-    Functions are told by where they stand and by their source; Keras objects by their configuration; other objects
+    Functions are told by their names and by their source; Keras objects by their configuration; other objects
     by their representation.
 
     Example:
@@ -41,7 +43,10 @@ def describe(value: Any) -> Any:
         small = value.size <= LARGEST_ARRAY
         return value.tolist() if small else hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]
     if inspect.isroutine(value) or inspect.isclass(value):
-        return f"{value.__module__}.{value.__qualname__}:{_digest(source_of(value))}"
+        # Without the module: that of a script has another name in the workers which it starts.
+        return f"{value.__qualname__}:{_digest(source_of(value))}"
+    if dataclasses.is_dataclass(value):
+        return {one.name: describe(getattr(value, one.name)) for one in dataclasses.fields(value)}
     if hasattr(value, "get_config"):
         try:
             return json.loads(json.dumps(keras.saving.serialize_keras_object(value), sort_keys=True, default=str))
@@ -78,7 +83,12 @@ def source_of(function: Any) -> str:
         return inspect.getsource(function)
     except (OSError, TypeError):
         code = getattr(function, "__code__", None)
-        return "" if code is None else repr((code.co_code, code.co_names, code.co_varnames))
+        return "" if code is None else repr(_told(code))
+
+
+def _told(code: types.CodeType) -> tuple[Any, ...]:
+    constants = [_told(one) if isinstance(one, types.CodeType) else _represented(one) for one in code.co_consts]
+    return code.co_code, code.co_names, code.co_varnames, constants
 
 
 def _represented(value: Any) -> str:
