@@ -29,6 +29,7 @@ BACK_DOWN = 0.5  # end over first below which it has come back; bumps of sound r
 STILL = 0.01  # relative fall over the whole run below which next to nothing was learnt
 SLOW = 0.1  # relative fall over the whole run of a net that learns, but slowly
 FAR_START = 5.0  # first loss over that of a blind guess; He nets with a cross-entropy begin below 2
+SURE = 2.0  # standard errors that a fall exceeds which is no accident
 WILD = 1.0  # robust spread of the last losses over their median: a net at rest has .1 to .5
 TOLERATED_BY_SCALER = 0.3  # share of steps that a loss scaler may leave out while it looks for its scale
 
@@ -112,7 +113,7 @@ def verdict(trace: Trace) -> Verdict:
     if end - start > max((RISE - 1.0) * abs(start), NOISES * noise):
         above = loss - start > max((RISE - 1.0) * abs(start), NOISES * noise)
         return Verdict(DIVERGING, start, end, fall, chance, int(trace.steps["step"][int(np.argmax(above))]))
-    if fall < STILL:
+    if fall < STILL or (fall < SLOW and start - end < SURE * _error_of_fall(finite, period)):
         last = finite[-max(SHORTEST, period, len(finite) // 4) :]
         wild = _spread(last) > WILD * abs(middle(last)) and _spread(last) > 3.0 * noise
         return Verdict(OSCILLATING if wild else STALLED, start, end, fall, chance)
@@ -153,6 +154,15 @@ def _ends(loss: np.ndarray, period: int) -> tuple[float, float]:
         return math.nan, math.nan
     count = period if 0 < period <= len(loss) // 2 else max(1, int(len(loss) * WINDOW_SHARE))
     return float(np.median(loss[:count])), float(np.median(loss[-count:]))
+
+
+def _error_of_fall(loss: np.ndarray, period: int) -> float:
+    """Return the standard error of the fall: of each batch against itself, or of two windows of a fit."""
+    if 2 < period <= len(loss) // 2:
+        last = np.roll(loss[-period:], len(loss) % period)  # each batch in the place that it has in the first pass
+        return _spread(loss[:period] - last) / math.sqrt(period)
+    count = max(1, int(len(loss) * WINDOW_SHARE))
+    return math.hypot(_spread(loss[:count]), _spread(loss[-count:])) / math.sqrt(count)
 
 
 def _spread(values: np.ndarray) -> float:
