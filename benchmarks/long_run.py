@@ -3,8 +3,8 @@
     python benchmarks/long_run.py [STEPS]
 
 Two fits of the digits: with a monitor and a guard, and plain, whose own slope is the one to compare with. The memory is
-the resident set of the process, read every hundred steps; its slope is that of a least-squares line over what comes
-after the first quarter. The trace itself grows by design, 4 bytes for each number of a step: that is printed beside.
+the resident set of the process, read every 400 steps; its slope is that of a least-squares line over what comes after
+the first quarter. The trace itself grows by design, 4 bytes for each number of a step: that is printed beside.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 import gradrecipes as gr
 
 BATCH = 32
-EVERY = 100  # steps from one reading of the memory to the next
+EVERY = 400  # steps from one reading of the memory to the next
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
