@@ -19,7 +19,8 @@ STARTS = {
     " `gr.recipes`. It returns a `Recipe`: what to set at compile, which callbacks, what to build with, a claim and"
     " its sources. Recipes are joined with `+`, and those that contradict each other are refused.\n\n"
     "| recipe | what it claims |\n|---|---|\n",
-    RULES: "# What a diagnosis can find\n\n`gr.diagnose(trace)` runs every rule below on a Trace. A **cause** explains"
+    RULES: "# What a diagnosis can find\n\n`gr.diagnose(model, x, y)` measures, and runs every rule"
+    " below on what it measured; `gr.diagnose(trace)` runs them on the record of a training. A **cause** explains"
     " and comes first; a **symptom** is what one sees of it. A rule whose evidence is missing stays silent.\n\n"
     "| code | kind | meaning |\n|---|---|---|\n",
 }
