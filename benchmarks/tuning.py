@@ -120,7 +120,7 @@ def trial_failed(trial):
 def compare(kinds, seeds):
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(seeds):
+        for seed in seeds:
             for kind in kinds:
                 for arm in ("plain", "ours"):
                     row = search(arm, kind, seed, folder)
@@ -201,6 +201,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tuners", nargs="+", choices=PLAIN, default=list(PLAIN))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--distributed", action="store_true")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -210,7 +211,7 @@ def main():
         for restart in (False, True):
             distributed(restart)
     else:
-        summarize(compare(arguments.tuners, arguments.seeds))
+        summarize(compare(arguments.tuners, range(arguments.first, arguments.first + arguments.seeds)))
 
 
 if __name__ == "__main__":

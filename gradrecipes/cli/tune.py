@@ -117,9 +117,10 @@ def _load(name: str) -> dict[str, Any]:
     elif isinstance(returned, tuple | list) and 2 <= len(returned) <= len(PLACES):
         target = dict(zip(PLACES, returned, strict=False))
     else:
-        raise UsageError(f"{name!r} returned a {type(returned).__name__}. {EXPECTED}")
+        raise UsageError(f"{name!r} returned an object of the type {type(returned).__name__}. {EXPECTED}")
     if not callable(target["build"]) and not hasattr(target["build"], "declare_hyperparameters"):
-        raise UsageError(f"{name!r} returned a {type(target['build']).__name__} in the place of build. {EXPECTED}")
+        kind = type(target["build"]).__name__
+        raise UsageError(f"{name!r} returned an object of the type {kind} in the place of build. {EXPECTED}")
     return {"y": None, **target}
 
 

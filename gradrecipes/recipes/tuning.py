@@ -20,6 +20,9 @@ def tuning(
 ) -> Recipe:
     """Return the recipe of hyperparameter tuning, for values that were measured; see `measured_tuning`.
 
+    What no measurement decides is searched for: `gr.tuning` has the spaces, which the same measurements narrow, and
+    searches that survive the trials that diverge.
+
     Args:
         learning_rate: For the optimizer, or None to leave it.
         batch_size: For `fit`, or None to leave it.

@@ -36,8 +36,10 @@ class RecipeHyperModel(keras_tuner.HyperModel):
 
     Example:
         >>> hypermodel = gr.tuning.RecipeHyperModel(model, batch_size=gr.tuning.spaces.batch_size)
-        >>> tuner = gr.tuning.RandomSearch(hypermodel, max_trials=20, directory="out")  # doctest: +SKIP
-        >>> tuner.search(x, y, validation_split=0.2, epochs=10)  # doctest: +SKIP
+        >>> hp = keras_tuner.HyperParameters()
+        >>> hypermodel.declare_hyperparameters(hp)
+        >>> sorted(hp.values)
+        ['batch_size', 'clipping']
     """
 
     def __init__(

@@ -31,8 +31,10 @@ class SearchResults:
         best: The best trial that did not fail, or None.
 
     Example:
-        >>> results = gr.tuning.SearchResults.from_directory("out/search")  # doctest: +SKIP
-        >>> results.best.values, print(results)  # doctest: +SKIP
+        >>> trials = [SearchTrial("0", {"rate": 0.1}, 0.5), SearchTrial("1", {"rate": 9.0}, None, "failed")]
+        >>> results = SearchResults(trials, [SpaceAxis("rate")], objective="val_loss")
+        >>> results.best.values, len(results.failures)
+        ({'rate': 0.1}, 1)
     """
 
     def __init__(

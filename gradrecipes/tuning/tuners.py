@@ -152,7 +152,6 @@ class SurvivingTuner(WorkerManners):
         maximize = objective.direction == "max"
         earlier = (lambda: self._curves) if self.stop_hopeless else None
         watch = TrialWatch(objective.name, maximize=maximize, earlier=earlier)
-        watch.among(kwargs.get("callbacks", []))
         try:
             return_value = super()._build_and_fit_model(
                 trial, *args, **{**kwargs, "callbacks": [*kwargs.get("callbacks", []), watch]}
@@ -178,8 +177,11 @@ class RandomSearch(SurvivingTuner, keras_tuner.RandomSearch):
     """Draw settings at random, and survive those that diverge; see `gr.tuning.SurvivingTuner` for the arguments.
 
     Example:
-        >>> tuner = gr.tuning.RandomSearch(build, max_trials=20, seed=0, directory="out")  # doctest: +SKIP
-        >>> print(tuner.search(x, y, validation_data=(x, y), epochs=5))  # doctest: +SKIP
+        >>> hypermodel = gr.tuning.RecipeHyperModel(model, seed=0)
+        >>> tuner = gr.tuning.RandomSearch(hypermodel, max_trials=1, seed=0, directory="out")
+        >>> results = tuner.search(x, y, validation_split=0.25, epochs=1)
+        >>> results.best.status
+        'completed'
     """
 
     oracle_class = oracles.RandomSearchOracle

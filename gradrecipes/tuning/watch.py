@@ -54,11 +54,6 @@ class TrialWatch(AttachedCallback):
         self._peak = -math.inf
         self.first_epoch: int | None = None
 
-    def among(self, callbacks: Sequence[Any]) -> TrialWatch:
-        """Look for a guard among the callbacks of the fit, and return self."""
-        self._guard = next((one for one in callbacks if isinstance(one, GradientGuard)), None)
-        return self
-
     @property
     def steps(self) -> int:
         """Training steps that ran, over all fits of the trial."""
@@ -76,6 +71,11 @@ class TrialWatch(AttachedCallback):
         if self._attachment is not before:
             self._steps_before, self._known = steps, 0
             self._peak = -math.inf
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Look for a guard in the same fit: the hypermodel may have brought one."""
+        super().on_train_begin(logs)
+        self._guard = next((one for one in self._attachment.requests if isinstance(one, GradientGuard)), None)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note where the training is taken up: in Hyperband not at the first epoch."""

@@ -45,7 +45,8 @@ def learning_rate(
         measured: What `gr.probes.learning_rate_range` returned. Leaves a decade below its valley, and above it a
             decade or as far as the rate at which the test diverged.
         sharpness: What `gr.probes.sharpness` returned, or the largest stable rate as a number. Leaves two decades
-            below that rate, and twice it above: the first steps may flatten the loss.
+            below that rate, and twice it above: the first steps may flatten the loss. Of an adaptive optimizer that
+            has made no step yet it is a guess, and narrows nothing.
         lowest: Least rate.
         highest: Largest one.
         name: Of the setting.
@@ -68,6 +69,8 @@ def learning_rate(
         low = max(low, valley / ABOUT)
         high = min(high, valley * ABOUT, measured.diverged_at or math.inf)
     edge = getattr(sharpness, "highest_learning_rate", sharpness)
+    if getattr(sharpness, "preconditioner", None) == "gradients":
+        edge = None
     if edge is not None:
         low, high = max(low, edge / BELOW_EDGE), min(high, edge * BEYOND_EDGE)
     if not low < high:
