@@ -29,7 +29,7 @@ WRITTEN = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for pat
 GENERATED = HOOKS.generated_pages()
 PAGES = {**WRITTEN, **GENERATED}
 WITH_SNIPPETS = [name for name, page in PAGES.items() if {kind for kind, _ in blocks(page)} & RUN]
-LONG = {"tutorial.md"}  # four nets of twenty layers, each traced anew
+LONG = {"tutorial.md", "how-to/tune-what-diverges.md"}  # several nets, each traced anew
 
 
 @pytest.fixture(scope="module")
