@@ -1,7 +1,8 @@
 # %% [markdown]
 """# Practice 4: a penalty on the slope, and how strong it should be
 300 handwritten digits to learn from, 1497 to be tested on. Weight decay acts on the weights; a gradient penalty acts on
-what one cares for: how steeply the loss depends on the pixels. Its strength is swept, not guessed.
+what one cares for: how steeply the loss depends on the pixels. Its strength is swept, not guessed. Net and
+strength were chosen with other seeds and another split than those that are reported.
 """
 
 # %%
@@ -16,22 +17,23 @@ from sklearn.model_selection import train_test_split
 import gradrecipes as gr
 
 STRENGTHS, CHOSEN, DECAY = (0.0, 0.01, 0.1, 1.0), 0.1, 0.1  # λ of the penalty; weight decay of AdamW
-SEEDS, EXAMPLES, BATCH, EPOCHS = range(5), 300, 32, 40
+SEEDS, EXAMPLES, BATCH, EPOCHS = range(100, 105), 300, 32, 40
 NOISE = 0.3  # standard deviation added to pixels from 0 to 1, in the test only
 READINGS = ("slope", "test loss", "accuracy with noise")
 
 # %% [markdown]
 # ## Data, net and what is read
+# Each seed has a split of its own, so that the intervals cover the choice of the 300 too.
 
 # %%
 digits, labels = load_digits(return_X_y=True)
 digits = (digits / 16).astype("float32")
-x, x_test, y, y_test = train_test_split(digits, labels, train_size=EXAMPLES, stratify=labels, random_state=0)
-x_noisy = (x_test + np.random.default_rng(0).normal(0, NOISE, x_test.shape)).astype("float32")
 
 
 def read(seed, recipe):
-    """Train one net and return its READINGS."""
+    """Train one net on the seed's split and return its READINGS."""
+    x, x_test, y, y_test = train_test_split(digits, labels, train_size=EXAMPLES, stratify=labels, random_state=seed)
+    x_noisy = (x_test + np.random.default_rng(seed).normal(0, NOISE, x_test.shape)).astype("float32")
     keras.utils.set_random_seed(seed)
     hidden = inputs = keras.Input((64,))
     for _ in range(3):
@@ -97,8 +99,8 @@ print("It holds: a penalty on the slope flattens the loss and helps on new image
 ratio, gain = (with_[:, 0] / without[:, 0]).mean(), (with_[:, 2] - without[:, 2]).mean()
 print(
     f"measured: with a gradient penalty of {CHOSEN:g} on {EXAMPLES} digits, the loss depends {1 - ratio:.0%} less "
-    f"steeply on the pixels (95% interval {1 - slope_high:.0%} to {1 - slope_low:.0%}, {len(SEEDS)} seeds); accuracy "
-    f"on noisy test images {without[:, 2].mean():.3f} without, {with_[:, 2].mean():.3f} with: {gain:+.3f} "
-    f"({noise_low:+.3f} to {noise_high:+.3f}); test loss {without[:, 1].mean():.3f} without, "
+    f"steeply on the pixels (95% interval {1 - slope_high:.0%} to {1 - slope_low:.0%}, {len(SEEDS)} seeds with a split "
+    f"each); accuracy on noisy test images {without[:, 2].mean():.3f} without, {with_[:, 2].mean():.3f} with: "
+    f"{gain:+.3f} ({noise_low:+.3f} to {noise_high:+.3f}); test loss {without[:, 1].mean():.3f} without, "
     f"{with_[:, 1].mean():.3f} with ({loss_low:+.3f} to {loss_high:+.3f})"
 )
