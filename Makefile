@@ -14,6 +14,12 @@ export NO_MKDOCS_2_WARNING ?= 1
 USABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 OLD_BIN := .venv-oldest/bin
 
+# A package index shows the README without the files beside it, so pictures and links have to say where they are.
+REVISION ?= main
+ABSOLUTE = -e 's,(!\[[^]]*\]\()([^):]+\)),\1$(SOURCE_URL)/raw/$(REVISION)/\2,g' \
+	-e 's,([^!]\[[^]]*\]\()([^):]+\)),\1$(SOURCE_URL)/blob/$(REVISION)/\2,g' \
+	-e 's,^(\[[^]]*\]\()([^):]+\)),\1$(SOURCE_URL)/blob/$(REVISION)/\2,g'
+
 .DEFAULT_GOAL := help
 .PHONY: demo test test-slow test-oldest keras-suite lint format wheel docs docs-serve notebooks clean help
 
@@ -42,9 +48,13 @@ format: .venv/.dev  ## mend style and format where a machine can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-wheel: .venv/.dev  ## build the packages into dist/ and check them
-	rm -rf dist
-	$(BIN)/python -m build --outdir dist .
+wheel: .venv/.dev  ## build the packages into dist/ and check them; SOURCE_URL=https://github.com/OWNER/gradrecipes for an index
+	rm -rf dist build/source
+	$(BIN)/python -m build --sdist --outdir build/source .
+	tar -xzf build/source/*.tar.gz -C build/source
+	if [ -n "$(SOURCE_URL)" ]; then sed -E -i.relative $(ABSOLUTE) build/source/gradrecipes-*/README.md; fi
+	rm -f build/source/gradrecipes-*/README.md.relative
+	$(BIN)/python -m build --outdir dist build/source/gradrecipes-*/
 	$(BIN)/twine check --strict dist/*
 
 notebooks: .venv/.dev  ## run the recipe scripts as notebooks and write down what they measured (10 minutes); RECIPES=05_architecture
