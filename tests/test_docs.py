@@ -29,7 +29,12 @@ WRITTEN = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for pat
 GENERATED = HOOKS.generated_pages()
 PAGES = {**WRITTEN, **GENERATED}
 WITH_SNIPPETS = [name for name, page in PAGES.items() if {kind for kind, _ in blocks(page)} & RUN]
-LONG = {"tutorial.md", "how-to/tune-what-diverges.md"}  # several nets, each traced anew
+LONG = {  # several nets, each traced anew
+    "tutorial.md",
+    "how-to/how-deep-and-wide.md",
+    "how-to/how-strong-a-penalty.md",
+    "how-to/tune-what-diverges.md",
+}
 
 
 @pytest.fixture(scope="module")
