@@ -41,6 +41,7 @@ SOMEWHAT_FAR = 3.0  # the same, where scaling mends the run
 APART = 100.0  # largest over smallest deviation of a column, one of the columns being larger than 3
 OFF_CENTER = 10.0  # mean of a column over its deviation, where that mean is larger than 3
 FAR_OUT = 5.0  # loss at the start over that of a blind guess, where columns of different scales still learn
+FAR_FROM_CHANCE = 2.0  # loss at the end of the trial over that of a blind guess, where scaling mends it
 TINY = 0.01  # root mean square below which all that the first layer makes of the inputs is its bias
 
 
@@ -83,7 +84,9 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
 
 
 def _slowed(trace: Trace, seen: Verdict) -> bool:
-    """Say whether a run that learns began far out and is left far behind by the same steps on scaled inputs."""
+    """Say whether a run that falls is far behind the same steps on scaled inputs, or behind a blind guess."""
+    if seen.end_over_chance > FAR_FROM_CHANCE and heals(trace, "scaled_inputs"):
+        return True
     apart = [array for array in _unscaled(trace) if _apart(array["columns"])]
     return bool(apart) and seen.start_over_chance >= FAR_OUT and beats(trace, seen, "scaled_inputs")
 
