@@ -29,18 +29,21 @@ import math
 import numpy as np
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.keras_lines import recorded_rate
 from gradrecipes.diagnosis.readings import middle, say
 from gradrecipes.diagnosis.remedies import set_learning_rate
 from gradrecipes.diagnosis.varied import PROVEN, healing_rate, variation, varied_evidence
-from gradrecipes.diagnosis.verdict import STALLED, verdict
+from gradrecipes.diagnosis.verdict import LEARNING, STALLED, Verdict, verdict
 
 SHORT = 1e-4  # update norm over weight norm of a typical layer; 1e-3 is usual, fine-tuning has 1e-4
 SHORTEST = 1e-6  # the same, at which no trial is needed to say so
 LONG_ENOUGH = 200  # steps of a recorded training
 GAIN = 10.0  # fall of the varied run over that of the trial
-GOOD_FALL = 0.1  # relative fall of the varied run, over 40 steps
+GOOD_FALL = 0.05  # relative fall of the varied run, over 40 steps
+DIED = 1e3  # first update over the later ones, of a rate that a schedule lowers to nothing within a hundred steps
+ALIVE = 0.1  # last gradient norm over the first: the gradients are still there
 
 
 def learning_rate_too_low(trace: Trace) -> Finding | None:
@@ -55,6 +58,8 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
         proven = result["fall"] >= max(GOOD_FALL, GAIN * seen.fall)
     else:
         proven = False
+    if not proven and seen.state != LEARNING and _dies(trace, update):
+        return _died(trace, update, seen)
     recorded = not trace.probes.get("trial") and len(trace) >= LONG_ENOUGH and update < SHORTEST
     if not proven and not (recorded and seen.state == STALLED):
         return None
@@ -80,6 +85,46 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
             *varied_evidence(trace, f"rate_{factor:g}"),
         ),
         prescriptions=(set_learning_rate(trace, factor, "With steps so much longer the same net learns at once."),),
+        leads_to=("stalled_loss",),
+    )
+
+
+def _dies(trace: Trace, update: float) -> bool:
+    """Say whether the steps shrank to nothing while the gradients did not: a schedule is over before it began."""
+    first, norms = middle(trace.samples["update_ratio"][0]), trace.gradient_norm
+    alive = len(norms) > 1 and float(norms[-1]) > ALIVE * float(norms[0])
+    return alive and update < SHORTEST and first > DIED * max(update, 1e-30)
+
+
+def _died(trace: Trace, update: float, seen: Verdict) -> Finding:
+    first = middle(trace.samples["update_ratio"][0])
+    statement = (
+        f"The first update changed a typical layer by {say(first)} of its size, the later ones by {say(update)}, while "
+        "the gradients stayed as large: the learning rate was over within the first hundred steps."
+    )
+    schedule = (
+        "import keras\n\n"
+        "steps = 100 * 50  # epochs times steps per epoch\n"
+        "rate = keras.optimizers.schedules.CosineDecay(1e-3, decay_steps=steps)\n"
+        "model.compile(optimizer=keras.optimizers.Adam(rate), loss=model.loss)\n"
+    )
+    return Finding(
+        code="learning_rate_too_low",
+        title="The schedule lowers the learning rate to nothing before anything is learnt",
+        kind=Kind.CAUSE,
+        severity=Severity.WARNING,
+        confidence=0.9,
+        explanation=f"{statement} The loss went from {say(seen.start)} to {say(seen.end)}.",
+        evidence=(Evidence(statement, update, first, "update norm over weight norm, first and later steps"),),
+        prescriptions=(
+            Prescription(
+                title="Let the schedule fall over the whole training",
+                code=schedule,
+                reason="A schedule counts steps, not epochs: decay_steps is epochs times steps per epoch.",
+                risk="Longer schedules keep a high rate for longer; watch the first epoch.",
+                reference="arXiv 1608.03983 (cosine decay)",
+            ),
+        ),
         leads_to=("stalled_loss",),
     )
 
