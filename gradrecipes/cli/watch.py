@@ -94,9 +94,14 @@ class _Watcher:
         if keras.backend.backend() != "tensorflow":
             raise UsageError(f"gradrecipes works on Keras' TensorFlow backend. Received: {keras.backend.backend()!r}.")
         from gradrecipes.callbacks.gradient_monitor import GradientMonitor
+        from gradrecipes.probes.before_fit import look_before_fit
         from gradrecipes.training.watching import WatchedFits
 
-        self.fits = WatchedFits(lambda: GradientMonitor(sample_every=self._sample_every))
+        def look(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+            taken = ("x", "y", "sample_weight", "batch_size")
+            return look_before_fit(model, **{name: arguments[name] for name in taken if name in arguments})
+
+        self.fits = WatchedFits(lambda: GradientMonitor(sample_every=self._sample_every), look=look)
         self._stack.enter_context(self.fits.watching())
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -260,3 +261,54 @@ def test_a_process_that_has_not_imported_keras_yet_is_watched_too(tmp_path):
     assert run.returncode == 1, run.stderr
     assert "exploding_initialization" in codes(run.stdout)[0]
     assert (tmp_path / "out" / "watch" / "train-1.trace").is_file()
+
+
+LAYERED = """\
+import random
+import sys
+
+keras.utils.set_random_seed(3)
+layers = [keras.layers.GaussianNoise(0.1), keras.layers.Dense(8, activation="relu"), keras.layers.BatchNormalization()]
+layers += [keras.layers.Dropout(0.3), keras.layers.Dense(1)]
+model = keras.Sequential(layers)  # Keras builds it when it sees the data
+model.compile("adam", "mse", metrics=["mae"])
+model.fit(x, y, epochs=2, verbose=0)
+more = [random.random(), np.random.random(), float(keras.random.normal(()))]
+np.savez(sys.argv[1], *[np.array(one) for one in model.variables], np.array(more))
+"""
+
+
+def test_a_watched_script_comes_to_the_same_bits_and_its_probes_join_the_trace(watch, tmp_path):
+    (tmp_path / "plain.py").write_text(SCRIPT + LAYERED)
+    argv = sys.argv
+    sys.argv = ["plain.py", "plain.npz"]
+    try:
+        runpy.run_path(str(tmp_path / "plain.py"), run_name="__main__")
+    finally:
+        sys.argv = argv
+    code, out, _ = watch(LAYERED, "watched.npz")
+    assert (code, codes(out)) == (0, [[]])
+    plain, watched = np.load("plain.npz"), np.load("watched.npz")
+    assert plain.files == watched.files
+    assert all(np.array_equal(plain[name], watched[name]) for name in plain.files)
+    (trace,) = traces()
+    assert set(trace.probes) == {"data", "structure"}  # what is not built yet sends no signal
+    assert trace.probes["data"]["samples"] == 320
+
+
+def test_causes_that_only_the_data_show_are_named(watch):
+    code, out, _ = watch("x[7, 3] = np.nan\n" + HEALTHY)
+    assert code == 1
+    assert "nonfinite_data" in codes(out)[0]
+
+
+def test_a_probe_that_fails_does_not_break_the_script(watch, monkeypatch):
+    def fails(*arguments, **options):
+        raise RuntimeError("not today")
+
+    monkeypatch.setattr("gradrecipes.probes.before_fit.structure_probe", fails)
+    monkeypatch.setattr("gradrecipes.probes.before_fit.signal", fails)
+    code, _, err = watch(HEALTHY)
+    assert code == 0 and "not today" not in err
+    (trace,) = traces()
+    assert set(trace.probes) == {"data", "loss"}
