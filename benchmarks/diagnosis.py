@@ -18,6 +18,7 @@ import json
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def main() -> None:
     for half in arguments.half or HALVES:
         results[half] = score(half)
         console.print(totals(half, results[half]))
+        console.print(breakdown(results[half]))
         if half != "set_aside":
             for row in results[half]:
                 if not row["right"]:
@@ -142,6 +144,15 @@ def totals(half: str, rows: list[dict[str, Any]]) -> Table:
         f"Steps of the trial: median {np.median(steps):.0f}, most {max(steps)}."
     )
     return table
+
+
+def breakdown(rows: list[dict[str, Any]]) -> str:
+    """Return by which rules the false alarms were raised, and which causes were missed; no program is named."""
+    sick = [row for row in rows if not row["cause"] and not row["healthy"]]
+    alarms = Counter(row["found"][0] if row["found"] else "raised" for row in sick)
+    missed = Counter(row["cause"] for row in rows if row["cause"] and not row["right"])
+    listed = [", ".join(f"{code} {count}" for code, count in part.most_common()) or "none" for part in (alarms, missed)]
+    return f"False alarms by rule: {listed[0]}. Causes not found first: {listed[1]}."
 
 
 def _share(values: list[bool]) -> str:
