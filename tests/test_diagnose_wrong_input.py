@@ -10,12 +10,15 @@ import pytest
 import tensorflow as tf
 
 import gradrecipes as gr
-from gradrecipes.diagnosis.codes import CODES
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(64, 8)).astype("float32")
 Y = X[:, :1].copy()
-GONE = RuntimeError("the disk is gone")
+
+
+def gone():
+    """Return a new error: one that is raised again carries the frames of the last time."""
+    return RuntimeError("the disk is gone")
 
 
 def net(outputs=1, loss="mse", *, compiled=True):
@@ -59,14 +62,14 @@ class LosesAFile(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         if index == 2:
-            raise GONE
+            raise gone()
         return X[:8], Y[:8]
 
 
 def breaking(batches=2):
     for _ in range(batches):
         yield X[:8], Y[:8]
-    raise GONE
+    raise gone()
 
 
 def dataset(generator):
@@ -190,7 +193,7 @@ def test_a_step_that_cannot_run_is_a_finding(name):
 def test_numbers_that_are_none_everywhere_are_a_finding(value):
     diagnosis = gr.diagnose(net(), np.full_like(X, value), Y)
     assert not diagnosis.healthy
-    assert diagnosis.findings[0].code == "nonfinite_data" or "nonfinite_data" not in CODES
+    assert diagnosis.findings[0].code == "nonfinite_data"
 
 
 def test_a_batch_larger_than_the_data_and_a_single_sample_are_taken():
