@@ -41,6 +41,7 @@ def find_divergence(
     guarded: bool = False,
     known: int = 0,
     peak: float = -np.inf,
+    ended: bool = False,
 ) -> Divergence | None:
     """Return how a training was lost, or None while it is alive.
 
@@ -60,6 +61,7 @@ def find_divergence(
         guarded: Whether a guard leaves out what is not finite.
         known: Steps that were judged before and found sound; they are not looked at for values that are not finite.
         peak: The largest loss of applied steps that are left out of the arrays.
+        ended: Whether no step follows: then fewer than eight in a row are enough, all but the first.
 
     Example:
         >>> find_divergence(np.array([2.3, 9.0, np.nan]), np.array([1.0, 50.0, np.nan]), np.zeros(3, int)).step
@@ -76,11 +78,12 @@ def find_divergence(
     if not len(losses):
         return None
     first = losses[0]
-    last = losses[-STEPS_FAR_WORSE:]
+    window = min(STEPS_FAR_WORSE, len(losses) - 1) if ended else STEPS_FAR_WORSE
+    last = losses[len(losses) - window :]
     peak = float(np.fmax.reduce(losses, initial=peak))
     still_lost = (last >= FAR_WORSE * first).all() or (peak >= EXPLODED * first and (last >= first).all())
-    if first > 0 and len(losses) > STEPS_FAR_WORSE and still_lost:
-        return Divergence("diverging_loss", int(places[-STEPS_FAR_WORSE]), peak / first)
+    if first > 0 and len(losses) > window > 0 and still_lost:
+        return Divergence("diverging_loss", int(places[-window]), peak / first)
     at_rest = norms[-STEPS_AT_REST:]
     if len(at_rest) == STEPS_AT_REST and (at_rest == 0).all() and np.median(losses[-STEPS_AT_REST:]) >= LEARNED * first:
         return Divergence("zero_gradient", int(places[-STEPS_AT_REST]), _ratio(losses))

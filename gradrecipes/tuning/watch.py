@@ -103,11 +103,11 @@ class TrialWatch(AttachedCallback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Look a last time: at the last steps, at the guard, and at the weights."""
         super().on_train_end(logs)
-        self._check()
+        self._check(ended=True)
         if self.failure is None and not all(np.isfinite(weight).all() for weight in _floating_weights(self.model)):
             self._fail("nonfinite_weights", "a weight is not finite, though the loss is")
 
-    def _check(self) -> None:
+    def _check(self, *, ended: bool = False) -> None:
         if self.failure is not None:
             return
         if self._guard is not None and self._guard.stop_reason is not None:
@@ -120,7 +120,7 @@ class TrialWatch(AttachedCallback):
             return
         columns = (steps[name][rows] for name in ("loss", "gradient_norm", "outcome"))
         known = int(np.searchsorted(rows, self._known))
-        found = find_divergence(*columns, guarded=self._guard is not None, known=known, peak=self._peak)
+        found = find_divergence(*columns, guarded=self._guard is not None, known=known, peak=self._peak, ended=ended)
         fresh = steps["loss"][self._known :][steps["outcome"][self._known :] == APPLIED]
         self._peak = float(np.fmax(self._peak, np.fmax.reduce(fresh, initial=-np.inf)))
         self._known = count

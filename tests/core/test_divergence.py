@@ -59,6 +59,12 @@ def test_with_a_guard_only_what_was_applied_counts():
     assert judged([*losses, *[99.0] * 8], None, [*outcomes, *[0] * 8], guarded=True).cause == "diverging_loss"
 
 
+def test_at_the_end_fewer_steps_are_enough():
+    assert judged([2.3, 30.0, 900.0]) is None
+    assert judged([2.3, 30.0, 900.0], ended=True).cause == "diverging_loss"
+    assert judged([2.3], ended=True) is None and judged([2.3, 1.0], ended=True) is None
+
+
 def test_steps_that_were_judged_are_not_judged_again():
     assert judged([2.3, np.nan, 1.0], known=2) is None
     assert judged([2.3, *[3.0] * 8], peak=1e6).cause == "diverging_loss"
