@@ -76,15 +76,14 @@ for (arm, both), colour in zip(runs.items(), ("#0072b2", "#d55e00"), strict=True
     left.plot(np.where(np.isfinite(norms), norms, np.nan), color=colour, label=arm)
 left.axvline(alarms[SICK][0], color="black", linestyle="--", label=f"alarm, step {alarms[SICK][0]}")
 left.axvline(ends[0], color="black", linestyle=":", label=f"Keras stops, step {ends[0]}")
-left.set(yscale="log", xlabel="training step", ylabel="global gradient norm (L2)", title=f"Seed {SEEDS[0]}")
-left.legend(loc="upper left")
+left.set(yscale="log", xlabel="training step", ylabel="global gradient norm (L2)", title=f"Both arms, seed {SEEDS[0]}")
+left.legend(loc="upper right")
 trace = runs[SICK][0][0]
-for place, style in enumerate(("-", "--", ":")):
+for place, (style, colour) in enumerate((("-", "#0072b2"), ("--", "#e69f00"), (":", "#009e73"))):
     ratio = trace.samples["update_ratio"][:, place]
     usable = np.isfinite(ratio) & (ratio > 0)
-    right.plot(
-        trace.samples["step"][usable], ratio[usable], style, marker="o", markersize=3, label=f"layer {place + 1}"
-    )
+    look = {"color": colour, "marker": "o", "markersize": 3, "label": f"layer {place + 1}"}
+    right.plot(trace.samples["step"][usable], ratio[usable], style, **look)
 right.axvline(alarms[SICK][0], color="black", linestyle="--")
 right.axvline(ends[0], color="black", linestyle=":")
 right.set(yscale="log", xlabel="training step", ylabel="‖update‖ / ‖weights‖", title=f"{SICK}: layer by layer")
