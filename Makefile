@@ -17,8 +17,7 @@ OLD_BIN := .venv-oldest/bin
 # A package index shows the README without the files beside it, so pictures and links have to say where they are.
 REVISION ?= main
 ABSOLUTE = -e 's,(!\[[^]]*\]\()([^):]+\)),\1$(SOURCE_URL)/raw/$(REVISION)/\2,g' \
-	-e 's,([^!]\[[^]]*\]\()([^):]+\)),\1$(SOURCE_URL)/blob/$(REVISION)/\2,g' \
-	-e 's,^(\[[^]]*\]\()([^):]+\)),\1$(SOURCE_URL)/blob/$(REVISION)/\2,g'
+	-e 's,\]\(([^):]+\)),]($(SOURCE_URL)/blob/$(REVISION)/\1,g'
 
 .DEFAULT_GOAL := help
 .PHONY: demo test test-slow test-oldest keras-suite lint format wheel docs docs-serve notebooks clean help
