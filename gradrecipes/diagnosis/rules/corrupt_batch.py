@@ -13,7 +13,9 @@ too large makes a step a million times too long, and one such step is enough to 
 
 ## Example
 ```python
-x[811] *= 1e6  # a decimal point that was lost
+broken = x.copy()
+broken[81] *= 1e6  # a decimal point that was lost
+model.fit(broken, y)
 ```
 
 ## Remedy

@@ -11,8 +11,8 @@ looks like a net that cannot learn. Adadelta is the classic: its rate in the lit
 
 ## Example
 ```python
-model.compile(optimizer=keras.optimizers.SGD(learning_rate=1e-6), loss="mse")
-model.compile(optimizer="adadelta", loss="mse")
+keras.optimizers.SGD(learning_rate=1e-6)
+keras.optimizers.Adadelta()  # its learning_rate is 0.001
 ```
 
 ## Remedy

@@ -11,7 +11,9 @@ every weight NaN. Nothing is left to learn with, in the first epoch at the lates
 
 ## Example
 ```python
-x = table.to_numpy()  # a column of a failed join is NaN
+broken = x.copy()
+broken[17, 3] = float("nan")  # one field of a table that was empty
+model.fit(broken, y)
 ```
 
 ## Remedy

@@ -14,7 +14,7 @@ a memory that belongs to other weights or to a spike of 1e20, the steps have not
 ## Example
 ```python
 keras.optimizers.Adam(epsilon=0.0)
-keras.optimizers.SGD(momentum=1.5)
+keras.optimizers.Adam(beta_1=0.999, beta_2=0.9)  # swapped
 ```
 
 ## Remedy

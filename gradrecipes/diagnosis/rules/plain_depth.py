@@ -14,7 +14,8 @@ learnt to .97 with ten layers of width 64, to .58 with thirty and to .30 with fi
 
 ## Example
 ```python
-keras.Sequential([keras.Input((64,)), *[keras.layers.Dense(64, activation="relu") for _ in range(40)], head])
+hidden = [keras.layers.Dense(64, activation="relu") for _ in range(40)]
+keras.Sequential([keras.Input((64,)), *hidden, keras.layers.Dense(10)])
 ```
 
 ## Remedy

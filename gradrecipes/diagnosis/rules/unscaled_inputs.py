@@ -13,7 +13,8 @@ Columns of sizes 0.001 and 4000 make a valley four million times as long as it i
 
 ## Example
 ```python
-model.fit(load_wine().data, y)  # proline goes to 1680, the other columns to 5
+pixels = 255 * x  # as they come from a file
+model.fit(pixels, y)
 ```
 
 ## Remedy

@@ -13,8 +13,10 @@ gradient's size, moves each weight by the learning rate a step, and needs thousa
 
 ## Example
 ```python
-model.compile("adam", loss="mse")
-model.fit(x, prices)  # 80,000 to 600,000
+prices = 80_000 + 50_000 * y
+regression = keras.Sequential([keras.layers.Dense(16, activation="relu"), keras.layers.Dense(1)])
+regression.compile("adam", loss="mse")
+regression.fit(x, prices)
 ```
 
 ## Remedy
