@@ -92,7 +92,7 @@ def test_every_trace_is_saved_and_read_to_the_bit(trace, tmp_path_factory):
 
 
 @pytest.mark.slow
-@settings(QUICK, max_examples=12)
+@settings(QUICK, max_examples=8)
 @given(trace=traces())
 def test_every_trace_is_drawn_and_written_as_a_page(trace):
     for picture in PICTURES:

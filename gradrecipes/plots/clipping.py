@@ -100,7 +100,8 @@ class ClippedNorms(Picture):
         """float64 `[n]`, the norm that was applied; NaN where the step was skipped or the norm was not finite."""
         applied = ~self.skipped & np.isfinite(self.gradient_norm)
         factor = np.where(self.clip_factor < 1, self.clip_factor, 1.0)
-        return np.where(applied, self.gradient_norm, np.nan) * factor
+        with np.errstate(invalid="ignore"):
+            return np.where(applied, self.gradient_norm, np.nan) * factor
 
     def plot(self, ax: Any = None) -> ClippedNorms:
         """Draw and return self.

@@ -100,7 +100,8 @@ class TrainingCurves(Picture):
             axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
         above.tick_params(labelbottom=False)
         if self.clipped.any():
-            left = np.where(self.clipped, self.gradient_norm * self.clip_factor, np.nan)
+            with np.errstate(invalid="ignore"):  # an infinite norm times 0 is drawn as no number
+                left = np.where(self.clipped, self.gradient_norm * self.clip_factor, np.nan)
             chosen = envelope(left, POINTS_AT_MOST)
             below.plot(self.steps[chosen], left[chosen], ".", color=ORANGE, markersize=2.5, label="after clipping")
             self._mark(below, self.clipped, "|", ORANGE, 0.02, "clipped step")
