@@ -16,6 +16,7 @@ ZERO_COLOUR = "#ffffff"
 BLUE, ORANGE, VERMILLION, GREY = "#0072b2", "#e69f00", "#d55e00", "#7f7f7f"
 
 LABELS_AT_MOST = 40  # layer names on one axis; more cannot be read at 0.2 inch each
+PLAIN_BELOW = 100.0  # largest over smallest end of a logarithmic axis below which its ticks are plain numbers
 LABEL_LENGTH = 30  # characters of a layer name on an axis
 
 
@@ -129,6 +130,21 @@ def envelope(values: np.ndarray, at_most: int) -> np.ndarray:
         else:
             chosen.add(int(start))
     return np.array(sorted(chosen), dtype=np.int64)
+
+
+def plain_ticks(axis: Any) -> None:
+    """Label a logarithmic axis of less than two decades by 1, 2 and 5: matplotlib's own labels touch each other there.
+
+    Args:
+        axis: The x or y axis of matplotlib axes, its limits set.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    if low > 0 and high < PLAIN_BELOW * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def annotate_empty(ax: Any, message: str) -> None:

@@ -15,6 +15,7 @@ from gradrecipes.plots.canvas import (
     annotate_empty,
     height_for,
     label_layers,
+    plain_ticks,
     two_axes,
 )
 
@@ -145,6 +146,7 @@ class LayerProfile(Picture):
             if span < 1:  # less than a decade: show one, so that noise does not look like growth
                 middle = np.sqrt(values[positive].max() * values[positive].min())
                 axes.set_xlim(min(middle / 10**0.6, axes.get_xlim()[0]), max(middle * 10**0.6, axes.get_xlim()[1]))
+            plain_ticks(axes.xaxis)
         measured = ~np.isnan(values).all()
         marks = ((np.isinf(values) | (np.isnan(values) & measured), "x", NONFINITE_COLOUR, 0.975, "not finite"),)
         marks += ((values == 0, "<", VERMILLION, 0.025, "exactly zero"),)

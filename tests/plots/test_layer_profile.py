@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,18 @@ def test_shallow_and_deep_networks_are_drawn(depth, tmp_path):
     values = np.full(depth, 2.0)
     LayerProfile(values, values, layers=[f"layer_{i}" for i in range(depth)]).save(tmp_path / "profile.png")
     assert (tmp_path / "profile.png").stat().st_size > 0
+
+
+def test_labels_of_less_than_two_decades_do_not_touch():
+    profile = LayerProfile([0.5, 0.3, 0.4], [0.001, 1.0, 40.0], layers=["a", "b", "c"]).plot()
+    profile.figure_.draw_without_rendering()
+    narrow, wide = profile.axes_
+    texts = narrow.xaxis.get_ticklabels(minor=True) + narrow.xaxis.get_ticklabels()
+    shown = [text for text in texts if text.get_text() and text.get_visible()]
+    assert {"0.2", "0.5", "1"} <= {text.get_text() for text in shown}
+    boxes = sorted((text.get_window_extent() for text in shown), key=lambda box: box.x0)
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    assert wide.xaxis.get_major_formatter().__class__.__name__.startswith("LogFormatter")
 
 
 def test_a_trace_without_samples_gives_an_empty_profile():
