@@ -111,7 +111,7 @@ def _annotate(axes: Any, text: str, place: float, height: float) -> None:
 def _text(axis: SpaceAxis, tick: float) -> str:
     if axis.choices:
         return short_name(str(axis.choices[int(tick)]))
-    return f"{10**tick:.2g}" if axis.logarithmic else f"{tick:.3g}"
+    return f"{float(f'{10**tick:.2g}'):g}" if axis.logarithmic else f"{tick:.3g}"
 
 
 def _span(places: np.ndarray) -> tuple[float, float]:

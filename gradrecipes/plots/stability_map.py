@@ -136,7 +136,7 @@ def label_axis(axis: Any, space: SpaceAxis) -> None:
     if space.choices:
         axis.set_ticks(range(len(space.choices)), [str(choice) for choice in space.choices])
     elif space.logarithmic:
-        axis.set_major_formatter(lambda place, _: f"{10**place:.2g}")
+        axis.set_major_formatter(lambda place, _: f"{float(f'{10**place:.2g}'):g}")
 
 
 def _span(places: np.ndarray) -> tuple[float, float]:
