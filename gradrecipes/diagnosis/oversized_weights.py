@@ -6,7 +6,7 @@ from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.readings import say
 from gradrecipes.diagnosis.remedies import normalize_before_the_activation, use_fitting_initializer
-from gradrecipes.diagnosis.signals import kernels, layers
+from gradrecipes.diagnosis.signals import NORMALIZATIONS, count, kernels, layers
 from gradrecipes.diagnosis.varied import beats, confidence, heals, varied_evidence
 from gradrecipes.diagnosis.verdict import FAR_START, verdict
 
@@ -22,6 +22,8 @@ def oversized_weights(trace: Trace) -> Finding | None:
     far = seen.start_over_chance >= FAR_START
     if len(large) < max(1.0, SHARE * len(read)):
         return None
+    if count(trace, NORMALIZATIONS) > SHARE * len(read) and not seen.unhealthy:
+        return None  # a normalization undoes the size of the weights before it
     hurt = seen.unhealthy or far or (not seen.learnt and heals(trace, "fitting_weights", "all_scaled"))
     if not hurt and not beats(trace, seen, "fitting_weights"):
         return None

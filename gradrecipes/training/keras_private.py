@@ -121,9 +121,13 @@ def build_metrics(model: keras.Model, data: Any) -> None:
 
 
 def build_optimizer(model: keras.Model) -> None:
-    """Create the slots of a built model's only optimizer, so that no step is traced a second time for their sake."""
+    """Create the slots of a built model's only optimizer, so that no step is traced a second time for their sake.
+
+    A train step of the user's own is let be: it may hand its optimizer other weights, as a GAN's does.
+    """
     optimizer, variables = model.optimizer, model.trainable_variables
-    if not model.built or optimizer.built or not variables or len(optimizers_of(model)) > 1:
+    own_step = not type(model).train_step.__module__.startswith(("keras.", "gradrecipes."))
+    if not model.built or optimizer.built or not variables or own_step or len(optimizers_of(model)) > 1:
         return
     with model.distribute_strategy.scope(), keras.name_scope(optimizer.name):
         optimizer.build(variables)
@@ -257,12 +261,14 @@ def rate_multiplied(optimizer: keras.optimizers.Optimizer, factor: tf.Variable) 
         yield
 
 
-def forget_slots(optimizer: keras.optimizers.Optimizer) -> None:
-    """Set everything that an optimizer has learned to 0, its count of steps too; rates and scales stay."""
-    for leaf in leaves(optimizer):
-        for variable in leaf.variables:
-            if variable is not getattr(leaf, "_learning_rate", None):
-                variable.assign(tf.zeros(variable.shape, variable.dtype))
+def initial_slots(optimizer: keras.optimizers.Optimizer) -> list[tuple[Any, Any]]:
+    """Return what an optimizer remembers, its count of steps too, each variable with the value that it begins with."""
+    rates = {id(getattr(leaf, "_learning_rate", None)) for leaf in leaves(optimizer)}
+    fresh = type(optimizer).from_config(optimizer.get_config())
+    if optimizer.built:
+        fresh.build([variable for leaf in leaves(optimizer) for variable in leaf._trainable_variables])
+    pairs = zip(optimizer.variables, fresh.variables, strict=False)
+    return [(own, np.array(new)) for own, new in pairs if id(own) not in rates and own.shape == new.shape]
 
 
 @contextlib.contextmanager

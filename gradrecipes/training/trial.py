@@ -116,10 +116,21 @@ class Trial:
         for variable, value in self._start:
             variable.assign(value)
         fresh = {id(variable) for variable, _ in self._start}
-        slots = [slot for optimizer in keras_private.optimizers_of(self.model) for slot in optimizer.variables]
-        for variable in [*slots, *self.model.metrics_variables]:  # what came into being meanwhile began from nothing
+        for variable, value in self._slots_since(fresh):
+            variable.assign(value)
+        for variable in self.model.metrics_variables:  # what came into being meanwhile began from nothing
             if id(variable) not in fresh:
                 variable.assign(np.zeros(variable.shape, variable.dtype))
+
+    def _slots_since(self, known: set[int]) -> list[tuple[Any, np.ndarray]]:
+        """Return the slots that optimizers made since the start, with the values that they began with."""
+        made = [
+            optimizer
+            for optimizer in keras_private.optimizers_of(self.model)
+            if any(id(variable) not in known for variable in optimizer.variables)
+        ]
+        pairs = [pair for optimizer in made for pair in keras_private.initial_slots(optimizer)]
+        return [(variable, value) for variable, value in pairs if id(variable) not in known]
 
     def recorded(self, steps: int) -> TrialRun:
         """Run the first steps as the user would, keep the record in `trace`, and stay at the last sound step."""
@@ -163,7 +174,8 @@ class Trial:
             by_path[path].assign(value)
         if fresh_slots:
             for optimizer in keras_private.optimizers_of(self.model):
-                keras_private.forget_slots(optimizer)
+                for variable, value in keras_private.initial_slots(optimizer):
+                    variable.assign(value)
         self._readings()
         self._rate.assign(rate)
         try:

@@ -28,6 +28,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.readings import layer_descriptions, middle, number, say
@@ -38,6 +40,7 @@ from gradrecipes.diagnosis.verdict import verdict
 NO_EPSILON = 1e-15  # below it an entry whose gradient is 0 is divided by 0; Keras' own are 1e-7, 1e-30 in Adafactor
 EPSILON_OVER_GRADIENT = 100.0  # epsilon over the root mean square of a gradient's entries: it rules the division
 USUAL_BETA = 0.9  # beta_1; Adam's analysis needs beta_1^2 < beta_2, section 4 of arXiv 1412.6980
+MODERATE = 1e4  # gradient norm out of which no sound update makes NaN; Adam's squares overflow beyond 1.8e19
 TINY_CLIP = 1e-4  # bound over the gradient norm: that much is left of a step
 EATEN = 0.05  # weight decay times learning rate: share of the weights that each step takes away
 MOMENTA = ("momentum", "beta_1", "beta_2", "rho")
@@ -126,6 +129,13 @@ def _bad_setting(trace: Trace, *, broken: bool) -> Said | None:
     return None
 
 
+def _norm_before_the_break(trace: Trace) -> float | None:
+    """Return the norm of the gradient whose update broke the weights, if it was of a moderate size."""
+    step = (trace.probes.get("trial") or {}).get("broken")
+    norm = float(trace.gradient_norm[step - 1]) if step and step <= len(trace) else np.nan
+    return norm if norm < MODERATE else None
+
+
 def _gradient_rms(trace: Trace) -> float | None:
     entries = sum(number(layer.get("parameters")) or 0.0 for layer in layer_descriptions(trace))
     norm = middle(trace.gradient_norm)
@@ -146,6 +156,14 @@ def _bad_memory(trace: Trace) -> Said | None:
 def _bad_slot(trace: Trace) -> Said | None:
     autopsy: dict[str, Any] = (trace.probes.get("trial") or {}).get("autopsy") or {}
     first = next(iter(autopsy.get("offenders") or []), None)
+    if first is not None and first["kind"] == "weight" and (norm := _norm_before_the_break(trace)) is not None:
+        return (
+            f"the update made {first['name']} {first['found']} out of a gradient of norm {say(norm)}: what the optimizer "
+            "divides by was 0 or no number",
+            norm,
+            None,
+            0.85,
+        )
     if first is None or first["kind"] != "optimizer_slot":
         return None
     return f"the optimizer's memory broke first: {first['name']} ({first['found']})", None, None, 0.8
