@@ -71,7 +71,7 @@ class Finding:
         step: Step since when, or None for the state before training.
         evidence: The facts it rests on.
         prescriptions: What to do, the best first.
-        leads_to: Codes of the symptoms that this cause brings about.
+        leads_to: Codes of the symptoms, and of the other causes, that this cause brings about.
     """
 
     code: str

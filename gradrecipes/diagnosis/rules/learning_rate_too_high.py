@@ -69,6 +69,7 @@ GIANT_RATIO = 10.0  # median ||g||/||W|| at the first sample; He nets have .1 to
 GIANT_START = 1e4  # loss and gradient norm of the first step, where the weights were not measured
 ABOVE_CHANCE = 6.0  # nats by which a cross-entropy exceeds ln(classes) at a start that is itself sick; He nets: 0 to 5
 SHOT_UP = 30.0  # highest loss over the first, of a train step that computes its own; sound GANs stay within ten
+LIVELY = 0.02  # update norm over weight norm below which steps are not long, whatever a lower rate does
 FAR_BETTER = 0.5  # end of a run at a lower rate over that of the run as it is, after fewer steps
 ALL_BUT_ALL = 0.5  # share of the steps after the break that are lost too
 
@@ -176,7 +177,7 @@ def _risen(trace: Trace, update: float) -> Divergence | None:
 def _stuck(trace: Trace, update: float) -> Divergence | None:
     """Return what a run did that stands still, or far out, for its steps are so long that it threw itself there."""
     seen = verdict(trace)
-    far_better = any(_far_better(trace, f"rate_{factor:g}", seen) for factor in (0.1, 0.01, 0.001))
+    far_better = update >= LIVELY and any(_far_better(trace, f"rate_{factor:g}", seen) for factor in (0.1, 0.01, 0.001))
     if seen.learnt or not (update >= OWN_SIZE or seen.unhealthy or seen.state == OSCILLATING or far_better):
         return None
     loss = losses(trace)

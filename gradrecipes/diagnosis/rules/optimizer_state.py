@@ -158,7 +158,7 @@ def _bad_slot(trace: Trace) -> Said | None:
     first = next(iter(autopsy.get("offenders") or []), None)
     if first is not None and first["kind"] == "weight" and (norm := _norm_before_the_break(trace)) is not None:
         return (
-            f"the update made {first['name']} {first['found']} out of a gradient of norm {say(norm)}: what the optimizer "
+            f"the update made {first['name']} {first['found']} out of a gradient of norm {say(norm)}: what it "
             "divides by was 0 or no number",
             norm,
             None,
