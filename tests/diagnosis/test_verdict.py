@@ -100,3 +100,11 @@ def test_a_stall_without_a_cause_is_no_illness():
 
     stall = stalled_loss(TRACES["trial_stands"]())
     assert stall is not None and weighed([stall]) == []
+
+
+def test_outputs_that_a_trial_did_not_hear_again_are_not_called_broken():
+    from gradrecipes.diagnosis.rules.nonfinite_loss import nonfinite_loss
+
+    trace = trial(BREAKS)
+    trace.samples["output_rms"][1:] = np.nan
+    assert "output" not in nonfinite_loss(trace).evidence[1].statement
