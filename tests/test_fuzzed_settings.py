@@ -56,6 +56,7 @@ NAMES = {
         "clipping", "sigmas", "max_consecutive_skips", "snapshot_every", "max_rollbacks", "backup_dir",
     ],
     gr.BlackBox: ["directory", "recordings"],
+    gr.Doctor: ["data", "check_every", "stop", "on_finding"],
     gr.LearningRateFinder: ["lowest", "highest", "batches"],
     gr.NanProofEarlyStopping: [
         "monitor", "min_delta", "patience", "verbose", "mode", "baseline", "restore_best_weights", "start_from_epoch",
@@ -72,7 +73,7 @@ NAMES = {
     gr.clipping.adaptive_by_tensor: ["max_ratio", "decay", "warm_up", "max_norm"],
 }  # fmt: skip
 MADE_BY = {make_advisor: gr.BatchSizeAdvisor, make_pipeline: gr.GradientPipeline, make_model: gr.RecipeModelMixin}
-FLAGS = ("logs", "skip_nonfinite", "xla", "restore_best_weights", "verbose")  # True and False are sense there
+FLAGS = ("logs", "skip_nonfinite", "xla", "restore_best_weights", "verbose", "stop")  # True and False are sense there
 WORDS = ("histogram_dir", "directory", "backup_dir", "monitor", "mode")  # a text is sense there
 
 

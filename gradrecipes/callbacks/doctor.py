@@ -51,8 +51,9 @@ class Doctor(AttachedCallback):
 
     Example:
         >>> doctor = Doctor(data=(x, y))
-        >>> model.fit(x, y, callbacks=[doctor])  # doctest: +SKIP
-        >>> doctor.findings  # doctest: +SKIP
+        >>> _ = model.fit(x, y, verbose=0, callbacks=[doctor])
+        >>> doctor.findings
+        []
     """
 
     def __init__(

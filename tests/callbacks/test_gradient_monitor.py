@@ -262,7 +262,7 @@ def test_a_layer_that_is_called_twice_has_one_name_and_its_first_output():
 
 @pytest.mark.parametrize("bad", [0, -1, 2.5, True, "50"])
 def test_a_wrong_interval_is_refused(bad):
-    with pytest.raises(ValueError, match=r"`sample_every` must be a whole number .*Received: sample_every=.*50 costs"):
+    with pytest.raises(ValueError, match=r"`sample_every` must be a whole number, .*Received: sample_every=.*50 costs"):
         gr.GradientMonitor(sample_every=bad)
 
 
