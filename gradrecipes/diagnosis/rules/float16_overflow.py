@@ -26,7 +26,6 @@ loss; inputs and targets of unit size.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
@@ -110,6 +109,6 @@ def _statement(
         return f"The outputs of {near[0]['name']!r} reach {say(near[0]['output_max'])}, next to the end of float16."
     if left_out > LEFT_OUT:
         return f"The loss scaler left out {say(100 * left_out)} % of the steps, for gradients that float16 cannot hold."
-    if pure_and_broken and math.isfinite(LARGEST):
+    if pure_and_broken:
         return "Weights, gradients and the optimizer's memory are all in float16, and the updates broke."
     return None

@@ -54,7 +54,7 @@ def saturated_units(trace: Trace) -> Finding | None:
         code="saturated_units",
         title=f"{say(100 * share)} % of {worst['name']!r} is saturated",
         kind=Kind.CAUSE,
-        severity=Severity.CRITICAL if not seen.learnt else Severity.WARNING,
+        severity=Severity.CRITICAL,
         confidence=0.75 if when == "before" else 0.6,
         explanation=(
             f"{statement} There the slope of {name} is next to 0, and with it every gradient that passes through. What "

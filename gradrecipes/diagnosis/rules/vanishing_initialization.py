@@ -42,7 +42,7 @@ from gradrecipes.diagnosis.remedies import (
     use_fitting_initializer,
 )
 from gradrecipes.diagnosis.signals import kernels, span, weighted
-from gradrecipes.diagnosis.varied import PROVEN, confidence, varied_evidence
+from gradrecipes.diagnosis.varied import confidence, varied_evidence
 from gradrecipes.diagnosis.verdict import LEARNING, verdict
 
 TOO_SMALL = 4.0  # times smaller than the smallest usual spread: a sixteenth of the variance
@@ -115,7 +115,7 @@ def _shrinking(trace: Trace) -> Finding | None:
         f"{statement} A sound net keeps a factor near 1. What is lost on the way back cannot be had again by a higher "
         "learning rate, which the last layers would not bear.",
         read[0]["name"],
-        min(PROVEN, 0.9),
+        0.9,
         (Evidence(statement, measured, predicted, "mean-field theory, arXiv 1611.01232"),),
         (change_activation(activation, "relu"), normalize_before_the_activation()),
     )
