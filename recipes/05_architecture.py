@@ -1,7 +1,7 @@
 # %% [markdown]
 """# Practice 5: depth that does not cost the gradient
 Plain ReLU nets on handwritten digits, initialized as He says, against residual blocks that start as the identity
-(ReZero): 10, 30 and 100 layers of 64 units, neither with any normalization.
+(ReZero): 10, 30 and 100 layers of 64 units, neither with any normalization. All settings were chosen with other seeds.
 """
 
 # %%
@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 import gradrecipes as gr
 
 DEPTHS, UNITS = (10, 30, 100), 64  # layers; a block has two
-RATES, SEEDS, BATCH, EPOCHS = (0.01, 0.03), range(5), 64, 8
+RATES, SEEDS, BATCH, EPOCHS = (0.01, 0.03), range(100, 105), 64, 8
 ARMS = {"plain, He": "#d55e00", "residual (ReZero)": "#0072b2"}
 PLAIN, RESIDUAL = ARMS
 
@@ -104,7 +104,7 @@ right.axhline(0.1, color="0.6", linestyle=":", label="guessing")
 right.set(xscale="log", xticks=DEPTHS, xticklabels=DEPTHS, xlabel="layers", ylabel="test accuracy", ylim=(0, 1.02))
 right.minorticks_off()
 right.set_title(f"After {EPOCHS} epochs ({len(SEEDS)} seeds)")
-right.legend(loc="center left")
+right.legend(loc="upper right", bbox_to_anchor=(1, 0.85))
 plt.show()
 # %%
 assert accuracy[PLAIN][-1].max() < 0.3 and accuracy[RESIDUAL][-1].min() > 0.85, accuracy

@@ -2,6 +2,7 @@
 """# Practice 6: a training that survives its own bad steps
 A recurrent net reads handwritten digits row by row. How high may the learning rate be, and what does one broken image
 do? The recipe clips, skips and rolls back (`GradientGuard`), warms up, and stops early without being fooled by NaN.
+Net, rates and warm-up were chosen with other seeds than those that are reported.
 """
 
 # %%
@@ -16,7 +17,7 @@ from sklearn.model_selection import train_test_split
 
 import gradrecipes as gr
 
-RATES, SEEDS, SAFE_RATE = (0.03, 0.1, 0.3, 1.0), range(5), 0.03
+RATES, SEEDS, SAFE_RATE = (0.03, 0.1, 0.3, 1.0), range(100, 105), 0.03
 UNITS, BATCH, EPOCHS, WARM_UP, PATIENCE = 64, 32, 6, 40, 3  # the warm-up in steps, about one epoch
 USABLE = 0.5  # test accuracy above which a rate counts as usable; guessing gives 0.1
 logging.getLogger("gradrecipes").setLevel(logging.ERROR)  # each rollback would be told: here they are meant
@@ -92,7 +93,8 @@ for (name, values), colour, marker in zip(accuracy.items(), ("#d55e00", "#0072b2
     left.plot(RATES, values.T, marker, color=colour, alpha=0.45, markersize=5)
 left.axhline(0.1, color="0.6", linestyle=":", label="guessing")
 left.set(xscale="log", xlabel="learning rate (SGD, momentum 0.9)", ylabel="test accuracy", ylim=(0, 1.02))
-left.set(title=f"A wider range of learning rates ({len(SEEDS)} seeds)")
+left.set(xticks=RATES, xticklabels=RATES, title=f"A wider range of learning rates ({len(SEEDS)} seeds)")
+left.minorticks_off()
 left.legend(loc="center left")
 for place, (values, colour, marker) in enumerate(zip(after, ("#d55e00", "#0072b2"), "xo", strict=True)):
     right.plot(place + np.linspace(-0.1, 0.1, len(values)), values, marker, color=colour)

@@ -167,7 +167,7 @@ def suffers_from(trace: Trace, name: str, seen: Verdict) -> bool:
     return thrown_off or (AT_CHANCE[0] < over < AT_CHANCE[1] and not _still_falling(trace))
 
 
-def betters(trace: Trace, name: str, seen: Verdict) -> bool:
+def leaves_behind(trace: Trace, name: str, seen: Verdict) -> bool:
     """Say whether a variation leaves a run that holds back behind, though it has not yet learnt enough to heal it."""
     result = variation(trace, name)
     if result is None or result.get("end") is None or not result["fall"] > 0:

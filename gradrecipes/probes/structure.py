@@ -10,7 +10,7 @@ import keras
 
 from gradrecipes.training.describe import describe_run
 from gradrecipes.training.describe_loss import OutputLoss, describe_loss, losses_of
-from gradrecipes.training.keras_private import sublayers
+from gradrecipes.training.keras_private import has_own_train_step, sublayers
 from gradrecipes.training.model_depth import depth_of
 from gradrecipes.training.model_graph import NORMALIZATIONS, ModelGraph, innermost, is_weighted, model_graph
 from gradrecipes.training.output_head import INPUT_SCALINGS, UNKNOWN, activation_of, behind_input, last_activations
@@ -62,7 +62,7 @@ def structure_probe(model: keras.Model) -> dict[str, Any]:
         "kinds": dict(kinds),
         "masked": "Masking" in kinds or any(getattr(layer, "mask_zero", False) for layer in layers),
         "subclassed": graph is None,
-        "own_train_step": type(model).train_step is not keras.Model.train_step,
+        "own_train_step": has_own_train_step(model),
         "own_loss": type(model).compute_loss is not keras.Model.compute_loss,
     }
 

@@ -120,14 +120,20 @@ def build_metrics(model: keras.Model, data: Any) -> None:
         model._symbolic_build(data_batch=(x, y, sample_weight))
 
 
+def has_own_train_step(model: keras.Model) -> bool:
+    """Say whether a model's train step was written by its user: neither Keras' nor one of this package."""
+    return not type(model).train_step.__module__.startswith(("keras.", "gradrecipes."))
+
+
 def build_optimizer(model: keras.Model) -> None:
     """Create the slots of a built model's only optimizer, so that no step is traced a second time for their sake.
 
     A train step of the user's own is let be: it may hand its optimizer other weights, as a GAN's does.
     """
     optimizer, variables = model.optimizer, model.trainable_variables
-    own_step = not type(model).train_step.__module__.startswith(("keras.", "gradrecipes."))
-    if not model.built or optimizer.built or not variables or own_step or len(optimizers_of(model)) > 1:
+    if not model.built or optimizer.built or not variables:
+        return
+    if has_own_train_step(model) or len(optimizers_of(model)) > 1:
         return
     with model.distribute_strategy.scope(), keras.name_scope(optimizer.name):
         optimizer.build(variables)

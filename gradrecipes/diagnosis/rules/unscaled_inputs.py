@@ -31,7 +31,7 @@ from typing import Any
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.data_facts import FAR_START, Array, betters, first_loss_over_chance, suffers_from
+from gradrecipes.diagnosis.data_facts import FAR_START, Array, first_loss_over_chance, leaves_behind, suffers_from
 from gradrecipes.diagnosis.prescribe_data import normalize_inputs
 from gradrecipes.diagnosis.readings import number, say
 from gradrecipes.diagnosis.varied import beats, heals, variation, varied_evidence
@@ -53,7 +53,7 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
     if not held and not _slowed(trace, seen):
         return None
     healed, tried = heals(trace, "scaled_inputs"), variation(trace, "scaled_inputs") is not None
-    better = betters(trace, "scaled_inputs", seen) and first_loss_over_chance(trace, seen) >= FAR_START
+    better = leaves_behind(trace, "scaled_inputs", seen) and first_loss_over_chance(trace, seen) >= FAR_START
     together = heals(trace, "all_scaled")
     far = [(array, odd) for array in _unscaled(trace) if (odd := _oddity(array, mended=healed)) is not None]
     if not far or (tried and not (healed or better or together)):

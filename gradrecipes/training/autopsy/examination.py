@@ -36,7 +36,7 @@ from gradrecipes.training.autopsy.step import (
     run_step,
     sample_gradient_norms,
 )
-from gradrecipes.training.keras_private import sublayers
+from gradrecipes.training.keras_private import has_own_train_step, sublayers
 from gradrecipes.training.model_state import State, lend, untouched
 
 
@@ -241,8 +241,7 @@ def _build(model: keras.Model, batch: Batch) -> list[str]:
 
 def _about(model: keras.Model) -> list[str]:
     notes = []
-    step = getattr(type(model), "train_step", None)
-    if step is not keras.Model.train_step and not step.__module__.startswith("gradrecipes"):
+    if has_own_train_step(model):
         notes.append(
             f"{type(model).__name__} has a train_step of its own; what was analysed is model(x, training=True), "
             "model.compute_loss and the gradient of that."
