@@ -19,6 +19,7 @@ from gradrecipes.probes.recurrent import recurrent
 from gradrecipes.probes.sharpness import sharpness
 from gradrecipes.probes.signal import signal
 from gradrecipes.probes.structure import structure_probe
+from gradrecipes.probes.sweep import sweep
 from gradrecipes.probes.trial import try_out
 from gradrecipes.training.describe import describe_run
 from gradrecipes.training.keras_private import optimizers_of, sublayers
@@ -92,6 +93,8 @@ def examine(
     probes["signal"] = {"before": signal(model, batch)}
     probes["loss"] = loss_probe(model, batch)
     probes["recurrent"] = recurrent(model, keras.utils.unpack_x_y_sample_weight(batch)[0], seed=seed)
+    tell("sending all the data through the net")
+    probes["sweep"] = sweep(model, data)
     tell("trying a few steps")
     trace = try_out(model, data, probes, seed=seed, tell=tell)
     trace.description = {**_description(model, data), **trace.description, "batch_size": data.batch_size}

@@ -50,7 +50,7 @@ def try_out(
     `"as_it_is"`, `"sound_data"`, `"scaled_inputs"`, `"scaled_targets"`, `"fitting_weights"`, `"all_scaled"`,
     `"fresh_optimizer"`, `"larger_batch"`, `"rate_0.1"` and so on.
     """
-    suspects = _suspects(probes["data"])
+    suspects = _suspects(probes)
     batches = data.cut(BATCHES, seed=seed, suspects=suspects)
     steps = STEPS // len(batches) * len(batches) if len(batches) < STEPS else STEPS
     sound = _bad_samples(probes["data"], batches)
@@ -91,11 +91,12 @@ def _told(run: TrialRun, trial: Trial) -> dict[str, Any]:
     }
 
 
-def _suspects(data: dict[str, Any]) -> list[int]:
-    arrays = [*data.get("inputs", []), *data.get("targets", [])]
+def _suspects(probes: dict[str, Any]) -> list[int]:
+    arrays = [*probes["data"].get("inputs", []), *probes["data"].get("targets", [])]
     bad = [sample for array in arrays for sample in array.get("nonfinite_samples") or []]
     odd = [outlier["sample"] for array in arrays for outlier in array.get("outliers") or []]
-    return list(dict.fromkeys([*odd[:2], *bad[:2], *odd, *bad]))
+    swept = (probes.get("sweep") or {}).get("nonfinite_samples") or []
+    return list(dict.fromkeys([*odd[:2], *bad[:2], *swept[:2], *odd, *bad, *swept]))
 
 
 def _chance(model: keras.Model, batches: list[Any]) -> float | None:

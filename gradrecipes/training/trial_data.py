@@ -58,9 +58,11 @@ class TrialData:
         odd = [sample for sample in suspects[:SUSPECTS_SHOWN] if not np.isin(sample, order)]
         if odd:
             batches[min(2, len(batches) - 1)][: len(odd)] = odd[:size]
-        return [self._batch(index) for index in batches]
+        return [self.take(index) for index in batches]
 
-    def _batch(self, index: np.ndarray) -> Any:
+    def take(self, index: np.ndarray) -> Any:
+        """Return some samples of arrays as `train_step` takes them."""
+
         def take(part: Any) -> Any:
             return keras.tree.map_structure(lambda array: tf.convert_to_tensor(array[index]), part)
 

@@ -106,10 +106,21 @@ def _broken_loss(trace: Trace) -> Said | None:
         (
             Evidence(f"{statement}{largest_said}.", None, None, "autopsy of the step that broke"),
             *_points(trace, own),
+            *_swept(trace),
         ),
         (safe_arithmetic(), *safe_cross_entropy(own), guard()),
         first["layer"] if added else None,
     )
+
+
+def _swept(trace: Trace) -> tuple[Evidence, ...]:
+    """Name the samples for which the untrained net has no loss, by their place in all the data."""
+    probe = trace.probes.get("sweep") or {}
+    bad = probe.get("nonfinite_samples") or []
+    if not bad:
+        return ()
+    statement = f"At the first weights the loss, or its slope, is not finite for {listed(bad)} of all the data"
+    return (Evidence(f"{statement}.", len(bad), 0, f"{probe.get('samples')} samples sent through the net"),)
 
 
 def _broken_operation(trace: Trace) -> Said | None:
@@ -142,7 +153,7 @@ def _broken_operation(trace: Trace) -> Said | None:
         "logarithm or a root at 0, or a division by 0.",
         Severity.CRITICAL,
         0.9,
-        (Evidence(f"{statement}.", None, None, "autopsy of the step that broke"),),
+        (Evidence(f"{statement}.", None, None, "autopsy of the step that broke"), *_swept(trace)),
         (safe_arithmetic(), guard()),
         layer,
     )

@@ -1,0 +1,65 @@
+"""One bad sample among thousands is found before the training, and named by its place in the data."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+import gradrecipes as gr
+from gradrecipes.probes.sweep import sweep
+from gradrecipes.training.trial_data import trial_data
+
+ops = keras.ops
+X = np.random.default_rng(0).normal(size=(3000, 6)).astype(np.float32)
+Y = np.abs(X.sum(axis=1, keepdims=True)) + 0.1
+
+
+def logarithmic(y_true, y_pred):
+    return ops.mean(ops.square(ops.log(y_true) - ops.log(y_pred + 1e-3)), axis=-1)
+
+
+def rooted(y_true, y_pred):
+    return ops.sqrt(ops.square(y_true * y_pred))  # finite everywhere, its slope at 0 is not
+
+
+def net(loss):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1, "softplus")])
+    model.compile("adam", loss)
+    return model
+
+
+@pytest.mark.parametrize("loss", [logarithmic, rooted, "mse"])
+@pytest.mark.parametrize("bad", [[], [2345], [7, 1024, 2999]])
+def test_the_samples_whose_loss_or_slope_is_not_finite_are_named(loss, bad):
+    y = Y.copy()
+    y[bad] = 0.0
+    found = sweep(net(loss), trial_data(X, y), seconds=60.0)
+    assert found == {"samples": 3000, "nonfinite_samples": [] if loss == "mse" else bad, "error": None}
+
+
+def test_samples_are_found_by_halves_where_only_the_sum_tells():
+    def single(y_true, y_pred):
+        return ops.mean(y_pred) * 0.0 + ops.sum(1.0 / ops.stop_gradient(y_true))
+
+    y = Y.copy()
+    y[1717] = 0.0
+    assert sweep(net(single), trial_data(X, y), seconds=60.0)["nonfinite_samples"] == [1717]
+
+
+def test_the_model_is_left_as_it_was_and_a_dataset_is_not_read():
+    model = net(logarithmic)
+    before = [np.array(variable) for variable in model.variables]
+    sweep(model, trial_data(X, Y))
+    assert all(np.array_equal(one, variable) for one, variable in zip(before, model.variables, strict=True))
+    batches = trial_data(iter([(X[:32], Y[:32])]))
+    assert sweep(model, batches)["samples"] == 0
+
+
+def test_the_trial_meets_the_sample_and_the_finding_names_it():
+    y = Y.copy()
+    y[2345] = 0.0
+    first = gr.diagnose(net(logarithmic), X, y).findings[0]
+    assert first.code == "unsafe_loss"
+    assert any("sample 2345 of all the data" in evidence.statement for evidence in first.evidence)
