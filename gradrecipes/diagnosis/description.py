@@ -30,6 +30,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "learning_rate": _is_number,
     "loss": _is_text,
     "precision": _is_text,
+    "scaler": _is_text,
     "batch_size": _is_count,
 }
 KINDS_OF_LAYERS: dict[str, Callable[[Any], bool]] = {

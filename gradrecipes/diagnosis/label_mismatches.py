@@ -41,7 +41,7 @@ def label_mismatches(head: Head) -> Iterator[Mismatch]:
     elif head.known:
         yield from _signs(head, head.target)
     if head.measured.get("pairs_samples") is False:
-        yield _all_with_all(head, head.target)
+        yield all_with_all(f"The loss {head.name!r}", head.target["name"])
 
 
 def _class_indices(head: Head, target: Array) -> Iterator[Mismatch]:
@@ -220,11 +220,12 @@ def _signs(head: Head, target: Array) -> Iterator[Mismatch]:
         )
 
 
-def _all_with_all(head: Head, target: Array) -> Mismatch:
+def all_with_all(what: str, target: str) -> Mismatch:
+    """Return the mismatch of a loss that has lost which target belongs to which sample."""
     return Mismatch(
-        title=f"The loss {head.name!r} compares every prediction with every target",
+        title=f"{what} compares every prediction with every target",
         statement=(
-            f"{target['name']} has shape (batch,), the output (batch, 1): in arithmetic of one's own that makes "
+            f"{target} has shape (batch,), the output (batch, 1): in arithmetic of one's own that makes "
             "(batch, batch), and the loss stays the same when the targets change places."
         ),
         consequence="Which target belongs to which sample is lost: the net learns the mean, and nothing else.",

@@ -10,6 +10,7 @@ import numpy as np
 
 from gradrecipes.core.trace import SKIPPED_GRADIENT, SKIPPED_LOSS, SKIPPED_OVERFLOW, Trace
 
+TOLERATED_BY_SCALER = 0.3  # share of steps that a loss scaler may leave out while it looks for its scale
 SMALLEST_WEIGHT_RMS = 1e-3  # root mean square of a layer's weights; below it (zero heads, ReZero) ratios mean nothing
 
 
@@ -49,7 +50,29 @@ def nonfinite_losses(trace: Trace) -> np.ndarray:
 
 
 def nonfinite_gradients(trace: Trace) -> np.ndarray:
-    """Return bool `[n]`: the steps whose gradient had a NaN or infinite entry, or a norm beyond float32."""
+    """Return bool `[n]`: the steps whose gradient had a NaN or infinite entry, or a norm beyond float32.
+
+    Those that a loss scaler leaves out while it looks for its scale are not among them: its first scale is meant to be
+    too large, and it tries a larger one now and then.
+    """
+    found, left_out = _nonfinite_gradients(trace), left_out_by_scaler(trace)
+    searches = left_out.sum() <= TOLERATED_BY_SCALER * len(trace) and not _gave_up(trace)
+    return found & ~left_out if searches else found
+
+
+def left_out_by_scaler(trace: Trace) -> np.ndarray:
+    """Return bool `[n]`: the steps whose loss is finite and whose gradient is not, in a run with a loss scaler."""
+    if not trace.description.get("scaler"):
+        return np.zeros(len(trace), bool)
+    return _nonfinite_gradients(trace) & np.isfinite(trace.loss)
+
+
+def _gave_up(trace: Trace) -> bool:
+    """Say whether a trial ended because its scaler left out one step after the other."""
+    return (trace.probes.get("trial") or {}).get("broken") is not None
+
+
+def _nonfinite_gradients(trace: Trace) -> np.ndarray:
     norm, by_layer = trace.gradient_norm, trace.layer_gradient_norm
     found = np.isin(trace.steps["outcome"], (SKIPPED_GRADIENT, SKIPPED_OVERFLOW))
     found |= np.isinf(norm) | np.isinf(by_layer).any(axis=1)

@@ -59,6 +59,17 @@ def span(read: list[dict[str, Any]], reading: str) -> tuple[float, float] | None
     return (float(values[0]), float(values[-1])) if len(values) > 1 else None
 
 
+def cut_off(trace: Trace) -> bool:
+    """Say whether no gradient at all reaches the first layer, before the trial as after it: its units are all dead."""
+    for when in ("before", "after"):
+        read = weighted(trace, when)
+        if len(read) < 2 or read[0]["output_gradient_norm"] != 0.0:
+            return False
+        if not any(layer.get("dead_share") == 1.0 for layer in hidden(trace, when)):
+            return False
+    return True
+
+
 def count(trace: Trace, kinds: set[str]) -> int:
     """Return how many layers of these kinds the signal passed."""
     return sum(layer["kind"] in kinds for layer in layers(trace))

@@ -7,7 +7,7 @@ from typing import Any
 from gradrecipes.core.finding import Evidence
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.readings import say
-from gradrecipes.diagnosis.verdict import BROKEN, STALLED, Verdict, verdict
+from gradrecipes.diagnosis.verdict import BROKEN, FAR_START, STALLED, Verdict, verdict
 
 WORDS = {
     "as_it_is": "once more, over fewer batches",
@@ -22,6 +22,7 @@ WORDS = {
 BACK = 1.1  # end over chance, or over its own start, up to which a run that no longer breaks is sound again
 HALVED = 0.5  # end over that of the run as it is, where both are numbers
 BEGINS, FASTER, LEAST_FALL = 0.05, 20.0, 1e-3  # relative fall of forty steps, and how many times that of a stall it is
+NEAR = 2.0  # start over chance of a net whose weights have the usual size, and its inputs too
 LEARNS = 0.9  # end over chance, or over its own start, below which a run learns
 PROVEN, LIKELY, UNPROVEN = 0.95, 0.8, 0.6  # confidence: the variation mends the run; was not tried; does not mend it
 
@@ -59,6 +60,19 @@ def beats(trace: Trace, seen: Verdict, *names: str) -> bool:
     return any(end is not None and own > 0 and end < HALVED * own for end in ends)
 
 
+def starts_near(trace: Trace, seen: Verdict, *names: str) -> bool:
+    """Say whether a net that begins far above chance and gets nowhere begins near it with one of these variations."""
+    if seen.learnt or not seen.start_over_chance >= FAR_START:
+        return False
+    for result in (variation(trace, name) for name in names):
+        if result is None or result.get("end") is None or not (result.get("over_chance") or 0) > 0:
+            continue
+        chance = result["end"] / result["over_chance"]
+        if result["start"] < min(NEAR * chance, seen.start / FAR_START):
+            return True
+    return False
+
+
 def heals(trace: Trace, *names: str) -> bool:
     """Say whether one of these variations mends the run."""
     seen = verdict(trace)
@@ -77,7 +91,7 @@ def healing_rate(trace: Trace, *, lower: bool) -> float | None:
 
 def confidence(trace: Trace, *names: str) -> float:
     """Return how sure a cause is, by what its variations did."""
-    if heals(trace, *names):
+    if heals(trace, *names) or starts_near(trace, verdict(trace), *names):
         return PROVEN
     return LIKELY if all(variation(trace, name) is None for name in names) else UNPROVEN
 

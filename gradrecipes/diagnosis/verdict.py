@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.readings import middle, nonfinite_gradients, nonfinite_losses
+from gradrecipes.diagnosis.readings import TOLERATED_BY_SCALER, middle, nonfinite_gradients, nonfinite_losses
 
 BROKEN, DIVERGING, STALLED, OSCILLATING, LEARNING, UNKNOWN = (
     "broken",
@@ -31,7 +31,6 @@ SLOW = 0.1  # relative fall over the whole run of a net that learns, but slowly
 FAR_START = 5.0  # first loss over that of a blind guess; He nets with a cross-entropy begin below 2
 SURE = 2.0  # standard errors that a fall exceeds which is no accident
 WILD = 1.0  # robust spread of the last losses over their median: a net at rest has .1 to .5
-TOLERATED_BY_SCALER = 0.3  # share of steps that a loss scaler may leave out while it looks for its scale
 
 
 @dataclass(frozen=True)
@@ -142,8 +141,7 @@ def losses(trace: Trace) -> np.ndarray:
 def _broke(trace: Trace, bad: np.ndarray, trial: dict) -> bool:
     if not bad.any():
         return False
-    scaled = "LossScale" in str(trace.description.get("scaler", ""))
-    if scaled and trial.get("broken") is None:
+    if trace.description.get("scaler") and trial.get("broken") is None:
         return bool(bad.mean() > TOLERATED_BY_SCALER)
     return True
 

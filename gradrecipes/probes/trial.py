@@ -21,9 +21,10 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.varied import mends
 from gradrecipes.diagnosis.verdict import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, verdict
 from gradrecipes.probes.failure import failure
+from gradrecipes.probes.pairing import pairs_samples
 from gradrecipes.probes.signal import signal
 from gradrecipes.probes.variations import fitting_weights, joined, standardized, without
-from gradrecipes.training.keras_private import leaves, optimizers_of
+from gradrecipes.training.keras_private import has_own_train_step, leaves, optimizers_of
 from gradrecipes.training.trial import Trial, TrialRun, finite
 from gradrecipes.training.trial_data import TrialData
 
@@ -48,7 +49,8 @@ def try_out(
     `probes["trial"]` holds `steps`, `batches`, `chance`, `broken` (step), `broken_batch`, `autopsy`, `logs`, `seconds`
     and `varied`: a dict for each variation with `start`, `end`, `fall`, `broken` and `over_chance`, by name:
     `"as_it_is"`, `"sound_data"`, `"scaled_inputs"`, `"scaled_targets"`, `"fitting_weights"`, `"all_scaled"`,
-    `"fresh_optimizer"`, `"larger_batch"`, `"rate_0.1"` and so on.
+    `"fresh_optimizer"`, `"larger_batch"`, `"rate_0.1"` and so on. `pairs_samples`, where a train step of the user's own
+    goes wrong: whether it matters to its loss which target belongs to which sample.
     """
     suspects = _suspects(probes)
     batches = data.cut(BATCHES, seed=seed, suspects=suspects)
@@ -73,6 +75,8 @@ def try_out(
         if seen.suspicious or odd:
             tell(f"the trial is {seen.state}: varying one thing at a time")
             began = time.monotonic()
+            if has_own_train_step(model):
+                held["pairs_samples"] = pairs_samples(trial, probes["loss"]["outputs"])
             for name, varied in _variations(trial, probes, seen, held):
                 held["varied"][name] = varied
                 if time.monotonic() - began > max(SECONDS, 2.0 * run.seconds):

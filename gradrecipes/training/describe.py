@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.training.keras_private import leaves
+from gradrecipes.training.keras_private import leaves, lower_scale
 
 ACTIVATION_LAYERS = {"ReLU": "relu", "LeakyReLU": "leaky_relu", "ELU": "elu", "PReLU": "prelu", "Softmax": "softmax"}
 
@@ -24,6 +24,7 @@ def describe_run(model: keras.Model, layers: list[keras.layers.Layer], *, names:
         "learning_rate": _learning_rate(optimizer),
         "loss": _name_of(model.loss),
         "precision": model.dtype_policy.name,
+        "scaler": None if lower_scale(model.optimizer) is None else type(model.optimizer).__name__,
         "layers": [{**describe_layer(layer), "name": name} for layer, name in zip(layers, names, strict=True)],
         "keras": keras.__version__,
         "tensorflow": tf.__version__,

@@ -3,7 +3,8 @@
 Two models over the unit cube of the space. One of the scores, learned from successes only: a penalty in it would bend
 the model exactly where the best settings usually lie, close to the edge of divergence. And one of success itself,
 learned from all trials. Proposed is the candidate with the largest product of expected improvement and probability of
-success. As long as hardly anything has succeeded, the severity of the failures shows the way out.
+success. Far from all trials that probability is a half, however many have failed: failures tell of their neighbourhood.
+As long as hardly anything has succeeded, the severity of the failures shows the way out.
 
 References:
     Gelbart, Snoek, Adams 2014, "Bayesian optimization with unknown constraints", arXiv 1403.5607; Jones, Schonlau,
@@ -12,17 +13,21 @@ References:
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable
 
 import numpy as np
+
+from gradrecipes.tuning.gaussian_process import GaussianProcess
 
 CANDIDATES = 1024  # points drawn over the whole space
 NEAR_BEST = 256  # points drawn about each of the best trials
 BEST = 3  # trials about which is searched more closely
 NEIGHBOURHOOD = 0.08  # standard deviation of those points, as a share of the side
+OTHER_CHOICE = 0.2  # share of those points that have another value of a setting without order
 FEWEST_SUCCESSES = 3  # from which on the scores are modelled
 LEAST_CHANCE = 0.3  # of success, that a candidate must have as long as another has: what is unknown promises much
 WINSOR = 3.0  # times the distance from best to median, beyond which a bad success is as bad as any
+CHANCE_NOISE = (np.log(0.05), 1.0)  # of success, which is 1 or -1, as for `GaussianProcess`
 
 
 def rank_candidates(
@@ -30,8 +35,10 @@ def rank_candidates(
     losses: np.ndarray,
     severities: np.ndarray,
     *,
-    pending: np.ndarray | None = None,
     random: np.random.Generator,
+    pending: np.ndarray | None = None,
+    unordered: np.ndarray | None = None,
+    snap: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Return candidates, the most promising first, float64 `[candidates, settings]`, in the unit cube.
 
@@ -39,33 +46,53 @@ def rank_candidates(
         points: float64 `[trials, settings]`, in the unit cube.
         losses: float64 `[trials]`, the scores, less is better; NaN for trials that failed.
         severities: float64 `[trials]`, 0 to 1 for trials that failed; NaN for others.
-        pending: float64 `[running, settings]`, trials whose outcome is not known yet.
         random: Draws the candidates.
+        pending: float64 `[running, settings]`, trials whose outcome is not known yet.
+        unordered: bool `[settings]`, whose values have no order.
+        snap: Moves points to where a trial can be: the settings that are not continuous.
     """
     from threadpoolctl import threadpool_limits
 
+    unordered = np.zeros(points.shape[1], bool) if unordered is None else unordered
+    candidates = _draw(points, losses, unordered, random)
+    if snap is not None:
+        candidates = random.permutation(np.unique(snap(candidates), axis=0))
     with threadpool_limits(1):  # for matrices this small, threads only wait for each other
-        return _ranked(points, losses, severities, pending, random)
+        promise = _promise(candidates, points, losses, severities, pending, unordered, random)
+    return candidates[np.argsort(-promise, kind="stable")]
 
 
-def _ranked(points, losses, severities, pending, random) -> np.ndarray:
-    candidates = _draw(points, losses, random)
+def _promise(candidates, points, losses, severities, pending, unordered, random) -> np.ndarray:
+    def fitted(at, values, **settings):
+        return GaussianProcess(at, values, unordered=unordered, random=random, **settings)
+
     alive = np.isfinite(losses)
     if alive.sum() < FEWEST_SUCCESSES:
         # Severity of a failure, and nothing for a success: downhill lies the region that trains.
-        model = _fitted(points, np.where(alive, 0.0, severities), random)
-        mean, deviation = model.predict(candidates, return_std=True)
-        return candidates[np.argsort(mean - deviation, kind="stable")]
-    chance = _chance_of_success(points, alive, candidates, random)
-    known, values = points[alive], _winsorized(losses[alive])
-    if pending is not None and len(pending):
-        # As if each had brought what is expected of it, so that not all workers are sent to one place.
-        expected = _fitted(known, values, random).predict(pending)
-        known, values = np.concatenate([known, pending]), np.concatenate([values, expected])
-    mean, deviation = _fitted(known, values, random).predict(candidates, return_std=True)
+        known, values = _with_pending(points, np.where(alive, 0.0, severities), pending, fitted)
+        mean, deviation = fitted(known, values).predict(candidates)
+        return deviation - mean
+    known, values = _with_pending(points[alive], _winsorized(losses[alive]), pending, fitted)
+    mean, deviation = fitted(known, values).predict(candidates)
     gain = expected_improvement(mean, deviation, float(values.min()))
-    promise = np.where(chance >= LEAST_CHANCE, gain * chance, gain.min() * chance)
-    return candidates[np.argsort(-promise, kind="stable")]
+    if alive.all():
+        return gain
+    success = fitted(points, np.where(alive, 1.0, -1.0), standardize=False, noise=CHANCE_NOISE)
+    chance = chance_above_zero(*success.predict(candidates))
+    return np.where(chance >= LEAST_CHANCE, gain * chance, gain.min() * chance)
+
+
+def evenly_spread(number: int, settings: int, *, seed: int) -> np.ndarray:
+    """Return a point of a sequence that leaves no holes in the unit cube, float64 `[settings]`: Sobol's, scrambled.
+
+    Example:
+        >>> points = np.stack([evenly_spread(one, 1, seed=0) for one in range(4)])
+        >>> np.sort((4 * points[:, 0]).astype(int))
+        array([0, 1, 2, 3])
+    """
+    from scipy.stats import qmc
+
+    return qmc.Sobol(settings, seed=seed).random_base2(number.bit_length())[number]
 
 
 def expected_improvement(mean: np.ndarray, deviation: np.ndarray, best: float) -> np.ndarray:
@@ -82,40 +109,38 @@ def expected_improvement(mean: np.ndarray, deviation: np.ndarray, best: float) -
     return (best - mean) * norm.cdf(z) + deviation * norm.pdf(z)
 
 
-def _draw(points: np.ndarray, losses: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def chance_above_zero(mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Return the probability that a normal variable, observed with the noise of success, is positive.
+
+    Example:
+        >>> chance_above_zero(np.array([0.0, 1.0]), np.array([1.0, 0.1])).round(2)
+        array([0.5, 1. ])
+    """
+    from scipy.stats import norm
+
+    return norm.cdf(mean / np.sqrt(np.square(deviation) + np.exp(CHANCE_NOISE[0])))
+
+
+def _draw(points: np.ndarray, losses: np.ndarray, unordered: np.ndarray, random: np.random.Generator) -> np.ndarray:
     settings = points.shape[1]
     drawn = [random.uniform(size=(CANDIDATES, settings))]
     best = np.argsort(np.where(np.isfinite(losses), losses, np.inf))[: min(BEST, int(np.isfinite(losses).sum()))]
-    drawn += [points[one] + random.normal(scale=NEIGHBOURHOOD, size=(NEAR_BEST, settings)) for one in best]
+    for one in best:
+        near = points[one] + random.normal(scale=NEIGHBOURHOOD, size=(NEAR_BEST, settings))
+        other = random.uniform(size=near.shape)
+        kept = np.where(random.uniform(size=near.shape) < OTHER_CHOICE, other, points[one])
+        drawn.append(np.where(unordered, kept, near))
     return np.clip(np.concatenate(drawn), 0.0, 1.0)
 
 
-def _chance_of_success(
-    points: np.ndarray, alive: np.ndarray, candidates: np.ndarray, random: np.random.Generator
-) -> np.ndarray:
-    if alive.all():
-        return np.ones(len(candidates))
-    from scipy.stats import norm
-
-    mean, deviation = _fitted(points, np.where(alive, 1.0, -1.0), random).predict(candidates, return_std=True)
-    return norm.cdf(mean / np.sqrt(np.square(deviation) + 0.05))
+def _with_pending(points, values, pending, fitted) -> tuple[np.ndarray, np.ndarray]:
+    """Add running trials as if each had brought what is expected of it: not all workers are to go to one place."""
+    if pending is None or not len(pending):
+        return points, values
+    expected, _ = fitted(points, values).predict(pending)
+    return np.concatenate([points, pending]), np.concatenate([values, expected])
 
 
 def _winsorized(losses: np.ndarray) -> np.ndarray:
     best, middle = float(losses.min()), float(np.median(losses))
     return np.minimum(losses, middle + WINSOR * (middle - best)) if middle > best else losses
-
-
-def _fitted(points: np.ndarray, values: np.ndarray, random: np.random.Generator):
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
-
-    sides = np.full(points.shape[1], 0.3)
-    kernel = ConstantKernel(1.0, (0.1, 10.0)) * Matern(sides, (0.05, 5.0), nu=2.5) + WhiteKernel(1e-2, (1e-5, 0.3))
-    model = GaussianProcessRegressor(
-        kernel, normalize_y=True, n_restarts_optimizer=2, random_state=int(random.integers(2**31))
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a side length at its bound: the setting has no effect
-        return model.fit(points, values)

@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import keras_tuner
 from keras_tuner.engine.base_tuner import BaseTuner
+from keras_tuner.engine.hyperparameters import Float
 from keras_tuner.engine.trial import Trial, TrialStatus
 from keras_tuner.src import protos
 from keras_tuner.src.distribute import oracle_chief
@@ -16,6 +17,7 @@ from keras_tuner.src.engine.objective import DefaultObjective
 __all__ = [
     "BaseTuner",
     "DefaultObjective",
+    "Float",
     "Trial",
     "TrialStatus",
     "has_chief_oracle",

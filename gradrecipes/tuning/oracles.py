@@ -12,14 +12,15 @@ import numpy as np
 from keras_tuner import oracles
 
 from gradrecipes.core.trial_failure import CAUSES, DIGEST_MODULUS, Failure, penalized_score
-from gradrecipes.tuning.acquisition import rank_candidates
-from gradrecipes.tuning.keras_tuner_private import Trial, TrialStatus
+from gradrecipes.tuning.acquisition import evenly_spread, rank_candidates
+from gradrecipes.tuning.keras_tuner_private import Float, Trial, TrialStatus
 
 _LOG = logging.getLogger(__name__)
 CAUSE, SEVERITY, DIGEST = "failure_cause", "failure_severity", "error_digest"  # metrics by which a worker reports
 HEARTBEAT = "heartbeat/"  # what a worker sends in the place of metrics, with its id, to say that it is alive
 UNSCORED = 1e30  # stands for the objective of a failure until the oracle has scored it
 SAME_ERRORS = 3  # trials, all there were, that failed with one and the same error: so would the others
+BELOW_ONE = 1.0 - 1e-9  # the last place of a setting: at 1 itself keras-tuner has no value
 MOST_LOSSES = 2  # workers that one trial may take with it, before it counts as the culprit
 
 
@@ -198,31 +199,51 @@ class GridSearchOracle(SurvivingOracle, oracles.GridSearchOracle):
 class BayesianOptimizationOracle(SurvivingOracle, oracles.BayesianOptimizationOracle):
     """Propose where much is expected of a success, and a success is to be expected; see `gr.tuning.acquisition`.
 
-    The first trials, two for each setting and at least four, are drawn at random, failures among them.
+    The first trials, two for each setting and at least four, fill the space evenly (Sobol's sequence, scrambled by the
+    seed), failures among them: drawn at random they leave holes, in which a small region that trains is overlooked.
     """
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         """Propose the best candidate that has not been tried."""
-        settings = len(self._nonfixed_space())
+        space = self._nonfixed_space()
         ended = [one for one in self.trials.values() if one.status == TrialStatus.COMPLETED]
-        if not settings or len(ended) < (self.num_initial_points or max(2 * settings, 4)):
+        if not space:
             return self._random_populate_space()
+        if len(ended) < (self.num_initial_points or max(2 * len(space), 4)):
+            proposals = [evenly_spread(len(self.trials), len(space), seed=self.seed)]
+        else:
+            proposals = self._ranked(ended)
+        for vector in proposals:
+            values = self._vector_to_values(np.minimum(vector, BELOW_ONE))
+            if not self._duplicate(values):
+                return {"status": TrialStatus.RUNNING, "values": values}
+        return self._random_populate_space()
+
+    def _ranked(self, ended: list[Trial]) -> np.ndarray:
+        space = self._nonfixed_space()
         failed = np.array([failure_of(one) is not None for one in ended])
         scores = np.array([one.score for one in ended], np.float64)
         severities = [one.metrics.get_last_value(SEVERITY) if failure_of(one) else np.nan for one in ended]
         running = [self._vector(one) for one in self.ongoing_trials.values()]
-        ranked = rank_candidates(
+        return rank_candidates(
             np.array([self._vector(one) for one in ended]),
             np.where(failed, np.nan, -scores if self.maximize else scores),
             np.array(severities, np.float64),
-            pending=np.array(running).reshape(-1, settings),
             random=np.random.default_rng((self.seed, len(self.trials))),
+            pending=np.array(running).reshape(-1, len(space)),
+            unordered=np.array([getattr(hp, "ordered", True) is False for hp in space]),
+            snap=self._snapped,
         )
-        for vector in ranked:
-            values = self._vector_to_values(vector)
-            if not self._duplicate(values):
-                return {"status": TrialStatus.RUNNING, "values": values}
-        return self._random_populate_space()
+
+    def _snapped(self, vectors: np.ndarray) -> np.ndarray:
+        """Return the vectors of the values that stand for given ones: a choice among three has three places."""
+        columns = [
+            column
+            if isinstance(hp, Float) and hp.step is None
+            else [hp.value_to_prob(hp.prob_to_value(min(place, BELOW_ONE))) for place in column]
+            for hp, column in zip(self._nonfixed_space(), vectors.T, strict=True)
+        ]
+        return np.stack(columns, axis=1)
 
     def _vector(self, trial: Trial) -> list[float]:
         """Return where a trial stands in the unit cube; a setting that was not active stands at its default."""

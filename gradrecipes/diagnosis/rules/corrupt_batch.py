@@ -52,7 +52,7 @@ def corrupt_batch(trace: Trace) -> Finding | None:
     """Tell which samples are absurd, how far, and what they did to the run."""
     seen = verdict(trace)
     healed = heals(trace, "sound_data")
-    spikes = None if "LossScale" in str(trace.description.get("scaler", "")) else single_batches(trace)
+    spikes = None if trace.description.get("scaler") else single_batches(trace)
     missing = any(array.get("nonfinite") for array in arrays(trace, parts=("inputs", "targets", "sample_weight")))
     blamed = _blamed(trace)
     odd = _odd(trace, SUSPECT if healed or spikes or blamed else ABSURD)

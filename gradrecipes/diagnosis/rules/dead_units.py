@@ -29,7 +29,7 @@ from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.readings import say
 from gradrecipes.diagnosis.remedies import change_activation, set_learning_rate
-from gradrecipes.diagnosis.signals import hidden, weights
+from gradrecipes.diagnosis.signals import cut_off, hidden, weights
 from gradrecipes.diagnosis.varied import confidence, varied_evidence
 from gradrecipes.diagnosis.verdict import verdict
 
@@ -38,7 +38,7 @@ DEAD = 0.9  # share of a layer's units; He weights leave a tenth dead on a batch
 
 def dead_units(trace: Trace) -> Finding | None:
     """Tell whether ReLU units are 0 for every sample."""
-    if verdict(trace).learnt:
+    if verdict(trace).learnt and not cut_off(trace):
         return None
     for when in ("before", "after"):
         bad = [layer for layer in hidden(trace, when) if (layer.get("dead_share") or 0.0) >= DEAD]

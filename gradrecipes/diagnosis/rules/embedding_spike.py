@@ -36,7 +36,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.prescribe import clip
 from gradrecipes.diagnosis.readings import layer_descriptions, middle, say
 from gradrecipes.diagnosis.signals import weights
-from gradrecipes.diagnosis.varied import beats, confidence, healing_rate, heals, varied_evidence
+from gradrecipes.diagnosis.varied import beats, confidence, healing_rate, heals, starts_near, varied_evidence
 from gradrecipes.diagnosis.verdict import verdict
 
 EMBEDDINGS = {"Embedding", "ReversibleEmbedding", "TokenAndPositionEmbedding", "PositionEmbedding"}
@@ -54,6 +54,7 @@ def embedding_spike(trace: Trace) -> Finding | None:
     if not (large or ratio > STANDS_OUT):
         return None
     mended = heals(trace, "fitting_weights", "all_scaled") or beats(trace, seen, "fitting_weights")
+    mended = mended or starts_near(trace, seen, "fitting_weights")
     if large and not mended and not ratio > STANDS_OUT:
         return None
     if large:

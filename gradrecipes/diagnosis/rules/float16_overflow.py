@@ -31,13 +31,12 @@ from typing import Any
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.readings import TOLERATED_BY_SCALER, left_out_by_scaler, say
 from gradrecipes.diagnosis.signals import layers
 from gradrecipes.diagnosis.verdict import verdict
 
 LARGEST = 65504.0  # largest float16
 NEAR = 0.5  # of it: the next few steps pass it
-LEFT_OUT = 0.3  # share of steps without an update; a scaler that finds its scale leaves out a few at the start
 
 
 def float16_overflow(trace: Trace) -> Finding | None:
@@ -50,7 +49,7 @@ def float16_overflow(trace: Trace) -> Finding | None:
     offender = _offender(trace)
     near = [layer for layer in narrow if (layer["output_max"] or 0.0) > NEAR * LARGEST]
     broken = [layer for layer in narrow if layer["nonfinite_share"] > 0]
-    left_out = float(trace.skipped.mean()) if len(trace) else 0.0
+    left_out = float((trace.skipped | left_out_by_scaler(trace)).mean()) if len(trace) else 0.0
     pure = precision == "float16"
     statement = _statement(offender, near, broken, left_out, pure and seen.unhealthy)
     if statement is None or (seen.learnt and not broken):
@@ -107,7 +106,7 @@ def _statement(
         return f"The first value that was not finite is of float16: {offender['sentence']}"
     if near:
         return f"The outputs of {near[0]['name']!r} reach {say(near[0]['output_max'])}, next to the end of float16."
-    if left_out > LEFT_OUT:
+    if left_out > TOLERATED_BY_SCALER:
         return f"The loss scaler left out {say(100 * left_out)} % of the steps, for gradients that float16 cannot hold."
     if pure_and_broken:
         return "Weights, gradients and the optimizer's memory are all in float16, and the updates broke."

@@ -30,7 +30,7 @@ from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.activation_mismatches import activation_mismatches
 from gradrecipes.diagnosis.data_facts import heads, holds_back
-from gradrecipes.diagnosis.label_mismatches import label_mismatches
+from gradrecipes.diagnosis.label_mismatches import all_with_all, label_mismatches
 from gradrecipes.diagnosis.mismatch import Mismatch
 from gradrecipes.diagnosis.verdict import verdict
 
@@ -41,14 +41,16 @@ def loss_output_mismatch(trace: Trace) -> Finding | None:
     structure = trace.probes.get("structure") or {}
     own = structure.get("own_train_step") or structure.get("own_loss")
     held_back = holds_back(trace, seen) or "failure" in trace.probes
-    if own and not held_back:
-        return None  # the compiled loss may be used in a way of its own, and it works
-    found = [
-        misfit
-        for head in heads(trace)
-        for misfit in (*label_mismatches(head), *activation_mismatches(head))
-        if held_back or not misfit.only_if_held_back
-    ]
+    found = []
+    if not own or held_back:  # else the compiled loss is used in a way of its own, and it works
+        found = [
+            misfit
+            for head in heads(trace)
+            for misfit in (*label_mismatches(head), *activation_mismatches(head))
+            if held_back or not misfit.only_if_held_back
+        ]
+    if (trace.probes.get("trial") or {}).get("pairs_samples") is False and not (seen.learnt and not seen.slow):
+        found.append(all_with_all("The loss of the model's own train step", "y"))
     if not found:
         return None
     found.sort(key=lambda misfit: (misfit.severity.rank, -misfit.sure))

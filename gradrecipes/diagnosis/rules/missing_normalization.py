@@ -25,23 +25,28 @@ A normalization at the beginning of each block (pre-norm), or a branch that begi
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.readings import say
 from gradrecipes.diagnosis.remedies import add_residual_blocks
-from gradrecipes.diagnosis.signals import NORMALIZATIONS, count, layers, span
+from gradrecipes.diagnosis.signals import NORMALIZATIONS, RECURRENT, WEIGHTED, count, kernels, layers, span
 from gradrecipes.diagnosis.verdict import verdict
 
 SKIPS = 8  # places where branches are added; sqrt(2) each makes 16-fold
 TOTAL = 20.0  # growth of the sum from the first to the last of them
 PER_SKIP = 1.15  # growth at each; sound branches of Fixup or ReZero add next to nothing
 SUMS = {"Add", "Average"}
+OVERSIZED = 2.0  # times the largest usual standard deviation of a kernel
+SAME = 1e-4  # relative difference up to which what one block gives is what the next one takes
 
 
 def missing_normalization(trace: Trace) -> Finding | None:
     """Tell whether the sums of a residual net grow for want of a normalization."""
-    sums = [layer for layer in layers(trace) if layer["kind"] in SUMS]
+    sums = [layer for layer in layers(trace) if layer["kind"] in SUMS] or _blocks(trace)
     if len(sums) < SKIPS or count(trace, NORMALIZATIONS) > len(sums) // 4 or verdict(trace).learnt:
         return None
     ends = span(sums, "output_rms")
@@ -51,8 +56,9 @@ def missing_normalization(trace: Trace) -> Finding | None:
     per_skip = total ** (1.0 / (len(sums) - 1))
     if total < TOTAL or per_skip < PER_SKIP:
         return None
+    what = "sums of branches" if sums[0]["kind"] in SUMS else f"blocks of kind {sums[0]['kind']}"
     statement = (
-        f"Over {len(sums)} sums of branches the signal grows {say(total)}-fold, {say(per_skip)} at each, where He "
+        f"Over {len(sums)} {what} the signal grows {say(total)}-fold, {say(per_skip)} at each, where He "
         "weights without normalization are expected to give 1.41 and a normalized net 1."
     )
     return Finding(
@@ -84,3 +90,23 @@ def missing_normalization(trace: Trace) -> Finding | None:
         ),
         leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "stalled_loss"),
     )
+
+
+def _blocks(trace: Trace) -> list[dict[str, Any]]:
+    """Return the longest row of layers of the user's own kind, each of which takes what the one before gives.
+
+    Their sums are arithmetic inside a call and no layers. Where weights are too large it is those that make them grow.
+    """
+    if any(larger > OVERSIZED for _, larger, _ in kernels(trace)):
+        return []
+    rows: dict[str, list[dict[str, Any]]] = {}
+    longest: list[dict[str, Any]] = []
+    for layer in layers(trace):
+        if layer["kind"] in WEIGHTED | RECURRENT or not layer["input_rms"] or not layer["output_rms"]:
+            continue
+        row = rows.setdefault(layer["kind"], [])
+        if row and not math.isclose(row[-1]["output_rms"], layer["input_rms"], rel_tol=SAME):
+            row = rows[layer["kind"]] = []
+        row.append(layer)
+        longest = max(longest, row, key=len)
+    return longest

@@ -41,7 +41,7 @@ from gradrecipes.diagnosis.remedies import (
     normalize_before_the_activation,
     use_fitting_initializer,
 )
-from gradrecipes.diagnosis.signals import kernels, span, weighted
+from gradrecipes.diagnosis.signals import cut_off, kernels, span, weighted
 from gradrecipes.diagnosis.varied import confidence, varied_evidence
 from gradrecipes.diagnosis.verdict import LEARNING, verdict
 
@@ -55,7 +55,7 @@ SHRINKS = 0.75  # theory's gradient factor per layer below which the activation 
 def vanishing_initialization(trace: Trace) -> Finding | None:
     """Tell whether the initial weights lose the signal on its way through the net."""
     seen = verdict(trace)
-    if seen.state == LEARNING and not seen.suspicious:
+    if seen.state == LEARNING and not seen.suspicious and not cut_off(trace):
         return None
     return _too_small(trace) or _shrinking(trace)
 
@@ -66,7 +66,7 @@ def _too_small(trace: Trace) -> Finding | None:
     small = [weight for weight, _, smaller in hidden if smaller > TOO_SMALL]
     alike = [weight for weight, _, _ in hidden if weight["std"] <= ALIKE * weight["rms"] and min(weight["shape"]) > 1]
     bad = alike or small
-    if not read or len(bad) < SHARE * len(hidden) or verdict(trace).learnt:
+    if not read or len(bad) < SHARE * len(hidden) or (verdict(trace).learnt and not cut_off(trace)):
         return None
     worst = min(bad, key=lambda weight: weight["rms"])
     usual = worst["least"]
