@@ -49,8 +49,8 @@ def try_out(
     `probes["trial"]` holds `steps`, `batches`, `chance`, `broken` (step), `broken_batch`, `autopsy`, `logs`, `seconds`
     and `varied`: a dict for each variation with `start`, `end`, `fall`, `broken` and `over_chance`, by name:
     `"as_it_is"`, `"sound_data"`, `"scaled_inputs"`, `"scaled_targets"`, `"fitting_weights"`, `"all_scaled"`,
-    `"fresh_optimizer"`, `"larger_batch"`, `"rate_0.1"` and so on. `pairs_samples`, where a train step of the user's own
-    goes wrong: whether it matters to its loss which target belongs to which sample.
+    `"fresh_optimizer"`, `"larger_batch"`, `"rate_0.1"` and so on. `pairs_samples`: whether it matters to the loss of
+    a train step of the user's own which target belongs to which sample.
     """
     suspects = _suspects(probes)
     batches = data.cut(BATCHES, seed=seed, suspects=suspects)
@@ -70,13 +70,13 @@ def try_out(
         held |= _told(run, trial)
         trace.probes = {**probes, "trial": held}
         trace.probes["signal"]["after"] = signal(model, batches[0])
+        if has_own_train_step(model):
+            held["pairs_samples"] = pairs_samples(trial, probes["loss"]["outputs"])
         seen = verdict(trace)
         odd = bool(fitting_weights(model, probes["signal"]["before"]["weights"]))
         if seen.suspicious or odd:
             tell(f"the trial is {seen.state}: varying one thing at a time")
             began = time.monotonic()
-            if has_own_train_step(model):
-                held["pairs_samples"] = pairs_samples(trial, probes["loss"]["outputs"])
             for name, varied in _variations(trial, probes, seen, held):
                 held["varied"][name] = varied
                 if time.monotonic() - began > max(SECONDS, 2.0 * run.seconds):

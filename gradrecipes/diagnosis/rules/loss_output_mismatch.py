@@ -49,7 +49,7 @@ def loss_output_mismatch(trace: Trace) -> Finding | None:
             for misfit in (*label_mismatches(head), *activation_mismatches(head))
             if held_back or not misfit.only_if_held_back
         ]
-    if (trace.probes.get("trial") or {}).get("pairs_samples") is False and not (seen.learnt and not seen.slow):
+    if (trace.probes.get("trial") or {}).get("pairs_samples") is False:
         found.append(all_with_all("The loss of the model's own train step", "y"))
     if not found:
         return None

@@ -1,0 +1,135 @@
+"""What only a diagnosis from model to finding shows: probes, trial and rules must mean the same by the same words."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.datasets import load_digits
+
+import gradrecipes as gr
+
+layers = keras.layers
+X, Y = load_digits(return_X_y=True)
+X = (X / 16).astype(np.float32)[:800]
+Y = Y[:800]
+AMOUNT = X.mean(axis=1, keepdims=True) * 10 - 3
+LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def codes(model, x, y, **more):
+    return [finding.code for finding in gr.diagnose(model, x, y, **more).findings]
+
+
+@pytest.fixture
+def half_precision():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+def test_a_loss_scaler_that_looks_for_its_scale_is_no_illness(half_precision):
+    """Squares of 400 raise the first scaled gradients beyond float16; two steps later the scale fits."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(32, "relu"), layers.Dense(10, dtype="float32")])
+    model.compile("adam", LOGITS, loss_weights=[64.0])
+    diagnosis = gr.diagnose(model, X, Y)
+    assert diagnosis.trace.description["scaler"] == "LossScaleOptimizer"
+    assert not np.isfinite(diagnosis.trace.gradient_norm[:2]).all()
+    assert diagnosis.findings == ()
+
+
+@pytest.mark.parametrize(("initializer", "expected"), [("zeros", True), ("he_normal", False)])
+def test_a_net_that_no_gradient_enters_is_told_though_its_last_bias_learns(initializer, expected):
+    keras.utils.set_random_seed(0)
+    hidden = [layers.Dense(16, "relu", kernel_initializer=initializer) for _ in range(2)]
+    model = keras.Sequential([keras.Input((64,)), *hidden, layers.Dense(1, "sigmoid", kernel_initializer=initializer)])
+    model.compile(keras.optimizers.Adam(0.01), "binary_crossentropy")
+    found = codes(model, X, (Y < 3).astype("float32"))
+    assert (found[:1] == ["vanishing_initialization"]) is expected and bool(found) is expected
+
+
+def test_branches_that_begin_at_zero_are_not_cut_off():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((64,))
+    x = layers.Dense(32, "relu")(inputs)
+    for _ in range(3):
+        branch = layers.Dense(32, "relu", kernel_initializer="zeros")(x)
+        x = layers.Add()([x, branch])
+    model = keras.Model(inputs, layers.Dense(10, kernel_initializer="zeros")(x))
+    model.compile(keras.optimizers.Adam(0.003), LOGITS)
+    assert codes(model, X, Y) == []
+
+
+@pytest.mark.parametrize(("size", "expected"), [(300.0, ["embedding_spike"]), (0.05, [])])
+def test_vectors_that_throw_the_first_answers_far_out_are_blamed_before_the_rate(size, expected):
+    keras.utils.set_random_seed(0)
+    tokens = np.random.default_rng(0).integers(0, 200, (800, 12))
+    start = keras.initializers.RandomNormal(stddev=size)
+    model = keras.Sequential(
+        [
+            keras.Input((12,), dtype="int32"),
+            layers.Embedding(200, 32, embeddings_initializer=start),
+            layers.GlobalAveragePooling1D(),
+            layers.Dense(64, "relu"),
+            layers.Dense(3),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.1), LOGITS)
+    assert codes(model, tokens, (tokens[:, 0] % 3), batch_size=16)[:1] == expected
+
+
+class Block(layers.Layer):
+    """Adds to its input inside its call, where no layer shows it."""
+
+    def __init__(self, normalized):
+        super().__init__()
+        self.normalization = layers.LayerNormalization() if normalized else layers.Identity()
+        self.up = layers.Dense(128, "relu", kernel_initializer="he_normal")
+        self.down = layers.Dense(32, kernel_initializer="he_normal")
+
+    def call(self, x):
+        return x + self.down(self.up(self.normalization(x)))
+
+
+@pytest.mark.parametrize(("normalized", "expected"), [(False, "missing_normalization"), (True, None)])
+def test_blocks_that_add_within_their_call_are_seen_to_grow(normalized, expected):
+    keras.utils.set_random_seed(0)
+    blocks = [Block(normalized) for _ in range(12)]
+    end = [layers.LayerNormalization()] if normalized else []
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(32), *blocks, *end, layers.Dense(10)])
+    model.compile(keras.optimizers.SGD(0.03, momentum=0.9), LOGITS)
+    assert next(iter(codes(model, X, Y)), None) == expected
+
+
+class Subtracts(keras.Model):
+    """Computes a squared error of its own, of predictions [n, 1] and targets [n]."""
+
+    def __init__(self, flat):
+        super().__init__()
+        self.flat = flat
+        self.net = keras.Sequential([layers.Dense(32, "relu"), layers.Dense(1)])
+        self.mean = keras.metrics.Mean(name="loss")
+
+    def call(self, x):
+        return self.net(x)
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            predicted = self(x, training=True)
+            loss = tf.reduce_mean(tf.square(y - (predicted[:, 0] if self.flat else predicted)))
+        self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+        self.mean.update_state(loss)
+        return {"loss": self.mean.result()}
+
+
+@pytest.mark.parametrize(("flat", "expected"), [(False, ["loss_output_mismatch"]), (True, [])])
+def test_a_step_that_compares_all_with_all_is_told(flat, expected):
+    keras.utils.set_random_seed(0)
+    model = Subtracts(flat)
+    model(X[:1])
+    model.compile(keras.optimizers.Adam(0.003))
+    assert codes(model, X, AMOUNT[:, 0])[:1] == expected
