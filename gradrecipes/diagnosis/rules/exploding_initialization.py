@@ -46,6 +46,7 @@ from gradrecipes.diagnosis.keras_lines import initializer_for
 from gradrecipes.diagnosis.oversized_weights import oversized_weights
 from gradrecipes.diagnosis.prescribe import initialization_prescriptions
 from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.verdict import FAR_START, verdict
 
 TOTAL_GROWTH = 20.0  # factor over the stretch; sigma_w^2 = 4 with ReLU makes 32 in ten layers and costs .2 of accuracy
 GROWTH_PER_LAYER = 1.2  # factor per layer; He and LeCun give 1.00 to 1.15, sigma_w^2 = 4 with ReLU 1.41
@@ -55,6 +56,7 @@ SHARE_EXPLAINED = 0.5  # predicted over measured ln(growth); below it something 
 ERROR_BARS = 2.0  # standard deviations of finite width quoted as "between"
 BELONGS = 0.5  # ln(growth) of a layer at an end of the run over that of the steepest: below, it dilutes the average
 EQUAL = 0.1  # difference of ln(growth) of two layers that the draw of their weights explains, down to width 16
+LEARNT = 0.5  # end of a trial over chance, of a net that its weights do not keep from learning
 
 SQUARED_LOSSES = ("squared_error", "mse")
 
@@ -92,7 +94,7 @@ def exploding_initialization(trace: Trace) -> Finding | None:
     """Tell whether the initial weights are too large, by how much, and in which layers."""
     growths = [growth for stretch in stretches(trace) for growth in _growths(stretch)]
     exploding = [growth for growth in growths if growth.explodes()]
-    if not exploding:
+    if not exploding or _does_no_harm(trace):
         return oversized_weights(trace)
     growth = max(exploding, key=_weight)
     worst = _worst(growth)
@@ -113,6 +115,12 @@ def exploding_initialization(trace: Trace) -> Finding | None:
         prescriptions=initialization_prescriptions(trace, growth.stages),
         leads_to=("exploding_gradient", "nonfinite_loss"),
     )
+
+
+def _does_no_harm(trace: Trace) -> bool:
+    """Say whether a trial began near chance all the same and got far below it."""
+    seen = verdict(trace)
+    return seen.learnt and seen.start_over_chance < FAR_START and seen.end_over_chance < LEARNT
 
 
 def _weight(growth: Growth) -> float:
