@@ -38,6 +38,8 @@ from gradrecipes.diagnosis.varied import healing_rate
 from gradrecipes.diagnosis.verdict import verdict
 
 DEEP = 15  # weighted layers; with He weights ten train well and thirty do not
+LOTTERY = 4.0  # standard deviation of ln of the squared gradient, from which single draws differ fifty-fold and more
+LEARNT = 0.5  # end of the trial over chance, of a draw that had luck
 USUAL = 2.5  # times larger or smaller than a usual spread up to which the weights are not to blame
 
 
@@ -46,9 +48,9 @@ def plain_depth(trace: Trace) -> Finding | None:
     structure = trace.probes.get("structure") or {}
     depth = structure.get("plain_depth") or 0
     seen = verdict(trace)
-    if depth < DEEP or count(trace, NORMALIZATIONS) >= depth // 3 or not seen.suspicious:
+    if depth < DEEP or count(trace, NORMALIZATIONS) >= depth // 3:
         return None
-    if (seen.learnt and not seen.slow) or healing_rate(trace, lower=False) or healing_rate(trace, lower=True):
+    if healing_rate(trace, lower=False) or healing_rate(trace, lower=True):
         return None
     read = list(kernels(trace))
     odd = [weight for weight, larger, smaller in read if larger > USUAL or smaller > USUAL]
@@ -56,6 +58,8 @@ def plain_depth(trace: Trace) -> Finding | None:
         return None
     widths = [weight["fan_out"] for weight, _, _ in read if weight["fan_out"] > 1]
     spread = finite_width_log_std(widths) if widths else 0.0
+    if seen.learnt and not seen.slow and not (spread >= LOTTERY and seen.end_over_chance > LEARNT):
+        return None
     statement = f"{depth} weighted layers follow one another with no skip connection; {DEEP} are many without one."
     evidence = [Evidence(statement, float(depth), float(DEEP), "depth and accuracy on digits, widths of 64")]
     evidence.append(
