@@ -91,6 +91,8 @@ def search(arm, kind, seed, folder):
         tuner = PLAIN[kind](build, "val_loss", max_consecutive_failed_trials=None, **budget, **settings)
     else:
         tuner = gr.tuning.TUNERS[kind](build, "val_loss", stop_hopeless=arm == "ours", **budget, **settings)
+    course = []  # steps when each trial had ended
+    record, tuner.on_trial_end = tuner.on_trial_end, lambda trial: (record(trial), course.append(STEPS[0]))
     STEPS[0], begun = 0, time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         tuner.search(
@@ -101,6 +103,10 @@ def search(arm, kind, seed, folder):
     lost = [trial_failed(trial) for trial in trials]
     scores = [trial.score for trial, bad in zip(trials, lost, strict=True) if not bad]
     last = lost[-len(lost) // 3 :]
+    best, bests = np.inf, []
+    for trial, bad in zip(trials, lost, strict=True):
+        best = best if bad else min(best, trial.score)
+        bests.append(float(best))
     return {
         "arm": arm,
         "tuner": kind,
@@ -109,6 +115,7 @@ def search(arm, kind, seed, folder):
         "steps": STEPS[0],
         "seconds": seconds,
         "trials": len(trials),
+        "course": [[steps, value] for steps, value in zip(course, bests, strict=True) if np.isfinite(value)],
         "failed": int(sum(lost)),
         "failed_in_last_third": float(np.mean(last)),
         "distinct": len({json.dumps(trial.hyperparameters.values, sort_keys=True) for trial in trials}),
@@ -156,10 +163,15 @@ def paired(mine, plain):
     share = sum(row["steps"] for row in mine) / sum(row["steps"] for row in plain)
     gains = np.array([other["best"] - row["best"] for row, other in zip(mine, plain, strict=True)])
     interval = bootstrap_interval(gains)
+    reached = [
+        next((steps for steps, best in row["course"] if best <= other["best"] + 1e-6), np.inf) / other["steps"]
+        for row, other in zip(mine, plain, strict=True)
+    ]
     better, worse = (int((sign * gains > 1e-6).sum()) for sign in (1, -1))
     gain = f"best lower by {gains.mean():.4f} in the mean (95%: {interval.low:.4f} to {interval.high:.4f})"
     count = f"better {better}, equal {len(gains) - better - worse}, worse {worse}"
-    return f"{share:.2f} of the steps; {gain}; {count}"
+    soon = ", ".join(f"{one:.2f}" for one in reached)
+    return f"{share:.2f} of the steps; {gain}; {count}; as good as plain's best after {soon} of its steps"
 
 
 # -- one chief, three workers ------------------------------------------------------------------------

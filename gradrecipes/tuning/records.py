@@ -28,6 +28,7 @@ class Outcome:
         failure: Why it failed, or None.
         worker: Who ran it.
         first_epoch: Where it was taken up, in Hyperband not at the first.
+        before: The objective after each epoch of the training that it took up.
     """
 
     status: str = COMPLETED
@@ -37,6 +38,12 @@ class Outcome:
     failure: dict[str, Any] | None = None
     worker: str = ""
     first_epoch: int = 0
+    before: list[float | None] = field(default_factory=list)
+
+    @property
+    def curve(self) -> list[float | None]:
+        """The objective after each epoch of its training, those before it was taken up among them."""
+        return [*self.before, *self.values]
 
     def fail(self, failure: Failure) -> None:
         """Note that the trial failed."""
@@ -55,10 +62,11 @@ def read_outcome(folder: str | os.PathLike[str]) -> Outcome | None:
 
 
 def read_curves(project: str | os.PathLike[str]) -> list[list[float]]:
-    """Return the objective, epoch by epoch, of every trial that did not fail and began at the first epoch."""
+    """Return the objective, epoch by epoch, of every trial that did not fail and whose first epochs are known."""
     outcomes = (read_outcome(folder) for folder in sorted(Path(project).glob("trial_*")))
-    sound = (one for one in outcomes if one is not None and one.status != FAILED and one.first_epoch == 0)
-    return [one.values for one in sound if one.values and None not in one.values]
+    sound = (one for one in outcomes if one is not None and one.status != FAILED)
+    known = (one.curve for one in sound if one.values and (one.before or one.first_epoch == 0))
+    return [curve for curve in known if None not in curve]
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -41,7 +41,7 @@ class SurvivingTuner(WorkerManners):
     and it gets a finite score: worse than every success, and the worse the earlier and harder it failed. Any other
     error of a trial is written down and scored as the worst of all; only if every trial fails with the same one does
     the search stop. After 1, 2, 4, 8, ... epochs a trial is stopped if its best value is worse than the median of what
-    earlier trials had by then.
+    earlier trials had by then; one that Hyperband promoted is judged by all the epochs that its weights have seen.
 
     Args:
         hypermodel: A `keras_tuner.HyperModel`, such as `gr.tuning.RecipeHyperModel`, or a function of `hp` that
@@ -123,7 +123,7 @@ class SurvivingTuner(WorkerManners):
     def run_trial(self, trial: Trial, *args: Any, **kwargs: Any) -> Any:
         """Train what the trial asks for, and return its metrics; those of a failure if it fails."""
         begun = time.monotonic()
-        self._outcome = records.Outcome(worker=self.tuner_id)
+        self._outcome = records.Outcome(worker=self.tuner_id, before=self._curve_before(trial))
         self._curves = records.read_curves(self.project_dir) if self.stop_hopeless else []
         failure = None
         try:
@@ -151,7 +151,7 @@ class SurvivingTuner(WorkerManners):
         objective = self.oracle.objective
         maximize = objective.direction == "max"
         earlier = (lambda: self._curves) if self.stop_hopeless else None
-        watch = TrialWatch(objective.name, maximize=maximize, earlier=earlier)
+        watch = TrialWatch(objective.name, maximize=maximize, earlier=earlier, before=self._outcome.before)
         try:
             return_value = super()._build_and_fit_model(
                 trial, *args, **{**kwargs, "callbacks": [*kwargs.get("callbacks", []), watch]}
@@ -165,6 +165,12 @@ class SurvivingTuner(WorkerManners):
         if watch.hopeless:
             self._outcome.status = records.HOPELESS
         return return_value
+
+    def _curve_before(self, trial: Trial) -> list[float]:
+        """Return the objective after each epoch that the weights of a promoted trial have seen."""
+        parent = trial.hyperparameters.values.get("tuner/trial_id")
+        outcome = None if parent is None else records.read_outcome(self.get_trial_dir(parent))
+        return [] if outcome is None else [np.nan if value is None else value for value in outcome.curve]
 
     def _require_sound_parent(self, trial: Trial) -> None:
         """Refuse to train on what has diverged: Hyperband promotes the best, even if only failures are left."""

@@ -31,6 +31,8 @@ class TrialWatch(AttachedCallback):
         objective: Name of the objective in the logs.
         maximize: Whether more of it is better.
         earlier: Returns the objective of earlier trials, epoch by epoch, to judge by; None never to give up.
+        before: The objective after each epoch of the training that is taken up; in Hyperband a trial may go on with
+            the weights of another.
 
     Attributes:
         failure: Why the training was stopped or lost, or None.
@@ -40,7 +42,14 @@ class TrialWatch(AttachedCallback):
         steps: Training steps that ran.
     """
 
-    def __init__(self, objective: str, *, maximize: bool, earlier: Callable[[], Sequence[Sequence[float]]] | None):
+    def __init__(
+        self,
+        objective: str,
+        *,
+        maximize: bool,
+        earlier: Callable[[], Sequence[Sequence[float]]] | None,
+        before: Sequence[float] = (),
+    ):
         super().__init__(Request(check=self._check, check_every=CHECK_EVERY))
         self.objective = objective
         self.maximize = maximize
@@ -48,6 +57,7 @@ class TrialWatch(AttachedCallback):
         self.hopeless = False
         self.values: list[float] = []
         self._earlier = earlier
+        self._before = list(before)
         self._guard: GradientGuard | None = None
         self._known = 0
         self._steps_before = 0
@@ -95,8 +105,8 @@ class TrialWatch(AttachedCallback):
             self._fail("nonfinite_objective", f"{self.objective} was not finite in {NONFINITE_EPOCHS} epochs in a row")
         elif (
             self._earlier is not None
-            and not self.first_epoch
-            and is_hopeless(self.values, self._earlier(), maximize=self.maximize)
+            and (self._before or not self.first_epoch)
+            and is_hopeless([*self._before, *self.values], self._earlier(), maximize=self.maximize)
         ):
             self.hopeless = self.model.stop_training = True
 

@@ -90,10 +90,25 @@ def test_the_bayesian_strategy_learns_to_stay_away_and_finds_the_optimum_beside_
     for seed in range(1, 4):
         oracle = made("bayesian", tmp_path / str(seed), seed=seed, max_trials=20, num_initial_points=None)
         proposals = run(oracle, outcome)
-        lost += [diverges(values) for values in proposals[4:]]
+        lost += [diverges(values) for values in proposals[4:]]  # the first four fill the space
         best.append(min(outcome(values)["score"] for values in proposals if not diverges(values)))
     assert np.mean(lost) < 0.45  # of the space it is 60%, and the optimum lies beside the edge
     assert max(best) < 0.101  # the optimum is 0.1, a fifth of a decade from the edge
+
+
+def test_the_bayesian_strategy_gets_out_of_a_space_nearly_all_of_which_diverges(tmp_path):
+    def nearly_all(values):
+        exponent = math.log10(values["rate"])
+        if exponent > -3.4:  # nine tenths
+            step = max(1, int(100 / 10 ** (exponent + 3.4)))
+            return oracles.failure_metrics(Failure("nonfinite_loss", step, 100), "score", maximize=False)
+        return {"score": 0.1 + abs(exponent + 3.6)}
+
+    successes = []
+    for seed in range(1, 4):
+        oracle = made("bayesian", tmp_path / str(seed), seed=seed, max_trials=12, num_initial_points=None)
+        successes.append(sum("failure_cause" not in nearly_all(values) for values in run(oracle, nearly_all)))
+    assert min(successes) >= 4  # drawn at random it would be one of the twelve
 
 
 @pytest.mark.slow
