@@ -38,7 +38,7 @@ from gradrecipes.core.intervals import bootstrap_interval
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, EPOCHS, TRIALS, HYPERBAND_EPOCHS = 64, 5, 16, 9
 LOWEST, HIGHEST = 1e-2, 1000.0
-NUMBERS = 15  # trials of the distributed search
+NUMBERS, WORKERS = 15, 3  # trials and workers of the distributed search
 ARMS = ("plain", "ours", "patient")  # the last: ours with `stop_hopeless=False`
 PLAIN = {
     "random": keras_tuner.RandomSearch,
@@ -178,13 +178,18 @@ def paired(mine, plain):
 def work(folder):
     """Be chief or worker of a distributed search; the first worker to have trained a while kills itself."""
     x, x_val, y, y_val = data()
+    own = os.environ["KERASTUNER_TUNER_ID"]
+    (Path(folder) / f"here-{own}").touch()
+    deadline = time.monotonic() + 120
+    while len(list(Path(folder).glob("here-worker-*"))) < WORKERS and time.monotonic() < deadline:
+        time.sleep(0.2)  # or the first to be there does all the work
 
     class Killed(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            marker = Path(folder) / "killed"
-            if epoch == 1 and os.environ["KERASTUNER_TUNER_ID"] == "worker-1" and not marker.exists():
-                marker.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+            if epoch == 1:
+                with contextlib.suppress(FileExistsError):
+                    (Path(folder) / "killed").touch(exist_ok=False)
+                    os.kill(os.getpid(), signal.SIGKILL)
 
     def build(hp):
         number = hp.Int("number", 0, NUMBERS - 1)
@@ -210,7 +215,7 @@ def distributed(restart):
         command = [sys.executable, __file__, "--work", folder]
         environment = {"GRADRECIPES_WORKER_PATIENCE": "10", "PYTHONPATH": str(ROOT)}
         launched = gr.tuning.launch(
-            command, workers=3, logs=Path(folder) / "logs", environment=environment, on_look=look, restart=restart
+            command, workers=WORKERS, logs=Path(folder) / "logs", environment=environment, on_look=look, restart=restart
         )
         results = gr.tuning.SearchResults.from_directory(Path(folder) / "search")
         report = {
