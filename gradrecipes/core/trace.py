@@ -55,7 +55,8 @@ class Trace:
         description: What is known of the run, as plain JSON values. Keys used by the rules:
             `optimizer` (dict), `learning_rate` (float), `loss` (str), `batch_size` (int), `scaler` (str, the
             optimizer that scales the loss, if there is one) and `layers`, a list with a dict for each layer:
-            `name`, `kind`, `activation`, `fan_in`, `units`, `weight_std`, `parameters`, `trainable`.
+            `name`, `kind`, `activation`, `fan_in`, `units`, `weight_std`, `weight_mean`, `parameters`,
+            `trainable`.
 
     Attributes:
         steps: `step` int64 `[n]`; `epoch`, `batch` int32 `[n]`; `loss` float32 `[n]`, the loss of the

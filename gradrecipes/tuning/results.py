@@ -241,7 +241,7 @@ def _axes(space: list[dict[str, Any]]) -> list[SpaceAxis]:
 
 def _fate(trial: SearchTrial) -> str:
     if trial.status == records.HOPELESS:
-        return f"stopped after epoch {len(trial.curve)}: below the median"
+        return f"stopped after epoch {len(trial.curve)}: not among the best two in five"
     if not trial.failed:
         return trial.status
     message = str((trial.failure or {}).get("message") or "")

@@ -40,16 +40,15 @@ class SurvivingTuner(WorkerManners):
     A trial is watched step by step. One that diverges is stopped, its reason written to `outcome.json` in its folder,
     and it gets a finite score: worse than every success, and the worse the earlier and harder it failed. Any other
     error of a trial is written down and scored as the worst of all; only if every trial fails with the same one does
-    the search stop. After 1, 2, 4, 8, ... epochs a trial is stopped if its best value is worse than the median of what
-    earlier trials had by then, and after every epoch if it cannot catch up with the best; one that Hyperband promoted
-    is judged by all the epochs that its weights have seen.
+    the search stop. After 1, 2, 4, 8, ... epochs a trial is stopped if its best value is not among the best two in five
+    that earlier trials had by then; one that Hyperband promoted is judged by all the epochs that its weights have seen.
 
     Args:
         hypermodel: A `keras_tuner.HyperModel`, such as `gr.tuning.RecipeHyperModel`, or a function of `hp` that
             returns a compiled model.
         objective: Name of what is optimized, or a `keras_tuner.Objective`.
-        stop_hopeless: Whether trials that are worse than the median of the earlier ones, or cannot catch up, are
-            stopped. With a schedule that makes slow starters good in the end, leave it out.
+        stop_hopeless: Whether trials that are not among the best two in five of the earlier ones are stopped. With a
+            schedule that makes slow starters good in the end, leave it out.
         settings: All that keras-tuner's class of the same name takes: `max_trials`, `seed`, `directory`,
             `project_name`, `overwrite`, `executions_per_trial` and others.
 

@@ -11,7 +11,7 @@ import numpy as np
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.callbacks.gradient_guard import GradientGuard
 from gradrecipes.core.divergence import STEPS_AT_REST, find_divergence
-from gradrecipes.core.median_rule import is_hopeless
+from gradrecipes.core.halving import is_hopeless
 from gradrecipes.core.trace import APPLIED
 from gradrecipes.core.trial_failure import Failure
 from gradrecipes.training.request import Request

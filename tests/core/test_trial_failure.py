@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradrecipes.core.median_rule import is_hopeless
+from gradrecipes.core.halving import is_hopeless
 from gradrecipes.core.trial_failure import CAUSES, Failure, penalized_score
 
 SCORES = st.lists(st.floats(-1e6, 1e6), max_size=8)
@@ -51,20 +51,21 @@ EARLIER = [[1.0, 0.8, 0.7, 0.6], [1.1, 0.7, 0.5, 0.4], [2.0, 1.9, 1.8, 1.7]]
         ([1.2], True),
         ([1.05, 0.9], True),
         ([1.05, 0.6, 0.5], False),
-        ([1.05, 0.6, 0.55], True),  # nobody gained more than 0.1 from here on, and the best is at 0.4
         ([1.05, 0.9, 0.9, 0.65], True),
-        ([1.05, 0.6, 0.9, 0.65], False),
+        ([1.05, 0.6, 0.9, 0.65], True),
+        ([1.05, 0.6, 0.9, 0.55], False),
+        ([1.05, 0.55, 0.9, 0.65], False),
         ([float("nan")], True),
         ([], False),
     ],
 )
-def test_a_trial_must_be_among_the_better_half(values, hopeless):
+def test_a_trial_must_be_among_the_best_two_in_five(values, hopeless):
     assert is_hopeless(values, EARLIER, maximize=False) == hopeless
     assert is_hopeless([-v for v in values], [[-v for v in one] for one in EARLIER], maximize=True) == hopeless
-    assert not is_hopeless(values, EARLIER[:2], maximize=False)  # of two there is no median to speak of
+    assert not is_hopeless(values, EARLIER[:2], maximize=False)  # two say little
 
 
-def test_a_trial_that_can_catch_up_is_asked_for_the_median_after_1_2_4_epochs_only():
+def test_it_is_asked_after_1_2_4_epochs_only():
     earlier = [[1.0, 0.9, 0.8, 0.2], [1.0, 0.7, 0.6, 0.5], [1.0, 0.7, 0.6, 0.5]]
     assert not is_hopeless([1.0, 0.7, 0.75], earlier, maximize=False)
     assert is_hopeless([1.0, 0.75], earlier, maximize=False)
