@@ -126,15 +126,23 @@ def _stage(trace: Trace, index: int, layer: dict[str, Any], rms: float, gradient
         variance=fan_in * std**2,
         weight_std=std,
         fan_in=int(fan_in),
-        drift=_drift(fan_in, units, std, float(first_sample(trace, "weight_norm")[index])),
+        drift=_drift(fan_in, std, _mean_square(trace, index, layer)),
         output_rms=rms,
         output_gradient=gradient if math.isfinite(gradient) and gradient > 0 else math.nan,
     )
 
 
-def _drift(fan_in: float, units: float, std: float, weight_norm: float) -> float:
+def _mean_square(trace: Trace, index: int, layer: dict[str, Any]) -> float:
+    """Return the square of the mean of the weights; of an older record from a norm that holds the biases too."""
+    mean = number(layer.get("weight_mean"))
+    if mean is not None:
+        return mean**2
+    norm = float(first_sample(trace, "weight_norm")[index])
+    return norm**2 / (layer["fan_in"] * layer["units"]) - layer["weight_std"] ** 2
+
+
+def _drift(fan_in: float, std: float, mean_square: float) -> float:
     """Return |mean| * fan_in if the mean rules the weights: alike weights add up their inputs, random ones do not."""
-    mean_square = weight_norm**2 / (fan_in * units) - std**2
     if not math.isfinite(mean_square) or mean_square * fan_in <= (MEAN_OVER_SPREAD * std) ** 2:
         return 0.0
     return math.sqrt(mean_square) * fan_in

@@ -41,6 +41,7 @@ KINDS_OF_LAYERS: dict[str, Callable[[Any], bool]] = {
     "fan_in": _is_count,
     "units": _is_count,
     "weight_std": _is_number,
+    "weight_mean": _is_number,
     "parameters": _is_count,
     "trainable": lambda value: isinstance(value, bool),
 }

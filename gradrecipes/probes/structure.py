@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from gradrecipes.training.describe import describe_run
 from gradrecipes.training.describe_loss import OutputLoss, describe_loss, losses_of
@@ -14,6 +15,8 @@ from gradrecipes.training.keras_private import has_own_train_step, sublayers
 from gradrecipes.training.model_depth import depth_of
 from gradrecipes.training.model_graph import NORMALIZATIONS, ModelGraph, innermost, is_weighted, model_graph
 from gradrecipes.training.output_head import INPUT_SCALINGS, UNKNOWN, activation_of, behind_input, last_activations
+
+SLOTS_NAMED = 5
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +37,11 @@ def structure_probe(model: keras.Model) -> dict[str, Any]:
         `from_logits`, `config`, `target` (its place among the flattened targets).
         `inputs`: for each input `name`, `shape`, `normalized` (the scaling before all weights, or None),
         `first_kind` (class of the first layer with weights).
-        `optimizer`: its settings, `name`, `learning_rate` and `schedule`. `precision`: the policy's name.
+        `optimizer`: its settings, `name`, `learning_rate`, `schedule` and `nonfinite_slots` (the paths of up to five
+        that hold a NaN or infinity). `precision`: the policy's name.
         `depth`, `skips`, `plain_depth`, `batch_normalizations_on_plain`: see
         `gradrecipes.training.model_depth.Depth`; None where the graph is not known.
+        `vector_batch_normalizations`: how many BatchNormalizations have nothing but the samples to count over.
         `normalizations`: how many layers of each kind. `kinds`: how many layers of each class, at any depth.
         `masked`: whether a Masking or an Embedding with a mask is among them.
         `subclassed`, `own_train_step`, `own_loss` (`compute_loss` is overridden).
@@ -58,6 +63,7 @@ def structure_probe(model: keras.Model) -> dict[str, Any]:
         "optimizer": _optimizer(model),
         "precision": model.dtype_policy.name,
         **{name: None if depth is None else getattr(depth, name) for name in names},
+        "vector_batch_normalizations": sum(map(_normalizes_vectors, layers)),
         "normalizations": {kind: count for kind, count in kinds.items() if kind in NORMALIZATIONS},
         "kinds": dict(kinds),
         "masked": "Masking" in kinds or any(getattr(layer, "mask_zero", False) for layer in layers),
@@ -149,4 +155,15 @@ def _optimizer(model: keras.Model) -> dict[str, Any]:
         **config,
         "schedule": isinstance(config.get("learning_rate"), dict),
         "learning_rate": run["learning_rate"],
+        "nonfinite_slots": [slot.path for slot in model.optimizer.variables if not _is_finite(slot)][:SLOTS_NAMED],
     }
+
+
+def _is_finite(variable: Any) -> bool:
+    value = tf.convert_to_tensor(variable)
+    return not value.dtype.is_floating or bool(tf.reduce_all(tf.math.is_finite(value)))
+
+
+def _normalizes_vectors(layer: keras.layers.Layer) -> bool:
+    """Say whether a BatchNormalization has no positions to count beside the samples."""
+    return type(layer).__name__ == "BatchNormalization" and getattr(layer.input_spec, "ndim", None) == 2

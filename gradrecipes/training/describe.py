@@ -43,6 +43,7 @@ def describe_layer(layer: keras.layers.Layer) -> dict[str, Any]:
         "fan_in": None if kernel is None else int(np.prod(kernel.shape[:-1])),
         "units": None if kernel is None else int(kernel.shape[-1]),
         "weight_std": None,
+        "weight_mean": None,
         "parameters": int(sum(np.prod(v.shape) for v in layer.trainable_variables)),
         "trainable": bool(layer.trainable),
     }

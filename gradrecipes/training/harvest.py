@@ -86,6 +86,7 @@ class Harvest:
                 norm, mean = float(sample["weight_norm"][0, kernel]), float(sample["weight_mean"][0, kernel])
                 variance = norm**2 / int(self._step.sizes[kernel]) - mean**2
                 layer["weight_std"] = math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else None
+                layer["weight_mean"] = mean if math.isfinite(mean) else None
 
     def _add_steps(self, steps: np.ndarray, rows: np.ndarray) -> None:
         starts = np.array([start for start, _ in self._epoch_starts] or [0])

@@ -95,6 +95,7 @@ class Trial:
         model = self.model
         keras_private.build_optimizer(model)
         keras_private.build_metrics(model, self.batches[0])
+        _create_all(model, self.batches[0])
         self._start = [(variable, np.array(variable)) for variable in variables_of(model)]
         before, stop, history = model.train_function, model.stop_training, getattr(model, "history", None)
         self._stack.callback(self._put_back, before, stop, history)
@@ -255,6 +256,14 @@ def build_on(model: keras.Model, batch: Any) -> None:
     of_its_own = keras_private.has_own_train_step(model)  # as a GAN's, whose call takes noise
     with contextlib.suppress(Exception if of_its_own else NotImplementedError):
         model(keras.tree.map_structure(lambda part: part[:1], x), training=False)
+
+
+def _create_all(model: keras.Model, batch: Any) -> None:
+    """Let layers that only the train step calls create their weights: by tracing it, which takes no step."""
+    if all(layer.built for layer in keras_private.sublayers(model)):
+        return
+    with contextlib.suppress(Exception):  # the first step itself will tell
+        tf.function(model.train_step).get_concrete_function(batch)
 
 
 def finite(value: float) -> float | None:

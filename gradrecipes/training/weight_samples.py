@@ -36,7 +36,7 @@ class WeightSamples:
             norms = {key: _norm(value) for key, value in self._before.items()}
             moved = {key: _norm(now[key] - value) for key, value in self._before.items() if key in now}
         if not self._rows:
-            self._first = {key: float(np.std(value)) for key, value in self._before.items()}
+            self._first = {key: (float(np.std(value)), float(np.mean(value))) for key, value in self._before.items()}
         self._rows.append((self._step, norms, moved))
 
     def add_to(self, trace: Trace, step: InstrumentedStep, *, outputs: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -63,8 +63,9 @@ class WeightSamples:
         )
         for layer, kernel in zip(trace.description.get("layers", []), layer_map.kernels, strict=False):
             if kernel is not None:
-                spread = self._first.get(id(variables[kernel]), math.nan)
+                spread, mean = self._first.get(id(variables[kernel]), (math.nan, math.nan))
                 layer["weight_std"] = spread if math.isfinite(spread) else None
+                layer["weight_mean"] = mean if math.isfinite(mean) else None
 
     def _read(self) -> dict[int, np.ndarray]:
         return {id(one): np.asarray(one).astype(np.float64) for one in self._model.trainable_variables}

@@ -125,16 +125,22 @@ def _noise(trace: Trace, size: int, seen: Verdict) -> Finding | None:
 
 def _harmed(trace: Trace, seen: Verdict) -> bool:
     """Say whether a run learnt nothing, or little with gradients that are out of proportion to the weights."""
+    if number(_structure(trace).get("vector_batch_normalizations")) and seen.end_over_chance > LITTLE:
+        return True  # where there are no positions, two samples leave nothing but a sign
     ratios = gradient_to_weight(trace)
     wild = bool(np.any(ratios[np.isfinite(ratios)] >= OUT_OF_PROPORTION))
     return not seen.learnt or (wild and seen.end_over_chance > LITTLE)
 
 
 def _batch_normalizations(trace: Trace) -> int:
-    structure = trace.probes.get("structure")
-    kinds = structure.get("normalizations") if isinstance(structure, dict) else None
+    kinds = _structure(trace).get("normalizations")
     count: Any = kinds.get("BatchNormalization") if isinstance(kinds, dict) else None
     return int(number(count) or 0)
+
+
+def _structure(trace: Trace) -> dict[str, Any]:
+    structure = trace.probes.get("structure")
+    return structure if isinstance(structure, dict) else {}
 
 
 def _larger(size: int) -> Prescription:

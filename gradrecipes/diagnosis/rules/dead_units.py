@@ -29,7 +29,7 @@ from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.readings import say
 from gradrecipes.diagnosis.remedies import change_activation, set_learning_rate
-from gradrecipes.diagnosis.signals import cut_off, hidden, weights
+from gradrecipes.diagnosis.signals import cut_off, hidden, layers, weights
 from gradrecipes.diagnosis.varied import confidence, varied_evidence
 from gradrecipes.diagnosis.verdict import verdict
 
@@ -42,6 +42,7 @@ def dead_units(trace: Trace) -> Finding | None:
         return None
     for when in ("before", "after"):
         bad = [layer for layer in hidden(trace, when) if (layer.get("dead_share") or 0.0) >= DEAD]
+        bad += [layer for layer in layers(trace, when)[-1:] if layer.get("dead_share") == 1.0 and layer not in bad]
         if bad:
             break
     else:

@@ -37,6 +37,8 @@ from gradrecipes.diagnosis.verdict import verdict
 
 LAYERS = 10  # with BatchNormalization, in a row; sixteen of them make 21-fold and train
 TOTAL = 30.0  # output gradient of the first weighted layer over that of the last
+HOPELESS = 1000.0  # the same, where a trial begins to learn all the same: no rate suits first and last layers
+LEARNT = 0.5  # end of the trial over chance, of a net that it does not keep from learning
 PER_LAYER = 1.06  # factor; ReLU is predicted 1.21, tanh 1.085, and a sound residual net has about 1
 
 
@@ -45,7 +47,7 @@ def exploding_batch_normalization(trace: Trace) -> Finding | None:
     structure = trace.probes.get("structure") or {}
     normalized = count(trace, {"BatchNormalization"})
     seen = verdict(trace)
-    if normalized < LAYERS or (structure.get("plain_depth") or normalized) < LAYERS or (seen.learnt and not seen.slow):
+    if normalized < LAYERS or (structure.get("plain_depth") or normalized) < LAYERS or seen.end_over_chance < LEARNT:
         return None
     read = weighted(trace)
     ends = span(read, "output_gradient_norm")
@@ -53,7 +55,8 @@ def exploding_batch_normalization(trace: Trace) -> Finding | None:
         return None
     total = ends[0] / ends[1]
     measured = total ** (1.0 / max(1, len(read) - 1))
-    if total < TOTAL or measured < PER_LAYER:
+    least = HOPELESS if seen.learnt and not seen.slow else TOTAL
+    if total < least or measured < PER_LAYER:
         return None
     names = [layer["activation"] for layer in layers(trace) if layer["activation"] in ACTIVATIONS]
     names = [name for name in names if name not in ("linear", "exponential")]

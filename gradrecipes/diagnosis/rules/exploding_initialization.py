@@ -113,7 +113,7 @@ def exploding_initialization(trace: Trace) -> Finding | None:
         step=None,
         evidence=_evidence(trace, exploding, growth, worst),
         prescriptions=initialization_prescriptions(trace, growth.stages),
-        leads_to=("exploding_gradient", "nonfinite_loss"),
+        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )
 
 

@@ -36,6 +36,7 @@ from gradrecipes.diagnosis.signals import layers
 from gradrecipes.diagnosis.verdict import verdict
 
 LARGEST = 65504.0  # largest float16
+SCALES = {"UnitNormalization", "LayerNormalization", "RMSNormalization", "Normalization", "Rescaling", "Lambda"}
 NEAR = 0.5  # of it: the next few steps pass it
 
 
@@ -49,18 +50,19 @@ def float16_overflow(trace: Trace) -> Finding | None:
     offender = _offender(trace)
     near = [layer for layer in narrow if (layer["output_max"] or 0.0) > NEAR * LARGEST]
     broken = [layer for layer in narrow if layer["nonfinite_share"] > 0]
+    swallowed = [layer for layer in narrow if _is_swallowed(layer)]
     left_out = float((trace.skipped | left_out_by_scaler(trace)).mean()) if len(trace) else 0.0
     pure = precision == "float16"
-    statement = _statement(offender, near, broken, left_out, pure and seen.unhealthy)
+    statement = _statement(offender, near, broken or swallowed, left_out, pure and seen.unhealthy)
     if statement is None or (seen.learnt and not broken):
         return None
-    worst = (broken or near or [{"name": None}])[0]["name"] or (offender or {}).get("layer")
+    worst = (broken or swallowed or near or [{"name": None}])[0]["name"] or (offender or {}).get("layer")
     return Finding(
         code="float16_overflow",
         title="Half precision is too narrow: a value left the range of float16",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
-        confidence=0.9 if broken or offender or pure else 0.8,
+        confidence=0.9 if broken or swallowed or offender or pure else 0.8,
         explanation=(
             f"{statement} float16 ends at 65,504 and has nothing below 6e-8, where float32 reaches from 1e-38 to 3e38. "
             "What is finite there becomes Inf or 0 here, and Inf - Inf and 0 / 0 are NaN."
@@ -86,6 +88,12 @@ def float16_overflow(trace: Trace) -> Finding | None:
     )
 
 
+def _is_swallowed(layer: dict[str, Any]) -> bool:
+    """Say whether a layer without weights or activation turned numbers into zeros throughout."""
+    plain = layer.get("activation") is None and layer["kind"] in SCALES
+    return plain and layer["zero_share"] == 1.0 and (layer.get("input_rms") or 0.0) > 0.0
+
+
 def _offender(trace: Trace) -> dict[str, Any] | None:
     autopsy = (trace.probes.get("trial") or {}).get("autopsy") or {}
     found = [one for one in autopsy.get("offenders") or [] if one.get("dtype") == "float16"]
@@ -99,6 +107,11 @@ def _statement(
     left_out: float,
     pure_and_broken: bool,
 ) -> str | None:
+    if broken and _is_swallowed(broken[0]):
+        return (
+            f"{broken[0]['name']!r} makes nothing but zeros, in float16, of an input of root mean square "
+            f"{say(broken[0]['input_rms'])}: it divides by something that became infinite there."
+        )
     if broken:
         share = say(100 * broken[0]["nonfinite_share"])
         return f"{share} % of the outputs of {broken[0]['name']!r}, in float16, are not finite."

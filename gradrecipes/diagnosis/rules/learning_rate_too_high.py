@@ -51,7 +51,7 @@ from gradrecipes.diagnosis.readings import (
     smallest_weight_norms,
 )
 from gradrecipes.diagnosis.rules.exploding_initialization import exploding_initialization
-from gradrecipes.diagnosis.varied import PROVEN, healing_rate, variation, varied_evidence
+from gradrecipes.diagnosis.varied import PROVEN, UNPROVEN, healing_rate, variation, varied_evidence
 from gradrecipes.diagnosis.verdict import BROKEN, OSCILLATING, Verdict, losses, verdict
 
 EARLY_STEPS = 500  # steps within which a rate that is too high shows; later trouble has other causes
@@ -70,6 +70,7 @@ GIANT_START = 1e4  # loss and gradient norm of the first step, where the weights
 ABOVE_CHANCE = 6.0  # nats by which a cross-entropy exceeds ln(classes) at a start that is itself sick; He nets: 0 to 5
 SHOT_UP = 30.0  # highest loss over the first, of a train step that computes its own; sound GANs stay within ten
 LIVELY = 0.02  # update norm over weight norm below which steps are not long, whatever a lower rate does
+EASED = 0.5  # share of its loss that a run loses at a lower rate, if not all that it should
 FAR_BETTER = 0.5  # end of a run at a lower rate over that of the run as it is, after fewer steps
 ALL_BUT_ALL = 0.5  # share of the steps after the break that are lost too
 
@@ -88,8 +89,9 @@ class Divergence:
 def learning_rate_too_high(trace: Trace) -> Finding | None:
     """Tell whether the learning rate is too high, by what factor, and since which step."""
     lower = healing_rate(trace, lower=True)
+    eased = lower or _easing_rate(trace)
     heard = bool(np.isfinite(trace.loss).any())
-    if len(trace) < SHORTEST_RUN or (lower is None and heard and _started_badly(trace)):
+    if len(trace) < SHORTEST_RUN or (eased is None and heard and _started_badly(trace)):
         return None
     update = _largest_early_update(trace)
     divergence = (
@@ -98,26 +100,44 @@ def learning_rate_too_high(trace: Trace) -> Finding | None:
     if divergence is None or exploding_initialization(trace) is not None:
         return None
     rate = recorded_rate(trace)
-    factor = 1.0 / lower if lower else _factor(update)
-    large = update >= OWN_SIZE
+    factor = 1.0 / eased if eased else _factor(update)
     held = bool(divergence.broken and trace.skipped[nonfinite_losses(trace) | nonfinite_gradients(trace)].all())
     return Finding(
         code="learning_rate_too_high",
         title="The learning rate" + (f" {say(rate)}" if rate else "") + " is too high: the loss climbs, not falls",
         kind=Kind.CAUSE,
         severity=Severity.WARNING if held else Severity.CRITICAL,
-        confidence=PROVEN if lower else 0.9 if large else 0.7 if math.isnan(update) else 0.6,
+        confidence=_sure(trace, lower, update, heard),
         explanation=_explanation(trace, divergence, update, rate, factor),
         layer=None,
         step=divergence.step,
         evidence=(
             *_evidence(trace, divergence, update),
             *_curvature(trace),
-            *(varied_evidence(trace, f"rate_{lower:g}") if lower else ()),
+            *(varied_evidence(trace, f"rate_{eased:g}") if eased else ()),
         ),
         prescriptions=learning_rate_prescriptions(trace, rate, factor),
         leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )
+
+
+def _sure(trace: Trace, lower: float | None, update: float, heard: bool) -> float:
+    if lower:
+        return PROVEN
+    if heard and _started_badly(trace):
+        return UNPROVEN
+    return 0.9 if update >= OWN_SIZE else 0.7 if math.isnan(update) else 0.6
+
+
+def _easing_rate(trace: Trace) -> float | None:
+    """Return the largest lower rate at which a run that broke or ran away has lost half its loss, or None."""
+    if not verdict(trace).unhealthy:
+        return None
+    for factor in (0.1, 0.01, 0.001):
+        result = variation(trace, f"rate_{factor:g}") or {}
+        if (number(result.get("fall")) or 0.0) >= EASED:
+            return factor
+    return None
 
 
 def _started_badly(trace: Trace) -> bool:

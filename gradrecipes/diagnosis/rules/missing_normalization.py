@@ -37,7 +37,7 @@ from gradrecipes.diagnosis.signals import NORMALIZATIONS, RECURRENT, WEIGHTED, c
 from gradrecipes.diagnosis.verdict import verdict
 
 SKIPS = 8  # places where branches are added; sqrt(2) each makes 16-fold
-TOTAL = 20.0  # growth of the sum from the first to the last of them
+TOTAL = 10.0  # growth of the sum from the first to the last of them
 PER_SKIP = 1.15  # growth at each; sound branches of Fixup or ReZero add next to nothing
 SUMS = {"Add", "Average"}
 OVERSIZED = 2.0  # times the largest usual standard deviation of a kernel

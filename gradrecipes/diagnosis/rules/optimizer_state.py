@@ -84,6 +84,16 @@ def _bad_constant(trace: Trace) -> Said | None:
     """Return the setting that no optimizer works with, whatever the run has shown so far."""
     settings = trace.description.get("optimizer")
     settings = settings if isinstance(settings, dict) else {}
+    probed = (trace.probes.get("structure") or {}).get("optimizer") or {}
+    slots = probed.get("nonfinite_slots") or []
+    if slots:
+        return (
+            f"before the first step the optimizer's memory {slots[0]} holds a NaN or infinity: every update made with "
+            "it is one too",
+            float(len(slots)),
+            0.0,
+            1.0,
+        )
     for name in MOMENTA:
         value = number(settings.get(name))
         if value is not None and (value >= 1.0 or value < 0.0):

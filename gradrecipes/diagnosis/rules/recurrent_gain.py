@@ -46,6 +46,8 @@ from gradrecipes.diagnosis.verdict import OSCILLATING, STALLED, Verdict, verdict
 EXPLODES = 3.0  # log10 of the growth over the sequence; a net that starts beyond it trains at no learning rate
 PER_STEP = 1.02  # growth per step; orthogonal tanh layers, LSTM and GRU start at .5 to .9, an identity RNN at 1
 GONE = 0.2  # growth per step: after ten steps float32 (2^-23) keeps nothing of the gradient
+GONE_OF_PLAIN = 0.5  # the same of a layer without gates, which orthogonal weights start at .9
+FORGOTTEN = -6.9  # log10 of the growth over the sequence, 2^-23: what float32 keeps beside 1
 LONG_ENOUGH = 10  # steps
 OUT_OF_PROPORTION = 10.0  # ||g||/||W|| of the layer at the first step; sound nets have .01 to 2
 JUMP = 10.0  # largest gradient norm of a plain layer over its median, in a run that does not learn; noise makes 3
@@ -107,7 +109,9 @@ def _gains(trace: Trace, layer: dict[str, Any], seen: Verdict, harmed: bool) -> 
         whole = steps * math.log10(forward)
         if whole >= EXPLODES or layer.get("nonfinite_step") is not None:
             found.append(Gain(layer, "forward", forward, whole))
-    if seen.state == STALLED and steps >= LONG_ENOUGH and backward is not None and backward <= GONE:
+    gone = GONE if layer.get("kind") in GATED else GONE_OF_PLAIN
+    lost = backward is not None and backward <= gone and steps * math.log10(max(backward, 1e-38)) <= FORGOTTEN
+    if seen.state == STALLED and steps >= LONG_ENOUGH and lost:
         found.append(Gain(layer, "vanishing", backward, steps * math.log10(max(backward, 1e-38))))
     jump = _jump(trace, layer)
     gated = layer.get("kind") in GATED

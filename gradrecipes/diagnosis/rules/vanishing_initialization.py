@@ -46,6 +46,7 @@ from gradrecipes.diagnosis.varied import confidence, varied_evidence
 from gradrecipes.diagnosis.verdict import LEARNING, verdict
 
 TOO_SMALL = 4.0  # times smaller than the smallest usual spread: a sixteenth of the variance
+TOO_LARGE = 2.0  # times the largest usual spread: weights that are alike and so large explode
 SHARE = 0.5  # of the kernels that are too small
 ALIKE = 1e-3  # spread over size of a kernel below which its entries are all alike
 LOST = 1e-3  # output gradient of the first weighted layer over that of the last; He nets keep it within a factor of 10
@@ -64,7 +65,11 @@ def _too_small(trace: Trace) -> Finding | None:
     read = [one for one in kernels(trace) if one[0]["role"] == "kernel"]
     hidden = read[:-1] or read
     small = [weight for weight, _, smaller in hidden if smaller > TOO_SMALL]
-    alike = [weight for weight, _, _ in hidden if weight["std"] <= ALIKE * weight["rms"] and min(weight["shape"]) > 1]
+    alike = [
+        weight
+        for weight, larger, _ in hidden
+        if weight["std"] <= ALIKE * weight["rms"] and min(weight["shape"]) > 1 and larger <= TOO_LARGE
+    ]
     bad = alike or small
     if not read or len(bad) < SHARE * len(hidden) or (verdict(trace).learnt and not cut_off(trace)):
         return None
