@@ -165,6 +165,7 @@ TRACES: dict[str, Callable[[], Trace]] = {
     "trial_stands": lambda: trial(STANDING),
     "trial_step_fails": lambda: trial(np.zeros(0), failure=FAILURE),
     "trial_weights_tiny": lambda: trial(STANDING, weights=at(rms=1e-4, std=1e-4), varied={"fitting_weights": LEARNS}),
+    "trial_weights_alike_and_huge": lambda: trial(CLIMBING, weights=at(rms=1.0, std=0.0, mean=1.0)),
     "trial_weights_alike": lambda: trial(STANDING, weights=at(rms=0.1, std=0.0, mean=0.1)),
     "trial_sigmoids_shrink": lambda: trial(STANDING, depth=12, activation="sigmoid", layers=_shrinking),
     "trial_weights_huge": lambda: trial(
@@ -186,6 +187,9 @@ TRACES: dict[str, Callable[[], Trace]] = {
     "trial_saturated_learns": lambda: trial(activation="tanh", layers=at(1, saturated_share=0.9)),
     "trial_dead": lambda: trial(STANDING, layers=at(1, dead_share=1.0)),
     "trial_dies": lambda: trial(STANDING, update=0.8, after=at(1, dead_share=1.0), varied={"rate_0.1": LEARNS}),
+    "trial_answers_dead": lambda: trial(
+        STANDING, layers=lambda one, place: {"activation": "relu", "dead_share": 1.0} if place == DEPTH - 1 else {}
+    ),
     "trial_dead_learns": lambda: trial(layers=at(1, dead_share=0.95)),
     "trial_rate_too_low": lambda: trial(STANDING, update=1e-6, varied={"rate_10": STANDS, "rate_100": LEARNS}),
     "trial_nothing_helps": lambda: trial(STANDING, update=1e-6, varied={"rate_10": STANDS, "rate_100": STANDS}),
@@ -193,9 +197,15 @@ TRACES: dict[str, Callable[[], Trace]] = {
     "trial_float16": lambda: trial(
         BROKEN, description={"precision": "mixed_float16"}, after=at(1, dtype="float16", nonfinite_share=0.2)
     ),
+    "trial_float16_swallows": lambda: trial(
+        STANDING,
+        description={"precision": "mixed_float16"},
+        layers=at(1, dtype="float16", kind="UnitNormalization", activation=None, zero_share=1.0),
+    ),
     "trial_float16_learns": lambda: trial(description={"precision": "mixed_float16"}, layers=at(dtype="float16")),
     "trial_bfloat16_breaks": lambda: trial(BROKEN, description={"precision": "mixed_bfloat16"}),
     "trial_momentum_of_one": lambda: trial(CLIMBING, description=_optimizer(name="SGD", momentum=1.2)),
+    "trial_slots_broken": lambda: trial(structure={"optimizer": {"nonfinite_slots": ["adam/kernel_momentum"]}}),
     "trial_no_epsilon": lambda: trial(BROKEN, description=_optimizer(epsilon=0.0)),
     "trial_bad_memory": lambda: trial(STANDING, varied={"fresh_optimizer": LEARNS}),
     "trial_embedding_huge": lambda: trial(STANDING, weights=_embedding, varied={"fitting_weights": LEARNS}),
@@ -296,7 +306,15 @@ TRACES |= {
     "labels_beyond": lambda: with_data(STANDING, y=labels(min=1.0, max=10.0, values=[float(v) for v in range(1, 11)])),
     "loss_by_hand": lambda: with_data(BROKEN, output=_BY_HAND, points=[_AT_AN_END]),
     "recurrence_explodes": lambda: trial(BROKEN, recurrent=_recurrent(1.6), layers=at(0, kind="SimpleRNN")),
+    "recurrence_vanishes": lambda: trial(STANDING, recurrent=_recurrent(0.4), layers=at(0, kind="SimpleRNN")),
+    "recurrence_decays_and_learns": lambda: trial(recurrent=_recurrent(0.4), layers=at(0, kind="SimpleRNN")),
     "recurrence_sound": lambda: trial(recurrent=_recurrent(0.99), layers=at(0, kind="SimpleRNN")),
+    "batch_norm_of_two_vectors": lambda: trial(
+        np.linspace(2.4, 1.8, 100),
+        layers=at(1, kind="BatchNormalization"),
+        structure={"normalizations": {"BatchNormalization": 1}, "vector_batch_normalizations": 1},
+        description={"batch_size": 2},
+    ),
     "batch_norm_of_two": lambda: trial(
         STANDING,
         layers=at(1, kind="BatchNormalization"),
@@ -309,21 +327,22 @@ SOUND = (
     *("trial_learns", "trial_learns_in_tanh", "trial_learns_deep", "trial_batch_norm_learns", "trial_squares_learn"),
     *("trial_sums_grow_and_learn", "trial_saturated_learns", "trial_dead_learns", "trial_float16_learns"),
     *("trial_embedding_huge_learns", "validation_falls", "data_sound", "data_far_learns", "recurrence_sound"),
+    "recurrence_decays_and_learns",
 )
 FIRES: dict[str, tuple[str, ...]] = {
     "failing_step": ("trial_step_fails",),
     "vanishing_initialization": ("trial_weights_tiny", "trial_weights_alike", "trial_sigmoids_shrink"),
-    "exploding_initialization": ("trial_weights_huge",),
+    "exploding_initialization": ("trial_weights_huge", "trial_weights_alike_and_huge"),
     "plain_depth": ("trial_deep_stands", "trial_deep_and_narrow"),
     "exploding_batch_normalization": ("trial_batch_norm_explodes",),
     "missing_normalization": ("trial_sums_grow",),
     "unbounded_activation": ("trial_squares", "trial_relu_lstm"),
     "saturated_units": ("trial_saturated",),
-    "dead_units": ("trial_dead", "trial_dies"),
+    "dead_units": ("trial_dead", "trial_dies", "trial_answers_dead"),
     "learning_rate_too_low": ("trial_rate_too_low",),
     "learning_rate_too_high": ("trial_rate_too_high", "trial_dies"),
-    "float16_overflow": ("trial_float16",),
-    "optimizer_state": ("trial_momentum_of_one", "trial_no_epsilon", "trial_bad_memory"),
+    "float16_overflow": ("trial_float16", "trial_float16_swallows"),
+    "optimizer_state": ("trial_momentum_of_one", "trial_no_epsilon", "trial_bad_memory", "trial_slots_broken"),
     "embedding_spike": ("trial_embedding_huge",),
     "vanishing_gradient": ("trial_vanishes",),
     "stalled_loss": ("trial_stands", "trial_deep_stands"),
@@ -336,14 +355,17 @@ FIRES: dict[str, tuple[str, ...]] = {
     "unscaled_targets": ("targets_far",),
     "loss_output_mismatch": ("labels_beyond",),
     "unsafe_loss": ("loss_by_hand",),
-    "recurrent_gain": ("recurrence_explodes",),
-    "batch_too_small": ("batch_norm_of_two",),
+    "recurrent_gain": ("recurrence_explodes", "recurrence_vanishes"),
+    "batch_too_small": ("batch_norm_of_two", "batch_norm_of_two_vectors"),
 }
 SILENT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(FIRES, (*SOUND, "data_sound_stands", "data_sound_breaks")),
     "stalled_loss": (*SOUND, "data_sound_breaks"),
     "learning_rate_too_high": (*SOUND, "data_sound_stands", "trial_dead", "trial_deep_stands"),
-    "vanishing_initialization": (*SOUND, "trial_stands", "trial_deep_stands", "trial_rate_too_high"),
+    "vanishing_initialization": (
+        *(*SOUND, "trial_stands", "trial_deep_stands", "trial_rate_too_high"),
+        "trial_weights_alike_and_huge",
+    ),
     "plain_depth": (
         *(*SOUND, "trial_stands", "trial_deep_mended_by_rate", "trial_batch_norm_explodes"),
         *("trial_deep_and_wide", "trial_deep_and_narrow_learns"),

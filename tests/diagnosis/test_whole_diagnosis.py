@@ -133,3 +133,22 @@ def test_a_step_that_compares_all_with_all_is_told(flat, expected):
     model(X[:1])
     model.compile(keras.optimizers.Adam(0.003))
     assert codes(model, X, AMOUNT[:, 0])[:1] == expected
+
+
+def test_a_last_bias_that_starts_at_the_median_is_no_growth():
+    keras.utils.set_random_seed(0)
+    start = keras.initializers.Constant(20.0)
+    hidden = [layers.Dense(64, "relu"), layers.Dense(32, "relu")]
+    model = keras.Sequential([keras.Input((64,)), *hidden, layers.Dense(1, bias_initializer=start)])
+    model.compile(keras.optimizers.Adam(0.005), keras.losses.Huber(2.0))
+    assert codes(model, X, 20 + 5 * AMOUNT) == []
+
+
+def test_moments_that_are_no_number_are_named_though_the_loss_stays_finite():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(16, "relu"), layers.Dense(10)])
+    model.compile("adam", LOGITS)
+    good = model.get_weights()
+    model.train_on_batch(np.full((4, 64), np.nan, np.float32), Y[:4])
+    model.set_weights(good)
+    assert codes(model, X, Y)[0] == "optimizer_state"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from gradrecipes.training.trial import Trial, build_on
 from gradrecipes.training.trial_data import trial_data
@@ -53,6 +54,39 @@ def test_the_trial_takes_the_steps_of_the_users_own_train_step():
     assert run.broken is None and len(trial.trace) == 12
     assert trial.trace.samples["step"].tolist() == [0, 1, 2]
     assert np.isfinite(trial.trace.samples["update_ratio"][0]).any()
+
+
+class LateLayer(keras.Model):
+    """Calls a layer in its train step that its call leaves out, as a variational autoencoder does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.late = layers.Dense(4), layers.Dense(4)
+
+    def call(self, x):
+        return self.first(x)
+
+    def train_step(self, data):
+        x, _ = data
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(self.first(x)) + tf.square(self.late(x) - 1.0))
+        self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+        return {"loss": loss}
+
+
+def test_weights_that_only_the_train_step_creates_begin_anew_too():
+    keras.utils.set_random_seed(2)
+    model = LateLayer()
+    model.compile(keras.optimizers.SGD(0.1))
+    build_on(model, batches()[0])
+    with Trial(model, batches(), steps=12) as trial:
+        recorded = trial.recorded(12)
+        again = trial.varied(12)
+        late = model.late.get_weights()
+    assert recorded.logs["loss"][-1] < 0.9 * recorded.logs["loss"][0]
+    np.testing.assert_allclose(again.logs["loss"], recorded.logs["loss"], rtol=1e-6)
+    assert not np.array_equal(late[0], model.late.get_weights()[0])
+    np.testing.assert_array_equal(model.late.get_weights()[1], np.zeros(4))
 
 
 def test_everything_is_put_back_whatever_happens_inside():
