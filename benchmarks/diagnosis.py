@@ -4,10 +4,11 @@ Every failing program, its repaired twin and every sound program is diagnosed be
 rules in common use, judged on the same hundred steps: TerminateOnNaN; the gradient of the first layer over that of the
 last above 70, or below 1/70; mean |g| above 1 or below 1e-7; a loss that does not fall. They name no cause.
 
-    python benchmarks/diagnosis.py                      both halves; about a quarter of an hour
-    python benchmarks/diagnosis.py --half tuning_half   the half by which rules may be tuned, program by program
+    python benchmarks/diagnosis.py                     all four sets, one after the other
+    python benchmarks/diagnosis.py --set tuning_half   one of them; --set may be given more than once
 
-Of the half that is set aside only the totals are printed, so that nobody tunes a rule to it.
+What was missed is printed program by program; but of the set that is set aside only the totals are printed, so that
+nobody tunes a rule to it.
 """
 
 from __future__ import annotations
@@ -33,45 +34,44 @@ from rich.table import Table
 
 import gradrecipes as gr
 from gradrecipes.core.finding import Kind
-from tests.corpus.case import Case
+from tests.corpus.case import BLIND, SETS, Case
 from tests.corpus.verify import surroundings
 
-HALVES = ("tuning_half", "set_aside")
 RATIO = 70.0  # first over last layer's gradient norm
 LARGEST_MEAN, SMALLEST_MEAN = 1.0, 1e-7  # mean |g| of a layer
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--half", choices=HALVES, action="append", help="default: both")
+    parser.add_argument("--set", choices=SETS, action="append", help="default: all")
     parser.add_argument("--out", type=Path, default=Path("out/diagnosis.json"))
     arguments = parser.parse_args()
     console, results = Console(width=120), {}
-    for half in arguments.half or HALVES:
-        results[half] = score(half)
-        console.print(totals(half, results[half]))
-        console.print(breakdown(results[half]))
-        if half != "set_aside":
-            for row in results[half]:
+    for name in arguments.set or SETS:
+        results[name] = score(name)
+        console.print(totals(name, results[name]))
+        console.print(breakdown(results[name]))
+        if name != BLIND:
+            for row in results[name]:
                 if not row["right"]:
                     expected = row["cause"] or "nothing"
                     console.print(f"  {row['name']}: expected {expected}, found {row['found'][:3]} {row['error']}")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    shown = {half: rows for half, rows in results.items() if half != "set_aside"}
+    shown = {name: rows for name, rows in results.items() if name != BLIND}
     arguments.out.write_text(json.dumps(shown, indent=1))
 
 
-def programs(half: str) -> Iterator[tuple[Case, str]]:
+def programs(name: str) -> Iterator[tuple[Case, str]]:
     """Yield (case, "failing" | "twin" | "sound")."""
-    for case in importlib.import_module(f"tests.corpus.{half}").CASES:
+    for case in importlib.import_module(f"tests.corpus.{name}").CASES:
         yield case, "sound" if case.cause is None else "failing"
         if case.repaired is not None:
             yield case, "twin"
 
 
-def score(half: str) -> list[dict[str, Any]]:
-    """Return a row for every program of a half."""
-    return [judge(case, kind) for case, kind in track(list(programs(half)), description=half)]
+def score(name: str) -> list[dict[str, Any]]:
+    """Return a row for every program of a set."""
+    return [judge(case, kind) for case, kind in track(list(programs(name)), description=name)]
 
 
 def judge(case: Case, kind: str) -> dict[str, Any]:
@@ -119,11 +119,11 @@ def baselines(trace: gr.Trace) -> dict[str, bool]:
     }
 
 
-def totals(half: str, rows: list[dict[str, Any]]) -> Table:
-    """Return the table of a half."""
+def totals(name: str, rows: list[dict[str, Any]]) -> Table:
+    """Return the table of a set."""
     failing = [row for row in rows if row["kind"] == "failing"]
     sound = [row for row in rows if row["kind"] != "failing"]
-    table = Table(title=f"{half}: {len(failing)} failing programs, {len(sound)} sound ones (twins included)")
+    table = Table(title=f"{name}: {len(failing)} failing programs, {len(sound)} sound ones (twins included)")
     for column in ("", "detected", "first finding right", "cause among first three", "false alarms"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row(
@@ -134,9 +134,9 @@ def totals(half: str, rows: list[dict[str, Any]]) -> Table:
         _share([not row["healthy"] for row in sound]),
         end_section=True,
     )
-    for name in ("TerminateOnNaN", "first : last > 70", "mean |g|", "loss not falling"):
-        alarms = [[row["baselines"][name] for row in part if "baselines" in row] for part in (failing, sound)]
-        table.add_row(name, _share(alarms[0]), "-", "-", _share(alarms[1]))
+    for rule in ("TerminateOnNaN", "first : last > 70", "mean |g|", "loss not falling"):
+        alarms = [[row["baselines"][rule] for row in part if "baselines" in row] for part in (failing, sound)]
+        table.add_row(rule, _share(alarms[0]), "-", "-", _share(alarms[1]))
     seconds = np.array([row["seconds"] for row in rows])
     steps = [row["steps"] for row in rows if "steps" in row]
     table.caption = (

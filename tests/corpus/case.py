@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
+
+SETS = ("tuning_half", "once_set_aside", "second_tuning_set", "set_aside")
+BLIND = "set_aside"  # the set of which only totals are ever shown
 
 
 @dataclass(frozen=True)
@@ -32,3 +36,17 @@ class Case:
     accepted: tuple[str, ...] = ()  # other codes that a fair expert would accept as first finding
     repaired: Callable[[], Program] | None = None  # the twin: the smallest change that mends it
     needs: str = ""  # e.g. "mixed_float16" if a global setting is involved
+
+
+def failing(
+    name: str,
+    build: Callable[..., Program],
+    source: str,
+    cause: str,
+    accepted: tuple[str, ...] = (),
+    *,
+    needs: str = "",
+    **mended: Any,
+) -> Case:
+    """Return the case of a program that fails; its twin is what the same function builds with other arguments."""
+    return Case(name, build, source, cause, accepted, partial(build, **mended), needs)

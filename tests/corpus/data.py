@@ -39,6 +39,13 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return tuple(array.copy() for array in _sklearn("digits"))
 
 
+def split_digits(images: bool = False) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Return 1400 digits, as 64 pixels from 0 to 1 or images of 8 x 8 x 1, their labels, and the other 397 alike."""
+    x, y = digits()
+    x = x.reshape(-1, 8, 8, 1) / 16 if images else x / 16
+    return x[:1400], y[:1400], (x[1400:], y[1400:])
+
+
 def breast_cancer() -> tuple[np.ndarray, np.ndarray]:
     """Return 569 x 30 raw measurements, from 1e-3 to 4e3, and 0 or 1."""
     return tuple(array.copy() for array in _sklearn("breast_cancer"))

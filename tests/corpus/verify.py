@@ -1,6 +1,6 @@
 """Train the programs of the corpus with plain Keras, to see that the failing ones fail and the others learn.
 
-    python -m tests.corpus.verify tuning_half [set_aside] [name of a case ...]
+    python -m tests.corpus.verify tuning_half [another set ...] [name of a case ...]
 
 Prints, for each case and its repaired twin: how the loss begins and ends, the last metric (of validation where there is
 validation data; R squared of the fit where the program has no metric), what is not finite, and the seconds it took.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from tests.corpus.case import Case, Program
+from tests.corpus.case import SETS, Case, Program
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,10 @@ def _metric(program: Program, history: dict[str, list]) -> tuple[str, float]:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the table of the halves and cases named."""
-    halves = [name for name in arguments if name in ("tuning_half", "set_aside")]
-    names = set(arguments) - set(halves)
-    cases: list[Case] = [case for half in halves for case in importlib.import_module(f"tests.corpus.{half}").CASES]
+    """Print the table of the sets and cases named."""
+    sets = [name for name in arguments if name in SETS]
+    names = set(arguments) - set(sets)
+    cases: list[Case] = [case for name in sets for case in importlib.import_module(f"tests.corpus.{name}").CASES]
     for case in cases:
         if names and case.name not in names:
             continue

@@ -30,15 +30,16 @@ from gradrecipes.diagnosis.remedies import change_activation, normalize_before_t
 from gradrecipes.diagnosis.signals import hidden, weights
 from gradrecipes.diagnosis.verdict import verdict
 
+LEARNT = 0.5  # end of the trial over chance, of a net that it does not keep from learning
 SATURATED = 0.5  # share of a layer's outputs at a bound; Glorot weights and scaled inputs give below .05
 
 
 def saturated_units(trace: Trace) -> Finding | None:
     """Tell whether hidden units sit at the bounds of their activation."""
     seen = verdict(trace)
-    if seen.learnt:
+    if seen.learnt and not seen.end_over_chance > LEARNT:
         return None
-    for when in ("before", "after"):
+    for when in ("before",) if seen.learnt else ("before", "after"):
         bad = [layer for layer in hidden(trace, when) if (layer.get("saturated_share") or 0.0) > SATURATED]
         if bad:
             break

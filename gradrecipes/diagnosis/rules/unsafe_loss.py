@@ -37,10 +37,12 @@ from gradrecipes.diagnosis.data_facts import Head, heads, holds_back, offenders
 from gradrecipes.diagnosis.prescribe import guard
 from gradrecipes.diagnosis.prescribe_loss import safe_arithmetic, safe_cross_entropy, undivided_error
 from gradrecipes.diagnosis.readings import layer_descriptions, number, say
+from gradrecipes.diagnosis.signals import layers
 from gradrecipes.diagnosis.verdict import BROKEN, UNKNOWN, verdict
 
 SANE = 1e4  # output up to which a squared error, its sum and its gradient are far from overflowing
 EXPONENT = 50.0  # input up to which exp stays far from overflowing float32, which it does at 88.7
+NEAR_THE_END = 0.999  # of a sigmoid whose input is 7; at 17, a long training away, float32 makes it 1
 HUGE = 1e5  # percentage error in percent: a thousand times the target
 ZERO_TARGETS = 1e-3  # share of the targets that are 0 from which nearly every batch of 32 epochs meets one
 BOUNDED_ENDS = {"0", "1", "-1", "one class"}
@@ -216,7 +218,7 @@ def _ends(trace: Trace) -> Said | None:
     """Say that a loss of one's own is no number at the end of the last activation, which training drives at."""
     for head in heads(trace):
         bad = [one for one in head.points if one["at"] in BOUNDED_ENDS and not _sound(one)]
-        if head.of_keras or not bad:
+        if head.of_keras or not bad or not _comes_near(trace, head):
             continue
         ends = " and ".join(one["at"] for one in bad)
         activation = bad[0].get("activation")
@@ -237,6 +239,15 @@ def _ends(trace: Trace) -> Said | None:
             None,
         )
     return None
+
+
+def _comes_near(trace: Trace, head: Head) -> bool:
+    """Say whether the trial brought a bounded last activation close to its end; where that is not known, it did."""
+    last = next((layer for layer in reversed(layers(trace, "after")) if layer["activation"] == head.activation), None)
+    if last is None or head.activation not in ("sigmoid", "softmax", "tanh"):
+        return True
+    largest = number(last.get("output_max"))
+    return largest is None or largest >= NEAR_THE_END
 
 
 def _points(trace: Trace, own: list[Head]) -> tuple[Evidence, ...]:

@@ -8,7 +8,7 @@ from keras import initializers, layers
 
 from tests.corpus import data
 from tests.corpus.case import Case, Program
-from tests.corpus.set_aside.generative import VariationalAutoencoder
+from tests.corpus.once_set_aside.generative import VariationalAutoencoder
 
 
 def mobile_net() -> Program:

@@ -8,8 +8,8 @@ from keras import initializers, layers, optimizers
 
 from tests.corpus import data
 from tests.corpus.case import Case, Program
-from tests.corpus.set_aside.generative import Adversaries
-from tests.corpus.set_aside.sequences import _encoder
+from tests.corpus.once_set_aside.generative import Adversaries
+from tests.corpus.once_set_aside.sequences import _encoder
 
 
 def source_classifier() -> Program:

