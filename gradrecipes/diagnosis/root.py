@@ -30,6 +30,7 @@ EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     "learning_rate_too_high": (*DATA, *MEANING, *NUMERICS, *SCALE, *WEIGHTS, *SHAPE),
     "learning_rate_too_low": ("vanishing_initialization", "dead_units", "saturated_units", "optimizer_state"),
     "batch_too_small": (*DATA, *MEANING, *SCALE, *WEIGHTS, *SHAPE, "learning_rate_too_high"),
+    "exploding_initialization": ("unbounded_activation",),
     "embedding_spike": (*DATA, "missing_normalization", "exploding_batch_normalization"),
 }
 UNEXPLAINED_IS_NO_ILLNESS = {"stalled_loss", "oscillating_loss", "vanishing_gradient"}
