@@ -60,7 +60,8 @@ def _runs_away(layer: dict[str, Any]) -> bool:
     exponent, gain = layer.get("activation_exponent"), layer.get("activation_gain")
     if exponent is None or gain is None:
         return False
-    return exponent > SUPERLINEAR or (gain > AMPLIFIES and exponent > 0.9)
+    of_ten = gain * 10.0 ** min(exponent, 37.0)  # behind a threshold it is less than 10, however steep the way there
+    return (exponent > SUPERLINEAR and of_ten > 10.0 * AMPLIFIES) or (gain > AMPLIFIES and exponent > 0.9)
 
 
 def _of_layers(odd: list[dict[str, Any]], broke: bool) -> Finding:
