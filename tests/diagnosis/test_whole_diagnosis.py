@@ -104,6 +104,51 @@ def test_blocks_that_add_within_their_call_are_seen_to_grow(normalized, expected
     assert next(iter(codes(model, X, Y)), None) == expected
 
 
+class Table(keras.Model):
+    """Adds its branches in its own call; neither a layer nor a block shows the sums."""
+
+    def __init__(self, normalized):
+        super().__init__()
+        kind = layers.LayerNormalization if normalized else layers.Identity
+        self.first, self.last = layers.Dense(32), layers.Dense(10)
+        self.before = [kind() for _ in range(13)]
+        self.up = [layers.Dense(64, "relu", kernel_initializer="he_normal") for _ in range(12)]
+        self.down = [layers.Dense(32, kernel_initializer="he_normal") for _ in range(12)]
+
+    def call(self, x):
+        x = self.first(x)
+        for before, up, down in zip(self.before[1:], self.up, self.down, strict=True):
+            x = x + down(up(before(x)))
+        return self.last(self.before[0](x))
+
+
+@pytest.mark.parametrize(("normalized", "expected"), [(False, "missing_normalization"), (True, None)])
+def test_sums_in_the_call_of_a_model_are_seen_by_what_the_layers_take(normalized, expected):
+    keras.utils.set_random_seed(0)
+    model = Table(normalized)
+    model.compile(keras.optimizers.SGD(0.03, momentum=0.9), LOGITS)
+    assert next(iter(codes(model, X, Y)), None) == expected
+
+
+@pytest.mark.parametrize(("power", "expected"), [("exp(8 x)", "unbounded_activation"), ("tanh(x)", None)])
+def test_arithmetic_without_weights_that_blows_a_signal_up_is_named(power, expected):
+    keras.utils.set_random_seed(0)
+    act = {"exp(8 x)": lambda x: keras.ops.exp(8.0 * x), "tanh(x)": keras.ops.tanh}[power]
+    model = keras.Sequential(
+        [keras.Input((64,)), layers.Dense(32), layers.Lambda(act), layers.Dense(32, "relu"), layers.Dense(10)]
+    )
+    model.compile("adam", LOGITS)
+    assert next(iter(codes(model, X, Y)), None) == expected
+
+
+def test_a_threshold_is_no_amplifier():
+    keras.utils.set_random_seed(0)
+    shut = [layers.Dense(32), layers.ReLU(threshold=6.0)]
+    model = keras.Sequential([keras.Input((64,)), *shut, layers.Dense(10)])
+    model.compile("adam", LOGITS)
+    assert codes(model, X, Y)[0] == "dead_units"
+
+
 class Subtracts(keras.Model):
     """Computes a squared error of its own, of predictions [n, 1] and targets [n]."""
 

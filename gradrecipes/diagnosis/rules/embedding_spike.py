@@ -27,20 +27,23 @@ Vectors of a size near .05 (Keras' default) or 1 / sqrt(width); clipping by glob
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.data_facts import first_loss_over_chance
 from gradrecipes.diagnosis.prescribe import clip
 from gradrecipes.diagnosis.readings import layer_descriptions, middle, say
 from gradrecipes.diagnosis.signals import weights
 from gradrecipes.diagnosis.varied import beats, confidence, healing_rate, heals, starts_near, varied_evidence
-from gradrecipes.diagnosis.verdict import verdict
+from gradrecipes.diagnosis.verdict import FAR_START, Verdict, verdict
 
 EMBEDDINGS = {"Embedding", "ReversibleEmbedding", "TokenAndPositionEmbedding", "PositionEmbedding"}
 STANDS_OUT = 100.0  # gradient over weights of the embedding, over that of the median other layer
+HUGE = 5.0  # the same, a hundred times what Keras draws
 LARGE = 0.5  # root mean square of the vectors; Keras draws .03; others draw N(0, 1), which counts only if it does harm
 
 
@@ -54,7 +57,7 @@ def embedding_spike(trace: Trace) -> Finding | None:
     if not (large or ratio > STANDS_OUT):
         return None
     mended = heals(trace, "fitting_weights", "all_scaled") or beats(trace, seen, "fitting_weights")
-    mended = mended or starts_near(trace, seen, "fitting_weights")
+    mended = mended or starts_near(trace, seen, "fitting_weights") or _far_out(trace, large, seen)
     if large and not mended and not ratio > STANDS_OUT:
         return None
     if large:
@@ -98,6 +101,12 @@ def embedding_spike(trace: Trace) -> Finding | None:
         ),
         leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )
+
+
+def _far_out(trace: Trace, large: list[dict[str, Any]], seen: Verdict) -> bool:
+    """Say whether vectors a hundred times too large go with a first loss far above chance, and no learning."""
+    huge = any(weight["rms"] > HUGE for weight in large)
+    return huge and not seen.learnt and first_loss_over_chance(trace, seen) >= FAR_START
 
 
 def _sure(trace: Trace, large: bool) -> float:

@@ -30,12 +30,23 @@ steps are too long; clipping by global norm, which bounds each step and so widen
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.divergences import (
+    EARLY_STEPS,
+    OWN_SIZE,
+    RISE,
+    SHORTEST_RUN,
+    Divergence,
+    broken,
+    largest,
+    risen,
+    stuck,
+    thrown,
+)
 from gradrecipes.diagnosis.keras_lines import recorded_rate
 from gradrecipes.diagnosis.prescribe import learning_rate_prescriptions
 from gradrecipes.diagnosis.readings import (
@@ -52,38 +63,15 @@ from gradrecipes.diagnosis.readings import (
 )
 from gradrecipes.diagnosis.rules.exploding_initialization import exploding_initialization
 from gradrecipes.diagnosis.varied import PROVEN, UNPROVEN, healing_rate, variation, varied_evidence
-from gradrecipes.diagnosis.verdict import BROKEN, OSCILLATING, Verdict, losses, verdict
+from gradrecipes.diagnosis.verdict import verdict
 
-EARLY_STEPS = 500  # steps within which a rate that is too high shows; later trouble has other causes
-SHORTEST_RUN = 5  # steps; fewer show no trend
-RISE = 3.0  # loss at the end over loss at the start; noise and Adam's early spikes that heal stay below
-HIGH_PEAK = 10.0  # loss at its peak over its start
-HEALED = 0.5  # loss at the end over its start; a net killed by a high peak ends at chance, .6 to 1 of a usual start
-LAST_SHARE = 0.1  # of the steps, whose median loss is "the end"
-GRADIENT_RISE = 100.0  # gradient norm before the break over that of the start
-OWN_SIZE = 0.3  # update norm over weight norm: the update is of the weights' own size
 USUAL_UPDATE = 1e-3  # update norm over weight norm in sound training
 TARGET_UPDATE = 1e-2  # update norm over weight norm that the prescribed rate aims at: lively but safe
 LEAST_FACTOR, MOST_FACTOR = 10.0, 1e6  # by which the prescribed rate is lower
 GIANT_RATIO = 10.0  # median ||g||/||W|| at the first sample; He nets have .1 to 2, unscaled data 20 and more
 GIANT_START = 1e4  # loss and gradient norm of the first step, where the weights were not measured
 ABOVE_CHANCE = 6.0  # nats by which a cross-entropy exceeds ln(classes) at a start that is itself sick; He nets: 0 to 5
-SHOT_UP = 30.0  # highest loss over the first, of a train step that computes its own; sound GANs stay within ten
-LIVELY = 0.02  # update norm over weight norm below which steps are not long, whatever a lower rate does
 EASED = 0.5  # share of its loss that a run loses at a lower rate, if not all that it should
-FAR_BETTER = 0.5  # end of a run at a lower rate over that of the run as it is, after fewer steps
-ALL_BUT_ALL = 0.5  # share of the steps after the break that are lost too
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """Hold what the loss did: its start, its peak and end, and where it left for good."""
-
-    step: int
-    start: float
-    peak: float
-    end: float
-    broken: bool
 
 
 def learning_rate_too_high(trace: Trace) -> Finding | None:
@@ -95,7 +83,7 @@ def learning_rate_too_high(trace: Trace) -> Finding | None:
         return None
     update = _largest_early_update(trace)
     divergence = (
-        _broken(trace, update) or _risen(trace, update) or (_stuck(trace, update) if lower else _thrown(trace, update))
+        broken(trace, update) or risen(trace, update) or (stuck(trace, update) if lower else thrown(trace, update))
     )
     if divergence is None or exploding_initialization(trace) is not None:
         return None
@@ -159,70 +147,6 @@ def _classes(trace: Trace) -> float:
     return max(2.0, next((count for count in reversed(units) if count is not None), 2.0))
 
 
-def _broken(trace: Trace, update: float) -> Divergence | None:
-    """Return the divergence of a run that broke early and stayed broken, if a witness saw it coming."""
-    bad = nonfinite_losses(trace) | nonfinite_gradients(trace)
-    if not bad[:EARLY_STEPS].any():
-        return None
-    row = int(np.argmax(bad))
-    if row == 0 or bad[row:].mean() < ALL_BUT_ALL:
-        return None
-    loss, norm = trace.loss[:row].astype(float), trace.gradient_norm[:row].astype(float)
-    start, peak = float(loss[0]), _largest(loss)
-    climbing = peak >= HIGH_PEAK * abs(start) and peak > start
-    steeper = math.isfinite(norm[0]) and norm[0] > 0 and _largest(norm) >= GRADIENT_RISE * norm[0]
-    if not (climbing or steeper or update >= OWN_SIZE):
-        return None
-    return Divergence(int(trace.steps["step"][row]), start, peak, math.nan, True)
-
-
-def _risen(trace: Trace, update: float) -> Divergence | None:
-    """Return the divergence of a run whose loss left its start early, stayed a number, and did not come back."""
-    loss = trace.loss.astype(float)
-    finite = np.isfinite(loss)
-    if finite.sum() < SHORTEST_RUN or trace.skipped[finite].mean() > ALL_BUT_ALL:
-        return None
-    start = float(loss[0])
-    scale = abs(start)
-    end = middle(loss[finite][-max(SHORTEST_RUN, int(LAST_SHARE * finite.sum())) :])
-    peak = _largest(loss[:EARLY_STEPS])
-    stays_high = end >= start + (RISE - 1.0) * scale and scale > 0
-    never_learnt = peak >= start + (HIGH_PEAK - 1.0) * scale and end >= HEALED * start and update >= OWN_SIZE
-    if not (stays_high or never_learnt) or peak < start + (RISE - 1.0) * scale:
-        return None
-    row = int(np.argmax(finite & (loss >= start + (RISE - 1.0) * scale)))
-    return Divergence(int(trace.steps["step"][row]), start, _largest(loss), end, False)
-
-
-def _stuck(trace: Trace, update: float) -> Divergence | None:
-    """Return what a run did that stands still, or far out, for its steps are so long that it threw itself there."""
-    seen = verdict(trace)
-    far_better = update >= LIVELY and any(_far_better(trace, f"rate_{factor:g}", seen) for factor in (0.1, 0.01, 0.001))
-    if seen.learnt or not (update >= OWN_SIZE or seen.unhealthy or seen.state == OSCILLATING or far_better):
-        return None
-    loss = losses(trace)
-    step = seen.step if seen.step is not None else int(trace.steps["step"][int(np.argmax(np.nan_to_num(loss)))])
-    return Divergence(step, float(loss[0]), _largest(loss), seen.end, seen.state == BROKEN)
-
-
-def _thrown(trace: Trace, update: float) -> Divergence | None:
-    """Return what a run did whose train step computes losses of its own, as a GAN's: one shot up at once."""
-    logs = (trace.probes.get("trial") or {}).get("logs") or {}
-    if not update >= OWN_SIZE or np.isfinite(trace.loss).any():
-        return None
-    for told in logs.values():
-        values = np.array([value for value in told if value is not None], dtype=float)
-        if len(values) >= SHORTEST_RUN and values[0] > 0 and values.max() > SHOT_UP * values[0]:
-            step = int(trace.steps["step"][min(int(np.argmax(values)), len(trace) - 1)])
-            return Divergence(step, float(values[0]), float(values.max()), float(values[-1]), False)
-    return None
-
-
-def _far_better(trace: Trace, name: str, seen: Verdict) -> bool:
-    end = (variation(trace, name) or {}).get("end")
-    return end is not None and seen.end > 0 and end < FAR_BETTER * seen.end
-
-
 def _largest_early_update(trace: Trace) -> float:
     """Return the largest update ratio of a typical layer (the median) before the run broke; NaN if not measured."""
     bad = nonfinite_losses(trace) | nonfinite_gradients(trace)
@@ -230,7 +154,7 @@ def _largest_early_update(trace: Trace) -> float:
     early = (trace.samples["step"] < min(limit, trace.steps["step"][0] + EARLY_STEPS)).nonzero()[0]
     measurable = ~(first_sample(trace, "weight_norm") <= smallest_weight_norms(trace))
     medians = [middle(np.where(measurable, trace.samples["update_ratio"][row], np.nan)) for row in early]
-    return _largest(np.array(medians)) if np.isfinite(medians).any() else math.nan
+    return largest(np.array(medians)) if np.isfinite(medians).any() else math.nan
 
 
 def _factor(update: float) -> float:
@@ -238,10 +162,6 @@ def _factor(update: float) -> float:
     wanted = min(max(update / TARGET_UPDATE, LEAST_FACTOR), MOST_FACTOR) if math.isfinite(update) else LEAST_FACTOR
     power = 10.0 ** math.floor(math.log10(wanted))
     return power * min((1.0, 2.0, 5.0, 10.0), key=lambda digit: abs(math.log(digit * power / wanted)))
-
-
-def _largest(values: np.ndarray) -> float:
-    return float(np.max(values, where=np.isfinite(values), initial=-math.inf))
 
 
 def _explanation(trace: Trace, divergence: Divergence, update: float, rate: float | None, factor: float) -> str:

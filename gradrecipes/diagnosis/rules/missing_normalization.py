@@ -28,10 +28,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.readings import gradient_to_weight, say
 from gradrecipes.diagnosis.remedies import add_residual_blocks
 from gradrecipes.diagnosis.signals import NORMALIZATIONS, RECURRENT, WEIGHTED, count, kernels, layers, span
 from gradrecipes.diagnosis.verdict import verdict
@@ -41,22 +43,23 @@ TOTAL = 10.0  # growth of the sum from the first to the last of them
 PER_SKIP = 1.15  # growth at each; sound branches of Fixup or ReZero add next to nothing
 SUMS = {"Add", "Average"}
 OVERSIZED = 2.0  # times the largest usual standard deviation of a kernel
+MORE = 1.05  # times what a layer gave, of a sum with something else
+OUT_OF_PROPORTION = 10.0  # ||g||/||W|| of a layer at the first step; sound nets have .01 to 2
 SAME = 1e-4  # relative difference up to which what one block gives is what the next one takes
 
 
 def missing_normalization(trace: Trace) -> Finding | None:
     """Tell whether the sums of a residual net grow for want of a normalization."""
-    sums = [layer for layer in layers(trace) if layer["kind"] in SUMS] or _blocks(trace)
-    if len(sums) < SKIPS or count(trace, NORMALIZATIONS) > len(sums) // 4 or verdict(trace).learnt:
+    what, sums, reading = _sums(trace)
+    if len(sums) < SKIPS or count(trace, NORMALIZATIONS) > len(sums) // 4 or not _harmed(trace):
         return None
-    ends = span(sums, "output_rms")
+    ends = span(sums, reading)
     if ends is None:
         return None
     total = ends[1] / ends[0]
     per_skip = total ** (1.0 / (len(sums) - 1))
     if total < TOTAL or per_skip < PER_SKIP:
         return None
-    what = "sums of branches" if sums[0]["kind"] in SUMS else f"blocks of kind {sums[0]['kind']}"
     statement = (
         f"Over {len(sums)} {what} the signal grows {say(total)}-fold, {say(per_skip)} at each, where He "
         "weights without normalization are expected to give 1.41 and a normalized net 1."
@@ -92,13 +95,29 @@ def missing_normalization(trace: Trace) -> Finding | None:
     )
 
 
+def _sums(trace: Trace) -> tuple[str, list[dict[str, Any]], str]:
+    """Return what adds a branch to what it came from, the layers that show it, and in which reading."""
+    added = [layer for layer in layers(trace) if layer["kind"] in SUMS]
+    if len(added) >= SKIPS or any(larger > OVERSIZED for _, larger, _ in kernels(trace)):
+        return "sums of branches", added, "output_rms"
+    blocks = _blocks(trace)
+    if len(blocks) >= SKIPS:
+        return f"blocks of kind {blocks[0]['kind']}", blocks, "output_rms"
+    return "sums of branches", _sums_between(trace), "input_rms"
+
+
+def _harmed(trace: Trace) -> bool:
+    """Say whether a run did not learn, or, where chance is not known, begins with gradients out of proportion."""
+    seen, ratios = verdict(trace), gradient_to_weight(trace)
+    wild = bool(np.any(ratios[np.isfinite(ratios)] >= OUT_OF_PROPORTION))
+    return not seen.learnt or (wild and math.isnan(seen.end_over_chance))
+
+
 def _blocks(trace: Trace) -> list[dict[str, Any]]:
     """Return the longest row of layers of the user's own kind, each of which takes what the one before gives.
 
-    Their sums are arithmetic inside a call and no layers. Where weights are too large it is those that make them grow.
+    Their sums are arithmetic inside a call and no layers.
     """
-    if any(larger > OVERSIZED for _, larger, _ in kernels(trace)):
-        return []
     rows: dict[str, list[dict[str, Any]]] = {}
     longest: list[dict[str, Any]] = []
     for layer in layers(trace):
@@ -110,3 +129,18 @@ def _blocks(trace: Trace) -> list[dict[str, Any]]:
         row.append(layer)
         longest = max(longest, row, key=len)
     return longest
+
+
+def _sums_between(trace: Trace) -> list[dict[str, Any]]:
+    """Return the weighted layers that take more than any layer gave since the weighted one before: arithmetic adds."""
+    found, given = [], math.inf
+    for layer in layers(trace):
+        entered = layer.get("input_rms") or 0.0
+        if layer["kind"] in WEIGHTED:
+            if entered > MORE * given:
+                found.append(layer)
+            given = 0.0
+        elif entered > MORE * given:
+            continue  # it takes the sum itself
+        given = max(given, layer.get("output_rms") or 0.0)
+    return found

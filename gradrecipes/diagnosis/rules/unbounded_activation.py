@@ -26,19 +26,21 @@ ReLU, GELU or SiLU in feed-forward layers, tanh in recurrent cells; where the fu
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.readings import say
 from gradrecipes.diagnosis.remedies import change_activation, normalize_before_the_activation
-from gradrecipes.diagnosis.signals import hidden, layers
+from gradrecipes.diagnosis.signals import RECURRENT, WEIGHTED, hidden, layers, weights
 from gradrecipes.diagnosis.verdict import verdict
 
 SUPERLINEAR = 1.25  # log10 of the answer to ten times the input; a ReLU has 1, a square 2
 AMPLIFIES = 1.1  # answer to a signal of size 1; a ReLU has .71, linear 1, a leaky ReLU of slope 2 has 1.58
 GATED = {"LSTM", "GRU", "LSTMCell", "GRUCell", "ConvLSTM1D", "ConvLSTM2D"}
 WITHOUT_BOUND = {"relu", "leaky_relu", "elu", "selu", "linear", "exponential", "softplus", "silu", "swish", "gelu"}
+USUAL, JUMP = 100.0, 1e3  # size of a signal that is nothing unusual, and the factor that no sound operation reaches
 FAR_START = 5.0  # loss at the start over that of a blind guess
 
 
@@ -51,6 +53,9 @@ def unbounded_activation(trace: Trace) -> Finding | None:
     odd = [layer for layer in hidden(trace) if _runs_away(layer) and layer["kind"] not in GATED]
     if odd:
         return _of_layers(odd, seen.unhealthy)
+    jump = _jump(trace)
+    if jump is not None and (seen.unhealthy or seen.start_over_chance >= FAR_START):
+        return _of_operation(*jump)
     if gated and (seen.unhealthy or seen.start_over_chance >= FAR_START):
         return _of_cells(gated)
     return None
@@ -86,6 +91,47 @@ def _of_layers(odd: list[dict[str, Any]], broke: bool) -> Finding:
         layer=worst["name"],
         evidence=(Evidence(statement, exponent, 1.0, "the activation itself, on quantiles of a normal signal"),),
         prescriptions=(change_activation(name, "relu"), normalize_before_the_activation()),
+        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
+    )
+
+
+def _jump(trace: Trace) -> tuple[dict[str, Any], float] | None:
+    """Return the first layer whose own arithmetic makes of usual numbers a thousand times larger ones, and of what."""
+    largest = 0.0
+    for layer in layers(trace):
+        size = layer.get("output_rms")
+        size = math.inf if size is None and layer.get("nonfinite_share") else size or 0.0
+        of_weights = layer["kind"] in WEIGHTED | RECURRENT or any(
+            one["layer"] == layer["name"] for one in weights(trace)
+        )
+        entered = max(largest, layer.get("input_rms") or 0.0)
+        if not of_weights and 0.0 < entered < USUAL and size > JUMP * max(entered, 1.0):
+            return layer, entered
+        largest = max(largest, size)
+    return None
+
+
+def _of_operation(layer: dict[str, Any], entered: float) -> Finding:
+    size = layer.get("output_rms")
+    became = "more than float32 holds" if size is None else f"a size of {say(size)}"
+    statement = (
+        f"{layer['name']!r} ({layer['kind']}) makes {became} out of numbers of at most {say(entered)} in the mean "
+        "square, without weights that would do so."
+    )
+    return Finding(
+        code="unbounded_activation",
+        title=f"The arithmetic of {layer['name']!r} grows faster than what it is given",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=0.85,
+        explanation=(
+            f"{statement} An exponential, a power or a product of signals does that: it has no size at which it stays, "
+            "and the next such layer makes infinity of it. A softmax in place of a bare exponential, a division by the "
+            "root of the width before it, or a normalization behind it keeps the size."
+        ),
+        layer=layer["name"],
+        evidence=(Evidence(statement, size, entered, "this batch, before the trial"),),
+        prescriptions=(normalize_before_the_activation("LayerNormalization"),),
         leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )
 
