@@ -192,3 +192,15 @@ def _still_falling(trace: Trace) -> bool:
 
 def _log_ratio(start: float, end: float) -> float:
     return max(0.0, math.log(start / end)) if start > 0 and end > 0 else 0.0
+
+
+def autopsy_readings(trace: Trace) -> list[dict[str, Any]]:
+    """Return what the autopsy of the step that broke read of each layer."""
+    held = (trace.probes.get("trial") or {}).get("autopsy") or trace.probes.get("autopsy") or {}
+    return list(held.get("layers") or [])
+
+
+def largest_output(trace: Trace) -> float | None:
+    """Return the largest finite output of the layer that ran last, in the step that broke."""
+    sizes = [number(one.get("output_max")) for one in autopsy_readings(trace)]
+    return next((size for size in reversed(sizes) if size is not None), None)

@@ -139,9 +139,11 @@ def losses(trace: Trace) -> np.ndarray:
 
 
 def _broke(trace: Trace, bad: np.ndarray, trial: dict) -> bool:
+    if trial.get("broken") is not None:  # by a loss that only the step's logs tell, too
+        return True
     if not bad.any():
         return False
-    if trace.description.get("scaler") and trial.get("broken") is None:
+    if trace.description.get("scaler"):
         return bool(bad.mean() > TOLERATED_BY_SCALER)
     return True
 

@@ -9,6 +9,7 @@ batches. What mends the run is what was wrong with it; that is evidence of anoth
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,6 +28,8 @@ from gradrecipes.probes.variations import fitting_weights, joined, standardized,
 from gradrecipes.training.keras_private import has_own_train_step, leaves, optimizers_of
 from gradrecipes.training.trial import Trial, TrialRun, finite
 from gradrecipes.training.trial_data import TrialData
+
+logger = logging.getLogger(__name__)
 
 STEPS = 100  # of the trial; what breaks later than that breaks for other reasons
 BATCHES = 25  # that it runs over, four times
@@ -78,7 +81,8 @@ def try_out(
             tell(f"the trial is {seen.state}: varying one thing at a time")
             began = time.monotonic()
             for name, varied in _variations(trial, probes, seen, held):
-                held["varied"][name] = varied
+                if varied is not None:
+                    held["varied"][name] = varied
                 if time.monotonic() - began > max(SECONDS, 2.0 * run.seconds):
                     break
     return trace
@@ -117,8 +121,8 @@ def _chance(model: keras.Model, batches: list[Any]) -> float | None:
 
 def _variations(
     trial: Trial, probes: dict[str, Any], seen: Verdict, held: dict[str, Any]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (name, result) of each variation that is called for, those of the data first."""
+) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Yield (name, result) of each variation that is called for, those of the data first; None of one that raises."""
     trial.restart()  # weights and optimizer are looked at below as they were at the start
     batches = trial.batches[:VARIED_BATCHES]
     changes: dict[str, dict[str, Any]] = {"as_it_is": {}}
@@ -155,9 +159,13 @@ def _rates(seen: Verdict) -> tuple[float, ...]:
     return (*HIGHER, *LOWER) if seen.state == STALLED else (*LOWER[:2], *HIGHER[:1])
 
 
-def _vary(trial: Trial, held: dict[str, Any], **change: Any) -> dict[str, Any]:
+def _vary(trial: Trial, held: dict[str, Any], **change: Any) -> dict[str, Any] | None:
     batches = change["batches"]
-    run = trial.varied(VARIED_STEPS, **change)
+    try:
+        run = trial.varied(VARIED_STEPS, **change)
+    except Exception:  # a train step of the user's own may ask for something that the change has spoilt
+        logger.debug("A variation could not be run.", exc_info=True)
+        return None
     chance = held["chance"]
     if _has_other_targets(batches, trial.batches):
         chance = _chance(trial.model, batches)
@@ -195,11 +203,13 @@ def _far_inputs(probes: dict[str, Any]) -> list[int]:
 def _far_targets(probes: dict[str, Any], batches: list[Any]) -> bool:
     outputs, targets = probes["structure"].get("outputs") or [], probes["data"].get("targets") or []
     regression = outputs and all(
-        output.get("activation") in (None, "linear") and "crossentropy" not in str(output.get("loss"))
+        (output.get("activation") in (None, "linear") or not output.get("certain"))
+        and "crossentropy" not in str(output.get("loss"))
         for output in outputs
     )
     sized = max((array.get("rms") or 0 for array in targets), default=0)
-    return bool(regression and targets and sized > FAR_TARGET)
+    numbers = all("float" in str(array.get("dtype")) for array in targets)  # whole ones may be labels, or counts
+    return bool(regression and targets and sized > FAR_TARGET and (numbers or all(one.get("loss") for one in outputs)))
 
 
 def _bad_samples(data: dict[str, Any], batches: list[Any]) -> tuple[list[Any], list[np.ndarray]] | None:

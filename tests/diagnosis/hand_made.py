@@ -205,6 +205,16 @@ TRACES: dict[str, Callable[[], Trace]] = {
     "trial_float16_learns": lambda: trial(description={"precision": "mixed_float16"}, layers=at(dtype="float16")),
     "trial_bfloat16_breaks": lambda: trial(BROKEN, description={"precision": "mixed_bfloat16"}),
     "trial_momentum_of_one": lambda: trial(CLIMBING, description=_optimizer(name="SGD", momentum=1.2)),
+    "trial_accumulator_of_a_million": lambda: trial(
+        STANDING, description=_optimizer(name="Adagrad", initial_accumulator_value=1e6)
+    ),
+    "trial_accumulates_for_epochs": lambda: trial(STANDING, description=_optimizer(gradient_accumulation_steps=5000)),
+    "trial_average_overwrites": lambda: trial(
+        STANDING, description=_optimizer(use_ema=True, ema_momentum=0.99, ema_overwrite_frequency=1)
+    ),
+    "trial_average_overwrites_late": lambda: trial(
+        STANDING, description=_optimizer(use_ema=True, ema_momentum=0.99, ema_overwrite_frequency=200)
+    ),
     "trial_slots_broken": lambda: trial(structure={"optimizer": {"nonfinite_slots": ["adam/kernel_momentum"]}}),
     "trial_no_epsilon": lambda: trial(BROKEN, description=_optimizer(epsilon=0.0)),
     "trial_bad_memory": lambda: trial(STANDING, varied={"fresh_optimizer": LEARNS}),
@@ -342,7 +352,10 @@ FIRES: dict[str, tuple[str, ...]] = {
     "learning_rate_too_low": ("trial_rate_too_low",),
     "learning_rate_too_high": ("trial_rate_too_high", "trial_dies"),
     "float16_overflow": ("trial_float16", "trial_float16_swallows"),
-    "optimizer_state": ("trial_momentum_of_one", "trial_no_epsilon", "trial_bad_memory", "trial_slots_broken"),
+    "optimizer_state": (
+        *("trial_momentum_of_one", "trial_no_epsilon", "trial_bad_memory", "trial_slots_broken"),
+        *("trial_accumulator_of_a_million", "trial_accumulates_for_epochs", "trial_average_overwrites"),
+    ),
     "embedding_spike": ("trial_embedding_huge",),
     "vanishing_gradient": ("trial_vanishes",),
     "stalled_loss": ("trial_stands", "trial_deep_stands"),
@@ -372,7 +385,10 @@ SILENT: dict[str, tuple[str, ...]] = {
     ),
     "learning_rate_too_low": (*SOUND, "trial_nothing_helps", "trial_stands", "trial_rate_too_high"),
     "float16_overflow": (*SOUND, "trial_bfloat16_breaks", "trial_weights_huge"),
-    "optimizer_state": (*SOUND, "trial_stands", "trial_deep_stands", "trial_rate_too_high"),
+    "optimizer_state": (
+        *(*SOUND, "trial_stands", "trial_deep_stands", "trial_rate_too_high"),
+        "trial_average_overwrites_late",
+    ),
     "dead_units": (*SOUND, "trial_stands", "trial_weights_huge"),
     "saturated_units": (*SOUND, "trial_stands", "trial_dead"),
     "unbounded_activation": (*SOUND, "trial_weights_huge", "trial_rate_too_high"),

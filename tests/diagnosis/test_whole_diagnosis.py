@@ -197,3 +197,44 @@ def test_moments_that_are_no_number_are_named_though_the_loss_stays_finite():
     model.train_on_batch(np.full((4, 64), np.nan, np.float32), Y[:4])
     model.set_weights(good)
     assert codes(model, X, Y)[0] == "optimizer_state"
+
+
+class Likelihood(keras.Model):
+    """Predicts mean and logarithm of the variance, in a train step of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = keras.Sequential([layers.Dense(16, "relu"), layers.Dense(2)])
+
+    def call(self, x):
+        return self.net(x)
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            mean, spread = tf.unstack(self(x, training=True), axis=1)
+            loss = tf.reduce_mean(0.5 * spread + 0.5 * tf.square(y - mean) * tf.exp(-spread))
+        self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize(("dollars", "expected"), [(9000.0, ["unscaled_targets"]), (1.0, [])])
+def test_targets_that_only_a_train_step_of_its_own_knows_are_scaled_too(dollars, expected):
+    keras.utils.set_random_seed(0)
+    model = Likelihood()
+    model(X[:1])
+    model.compile(keras.optimizers.SGD(0.01))
+    assert codes(model, X, (dollars * (AMOUNT[:, 0] + (4 if dollars > 1 else 0))).astype("float32"))[:1] == expected
+
+
+def test_columns_of_a_dict_are_scaled_by_their_names():
+    """Keras flattens a dict by its sorted keys; a table in another order is the same table."""
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    region, people = rng.integers(0, 20, 800), rng.lognormal(11, 1.2, (800, 1)).astype("float32")
+    inputs = {"region": keras.Input((), dtype="int32", name="region"), "people": keras.Input((1,), name="people")}
+    joined = layers.Concatenate()([layers.Embedding(20, 6)(inputs["region"]), inputs["people"]])
+    model = keras.Model(inputs, layers.Dense(1)(layers.Dense(32, "relu")(joined)))
+    model.compile(keras.optimizers.Adam(0.003), "mse")
+    y = (np.log(people[:, 0]) - 11).astype("float32")
+    assert codes(model, {"region": region, "people": people}, y)[0] == "unscaled_inputs"

@@ -79,7 +79,7 @@ def learning_rate_too_high(trace: Trace) -> Finding | None:
     lower = healing_rate(trace, lower=True)
     eased = lower or _easing_rate(trace)
     heard = bool(np.isfinite(trace.loss).any())
-    if len(trace) < SHORTEST_RUN or (eased is None and heard and _started_badly(trace)):
+    if (lower is None and len(trace) < SHORTEST_RUN) or (eased is None and heard and _started_badly(trace)):
         return None
     update = _largest_early_update(trace)
     divergence = (

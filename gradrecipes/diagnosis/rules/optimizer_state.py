@@ -43,6 +43,8 @@ USUAL_BETA = 0.9  # beta_1; Adam's analysis needs beta_1^2 < beta_2, section 4 o
 MODERATE = 1e4  # gradient norm out of which no sound update makes NaN; Adam's squares overflow beyond 1.8e19
 TINY_CLIP = 1e-4  # bound over the gradient norm: that much is left of a step
 EATEN = 0.05  # weight decay times learning rate: share of the weights that each step takes away
+LARGE_ACCUMULATOR = 100.0  # Keras begins with .1, and a gradient's square is seldom larger
+FORGETS_MOST = 0.2  # share of what the steps between two overwrites did, that an average has taken over by then
 MOMENTA = ("momentum", "beta_1", "beta_2", "rho")
 BOUNDS = ("clipnorm", "global_clipnorm", "clipvalue")
 
@@ -128,6 +130,8 @@ def _bad_setting(trace: Trace, *, broken: bool) -> Said | None:
         bound, norm = number(settings.get(name)), middle(trace.gradient_norm)
         if bound is not None and norm > 0 and bound < TINY_CLIP * norm and not broken:
             return f"{name}={say(bound)} cuts gradients of norm {say(norm)}: next to nothing is left", bound, norm, 0.85
+    if not broken and (slowed := _slowed(trace, settings)) is not None:
+        return slowed
     decay, rate = number(settings.get("weight_decay")), number(trace.description.get("learning_rate"))
     if decay and rate and decay * rate > EATEN:
         return (
@@ -135,6 +139,39 @@ def _bad_setting(trace: Trace, *, broken: bool) -> Said | None:
             decay,
             0.01,
             0.85,
+        )
+    return None
+
+
+def _slowed(trace: Trace, settings: dict[str, Any]) -> Said | None:
+    """Return the setting that leaves next to nothing of each step, or makes none for longer than an epoch."""
+    start = number(settings.get("initial_accumulator_value"))
+    if start is not None and start > LARGE_ACCUMULATOR:
+        return (
+            f"initial_accumulator_value={say(start)} divides every step by {say(start**0.5)} from the beginning, and "
+            "what Adagrad has added up it never forgets",
+            start,
+            0.1,
+            0.85,
+        )
+    waits, data = number(settings.get("gradient_accumulation_steps")), trace.probes.get("data") or {}
+    size, samples = number(trace.description.get("batch_size")), number(data.get("samples"))
+    if waits and size and samples and data.get("complete") and waits > max(1.0, samples / size):
+        return (
+            f"gradient_accumulation_steps={say(waits)} is more than the {say(samples / size)} batches of an epoch: for "
+            "so long no weight moves",
+            waits,
+            samples / size,
+            0.9,
+        )
+    every, momentum = number(settings.get("ema_overwrite_frequency")), number(settings.get("ema_momentum"))
+    if settings.get("use_ema") and every and momentum is not None and every * (1.0 - momentum) < FORGETS_MOST:
+        return (
+            f"ema_overwrite_frequency={say(every)} puts the average back over the weights before it has followed them: "
+            f"with ema_momentum={say(momentum)} about {say(100 * every * (1 - momentum))} % of each step is left",
+            every,
+            1.0 / (1.0 - momentum),
+            0.9,
         )
     return None
 

@@ -31,7 +31,8 @@ from typing import Any
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.data_facts import arrays
+from gradrecipes.diagnosis.readings import number, say
 from gradrecipes.diagnosis.remedies import change_activation, normalize_before_the_activation
 from gradrecipes.diagnosis.signals import RECURRENT, WEIGHTED, hidden, layers, weights
 from gradrecipes.diagnosis.verdict import verdict
@@ -97,7 +98,7 @@ def _of_layers(odd: list[dict[str, Any]], broke: bool) -> Finding:
 
 def _jump(trace: Trace) -> tuple[dict[str, Any], float] | None:
     """Return the first layer whose own arithmetic makes of usual numbers a thousand times larger ones, and of what."""
-    largest = 0.0
+    largest = max((number(array.get("rms")) or 0.0 for array in arrays(trace, parts=("inputs",))), default=0.0)
     for layer in layers(trace):
         size = layer.get("output_rms")
         size = math.inf if size is None and layer.get("nonfinite_share") else size or 0.0

@@ -33,7 +33,7 @@ from typing import Any
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.data_facts import Head, heads, suffers_from
+from gradrecipes.diagnosis.data_facts import Head, arrays, heads, suffers_from
 from gradrecipes.diagnosis.prescribe_data import scale_targets
 from gradrecipes.diagnosis.readings import number, say
 from gradrecipes.diagnosis.varied import heals, variation, varied_evidence
@@ -54,7 +54,8 @@ def unscaled_targets(trace: Trace) -> Finding | None:
         return None
     healed, tried = heals(trace, "scaled_targets"), variation(trace, "scaled_targets") is not None
     together = heals(trace, "all_scaled")
-    far = [head for head in heads(trace) if _regression(head) and _size(head) > (FAR if held else VERY_FAR)]
+    judged = heads(trace) or (_own_heads(trace) if healed else [])
+    far = [head for head in judged if _regression(head) and _size(head) > (FAR if held else VERY_FAR)]
     if not far or (tried and not healed and not together):
         return None
     head = max(far, key=_size)
@@ -82,6 +83,14 @@ def unscaled_targets(trace: Trace) -> Finding | None:
         prescriptions=scale_targets(target["name"], positive=target["min"] > 0 and target["max"] > FAR * target["min"]),
         leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )
+
+
+def _own_heads(trace: Trace) -> list[Head]:
+    """Return the targets of a train step of the user's own, which compares them with what it likes."""
+    if not (trace.probes.get("structure") or {}).get("own_train_step"):
+        return []
+    own = {"loss": "the loss of the train step", "custom": True}
+    return [Head(own, target, {}, (), place) for place, target in enumerate(arrays(trace, parts=("targets",)))]
 
 
 def _size(head: Head) -> float:

@@ -56,8 +56,8 @@ SHRINKS = 0.75  # theory's gradient factor per layer below which the activation 
 def vanishing_initialization(trace: Trace) -> Finding | None:
     """Tell whether the initial weights lose the signal on its way through the net."""
     seen = verdict(trace)
-    if seen.state == LEARNING and not seen.suspicious and not cut_off(trace):
-        return None
+    if (seen.state == LEARNING and not seen.suspicious and not cut_off(trace)) or seen.step == 0:
+        return None  # what breaks at the first step does not lack signal
     return _too_small(trace) or _shrinking(trace)
 
 

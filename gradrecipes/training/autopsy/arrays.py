@@ -111,10 +111,10 @@ def is_float(dtype: Any) -> bool:
 
 
 def leaves(name: str, structure: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (path, array) of a nested structure: `x`, `x[0]`, `x['pixels']`."""
+    """Yield (path, array) of a nested structure: `x`, `x[0]`, `x['pixels']`, in the order of `keras.tree.flatten`."""
     if isinstance(structure, dict):
-        for key, part in structure.items():
-            yield from leaves(f"{name}[{key!r}]", part)
+        for key in sorted(structure) if type(structure) is dict else structure:
+            yield from leaves(f"{name}[{key!r}]", structure[key])
     elif isinstance(structure, (list, tuple)):
         for place, part in enumerate(structure):
             yield from leaves(f"{name}[{place}]", part)
