@@ -4,7 +4,7 @@ Every failing program, its repaired twin and every sound program is diagnosed be
 rules in common use, judged on the same hundred steps: TerminateOnNaN; the gradient of the first layer over that of the
 last above 70, or below 1/70; mean |g| above 1 or below 1e-7; a loss that does not fall. They name no cause.
 
-    python benchmarks/diagnosis.py                     all four sets, one after the other
+    python benchmarks/diagnosis.py                     all five sets, one after the other
     python benchmarks/diagnosis.py --set tuning_half   one of them; --set may be given more than once
 
 What was missed is printed program by program; but of the set that is set aside only the totals are printed, so that

