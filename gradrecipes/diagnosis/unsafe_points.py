@@ -18,6 +18,7 @@ from gradrecipes.diagnosis.verdict import BROKEN, UNKNOWN, verdict
 HUGE = 1e5  # percentage error in percent: a thousand times the target
 ZERO_TARGETS = 1e-3  # share of the targets that are 0 from which nearly every batch of 32 epochs meets one
 BOUNDED_ENDS = {"0", "1", "-1", "one class"}
+ENDING_AT_0 = {"relu", "relu6", "softplus", "exponential"}
 NEAR_THE_END = 0.999  # of a sigmoid whose input is 7; at 17, a long training away, float32 makes it 1
 
 Said = tuple[str, str, Severity, float, tuple[Evidence, ...], tuple[Prescription, ...], str | None]
@@ -106,7 +107,11 @@ def ends(trace: Trace) -> Said | None:
 def _comes_near(trace: Trace, head: Head) -> bool:
     """Say whether the trial brought a bounded last activation close to its end; where that is not known, it did."""
     last = next((layer for layer in reversed(layers(trace, "after")) if layer["activation"] == head.activation), None)
-    if last is None or head.activation not in ("sigmoid", "softmax", "tanh"):
+    if last is None:
+        return True
+    if head.activation in ENDING_AT_0:
+        return (last.get("zero_share") or 0.0) > 0.0
+    if head.activation not in ("sigmoid", "softmax", "tanh"):
         return True
     largest = number(last.get("output_max"))
     return largest is None or largest >= NEAR_THE_END
