@@ -39,6 +39,7 @@ def sweep(model: keras.Model, data: TrialData, *, seconds: float = SECONDS) -> d
         `error`, why the pass ended early, or None.
 
     Example:
+        >>> from gradrecipes.training.trial_data import trial_data
         >>> sweep(model, trial_data(x, y))["nonfinite_samples"]
         []
     """

@@ -59,6 +59,7 @@ def test_what_diverges_is_stopped_scored_and_explained(tmp_path):
     assert len(list((tmp_path / "logs").rglob("events*"))) == 3
 
 
+@pytest.mark.slow
 def test_hyperband_does_not_train_on_what_has_diverged(tmp_path):
     def mostly_lost(hp):
         model = build(hp)
@@ -127,6 +128,7 @@ def test_callbacks_survive_the_copies_of_a_search(tmp_path):
     assert len(monitor.trace) == 0  # copies ran
 
 
+@pytest.mark.slow
 def test_hopeless_trials_are_stopped_unless_they_are_not_to_be(tmp_path):
     rates = fixed(0.05, 0.04, 0.03, 1e-5, 2e-5)
     _, results = search(tmp_path, "grid", build, rates)
