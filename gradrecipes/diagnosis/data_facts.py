@@ -17,7 +17,7 @@ Array = dict[str, Any]
 
 REACHES_CHANCE = 10.0  # trials of further training; a loss that needs more to get to chance at its pace is held back
 AT_CHANCE = (0.9, 1.1)  # end over chance of a net that answers everything with the same: 1 but for the batches
-LEARNT = 0.5  # end over chance of a net that came to rest because there is little left to learn
+LEARNT = 0.5  # end over chance of a net that nothing keeps from learning; it may come to rest there
 BETTER = 0.98  # end of a variation over that of the run: of one and the same batches, so that 2% are no accident
 FALLING = 0.95  # last quarter over the one before: a loss that falls so fast is not at rest
 THROWN_OFF = 10.0  # largest loss over the first: sound nets stay below, early spikes of Adam included

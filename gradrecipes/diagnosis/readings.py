@@ -10,6 +10,7 @@ import numpy as np
 
 from gradrecipes.core.trace import SKIPPED_GRADIENT, SKIPPED_LOSS, SKIPPED_OVERFLOW, Trace
 
+OUT_OF_PROPORTION = 10.0  # ||g||/||W|| of a layer at the first step; sound nets have .01 to 2
 TOLERATED_BY_SCALER = 0.3  # share of steps that a loss scaler may leave out while it looks for its scale
 SMALLEST_WEIGHT_RMS = 1e-3  # root mean square of a layer's weights; below it (zero heads, ReZero) ratios mean nothing
 
@@ -94,6 +95,12 @@ def gradient_to_weight(trace: Trace) -> np.ndarray:
     weights = first_sample(trace, "weight_norm")
     usable = np.isfinite(gradients) & np.isfinite(weights) & (weights > smallest_weight_norms(trace))
     return np.where(usable, gradients / np.where(usable, weights, 1.0), np.nan)
+
+
+def out_of_proportion(trace: Trace) -> bool:
+    """Say whether some layer's gradient is, at the first sample, far larger than its weights."""
+    ratios = gradient_to_weight(trace)
+    return bool(np.any(ratios[np.isfinite(ratios)] >= OUT_OF_PROPORTION))
 
 
 def smallest_weight_norms(trace: Trace) -> np.ndarray:

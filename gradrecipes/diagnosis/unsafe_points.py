@@ -83,12 +83,12 @@ def ends(trace: Trace) -> Said | None:
         bad = [one for one in head.points if one["at"] in BOUNDED_ENDS and not _sound(one)]
         if head.of_keras or not bad or not _comes_near(trace, head):
             continue
-        ends = " and ".join(one["at"] for one in bad)
+        at = " and ".join(one["at"] for one in bad)
         activation = bad[0].get("activation")
-        where = "where it is sure of one class" if ends == "one class" else f"at exactly {ends}"
+        where = "where it is sure of one class" if at == "one class" else f"at exactly {at}"
         statement = (
             f"The loss {head.name!r} is no number where the {activation} of {head.output['name']!r} is {where[6:]}"
-            if ends == "one class"
+            if at == "one class"
             else f"The loss {head.name!r} or its gradient is no number where a {activation} ends, {where}"
         )
         return (

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.probes.loss import SAME
 from gradrecipes.training.trial import Trial
 
-SAME = 1e-4  # relative difference up to which two losses are one
 LEAST_SPREAD = 0.01  # of the predictions, over that of the targets; below it no order of them makes a difference
 
 

@@ -131,7 +131,7 @@ def _variations(
     inputs = _far_inputs(probes)
     if inputs:
         changes["scaled_inputs"] = {"batches": standardized(batches, inputs=inputs)}
-    targets = _far_targets(probes, batches)
+    targets = _far_targets(probes)
     if targets:
         changes["scaled_targets"] = {"batches": standardized(batches, targets=True)}
     weights = fitting_weights(trial.model, probes["signal"]["before"]["weights"])
@@ -200,7 +200,7 @@ def _far_inputs(probes: dict[str, Any]) -> list[int]:
     return far
 
 
-def _far_targets(probes: dict[str, Any], batches: list[Any]) -> bool:
+def _far_targets(probes: dict[str, Any]) -> bool:
     outputs, targets = probes["structure"].get("outputs") or [], probes["data"].get("targets") or []
     regression = outputs and all(
         (output.get("activation") in (None, "linear") or not output.get("certain"))

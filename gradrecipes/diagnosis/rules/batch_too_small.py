@@ -32,20 +32,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.noise_scale import FAR
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.keras_lines import optimizer_line, recorded_rate
-from gradrecipes.diagnosis.readings import gradient_to_weight, number, say
+from gradrecipes.diagnosis.readings import number, out_of_proportion, say
 from gradrecipes.diagnosis.varied import LIKELY, PROVEN, UNPROVEN, heals, variation, varied_evidence
 from gradrecipes.diagnosis.verdict import OSCILLATING, STALLED, UNKNOWN, Verdict, verdict
 
 FEW = 2  # samples; BatchNormalization over them returns signs, or with one its offset. arXiv 1803.08494, figure 1
 USUAL = 32  # samples; Keras' default, from which the error of BatchNormalization no longer falls
-OUT_OF_PROPORTION = 10.0  # ||g||/||W|| of a layer at the first step; sound nets have .01 to 2
 LITTLE = 0.5  # loss at the end over that of a blind guess; sound nets get below in a trial that repeats its batches
 MOST = 4096  # samples that are prescribed
 
@@ -127,9 +124,7 @@ def _harmed(trace: Trace, seen: Verdict) -> bool:
     """Say whether a run learnt nothing, or little with gradients that are out of proportion to the weights."""
     if number(_structure(trace).get("vector_batch_normalizations")) and seen.end_over_chance > LITTLE:
         return True  # where there are no positions, two samples leave nothing but a sign
-    ratios = gradient_to_weight(trace)
-    wild = bool(np.any(ratios[np.isfinite(ratios)] >= OUT_OF_PROPORTION))
-    return not seen.learnt or (wild and seen.end_over_chance > LITTLE)
+    return not seen.learnt or (out_of_proportion(trace) and seen.end_over_chance > LITTLE)
 
 
 def _batch_normalizations(trace: Trace) -> int:

@@ -30,6 +30,7 @@ from gradrecipes.core.activation import ACTIVATIONS
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.signal_theory import batch_normalized_factor
 from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.data_facts import LEARNT
 from gradrecipes.diagnosis.readings import say
 from gradrecipes.diagnosis.remedies import add_residual_blocks, normalize_before_the_activation
 from gradrecipes.diagnosis.signals import count, layers, span, weighted
@@ -38,7 +39,6 @@ from gradrecipes.diagnosis.verdict import verdict
 LAYERS = 10  # with BatchNormalization, in a row; sixteen of them make 21-fold and train
 TOTAL = 30.0  # output gradient of the first weighted layer over that of the last
 HOPELESS = 1000.0  # the same, where a trial begins to learn all the same: no rate suits first and last layers
-LEARNT = 0.5  # end of the trial over chance, of a net that it does not keep from learning
 PER_LAYER = 1.06  # factor; ReLU is predicted 1.21, tanh 1.085, and a sound residual net has about 1
 
 

@@ -42,6 +42,7 @@ from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.signal_theory import FLOAT32_MAX, SQUARE_OVERFLOW, overflow_depth
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.chain import Link, Stage, growth_log_std, links, stretches
+from gradrecipes.diagnosis.data_facts import LEARNT
 from gradrecipes.diagnosis.keras_lines import initializer_for
 from gradrecipes.diagnosis.oversized_weights import oversized_weights
 from gradrecipes.diagnosis.prescribe import initialization_prescriptions
@@ -56,7 +57,6 @@ SHARE_EXPLAINED = 0.5  # predicted over measured ln(growth); below it something 
 ERROR_BARS = 2.0  # standard deviations of finite width quoted as "between"
 BELONGS = 0.5  # ln(growth) of a layer at an end of the run over that of the steepest: below, it dilutes the average
 EQUAL = 0.1  # difference of ln(growth) of two layers that the draw of their weights explains, down to width 16
-LEARNT = 0.5  # end of a trial over chance, of a net that its weights do not keep from learning
 
 SQUARED_LOSSES = ("squared_error", "mse")
 

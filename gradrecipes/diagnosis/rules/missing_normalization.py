@@ -28,12 +28,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.readings import gradient_to_weight, say
+from gradrecipes.diagnosis.oversized_weights import TOO_LARGE
+from gradrecipes.diagnosis.readings import out_of_proportion, say
 from gradrecipes.diagnosis.remedies import add_residual_blocks
 from gradrecipes.diagnosis.signals import NORMALIZATIONS, RECURRENT, WEIGHTED, count, kernels, layers, span
 from gradrecipes.diagnosis.verdict import verdict
@@ -42,9 +41,7 @@ SKIPS = 8  # places where branches are added; sqrt(2) each makes 16-fold
 TOTAL = 10.0  # growth of the sum from the first to the last of them
 PER_SKIP = 1.15  # growth at each; sound branches of Fixup or ReZero add next to nothing
 SUMS = {"Add", "Average"}
-OVERSIZED = 2.0  # times the largest usual standard deviation of a kernel
 MORE = 1.05  # times what a layer gave, of a sum with something else
-OUT_OF_PROPORTION = 10.0  # ||g||/||W|| of a layer at the first step; sound nets have .01 to 2
 SAME = 1e-4  # relative difference up to which what one block gives is what the next one takes
 
 
@@ -98,7 +95,7 @@ def missing_normalization(trace: Trace) -> Finding | None:
 def _sums(trace: Trace) -> tuple[str, list[dict[str, Any]], str]:
     """Return what adds a branch to what it came from, the layers that show it, and in which reading."""
     added = [layer for layer in layers(trace) if layer["kind"] in SUMS]
-    if len(added) >= SKIPS or any(larger > OVERSIZED for _, larger, _ in kernels(trace)):
+    if len(added) >= SKIPS or any(larger > TOO_LARGE for _, larger, _ in kernels(trace)):
         return "sums of branches", added, "output_rms"
     blocks = _blocks(trace)
     if len(blocks) >= SKIPS:
@@ -108,9 +105,8 @@ def _sums(trace: Trace) -> tuple[str, list[dict[str, Any]], str]:
 
 def _harmed(trace: Trace) -> bool:
     """Say whether a run did not learn, or, where chance is not known, begins with gradients out of proportion."""
-    seen, ratios = verdict(trace), gradient_to_weight(trace)
-    wild = bool(np.any(ratios[np.isfinite(ratios)] >= OUT_OF_PROPORTION))
-    return not seen.learnt or (wild and math.isnan(seen.end_over_chance))
+    seen = verdict(trace)
+    return not seen.learnt or (math.isnan(seen.end_over_chance) and out_of_proportion(trace))
 
 
 def _blocks(trace: Trace) -> list[dict[str, Any]]:

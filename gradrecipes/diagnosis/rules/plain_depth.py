@@ -31,6 +31,7 @@ from __future__ import annotations
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.signal_theory import finite_width_log_std
 from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.data_facts import LEARNT
 from gradrecipes.diagnosis.readings import say
 from gradrecipes.diagnosis.remedies import add_residual_blocks, make_it_shallower, normalize_before_the_activation
 from gradrecipes.diagnosis.signals import NORMALIZATIONS, count, kernels, span, weighted
@@ -39,7 +40,6 @@ from gradrecipes.diagnosis.verdict import verdict
 
 DEEP = 15  # weighted layers; with He weights ten train well and thirty do not
 LOTTERY = 4.0  # standard deviation of ln of the squared gradient, from which single draws differ fifty-fold and more
-LEARNT = 0.5  # end of the trial over chance, of a draw that had luck
 USUAL = 2.5  # times larger or smaller than a usual spread up to which the weights are not to blame
 
 

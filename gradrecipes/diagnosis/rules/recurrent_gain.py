@@ -39,7 +39,7 @@ import numpy as np
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.readings import gradient_to_weight, number, say
+from gradrecipes.diagnosis.readings import OUT_OF_PROPORTION, gradient_to_weight, number, say
 from gradrecipes.diagnosis.recurrent_remedies import recurrent_prescriptions
 from gradrecipes.diagnosis.verdict import OSCILLATING, STALLED, Verdict, verdict
 
@@ -49,7 +49,6 @@ GONE = 0.2  # growth per step: after ten steps float32 (2^-23) keeps nothing of 
 GONE_OF_PLAIN = 0.5  # the same of a layer without gates, which orthogonal weights start at .9
 FORGOTTEN = -6.9  # log10 of the growth over the sequence, 2^-23: what float32 keeps beside 1
 LONG_ENOUGH = 10  # steps
-OUT_OF_PROPORTION = 10.0  # ||g||/||W|| of the layer at the first step; sound nets have .01 to 2
 JUMP = 10.0  # largest gradient norm of a plain layer over its median, in a run that does not learn; noise makes 3
 LOOSE_JUMP = 5.0  # the same where the matrix by itself would make a thousandfold of an unbounded state
 WILD_JUMP = 100.0  # the same: beyond any doubt

@@ -25,12 +25,12 @@ from __future__ import annotations
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.data_facts import LEARNT
 from gradrecipes.diagnosis.readings import say
 from gradrecipes.diagnosis.remedies import change_activation, normalize_before_the_activation, use_fitting_initializer
 from gradrecipes.diagnosis.signals import hidden, weights
 from gradrecipes.diagnosis.verdict import verdict
 
-LEARNT = 0.5  # end of the trial over chance, of a net that it does not keep from learning
 SATURATED = 0.5  # share of a layer's outputs at a bound; Glorot weights and scaled inputs give below .05
 
 

@@ -35,6 +35,7 @@ from gradrecipes.core.activation import ACTIVATIONS
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.signal_theory import derivative_moment
 from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.oversized_weights import TOO_LARGE
 from gradrecipes.diagnosis.readings import say
 from gradrecipes.diagnosis.remedies import (
     change_activation,
@@ -46,7 +47,6 @@ from gradrecipes.diagnosis.varied import confidence, varied_evidence
 from gradrecipes.diagnosis.verdict import LEARNING, verdict
 
 TOO_SMALL = 4.0  # times smaller than the smallest usual spread: a sixteenth of the variance
-TOO_LARGE = 2.0  # times the largest usual spread: weights that are alike and so large explode
 SHARE = 0.5  # of the kernels that are too small
 ALIKE = 1e-3  # spread over size of a kernel below which its entries are all alike
 LOST = 1e-3  # output gradient of the first weighted layer over that of the last; He nets keep it within a factor of 10
