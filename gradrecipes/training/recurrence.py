@@ -152,6 +152,7 @@ class Recurrence:
         states = keras.tree.pack_sequence_as(self._initial, list(flat))
         noiseless = {"training": False} if self._takes_training else {}
         output, new = self._cell(entering, states, **noiseless)
+        _forget_noise(self._cell)
         return output, [_where(mask, now, was) for now, was in zip(keras.tree.flatten(new), flat, strict=True)]
 
     def _pull_states(self, entering: tf.Tensor, mask: tf.Tensor, flat: State, vectors: State) -> Any:
@@ -173,6 +174,13 @@ class Recurrence:
     def _grown(self, back: State, mask: tf.Tensor) -> tuple[State, tf.Tensor]:
         back, size = _unit(back)
         return back, tf.where(mask, tf.math.log(size), 0.0)
+
+
+def _forget_noise(cell: Any) -> None:
+    """Take away the masks that a cell of Keras 3.7 makes even where there is no dropout, and keeps: graph tensors."""
+    for part in getattr(cell, "cells", [cell]):
+        for name in ("reset_dropout_mask", "reset_recurrent_dropout_mask"):
+            getattr(part, name, lambda: None)()
 
 
 def _where(mask: tf.Tensor, now: tf.Tensor, was: tf.Tensor) -> tf.Tensor:

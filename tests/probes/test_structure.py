@@ -201,7 +201,7 @@ def adapted():
     [
         (lambda: layers.Dense(2), None),
         (adapted, "Normalization"),
-        (lambda: layers.Normalization(mean=1.0, variance=2.0), "Normalization"),
+        (lambda: layers.Normalization(mean=[1.0, 1.0], variance=[2.0, 2.0]), "Normalization"),
         (lambda: layers.Normalization(), None),
         (lambda: layers.Rescaling(1 / 255), "Rescaling"),
         (lambda: layers.BatchNormalization(), "BatchNormalization"),
