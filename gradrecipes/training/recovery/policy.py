@@ -12,6 +12,7 @@ from gradrecipes.training.recovery.snapshots import SnapshotRing
 FIRST_FACTOR = 0.5  # of the learning rate at the first rollback: what has been asked of Keras since 2017, issue 8332
 NEXT_FACTOR = 0.2  # at each further one before the training has recovered: the rate may be wrong by orders
 RECENT = 32  # losses that tell the present level; a quarter of the window
+LATEST = 8  # losses that tell a level that has just changed: those since the device was asked last
 BEGINNING = 16  # losses that tell the level at the beginning
 LEARNED = 0.5  # of the level at the beginning: below it, something had been learned
 LOST = 0.9  # of the level at the beginning: above it again, all of that is lost
@@ -117,7 +118,8 @@ class Recovery:
     def _keep_if_sound(self, readings: Readings, recent: float) -> bool:
         if readings.consecutive_skips or readings.step - self._last_kept < self.every:
             return True
-        if self._best > 0 and recent > max(SOUND * self._best, (1 - LOST) * self._beginning):
+        latest = float(np.median(readings.losses[-LATEST:])) if len(readings.losses) else recent
+        if self._best > 0 and max(recent, latest) > max(SOUND * self._best, (1 - LOST) * self._beginning):
             return True
         if not self.ring.keep(readings.step):
             return False  # a ReLU may turn NaN into 0: no loss and no gradient shows the NaN in a weight before it

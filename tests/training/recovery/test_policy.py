@@ -61,6 +61,15 @@ def test_a_snapshot_is_kept_when_one_is_due_and_nothing_is_wrong():
     assert ring.kept == [12, 28, 40]  # at 24 a step had been skipped
 
 
+def test_no_snapshot_is_kept_of_a_training_that_has_just_gone_wrong():
+    ring = Ring()
+    judge = recovery(ring)
+    sound = [2.0] * 40
+    for step, losses in ((0, sound), (12, [*sound, *[9.0] * 3]), (24, [*sound, *[9.0] * 8]), (28, [*sound, *[2.1] * 8])):
+        assert judge.consider(at(step, losses=losses)) is Action.NOTHING
+    assert ring.kept == [0, 12, 28]  # three bad losses may be chance; at 24 the median of the last 32 was still 2
+
+
 def test_too_many_skips_go_back_then_further_back_then_stop_or_give_way():
     for finite, last in ((False, Action.STOP), (True, Action.GIVE_WAY)):
         ring = Ring()
