@@ -20,7 +20,7 @@ from gradrecipes.report.html import render_page
 
 NUMBERS = st.one_of(
     st.floats(width=32, allow_nan=True, allow_infinity=True),
-    st.sampled_from([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, 1e-45, 1e-38, 3e38, -1.0, 1e20]),
+    st.sampled_from(np.float32([np.nan, np.inf, -np.inf, 0, -0.0, 1, 1e-45, 1e-38, 3e38, -1, 1e20]).tolist()),
 )
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-3, 2**40), st.floats(), st.text(max_size=5)),

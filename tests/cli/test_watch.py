@@ -14,6 +14,7 @@ import pytest
 import gradrecipes as gr
 from gradrecipes.cli.main import main
 from gradrecipes.training.watching import WatchedFits
+from tests.seeds import begin_anew
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -282,10 +283,12 @@ def test_a_watched_script_comes_to_the_same_bits_and_its_probes_join_the_trace(w
     (tmp_path / "plain.py").write_text(SCRIPT + LAYERED)
     argv = sys.argv
     sys.argv = ["plain.py", "plain.npz"]
+    begin_anew()
     try:
         runpy.run_path(str(tmp_path / "plain.py"), run_name="__main__")
     finally:
         sys.argv = argv
+    begin_anew()
     code, out, _ = watch(LAYERED, "watched.npz")
     assert (code, codes(out)) == (0, [[]])
     plain, watched = np.load("plain.npz"), np.load("watched.npz")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import numpy as np
@@ -22,13 +23,17 @@ def test_students_t_is_that_of_scipy(freedom):
     assert student_tail(math.inf, freedom) == 0
 
 
+def scipy_bootstrap(values, **how):
+    takes = inspect.signature(scipy.stats.bootstrap).parameters
+    random = {"rng" if "rng" in takes else "random_state": np.random.default_rng(0)}  # renamed in scipy 1.15
+    return scipy.stats.bootstrap((values,), np.mean, **how, **random).confidence_interval
+
+
 @pytest.mark.parametrize("count", [3, 5, 8, 12, 30])
 def test_the_plain_percentiles_are_those_of_scipy(count):
     values = np.random.default_rng(count).gamma(2.0, size=count)
     mine = bootstrap_interval(values, expanded=False)
-    theirs = scipy.stats.bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=200_000, rng=np.random.default_rng(0)
-    ).confidence_interval
+    theirs = scipy_bootstrap(values, method="percentile", n_resamples=200_000)
     assert mine.low == pytest.approx(theirs.low, abs=0.02 * values.std())
     assert mine.high == pytest.approx(theirs.high, abs=0.02 * values.std())
 
@@ -64,7 +69,7 @@ def test_for_five_values_plain_percentiles_and_the_bias_corrected_ones_fall_shor
         return bootstrap_interval(values, expanded=False)
 
     def corrected(values):
-        return scipy.stats.bootstrap((values,), np.mean, method="BCa", n_resamples=1000, rng=0).confidence_interval
+        return scipy_bootstrap(values, method="BCa", n_resamples=1000)
 
     assert 0.80 < coverage(plain, Draws("normal", 5), 0.0) < 0.86
     assert coverage(corrected, Draws("normal", 5), 0.0, runs=500) < 0.87

@@ -7,10 +7,10 @@ import random
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common import global_state
 
 from gradrecipes.probes.before_fit import look_before_fit
 from gradrecipes.training.model_state import variables_of
+from tests.seeds import begin_anew
 
 X = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
 Y = X[:, :1].copy()
@@ -31,11 +31,6 @@ def net():
     return model
 
 
-def seed_all():
-    keras.utils.set_random_seed(1)
-    global_state.set_global_attribute("global_seed_generator", None)  # which Keras 3.7 leaves where it is
-
-
 def drawn():
     numbers = random.random(), np.random.random(), float(tf.random.normal(())), float(keras.random.normal(()))
     return *numbers, random.random()
@@ -44,9 +39,9 @@ def drawn():
 def test_nothing_moves():
     model = net()
     before = [np.array(one) for one in variables_of(model)]
-    seed_all()
+    begin_anew()
     expected = drawn()
-    seed_all()
+    begin_anew()
     found = look_before_fit(model, X, Y, batch_size=16)
     assert drawn() == expected
     assert set(found) == {"data", "structure", "signal", "loss"}

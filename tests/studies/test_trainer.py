@@ -239,10 +239,12 @@ def test_a_run_that_diverges_ends_early_and_leaves_the_next_one_alone():
 
 
 def test_an_error_of_the_numbers_is_a_divergence_and_any_other_is_an_error():
-    def terminated():
-        return [keras.callbacks.TerminateOnNaN(raise_error=True)]
+    class RaiseOnNaN(keras.callbacks.Callback):  # as TerminateOnNaN(raise_error=True) does, which Keras 3.7 lacks
+        def on_train_batch_end(self, batch, logs=None):
+            if not np.isfinite(logs["loss"]):
+                raise RuntimeError(f"NaN or Inf loss encountered at batch {batch}.")
 
-    fit = {**FIT, "callbacks": terminated}
+    fit = {**FIT, "callbacks": lambda: [RaiseOnNaN()]}
     trainer = Trainer(stateful, split=SPLIT, fit=fit, objective=Objective.named("val_loss"))
     lost = trainer.run("a", Arm(build={"rate": 1e30}), 0)
     assert "NaN" in lost.diverged and lost.history == {}
