@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras.src.backend.common import global_state
+from keras.src.losses import loss as keras_loss
 from tensorflow.python.eager import context as tensorflow_context
 
 RELIED_ON = {
@@ -32,6 +33,9 @@ RELIED_ON = {
         "_loss_tracker",
     ),
 }
+
+# Keras 3.7 leaves each replica the mean over its own samples, so that the sum of gradients grows with the replicas.
+DIVIDES_LOSS_AMONG_REPLICAS = hasattr(keras_loss, "scale_loss_for_distribution")
 
 
 @contextlib.contextmanager

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
+
+from gradrecipes.training.keras_private import DIVIDES_LOSS_AMONG_REPLICAS
 
 Apply = Callable[[Sequence[Any]], None]
 
 
 def require_supported(strategy: tf.distribute.Strategy, caller: str) -> None:
-    """Refuse the strategies whose replicas the pipeline cannot follow.
+    """Refuse the strategies whose replicas the pipeline cannot follow, and those that Keras itself does not.
 
     Raises:
         ValueError: With the strategy's name and what is supported.
@@ -25,6 +28,13 @@ def require_supported(strategy: tf.distribute.Strategy, caller: str) -> None:
             "MultiWorkerMirroredStrategy with one replica on each worker. "
             f"Received: a {type(strategy).__name__} with {strategy.num_replicas_in_sync} replicas on "
             f"{workers(strategy)} workers. Start one worker for each device instead."
+        )
+    if strategy.num_replicas_in_sync > 1 and not DIVIDES_LOSS_AMONG_REPLICAS:
+        raise ValueError(
+            f"{caller} needs Keras 3.8 or later on several replicas: Keras 3.7 does not divide the loss among them, so "
+            "that updates grow with the number of replicas, and cannot make a Dropout layer there at all. "
+            f"Received: Keras {keras.version()} and a {type(strategy).__name__} with "
+            f"{strategy.num_replicas_in_sync} replicas. Upgrade Keras, or use one device."
         )
 
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from sklearn.datasets import load_digits
 from tensorflow.python.framework import config as tensorflow_config
+
+from gradrecipes.training.keras_private import DIVIDES_LOSS_AMONG_REPLICAS
 
 layers = keras.layers
 
@@ -42,6 +45,10 @@ def deterministic(*, rewrites: bool = True) -> Iterator[None]:
     finally:
         tensorflow_config.disable_op_determinism()
         tf.config.optimizer.set_experimental_options({"arithmetic_optimization": True, "remapping": True})
+
+
+# For tests of several replicas.
+divided = pytest.mark.skipif(not DIVIDES_LOSS_AMONG_REPLICAS, reason="Keras 3.7 does not divide the loss by replicas")
 
 
 def compiled(model: keras.Model, optimizer: Any = None, **how: Any) -> keras.Model:

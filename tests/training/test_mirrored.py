@@ -10,8 +10,9 @@ import pytest
 import tensorflow as tf
 
 import gradrecipes as gr
+from gradrecipes.training.keras_private import DIVIDES_LOSS_AMONG_REPLICAS
 from tests.training.mode_nets import tokens_and_features, tokens_and_features_data
-from tests.training.nets import digits, seeded, two_dense, with_state
+from tests.training.nets import digits, divided, seeded, two_dense, with_state
 
 pytestmark = pytest.mark.alone
 BATCH, STEPS, BOUND = 16, 4, 0.05
@@ -78,6 +79,16 @@ CASES = {
 }
 
 
+@pytest.mark.skipif(DIVIDES_LOSS_AMONG_REPLICAS, reason="this Keras divides the loss among replicas")
+def test_a_keras_that_does_not_divide_the_loss_is_refused(strategy):
+    x, y = digits(BATCH)
+    model = build(strategy, two_dense, lambda: SGD(0.1))
+    for callback in (gr.GradientMonitor(), gr.GradientGuard()):
+        with pytest.raises(ValueError, match=r"Gradient(Monitor|Guard) needs Keras 3\.8 .*2 replicas"):
+            fit(model, x, y, callback)
+
+
+@divided
 @pytest.mark.parametrize("case", CASES)
 def test_norms_losses_and_updates_are_those_of_one_device(strategy, case):
     net, data, optimizer, clipping = CASES[case]
@@ -105,6 +116,7 @@ def test_norms_losses_and_updates_are_those_of_one_device(strategy, case):
     assert history["accuracy"] == pytest.approx(expected["accuracy"])
 
 
+@divided
 def test_keras_alone_clips_each_share_and_misses_its_own_bound(strategy):
     x, y = digits(BATCH)
 
@@ -119,6 +131,7 @@ def test_keras_alone_clips_each_share_and_misses_its_own_bound(strategy):
     assert update(strategy, gr.GradientMonitor()) == pytest.approx(BOUND, rel=1e-4)
 
 
+@divided
 def test_the_gradients_of_the_replicas_are_summed_once(strategy, monkeypatch):
     x, y = digits(2 * BATCH)
     sums, scalars = [], []
@@ -146,6 +159,7 @@ def test_the_gradients_of_the_replicas_are_summed_once(strategy, monkeypatch):
     assert counts == [[4, 4], [4, 4]]  # four gradients, two steps: no sum more than Keras alone needs
 
 
+@divided
 def test_a_bad_sample_of_one_replica_leaves_all_of_them_as_they_were(strategy):
     x, y = digits(3 * BATCH)
     model = build(strategy, with_state, lambda: keras.optimizers.Adam(0.01))
@@ -177,6 +191,7 @@ class Flip(keras.callbacks.Callback):
             kernel.assign(tf.fill(kernel.shape, np.nan))
 
 
+@divided
 def test_the_guard_goes_back_on_all_replicas(strategy):
     x, y = digits(16 * BATCH)
     model = build(strategy, with_state, lambda: keras.optimizers.Adam(0.01))
@@ -193,6 +208,7 @@ def test_the_guard_goes_back_on_all_replicas(strategy):
     assert history["accuracy"][-1] > history["accuracy"][0]
 
 
+@divided
 @pytest.mark.parametrize(
     "argument", [{"gradient_accumulation_steps": 2}, {"use_ema": True, "ema_overwrite_frequency": 2}], ids=str
 )

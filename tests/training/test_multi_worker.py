@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.training.nets import divided
+
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("worker.py")
 PATIENCE = 240  # seconds until a run is given up
@@ -72,6 +74,7 @@ def result(folder: Path, name: str) -> dict[str, np.ndarray]:
         return dict(file)
 
 
+@divided
 @pytest.mark.slow
 def test_two_workers_train_as_one_process_with_the_joint_batch(tmp_path):
     with running(start(tmp_path, "alone", epochs=2)) as alone:
@@ -87,6 +90,7 @@ def test_two_workers_train_as_one_process_with_the_joint_batch(tmp_path):
         np.testing.assert_array_equal(mine, workers[1][name], err_msg=name)
 
 
+@divided
 @pytest.mark.slow
 def test_a_worker_that_dies_is_named_and_both_go_on_from_their_backups(tmp_path):
     backups = [{"backup": str(tmp_path / f"backup{i}"), "epochs": 4, "timeout": 20} for i in range(2)]
