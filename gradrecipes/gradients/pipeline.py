@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -18,10 +19,11 @@ from gradrecipes.core.trace import (
     SKIPPED_OVERFLOW,
 )
 from gradrecipes.gradients.clipping import LARGEST_SINGLE_FACTOR_NORM, Clipping, StepGradients
+from gradrecipes.gradients.columns import Columns, Places, in_columns, length
 from gradrecipes.gradients.norms import LARGEST_PLAIN_NORM, Norms, measure_norms
 from gradrecipes.gradients.packing import PackedTensors, TensorLike
 from gradrecipes.gradients.plain_variable import plain_variable
-from gradrecipes.gradients.recorder import Recorder, SampledUpdate, Tap, weigh_update
+from gradrecipes.gradients.recorder import Recorder, SampledUpdate, Tap
 from gradrecipes.gradients.spikes import SpikeWatch
 from gradrecipes.gradients.update import StepOutcome, Update, joined
 
@@ -61,13 +63,18 @@ class Pipeline:
 
     Args:
         settings: What to do.
+
+    Attributes:
+        columns: Which variables the record has columns for; None while they are those of the first step.
     """
 
     def __init__(self, settings: PipelineSettings):
         self.settings = settings
+        self.columns: Columns | None = None
         self.recorder: Recorder | None = None
         self.watches: dict[str, SpikeWatch] = {}
         self._clipping_states: dict[str, tuple[tf.Variable, ...]] = {}
+        self._tensors: dict[str, int] = {}
         self.skipped_steps = plain_variable(0, dtype=tf.int64, name="skipped_steps")
         self.consecutive_skips = plain_variable(0, dtype=tf.int64, name="consecutive_skips")
         self.clipped_steps = plain_variable(0, dtype=tf.int64, name="clipped_steps")
@@ -90,7 +97,8 @@ class Pipeline:
         when_rare = None
         if settings.record and update.alone and not sample:
             self._make_recorder(len(packed), 0)
-            when_rare = functools.partial(self.recorder.write_sample_if_nonfinite, packed, unit)
+            write, places = self.recorder.write_sample_if_nonfinite, self._places(update.variables)
+            when_rare = functools.partial(write, packed, unit, places=places)
         weights_before = update.weights() if sample else None
         norms = measure_norms(packed, when_rare=when_rare)
         code = self._decide(norms, unit, update)
@@ -99,8 +107,8 @@ class Pipeline:
         self._apply_where(code, update, transformed)
         sampled = None
         if sample:
-            sampled = SampledUpdate(packed, unit, weigh_update(weights_before, update.weights()))
-        return StepOutcome(code, norms.total / unit, factor, norms.of_each / unit, sampled)
+            sampled = SampledUpdate(packed, unit, weights_before, update.weights())
+        return StepOutcome(code, norms.total / unit, factor, norms.of_each / unit, sampled, update.variables)
 
     def _transform(
         self, update: Update, packed: PackedTensors, norms: Norms, unit: tf.Tensor, applied: tf.Tensor
@@ -115,16 +123,19 @@ class Pipeline:
         return clipped.factor, clipped.packed.unpacked if update.measured is None else transformed
 
     def _to_clip(self, update: Update, packed, norms, unit, learn) -> StepGradients:
-        if update.owner not in self._clipping_states:
+        owner = update.owner
+        if self._tensors.setdefault(owner, len(packed)) != len(packed):
+            owner = f"{owner}_of_{len(packed)}"  # fewer gradients than at first: what is remembered is not of these
+        if owner not in self._clipping_states:
             with tf.init_scope():
-                self._clipping_states[update.owner] = self.settings.clipping.make_state(len(packed))
+                self._clipping_states[owner] = self.settings.clipping.make_state(len(packed))
             self._take_up()
         return StepGradients(
             packed,
             norms,
             unit,
             any_norm=not self.settings.skip,
-            state=self._clipping_states[update.owner],
+            state=self._clipping_states[owner],
             learn=learn,
             weights=update.weights,
             unit_axes=update.unit_axes,
@@ -188,7 +199,7 @@ class Pipeline:
         """Count and record a step, all of whose updates were applied or skipped.
 
         Args:
-            outcomes: What `apply` returned, of one optimizer or of several.
+            outcomes: What `apply` returned, of one update or of several.
             loss: float scalar, the loss of the batch, if it is known.
             taps: (output, gradient with respect to it) of layers, in a step that is sampled.
 
@@ -199,14 +210,18 @@ class Pipeline:
         self._count(whole)
         if not self.settings.record:
             return whole
+        places = self._places(whole.variables)
+        self._make_recorder(int(whole.norms.shape[0]), len(taps or ()))
         if taps is not None:
-            self._make_recorder(int(whole.norms.shape[0]), len(taps))
-            self.recorder.write_sample([outcome.sampled for outcome in outcomes], taps)
-        self._make_recorder(int(whole.norms.shape[0]), 0)
+            self.recorder.write_sample([outcome.sampled for outcome in outcomes], taps, places=places)
         loss = tf.constant(np.nan, tf.float32) if loss is None else tf.cast(loss, tf.float32)
         head = [loss, whole.gradient_norm, whole.clip_factor, tf.cast(whole.code, tf.float32)]
-        self.recorder.write_row(tf.concat([tf.stack(head), whole.norms], axis=0))
+        norms = in_columns(whole.norms, places, self.recorder.gradients, length)
+        self.recorder.write_row(tf.concat([tf.stack(head), norms], axis=0))
         return whole
+
+    def _places(self, variables: Sequence[Any] | None) -> Places | None:
+        return None if self.columns is None or variables is None else self.columns.places(variables)
 
     def _count(self, outcome: StepOutcome) -> None:
         if self.settings.skip:
@@ -222,7 +237,7 @@ class Pipeline:
             return
         settings = self.settings
         self.recorder = Recorder(
-            gradients=gradients,
+            gradients=gradients if self.columns is None else len(self.columns),
             taps=taps,
             sample_every=settings.sample_every,
             capacity=settings.capacity,

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.core.trace import HISTOGRAM_BINS, HISTOGRAM_HIGHEST, HISTOGRAM_LOWEST
+from gradrecipes.gradients.columns import Places, average, in_columns, most, total
 from gradrecipes.gradients.norms import measure_norms
 from gradrecipes.gradients.packing import PackedTensors
 from gradrecipes.gradients.plain_variable import plain_variable
@@ -21,21 +22,23 @@ TAP_COLUMNS = ("output_rms", "output_gradient_norm")
 WEIGHT_COLUMNS = ("weight_norm", "weight_mean", "update_norm")
 
 
-Tap = tuple[tf.Tensor, tf.Tensor | None]
+Tap = tuple[tf.Tensor | None, tf.Tensor | None]
 
 
 class SampledUpdate(NamedTuple):
-    """What a sample is made of, for the gradients of one optimizer.
+    """What a sample is made of, for the gradients of one update.
 
     Attributes:
         packed: The gradients.
         unit: float32 scalar, what they come multiplied by.
-        weights: float32 `[3n]` as `weigh_update` returns it, where the weights were measured.
+        before: The weights before the update, where they were read.
+        after: The weights after the update.
     """
 
     packed: PackedTensors
     unit: tf.Tensor
-    weights: tf.Tensor | None = None
+    before: PackedTensors | None = None
+    after: PackedTensors | None = None
 
 
 class Rows(NamedTuple):
@@ -62,7 +65,7 @@ class Recorder:
     graph itself, without the layers' outputs.
 
     Args:
-        gradients: How many gradients there are.
+        gradients: How many variables have a column of their own.
         taps: How many layer outputs are measured in a sample.
         sample_every: Steps from sample to sample.
         capacity: Steps that the ring holds; `take` must be called within as many.
@@ -97,26 +100,32 @@ class Recorder:
         self._rows.scatter_nd_update([[step % self.capacity]], row[None])
         self.step.assign_add(1)
 
-    def write_sample(self, updates: Sequence[SampledUpdate], taps: Sequence[Tap] = ()) -> None:
+    def write_sample(
+        self, updates: Sequence[SampledUpdate], taps: Sequence[Tap] = (), *, places: Places | None = None
+    ) -> None:
         """Write the sample of this step; call it before `write_row`.
 
         Args:
-            updates: What was measured of each optimizer's gradients.
+            updates: What was measured of each update's gradients.
             taps: (output, gradient with respect to it) of layers, where they were heard.
+            places: The columns of the gradients, one update after the other; see `in_columns`.
         """
         place = self._sample_count.read_value() % self._sample_capacity
-        parts = [tf.concat(of_all, axis=0) for of_all in zip(*map(_describe_gradients, updates), strict=True)]
-        if updates[0].weights is not None:
-            of_weights = [tf.split(update.weights, len(WEIGHT_COLUMNS)) for update in updates]
-            parts += [tf.concat(of_all, axis=0) for of_all in zip(*of_weights, strict=True)]
+        described = zip(*map(_describe_gradients, updates), (most, average, average, total), strict=True)
+        parts = [in_columns(tf.concat(of_all, axis=0), places, self.gradients, join) for *of_all, join in described]
+        if updates[0].before is not None:
+            weighed, places = _weigh(updates, places)
+            parts += [in_columns(values, places, self.gradients, most) for values in weighed]
             parts += _describe_taps(taps, updates[0].unit)
-        sample = tf.concat(parts, axis=0)
+        sample = tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0)
         sample = tf.pad(sample, [[0, self._sample_width - sample.shape[0]]], constant_values=np.nan)
         self._samples.scatter_nd_update([[place]], sample[None])
         self._sample_steps.scatter_nd_update([[place]], self.step.read_value()[None])
         self._sample_count.assign_add(1)
 
-    def write_sample_if_nonfinite(self, packed: PackedTensors, unit: tf.Tensor, finite: tf.Tensor) -> None:
+    def write_sample_if_nonfinite(
+        self, packed: PackedTensors, unit: tf.Tensor, finite: tf.Tensor, *, places: Places | None = None
+    ) -> None:
         """Write the sample of a step whose gradient is not finite, unless the steps before were no better."""
         step = self.step.read_value()
         run = tf.where(tf.equal(self._last_nonfinite.read_value(), step - 1), self._nonfinite_run.read_value() + 1, 1)
@@ -127,7 +136,7 @@ class Recorder:
             return run
 
         def write() -> tf.Tensor:
-            self.write_sample([SampledUpdate(packed, unit)])
+            self.write_sample([SampledUpdate(packed, unit)], places=places)
             return tf.constant(True)
 
         run = tf.cond(finite, lambda: tf.zeros((), tf.int64), note)
@@ -171,6 +180,26 @@ def weigh_update(before: PackedTensors, after: PackedTensors) -> tf.Tensor:
     return tf.concat([measure_norms(before).of_each, means, measure_norms(change).of_each], axis=0)
 
 
+def _weigh(updates: Sequence[SampledUpdate], places: Places | None) -> tuple[list[tf.Tensor], Places | None]:
+    """Weigh what each update did, or all of them together if a variable takes part in several."""
+    pairs = [(update.before, update.after) for update in updates]
+    if places is not None and len(set(places)) < len(places):
+        first = {place: index for index, place in reversed(list(enumerate(places)))}
+        last = {place: index for index, place in enumerate(places)}
+        before, after = (
+            [tensor for packed in side for tensor in packed.unpacked()] for side in zip(*pairs, strict=True)
+        )
+        places = list(first)
+        pairs = [
+            (
+                PackedTensors([before[first[place]] for place in places]),
+                PackedTensors([after[last[place]] for place in places]),
+            )
+        ]
+    weighed = [tf.split(weigh_update(*pair), len(WEIGHT_COLUMNS)) for pair in pairs]
+    return [tf.concat(of_all, axis=0) for of_all in zip(*weighed, strict=True)], places
+
+
 def _describe_gradients(update: SampledUpdate) -> list[tf.Tensor]:
     packed, unit = update.packed, update.unit
 
@@ -183,12 +212,12 @@ def _describe_gradients(update: SampledUpdate) -> list[tf.Tensor]:
     histogram = packed.each(lambda rows: exponent_histogram(rows / unit))
     nonfinite = share(lambda rows: ~tf.math.is_finite(rows))
     zero = share(lambda rows: tf.equal(rows, 0.0))
-    return [packed.each(finite_largest) / unit, nonfinite, zero, tf.reshape(histogram, [-1])]
+    return [packed.each(finite_largest) / unit, nonfinite, zero, histogram]
 
 
 def _describe_taps(taps: Sequence[Tap], unit: tf.Tensor) -> list[tf.Tensor]:
     missing = tf.constant(np.nan, tf.float32)
-    forward = [root_mean_square(output) for output, _ in taps]
+    forward = [missing if output is None else root_mean_square(output) for output, _ in taps]
     backward = [missing if gradient is None else _norm(gradient) / unit for _, gradient in taps]
     return [tf.stack(forward + backward)] if taps else []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import tensorflow as tf
 
@@ -27,8 +28,9 @@ class Update:
             step skipped without it, a scale that is too high would stay so, and every step be skipped.
         weights: Reads the variables that the gradients belong to, as they are at the time of the call.
         unit_axes: See `StepGradients`.
-        owner: The name of the optimizer: each has a memory of its own.
-        alone: Whether no other optimizer applies gradients in the same step.
+        owner: Names the optimizer, and which of its updates in a step it is: each has a memory of its own.
+        alone: Whether no update came before it in the step, and no other optimizer applies gradients.
+        variables: What the gradients belong to, where they are recorded by variable.
     """
 
     gradients: Sequence[TensorLike]
@@ -42,6 +44,7 @@ class Update:
     unit_axes: Sequence[tuple[int, ...] | None] | None = None
     owner: str = "0"
     alone: bool = True
+    variables: Sequence[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class StepOutcome:
         clip_factor: float32 scalar, what the gradient was multiplied by.
         norms: float32 `[n]`, norm of each unscaled gradient before clipping.
         sampled: What else was measured, in a step that is sampled.
+        variables: What the gradients belong to, where that is known.
     """
 
     code: tf.Tensor
@@ -61,10 +65,11 @@ class StepOutcome:
     clip_factor: tf.Tensor
     norms: tf.Tensor
     sampled: SampledUpdate | None = None
+    variables: Sequence[Any] | None = None
 
 
 def joined(outcomes: Sequence[StepOutcome]) -> StepOutcome:
-    """Return the outcome of a step in which several optimizers applied gradients."""
+    """Return the outcome of a step of several updates, whether of several optimizers or of one."""
     norms = tf.concat([outcome.norms for outcome in outcomes], axis=0)
     totals = tf.stack([outcome.gradient_norm for outcome in outcomes])
     largest = tf.maximum(tf.reduce_max(totals), 1.0)
@@ -73,4 +78,5 @@ def joined(outcomes: Sequence[StepOutcome]) -> StepOutcome:
         largest * tf.sqrt(tf.reduce_sum(tf.square(totals / largest))),
         tf.reduce_min(tf.stack([outcome.clip_factor for outcome in outcomes])),
         norms,
+        variables=[variable for outcome in outcomes for variable in outcome.variables or ()] or None,
     )

@@ -59,10 +59,14 @@ def apply_through(
     loss: tf.Tensor | None = None,
     model: keras.Model | None = None,
     owner: str = "0",
+    earlier: int = 0,
     alone: bool = True,
     sample: bool = False,
 ) -> StepOutcome:
     """Lead summed gradients through a pipeline into an optimizer's own update, whatever kind of optimizer it is.
+
+    It is judged by itself, and compared with the updates of other steps that had as many `earlier` ones of this
+    optimizer before them: in the train step of a GAN or of sharpness-aware minimization one differs from the next.
 
     Raises:
         ValueError: The optimizer is one with which Keras cannot train under this strategy.
@@ -93,8 +97,9 @@ def apply_through(
         lower_scale=keras_private.lower_scale(optimizer),
         weights=functools.partial(_read, variables),
         unit_axes=unit_axes(model, variables) if clips and model is not None else None,
-        owner=owner,
-        alone=alone,
+        owner=f"{owner}_{earlier}" if earlier else owner,
+        alone=alone and not earlier,
+        variables=variables,
     )
     return pipeline.apply(update, sample=sample)
 

@@ -7,8 +7,9 @@ import math
 import numpy as np
 
 from gradrecipes.core.trace import Trace
+from gradrecipes.gradients.columns import MISSING
 from gradrecipes.gradients.pipeline import Pipeline
-from gradrecipes.gradients.recorder import STEP_COLUMNS
+from gradrecipes.gradients.recorder import STEP_COLUMNS, TAP_COLUMNS
 from gradrecipes.training.instrumented_step import InstrumentedStep
 
 
@@ -63,14 +64,17 @@ class Harvest:
         recorder = self._pipeline.recorder
         if recorder is None or self._step.layer_map is None:
             return
-        rows = recorder.take()
+        rows, places = recorder.take(), self._step.places
         self._collected = self.next_step = rows.first + len(rows.steps)
         if not self._begun:
             self._begin_trace()
         if len(rows.steps):
-            self._add_steps(rows.first + np.arange(len(rows.steps)), rows.steps)
+            norms = rows.steps[:, len(STEP_COLUMNS) :][:, places]
+            self._add_steps(rows.first + np.arange(len(rows.steps)), rows.steps, norms)
         if len(rows.sample_steps):
-            self._add_samples(rows.sample_steps, recorder.split_sample(rows.samples))
+            sample = recorder.split_sample(rows.samples).items()
+            of_variables = {name: part if name in TAP_COLUMNS else part[:, places] for name, part in sample}
+            self._add_samples(rows.sample_steps, of_variables)
 
     def _begin_trace(self) -> None:
         self._begun = True
@@ -82,13 +86,13 @@ class Harvest:
 
     def _note_initial_weights(self, sample: dict[str, np.ndarray]) -> None:
         for layer, kernel in zip(self.trace.description["layers"], self._step.layer_map.kernels, strict=True):
-            if kernel is not None and layer["weight_std"] is None:
+            if kernel is not None and layer["weight_std"] is None and sample["weight_norm"][0, kernel] != MISSING:
                 norm, mean = float(sample["weight_norm"][0, kernel]), float(sample["weight_mean"][0, kernel])
                 variance = norm**2 / int(self._step.sizes[kernel]) - mean**2
                 layer["weight_std"] = math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else None
                 layer["weight_mean"] = mean if math.isfinite(mean) else None
 
-    def _add_steps(self, steps: np.ndarray, rows: np.ndarray) -> None:
+    def _add_steps(self, steps: np.ndarray, rows: np.ndarray, norms: np.ndarray) -> None:
         starts = np.array([start for start, _ in self._epoch_starts] or [0])
         epochs = np.array([epoch for _, epoch in self._epoch_starts] or [0])
         place = np.maximum(np.searchsorted(starts, steps, side="right") - 1, 0)
@@ -98,7 +102,7 @@ class Harvest:
             epoch=epochs[place],
             batch=steps - starts[place],
             **columns,
-            layer_gradient_norm=self._step.layer_map.norms(rows[:, len(STEP_COLUMNS) :]),
+            layer_gradient_norm=self._step.layer_map.norms(norms),
         )
 
     def _add_samples(self, steps: np.ndarray, sample: dict[str, np.ndarray]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.core.trace import APPLIED
+from gradrecipes.gradients.columns import Columns
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.update import StepOutcome
 from gradrecipes.training import keras_private, replicas
@@ -60,6 +61,8 @@ class InstrumentedStep:
         self._loss: tf.Tensor | None = None
         self._outcomes: list[StepOutcome] = []
         self._variables: list[Any] = []
+        self._updates: dict[str, int] = {}
+        self._heard: list[keras.layers.Layer] = []
         self._whole: StepOutcome | None = None
         self._inside = 0
         self._shadows = contextlib.ExitStack()
@@ -67,7 +70,7 @@ class InstrumentedStep:
     def __call__(self, data: Any) -> dict[str, Any]:
         """Run one step on a batch, as `keras.Model.train_step` does, and return its logs with ours."""
         model, skip = self.model, self.pipeline.settings.skip
-        self._outcomes, self._variables, self._loss, self._whole = [], [], None, None
+        self._outcomes, self._variables, self._updates, self._loss, self._whole = [], [], {}, None, None
         self._of_replica.loss = None
         if skip:
             keras_private.build_metrics(model, data)
@@ -82,9 +85,10 @@ class InstrumentedStep:
                 "nothing to monitor or guard. Received a model whose train_step does its updates elsewhere; in a "
                 "custom loop, use gr.GradientPipeline(optimizer).apply(gradients, variables, loss=loss) instead."
             )
+        self._lay_out()
         if self.layer_map is None:
             self._learn_layers()
-        replicas.once(self._record, *([self.taps.tensors()] if self.taps is not None else []))
+        replicas.once(self._record, *([self.taps.tensors(self._heard)] if self.taps is not None else []))
         if state is not None:
             logs = state.kept_where(tf.equal(self._whole.code, APPLIED), logs)
         logs = {**logs, **self._logs()}
@@ -148,6 +152,9 @@ class InstrumentedStep:
         def run(summed: list[Any], loss: tf.Tensor | None, apply_everywhere: Callable[[Any], Any]) -> None:
             self._loss = loss
             self._variables += variables
+            if alone:  # of several optimizers, the variables are known at the end of the step
+                self._lay_out()
+            earlier = self._updates[owner] = self._updates.get(owner, -1) + 1
             outcome = apply_through(
                 self.pipeline,
                 optimizer,
@@ -157,6 +164,7 @@ class InstrumentedStep:
                 loss=loss,
                 model=self.model,
                 owner=owner,
+                earlier=earlier,
                 alone=alone,
                 sample=self.taps is not None,
             )
@@ -170,9 +178,21 @@ class InstrumentedStep:
         """int64 `[variables]`, the number of entries of each variable that has a gradient."""
         return np.array([int(np.prod(variable.shape)) for variable in self.variables])
 
+    @property
+    def places(self) -> list[int]:
+        """The columns of `variables` in the record."""
+        return self.pipeline.columns.places(self.variables)
+
+    def _lay_out(self) -> None:
+        if self.pipeline.columns is None:  # room for all: what has a gradient may differ from trace to trace
+            self.pipeline.columns = Columns([*self._variables, *self.model.trainable_weights])
+
     def _learn_layers(self) -> None:
-        self.variables = list(self._variables)
-        self.layer_map = LayerMap(self.model, self.variables, self.taps.layers() if self.taps is not None else [])
+        columns = self.pipeline.columns
+        applied = columns.variables if tf.executing_eagerly() else Columns(self._variables).variables
+        self.variables = [variable for variable in applied if columns.places([variable]) != [None]]
+        self._heard = self.taps.layers() if self.taps is not None else []
+        self.layer_map = LayerMap(self.model, self.variables, self._heard)
         with tf.init_scope():
             self.description = describe_run(self.model, self.layer_map.layers, names=self.layer_map.names)
 

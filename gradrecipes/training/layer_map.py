@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from gradrecipes.gradients.columns import MISSING
 from gradrecipes.training.describe import kernel_of
 from gradrecipes.training.keras_private import sublayers
 
@@ -16,7 +17,8 @@ class LayerMap:
     """Turn readings by variable, or by heard layer, into readings by layer.
 
     Layers that were heard come first, in the order of their calls; then those that were not and have weights.
-    A variable belongs to the smallest layer that holds it, a heard one if there is one.
+    A variable belongs to the smallest layer that holds it, a heard one if there is one. A reading that is `MISSING`
+    counts for nothing; a layer without any other is NaN.
 
     Args:
         model: The model.
@@ -38,7 +40,8 @@ class LayerMap:
     def norms(self, of_variables: np.ndarray) -> np.ndarray:
         """Join norms `[rows, variables]` to norms of layers, float32 `[rows, layers]`; NaN without variables."""
         with np.errstate(over="ignore", invalid="ignore"):
-            return np.sqrt(self._joined(np.square(of_variables.astype(np.float64)), np.add, 0.0)).astype(np.float32)
+            squares = np.where(of_variables == MISSING, MISSING, np.square(of_variables.astype(np.float64)))
+            return np.sqrt(self._joined(squares, np.add, 0.0)).astype(np.float32)
 
     def largest(self, of_variables: np.ndarray) -> np.ndarray:
         """Take the largest over the variables of each layer."""
@@ -46,14 +49,16 @@ class LayerMap:
 
     def shares(self, of_variables: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Average shares over the entries of each layer."""
-        whole = self._joined(np.broadcast_to(sizes, of_variables.shape).astype(np.float64), np.add, 0.0)
-        return (self._joined(of_variables * sizes, np.add, 0.0) / whole).astype(np.float32)
+        missing = of_variables == MISSING
+        whole = self._joined(np.where(missing, MISSING, sizes).astype(np.float64), np.add, 0.0)
+        parts = np.where(missing, MISSING, of_variables * sizes)
+        return (self._joined(parts, np.add, 0.0) / whole).astype(np.float32)
 
     def histograms(self, of_variables: np.ndarray) -> np.ndarray:
         """Add up histograms `[rows, variables, bins]` to `[rows, layers, bins]`."""
         rows, _, bins = of_variables.shape
         joined = np.zeros((rows, len(self.layers), bins), np.float32)
-        np.add.at(joined, (slice(None), self._of_variables), of_variables)
+        np.add.at(joined, (slice(None), self._of_variables), np.where(of_variables == MISSING, 0.0, of_variables))
         return joined
 
     def outputs(self, of_heard: np.ndarray) -> np.ndarray:
@@ -64,10 +69,12 @@ class LayerMap:
         return spread
 
     def _joined(self, values: np.ndarray, join: np.ufunc, start: float) -> np.ndarray:
+        there = values != MISSING
         joined = np.full((len(values), len(self.layers)), start, np.float64)
-        join.at(joined, (slice(None), self._of_variables), values)
-        without = np.setdiff1d(np.arange(len(self.layers)), self._of_variables)
-        joined[:, without] = np.nan
+        join.at(joined, (slice(None), self._of_variables), np.where(there, values, start))
+        found = np.zeros(joined.shape, bool)
+        np.logical_or.at(found, (slice(None), self._of_variables), there)
+        joined[~found] = np.nan
         return joined
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -88,9 +88,11 @@ class LayerTaps:
         by_id = {id(layer): layer for layer in self._layers}
         return [by_id[key] for key in self._heard]
 
-    def tensors(self) -> list[tuple[tf.Tensor, tf.Tensor | None]]:
-        """Return (output, gradient with respect to it) of each layer that was heard."""
-        return [(heard["output"], heard["gradient"]) for heard in self._heard.values()]
+    def tensors(self, layers: Sequence[keras.layers.Layer]) -> list[tuple[tf.Tensor | None, tf.Tensor | None]]:
+        """Return (output, gradient with respect to it) of each layer, (None, None) for one that was not heard."""
+        nothing = {"output": None, "gradient": None}
+        found = [self._heard.get(id(layer), nothing) for layer in layers]
+        return [(heard["output"], heard["gradient"]) for heard in found]
 
     def inputs(self) -> list[tf.Tensor | None]:
         """Return the first floating-point input of each layer that was heard, or None."""
