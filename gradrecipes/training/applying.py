@@ -29,6 +29,7 @@ def piped(optimizer: keras.optimizers.Optimizer, handle: Handle) -> Iterator[Non
     """
     apply = optimizer.apply
 
+    @tf.autograph.experimental.do_not_convert  # no Python in it branches on a tensor
     def apply_piped(grads, trainable_variables=None):
         variables = list(optimizer._trainable_variables if trainable_variables is None else trainable_variables)
         if not optimizer.built:

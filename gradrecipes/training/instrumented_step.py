@@ -20,6 +20,7 @@ from gradrecipes.training import keras_private, replicas
 from gradrecipes.training.applying import apply_through, piped
 from gradrecipes.training.describe import describe_run
 from gradrecipes.training.forward_state import ForwardState
+from gradrecipes.training.inline import current_graph, inlined, require_same_graph
 from gradrecipes.training.keras_private import replaced
 from gradrecipes.training.layer_map import LayerMap
 from gradrecipes.training.multi_worker import as_rows, is_multi_worker
@@ -40,7 +41,7 @@ class InstrumentedStep:
 
     Args:
         model: A compiled model.
-        train_step: The step to run: the model's own.
+        train_step: The step to run: the model's own. A `tf.function` around it is left out.
         pipeline: What measures, decides, clips and records.
         sample: Whether this is the step that measures more: the dearer readings and the layers' outputs.
         logs: Whether the norm and the counts join the step's logs.
@@ -50,7 +51,7 @@ class InstrumentedStep:
         self, model: keras.Model, train_step: TrainStep, pipeline: Pipeline, *, sample: bool = False, logs: bool = True
     ):
         self.model = model
-        self.train_step = train_step
+        self.train_step = inlined(train_step)
         self.pipeline = pipeline
         self.taps = LayerTaps(model) if sample else None
         self.variables: list[Any] = []
@@ -71,7 +72,7 @@ class InstrumentedStep:
         """Run one step on a batch, as `keras.Model.train_step` does, and return its logs with ours."""
         model, skip = self.model, self.pipeline.settings.skip
         self._outcomes, self._variables, self._updates, self._loss, self._whole = [], [], {}, None, None
-        self._of_replica.loss = None
+        self._of_replica.loss, self._of_replica.graph = None, current_graph()
         if skip:
             keras_private.build_metrics(model, data)
         state = ForwardState(model) if skip else None
@@ -142,13 +143,15 @@ class InstrumentedStep:
         @functools.wraps(compute_loss)
         def compute_and_hear(*args, **kwargs):
             loss = compute_loss(*args, **kwargs)
-            if tf.is_tensor(loss):
-                self._of_replica.loss = loss
-            return loss
+            if tf.is_tensor(loss) and current_graph() is self._of_replica.graph:
+                self._of_replica.loss = loss if loss.shape.rank == 0 else tf.reduce_mean(tf.cast(loss, tf.float32))
+            return loss  # of a loss of each sample, Keras too logs the mean
 
         return compute_and_hear
 
     def _apply(self, owner, optimizer, alone, gradients, variables, apply_gradients) -> None:
+        require_same_graph(self._of_replica.graph, optimizer)
+
         def run(summed: list[Any], loss: tf.Tensor | None, apply_everywhere: Callable[[Any], Any]) -> None:
             self._loss = loss
             self._variables += variables

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from gradrecipes.training.inline import current_graph
 from gradrecipes.training.keras_private import replaced, sublayers
 
 
@@ -39,7 +40,7 @@ class LayerTaps:
     def listening(self) -> Iterator[None]:
         """Hear every layer that is called within the `with` block."""
         self._of_thread.heard = {}
-        self._of_thread.graph = _current_graph()
+        self._of_thread.graph = current_graph()
         try:
             yield
         finally:
@@ -61,7 +62,7 @@ class LayerTaps:
         return call_and_listen
 
     def _is_here(self) -> bool:
-        return getattr(self._of_thread, "graph", None) is _current_graph()
+        return getattr(self._of_thread, "graph", None) is current_graph()
 
     def _tap(self, layer: keras.layers.Layer, output: tf.Tensor, entered: tf.Tensor | None) -> tf.Tensor:
         if id(layer) in self._heard:  # a layer that is called again: its first call stands for it
@@ -102,7 +103,3 @@ class LayerTaps:
 def is_heard(tensor: Any) -> bool:
     """Say whether a tensor is of the kind that is listened to."""
     return isinstance(tensor, tf.Tensor) and tensor.dtype.is_floating
-
-
-def _current_graph() -> Any:
-    return "eager" if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
