@@ -27,7 +27,8 @@ class Recording:
         epoch: Epoch, from 0.
         batch: Batch within the epoch, from 0.
         reason: Why the step was left out, a value of `gradrecipes.core.trace.OUTCOMES`.
-        data: The batch as the train step got it: numpy arrays in the structure of the data set.
+        data: The batch as the train step got it: numpy arrays in the structure of the data set; what is sparse or ragged
+            stays a tensor of its kind.
         weights: The model's variables before the step, as `model.get_weights()` orders them.
         readings: What was measured up to the step: a `Trace` of the last 128 steps.
         autopsy: Where in the step the trouble began.
@@ -46,7 +47,8 @@ class Recording:
         """Write the recording into a folder of its own: arrays, trace, and the autopsy as JSON and as text."""
         folder = Path(directory) / f"step_{self.step:06d}"
         folder.mkdir(parents=True, exist_ok=True)
-        batch = {f"batch/{index}": array for index, array in enumerate(tf.nest.flatten(self.data))}
+        parts = tf.nest.flatten(self.data, expand_composites=True)  # of a sparse tensor: indices, values, shape
+        batch = {f"batch/{index}": np.asarray(part) for index, part in enumerate(parts)}
         weights = {f"weights/{index}": array for index, array in enumerate(self.weights)}
         np.savez_compressed(folder / "arrays.npz", **batch, **weights)
         self.readings.save(folder / "readings.trace")
@@ -74,8 +76,15 @@ def record_bad_step(attachment: Attachment, model: keras.Model) -> Recording | N
         data=data,
         weights=model.get_weights(),
         readings=trace[max(0, row - 127) : row + 1],
-        autopsy=autopsy(model, data, loss_limit=_loss_limit(trace, row)),
+        autopsy=_autopsy(model, data, _loss_limit(trace, row)),
     )
+
+
+def _autopsy(model: keras.Model, data: Any, loss_limit: float | None) -> Autopsy:
+    try:
+        return autopsy(model, data, loss_limit=loss_limit)
+    except Exception as error:  # a fit that a guard keeps alive must not end for it
+        return Autopsy(notes=(f"No autopsy: {type(error).__name__}: {str(error)[:300]}",), complete=False)
 
 
 def _loss_limit(trace: Trace, row: int) -> float | None:
@@ -87,6 +96,10 @@ def _loss_limit(trace: Trace, row: int) -> float | None:
     return float(earlier.max()) if len(earlier) else None
 
 
-def _whole(value: Any) -> np.ndarray:
+def _whole(value: Any) -> Any:
     parts = value.values if isinstance(value, tf.distribute.DistributedValues) else (value,)
+    if isinstance(parts[0], tf.SparseTensor):
+        return tf.sparse.concat(0, list(parts))
+    if isinstance(parts[0], tf.RaggedTensor):
+        return tf.concat(list(parts), axis=0)
     return np.concatenate([np.asarray(part) for part in parts]) if len(parts) > 1 else np.asarray(parts[0])

@@ -155,3 +155,55 @@ def test_layers_after_the_first_offender_are_not_blamed():
     x, y = digits(64)
     model.fit(x, y, batch_size=BATCH, verbose=0, callbacks=[box])
     assert box.recordings[0].autopsy.first.layer == "broken"
+
+
+@pytest.mark.parametrize("kind", ["sparse", "ragged"])
+def test_a_sparse_or_ragged_batch_is_kept_and_the_sample_named(kind, tmp_path):
+    x, y = digits(96)
+    y = y.astype("float32")
+    y[BAD] = np.nan
+    if kind == "sparse":
+        rows, first = tf.sparse.from_dense(x), keras.Input((64,), sparse=True)
+        model = keras.Sequential([first, layers.Dense(1)])
+    else:
+        rows = tf.RaggedTensor.from_row_lengths(tf.reshape(x, [-1]), [64] * 96)
+        model = Summed()
+    data = tf.data.Dataset.from_tensor_slices((rows, y)).batch(BATCH)
+    model.compile("sgd", "mse")
+    box = gr.BlackBox(directory=tmp_path)
+    model.fit(data, shuffle=False, verbose=0, callbacks=[gr.GradientGuard(), box])
+    (recording,) = box.recordings
+    assert recording.autopsy.first.kind == "target"
+    assert recording.autopsy.first.samples == (BAD - 64,)
+    assert np.flatnonzero(np.isnan(recording.autopsy.sample_losses)).tolist() == [BAD - 64]
+    dense = tf.sparse.to_dense(recording.data[0]) if kind == "sparse" else recording.data[0].to_tensor()
+    np.testing.assert_array_equal(dense, x[64:])
+    assert (tmp_path / "step_000002" / "arrays.npz").exists()
+
+
+class Summed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.out = layers.Dense(1)
+
+    def call(self, x):
+        return self.out(tf.reduce_sum(x, axis=1, keepdims=True))
+
+
+def test_an_autopsy_that_fails_ends_no_fit(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr("gradrecipes.training.black_box.autopsy", fail)
+    model, box, guard = compiled(two_dense()), gr.BlackBox(), gr.GradientGuard()
+    fit(model, guard, box)
+    assert len(box.trace) == 8
+    assert box.recordings[0].autopsy.notes == ("No autopsy: RuntimeError: out of order",)
+
+
+def test_a_loss_of_each_sample_is_examined_too():
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=None)
+    model, box = compiled(two_dense(), loss=loss, metrics=None), gr.BlackBox()
+    fit(model, gr.GradientGuard(), box)
+    assert box.recordings[0].autopsy.complete
+    assert box.recordings[0].autopsy.first.samples == (BAD - 64,)

@@ -126,8 +126,10 @@ def taken(structure: Any, samples: np.ndarray, batch_size: int) -> Any:
     """Return some samples of a nested structure; what has no axis of samples stays whole."""
 
     def take(tensor):
-        if not isinstance(tensor, tf.Tensor) or tensor.shape.rank == 0 or tensor.shape[0] != batch_size:
+        if not tf.is_tensor(tensor) or tensor.shape.rank == 0 or tensor.shape[0] != batch_size:
             return tensor
+        if isinstance(tensor, tf.SparseTensor):
+            return _sparse_rows(tensor, samples)
         part = tf.gather(tensor, samples)
         for name, value in vars(tensor).items():
             if name.startswith("_keras"):  # logits and masks, for Keras' losses look for them
@@ -135,6 +137,16 @@ def taken(structure: Any, samples: np.ndarray, batch_size: int) -> Any:
         return part
 
     return keras.tree.map_structure(take, structure)
+
+
+def _sparse_rows(tensor: tf.SparseTensor, samples: np.ndarray) -> tf.SparseTensor:
+    indices = tensor.indices.numpy()
+    places = np.full(tensor.shape[0], -1)
+    places[samples] = np.arange(len(samples))
+    kept = places[indices[:, 0]] >= 0
+    rows = np.concatenate([places[indices[kept, :1]], indices[kept, 1:]], axis=1)
+    shape = [len(samples), *tensor.shape[1:]]
+    return tf.sparse.reorder(tf.SparseTensor(rows, tf.boolean_mask(tensor.values, kept), shape))
 
 
 def sample_outlier(array: np.ndarray) -> Outlier | None:

@@ -118,7 +118,7 @@ def run_step(model: keras.Model, batch: Batch, *, each_sample: bool) -> Step:
                 for metric in _loss_metrics(model):
                     metric.reset_state()
                 step.loss_tensor = _loss(model, batch, step.y_pred)
-            step.loss = float(step.loss_tensor)
+            step.loss = _mean(step.loss_tensor)
             step.named_losses = {metric.name: float(metric.result()) for metric in _loss_metrics(model)}
             scaled = _scaled(model, step.loss_tensor)
             if each_sample:
@@ -206,6 +206,10 @@ def _loss(model: keras.Model, batch: Batch, y_pred: Any) -> tf.Tensor:
     return tf.convert_to_tensor(model.compute_loss(**arguments))
 
 
+def _mean(loss: tf.Tensor) -> float:
+    return float(tf.reduce_mean(loss))  # a loss of each sample is logged as its mean
+
+
 def _scaled(model: keras.Model, loss: tf.Tensor) -> tf.Tensor:
     optimizer = getattr(model, "optimizer", None)
     return loss if optimizer is None else tf.convert_to_tensor(optimizer.scale_loss(loss))
@@ -222,7 +226,7 @@ def _add_sample_losses(step: Step) -> None:
         except Exception as error:
             step.raised[sample], value = _first_lines(error), None
         step.sample_tensors.append(value)
-        step.sample_losses.append(math.nan if value is None else float(value))
+        step.sample_losses.append(math.nan if value is None else _mean(value))
 
 
 def _additional_losses(model: keras.Model) -> dict[str, float]:
