@@ -61,8 +61,8 @@ class by_percentile(SerializableMethod):  # noqa: N801
             require_positive(self.max_norm, "max_norm", "max_norm")
 
     def make_state(self, tensors: int) -> tuple[tf.Variable, ...]:
-        """Return the past norms, float32 `[window]`, inf where none is yet, and how many have entered."""
-        past = plain_variable(np.full(self.window, np.inf, np.float32), name="past_norms")
+        """Return the past norms, float32 `[window]`, the largest float32 where none is, and how many have entered."""
+        past = plain_variable(np.full(self.window, LARGEST_BOUND, np.float32), name="past_norms")
         return past, plain_variable(0, dtype=tf.int64, name="entered_norms")
 
     def clip(self, step: StepGradients) -> Clipped:
@@ -87,7 +87,7 @@ def percentile_of_past(past: tf.Tensor, count: tf.Tensor, percentile: float) -> 
     """Return the p-th percentile of the norms remembered so far, or the largest float32 where there is none.
 
     Args:
-        past: float32 `[window]`, norms in any order, inf where none is yet.
+        past: float32 `[window]`, norms in any order, the largest float32 where none is yet.
         count: int64 scalar, how many norms have ever entered.
         percentile: p, above 0 and at most 100.
     """

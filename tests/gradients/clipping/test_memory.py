@@ -297,3 +297,9 @@ def test_a_percentile_is_not_drawn_up_by_a_spike_among_few():
 def test_bad_arguments_are_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@each_method
+def test_what_is_remembered_is_finite_from_the_beginning(method):
+    for variable in method.make_state(3):  # a guard takes what is not for a state that broke
+        assert np.isfinite(variable.numpy()).all()
