@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import keras
 
 from gradrecipes.core.trace import Trace
-from gradrecipes.training.attachment import Attachment, join
+from gradrecipes.training.attachment import Attachment
+from gradrecipes.training.calling_fit import calling_list
+from gradrecipes.training.joining import join
 from gradrecipes.training.request import Request
 
 
@@ -36,10 +37,7 @@ class AttachedCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Put the pipeline in place."""
-        self._attachment.start()
-        callback_list = _caller_of(keras.callbacks.CallbackList)
-        if callback_list is not None:
-            self._attachment.finish_after(callback_list)
+        self._attachment.start(calling_list("on_train_begin"))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Give the model its own train function back."""
@@ -61,13 +59,3 @@ class AttachedCallback(keras.callbacks.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_attachment": None, "_model": None}
-
-
-def _caller_of(kind: type) -> Any:
-    """Return the object of a class whose method called, through a few others: Keras does not hand its list over."""
-    frame = inspect.currentframe()
-    for _ in range(6):
-        frame = frame.f_back if frame is not None else None
-        if frame is not None and isinstance(caller := frame.f_locals.get("self"), kind):
-            return caller
-    return None

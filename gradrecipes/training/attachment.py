@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -12,24 +13,24 @@ import tensorflow as tf
 
 from gradrecipes.core.event import Event
 from gradrecipes.core.trace import Trace
-from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
-from gradrecipes.training import keras_private
+from gradrecipes.gradients.pipeline import Pipeline
+from gradrecipes.training import active_fits, keras_private
+from gradrecipes.training.calling_fit import called_by_fit, is_running
 from gradrecipes.training.harvest import Harvest
-from gradrecipes.training.instrumented_step import InstrumentedStep
-from gradrecipes.training.replicas import require_supported
+from gradrecipes.training.prepared_step import PreparedStep
 from gradrecipes.training.request import Request
 from gradrecipes.training.step_events import skip_events
 
-RING_STEPS = 256  # steps that the record holds on the device; the host takes them every half of that
 _END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
-_ACTIVE: weakref.WeakKeyDictionary[keras.Model, Attachment] = weakref.WeakKeyDictionary()
+_LOG = logging.getLogger(__name__)
 
 
 class Attachment:
     """Hold one model's fit, the callbacks that joined it, and the record that they share.
 
     While it is active, `model.train_function` is the instrumented one; afterwards it is again what it was.
-    A second fit with the same callbacks and an unchanged compilation reuses the traced function.
+    A second fit with the same callbacks and an unchanged compilation reuses the traced function. Another fit
+    within this one, or `train_on_batch` in one of its callbacks, runs plain, or with the callbacks of its own.
 
     Args:
         model: The compiled model.
@@ -37,19 +38,17 @@ class Attachment:
 
     def __init__(self, model: keras.Model):
         self.model = model
-        self.history = getattr(model, "history", None)
         self.requests: dict[Any, Request] = {}
         self._trace = Trace()
-        self._prepared_for: dict[Any, Request] = {}
-        self._identity: tuple[Any, ...] = ()
-        self._pipeline: Pipeline | None = None
-        self._harvest: Harvest | None = None
-        self._every_step: Callable[[Any], Any] | None = None
-        self._sampled_step: Callable[[Any], Any] | None = None
+        self._prepared: PreparedStep | None = None
         self._function_before: Callable[[Any], Any] | None = None
         self._installed: Callable[[Any], Any] | None = None
+        self._list: Callable[[], Any] = _nothing  # a weak reference to the callbacks of the fit, which holds theirs
+        self._gathered_by: Callable[[], Any] = _nothing
+        self._history: Any = None
         self._checked: list[Request] = []
         self._keeps_batches = False
+        self._replaced = False
         self.batch: Any = None  # of the last step, while somebody wants it kept
 
     # -- coming and going ------------------------------------------------------------------------
@@ -66,24 +65,52 @@ class Attachment:
         """Whether no other callback of the fit decides which steps are left out."""
         return not any(request.skip for other, request in self.requests.items() if other is not callback)
 
-    def start(self) -> None:
-        """Put the instrumented train function in place."""
+    def gather(self, callback_list: Any, history: Any) -> None:
+        """Begin to take in the callbacks of a fit."""
+        self.requests = {}
+        self._gathered_by = _nothing if callback_list is None else weakref.ref(callback_list)
+        self._history = history
+
+    def gathers(self, model: keras.Model, callback_list: Any, history: Any) -> bool:
+        """Whether the callbacks of this list, or of none that is known, are taken in."""
+        same = callback_list is None or callback_list is self._gathered_by()
+        return self.model is model and not self.active and same and history is self._history
+
+    def start(self, callback_list: Any = None) -> None:
+        """Put the instrumented train function in place.
+
+        Args:
+            callback_list: The callbacks of the fit: an object that lives as long as it.
+
+        Raises:
+            ValueError: The fit within which this one runs has the same callbacks.
+        """
         if self.active:
+            if callback_list is not None and callback_list is not self._list():
+                raise ValueError(
+                    f"{type(next(iter(self.requests))).__name__} is in a fit that still runs. Received: a fit within "
+                    "it, with the same callback. Give the inner fit one of its own, or none."
+                )
             return
-        identity = keras_private.compile_identity(self.model)
-        unchanged = keras_private.same_identity(identity, self._identity) and self.requests == self._prepared_for
-        if self._every_step is None or not unchanged:
-            self._prepare(identity)
-        self.history = getattr(self.model, "history", None)
+        if self._prepared is None or not self._prepared.serves(self.model, self.requests):
+            self._prepared = PreparedStep(self.model, self.requests, self.trace)
+        self._replaced = False
         checked = [request for request in self.requests.values() if request.check is not None]
         self._checked = sorted(checked, key=lambda request: not request.keep_batches)  # who looks, before who acts
         self._keeps_batches = any(request.keep_batches for request in self.requests.values())
         self._function_before = self.model.train_function
         self._installed = self.model.train_function = self._guarded_function()
+        active_fits.enter(self.model, self)
+        self._list = _nothing
+        if callback_list is not None:
+            self._list = weakref.ref(callback_list)
+            # After an error elsewhere Keras calls nothing.
+            weakref.finalize(callback_list, self._finish_installed, self._installed)
 
-    def finish_after(self, fit: object) -> None:
-        """Finish when an object that lives as long as the fit is gone: after an error elsewhere Keras calls nothing."""
-        weakref.finalize(fit, self._finish_installed, self._installed)
+    @property
+    def running(self) -> bool:
+        """Whether the fit is among the callers: one that broke off is active until this is noticed."""
+        return self.active and is_running(self._list())
 
     def _finish_installed(self, installed: Callable[[Any], Any]) -> None:
         if self._installed is installed:
@@ -91,51 +118,24 @@ class Attachment:
                 self.finish()
             self._add_event("interrupted", self._harvest.epoch, "outside_of_a_step", {})
 
+    def break_off(self) -> None:
+        """Finish, and note that the fit did not come to its end."""
+        self._finish_installed(self._installed)
+
     def finish(self) -> None:
         """Take what the record still holds, and give the model its own train function back."""
         if not self.active:
             return
+        active_fits.leave(self.model, self)
         self.collect()
         if self.model.train_function is self._installed:
             self.model.train_function = self._function_before
         self._installed = self._function_before = None
-        if _ACTIVE.get(self.model) is self:
-            del _ACTIVE[self.model]
-
-    def _prepare(self, identity: tuple[Any, ...]) -> None:
-        wanted = list(self.requests.values())
-        every = min((request.sample_every for request in wanted if request.sample_every), default=0)
-        clippings = [request.clipping for request in wanted if request.clipping is not None]
-        own = getattr(self.model, "clipping", None)
-        deciding = sorted((request for request in wanted if request.skip), key=lambda request: request.keep_batches)
-        settings = PipelineSettings(
-            clipping=clippings[0] if clippings else own,
-            skip=any(request.skip for request in wanted),
-            sigmas=deciding[0].sigmas if deciding else None,
-            record=True,
-            sample_every=every or RING_STEPS,
-            capacity=max(RING_STEPS, 2 * self.model.steps_per_execution),
-            steps_at_once=self.model.steps_per_execution,
-            xla=bool(self.model.jit_compile),
-        )
-        self._identity, self._prepared_for = identity, dict(self.requests)
-        self._pipeline = Pipeline(settings)
-        keras_private.build_optimizer(self.model)
-        logs = all(request.logs for request in wanted)
-        step = InstrumentedStep(self.model, self.model.train_step, self._pipeline, logs=logs)
-        self._every_step = self._sampled_step = keras_private.compile_train_step(self.model, step)
-        if every:
-            step = InstrumentedStep(self.model, self.model.train_step, self._pipeline, sample=True, logs=logs)
-            self._sampled_step = keras_private.compile_train_step(self.model, step)
-        self._harvest = Harvest(self._pipeline, step, trace=self.trace)
 
     def _guarded_function(self) -> Callable[[Any], Any]:
         def train_function(iterator):
-            if getattr(self.model, "history", None) is not self.history:
-                self.finish()  # an earlier fit was interrupted outside of a step, and this is another fit
-                if self.model.train_function is None:
-                    self.model.make_train_function()
-                return self.model.train_function(iterator)
+            if not called_by_fit(self._list()):
+                return self._run_plain(iterator)
             try:
                 return self._execute(iterator)
             except _END_OF_DATA:
@@ -146,8 +146,31 @@ class Attachment:
 
         return train_function
 
+    def _run_plain(self, iterator: Any) -> Any:
+        """Run what runs without this fit: another one within it, or after it broke off."""
+        if not self.running:
+            self.break_off()
+            self.model.make_train_function()
+            return self.model.train_function(iterator)
+        with active_fits.set_aside(self.model):
+            if self._function_before is None:
+                self._function_before = keras_private.compile_train_step(self.model, self.model.train_step)
+            return self._function_before(iterator)
+
+    def renew(self) -> None:
+        """Prepare again in the middle of the fit: the model was compiled anew, or other weights are to be trained."""
+        self.collect()
+        before = self._prepared
+        self._prepared = PreparedStep(self.model, self.requests, self.trace)
+        kept = {name: v.numpy() for name, v in before.pipeline.variables.items() if not name.startswith("clipping_")}
+        self.pipeline.restore(kept)  # a clipping method remembers the tensors that were
+        self._prepared.harvest.begin_epoch(before.harvest.epoch)
+        self._function_before, self.model.train_function = None, self._installed
+        for callback in self.requests:
+            callback.on_train_begin()  # what they keep of pipeline and weights is of the past
+
     def _execute(self, iterator: Any) -> Any:
-        function = self._sampled_step if self._harvest.before_execution() else self._every_step
+        function = self._prepared.sampled_step if self._harvest.before_execution() else self._prepared.every_step
         steps = self.model.steps_per_execution
         if not self._keeps_batches:
             return self._run(function, iterator, steps)
@@ -177,12 +200,19 @@ class Attachment:
     # -- during the fit --------------------------------------------------------------------------
     def epoch_begins(self, epoch: int) -> None:
         """Note that the next steps belong to another epoch."""
+        if self.model.train_function is not self._installed and not self._replaced:
+            self._replaced = True
+            _LOG.warning(
+                "Something else has set model.train_function in the middle of the fit, so that %s see no more steps. "
+                "To have it made anew, call model.make_train_function(force=True).",
+                " and ".join(type(callback).__name__ for callback in self.requests),
+            )
         self._harvest.begin_epoch(epoch)
 
     def epoch_ends(self, epoch: int, logs: dict[str, Any]) -> None:
         """Take the record of the epoch and note its logs."""
         self.collect()
-        numbers = {name: float(value) for name, value in logs.items() if np.ndim(value) == 0}
+        numbers = {name: number for name, value in logs.items() if (number := _number(value)) is not None}
         self._add_event("epoch", epoch, "", {"logs": numbers})
 
     def add_event(self, kind: str, reason: str, details: dict[str, Any]) -> Event:
@@ -199,74 +229,40 @@ class Attachment:
     @property
     def trace(self) -> Trace:
         """The record as far as it has been taken from the device; `collect` brings it up to date."""
-        return self._trace if self._harvest is None else self._harvest.trace
+        return self._trace if self._prepared is None else self._harvest.trace
 
     def collect(self) -> Trace:
         """Bring the trace up to date with the device and return it."""
-        if self._harvest is not None:
-            before = len(self.trace)
+        if self._prepared is not None:
+            known, rows = self.trace, len(self.trace)
             self._harvest.collect()
-            for event in skip_events(self.trace, before):
+            for event in skip_events(self.trace, rows if self.trace is known else 0):
                 self.trace.add_event(event)
         return self.trace
 
     @property
     def steps_run(self) -> int:
         """How many steps have run, by the host's own count."""
-        return 0 if self._harvest is None else self._harvest.next_step
+        return 0 if self._prepared is None else self._harvest.next_step
 
     @property
     def pipeline(self) -> Pipeline | None:
         """The pipeline, once the fit has begun."""
-        return self._pipeline
+        return None if self._prepared is None else self._prepared.pipeline
+
+    @property
+    def _harvest(self) -> Harvest:
+        return self._prepared.harvest
 
 
-def join(callback: Any, model: keras.Model, request: Request, *, previous: Attachment | None) -> Attachment:
-    """Join a callback to the fit that begins on a model, together with the callbacks that joined before.
-
-    Args:
-        callback: The callback.
-        model: Its model.
-        request: What it asks.
-        previous: The attachment of the callback's last fit, reused if nothing has changed.
-
-    Raises:
-        ValueError: The model is not compiled, is spread in a way that is not supported, or a callback of the same class
-            has joined already.
-    """
-    if not getattr(model, "compiled", False) or getattr(model, "optimizer", None) is None:
-        raise ValueError(
-            f"{type(callback).__name__} needs a compiled model with an optimizer. Received: {model!r}, which has none. "
-            "Call model.compile(optimizer=..., loss=...) before model.fit."
-        )
-    require_supported(model.distribute_strategy, type(callback).__name__)
-    current = _ACTIVE.get(model)
-    if current is not None and (current.active or _of_earlier_fit(current, model)):
-        if current.active:
-            current.finish()
-        current = None
-    if current is None:
-        reusable = previous is not None and previous.model is model
-        current = previous if reusable else Attachment(model)
-        current.history = getattr(model, "history", None)
-        current.requests = {}
-        _ACTIVE[model] = current
-    twin = next((other for other in current.requests if type(other) is type(callback)), None)
-    if twin is not None:
-        _ACTIVE.pop(model, None)
-        raise ValueError(
-            f"The callbacks of a fit may hold one {type(callback).__name__}. Received: two. "
-            "Two would act twice on every step; keep one, with the settings you want."
-        )
-    current.requests[callback] = request
-    return current
+def _number(value: Any) -> float | None:
+    if value is None or isinstance(value, str | bytes) or np.ndim(value) != 0:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
 
 
-def is_attached(model: keras.Model) -> bool:
-    """Say whether callbacks have joined the running fit of a model, so that their pipeline is in charge."""
-    current = _ACTIVE.get(model)
-    return current is not None and current.active
-
-
-def _of_earlier_fit(current: Attachment, model: keras.Model) -> bool:
-    return current.history is not getattr(model, "history", None)
+def _nothing() -> None:
+    return None

@@ -14,7 +14,7 @@ from gradrecipes.core.arguments import require_flag
 from gradrecipes.gradients.clipping import Clipping, by_global_norm, require_clipping
 from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
 from gradrecipes.regularizers.penalty import GradientCombination, Penalty
-from gradrecipes.training.attachment import is_attached
+from gradrecipes.training.active_fits import is_attached
 from gradrecipes.training.instrumented_step import InstrumentedStep
 from gradrecipes.training.keras_private import compile_identity, same_identity
 from gradrecipes.training.multi_worker import as_rows, first_local_batch, is_multi_worker, naming_lost_workers

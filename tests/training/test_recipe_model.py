@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gradrecipes as gr
-from gradrecipes.training.attachment import is_attached
+from gradrecipes.training.active_fits import is_attached
 from tests.training.nets import all_finite, compiled, digits, layers, seeded
 
 BOUND = 0.01

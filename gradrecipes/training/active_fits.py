@@ -1,0 +1,77 @@
+"""The fits that callbacks are attached to, one within the other, by model."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import keras
+
+
+class AttachedFit(Protocol):
+    """What is known here of an attachment."""
+
+    running: bool
+
+    def break_off(self) -> None:
+        """Finish, and note that the fit did not come to its end."""
+
+    def renew(self) -> None:
+        """Prepare again in the middle of the fit."""
+
+
+_ACTIVE: weakref.WeakKeyDictionary[keras.Model, list[Any]] = weakref.WeakKeyDictionary()  # outermost first
+_ASIDE: weakref.WeakSet[keras.Model] = weakref.WeakSet()
+_REMAKE = "make_train_function"
+
+
+def enter(model: keras.Model, attachment: AttachedFit) -> None:
+    """Note an attachment whose fit begins, perhaps within another."""
+    _ACTIVE.setdefault(model, []).append(attachment)
+    model.__dict__[_REMAKE] = _remaking(model)
+
+
+def leave(model: keras.Model, attachment: AttachedFit) -> None:
+    """Forget an attachment whose fit ends; those within it broke off before."""
+    attachments = _ACTIVE[model]
+    while attachments[-1] is not attachment:
+        attachments[-1].break_off()
+    attachments.pop()
+    if not attachments:
+        del _ACTIVE[model]
+        del model.__dict__[_REMAKE]
+
+
+def innermost(model: keras.Model) -> Any:
+    """Return the attachment of the innermost fit that runs, or None; those of fits that broke off are finished."""
+    while (attachments := _ACTIVE.get(model)) and not attachments[-1].running:
+        attachments[-1].break_off()
+    return attachments[-1] if attachments else None
+
+
+def is_attached(model: keras.Model) -> bool:
+    """Say whether callbacks have joined the running fit of a model, so that their pipeline is in charge."""
+    return model in _ACTIVE and model not in _ASIDE
+
+
+@contextlib.contextmanager
+def set_aside(model: keras.Model) -> Iterator[None]:
+    """Let a step run within the `with` block for which no attachment is in charge."""
+    _ASIDE.add(model)
+    try:
+        yield
+    finally:
+        _ASIDE.discard(model)
+
+
+def _remaking(model: keras.Model) -> Callable[..., Any]:
+    """Return what stands in for `model.make_train_function`, which else would make one without the pipeline."""
+
+    def make_train_function(force: bool = False) -> Any:
+        if force or model.train_function is None:
+            _ACTIVE[model][-1].renew()
+        return model.train_function
+
+    return make_train_function
