@@ -20,7 +20,11 @@ class GradientMonitor(AttachedCallback):
 
     Training is not changed: with the monitor on, the weights after `fit` equal those of a plain `fit`, and
     when `fit` ends nothing of the monitor remains on the model. `gradient_norm` reaches the logs, so that
-    CSVLogger, TensorBoard and every tracker that reads logs show it.
+    CSVLogger, TensorBoard and every tracker that reads logs show it. Where the forward pass draws with seeded
+    operations of TensorFlow itself (`tf.random.normal`, `tf.nn.dropout`), the same numbers are drawn, at the price
+    of a somewhat dearer step; sums with them may differ in the last bit, where TensorFlow would have merged them.
+
+    A step with several updates is one row: its norm is that of all of them together.
 
     Args:
         sample_every: Steps from one sample of the dearer readings to the next, at least 1.

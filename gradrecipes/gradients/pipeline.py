@@ -194,7 +194,12 @@ class Pipeline:
 
     # -- the end of a step -------------------------------------------------------------------------
     def record(
-        self, outcomes: Sequence[StepOutcome], *, loss: tf.Tensor | None = None, taps: Sequence[Tap] | None = None
+        self,
+        outcomes: Sequence[StepOutcome],
+        *,
+        loss: tf.Tensor | None = None,
+        taps: Sequence[Tap] | None = None,
+        every_step: bool = False,
     ) -> StepOutcome:
         """Count and record a step, all of whose updates were applied or skipped.
 
@@ -202,6 +207,7 @@ class Pipeline:
             outcomes: What `apply` returned, of one update or of several.
             loss: float scalar, the loss of the batch, if it is known.
             taps: (output, gradient with respect to it) of layers, in a step that is sampled.
+            every_step: Whether the graph that is being built serves the other steps too.
 
         Returns:
             The outcome of the whole step: skipped if an update was, the norm of all gradients, the least factor.
@@ -212,8 +218,12 @@ class Pipeline:
             return whole
         places = self._places(whole.variables)
         self._make_recorder(int(whole.norms.shape[0]), len(taps or ()))
-        if taps is not None:
-            self.recorder.write_sample([outcome.sampled for outcome in outcomes], taps, places=places)
+        sampled = [outcome.sampled for outcome in outcomes]
+        if taps is not None and every_step:
+            finite = tf.math.is_finite(whole.gradient_norm)
+            self.recorder.write_sample_if_due(sampled, taps, finite, places=places)
+        elif taps is not None:
+            self.recorder.write_sample(sampled, taps, places=places)
         loss = tf.constant(np.nan, tf.float32) if loss is None else tf.cast(loss, tf.float32)
         head = [loss, whole.gradient_norm, whole.clip_factor, tf.cast(whole.code, tf.float32)]
         norms = in_columns(whole.norms, places, self.recorder.gradients, length)

@@ -123,6 +123,24 @@ class Recorder:
         self._sample_steps.scatter_nd_update([[place]], self.step.read_value()[None])
         self._sample_count.assign_add(1)
 
+    def write_sample_if_due(
+        self, updates: Sequence[SampledUpdate], taps: Sequence[Tap], finite: tf.Tensor, *, places: Places | None = None
+    ) -> None:
+        """Write the sample if the step is one of those for which it is due; for a graph that serves all steps."""
+        step = self.step.read_value()
+        first = updates[0]
+        of_first = None if places is None else places[: len(first.packed)]
+
+        def write() -> tf.Tensor:
+            self.write_sample(updates, taps, places=places)
+            return tf.constant(True)
+
+        def write_if_nonfinite() -> tf.Tensor:
+            self.write_sample_if_nonfinite(first.packed, first.unit, finite, places=of_first)
+            return tf.constant(False)
+
+        tf.cond((step < EARLY_STEPS) | tf.equal(step % self.sample_every, 0), write, write_if_nonfinite)
+
     def write_sample_if_nonfinite(
         self, packed: PackedTensors, unit: tf.Tensor, finite: tf.Tensor, *, places: Places | None = None
     ) -> None:

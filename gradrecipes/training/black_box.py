@@ -27,8 +27,8 @@ class Recording:
         epoch: Epoch, from 0.
         batch: Batch within the epoch, from 0.
         reason: Why the step was left out, a value of `gradrecipes.core.trace.OUTCOMES`.
-        data: The batch as the train step got it: numpy arrays in the structure of the data set; what is sparse or ragged
-            stays a tensor of its kind.
+        data: The batch as the train step got it: numpy arrays in the structure of the data set; what is sparse or
+            ragged stays a tensor of its kind.
         weights: The model's variables before the step, as `model.get_weights()` orders them.
         readings: What was measured up to the step: a `Trace` of the last 128 steps.
         autopsy: Where in the step the trouble began.

@@ -48,10 +48,10 @@ class Harvest:
         self._epoch_starts.append((self.next_step, epoch))
 
     def before_execution(self) -> bool:
-        """Return whether a sample is due in the steps of the execution that begins."""
+        """Return whether the step that can sample is to be run in the execution that begins."""
         recorder = self._pipeline.recorder
         steps = range(self.next_step, self.next_step + self._step.model.steps_per_execution)
-        return recorder is None or any(recorder.is_due(step) for step in steps)
+        return recorder is None or self._step.serves_all or any(recorder.is_due(step) for step in steps)
 
     def after_execution(self, steps: int) -> bool:
         """Count the steps that ran; return whether the ring is half full, so that it is time to collect."""

@@ -24,6 +24,7 @@ from gradrecipes.training.inline import current_graph, inlined, require_same_gra
 from gradrecipes.training.keras_private import replaced
 from gradrecipes.training.layer_map import LayerMap
 from gradrecipes.training.multi_worker import as_rows, is_multi_worker
+from gradrecipes.training.own_random import draws_by_itself
 from gradrecipes.training.taps import LayerTaps
 
 TrainStep = Callable[[Any], dict[str, Any]]
@@ -45,6 +46,10 @@ class InstrumentedStep:
         pipeline: What measures, decides, clips and records.
         sample: Whether this is the step that measures more: the dearer readings and the layers' outputs.
         logs: Whether the norm and the counts join the step's logs.
+
+    Attributes:
+        serves_all: Whether this step, which measures more, must serve the other steps too: it draws random numbers
+            in a way that goes on within one graph only.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class InstrumentedStep:
         self.taps = LayerTaps(model) if sample else None
         self.variables: list[Any] = []
         self.layer_map: LayerMap | None = None
+        self.serves_all = False
         self.description: dict[str, Any] = {}
         self._tells = logs
         self._of_replica = threading.local()
@@ -89,6 +95,7 @@ class InstrumentedStep:
         self._lay_out()
         if self.layer_map is None:
             self._learn_layers()
+        self.serves_all |= self.taps is not None and draws_by_itself(self._of_replica.graph)
         replicas.once(self._record, *([self.taps.tensors(self._heard)] if self.taps is not None else []))
         if state is not None:
             logs = state.kept_where(tf.equal(self._whole.code, APPLIED), logs)
@@ -101,7 +108,7 @@ class InstrumentedStep:
     def _record(self, taps: list[tuple[Any, Any]] | None = None) -> None:
         if taps is not None:
             taps = [(_on_all(output), _on_all(gradient)) for output, gradient in taps]
-        self._whole = self.pipeline.record(self._outcomes, loss=self._loss, taps=taps)
+        self._whole = self.pipeline.record(self._outcomes, loss=self._loss, taps=taps, every_step=self.serves_all)
 
     def _logs(self) -> dict[str, tf.Tensor]:
         settings = self.pipeline.settings
