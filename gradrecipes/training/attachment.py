@@ -16,6 +16,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.training import active_fits, keras_private
 from gradrecipes.training.calling_fit import called_by_fit, is_running
+from gradrecipes.training.forward_state import last_loss
 from gradrecipes.training.harvest import Harvest
 from gradrecipes.training.prepared_step import PreparedStep
 from gradrecipes.training.request import Request
@@ -95,6 +96,7 @@ class Attachment:
         if self._prepared is None or not self._prepared.serves(self.model, self.requests):
             self._prepared = PreparedStep(self.model, self.requests, self.trace)
         self._replaced = False
+        last_loss(self.model).assign(tf.float32.max)
         checked = [request for request in self.requests.values() if request.check is not None]
         self._checked = sorted(checked, key=lambda request: not request.keep_batches)  # who looks, before who acts
         self._keeps_batches = any(request.keep_batches for request in self.requests.values())
@@ -214,6 +216,8 @@ class Attachment:
         self.collect()
         numbers = {name: number for name, value in logs.items() if (number := _number(value)) is not None}
         self._add_event("epoch", epoch, "", {"logs": numbers})
+        if np.isfinite(numbers.get("loss", np.nan)):
+            last_loss(self.model).assign(numbers["loss"])
 
     def add_event(self, kind: str, reason: str, details: dict[str, Any]) -> Event:
         """Note what a callback did, at the last step."""

@@ -82,7 +82,7 @@ class InstrumentedStep:
         if skip:
             keras_private.build_metrics(model, data)
         state = ForwardState(model) if skip else None
-        with self._shadowed():
+        with self._shadowed(), state.listening() if state is not None else contextlib.nullcontext():
             logs = self.train_step(data)
         if not self._outcomes and not model.trainable_weights:
             return as_rows(logs) if is_multi_worker(model) else logs  # nothing is trained, and nothing to record

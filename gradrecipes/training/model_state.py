@@ -58,11 +58,14 @@ def lend(model: keras.Model, weights: State, optimizer_variables: State) -> list
 def variables_of(model: keras.Model) -> list[Any]:
     """Return every variable that a training step may change, each once."""
     slots = [slot for optimizer in optimizers_of(model) for slot in optimizer.variables]
-    # Keras does not count the states of stateful recurrent layers among the variables of a model.
-    remembered = [getattr(layer, "states", None) for layer in sublayers(model) if isinstance(layer, keras.layers.RNN)]
-    states = [part for part in keras.tree.flatten(remembered) if hasattr(part, "assign")]
-    found = [*model.variables, *model.metrics_variables, *slots, *states]
+    found = [*model.variables, *model.metrics_variables, *slots, *recurrent_states(model)]
     return list({id(variable): variable for variable in found}.values())
+
+
+def recurrent_states(model: keras.Model) -> list[Any]:
+    """Return what stateful recurrent layers remember, which Keras does not count among the variables of a model."""
+    remembered = [getattr(layer, "states", None) for layer in sublayers(model) if isinstance(layer, keras.layers.RNN)]
+    return [part for part in keras.tree.flatten(remembered) if hasattr(part, "assign")]
 
 
 def _parts(variable: Any) -> list[Any]:
