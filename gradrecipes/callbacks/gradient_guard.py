@@ -34,14 +34,18 @@ class GradientGuard(AttachedCallback):
     gradient, as is often done, is no skip, since moments still decay and weight decay still acts.
 
     **Roll back and back off.** After `max_consecutive_skips` in a row, when the loss is back where it began after
-    half of it had been learned away, or when a weight is not finite at an epoch's end or at a snapshot, weights,
-    optimizer, moving averages, seeds and metrics go back to the newest sound snapshot, and the training goes on with
-    the *next* data; its learning rate is from then on bounded by half of what it was when all was well, then by a
-    fifth of that each time it fails again before it has recovered. That works under a schedule too: the rate is
-    bounded inside the step.
+    half of it had been learned away or is twice that, or when a weight is not finite at an epoch's end or at a
+    snapshot, weights, optimizer, moving averages, seeds and metrics go back to the newest sound snapshot, at first
+    that of the fit's beginning, and the training goes on with the *next* data; its learning rate is from then on
+    bounded by half of what it was when all was well, then by a tenth of that each time it fails again before it has
+    recovered. That works under a schedule too: the rate is bounded inside the step.
 
-    **Stop.** When going back would change nothing, or has not helped `max_rollbacks` times, the training stops and
-    `stop_reason` says why. A *finite* loss never stops a training: the guard then accepts its new level.
+    **Give way.** A *finite* loss never stops a training. Where earlier weights do no better, or `max_rollbacks` have
+    not helped, it is the data or the loss itself that has changed: the guard accepts the new level and takes the
+    bounds of that time off the learning rate.
+
+    **Stop.** When a loss that is not finite stays so though going back would change nothing, or has not helped
+    `max_rollbacks` times, the training stops with the last sound weights, and `stop_reason` says why.
 
     `skipped_steps` (and `clipped_steps`) reach the logs. The device is asked every eight steps.
 
@@ -56,8 +60,10 @@ class GradientGuard(AttachedCallback):
         max_rollbacks: Rollbacks without recovery between them that are tried.
         backup_dir: Where the guard writes its own state, and the seeds that Keras leaves out of its backups, at the
             end of each epoch, or None. With `keras.callbacks.BackupAndRestore` beside it, perhaps with the same
-            directory, a run that is killed goes on as if it had not been. List the guard first, so that what is
-            backed up is sound.
+            directory, a run that is killed goes on as if it had not been.
+
+    List the guard first: before `BackupAndRestore`, so that what is backed up is sound, and before
+    `keras.callbacks.SwapEMAWeights`, so that what the guard keeps and puts back is what is trained.
 
     Attributes:
         events: What the guard did: a list of `gradrecipes.Event`, of the kinds `"skip"`, `"rollback"`,
@@ -103,6 +109,7 @@ class GradientGuard(AttachedCallback):
         self.backup_dir = backup_dir
         self.stop_reason: str | None = None
         self._recovery: Recovery | None = None
+        self._caps_before: dict[str, float] = {}  # the bounds of the rates when all was well
         self._resumed = False
 
     @property
@@ -118,7 +125,6 @@ class GradientGuard(AttachedCallback):
         self.stop_reason = None
         self._resumed = False
         pipeline = self._attachment.pipeline
-        pipeline.consecutive_skips.assign(0)
         self._recovery = Recovery(
             None if self.snapshot_every is None else SnapshotRing(self.model, also=pipeline.remembered),
             every=self.snapshot_every or 0,
@@ -135,6 +141,8 @@ class GradientGuard(AttachedCallback):
                 for name, seed in self._seeds().items():
                     seed.assign(values.pop(name, seed))
                 self._attachment.pipeline.restore(values)
+        if not self._resumed and all(optimizer.built for optimizer in optimizers_of(self.model)):
+            self._recovery.begin(self._attachment.steps_run)
         self._resumed = True
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -172,10 +180,16 @@ class GradientGuard(AttachedCallback):
         watch = next(iter(pipeline.watches.values()), None)
         losses = np.zeros(0, np.float32) if watch is None else watch.remembered()
         readings = Readings(self._attachment.steps_run, consecutive, losses, self._skips_were_finite(consecutive))
+        trying = self._recovery.rollbacks > 0
         action = self._recovery.consider(readings, thoroughly=thoroughly)
+        if not trying:
+            self._caps_before = {name: float(cap.numpy()) for name, cap in pipeline.rate_caps.items()}
         if action is Action.ROLL_BACK:
             self._roll_back(readings)
-        elif action is Action.GIVE_WAY:
+        elif action is not Action.NOTHING:  # a smaller rate did not help: it was not the rate
+            for name, cap in pipeline.rate_caps.items():
+                cap.assign(self._caps_before.get(name, np.inf))
+        if action is Action.GIVE_WAY:
             pipeline.consecutive_skips.assign(0)
             for watch in pipeline.watches.values():
                 watch.forget()
@@ -216,16 +230,27 @@ class GradientGuard(AttachedCallback):
 
     def _stop(self, consecutive: int) -> None:
         self.stop_reason = self._recovery.reason
-        event = self._attachment.add_event("stop", self.stop_reason, {"consecutive_skips": consecutive})
-        outcome = self._attachment.trace.steps["outcome"]
+        outcome = self._attachment.collect().steps["outcome"]
         reasons = sorted({OUTCOMES[int(code)] for code in outcome[len(outcome) - consecutive :]})
+        skipped = f"; the last {consecutive} steps were all skipped ({', '.join(reasons)})" if consecutive else ""
+        event = self._attachment.add_event("stop", self.stop_reason, {"consecutive_skips": consecutive})
         _LOG.warning(
-            "GradientGuard stopped the training at epoch %d, batch %d (%s): the last %d steps were all skipped (%s). "
-            "The weights are those before the first of them. gradrecipes.diagnose(guard.trace) says why.",
+            "GradientGuard stopped the training at epoch %d, batch %d (%s)%s. %s gradrecipes.diagnose(guard.trace) "
+            "says why.",
             event.epoch + 1,
             event.batch + 1,
             self.stop_reason,
-            consecutive,
-            ", ".join(reasons),
+            skipped,
+            self._leave_sound(skipped),
         )
+        self._attachment.pipeline.consecutive_skips.assign(0)
         self.model.stop_training = True
+
+    def _leave_sound(self, skipped: str) -> str:
+        """Put the newest snapshot back and say what weights are left."""
+        ring = self._recovery.ring
+        if ring is not None and len(ring):
+            return f"The weights are those after step {ring.restore().step}, the last that were known to be sound."
+        if skipped:
+            return "The weights are those before the first of them."
+        return "There is no sound state to go back to: weights were not finite when the fit began."

@@ -16,9 +16,11 @@ def plain_variable(initial_value: Any, *, dtype: tf.DType | None = None, name: s
     strategy; TensorFlow has no public name for it.
 
     Args:
-        initial_value: What `tf.convert_to_tensor` takes.
+        initial_value: What `tf.convert_to_tensor` takes; kept as the attribute `beginning`.
         dtype: The dtype, or None for that of the value.
         name: A name for error messages.
     """
     with tf.init_scope():
-        return ResourceVariable(initial_value, trainable=False, dtype=dtype, name=name)
+        variable = ResourceVariable(initial_value, trainable=False, dtype=dtype, name=name)
+    variable.beginning = initial_value
+    return variable

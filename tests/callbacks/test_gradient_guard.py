@@ -157,18 +157,20 @@ def test_it_stops_with_a_reason_when_every_step_is_skipped(caplog):
     x[3 * BATCH :] = np.nan
     model, guard = seeded(with_state), gr.GradientGuard(max_consecutive_skips=3)
     with caplog.at_level(logging.WARNING):
-        fit(model, x, y, guard, epochs=5)
+        fit(model, x, y, guard, epochs=9)
     assert model.stop_training
-    assert guard.stop_reason == "too_many_skips"
-    assert [event.kind for event in guard.events] == ["skip"] * 5 + ["stop"]  # the device is asked every eight steps
-    assert guard.events[-1].batch == 7
+    assert guard.stop_reason == "too_many_rollbacks"
+    kinds = [event.kind for event in guard.events]
+    assert kinds[:8] == ["skip"] * 5 + ["rollback", "back_off", "skip"]  # the device is asked every eight steps
+    assert (kinds.count("rollback"), kinds[-1], guard.events[-1].batch) == (5, "stop", 7)
     assert all_finite(model)
-    assert "epoch 1, batch 8" in caplog.text
-    assert len(model.history.history["loss"]) == 1
+    assert "epoch 6, batch 8" in caplog.text
+    assert len(model.history.history["loss"]) == 6
 
     good = digits()
     fit(model, *good, guard, epochs=1)
     assert guard.stop_reason is None
+    assert not np.isfinite(list(guard._attachment.pipeline.rate_caps.values())).any()  # they had been of no help
 
 
 def test_good_steps_between_begin_the_count_anew():

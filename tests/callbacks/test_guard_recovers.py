@@ -206,3 +206,81 @@ def test_targets_that_change_their_scale_for_good_are_given_way_to():
     assert guard.stop_reason is None
     assert not guard.trace.skipped[-20:].any()  # the new level is the level
     assert np.isfinite(history["loss"]).all()
+
+
+def regression(rate):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(rate), "mse")
+    return model
+
+
+def test_a_training_that_explodes_in_its_first_steps_goes_back_to_its_beginning_until_the_rate_is_low_enough():
+    x, y = digits(SAMPLES)
+    x, y = 255 * x, y.reshape(-1, 1).astype("float32")  # nobody scaled the pixels
+    model = regression(0.01)
+    before = model.evaluate(x, y, verbose=0)
+    guard = gr.GradientGuard()
+    fit(model, x, y, guard, epochs=6)
+    back = [event for event in guard.events if event.kind == "rollback"]
+    assert back and all(event.details["back_to_step"] == 0 for event in back)
+    assert guard.stop_reason is None
+    assert model.evaluate(x, y, verbose=0) < before / 10
+
+
+def test_weights_that_the_first_update_breaks_go_back_though_no_loss_shows_it():
+    class Breaks(keras.optimizers.SGD):
+        def update_step(self, gradient, variable, learning_rate):
+            broken = keras.ops.where(keras.ops.cast(learning_rate, "float32") > 0.02, np.nan, 0.0)
+            self.assign_sub(variable, learning_rate * gradient + broken)
+
+    x, y = digits(4 * BATCH)
+    model, guard = seeded(two_dense, Breaks(0.03)), gr.GradientGuard()
+    history = fit(model, x, y, guard, epochs=2)
+    assert [event.reason for event in guard.events if event.kind == "rollback"] == ["nonfinite_weights"]
+    assert all_finite(model)
+    assert np.isfinite(history["loss"]).all()
+
+
+def test_where_it_stops_the_last_sound_weights_are_left(caplog):
+    x, y = digits(4 * BATCH)
+    model, guard = seeded(two_dense, keras.optimizers.SGD(1e30)), gr.GradientGuard(max_rollbacks=1)
+    before = model.get_weights()
+    fit(model, x, y, guard, epochs=20)
+    assert guard.stop_reason == "too_many_rollbacks"
+    for mine, first in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(mine, first)
+    assert "The weights are those after step 0" in caplog.text
+
+
+def test_data_in_other_units_do_not_stop_the_next_fit():
+    x, y = digits(SAMPLES)
+    y = y.reshape(-1, 1).astype("float32")
+    model, guard = regression(1e-3), gr.GradientGuard()
+    fit(model, x, y, guard, epochs=4)
+    history = fit(model, x, 1000 * y, guard, epochs=3)
+    assert guard.stop_reason is None
+    assert len(history["loss"]) == 3 and np.isfinite(history["loss"]).all()
+
+
+def test_skips_in_a_row_are_counted_from_fit_to_fit():
+    x, y = digits(BATCH)
+    x[3] = np.nan
+    model, guard = seeded(two_dense), gr.GradientGuard(max_consecutive_skips=3)
+    reasons = []
+    for _ in range(4):
+        fit(model, x, y, guard, epochs=1)
+        reasons.append(guard.stop_reason)
+    assert reasons == [None, None, "too_many_skips", None]
+
+
+def test_a_loss_that_rises_because_the_data_grow_is_left_to_rise():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(6000, 64)).astype("float32")
+    y = (x[:, :1] + random.normal(size=(6000, 1))) * (1 + np.arange(6000)[:, None] / 500)
+    plain, guarded, guard = regression(1e-4), regression(1e-4), gr.GradientGuard()
+    fit(plain, x, y, epochs=1)
+    fit(guarded, x, y, guard, epochs=1)
+    late = x[-500:], y[-500:]
+    assert guarded.evaluate(*late, verbose=0) < 1.1 * plain.evaluate(*late, verbose=0)
+    assert guard.stop_reason is None

@@ -10,13 +10,14 @@ import numpy as np
 from gradrecipes.training.recovery.snapshots import SnapshotRing
 
 FIRST_FACTOR = 0.5  # of the learning rate at the first rollback: what has been asked of Keras since 2017, issue 8332
-NEXT_FACTOR = 0.2  # at each further one before the training has recovered: the rate may be wrong by orders
+NEXT_FACTOR = 0.1  # at each further one before the training has recovered: the rate may be wrong by orders
 RECENT = 32  # losses that tell the present level; a quarter of the window
 LATEST = 8  # losses that tell a level that has just changed: those since the device was asked last
 BEGINNING = 16  # losses that tell the level at the beginning
 LEARNED = 0.5  # of the level at the beginning: below it, something had been learned
 LOST = 0.9  # of the level at the beginning: above it again, all of that is lost
 DIVERGED = 2.0  # times the level at the beginning: worse than knowing nothing
+HIGHER = 1.25  # times the level of the newest snapshot: below it, going back would gain nothing
 SOUND = 2.0  # a snapshot is kept up to this many times the best level; llm-foundry calls twice the mean a spike
 
 
@@ -49,9 +50,14 @@ class Readings:
 class Recovery:
     """Keep sound snapshots, and decide what to do when a training does not get on.
 
-    Too many skips in a row, a loss that is back at its first level after half of it had been learned away, or a
-    weight that is not finite when a snapshot is due, send the training back to the newest snapshot, with a smaller
-    learning rate and with later data. The last attempt goes to an older one.
+    Too many skips in a row, a loss that is back at its first level after half of it had been learned away or at twice
+    that level, or a weight that is not finite when a snapshot is due, send the training back to the newest snapshot,
+    with a smaller learning rate and with later data. The last attempt goes to an older one. The first snapshot is that
+    of the beginning.
+
+    A loss may also rise because the data change, or the loss itself, as under an annealed penalty. Then the weights of
+    the snapshot do no better on the present data, or were at nearly the same level, and the training gives way: the
+    new level is accepted.
 
     Args:
         ring: Where snapshots are kept, or None to keep none: then too many skips stop the training.
@@ -62,7 +68,8 @@ class Recovery:
     Attributes:
         rollbacks: Rollbacks since the last recovery.
         reason: Why the last action was taken: `"too_many_skips"`, `"training_lost"`, `"nonfinite_weights"`,
-            `"too_many_rollbacks"`.
+            `"too_many_rollbacks"`, `"level_changed"`.
+        back_off: What the learning rate is to be multiplied by at this rollback.
     """
 
     def __init__(self, ring: SnapshotRing | None, *, every: int, max_consecutive_skips: int, max_rollbacks: int):
@@ -72,8 +79,15 @@ class Recovery:
         self.max_rollbacks = max_rollbacks
         self.rollbacks = 0
         self.reason = ""
+        self.back_off = 1.0
         self._last_kept = -every
-        self._beginning = self._best = float("nan")
+        self._beginning = self._best = self._kept_level = float("nan")
+        self._lost_at: tuple[int, float] | None = None  # step and level of the last rollback for a lost level
+
+    def begin(self, step: int) -> None:
+        """Keep a snapshot of the beginning; nothing is known yet of its learning rate."""
+        if self.ring is not None and self.ring.keep(step, proven=False):
+            self._last_kept = step
 
     def consider(self, readings: Readings, *, thoroughly: bool = False) -> Action:
         """Say what to do; keep a snapshot when one is due and the training is sound.
@@ -89,21 +103,20 @@ class Recovery:
             return self._recover("too_many_skips", readings)
         if self.ring is None:
             return Action.NOTHING
+        if self._in_vain(readings):
+            return self._go_further_back(readings)
         if lost:
-            return self._recover("training_lost", readings)
+            slow = not learned and recent < HIGHER * self._kept_level
+            return self._give_way() if slow else self._lose(recent, readings)
         finite = self._keep_if_sound(readings, recent) and (not thoroughly or self.ring.state_is_finite())
-        if not finite and len(self.ring):
+        if not finite:
             return self._recover("nonfinite_weights", replace(readings, finite=False))
         return Action.NOTHING
 
-    @property
-    def back_off(self) -> float:
-        """What the learning rate is to be multiplied by at this rollback."""
-        return FIRST_FACTOR if self.rollbacks == 1 else NEXT_FACTOR
-
     def forget_level(self) -> None:
         """Begin anew with the losses: their level has changed for good."""
-        self._best = self._beginning = float("nan")
+        self._best = self._beginning = self._kept_level = float("nan")
+        self._lost_at = None
 
     def _learn_level(self, losses: np.ndarray) -> float:
         if len(losses) < RECENT:
@@ -123,9 +136,31 @@ class Recovery:
             return True
         if not self.ring.keep(readings.step):
             return False  # a ReLU may turn NaN into 0: no loss and no gradient shows the NaN in a weight before it
-        self._last_kept = readings.step
+        self._last_kept, self._kept_level = readings.step, recent
         self.rollbacks = 0
         return True
+
+    def _lose(self, level: float, readings: Readings) -> Action:
+        self._lost_at = readings.step, level
+        return self._recover("training_lost", readings)
+
+    def _in_vain(self, readings: Readings) -> bool:
+        """Say whether the first losses after going back were all nearer to the lost level than to the snapshot's."""
+        if self._lost_at is None or readings.step - self._lost_at[0] < LATEST:
+            return False
+        (step, level), self._lost_at = self._lost_at, None
+        since = readings.step - step
+        first = readings.losses[-since:][:LATEST] if since <= len(readings.losses) else readings.losses[:0]
+        return bool(len(first) and np.min(first) > np.sqrt(level * self._kept_level))
+
+    def _go_further_back(self, readings: Readings) -> Action:
+        if len(self.ring) == 1:
+            return self._give_way()
+        self.ring.drop_newest()
+        self._last_kept = readings.step
+        self._lost_at = readings.step, float(np.median(readings.losses[-LATEST:]))
+        self.reason, self.back_off = "training_lost", 1.0
+        return Action.ROLL_BACK
 
     def _recover(self, reason: str, readings: Readings) -> Action:
         self.reason = reason
@@ -134,6 +169,7 @@ class Recovery:
         if self.ring is None or not len(self.ring):
             return Action.STOP
         self.rollbacks += 1
+        self.back_off = FIRST_FACTOR if self.rollbacks == 1 else NEXT_FACTOR
         if self.rollbacks > self.max_rollbacks:
             return self._give_up("too_many_rollbacks", finite)
         changes = not self.ring.is_current()
@@ -147,5 +183,9 @@ class Recovery:
         self.reason = reason
         if not finite:
             return Action.STOP
+        return self._give_way(reason)
+
+    def _give_way(self, reason: str = "level_changed") -> Action:
+        self.reason = reason
         self.rollbacks = 0
         return Action.GIVE_WAY

@@ -30,7 +30,7 @@ class Ring:
     def __len__(self):
         return len(self.kept)
 
-    def keep(self, step):
+    def keep(self, step, *, proven=True):
         if self.finite:
             self.kept = [*self.kept, step][-3:]
         return self.finite
@@ -67,6 +67,64 @@ def test_no_snapshot_is_kept_of_a_training_that_has_just_gone_wrong():
     for step, latest in ((0, []), (12, [9.0] * 3), (24, [9.0] * 8), (28, [2.1] * 8)):
         assert judge.consider(at(step, losses=[2.0] * 40 + latest)) is Action.NOTHING
     assert ring.kept == [0, 12, 28]  # three bad losses may be chance; at 24 the median of the last 32 was still 2
+
+
+def test_the_beginning_is_kept_and_weights_that_break_at_once_go_back_to_it():
+    ring = Ring()
+    judge = recovery(ring)
+    judge.begin(0)
+    ring.finite = False
+    assert judge.consider(at(4), thoroughly=True) is Action.ROLL_BACK
+    assert (judge.reason, judge.back_off, ring.kept) == ("nonfinite_weights", FIRST_FACTOR, [0])
+
+
+def test_weights_that_are_broken_from_the_beginning_stop_it():
+    ring = Ring()
+    ring.finite = False
+    judge = recovery(ring)
+    judge.begin(0)
+    assert judge.consider(at(4)) is Action.STOP
+    assert judge.reason == "nonfinite_weights"
+
+
+def run(judge, levels):
+    """Return what the judge does when the loss, asked every eight steps, has these levels."""
+    remembered, memories, done = [], {0: []}, []
+    for step, level in enumerate(levels, start=1):
+        remembered = [*remembered, *[level] * 8][-128:]
+        memories[8 * step] = remembered
+        done.append(judge.consider(at(8 * step, losses=remembered)))
+        if done[-1] is Action.ROLL_BACK:
+            remembered = memories[judge.ring.kept[-1]]
+        elif done[-1] is Action.GIVE_WAY:
+            remembered = []
+            judge.forget_level()
+    return [action for action in done if action is not Action.NOTHING]
+
+
+def test_a_loss_that_rises_slowly_is_accepted_where_it_is():
+    judge = recovery(Ring(), every=40)
+    judge.begin(0)
+    done = run(judge, 1.03 ** np.arange(60))
+    assert set(done) == {Action.GIVE_WAY}
+    assert judge.reason == "level_changed"
+
+
+def test_where_earlier_weights_do_no_better_the_level_has_changed():
+    ring = Ring()
+    judge = recovery(ring, every=40)
+    judge.begin(0)
+    done = run(judge, [*[1.0] * 20, *[8.0] * 6])
+    assert done == [Action.ROLL_BACK] * 3 + [Action.GIVE_WAY]
+    assert (judge.reason, judge.back_off, judge.rollbacks) == ("level_changed", 1.0, 0)
+
+
+def test_where_earlier_weights_do_better_it_goes_on_from_them():
+    judge = recovery(Ring(), every=40)
+    judge.begin(0)
+    done = run(judge, [*[1.0] * 20, 8.0, 8.0, 1.0, *[1.0] * 8])
+    assert done == [Action.ROLL_BACK]
+    assert judge.back_off == FIRST_FACTOR
 
 
 def test_too_many_skips_go_back_then_further_back_then_stop_or_give_way():
