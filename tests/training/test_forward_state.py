@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import gradrecipes as gr
 from gradrecipes.training import assignments
+from gradrecipes.training.recovery.snapshots import SnapshotRing
 from tests.training.nets import all_finite, digits, layers, seeded, two_dense
 
 BATCH = 32
@@ -89,7 +90,13 @@ def test_recurrent_states_are_put_back():
     model, guard = seeded(stateful, metrics=[]), gr.GradientGuard()
     fit(model, guard)
     assert [event.step for event in guard.events] == [1]
-    assert np.isfinite(model.layers[1].states[0]).all()
+    (state,) = model.layers[1].states
+    assert np.isfinite(state).all()
+    ring, before = SnapshotRing(model), np.array(state)
+    ring.keep(3)
+    state.assign(state + 1.0)
+    ring.restore()
+    np.testing.assert_array_equal(state, before)
 
 
 def test_nothing_listens_after_a_step():
@@ -137,3 +144,33 @@ def test_a_first_batch_that_is_skipped_does_not_end_a_training_by_its_loss():
 def test_the_loss_of_an_epoch_of_which_nothing_was_applied_is_no_improvement():
     history = fit(seeded(two_dense, metrics=[]), gr.GradientGuard(), bad=(0, 1), steps=2).history
     assert history["loss"] == [np.finfo(np.float32).max]
+
+
+def test_a_train_step_may_take_its_batch_apart_by_itself():
+    class Named(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.out = layers.Dense(10)
+
+        def build(self, shape):
+            self.out.build(shape)
+
+        def call(self, x):
+            return self.out(x)
+
+        def train_step(self, data):
+            x, y = data["image"], data["label"]
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(x=x, y=y, y_pred=(p := self(x, training=True)))
+            self.optimizer.apply(tape.gradient(loss, self.trainable_weights), self.trainable_weights)
+            return self.compute_metrics(x, y, p)
+
+    x, y = digits(3 * BATCH)
+    x[BATCH + 5, 7] = np.nan
+    model = seeded(Named)
+    model.build((None, 64))
+    data = tf.data.Dataset.from_tensor_slices({"image": x, "label": y}).batch(BATCH)
+    history = model.fit(data, shuffle=False, verbose=0, callbacks=[gr.GradientGuard()]).history
+    assert all_finite(model)
+    (count,) = [v for v in model.metrics_variables if v.path.endswith("accuracy/count")]
+    assert (float(count.numpy()), history["skipped_steps"]) == (2 * BATCH, [1.0])

@@ -10,7 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from gradrecipes.training.keras_private import learning_rates, optimizers_of
+from gradrecipes.training.keras_private import learning_rates
+from gradrecipes.training.model_state import variables_of
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,7 @@ class SnapshotRing:
         return broken <= self._never_finite
 
     def _variables(self) -> list[Any]:
-        model = self._model
-        slots = [variable for optimizer in optimizers_of(model) for variable in optimizer.variables]
-        return list({id(v): v for v in [*model.variables, *slots, *model.metrics_variables, *self._also()]}.values())
+        return list({id(v): v for v in [*variables_of(self._model), *self._also()]}.values())
 
 
 def is_finite(array: np.ndarray) -> bool:
