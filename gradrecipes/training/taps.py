@@ -89,10 +89,16 @@ class LayerTaps:
         by_id = {id(layer): layer for layer in self._layers}
         return [by_id[key] for key in self._heard]
 
-    def tensors(self, layers: Sequence[keras.layers.Layer]) -> list[tuple[tf.Tensor | None, tf.Tensor | None]]:
-        """Return (output, gradient with respect to it) of each layer, (None, None) for one that was not heard."""
+    def tensors(
+        self, layers: Sequence[keras.layers.Layer] | None = None
+    ) -> list[tuple[tf.Tensor | None, tf.Tensor | None]]:
+        """Return (output, gradient with respect to it) of each layer that was heard.
+
+        Args:
+            layers: The layers that are asked for instead; (None, None) stands for one that was not heard.
+        """
         nothing = {"output": None, "gradient": None}
-        found = [self._heard.get(id(layer), nothing) for layer in layers]
+        found = [self._heard.get(id(layer), nothing) for layer in (self.layers() if layers is None else layers)]
         return [(heard["output"], heard["gradient"]) for heard in found]
 
     def inputs(self) -> list[tf.Tensor | None]:
