@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common import global_state
 from keras.src.losses import loss as keras_loss
-from tensorflow.python.eager import context as tensorflow_context
 
 RELIED_ON = {
     keras.optimizers.Optimizer: (
@@ -36,38 +33,6 @@ RELIED_ON = {
 
 # Keras 3.7 leaves each replica the mean over its own samples, so that the sum of gradients grows with the replicas.
 DIVIDES_LOSS_AMONG_REPLICAS = hasattr(keras_loss, "scale_loss_for_distribution")
-
-
-@contextlib.contextmanager
-def eager_random_kept() -> Iterator[None]:
-    """Let eager random operations be seeded from elsewhere meanwhile.
-
-    To set the generator back would not do: an operation of the same seeds goes on where the earlier one ended.
-    """
-    context = tensorflow_context.context()
-    before = getattr(context, "_rng", None)
-    if before is not None:
-        context._rng = random.Random("elsewhere")
-    try:
-        yield
-    finally:
-        if before is not None:
-            context._rng = before
-
-
-@contextlib.contextmanager
-def global_seed_kept() -> Iterator[None]:
-    """Put back the seed that layers without one of their own draw from; one that came into being is forgotten."""
-    name = "global_seed_generator"
-    generator = global_state.get_global_attribute(name)
-    before = None if generator is None else np.array(generator.state)
-    try:
-        yield
-    finally:
-        if generator is None:
-            global_state.set_global_attribute(name, None)
-        else:
-            generator.state.assign(before)
 
 
 @contextlib.contextmanager
@@ -115,7 +80,12 @@ def compile_train_step(model: keras.Model, train_step: Callable[[Any], dict[str,
 
 
 def build_metrics(model: keras.Model, data: Any) -> None:
-    """Create the state of the compiled metrics before the first step, so that it can be read before a step."""
+    """Create the state of the compiled metrics before the first step, so that it can be read before a step.
+
+    A train step of the user's own may take its batch apart as it likes; where it does, Keras creates them in the step.
+    """
+    if has_own_train_step(model) and not (isinstance(data, tuple | list) and 2 <= len(data) <= 3):
+        return
     metrics = getattr(model, "_compile_metrics", None)
     loss = getattr(model, "_compile_loss", None)
     unbuilt = [part for part in (metrics, loss) if part is not None and not part.built]
@@ -132,7 +102,8 @@ def has_own_train_step(model: keras.Model) -> bool:
 def build_optimizer(model: keras.Model) -> None:
     """Create the slots of a built model's only optimizer, so that no step is traced a second time for their sake.
 
-    A train step of the user's own is let be: it may hand its optimizer other weights, as a GAN's does.
+    A train step of the user's own is let be: it may hand its optimizer other weights, as a GAN's does. Keras' own
+    `ScheduleFreeAdamW` trains in a compiled `fit` as it does eagerly only if its slots were made before.
     """
     optimizer, variables = model.optimizer, model.trainable_variables
     if not model.built or optimizer.built or not variables:
@@ -141,6 +112,18 @@ def build_optimizer(model: keras.Model) -> None:
         return
     with model.distribute_strategy.scope(), keras.name_scope(optimizer.name):
         optimizer.build(variables)
+
+
+def weights_without_slots(model: keras.Model) -> list[Any]:
+    """Return the trainable weights that the only optimizer of a model does not know: made trainable since it was built.
+
+    `fit` goes on as it was traced, without them, until something traces it anew.
+    """
+    if has_own_train_step(model) or len(optimizers_of(model)) > 1 or not model.optimizer.built:
+        return []
+    parts = leaves(model.optimizer)
+    known = {leaf._var_key(variable) for leaf in parts for variable in leaf._trainable_variables}
+    return [variable for variable in model.trainable_variables if parts[0]._var_key(variable) not in known]
 
 
 def loss_count(model: keras.Model) -> Any:
@@ -166,8 +149,17 @@ def inputs_of(made: Any) -> list[Any]:
 def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     """Return the optimizers of a model: the compiled one, then those it holds beside it, as a GAN does."""
     held = [getattr(model, "optimizer", None), *vars(model).values()]  # an uncompiled model has none
-    found = {id(one): one for one in held if isinstance(one, keras.optimizers.Optimizer)}
+    found = {id(one): one for one in _within(held) if isinstance(one, keras.optimizers.Optimizer)}
     return list(found.values())
+
+
+def _within(held: Iterable[Any], depth: int = 3) -> Iterator[Any]:
+    """Go through what attributes hold, in lists and dicts too: as many deep as a person writes them."""
+    for one in held:
+        if not isinstance(one, list | tuple | dict):
+            yield one
+        elif depth:
+            yield from _within(one.values() if isinstance(one, dict) else one, depth - 1)
 
 
 def leaves(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Optimizer]:
@@ -286,8 +278,12 @@ def scalars_read_once(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
     """Let an update read the step counter and the learning rate once, not once for each variable.
 
     Keras reads both anew for every variable, and TensorFlow cannot merge such reads, so that Adam computes
-    its bias correction as often as there are weights. The arithmetic and its results stay the same.
+    its bias correction as often as there are weights. The arithmetic and its results stay the same. A class of the
+    user's own is let be: it may do with its counter what only a variable can.
     """
+    if not type(optimizer).__module__.startswith("keras."):
+        yield
+        return
     update, counter = optimizer._backend_update_step, optimizer._iterations
 
     def update_with_scalars(gradients, variables, learning_rate):

@@ -29,6 +29,9 @@ class PreparedStep:
         every_step: The train function for a step of which no sample is due.
         sampled_step: The one for a step that measures more.
         harvest: What takes the readings into a Trace.
+
+    Raises:
+        ValueError: A layer was made trainable after the model was compiled and trained.
     """
 
     def __init__(self, model: keras.Model, requests: dict[Any, Request], trace: Trace):
@@ -51,6 +54,12 @@ class PreparedStep:
         )
         self.pipeline = Pipeline(settings)
         keras_private.build_optimizer(model)
+        if unknown := keras_private.weights_without_slots(model):
+            raise ValueError(
+                "The optimizer must know every trainable weight of the model. Received: "
+                f"{', '.join(repr(variable.path) for variable in unknown[:3])}, trainable only since the model was "
+                "compiled and trained. Call model.compile(...) after a change of `trainable`, else it has no effect."
+            )
         logs = all(request.logs for request in wanted)
         step = InstrumentedStep(model, model.train_step, self.pipeline, logs=logs)
         self.every_step = self.sampled_step = keras_private.compile_train_step(model, step)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradrecipes.training.keras_private import eager_random_kept, global_seed_kept
+from gradrecipes.training.keras_random import eager_random_kept, global_seed_kept
 
 
 @contextlib.contextmanager

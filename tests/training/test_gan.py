@@ -119,3 +119,30 @@ def test_each_update_is_bounded_by_itself():
     for part in (change[:4], change[4:]):
         assert np.sqrt(sum(np.sum(np.square(c)) for c in part)) == pytest.approx(RATE * bound, rel=1e-3)
     assert monitor.trace.gradient_norm[0] > bound
+
+
+@pytest.mark.parametrize("kind", [list, tuple, dict])
+def test_optimizers_in_a_list_or_dict_are_found(kind):
+    class Held(Gan):
+        def compile(self, **how):
+            super().compile(**how)
+            pair = {"critic": self.critic_optimizer, "maker": self.maker_optimizer}
+            del self.critic_optimizer, self.maker_optimizer
+            self.of_nets = pair if kind is dict else kind(pair.values())
+
+        def train_step(self, real):
+            critic, maker = self.of_nets.values() if kind is dict else self.of_nets
+            noise = real[:, :LATENT] - 0.5
+            with tf.GradientTape(persistent=True) as tape:
+                loss = tf.reduce_mean(self.critic(self.maker(noise))) + tf.reduce_mean(self.critic(real))
+            for optimizer, part in ((critic, self.critic), (maker, self.maker)):
+                optimizer.apply(tape.gradient(loss, part.trainable_weights), part.trainable_weights)
+            return {"loss": loss}
+
+    keras.utils.set_random_seed(1)
+    model, guard, x = Held(), gr.GradientGuard(), digits(2 * BATCH)[0]
+    model.compile()
+    x[BATCH + 3, 7] = np.nan
+    fit(model, x, guard)
+    assert all(np.isfinite(w).all() for w in weights_of(model))
+    assert len(guard.trace.layers) == 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import pytest
 
-from gradrecipes.training import keras_private
+from gradrecipes.training import keras_private, keras_random
 from tests.seeds import begin_anew
 from tests.training.nets import compiled, two_dense
 
@@ -60,15 +60,15 @@ def test_the_random_states_that_no_public_name_reaches_are_there():
     tf.random.set_seed(1)
     expected = tf.random.normal((2,)).numpy().tolist()
     tf.random.set_seed(1)
-    with keras_private.eager_random_kept():
+    with keras_random.eager_random_kept():
         tf.random.normal((2,))
     assert tf.random.normal((2,)).numpy().tolist() == expected
-    with keras_private.global_seed_kept():
+    with keras_random.global_seed_kept():
         keras.random.uniform((1,))
     begin_anew()
     _, expected = keras.random.uniform(()), float(keras.random.uniform(()))
     begin_anew()
     keras.random.uniform(())
-    with keras_private.global_seed_kept():
+    with keras_random.global_seed_kept():
         keras.random.uniform((3,))
     assert float(keras.random.uniform(())) == expected

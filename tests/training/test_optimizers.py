@@ -109,3 +109,31 @@ def test_a_nan_in_every_batch_leaves_every_variable_as_it_was(make):
     assert fit(model, x, y, gr.GradientGuard(clipping=gr.clipping.by_norm(1.0)))["skipped_steps"] == [BATCHES]
     for variable in [*model.variables, *model.optimizer.variables]:
         np.testing.assert_array_equal(np.array(variable), before[variable.path], err_msg=variable.path)
+
+
+def test_an_optimizer_of_ones_own_may_do_with_its_counter_what_only_a_variable_can():
+    class Fading(keras.optimizers.SGD):
+        def update_step(self, gradient, variable, learning_rate):
+            count = keras.ops.cast(self.iterations.value + 1, "float32")
+            self.assign_sub(variable, learning_rate * gradient / keras.ops.sqrt(count))
+
+    x, y = digits(2 * BATCH)
+    plain, guarded = seeded(net, Fading(0.1)), seeded(net, Fading(0.1))
+    fit(plain, x, y)
+    fit(guarded, x, y, gr.GradientGuard())
+    for mine, theirs in zip(guarded.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+
+
+def test_a_layer_made_trainable_without_compiling_is_told_in_words():
+    x, y = digits(BATCH)
+    model = seeded(net)
+    model.layers[0].trainable = False
+    model.compile("adam", model.loss)
+    fit(model, x, y)
+    model.layers[0].trainable = True
+    with pytest.raises(ValueError, match="trainable only since the model was compiled"):
+        fit(model, x, y, gr.GradientGuard())
+    fit(model, x, y)
+    model.compile("adam", model.loss)
+    assert fit(model, x, y, gr.GradientGuard())["skipped_steps"] == [0]
