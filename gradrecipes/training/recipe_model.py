@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -36,6 +37,9 @@ class RecipeModelMixin:
             `GradientGuard` does it.
         penalty: A gradient penalty of `gradrecipes.regularizers`, or None.
 
+    Raises:
+        TypeError: The class has a `train_step` that applies gradients by itself, past the clipping.
+
     Example:
         >>> class Net(RecipeModelMixin, keras.Model):
         ...     def __init__(self, **kwargs):
@@ -54,6 +58,7 @@ class RecipeModelMixin:
         penalty: Penalty | GradientCombination | None = None,
         **kwargs: Any,
     ):
+        _require_no_step_past(type(self))
         clipping, penalty = (
             keras.saving.deserialize_keras_object(part) if isinstance(part, dict) else part  # from a saved config
             for part in (clipping, penalty)
@@ -80,7 +85,8 @@ class RecipeModelMixin:
 
         Returns:
             The logs of `keras.Model.train_step`, and `gradient_norm` (before clipping), `clipped_steps`,
-            `skipped_steps` where they apply.
+            `skipped_steps` where they apply. `train_on_batch` returns them too, after those of `metrics_names`,
+            by the alphabet; ask it for `return_dict=True`.
         """
         if is_attached(self):
             return self._penalized_step(data)
@@ -129,6 +135,19 @@ class RecipeModelMixin:
     _own_step: InstrumentedStep | None = None
     _own_identity: tuple[Any, ...] = ()
     _memory: Mapping[str, np.ndarray] = MappingProxyType({})
+
+
+def _require_no_step_past(kind: type) -> None:
+    code = getattr(inspect.unwrap(kind.train_step), "__code__", None)
+    names = () if code is None else code.co_names
+    if kind.train_step is RecipeModelMixin.train_step or "train_step" in names:
+        return
+    if {"apply", "apply_gradients"} & set(names):
+        raise TypeError(
+            f"A model of RecipeModelMixin clips in its own train_step. Received: {kind.__name__}, whose train_step "
+            "takes its place and applies gradients by itself, so that nothing would be clipped. Move that train_step "
+            f"into a base class and list it after the mixin: class {kind.__name__}(RecipeModelMixin, Base)."
+        )
 
 
 @keras.saving.register_keras_serializable(package="gradrecipes")

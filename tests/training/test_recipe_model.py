@@ -7,6 +7,7 @@ import copy
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import gradrecipes as gr
 from gradrecipes.training.active_fits import is_attached
@@ -166,3 +167,46 @@ def test_what_a_clipping_method_remembers_is_saved_with_the_model(tmp_path):
     for one, other in zip(whole.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     assert np.abs(whole.get_weights()[0] - forgetful.get_weights()[0]).max() > 1e-6
+
+
+class Net(keras.Model):
+    def __init__(self, **how):
+        super().__init__(**how)
+        self.out = layers.Dense(10)
+
+    def build(self, shape):
+        self.out.build(shape)
+
+    def call(self, x):
+        return self.out(x)
+
+
+class OwnStep:
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+        self.optimizer.apply(tape.gradient(loss, self.trainable_weights), self.trainable_weights)
+        return {"loss": loss}
+
+
+def test_a_train_step_that_would_go_past_the_clipping_is_refused():
+    class Past(OwnStep, gr.RecipeModelMixin, Net):
+        pass
+
+    class Before(gr.RecipeModelMixin, OwnStep, Net):
+        pass
+
+    class Through(gr.RecipeModelMixin, Net):
+        def train_step(self, data):
+            return super().train_step(data)
+
+    with pytest.raises(TypeError, match="Past, whose train_step takes its place"):
+        Past()
+    x, y = digits(32)
+    for kind in (Before, Through):
+        model = compiled(kind(clipping=gr.clipping.by_global_norm(1e-9)), keras.optimizers.SGD(1.0), metrics=None)
+        model.build((None, 64))
+        before = model.get_weights()[0]
+        model.fit(x, y, verbose=0)
+        assert np.abs(model.get_weights()[0] - before).max() < 1e-8
