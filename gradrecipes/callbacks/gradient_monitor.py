@@ -33,7 +33,8 @@ class GradientMonitor(AttachedCallback):
 
     Attributes:
         trace: The record, a `gradrecipes.Trace`, up to date whenever it is read. A second fit of an
-            unchanged model goes on in it.
+            unchanged model goes on in it; a fit of another model, or of one whose layers with gradients are others
+            since, begins a new record. Keep the earlier one before it, or use a monitor for each model.
 
     Raises:
         TypeError: `logs` is no boolean, or `histogram_dir` no path.
