@@ -207,6 +207,8 @@ def _loss(model: keras.Model, batch: Batch, y_pred: Any) -> tf.Tensor:
 
 
 def _mean(loss: tf.Tensor) -> float:
+    if not tf.size(loss):
+        raise ValueError("The batch holds no samples.")
     return float(tf.reduce_mean(loss))  # a loss of each sample is logged as its mean
 
 
