@@ -155,7 +155,7 @@ def test_after_an_error_that_is_still_held_the_model_is_plain():
     model, guard = seeded(two_dense, metrics=[]), gr.GradientGuard()
     with pytest.raises(RuntimeError, match="boom") as held:
         fit(model, guard, Meanwhile(boom))
-    assert isinstance(model.train_on_batch(*digits(BATCH)), float)
+    assert np.ndim(model.train_on_batch(*digits(BATCH))) == 0
     assert "make_train_function" not in model.__dict__
     assert len(guard.trace) == STEPS
     assert guard.trace.events[-1].kind == "interrupted"
