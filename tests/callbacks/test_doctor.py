@@ -101,3 +101,12 @@ def test_it_shares_the_record_with_a_monitor_and_can_be_copied():
 def test_wrong_arguments_are_refused_in_words(arguments, kind, words):
     with pytest.raises(kind, match=words):
         gr.Doctor(**arguments)
+
+
+def test_beside_a_guard_an_epoch_of_skipped_steps_has_no_loss_of_0():
+    x, y = data(64)
+    x[[0, 33]] = np.nan
+    guard = gr.GradientGuard(max_consecutive_skips=50)
+    history = net().fit(x, y, verbose=0, callbacks=[guard, gr.Doctor()]).history
+    assert history["skipped_steps"] == [2]
+    assert history["loss"][0] > 1e30
