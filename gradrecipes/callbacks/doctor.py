@@ -73,7 +73,7 @@ class Doctor(AttachedCallback):
             )
         if on_finding is not None and not callable(on_finding):
             raise TypeError(f"`on_finding` must be a function of a finding. Received: on_finding={on_finding!r}.")
-        super().__init__(Request(sample_every=50, logs=False, check=self._check, check_every=check_every))
+        super().__init__(Request(sample_every=50, logs=None, check=self._check, check_every=check_every))
         self.data = data
         self.check_every = check_every
         self.stop = stop

@@ -45,7 +45,7 @@ class InstrumentedStep:
         train_step: The step to run: the model's own. A `tf.function` around it is left out.
         pipeline: What measures, decides, clips and records.
         sample: Whether this is the step that measures more: the dearer readings and the layers' outputs.
-        logs: Whether the norm and the counts join the logs of the step; how many steps were skipped always does.
+        logs: Whether the norm and the counts join the step's logs.
 
     Attributes:
         serves_all: Whether this step, which measures more, must serve the other steps too: it draws random numbers
@@ -112,10 +112,12 @@ class InstrumentedStep:
 
     def _logs(self) -> dict[str, tf.Tensor]:
         settings = self.pipeline.settings
-        logs = {"gradient_norm": self._whole.gradient_norm} if self._tells else {}
-        if settings.skip:  # always: with no key beside its metrics' Keras would take the loss of no step for 0
+        if not self._tells:
+            return {}
+        logs = {"gradient_norm": self._whole.gradient_norm}
+        if settings.skip:
             logs["skipped_steps"] = tf.cast(self.pipeline.skipped_steps, tf.float32)
-        if settings.clipping is not None and self._tells:
+        if settings.clipping is not None:
             logs["clipped_steps"] = tf.cast(self.pipeline.clipped_steps, tf.float32)
         return logs
 

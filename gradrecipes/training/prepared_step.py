@@ -60,7 +60,8 @@ class PreparedStep:
                 f"{', '.join(repr(variable.path) for variable in unknown[:3])}, trainable only since the model was "
                 "compiled and trained. Call model.compile(...) after a change of `trainable`, else it has no effect."
             )
-        logs = all(request.logs for request in wanted)
+        said = [request.logs for request in wanted]
+        logs = True in said and False not in said
         step = InstrumentedStep(model, model.train_step, self.pipeline, logs=logs)
         self.every_step = self.sampled_step = keras_private.compile_train_step(model, step)
         if every:

@@ -103,7 +103,7 @@ def test_wrong_arguments_are_refused_in_words(arguments, kind, words):
         gr.Doctor(**arguments)
 
 
-def test_beside_a_guard_an_epoch_of_skipped_steps_has_no_loss_of_0():
+def test_beside_a_guard_its_keys_join_the_logs_and_an_epoch_of_skipped_steps_has_no_loss_of_0():
     x, y = data(64)
     x[[0, 33]] = np.nan
     guard = gr.GradientGuard(max_consecutive_skips=50)
