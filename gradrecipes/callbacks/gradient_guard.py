@@ -47,9 +47,9 @@ class GradientGuard(AttachedCallback):
     **Stop.** When a loss that is not finite stays so though going back would change nothing, or has not helped
     `max_rollbacks` times, the training stops with the last sound weights, and `stop_reason` says why.
 
-    `skipped_steps` (and `clipped_steps`) reach the logs. Until the first step of an epoch that is applied, they hold the
-    loss of the epoch before, in the first epoch the largest float32: finite, and no improvement. The device is asked
-    every eight steps.
+    `skipped_steps` (and `clipped_steps`) reach the logs. Until a step of an epoch is applied, they hold the loss of the
+    epoch before, in the first epoch the largest float32: finite, and no improvement. The device is asked every eight
+    steps.
 
     Args:
         clipping: A method of `gradrecipes.clipping` that bounds every gradient before it is applied, or None.
