@@ -184,11 +184,13 @@ class GradientGuard(AttachedCallback):
         readings = Readings(self._attachment.steps_run, consecutive, losses, self._skips_were_finite(consecutive))
         trying = self._recovery.rollbacks > 0
         action = self._recovery.consider(readings, thoroughly=thoroughly)
+        if action is Action.NOTHING:
+            return
         if not trying:
             self._caps_before = {name: float(cap.numpy()) for name, cap in pipeline.rate_caps.items()}
         if action is Action.ROLL_BACK:
             self._roll_back(readings)
-        elif action is not Action.NOTHING:  # a smaller rate did not help: it was not the rate
+        else:  # a smaller rate did not help: it was not the rate
             for name, cap in pipeline.rate_caps.items():
                 cap.assign(self._caps_before.get(name, np.inf))
         if action is Action.GIVE_WAY:
@@ -232,10 +234,10 @@ class GradientGuard(AttachedCallback):
 
     def _stop(self, consecutive: int) -> None:
         self.stop_reason = self._recovery.reason
-        outcome = self._attachment.collect().steps["outcome"]
+        event = self._attachment.add_event("stop", self.stop_reason, {"consecutive_skips": consecutive})
+        outcome = self._attachment.trace.steps["outcome"]
         reasons = sorted({OUTCOMES[int(code)] for code in outcome[len(outcome) - consecutive :]})
         skipped = f"; the last {consecutive} steps were all skipped ({', '.join(reasons)})" if consecutive else ""
-        event = self._attachment.add_event("stop", self.stop_reason, {"consecutive_skips": consecutive})
         _LOG.warning(
             "GradientGuard stopped the training at epoch %d, batch %d (%s)%s. %s gradrecipes.diagnose(guard.trace) "
             "says why.",
@@ -243,16 +245,16 @@ class GradientGuard(AttachedCallback):
             event.batch + 1,
             self.stop_reason,
             skipped,
-            self._leave_sound(skipped),
+            self._leave_sound(consecutive),
         )
         self._attachment.pipeline.consecutive_skips.assign(0)
         self.model.stop_training = True
 
-    def _leave_sound(self, skipped: str) -> str:
+    def _leave_sound(self, consecutive: int) -> str:
         """Put the newest snapshot back and say what weights are left."""
         ring = self._recovery.ring
         if ring is not None and len(ring):
             return f"The weights are those after step {ring.restore().step}, the last that were known to be sound."
-        if skipped:
+        if consecutive:
             return "The weights are those before the first of them."
         return "There is no sound state to go back to: weights were not finite when the fit began."

@@ -180,10 +180,10 @@ class Recovery:
         return Action.ROLL_BACK
 
     def _give_up(self, reason: str, finite: bool) -> Action:
+        if finite:
+            return self._give_way(reason)
         self.reason = reason
-        if not finite:
-            return Action.STOP
-        return self._give_way(reason)
+        return Action.STOP
 
     def _give_way(self, reason: str = "level_changed") -> Action:
         self.reason = reason

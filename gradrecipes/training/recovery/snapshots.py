@@ -107,7 +107,7 @@ class SnapshotRing:
         return broken <= self._never_finite
 
     def _variables(self) -> list[Any]:
-        return list({id(v): v for v in [*variables_of(self._model), *self._also()]}.values())
+        return [*variables_of(self._model), *self._also()]
 
 
 def is_finite(array: np.ndarray) -> bool:
