@@ -90,9 +90,9 @@ class Recorder:
         self._taken = 0
         self._samples_taken = 0
 
-    def is_due(self, step: int) -> bool:
-        """Say whether a sample is due at a step."""
-        return step < EARLY_STEPS or step % self.sample_every == 0
+    def is_due(self, step: int | tf.Tensor) -> bool | tf.Tensor:
+        """Say whether a sample is due at a step, in the graph too."""
+        return (step < EARLY_STEPS) | (step % self.sample_every == 0)
 
     def write_row(self, row: tf.Tensor) -> None:
         """Write the row of this step, float32 `[4 + n]`: `STEP_COLUMNS`, then the norms; and count the step."""
@@ -127,7 +127,6 @@ class Recorder:
         self, updates: Sequence[SampledUpdate], taps: Sequence[Tap], finite: tf.Tensor, *, places: Places | None = None
     ) -> None:
         """Write the sample if the step is one of those for which it is due; for a graph that serves all steps."""
-        step = self.step.read_value()
         first = updates[0]
         of_first = None if places is None else places[: len(first.packed)]
 
@@ -139,7 +138,7 @@ class Recorder:
             self.write_sample_if_nonfinite(first.packed, first.unit, finite, places=of_first)
             return tf.constant(False)
 
-        tf.cond((step < EARLY_STEPS) | tf.equal(step % self.sample_every, 0), write, write_if_nonfinite)
+        tf.cond(self.is_due(self.step.read_value()), write, write_if_nonfinite)
 
     def write_sample_if_nonfinite(
         self, packed: PackedTensors, unit: tf.Tensor, finite: tf.Tensor, *, places: Places | None = None

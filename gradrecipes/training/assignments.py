@@ -11,6 +11,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable, ResourceVariable
 
+from gradrecipes.training.inline import current_graph
+
 _LOCK = threading.Lock()
 _LISTENERS: dict[int, Callable[[Any], None]] = {}
 _ORIGINALS = [  # every assignment to a Keras variable ends in one of them
@@ -59,13 +61,16 @@ def _told(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def reading_before(graph: Any) -> contextlib.AbstractContextManager[Any] | None:
-    """Return where to read, for the step traced into a graph, what is about to be assigned; None if it is not there.
+    """Return where to read what a step is about to assign; None if that happens in another graph than the step's.
 
     Within a condition or a loop of the step that is the step's own graph, in which the read comes first.
+
+    Args:
+        graph: What `current_graph` returned at the beginning of the step.
     """
-    if graph is None:
+    if graph == "eager":
         return tf.init_scope()  # a step that runs eagerly, perhaps with a function in it
-    inner = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    inner = current_graph()
     while inner is not None and inner is not graph:
         inner = getattr(inner, "outer_graph", None)
     return None if inner is None else graph.as_default()  # None where a layer is built, say

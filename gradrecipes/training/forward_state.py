@@ -14,6 +14,7 @@ import tensorflow as tf
 from gradrecipes.gradients.plain_variable import plain_variable
 from gradrecipes.training import keras_private, replicas
 from gradrecipes.training.assignments import heard_by, reading_before
+from gradrecipes.training.inline import current_graph
 from gradrecipes.training.model_state import recurrent_states
 
 # What traces of a model's step have assigned: a `tf.function` called in it is not heard when it is traced already.
@@ -36,7 +37,7 @@ class ForwardState:
         variables = [*model.non_trainable_variables, *model.metrics_variables, *recurrent_states(model)]
         self._variables = list({id(v): v for v in variables}.values())
         self._listens = not tf.distribute.has_strategy()
-        self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+        self._graph = current_graph()
         self._in_optimizer = 0
         self._known: set[int] = set()
         if self._listens:
