@@ -26,9 +26,9 @@ _PUBLIC = {
     "BatchSizeAdvisor": "gradrecipes.callbacks.batch_size_advisor",
     "LearningRateFinder": "gradrecipes.callbacks.learning_rate_finder",
     "NanProofEarlyStopping": "gradrecipes.callbacks.nanproof_early_stopping",
-    "RecipeModel": "gradrecipes.training.recipe_model",
-    "RecipeModelMixin": "gradrecipes.training.recipe_model",
-    "GradientPipeline": "gradrecipes.training.by_hand",
+    "RecipeModel": "gradrecipes.training.step.recipe_model",
+    "RecipeModelMixin": "gradrecipes.training.step.recipe_model",
+    "GradientPipeline": "gradrecipes.training.step.gradient_pipeline",
     "Study": "gradrecipes.studies.study",
 }
 _SUBPACKAGES = {
@@ -66,8 +66,8 @@ if TYPE_CHECKING:
     from gradrecipes.report.diagnosis import Diagnosis
     from gradrecipes.studies.study import Study
     from gradrecipes.training.autopsy import autopsy
-    from gradrecipes.training.by_hand import GradientPipeline
-    from gradrecipes.training.recipe_model import RecipeModel, RecipeModelMixin
+    from gradrecipes.training.step.gradient_pipeline import GradientPipeline
+    from gradrecipes.training.step.recipe_model import RecipeModel, RecipeModelMixin
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "gradrecipes"
 
 FLOORS = {
     "core": 0,
+    "compat": 1,
     **dict.fromkeys(("gradients", "initializers", "layers", "regularizers", "schedules", "plots", "diagnosis"), 1),
     **dict.fromkeys(("training", "report"), 2),
     **dict.fromkeys(("callbacks", "probes"), 3),
@@ -26,9 +27,13 @@ FLOORS = {
     "cli": 8,
     "__main__": 9,
 }
-BESIDE = {("callbacks", "probes")}  # on one floor, and still in one direction: a callback may use what a probe measures
+# On one floor, and still in one direction: a callback may use what a probe measures.
+BESIDE = {("callbacks", "probes"), *((part, "compat") for part in ("gradients", "initializers", "regularizers"))}
 INDEX = "gradrecipes"  # gradrecipes/__init__.py: names every floor, lazily, so only the highest may use it
-LONGEST_FILE = 300
+LONGEST_FILE = 400
+LARGEST_FOLDER = 20  # files; rules/ apart
+GROWN = ("gradrecipes/core", "gradrecipes/diagnosis")  # larger than that, until they are divided
+PRIVATE = re.compile(r"keras[.]src|tensorflow[.]python|tf[.]__internal__")
 UNFINISHED = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME)\b")
 TEXT = {".py", ".md", ".toml", ".txt", ".ipynb", ".j2", ".html", ".css", ".yml", ".yaml", ".json"}
 
@@ -171,6 +176,17 @@ def test_no_source_file_is_too_long():
     sources = [*modules(), *(ROOT / "recipes").rglob("*.py")]
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in sources}
     assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+def test_no_folder_is_too_large():
+    folders = {path.parent for path in modules() if path.parent.name != "rules"}
+    sizes = {str(folder.relative_to(ROOT)): len(list(folder.glob("*.py"))) for folder in folders}
+    assert {name: size for name, size in sizes.items() if size > LARGEST_FOLDER and name not in GROWN} == {}
+
+
+def test_private_modules_of_keras_and_tensorflow_are_imported_in_compat_only():
+    others = [path for path in modules() if part_of(module_of(path)) not in ("compat", "tuning")]
+    assert [module_of(path) for path in others if PRIVATE.search(path.read_text())] == []
 
 
 def test_nothing_is_left_unfinished():

@@ -6,11 +6,11 @@ from typing import Any
 
 import keras
 
+from gradrecipes.compat.call_stack import calling_list
 from gradrecipes.core.trace import Trace
-from gradrecipes.training.attachment import Attachment
-from gradrecipes.training.calling_fit import calling_list
-from gradrecipes.training.joining import join
-from gradrecipes.training.request import Request
+from gradrecipes.training.fit.joining import join
+from gradrecipes.training.fit.request import Request
+from gradrecipes.training.fit.session import Attachment
 
 
 class AttachedCallback(keras.callbacks.Callback):

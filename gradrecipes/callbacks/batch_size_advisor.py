@@ -10,9 +10,9 @@ import numpy as np
 
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.plots.noise_scale import NoiseScale
-from gradrecipes.training.micro_batches import MicroBatches
-from gradrecipes.training.model_state import untouched
-from gradrecipes.training.sampling import draw_batches
+from gradrecipes.training.recovery.model_state import untouched
+from gradrecipes.training.trial.micro_batches import MicroBatches
+from gradrecipes.training.trial.sampling import draw_batches
 
 _LOG = logging.getLogger(__name__)
 

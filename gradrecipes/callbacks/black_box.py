@@ -8,8 +8,8 @@ from typing import Any
 
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.core.arguments import require_directory, require_whole
-from gradrecipes.training.black_box import Recording, record_bad_step
-from gradrecipes.training.request import Request
+from gradrecipes.training.autopsy.recording import Recording, record_bad_step
+from gradrecipes.training.fit.request import Request
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class BlackBox(AttachedCallback):
         recordings: How many steps are recorded; then the box is full.
 
     Attributes:
-        recordings: list of `gradrecipes.training.black_box.Recording`.
+        recordings: list of `gradrecipes.training.autopsy.recording.Recording`.
         trace: The record of the fit.
 
     Raises:

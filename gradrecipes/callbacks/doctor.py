@@ -16,7 +16,7 @@ from gradrecipes.probes.before_fit import look_before_fit
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.report.path import path
 from gradrecipes.report.wording import confidence
-from gradrecipes.training.request import Request
+from gradrecipes.training.fit.request import Request
 
 _LOG = logging.getLogger(__name__)
 

@@ -11,15 +11,15 @@ import numpy as np
 
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.callbacks.guard_arguments import check_guard_arguments
+from gradrecipes.compat.keras_private import learning_rates, optimizers_of
 from gradrecipes.core.arguments import require_directory
 from gradrecipes.core.event import Event
 from gradrecipes.core.trace import OUTCOMES, SKIPPED_LOSS_SPIKE
 from gradrecipes.gradients.clipping import Clipping
-from gradrecipes.training.keras_private import learning_rates, optimizers_of
+from gradrecipes.training.fit.request import Request
 from gradrecipes.training.recovery.guard_state import load_guard_state, save_guard_state
 from gradrecipes.training.recovery.policy import Action, Readings, Recovery
 from gradrecipes.training.recovery.snapshots import SnapshotRing
-from gradrecipes.training.request import Request
 
 _LOG = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.core.arguments import require_directory, require_flag, require_whole
-from gradrecipes.training.request import Request
+from gradrecipes.training.fit.request import Request
 
 
 class GradientMonitor(AttachedCallback):

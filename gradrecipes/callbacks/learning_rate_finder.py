@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from gradrecipes.core.range_test import range_of_rates
 from gradrecipes.plots.learning_rate_range import LearningRateRange
-from gradrecipes.training.model_state import untouched
-from gradrecipes.training.rate_ramp import RateRamp
+from gradrecipes.training.recovery.model_state import untouched
+from gradrecipes.training.trial.rate_ramp import RateRamp
 
 _END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
 

@@ -14,7 +14,7 @@ from gradrecipes.cli.target import print_traceback
 
 if TYPE_CHECKING:
     from gradrecipes.report.diagnosis import Diagnosis
-    from gradrecipes.training.watching import WatchedFits
+    from gradrecipes.training.fit.watching import WatchedFits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +95,7 @@ class _Watcher:
             raise UsageError(f"gradrecipes works on Keras' TensorFlow backend. Received: {keras.backend.backend()!r}.")
         from gradrecipes.callbacks.gradient_monitor import GradientMonitor
         from gradrecipes.probes.before_fit import look_before_fit
-        from gradrecipes.training.watching import WatchedFits
+        from gradrecipes.training.fit.watching import WatchedFits
 
         def look(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
             taken = ("x", "y", "sample_weight", "batch_size")

@@ -9,7 +9,7 @@ import numpy as np
 
 from gradrecipes.callbacks.gradient_monitor import GradientMonitor
 from gradrecipes.gradients.clipping import by_global_norm
-from gradrecipes.training.recipe_model import RecipeModel
+from gradrecipes.training.step.recipe_model import RecipeModel
 
 WEIGHT = 2.34
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.plain_variable import plain_variable
 from gradrecipes.core.trace import (
     APPLIED,
     SKIPPED_GRADIENT,
@@ -21,10 +22,9 @@ from gradrecipes.core.trace import (
 from gradrecipes.gradients.clipping import LARGEST_SINGLE_FACTOR_NORM, Clipping, StepGradients
 from gradrecipes.gradients.columns import Columns, Places, in_columns, length
 from gradrecipes.gradients.norms import LARGEST_PLAIN_NORM, Norms, measure_norms
+from gradrecipes.gradients.outliers import SpikeWatch
 from gradrecipes.gradients.packing import PackedTensors, TensorLike
-from gradrecipes.gradients.plain_variable import plain_variable
 from gradrecipes.gradients.recorder import Recorder, SampledUpdate, Tap
-from gradrecipes.gradients.spikes import SpikeWatch
 from gradrecipes.gradients.update import StepOutcome, Update, joined
 
 

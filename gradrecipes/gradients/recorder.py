@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.plain_variable import plain_variable
 from gradrecipes.core.trace import HISTOGRAM_BINS, HISTOGRAM_HIGHEST, HISTOGRAM_LOWEST
 from gradrecipes.gradients.columns import Places, average, in_columns, most, total
 from gradrecipes.gradients.norms import measure_norms
 from gradrecipes.gradients.packing import PackedTensors
-from gradrecipes.gradients.plain_variable import plain_variable
 
 EARLY_STEPS = 3  # the first steps are always sampled: an initialization shows there
 LARGEST_RUN = 8  # consecutive non-finite steps that are sampled; after that there is nothing new to see

@@ -9,14 +9,14 @@ from typing import Any
 import keras
 import numpy as np
 
+from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.probes.data import data_probe
 from gradrecipes.probes.loss import loss_probe
 from gradrecipes.probes.signal import signal
 from gradrecipes.probes.structure import structure_probe
-from gradrecipes.training.keras_private import sublayers
-from gradrecipes.training.random_numbers import random_numbers_kept
-from gradrecipes.training.sampling import is_arrays
-from gradrecipes.training.trial_data import TrialData, trial_data
+from gradrecipes.training.recovery.random_numbers import random_numbers_kept
+from gradrecipes.training.trial.sampling import is_arrays
+from gradrecipes.training.trial.trial_data import TrialData, trial_data
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.probes.columns import read_numbers, targets_of
 from gradrecipes.training.autopsy.arrays import dense, leaves
-from gradrecipes.training.keras_private import sublayers
-from gradrecipes.training.model_graph import ModelGraph, model_graph
-from gradrecipes.training.output_head import first_layers
+from gradrecipes.training.description.model_graph import ModelGraph, model_graph
+from gradrecipes.training.description.output_head import first_layers
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from gradrecipes.compat.keras_private import optimizers_of, sublayers
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.verdict import LEARNING, STALLED, UNKNOWN, verdict
@@ -21,11 +22,10 @@ from gradrecipes.probes.signal import signal
 from gradrecipes.probes.structure import structure_probe
 from gradrecipes.probes.sweep import sweep
 from gradrecipes.probes.trial import try_out
-from gradrecipes.training.describe import describe_run
-from gradrecipes.training.keras_private import optimizers_of, sublayers
-from gradrecipes.training.replicas import require_supported
-from gradrecipes.training.trial import build_on
-from gradrecipes.training.trial_data import TrialData, trial_data
+from gradrecipes.training.description.describe import describe_run
+from gradrecipes.training.step.replicas import require_supported
+from gradrecipes.training.trial.trial import build_on
+from gradrecipes.training.trial.trial_data import TrialData, trial_data
 
 HESSIAN_PRODUCTS = 12  # of the sharpness: the largest eigenvalue is known to some percent by then
 SMALL_BATCH = 8  # samples up to which the noise of the gradient is asked for

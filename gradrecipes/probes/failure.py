@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from gradrecipes.training.error_words import essence
+from gradrecipes.training.trial.error_words import essence
 
 
 def failure(stage: str, error: Exception, *, batch: Any = None) -> dict[str, str]:

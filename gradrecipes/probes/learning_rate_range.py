@@ -8,12 +8,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.keras_private import optimizers_of, replaced
 from gradrecipes.core.range_test import range_of_rates
 from gradrecipes.plots.learning_rate_range import LearningRateRange
-from gradrecipes.training.keras_private import optimizers_of, replaced
-from gradrecipes.training.model_state import untouched
-from gradrecipes.training.rate_ramp import RateRamp
-from gradrecipes.training.sampling import draw_batches, is_arrays
+from gradrecipes.training.recovery.model_state import untouched
+from gradrecipes.training.trial.rate_ramp import RateRamp
+from gradrecipes.training.trial.sampling import draw_batches, is_arrays
 
 
 def learning_rate_range(

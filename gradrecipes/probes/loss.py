@@ -13,10 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.probes.loss_kinds import acts_like
-from gradrecipes.training.describe_loss import describe_loss, losses_of
-from gradrecipes.training.model_graph import ModelGraph, model_graph
-from gradrecipes.training.model_state import untouched
-from gradrecipes.training.output_head import last_activations
+from gradrecipes.training.description.describe_loss import describe_loss, losses_of
+from gradrecipes.training.description.model_graph import ModelGraph, model_graph
+from gradrecipes.training.description.output_head import last_activations
+from gradrecipes.training.recovery.model_state import untouched
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from typing import Any
 import keras
 
 from gradrecipes.plots.noise_scale import NoiseScale
-from gradrecipes.training.micro_batches import MicroBatches
-from gradrecipes.training.model_state import untouched
-from gradrecipes.training.sampling import draw_batches, is_arrays
+from gradrecipes.training.recovery.model_state import untouched
+from gradrecipes.training.trial.micro_batches import MicroBatches
+from gradrecipes.training.trial.sampling import draw_batches, is_arrays
 
 
 def noise_scale(

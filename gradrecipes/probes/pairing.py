@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.probes.loss import SAME
-from gradrecipes.training.trial import Trial
+from gradrecipes.training.trial.trial import Trial
 
 LEAST_SPREAD = 0.01  # of the predictions, over that of the targets; below it no order of them makes a difference
 

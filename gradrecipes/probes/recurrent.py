@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.training.model_state import untouched
-from gradrecipes.training.recurrence import Recurrence, arriving_sequences, recurrent_layers
+from gradrecipes.training.recovery.model_state import untouched
+from gradrecipes.training.trial.recurrence import Recurrence, arriving_sequences, recurrent_layers
 
 SAMPLES = 32  # sequences, each with a random vector of its own
 WINDOW = 200  # steps at the end of the sequences that are looked at; of longer ones the growth is extrapolated

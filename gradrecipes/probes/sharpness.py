@@ -8,13 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from gradrecipes.compat.keras_private import leaves
 from gradrecipes.core.lanczos import Extremes, extreme_eigenvalues
 from gradrecipes.core.sharpness import Sharpness
 from gradrecipes.core.stability import KNOWN, StabilityLimit, stability_limit
-from gradrecipes.training.curvature import Curvature, divisor
-from gradrecipes.training.keras_private import leaves
-from gradrecipes.training.model_state import untouched
-from gradrecipes.training.sampling import draw_batches, is_arrays
+from gradrecipes.training.recovery.model_state import untouched
+from gradrecipes.training.trial.curvature import Curvature, divisor
+from gradrecipes.training.trial.sampling import draw_batches, is_arrays
 
 GRADIENTS = 8  # batches whose squared gradients stand for the memory of an optimizer that has none yet
 

@@ -8,11 +8,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.training.activation_response import activation_response
-from gradrecipes.training.describe import describe_layer
-from gradrecipes.training.model_state import untouched
-from gradrecipes.training.taps import LayerTaps
-from gradrecipes.training.weight_scales import weight_scales
+from gradrecipes.training.description.describe import describe_layer
+from gradrecipes.training.description.weight_scales import weight_scales
+from gradrecipes.training.recovery.model_state import untouched
+from gradrecipes.training.step.activation_capture import LayerTaps
+from gradrecipes.training.trial.activation_response import activation_response
 
 SAMPLES = 256  # of a batch; shares of units are known to a percent by then
 CELLS_AT_MOST = 4_000_000  # entries of an output that are looked at; a larger one is thinned out

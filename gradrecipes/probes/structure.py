@@ -9,12 +9,18 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from gradrecipes.training.describe import describe_run
-from gradrecipes.training.describe_loss import OutputLoss, describe_loss, losses_of
-from gradrecipes.training.keras_private import has_own_train_step, sublayers
-from gradrecipes.training.model_depth import depth_of
-from gradrecipes.training.model_graph import NORMALIZATIONS, ModelGraph, innermost, is_weighted, model_graph
-from gradrecipes.training.output_head import INPUT_SCALINGS, UNKNOWN, activation_of, behind_input, last_activations
+from gradrecipes.compat.keras_private import has_own_train_step, sublayers
+from gradrecipes.training.description.describe import describe_run
+from gradrecipes.training.description.describe_loss import OutputLoss, describe_loss, losses_of
+from gradrecipes.training.description.model_depth import depth_of
+from gradrecipes.training.description.model_graph import NORMALIZATIONS, ModelGraph, innermost, is_weighted, model_graph
+from gradrecipes.training.description.output_head import (
+    INPUT_SCALINGS,
+    UNKNOWN,
+    activation_of,
+    behind_input,
+    last_activations,
+)
 
 SLOTS_NAMED = 5
 
@@ -40,7 +46,7 @@ def structure_probe(model: keras.Model) -> dict[str, Any]:
         `optimizer`: its settings, `name`, `learning_rate`, `schedule` and `nonfinite_slots` (the paths of up to five
         that hold a NaN or infinity). `precision`: the policy's name.
         `depth`, `skips`, `plain_depth`, `batch_normalizations_on_plain`: see
-        `gradrecipes.training.model_depth.Depth`; None where the graph is not known.
+        `gradrecipes.training.description.model_depth.Depth`; None where the graph is not known.
         `vector_batch_normalizations`: how many BatchNormalizations have nothing but the samples to count over.
         `normalizations`: how many layers of each kind. `kinds`: how many layers of each class, at any depth.
         `masked`: whether a Masking or an Embedding with a mask is among them.

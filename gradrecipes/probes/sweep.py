@@ -11,9 +11,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.training.keras_private import has_own_train_step
-from gradrecipes.training.model_state import untouched
-from gradrecipes.training.trial_data import TrialData
+from gradrecipes.compat.keras_private import has_own_train_step
+from gradrecipes.training.recovery.model_state import untouched
+from gradrecipes.training.trial.trial_data import TrialData
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def sweep(model: keras.Model, data: TrialData, *, seconds: float = SECONDS) -> d
         `error`, why the pass ended early, or None.
 
     Example:
-        >>> from gradrecipes.training.trial_data import trial_data
+        >>> from gradrecipes.training.trial.trial_data import trial_data
         >>> sweep(model, trial_data(x, y))["nonfinite_samples"]
         []
     """

@@ -17,6 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from gradrecipes.compat.keras_private import has_own_train_step, leaves, optimizers_of
 from gradrecipes.core.chance import chance_loss
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.varied import mends
@@ -25,9 +26,8 @@ from gradrecipes.probes.failure import failure
 from gradrecipes.probes.pairing import pairs_samples
 from gradrecipes.probes.signal import signal
 from gradrecipes.probes.variations import fitting_weights, joined, standardized, without
-from gradrecipes.training.keras_private import has_own_train_step, leaves, optimizers_of
-from gradrecipes.training.trial import Trial, TrialRun, finite
-from gradrecipes.training.trial_data import TrialData
+from gradrecipes.training.trial.trial import Trial, TrialRun, finite
+from gradrecipes.training.trial.trial_data import TrialData
 
 logger = logging.getLogger(__name__)
 

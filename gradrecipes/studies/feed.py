@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from gradrecipes.compat import keras_reuse
 from gradrecipes.studies.split import Split, leaves
-from gradrecipes.training import keras_reuse
 
 LARGEST = 64 * 2**20  # bytes of training data; an epoch of more takes so long that the pipeline does not matter
 BATCH = 32  # samples, where `fit` is not told: Keras' own

@@ -11,15 +11,15 @@ import keras
 import numpy as np
 
 from gradrecipes.callbacks.attached import AttachedCallback
+from gradrecipes.compat import keras_reuse
+from gradrecipes.compat.keras_private import optimizers_of
 from gradrecipes.studies.arm import Arm
 from gradrecipes.studies.feed import Feed
 from gradrecipes.studies.lost import EndOfLostRuns, raised_by_numbers, why_diverged
 from gradrecipes.studies.objective import Objective
 from gradrecipes.studies.run import Run
+from gradrecipes.studies.same_program import difference
 from gradrecipes.studies.split import Split
-from gradrecipes.training import keras_reuse
-from gradrecipes.training.keras_private import optimizers_of
-from gradrecipes.training.twins import difference
 
 # Their slots begin at values that do not depend on the weights, whether they are made before the trace or within it.
 _PLAIN_OPTIMIZERS_TEXT = (

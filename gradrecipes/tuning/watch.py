@@ -14,7 +14,7 @@ from gradrecipes.core.divergence import STEPS_AT_REST, find_divergence
 from gradrecipes.core.halving import is_hopeless
 from gradrecipes.core.trace import APPLIED
 from gradrecipes.core.trial_failure import Failure
-from gradrecipes.training.request import Request
+from gradrecipes.training.fit.request import Request
 
 CHECK_EVERY = 4  # steps
 SKIPS_KEPT = 64  # rows beside the last sixteen that may have been left out by a guard

@@ -13,7 +13,7 @@ import pytest
 
 import gradrecipes as gr
 from gradrecipes.cli.main import main
-from gradrecipes.training.watching import WatchedFits
+from gradrecipes.training.fit.watching import WatchedFits
 from tests.seeds import begin_anew
 
 ROOT = Path(__file__).resolve().parents[2]

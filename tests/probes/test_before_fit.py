@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.probes.before_fit import look_before_fit
-from gradrecipes.training.model_state import variables_of
+from gradrecipes.training.recovery.model_state import variables_of
 from tests.seeds import begin_anew
 
 X = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")

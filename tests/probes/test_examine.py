@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 
 import gradrecipes as gr
+from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.probes import trial
-from gradrecipes.training.keras_private import sublayers
 
 BATCH, SAMPLES, COLUMNS = 16, 64, 6
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

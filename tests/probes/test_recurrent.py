@@ -10,8 +10,8 @@ import pytest
 
 from gradrecipes import probes
 from gradrecipes.probes.recurrent import WINDOW, recurrent
-from gradrecipes.training.model_state import variables_of
-from gradrecipes.training.recurrence import Recurrence
+from gradrecipes.training.recovery.model_state import variables_of
+from gradrecipes.training.trial.recurrence import Recurrence
 
 layers = keras.layers
 

@@ -12,8 +12,8 @@ import tensorflow as tf
 from gradrecipes.core.lanczos import extreme_eigenvalues
 from gradrecipes.core.sharpness import Sharpness
 from gradrecipes.probes.sharpness import sharpness
-from gradrecipes.training.curvature import Curvature
-from gradrecipes.training.model_state import variables_of
+from gradrecipes.training.recovery.model_state import variables_of
+from gradrecipes.training.trial.curvature import Curvature
 from tests.training.nets import digits
 
 layers = keras.layers

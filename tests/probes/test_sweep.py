@@ -8,7 +8,7 @@ import pytest
 
 import gradrecipes as gr
 from gradrecipes.probes.sweep import sweep
-from gradrecipes.training.trial_data import trial_data
+from gradrecipes.training.trial.trial_data import trial_data
 
 ops = keras.ops
 X = np.random.default_rng(0).normal(size=(3000, 6)).astype(np.float32)

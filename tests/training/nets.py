@@ -14,7 +14,7 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 from tensorflow.python.framework import config as tensorflow_config
 
-from gradrecipes.training.keras_private import DIVIDES_LOSS_AMONG_REPLICAS
+from gradrecipes.compat.keras_private import DIVIDES_LOSS_AMONG_REPLICAS
 
 layers = keras.layers
 

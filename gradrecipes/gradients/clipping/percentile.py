@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.plain_variable import plain_variable
 from gradrecipes.gradients.clipping.bounds import LARGEST_BOUND, bounded_globally
 from gradrecipes.gradients.clipping.method import (
     Clipped,
@@ -18,7 +19,6 @@ from gradrecipes.gradients.clipping.method import (
     require_count,
     require_positive,
 )
-from gradrecipes.gradients.plain_variable import plain_variable
 
 LARGEST_WINDOW = 100_000  # steps; a selection from more would cost more than a step of a small network
 

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.plain_variable import plain_variable
 from gradrecipes.gradients.clipping.bounds import bounded_each, bounded_globally
 from gradrecipes.gradients.clipping.method import (
     Clipped,
@@ -17,7 +18,6 @@ from gradrecipes.gradients.clipping.method import (
     require_decay,
     require_positive,
 )
-from gradrecipes.gradients.plain_variable import plain_variable
 
 HEARD_AT_MOST = 10.0  # times its bound: what one step can add to the average of a tensor that finds a new level
 

@@ -32,7 +32,7 @@ class adaptive(SerializableMethod):  # noqa: N801
     unit costs the others nothing; the direction of the whole step changes.
 
     Over which axes a unit's norm is taken depends on the layer; where a model is known,
-    `gradrecipes.training.unit_axes` says so, and leaves the last layer alone, as the authors do. In a loop
+    `gradrecipes.training.description.unit_axes` says so, and leaves the last layer alone, as the authors do. In a loop
     of your own without a model, vectors count as a whole and kernels by their last axis. Without ε, weights
     that start at zero would never move. NaN passes through: combine it with a guard that skips.
 

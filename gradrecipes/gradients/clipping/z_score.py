@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.plain_variable import plain_variable
 from gradrecipes.gradients.clipping.bounds import LARGEST_BOUND, bounded_globally
 from gradrecipes.gradients.clipping.method import (
     Clipped,
@@ -17,7 +18,6 @@ from gradrecipes.gradients.clipping.method import (
     require_decay,
     require_positive,
 )
-from gradrecipes.gradients.plain_variable import plain_variable
 
 DEVIATION_FLOOR = 1e-6  # in units of the norm; added to σ, as in the authors' code, so that σ = 0 divides nothing
 

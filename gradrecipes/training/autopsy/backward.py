@@ -10,12 +10,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.keras_private import leaves
 from gradrecipes.core.offender import Offender, OffenderKind, listed
 from gradrecipes.training.autopsy.arrays import numbers_of
+from gradrecipes.training.autopsy.call_recorder import Heard
 from gradrecipes.training.autopsy.forward import LOW_PRECISION, first_source, owners_of
-from gradrecipes.training.autopsy.hearing import Heard
 from gradrecipes.training.autopsy.step import Step, unscaled_is_finite
-from gradrecipes.training.keras_private import leaves
 
 SQUARE_OVERFLOWS = math.sqrt(float(np.finfo(np.float32).max))  # 1.84e19: an entry whose square float32 cannot hold
 

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from gradrecipes.compat.keras_private import has_own_train_step, sublayers
 from gradrecipes.core.offender import Autopsy, Offender, OffenderKind
 from gradrecipes.training.autopsy.absurd import absurd_offenders
 from gradrecipes.training.autopsy.arrays import numbers_of
@@ -36,8 +37,7 @@ from gradrecipes.training.autopsy.step import (
     run_step,
     sample_gradient_norms,
 )
-from gradrecipes.training.keras_private import has_own_train_step, sublayers
-from gradrecipes.training.model_state import State, lend, untouched
+from gradrecipes.training.recovery.model_state import State, lend, untouched
 
 
 def autopsy(

@@ -9,11 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.core.offender import Offender, OffenderKind, listed
 from gradrecipes.training.autopsy.arrays import ENTRIES_KEPT, Numbers, dense, leaves, numbers_of
-from gradrecipes.training.autopsy.hearing import Call, Heard, origin, time_step, unique_names
+from gradrecipes.training.autopsy.call_recorder import Call, Heard, origin, time_step, unique_names
 from gradrecipes.training.autopsy.step import Batch, Step
-from gradrecipes.training.keras_private import sublayers
 
 LOW_PRECISION = ("float16", "bfloat16")
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from gradrecipes.core.offender import LayerReading, listed
 from gradrecipes.training.autopsy.arrays import Numbers
+from gradrecipes.training.autopsy.call_recorder import Call
 from gradrecipes.training.autopsy.forward import owners_of
-from gradrecipes.training.autopsy.hearing import Call
 from gradrecipes.training.autopsy.step import Step
 
 

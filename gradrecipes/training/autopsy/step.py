@@ -14,10 +14,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.training.autopsy.arrays import Numbers, dense, leaves, numbers_of, taken
-from gradrecipes.training.autopsy.hearing import Hearing
-from gradrecipes.training.keras_private import sublayers
-from gradrecipes.training.model_state import untouched
+from gradrecipes.training.autopsy.call_recorder import Hearing
+from gradrecipes.training.recovery.model_state import untouched
 
 SAMPLES_AT_MOST = 4096  # samples whose loss is computed alone, about a millisecond each
 RUNS_AT_MOST = 64  # steps on parts of a batch while the samples behind a gradient are sought

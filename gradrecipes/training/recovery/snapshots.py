@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from gradrecipes.training.keras_private import learning_rates
-from gradrecipes.training.model_state import variables_of
+from gradrecipes.compat.keras_private import learning_rates
+from gradrecipes.training.recovery.model_state import variables_of
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Every private name, patch and stack inspection of Keras and TensorFlow that this package relies on."""

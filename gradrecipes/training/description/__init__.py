@@ -1,0 +1,1 @@
+"""What a Keras model is: layers, connections, heads, losses."""

@@ -1,0 +1,97 @@
+"""How large the weights are beside what an initializer would draw for their shape and activation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+
+from gradrecipes.compat.keras_private import sublayers
+from gradrecipes.core.activation import ACTIVATIONS
+from gradrecipes.core.signal_theory import forward_gain
+from gradrecipes.training.description.describe import describe_layer
+
+SATURATING = {"tanh", "sigmoid", "hard_sigmoid", "hard_tanh", "softsign"}
+
+
+def weight_scales(model: keras.Model) -> list[dict[str, Any]]:
+    """Return the spread of every weight of a model, beside the spreads that the usual initializers give.
+
+    Returns:
+        For each trainable variable: `path`, `layer`, `kind` of the layer, `role` (`"kernel"`, `"recurrent"`,
+        `"embedding"`, `"matrix"` of a layer of the user's own, `"bias"`, `"other"`), `shape`, `mean`, `std`, `rms`,
+        `largest`; and for kernels and matrices `fan_in`, `fan_out`, `least` and `most`: the smallest and the largest
+        standard deviation among Glorot, LeCun and the one with the activation's own gain.
+    """
+    found, seen = [], set()
+    for layer in [*sublayers(model), model]:
+        if getattr(layer, "_layers", None) and layer is not model and not hasattr(layer, "kernel"):
+            continue  # a container: its layers come themselves
+        for variable in layer.trainable_variables:
+            if id(variable) not in seen:
+                seen.add(id(variable))
+                found.append(_scale(layer, variable))
+    return found
+
+
+def _scale(layer: keras.layers.Layer, variable: Any) -> dict[str, Any]:
+    values = np.asarray(variable).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale: dict[str, Any] = {
+            "path": variable.path,
+            "layer": layer.name,
+            "kind": type(layer).__name__,
+            "role": _role(layer, variable),
+            "shape": list(values.shape),
+            "mean": float(values.mean()) if values.size else 0.0,
+            "std": float(values.std()) if values.size else 0.0,
+            "rms": float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0,
+            "largest": float(np.abs(values).max()) if values.size else 0.0,
+        }
+    if scale["role"] in ("kernel", "matrix"):
+        fan_in, fan_out = _fans(layer, values.shape)
+        gain = _gain(describe_layer(layer)["activation"])
+        spreads = [math.sqrt(2.0 / (fan_in + fan_out)), math.sqrt(1.0 / fan_in), gain / math.sqrt(fan_in)]
+        scale |= {"fan_in": fan_in, "fan_out": fan_out, "least": min(spreads), "most": max(spreads)}
+    return scale
+
+
+def _role(layer: keras.layers.Layer, variable: Any) -> str:
+    name = variable.path.rsplit("/", 1)[-1]
+    if "embedding" in name:
+        return "embedding"
+    if "recurrent" in name:
+        return "recurrent"
+    if "bias" in name or name == "beta":
+        return "bias"
+    if "kernel" in name and len(variable.shape) >= 2:
+        return "kernel"
+    return "matrix" if len(variable.shape) == 2 and min(variable.shape) > 1 else "other"
+
+
+def _fans(layer: keras.layers.Layer, shape: tuple[int, ...]) -> tuple[int, int]:
+    if "Depthwise" in type(layer).__name__:
+        window = int(np.prod(shape[:-2]))
+        return window, window * shape[-1]
+    if type(layer).__name__ == "EinsumDense":
+        return _einsum_fans(layer, shape)
+    window = int(np.prod(shape[:-2]))
+    return max(1, window * shape[-2]), max(1, window * shape[-1])
+
+
+def _einsum_fans(layer: Any, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the fans by the equation: what the output keeps of the kernel's axes goes out, the rest comes in."""
+    inputs, _, output = layer.equation.replace(" ", "").partition("->")
+    kernel = inputs.split(",")[1]
+    kept = {axis: size for axis, size in zip(kernel, shape, strict=False) if axis in output}
+    fan_out = int(np.prod(list(kept.values()))) if kept else 1
+    return max(1, int(np.prod(shape)) // max(1, fan_out)), fan_out
+
+
+def _gain(activation: str | None) -> float:
+    """Return the gain that keeps the signal's size; that of sigmoids is left at 1, as their initializers do."""
+    if activation in SATURATING or activation not in ACTIVATIONS or activation == "exponential":
+        return 1.0
+    return min(2.0, forward_gain(activation))

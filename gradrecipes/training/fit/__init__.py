@@ -1,0 +1,1 @@
+"""Callbacks join one fit: the session, the prepared step, the trace writer."""

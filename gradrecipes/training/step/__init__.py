@@ -1,0 +1,1 @@
+"""One training step with the pipeline between gradients and optimizer."""

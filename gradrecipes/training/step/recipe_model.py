@@ -1,0 +1,189 @@
+"""A Keras model whose own train step bounds the gradient by its global norm."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import keras
+import numpy as np
+
+from gradrecipes.compat.keras_private import compile_identity, same_identity
+from gradrecipes.core.arguments import require_flag
+from gradrecipes.gradients.clipping import Clipping, by_global_norm, require_clipping
+from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
+from gradrecipes.regularizers.penalty import GradientCombination, Penalty
+from gradrecipes.training.fit.active_fits import is_attached
+from gradrecipes.training.step.instrumented_step import InstrumentedStep
+from gradrecipes.training.step.multi_worker import as_rows, first_local_batch, is_multi_worker, naming_lost_workers
+from gradrecipes.training.step.penalized_step import penalized, require_penalty
+from gradrecipes.training.step.replicas import require_supported
+
+_MEMORY = "memory_"  # begins the names under which a weights file holds what a clipping method remembers
+
+
+class RecipeModelMixin:
+    """Give a subclassed `keras.Model` the train step of `RecipeModel`.
+
+    List it before `keras.Model`, and pass its arguments by name:
+
+    Args:
+        clipping: A method of `gradrecipes.clipping`, or None for no clipping. Defaults to
+            `by_global_norm(1.0)`.
+        skip_nonfinite: Whether a step with a non-finite loss or gradient is left out whole, as
+            `GradientGuard` does it.
+        penalty: A gradient penalty of `gradrecipes.regularizers`, or None.
+
+    Raises:
+        TypeError: The class has a `train_step` that applies gradients by itself, past the clipping.
+
+    Example:
+        >>> class Net(RecipeModelMixin, keras.Model):
+        ...     def __init__(self, **kwargs):
+        ...         super().__init__(**kwargs)
+        ...         self.out = keras.layers.Dense(1)
+        ...     def call(self, x):
+        ...         return self.out(x)
+        >>> net = Net(clipping=by_global_norm(0.5))
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        clipping: Clipping | None = by_global_norm(1.0),  # noqa: B008 - frozen
+        skip_nonfinite: bool = False,
+        penalty: Penalty | GradientCombination | None = None,
+        **kwargs: Any,
+    ):
+        _require_no_step_past(type(self))
+        clipping, penalty = (
+            keras.saving.deserialize_keras_object(part) if isinstance(part, dict) else part  # from a saved config
+            for part in (clipping, penalty)
+        )
+        require_clipping(clipping, type(self).__name__)
+        require_penalty(penalty, type(self).__name__)
+        require_flag("skip_nonfinite", skip_nonfinite, remedy="True leaves such a step out whole.")
+        super().__init__(*args, **kwargs)
+        self.clipping = clipping
+        self.penalty = penalty
+        self.skip_nonfinite = skip_nonfinite
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Train, as `keras.Model.fit` does; the loss of another worker is told in plain words."""
+        with naming_lost_workers(self):
+            return super().fit(*args, **kwargs)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Run one step: forward, backward, measure, decide, clip, apply.
+
+        With a `GradientMonitor` or `GradientGuard` in the fit, their pipeline does this in the same order;
+        a guard's own clipping takes the place of the model's.
+
+        Returns:
+            The logs of `keras.Model.train_step`, and `gradient_norm` (before clipping), `clipped_steps`,
+            `skipped_steps` where they apply. `train_on_batch` returns them too, after those of `metrics_names`,
+            by the alphabet; ask it for `return_dict=True`.
+        """
+        if is_attached(self):
+            return self._penalized_step(data)
+        require_supported(self.distribute_strategy, type(self).__name__)
+        identity = compile_identity(self)
+        if self._own_step is None or not same_identity(identity, self._own_identity):
+            settings = PipelineSettings(clipping=self.clipping, skip=self.skip_nonfinite, xla=bool(self.jit_compile))
+            self.__dict__["_own_identity"] = identity
+            pipeline = Pipeline(settings)
+            pipeline.restore(self._memory)
+            self.__dict__["_own_step"] = InstrumentedStep(self, self._penalized_step, pipeline)
+        return self._own_step(data)
+
+    def _penalized_step(self, data: Any) -> dict[str, Any]:
+        with penalized(self, data, self.penalty):
+            return super().train_step(data)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """Evaluate one batch, as `keras.Model.test_step` does."""
+        logs = super().test_step(data)
+        return as_rows(logs) if is_multi_worker(self) else logs
+
+    def save_own_variables(self, store: Any) -> None:
+        """Save with the model what its clipping method remembers."""
+        super().save_own_variables(store)
+        remembered = {} if self._own_step is None else self._own_step.pipeline.variables
+        for name, variable in remembered.items():
+            if name.startswith("clipping_"):
+                store[_MEMORY + name.replace("/", ":")] = variable.numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load what `save_own_variables` saved."""
+        values = {name: store[name] for name in store.keys()}  # noqa: SIM118 - a store of Keras is no mapping
+        memory = {name: value for name, value in values.items() if name.startswith(_MEMORY)}
+        super().load_own_variables({name: value for name, value in values.items() if name not in memory})
+        restored = {name.removeprefix(_MEMORY).replace(":", "/"): np.array(value) for name, value in memory.items()}
+        self.__dict__["_memory"] = restored
+        if self._own_step is not None:
+            self._own_step.pipeline.restore(restored)
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        if iterator is not None and is_multi_worker(self):
+            data_batch, iterator = first_local_batch(self.distribute_strategy, iterator), None
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+
+    _own_step: InstrumentedStep | None = None
+    _own_identity: tuple[Any, ...] = ()
+    _memory: Mapping[str, np.ndarray] = MappingProxyType({})
+
+
+def _require_no_step_past(kind: type) -> None:
+    code = getattr(inspect.unwrap(kind.train_step), "__code__", None)
+    names = () if code is None else code.co_names
+    if kind.train_step is RecipeModelMixin.train_step or "train_step" in names:
+        return
+    if {"apply", "apply_gradients"} & set(names):
+        raise TypeError(
+            f"A model of RecipeModelMixin clips in its own train_step. Received: {kind.__name__}, whose train_step "
+            "takes its place and applies gradients by itself, so that nothing would be clipped. Move that train_step "
+            f"into a base class and list it after the mixin: class {kind.__name__}(RecipeModelMixin, Base)."
+        )
+
+
+@keras.saving.register_keras_serializable(package="gradrecipes")
+class RecipeModel(RecipeModelMixin, keras.Model):
+    """Train with gradients bounded by their global norm, measured before and reported at every step.
+
+    A `keras.Model` of the functional kind, `RecipeModel(inputs, outputs)`; for a subclassed model, use
+    `RecipeModelMixin`. The bound is right for any finite gradient, under a loss scale and with gradient
+    accumulation.
+
+    Args:
+        inputs: As in `keras.Model`.
+        outputs: As in `keras.Model`.
+        clipping: A method of `gradrecipes.clipping`, or None. Defaults to `by_global_norm(1.0)`.
+        skip_nonfinite: Whether a step with a non-finite loss or gradient is left out whole.
+        penalty: A gradient penalty of `gradrecipes.regularizers`, or None. A term of the loss shows in the logs' loss.
+
+    Example:
+        >>> inputs = keras.Input((8,))
+        >>> model = RecipeModel(inputs, keras.layers.Dense(1)(inputs), clipping=by_global_norm(0.5))
+        >>> model.compile(optimizer="sgd", loss="mse")
+    """
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the config of the functional model, with the arguments of this class."""
+        return {
+            **keras.Model(self.inputs, self.outputs, name=self.name, trainable=self.trainable).get_config(),
+            "clipping": keras.saving.serialize_keras_object(self.clipping),
+            "skip_nonfinite": self.skip_nonfinite,
+            "penalty": None if self.penalty is None else keras.saving.serialize_keras_object(self.penalty),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> RecipeModel:
+        """Make the model from what `get_config` returned."""
+        config = dict(config)
+        own = {name: config.pop(name) for name in ("clipping", "skip_nonfinite", "penalty")}
+        plain = keras.Model.from_config(config, custom_objects=custom_objects)
+        return cls(plain.inputs, plain.outputs, name=plain.name, **own)

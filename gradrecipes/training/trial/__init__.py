@@ -1,0 +1,1 @@
+"""Run a model for a few steps and put everything back."""

@@ -1,0 +1,271 @@
+"""Train a model for a few steps to see how it goes, vary one thing at a time, and put everything back."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gradrecipes.compat import keras_private
+from gradrecipes.core.offender import Autopsy
+from gradrecipes.core.trace import Trace
+from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
+from gradrecipes.gradients.recorder import STEP_COLUMNS
+from gradrecipes.training.autopsy import autopsy
+from gradrecipes.training.description.describe import describe_run
+from gradrecipes.training.fit.layer_map import LayerMap
+from gradrecipes.training.fit.trace_writer import Harvest
+from gradrecipes.training.recovery.model_state import variables_of
+from gradrecipes.training.step.instrumented_step import InstrumentedStep
+from gradrecipes.training.trial.weight_samples import WeightSamples
+
+SCALER_PATIENCE = 20  # steps that a loss scaler may leave out while it looks for its scale: 2^15 halved twenty times
+EARLY_SAMPLES, RARE_SAMPLES = 3, 20  # steps whose weights are read before and after: the first ones, and every so many
+SECONDS_AT_MOST = 60.0  # for the steps of one run; a net whose steps take seconds is judged by fewer
+
+
+@dataclass(frozen=True)
+class TrialRun:
+    """How a few steps went.
+
+    Args:
+        loss: float64 `[steps]`, the loss of each batch; NaN where the train step computes none that can be heard.
+        gradient_norm: float64 `[steps]`, global L2 norm of the unscaled gradient.
+        broken: Step whose loss or gradient was not finite and that ended the run, or None.
+        logs: What the train step returned, batch by batch, by name.
+        seconds: Time for all steps but the first, which is traced.
+    """
+
+    loss: np.ndarray
+    gradient_norm: np.ndarray
+    broken: int | None
+    logs: dict[str, list[float]]
+    seconds: float
+
+
+class Trial:
+    """Run a model's own train step from one and the same start, again and again, traced once.
+
+    In the graph only the norms of the gradients are added; weights and updates are read by the host, now and then,
+    for tracing is what costs the time. Use it as a context manager: whatever happens inside, the model is afterwards
+    what it was, to the bit.
+
+    Args:
+        model: A compiled, built model.
+        batches: What `train_step` gets, one after the other, and from the beginning again.
+        steps: The most steps that a run may have.
+        outputs: What the signal probe read of the layers, in the order of their calls: they are listed in the record,
+            and their outputs stand in its first sample.
+
+    Attributes:
+        trace: The record of the recorded run.
+        autopsy: What broke the recorded run, or None.
+    """
+
+    def __init__(
+        self, model: keras.Model, batches: Sequence[Any], *, steps: int, outputs: Sequence[Mapping[str, Any]] = ()
+    ):
+        self.model = model
+        self._outputs = list(outputs)
+        self.batches = list(batches)
+        self.steps = steps
+        self.trace = Trace()
+        self.autopsy: Autopsy | None = None
+        self.broken_batch: int | None = None
+        self._rate = tf.Variable(1.0, dtype=tf.float32, trainable=False)
+        self._stack = contextlib.ExitStack()
+        self._scaled = any(keras_private.lower_scale(one) for one in keras_private.optimizers_of(model))
+
+    def __enter__(self) -> Trial:
+        try:
+            self._enter()
+        except BaseException:  # what is in place by then is taken out again
+            self._stack.close()
+            raise
+        return self
+
+    def _enter(self) -> None:
+        model = self.model
+        keras_private.build_optimizer(model)
+        keras_private.build_metrics(model, self.batches[0])
+        _create_all(model, self.batches[0])
+        self._start = [(variable, np.array(variable)) for variable in variables_of(model)]
+        before, stop, history = model.train_function, model.stop_training, getattr(model, "history", None)
+        self._stack.callback(self._put_back, before, stop, history)
+        self._stack.enter_context(keras_private.replaced(model, "steps_per_execution", 1))
+        for optimizer in keras_private.optimizers_of(model):
+            for leaf in keras_private.leaves(optimizer):
+                self._stack.enter_context(keras_private.rate_multiplied(leaf, self._rate))
+        settings = PipelineSettings(record=True, capacity=2 * self.steps, xla=bool(model.jit_compile))
+        self._pipeline = Pipeline(settings)
+        self._instrumented = InstrumentedStep(model, model.train_step, self._pipeline)
+        self._step = keras_private.compile_train_step(model, self._instrumented)
+        self._harvest = Harvest(self._pipeline, self._instrumented, trace=self.trace)
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def restart(self) -> None:
+        """Put the model back to where it was."""
+        for variable, value in self._start:
+            variable.assign(value)
+        fresh = {id(variable) for variable, _ in self._start}
+        for variable, value in self._slots_since(fresh):
+            variable.assign(value)
+        for variable in self.model.metrics_variables:  # what came into being meanwhile began from nothing
+            if id(variable) not in fresh:
+                variable.assign(np.zeros(variable.shape, variable.dtype))
+
+    def _slots_since(self, known: set[int]) -> list[tuple[Any, np.ndarray]]:
+        """Return the slots that optimizers made since the start, with the values that they began with."""
+        made = [
+            optimizer
+            for optimizer in keras_private.optimizers_of(self.model)
+            if any(id(variable) not in known for variable in optimizer.variables)
+        ]
+        pairs = [pair for optimizer in made for pair in keras_private.initial_slots(optimizer)]
+        return [(variable, value) for variable, value in pairs if id(variable) not in known]
+
+    def recorded(self, steps: int) -> TrialRun:
+        """Run the first steps as the user would, keep the record in `trace`, and stay at the last sound step."""
+        self._harvest.begin_epoch(0)
+        samples = WeightSamples(self.model)
+        run = self._run(self.batches, steps, samples=samples)
+        if self._instrumented.layer_map is not None:
+            by_name = {layer.name: layer for layer in keras_private.sublayers(self.model)}
+            heard = [by_name[layer["name"]] for layer in self._outputs if layer["name"] in by_name]
+            layer_map = LayerMap(self.model, self._instrumented.variables, heard)
+            self._instrumented.layer_map = layer_map
+            self._instrumented.description = describe_run(self.model, layer_map.layers, names=layer_map.names)
+        self._harvest.collect()
+        self.trace = self._harvest.trace
+        samples.add_to(self.trace, self._instrumented, outputs=self._outputs)
+        if run.broken is not None:
+            self._examine(run.broken)
+        return self._with_readings(run, self.trace.loss.astype(float), self.trace.gradient_norm.astype(float))
+
+    def varied(
+        self,
+        steps: int,
+        *,
+        rate: float = 1.0,
+        batches: Sequence[Any] | None = None,
+        weights: dict[str, np.ndarray] | None = None,
+        fresh_slots: bool = False,
+    ) -> TrialRun:
+        """Run the same steps with one thing changed, from the start.
+
+        Args:
+            steps: How many.
+            rate: What the learning rate is multiplied by.
+            batches: Other batches of the same shapes and dtypes.
+            weights: Other initial values, by the paths of the variables.
+            fresh_slots: Whether the optimizer begins from nothing instead of from where it was.
+        """
+        self.restart()
+        by_path = {variable.path: variable for variable in self.model.variables}
+        for path, value in (weights or {}).items():
+            by_path[path].assign(value)
+        if fresh_slots:
+            for optimizer in keras_private.optimizers_of(self.model):
+                for variable, value in keras_private.initial_slots(optimizer):
+                    variable.assign(value)
+        self._readings()
+        self._rate.assign(rate)
+        try:
+            run = self._run(self.batches if batches is None else batches, steps)
+        finally:
+            self._rate.assign(1.0)
+        rows = self._readings()
+        return self._with_readings(run, rows[:, 0], rows[:, 1])
+
+    def _readings(self) -> np.ndarray:
+        """Take float64 `[steps, columns]` from the device; none where no gradient was ever applied."""
+        recorder = self._pipeline.recorder
+        if recorder is None:
+            return np.zeros((0, len(STEP_COLUMNS)))
+        return recorder.take().steps[:, : len(STEP_COLUMNS)].astype(float)
+
+    def _run(self, batches: Sequence[Any], steps: int, *, samples: WeightSamples | None = None) -> TrialRun:
+        logs: dict[str, list[float]] = {}
+        in_a_row, broken, began = 0, None, time.monotonic()
+        for step in range(steps):
+            self.model.reset_metrics()  # else the logs show means over all steps so far
+            sampled = samples is not None and (step < EARLY_SAMPLES or step % RARE_SAMPLES == 0)
+            if sampled:
+                samples.before(step)
+            returned = self._step([batches[step % len(batches)]])
+            if sampled:
+                samples.after()
+            self._note(logs, returned)
+            began = time.monotonic() if step == 0 else began
+            sound = all(math.isfinite(logs[name][-1]) for name in ("loss", "gradient_norm") if name in logs)
+            in_a_row = 0 if sound else in_a_row + 1
+            if in_a_row > (SCALER_PATIENCE if self._scaled else 0):
+                broken = step
+                break
+            if time.monotonic() - began > SECONDS_AT_MOST:
+                break
+        return TrialRun(np.zeros(0), np.zeros(0), broken, logs, time.monotonic() - began)
+
+    def _note(self, logs: dict[str, list[float]], returned: dict[str, Any]) -> None:
+        for name, value in returned.items():
+            if np.ndim(value) == 0:
+                logs.setdefault(name, []).append(float(value))
+
+    def _examine(self, step: int) -> None:
+        """Go back to the step before, by the same steps from the start, and look at the one that broke."""
+        self.broken_batch = step % len(self.batches)
+        self.restart()
+        self._run(self.batches, step)
+        self._readings()
+        try:
+            self.autopsy = autopsy(self.model, self.batches[self.broken_batch])
+        except Exception as error:  # an odd train step; the record says that it broke, only not where
+            self.autopsy = Autopsy(notes=(f"The step could not be examined: {error}",), complete=False)
+
+    def _with_readings(self, run: TrialRun, loss: np.ndarray, norm: np.ndarray) -> TrialRun:
+        told = np.array(run.logs.get("loss", []), dtype=float)
+        if len(told) and np.isnan(loss).all():
+            loss = told
+        return TrialRun(loss, norm, run.broken, run.logs, run.seconds)
+
+    def _put_back(self, train_function: Any, stop_training: bool, history: Any) -> None:
+        self.restart()
+        known = {id(variable) for variable, _ in self._start}
+        for metric in self.model.metrics:  # those that came into being meanwhile begin as new ones do
+            if metric.variables and not any(id(variable) in known for variable in metric.variables):
+                metric.reset_state()
+        self.model.train_function, self.model.stop_training = train_function, stop_training
+        if history is not None:
+            self.model.history = history
+
+
+def build_on(model: keras.Model, batch: Any) -> None:
+    """Build a model that was never called, on one batch, if its call allows it; a train step may do without."""
+    if model.built:
+        return
+    x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+    of_its_own = keras_private.has_own_train_step(model)  # as a GAN's, whose call takes noise
+    with contextlib.suppress(Exception if of_its_own else NotImplementedError):
+        model(keras.tree.map_structure(lambda part: part[:1], x), training=False)
+
+
+def _create_all(model: keras.Model, batch: Any) -> None:
+    """Let layers that only the train step calls create their weights: by tracing it, which takes no step."""
+    if all(layer.built for layer in keras_private.sublayers(model)):
+        return
+    with contextlib.suppress(Exception):  # the first step itself will tell
+        tf.function(model.train_step).get_concrete_function(batch)
+
+
+def finite(value: float) -> float | None:
+    """Return a number for JSON; None for one that is not finite."""
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,238 @@
+"""The batches of a trial: arrays, datasets and generators turned into a few batches that are run again and again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gradrecipes.training.trial.error_words import named
+from gradrecipes.training.trial.sampling import is_arrays
+
+NUMBERS = "biuf"  # kinds of numpy dtypes that a train step can take
+BATCHES_READ = 25  # of a dataset or a generator, whose end is not known
+SUSPECTS_SHOWN = 4  # suspicious samples that a trial is made to meet, early and in one batch
+
+
+@dataclass(frozen=True)
+class TrialData:
+    """What a trial runs on, and what the data probe reads.
+
+    Args:
+        x: Arrays, nested as the model takes them.
+        y: Targets, or None.
+        sample_weight: Weights of the samples, or None.
+        samples: How many samples were seen.
+        complete: Whether these are all the data.
+        batch_size: Samples in a batch.
+        batches: The batches of a dataset or a generator as they came; None for arrays, which are cut by `cut`.
+    """
+
+    x: Any
+    y: Any
+    sample_weight: Any
+    samples: int
+    complete: bool
+    batch_size: int
+    batches: tuple[Any, ...] | None = None
+
+    def cut(self, limit: int, *, seed: int = 0, suspects: Sequence[int] = ()) -> list[Any]:
+        """Return up to `limit` batches as `train_step` takes them, drawn by a seed; suspects come in the third.
+
+        Args:
+            limit: How many batches at the most.
+            seed: Fixes which samples.
+            suspects: Samples that are looked for trouble in, so that the trial meets them.
+        """
+        if self.batches is not None:
+            return list(self.batches[:limit])
+        size = min(self.batch_size, self.samples)
+        order = np.random.default_rng(seed).permutation(self.samples)
+        order = order[: min(limit, self.samples // size) * size]
+        batches = [batch for batch in order.reshape(-1, size)]
+        odd = [sample for sample in suspects[:SUSPECTS_SHOWN] if not np.isin(sample, order)]
+        if odd:
+            batches[min(2, len(batches) - 1)][: len(odd)] = odd[:size]
+        return [self.take(index) for index in batches]
+
+    def take(self, index: np.ndarray) -> Any:
+        """Return some samples of arrays as `train_step` takes them."""
+
+        def take(part: Any) -> Any:
+            return keras.tree.map_structure(lambda array: tf.convert_to_tensor(array[index]), part)
+
+        parts = (None if part is None else take(part) for part in (self.x, self.y, self.sample_weight))
+        return keras.utils.pack_x_y_sample_weight(*parts)
+
+
+def trial_data(x: Any, y: Any = None, *, sample_weight: Any = None, batch_size: int = 32) -> TrialData:
+    """Read the data of a training as arrays.
+
+    Args:
+        x: What `model.fit` takes: arrays (nested), a `tf.data.Dataset`, a `keras.utils.PyDataset`, a generator.
+        y: Targets; None where `x` brings them.
+        sample_weight: Weights of the samples, or None.
+        batch_size: Samples in a batch of arrays.
+
+    Raises:
+        TypeError: Data that hold no numbers, such as objects or strings.
+        ValueError: No samples, different numbers of them, a batch size below 1, or a source that raised.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise ValueError(
+            f"`batch_size` must be a whole number of samples, at least 1. Received: batch_size={batch_size!r}."
+        )
+    if x is None:
+        raise ValueError("There are no data to look at. Received: x=None. Pass x and y as you pass them to model.fit.")
+    if not _brings_batches(x):
+        return _of_arrays(x, y, sample_weight, int(batch_size))
+    if y is not None:
+        raise ValueError(
+            f"A {type(x).__name__} brings its targets itself, batch by batch. Received: y as well. Leave y out."
+        )
+    return _of_batches(x)
+
+
+def _brings_batches(x: Any) -> bool:
+    if isinstance(x, tf.data.Dataset | keras.utils.PyDataset):
+        return True
+    return not is_arrays(x) and hasattr(x, "__next__")
+
+
+def _of_arrays(x: Any, y: Any, sample_weight: Any, batch_size: int) -> TrialData:
+    x, y = _arrays("x", x), None if y is None else _arrays("y", y)
+    sample_weight = None if sample_weight is None else _arrays("sample_weight", sample_weight)
+    named = {"x": x, "y": y, "sample_weight": sample_weight}
+    counts = {
+        name: sorted({len(array) for array in keras.tree.flatten(part)})
+        for name, part in named.items()
+        if part is not None
+    }
+    lengths = {count for of_part in counts.values() for count in of_part}
+    if lengths == {0} or not lengths:
+        raise ValueError("The data are empty: x holds no sample. Pass the arrays that you train on.")
+    if len(lengths) > 1:
+        listed = ", ".join(f"{name}: {', '.join(map(str, of_part))}" for name, of_part in counts.items())
+        raise ValueError(f"All data must have one number of samples. Received: {listed}. Each x needs its own y.")
+    samples = lengths.pop()
+    return TrialData(x, y, sample_weight, samples, complete=True, batch_size=min(batch_size, samples))
+
+
+def _arrays(name: str, structure: Any) -> Any:
+    if isinstance(structure, list | tuple) and structure and all(isinstance(part, int | float) for part in structure):
+        return _array(name, structure)
+    first = next(iter(keras.tree.flatten(structure)), None)
+    if isinstance(structure, list | tuple) and isinstance(first, int | float):
+        raise TypeError(
+            f"`{name}` must be arrays of numbers. Received: a {type(structure).__name__} of {len(structure)} "
+            f"{type(structure[0]).__name__}s of numbers, which model.fit does not take either. "
+            f"Turn it into an array: numpy.asarray({name})."
+        )
+    return keras.tree.map_structure(lambda part: _array(name, part), structure)
+
+
+def _array(name: str, part: Any) -> np.ndarray:
+    if hasattr(part, "to_numpy"):  # a table or a column of pandas
+        part = part.to_numpy()
+    try:
+        array = np.asarray(part)
+    except (ValueError, TypeError) as error:
+        raise TypeError(f"`{name}` must be arrays of numbers. Received: {type(part).__name__}, {error}.") from error
+    if array.dtype.kind not in NUMBERS and array.dtype.name != "bfloat16":
+        shown = np.ravel(array)[:1].tolist()
+        raise TypeError(
+            f"`{name}` must be arrays of numbers. Received: dtype {array.dtype}, the first value {shown!r:.60}. "
+            "Turn objects and strings into numbers first: x.astype('float32'), or keras.layers.StringLookup."
+        )
+    if array.ndim == 0:
+        raise ValueError(f"`{name}` must have one row for each sample. Received: the single number {array}.")
+    return array.astype(keras.config.floatx()) if array.dtype == np.float64 else array
+
+
+def _of_batches(source: Iterable[Any]) -> TrialData:
+    batches, complete = _read_batches(source)
+    if not batches:
+        raise ValueError(f"The data are empty: the {type(source).__name__} gave no batch.")
+    packed = tuple(_tensors(batch) for batch in batches)
+    for number, batch in enumerate(packed):
+        _require_batch(batch, number, source)
+    parts = [keras.utils.unpack_x_y_sample_weight(batch) for batch in packed]
+    whole = [_joined([part[place] for part in parts]) for place in range(3)]
+    first = keras.tree.flatten(parts[0][0])[0]
+    size = int(first.shape[0]) if len(first.shape) else 1
+    samples = sum(int(keras.tree.flatten(part[0])[0].shape[0]) for part in parts)
+    return TrialData(*whole, samples=samples, complete=complete, batch_size=size, batches=packed)
+
+
+def _read_batches(source: Iterable[Any]) -> tuple[list[Any], bool]:
+    """Return the first batches of a source, and whether they are all.
+
+    Raises:
+        ValueError: The source raised; what it raised is the cause of it.
+    """
+    batches: list[Any] = []
+    try:
+        if isinstance(source, keras.utils.PyDataset):
+            count = source.num_batches
+            count = len(source) if count is None else count
+            for index in range(min(count, BATCHES_READ)):
+                batches.append(source[index])
+            return batches, count <= BATCHES_READ
+        for batch in itertools.islice(iter(source), BATCHES_READ + 1):
+            batches.append(batch)
+    except Exception as error:
+        raise ValueError(
+            f"The data could not be read. Received: {len(batches)} batches of the {type(source).__name__}, then "
+            f"{named(error)}. model.fit would end there too; mend the source, or leave the sample out."
+        ) from (None if isinstance(error, tf.errors.OpError) else error)
+    return batches[:BATCHES_READ], len(batches) <= BATCHES_READ
+
+
+def _require_batch(batch: Any, number: int, source: Any) -> None:
+    """Refuse what is no batch: not x, (x, y) or (x, y, sample_weight), samples first."""
+    fits = not isinstance(batch, tuple) or len(batch) <= 3
+    x = keras.tree.flatten(batch[0] if isinstance(batch, tuple) and batch else batch) if fits else []
+    if x and all(part is not None for part in x):
+        if all(len(part.shape) for part in x):
+            return
+        what = "numbers without a samples axis. Is a .batch(32) missing"
+    else:
+        what = f"a tuple of {len(batch)} parts" if isinstance(batch, tuple) else f"a {type(batch).__name__}"
+        what = "None" if batch is None else what
+    raise ValueError(
+        f"A batch must be (x, y) or (x, y, sample_weight), arrays with the samples first. Received: {what}, "
+        f"as batch {number} of the {type(source).__name__}."
+    )
+
+
+def _tensors(batch: Any) -> Any:
+    def tensor(part: Any) -> Any:
+        if isinstance(part, tf.RaggedTensor | tf.SparseTensor) or tf.is_tensor(part):
+            return part
+        return tf.convert_to_tensor(_array("x", part))
+
+    batch = tuple(batch) if isinstance(batch, list) else batch
+    return keras.tree.map_structure(lambda part: None if part is None else tensor(part), batch)
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Return the batches one after the other; None where they are missing or cannot be joined."""
+    if any(part is None for part in parts):
+        return None
+    structures = [keras.tree.flatten(part) for part in parts]
+    joined = []
+    for arrays in zip(*structures, strict=True):
+        if not all(
+            tf.is_tensor(array) and not isinstance(array, tf.RaggedTensor | tf.SparseTensor) for array in arrays
+        ):
+            return None
+        arrays = [np.asarray(array) for array in arrays]
+        if len({array.shape[1:] for array in arrays}) > 1:
+            return None
+        joined.append(np.concatenate(arrays))
+    return keras.tree.pack_sequence_as(parts[0], joined)

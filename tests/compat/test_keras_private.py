@@ -1,0 +1,75 @@
+"""The private names of Keras, and what the package makes of them."""
+
+from __future__ import annotations
+
+import keras
+import pytest
+
+from gradrecipes.compat import keras_private
+from gradrecipes.compat import random_state as keras_random
+from tests.seeds import begin_anew
+from tests.training.nets import compiled, two_dense
+
+
+def instance(owner: type):
+    model = compiled(two_dense(), keras.optimizers.SGD(0.1, gradient_accumulation_steps=2))
+    model.optimizer.build(model.trainable_variables)
+    if owner is keras.Model:
+        return model
+    scaler = keras.optimizers.LossScaleOptimizer
+    return scaler(keras.optimizers.SGD()) if owner is scaler else model.optimizer
+
+
+@pytest.mark.parametrize("owner", keras_private.RELIED_ON, ids=lambda owner: owner.__name__)
+def test_every_private_name_exists_on_this_keras(owner):
+    missing = [name for name in keras_private.RELIED_ON[owner] if not hasattr(instance(owner), name)]
+    assert not missing, (
+        f"Keras {keras.__version__} has no {', '.join(missing)} on {owner.__name__}: "
+        "gradrecipes/training/keras_private.py must be mended before this release of Keras is allowed."
+    )
+
+
+def test_a_shadowed_attribute_comes_back_as_it_was_even_after_an_error():
+    layer = keras.layers.Dense(1)
+    before = dict(layer.__dict__)
+    with pytest.raises(KeyError), keras_private.replaced(layer, "call", None):
+        assert layer.call is None
+        raise KeyError
+    assert layer.__dict__ == before
+    assert layer.call.__func__ is keras.layers.Dense.call
+
+
+def test_compiling_another_step_leaves_the_model_as_it_was():
+    model = compiled(two_dense())
+    before = dict(model.__dict__)
+    keras_private.compile_train_step(model, lambda data: {})
+    assert model.__dict__.keys() == before.keys()
+    assert model.train_function is None
+
+
+def test_a_traced_step_stays_valid_until_the_model_is_compiled_anew():
+    model = compiled(two_dense())
+    one = keras_private.compile_identity(model)
+    assert keras_private.same_identity(one, keras_private.compile_identity(model))
+    compiled(model)
+    assert not keras_private.same_identity(one, keras_private.compile_identity(model))
+
+
+def test_the_random_states_that_no_public_name_reaches_are_there():
+    import tensorflow as tf
+
+    tf.random.set_seed(1)
+    expected = tf.random.normal((2,)).numpy().tolist()
+    tf.random.set_seed(1)
+    with keras_random.eager_random_kept():
+        tf.random.normal((2,))
+    assert tf.random.normal((2,)).numpy().tolist() == expected
+    with keras_random.global_seed_kept():
+        keras.random.uniform((1,))
+    begin_anew()
+    _, expected = keras.random.uniform(()), float(keras.random.uniform(()))
+    begin_anew()
+    keras.random.uniform(())
+    with keras_random.global_seed_kept():
+        keras.random.uniform((3,))
+    assert float(keras.random.uniform(())) == expected
