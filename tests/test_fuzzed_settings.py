@@ -140,7 +140,7 @@ def test_what_a_clipping_method_takes_can_run(method):
         pipeline = gr.GradientPipeline(keras.optimizers.SGD(0.1), clipping=method(**{name: value}))
         for gradient in (ORDINARY, LARGE, NONE):
             outcome = pipeline.apply([tf.constant(gradient)], [variable], loss=tf.constant(1.0))
-            assert int(outcome.code) == 0
+            assert int(outcome.outcome) == 0
             assert 0 <= float(outcome.clip_factor) <= 1, f"{method.__name__}({name}={value!r}) of {gradient}"
         assert np.isfinite(np.array(variable)).all()
 

@@ -10,7 +10,7 @@ from gradrecipes.compat.call_stack import calling_list
 from gradrecipes.core.trace import Trace
 from gradrecipes.training.fit.joining import join
 from gradrecipes.training.fit.request import Request
-from gradrecipes.training.fit.session import Attachment
+from gradrecipes.training.fit.session import FitSession
 
 
 class AttachedCallback(keras.callbacks.Callback):
@@ -23,39 +23,39 @@ class AttachedCallback(keras.callbacks.Callback):
     def __init__(self, request: Request):
         super().__init__()
         self._request = request
-        self._attachment: Attachment | None = None
+        self._session: FitSession | None = None
 
     @property
     def trace(self) -> Trace:
         """The record of the fit, up to date whenever it is read; an empty one before the first fit."""
-        return Trace() if self._attachment is None else self._attachment.collect()
+        return Trace() if self._session is None else self._session.collect()
 
     def set_model(self, model: keras.Model) -> None:
         """Join the fit that begins on this model."""
         super().set_model(model)
-        self._attachment = join(self, model, self._request, previous=self._attachment)
+        self._session = join(self, model, self._request, previous=self._session)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Put the pipeline in place."""
-        self._attachment.start(calling_list("on_train_begin"))
+        self._session.start(calling_list("on_train_begin"))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Give the model its own train function back."""
-        self._attachment.finish()
+        self._session.finish()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Tell the record which epoch begins."""
+        """Assign the steps from here on to an epoch."""
         if self._leads:
-            self._attachment.epoch_begins(epoch)
+            self._session.epoch_begins(epoch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Bring the record up to date."""
         if self._leads:
-            self._attachment.epoch_ends(epoch, logs or {})
+            self._session.epoch_ends(epoch, logs or {})
 
     @property
     def _leads(self) -> bool:
-        return self._attachment.active and self._attachment.leads(self)
+        return self._session.active and self._session.leads(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_attachment": None, "_model": None}
+        return {**self.__dict__, "_session": None, "_model": None}

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.plots.noise_scale import NoiseScale
-from gradrecipes.training.recovery.model_state import untouched
+from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.trial.micro_batches import MicroBatches
 from gradrecipes.training.trial.sampling import draw_batches
 
@@ -72,7 +72,7 @@ class BatchSizeAdvisor(keras.callbacks.Callback):
         """Measure, and leave the model as it is."""
         if (epoch + 1) % self.every:
             return
-        with untouched(self.model):
+        with preserve_state(self.model):
             signals, noises = self._parts.measure(self._data)
         if not (np.isfinite(signals).all() and np.isfinite(noises).all()):
             _LOG.warning("BatchSizeAdvisor: after epoch %d a gradient is not finite; nothing to measure.", epoch + 1)

@@ -54,7 +54,11 @@ class BlackBox(AttachedCallback):
         require_directory("directory", directory)
         remedy = "Each keeps a batch and the weights in memory; 1 is most often enough."
         require_whole("recordings", recordings, least=1, remedy=remedy)
-        super().__init__(Request(skip=True, sigmas=6.0, keep_batches=True, check=self._check, check_every=1))
+        super().__init__(
+            Request(
+                skip=True, sigmas=6.0, keep_batches=True, check=self._check, check_every=1, renewed=self._count_skips
+            )
+        )
         self.directory = directory
         self.capacity = recordings
         self.recordings: list[Recording] = []
@@ -63,22 +67,25 @@ class BlackBox(AttachedCallback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Put the pipeline in place."""
         super().on_train_begin(logs)
-        self._skips_seen = int(self._attachment.pipeline.skipped_steps.numpy())
+        self._count_skips()
+
+    def _count_skips(self) -> None:
+        self._skips_seen = int(self._session.pipeline.skipped_steps.numpy())
 
     def _check(self) -> None:
         if len(self.recordings) >= self.capacity:
             return
-        skips = int(self._attachment.pipeline.skipped_steps.numpy())
+        skips = int(self._session.pipeline.skipped_steps.numpy())
         if skips <= self._skips_seen:
             return
         self._skips_seen = skips
-        recording = record_bad_step(self._attachment, self.model)
+        recording = record_bad_step(self._session, self.model)
         if recording is not None:
             self._keep(recording)
 
     def _keep(self, recording: Recording) -> None:
         self.recordings.append(recording)
-        self._attachment.add_event("black_box", recording.reason, {"autopsy": recording.autopsy.to_dict()})
+        self._session.add_event("black_box", recording.reason, {"autopsy": recording.autopsy.to_dict()})
         _LOG.warning(
             "BlackBox kept the step at epoch %d, batch %d (%s). %s",
             recording.epoch + 1,
@@ -88,7 +95,7 @@ class BlackBox(AttachedCallback):
         )
         if self.directory is not None:
             _LOG.warning("It is written into %s.", recording.save(self.directory))
-        if self._attachment.is_alone(self) and _is_fatal(recording):
+        if self._session.is_alone(self) and _is_fatal(recording):
             self.model.stop_training = True
 
 

@@ -73,7 +73,7 @@ class Doctor(AttachedCallback):
             )
         if on_finding is not None and not callable(on_finding):
             raise TypeError(f"`on_finding` must be a function of a finding. Received: on_finding={on_finding!r}.")
-        super().__init__(Request(sample_every=50, logs=None, check=self._check, check_every=check_every))
+        super().__init__(Request(samples=True, log=None, check=self._check, check_every=check_every))
         self.data = data
         self.check_every = check_every
         self.stop = stop
@@ -108,16 +108,16 @@ class Doctor(AttachedCallback):
         self._judge(last=True)
 
     def _check(self) -> None:
-        if self._attachment.steps_run >= self._next:
+        if self._session.steps_run >= self._next:
             self._judge()
 
     def _judge(self, *, last: bool = False) -> None:
-        trace = self._attachment.collect()
+        trace = self._session.collect()
         if not len(trace):
             return
         trace.probes |= self._probes
         pause = min(max(self.check_every, len(trace) // 10), RARER * self.check_every)
-        self._next = self._attachment.steps_run + pause
+        self._next = self._session.steps_run + pause
         self._checks += 1
         alarming = [finding for finding in find(trace) if self._alarms(finding, trace)]
         for finding in alarming:
@@ -145,7 +145,7 @@ class Doctor(AttachedCallback):
             f" {way}." if way else "",
             remedy,
         )
-        self._attachment.add_event("finding", finding.code, {"title": finding.title, "steps": steps})
+        self._session.add_event("finding", finding.code, {"title": finding.title, "steps": steps})
         if self.on_finding is not None:
             self.on_finding(finding)
         if self.stop and finding.severity is Severity.CRITICAL and self.stop_reason is None:

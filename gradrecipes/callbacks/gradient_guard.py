@@ -12,14 +12,14 @@ import numpy as np
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.callbacks.guard_arguments import check_guard_arguments
 from gradrecipes.compat.keras_private import learning_rates, optimizers_of
-from gradrecipes.core.arguments import require_directory
+from gradrecipes.core.arguments import require_choice, require_directory, require_flag
 from gradrecipes.core.event import Event
 from gradrecipes.core.trace import OUTCOMES, SKIPPED_LOSS_SPIKE
 from gradrecipes.gradients.clipping import Clipping
 from gradrecipes.training.fit.request import Request
 from gradrecipes.training.recovery.guard_state import load_guard_state, save_guard_state
 from gradrecipes.training.recovery.policy import Action, Readings, Recovery
-from gradrecipes.training.recovery.snapshots import SnapshotRing
+from gradrecipes.training.recovery.snapshots import SNAPSHOT_PLACES, SnapshotRing
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,12 +57,16 @@ class GradientGuard(AttachedCallback):
         sigmas: Standard deviations from which on a finite loss or norm is absurd; None to skip only what is not
             finite.
         max_consecutive_skips: Skips in a row that are borne, at least 1: skipping for ever would hide a bug.
-        snapshot_every: Steps from one snapshot to the next; the last three are held in the host's memory, each of
-            the size of weights and slots. None to keep none: then too many skips stop the training.
+        snapshot_every: Steps from one snapshot to the next; the last three are held, each of the size of weights and
+            slots. None to keep none: then too many skips stop the training.
+        snapshot_on: Where they are held. "host": in the host's memory; on an accelerator each is copied there. None:
+            on the device of the variables, without that copy, at the cost of its memory.
         max_rollbacks: Rollbacks without recovery between them that are tried.
         backup_dir: Where the guard writes its own state, and the seeds that Keras leaves out of its backups, at the
             end of each epoch, or None. With `keras.callbacks.BackupAndRestore` beside it, perhaps with the same
             directory, a run that is killed goes on as if it had not been.
+        fused: Whether Adam, AdamW and SGD update the weights through TensorFlow's fused kernels, in one pass over each
+            variable: faster than plain Keras, and not bit-identical to it, as the kernels round in another order.
 
     List the guard first: before `BackupAndRestore`, so that what is backed up is sound, and before
     `keras.callbacks.SwapEMAWeights`, so that what the guard keeps and puts back is what is trained.
@@ -98,17 +102,32 @@ class GradientGuard(AttachedCallback):
         max_consecutive_skips: int = 10,
         snapshot_every: int | None = 100,
         max_rollbacks: int = 5,
+        snapshot_on: str | None = "host",
         backup_dir: str | os.PathLike[str] | None = None,
+        fused: bool = False,
     ):
         check_guard_arguments(clipping, sigmas, max_consecutive_skips, snapshot_every, max_rollbacks)
+        require_choice("snapshot_on", snapshot_on, SNAPSHOT_PLACES)
         require_directory("backup_dir", backup_dir)
-        super().__init__(Request(skip=True, sigmas=sigmas, clipping=clipping, check=self._check))
+        require_flag("fused", fused, remedy="True updates the weights through TensorFlow's fused kernels.")
+        super().__init__(
+            Request(
+                skip=True,
+                sigmas=sigmas,
+                clipping=clipping,
+                fused=fused,
+                check=self._check,
+                renewed=self._begin_recovery,
+            )
+        )
         self.clipping = clipping
         self.sigmas = sigmas
         self.max_consecutive_skips = max_consecutive_skips
         self.snapshot_every = snapshot_every
         self.max_rollbacks = max_rollbacks
+        self.snapshot_on = snapshot_on
         self.backup_dir = backup_dir
+        self.fused = fused
         self.stop_reason: str | None = None
         self._recovery: Recovery | None = None
         self._caps_before: dict[str, float] = {}  # the bounds of the rates when all was well
@@ -126,9 +145,14 @@ class GradientGuard(AttachedCallback):
         super().on_train_begin(logs)
         self.stop_reason = None
         self._resumed = False
-        pipeline = self._attachment.pipeline
+        self._begin_recovery()
+
+    def _begin_recovery(self) -> None:
+        pipeline = self._session.pipeline
         self._recovery = Recovery(
-            None if self.snapshot_every is None else SnapshotRing(self.model, also=pipeline.remembered),
+            None
+            if self.snapshot_every is None
+            else SnapshotRing(self.model, also=pipeline.course, place=self.snapshot_on),
             every=self.snapshot_every or 0,
             max_consecutive_skips=self.max_consecutive_skips,
             max_rollbacks=self.max_rollbacks,
@@ -142,14 +166,14 @@ class GradientGuard(AttachedCallback):
             if values is not None:
                 for name, seed in self._seeds().items():
                     seed.assign(values.pop(name, seed))
-                self._attachment.pipeline.restore(values)
+                self._session.pipeline.restore(values)
         if not self._resumed and all(optimizer.built for optimizer in optimizers_of(self.model)):
-            self._recovery.begin(self._attachment.steps_run)
+            self._recovery.begin(self._session.steps_run)
         self._resumed = True
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """See to it that what is validated is sound."""
-        if self._attachment is not None and self._attachment.active:
+        if self._session is not None and self._session.active:
             self._check(thoroughly=True)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -157,7 +181,7 @@ class GradientGuard(AttachedCallback):
         self._check(thoroughly=True)
         super().on_epoch_end(epoch, logs)
         if self.backup_dir is not None:
-            state = self._attachment.pipeline.variables | self._seeds()
+            state = self._session.pipeline.variables | self._seeds()
             values = {name: keras.ops.convert_to_numpy(variable) for name, variable in state.items()}
             save_guard_state(self.backup_dir, values, iterations=self._iterations())
 
@@ -177,11 +201,11 @@ class GradientGuard(AttachedCallback):
     def _check(self, *, thoroughly: bool = False) -> None:
         if self.stop_reason is not None:
             return
-        pipeline = self._attachment.pipeline
+        pipeline = self._session.pipeline
         consecutive = int(pipeline.consecutive_skips.numpy())
-        watch = next(iter(pipeline.watches.values()), None)
-        losses = np.zeros(0, np.float32) if watch is None else watch.remembered()
-        readings = Readings(self._attachment.steps_run, consecutive, losses, self._skips_were_finite(consecutive))
+        detector = next(iter(pipeline.detectors.values()), None)
+        losses = np.zeros(0, np.float32) if detector is None else detector.remembered()
+        readings = Readings(self._session.steps_run, consecutive, losses, self._skips_were_finite(consecutive))
         trying = self._recovery.rollbacks > 0
         action = self._recovery.consider(readings, thoroughly=thoroughly)
         if action is Action.NOTHING:
@@ -195,21 +219,21 @@ class GradientGuard(AttachedCallback):
                 cap.assign(self._caps_before.get(name, np.inf))
         if action is Action.GIVE_WAY:
             pipeline.consecutive_skips.assign(0)
-            for watch in pipeline.watches.values():
-                watch.forget()
+            for detector in pipeline.detectors.values():
+                detector.forget()
             self._recovery.forget_level()
-            self._attachment.add_event("gave_way", self._recovery.reason, {"consecutive_skips": consecutive})
+            self._session.add_event("gave_way", self._recovery.reason, {"consecutive_skips": consecutive})
         elif action is Action.STOP:
             self._stop(consecutive)
 
     def _skips_were_finite(self, consecutive: int) -> bool:
         if not consecutive:
             return True
-        outcome = self._attachment.collect().steps["outcome"]
+        outcome = self._session.collect().steps["outcome"]
         return bool(np.all(outcome[-consecutive:] >= SKIPPED_LOSS_SPIKE))
 
     def _roll_back(self, readings: Readings) -> None:
-        recovery, pipeline = self._recovery, self._attachment.pipeline
+        recovery, pipeline = self._recovery, self._session.pipeline
         rates = learning_rates(self.model)
         snapshot = recovery.ring.restore()
         for name, cap in pipeline.rate_caps.items():
@@ -220,8 +244,8 @@ class GradientGuard(AttachedCallback):
             {name: float(cap.numpy()) for name, cap in pipeline.rate_caps.items()},
         )
         details = {"back_to_step": snapshot.step, "steps_lost": lost, "rollbacks": recovery.rollbacks}
-        event = self._attachment.add_event("rollback", recovery.reason, details)
-        self._attachment.add_event("back_off", recovery.reason, {"learning_rates": rates, "at_most": now})
+        event = self._session.add_event("rollback", recovery.reason, details)
+        self._session.add_event("back_off", recovery.reason, {"learning_rates": rates, "at_most": now})
         _LOG.warning(
             "GradientGuard went back %d steps at epoch %d, batch %d (%s), and goes on with the next data at a learning "
             "rate of at most %s.",
@@ -234,8 +258,8 @@ class GradientGuard(AttachedCallback):
 
     def _stop(self, consecutive: int) -> None:
         self.stop_reason = self._recovery.reason
-        event = self._attachment.add_event("stop", self.stop_reason, {"consecutive_skips": consecutive})
-        outcome = self._attachment.trace.steps["outcome"]
+        event = self._session.add_event("stop", self.stop_reason, {"consecutive_skips": consecutive})
+        outcome = self._session.trace.steps["outcome"]
         reasons = sorted({OUTCOMES[int(code)] for code in outcome[len(outcome) - consecutive :]})
         skipped = f"; the last {consecutive} steps were all skipped ({', '.join(reasons)})" if consecutive else ""
         _LOG.warning(
@@ -247,7 +271,7 @@ class GradientGuard(AttachedCallback):
             skipped,
             self._leave_sound(consecutive),
         )
-        self._attachment.pipeline.consecutive_skips.assign(0)
+        self._session.pipeline.consecutive_skips.assign(0)
         self.model.stop_training = True
 
     def _leave_sound(self, consecutive: int) -> str:

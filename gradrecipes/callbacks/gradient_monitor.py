@@ -15,19 +15,20 @@ class GradientMonitor(AttachedCallback):
 
     The norms are those of the step that really runs, taken in its graph before any clipping, and copied to
     the host every 128 steps. When a sample is due (the first three steps, then every `sample_every`, and the
-    first steps whose gradient is not finite) the dearer readings follow: largest entries, shares of zero and
+    first steps whose gradient is not finite) expensive statistics follow: largest entries, shares of zero and
     non-finite entries, weights, updates, layer outputs and their gradients, histograms of log2|g|.
 
     Training is not changed: with the monitor on, the weights after `fit` equal those of a plain `fit`, and
     when `fit` ends nothing of the monitor remains on the model. `gradient_norm` reaches the logs, so that
     CSVLogger, TensorBoard and every tracker that reads logs show it. Where the forward pass draws with seeded
-    operations of TensorFlow itself (`tf.random.normal`, `tf.nn.dropout`), the same numbers are drawn, at the price
-    of a somewhat dearer step; sums with them may differ in the last bit, where TensorFlow would have merged them.
+    operations of TensorFlow itself (`tf.random.normal`, `tf.nn.dropout`), the same numbers are drawn; sums with
+    them may differ in the last bit, where TensorFlow would have merged them.
 
     A step with several updates is one row: its norm is that of all of them together.
 
     Args:
-        sample_every: Steps from one sample of the dearer readings to the next, at least 1.
+        sample_every: Steps from one sample of the expensive statistics to the next, at least 1. None: 100, and 200 for
+            models of more than a million trainable parameters.
         logs: Whether `gradient_norm`, and what a guard counts, reach the logs; the trace has them anyway.
         histogram_dir: Directory in which TensorBoard finds histograms of log2|g| by layer, or None.
 
@@ -48,12 +49,14 @@ class GradientMonitor(AttachedCallback):
     """
 
     def __init__(
-        self, *, sample_every: int = 50, logs: bool = True, histogram_dir: str | os.PathLike[str] | None = None
+        self, *, sample_every: int | None = None, logs: bool = True, histogram_dir: str | os.PathLike[str] | None = None
     ):
-        require_whole("sample_every", sample_every, least=1, remedy="50 costs little; 1 measures it all at every step.")
+        if sample_every is not None:
+            remedy = "None suits the size of the model; 1 measures everything at every step."
+            require_whole("sample_every", sample_every, least=1, remedy=remedy)
         require_flag("logs", logs, remedy="True shows `gradient_norm` in the logs of the fit.")
         require_directory("histogram_dir", histogram_dir)
-        super().__init__(Request(sample_every=sample_every, logs=logs))
+        super().__init__(Request(samples=True, sample_every=sample_every, log=logs))
         self.sample_every = sample_every
         self.logs = logs
         self.histogram_dir = histogram_dir
@@ -61,7 +64,7 @@ class GradientMonitor(AttachedCallback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Put the pipeline in place, and note where the histograms begin."""
         super().on_train_begin(logs)
-        self._first_sample = len(self._attachment.trace.samples)
+        self._first_sample = len(self._session.trace.samples)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Bring the record up to date."""

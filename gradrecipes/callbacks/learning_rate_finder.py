@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from gradrecipes.core.range_test import range_of_rates
 from gradrecipes.plots.learning_rate_range import LearningRateRange
-from gradrecipes.training.recovery.model_state import untouched
+from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.trial.rate_ramp import RateRamp
 
 _END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
@@ -66,7 +66,7 @@ class LearningRateFinder(keras.callbacks.Callback):
         self.result = None
         self._ramp = RateRamp(self.model, range_of_rates(self.lowest, self.highest, self.batches))
         self._way_back = contextlib.ExitStack()
-        self._way_back.enter_context(untouched(self.model))
+        self._way_back.enter_context(preserve_state(self.model))
         self._way_back.enter_context(self._ramp.installed())
         run = self.model.train_function
 

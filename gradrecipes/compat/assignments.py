@@ -1,4 +1,4 @@
-"""What a train step assigns by itself, heard before it is assigned: what the optimizers update is another matter."""
+"""Learn which variables a train step assigns, before it assigns them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable, Re
 from gradrecipes.compat.graphs import current_graph
 
 _LOCK = threading.Lock()
-_LISTENERS: dict[int, Callable[[Any], None]] = {}
+_REPORTS: dict[int, Callable[[Any], None]] = {}
 _ORIGINALS = [  # every assignment to a Keras variable ends in one of them
     (kind, name, vars(kind)[name])
     for kind in (BaseResourceVariable, ResourceVariable)
@@ -24,37 +24,37 @@ _ORIGINALS = [  # every assignment to a Keras variable ends in one of them
 
 
 @contextlib.contextmanager
-def heard_by(listener: Callable[[tf.Variable], None]) -> Iterator[None]:
-    """Tell a listener of each variable that this thread is about to assign within the `with` block.
+def assignments_reported(report: Callable[[tf.Variable], None]) -> Iterator[None]:
+    """Report each variable that this thread is about to assign within the `with` block.
 
     TensorFlow has no public way to learn of it while a function is traced, so its methods are shadowed meanwhile.
     """
     thread = threading.get_ident()
     with _LOCK:
-        before = _LISTENERS.get(thread)
-        _LISTENERS[thread] = listener
+        before = _REPORTS.get(thread)
+        _REPORTS[thread] = report
         for kind, name, original in _ORIGINALS:
-            setattr(kind, name, _told(original))
+            setattr(kind, name, _reporting(original))
     try:
         yield
     finally:
         with _LOCK:
             if before is None:
-                del _LISTENERS[thread]
+                del _REPORTS[thread]
             else:
-                _LISTENERS[thread] = before
-            if not _LISTENERS:
+                _REPORTS[thread] = before
+            if not _REPORTS:
                 for kind, name, original in _ORIGINALS:
                     setattr(kind, name, original)
 
 
 @functools.cache
-def _told(original: Callable[..., Any]) -> Callable[..., Any]:
+def _reporting(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def assign(variable, *args, **kwargs):
-        listener = _LISTENERS.get(threading.get_ident())
-        if listener is not None:
-            listener(variable)
+        report = _REPORTS.get(threading.get_ident())
+        if report is not None:
+            report(variable)
         return original(variable, *args, **kwargs)
 
     return assign

@@ -1,10 +1,11 @@
-"""Which fit it is that calls, read from the call stack: Keras tells neither its callbacks nor its train function."""
+"""Which fit calls, read from the call stack: Keras passes it neither to callbacks nor to the train function."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import keras
 
@@ -21,8 +22,30 @@ def calling_list(method: str) -> keras.callbacks.CallbackList | None:
     return None
 
 
-def called_by_fit(callback_list: keras.callbacks.CallbackList | None) -> bool:
-    """Say whether the fit of this list calls, and not another fit or `train_on_batch`, within it or after it."""
+class FitCaller:
+    """Tell whether the fit of a list of callbacks calls, without a search of the stack at every step.
+
+    Args:
+        callback_list: Returns the list, or None where it is not known.
+    """
+
+    def __init__(self, callback_list: Callable[[], Any]):
+        self._list = callback_list
+        self._known: tuple[int, Any] | None = None  # the frame that called last, if it is the fit's own
+
+    def calls(self) -> bool:
+        """Return whether the fit called the function that calls this, and not another fit or `train_on_batch`."""
+        frame = sys._getframe(2)
+        if self._known == (id(frame), frame.f_code):
+            return True
+        callback_list = self._list()
+        if callback_list is not None and _list_of(frame) is callback_list:
+            self._known = id(frame), frame.f_code
+            return True
+        return _called_by_fit(callback_list)
+
+
+def _called_by_fit(callback_list: keras.callbacks.CallbackList | None) -> bool:
     for frame in _stack():
         if frame.f_code.co_name == "train_on_batch":
             return False

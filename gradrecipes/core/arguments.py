@@ -52,6 +52,17 @@ def require_flag(name: str, value: Any, *, remedy: str) -> None:
         raise TypeError(f"`{name}` must be True or False. Received: {name}={value!r}. {remedy}")
 
 
+def require_choice(name: str, value: Any, choices: Any) -> None:
+    """Refuse what is not among the choices.
+
+    Raises:
+        ValueError: With what came and the choices.
+    """
+    if value not in choices:
+        listed = ", ".join(str(choice) for choice in choices)
+        raise ValueError(f"`{name}` must be one of: {listed}. Received: {name}={value!r}.")
+
+
 def require_directory(name: str, value: Any) -> None:
     """Refuse what cannot name a directory; None stands for no directory.
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from gradrecipes.gradients.packing import PackedTensors, TensorLike
+from gradrecipes.compat.control_flow import rare_cond
+from gradrecipes.gradients.packing import PackedTensors, TensorLike, values_of
 
-SAFE_LARGEST_SQUARE = 3.0e38  # float32 ends at 3.4e38; a sum of squares above this is taken again, scaled
-SAFE_SMALLEST_SQUARE = 1.0e-24  # below it the squares of single entries fall under float32's 1.2e-38
-LARGEST_PLAIN_NORM = 1.7e19  # the square root of the former: above it no optimizer can hold the squares
+MAX_PLAIN_SQUARE = 3.0e38  # float32 ends at 3.4e38; a sum of squares above this is taken again, scaled
+MIN_PLAIN_SQUARE = 1.0e-24  # below it the squares of single entries fall under float32's 1.2e-38
+MAX_PLAIN_NORM = 1.7e19  # the square root of the first: above it no optimizer can hold the squares
 
 
 class Norms(NamedTuple):
@@ -35,39 +36,42 @@ class Norms(NamedTuple):
         return self.largest * self.of_scaled
 
 
-def measure_norms(packed: PackedTensors, *, when_rare: Callable[[tf.Tensor], None] | None = None) -> Norms:
-    r"""Measure the norm of each tensor and of all together, whatever their magnitude.
+class PlainSquares(NamedTuple):
+    """Sums of squares, one cheap operation a tensor, right unless they leave float32.
 
-    m = max|g|, n = m·sqrt(Σ(g/m)²). The plain Σg² is taken first, as it costs one op; only when it leaves
-    float32 (‖g‖ above 1.8e19, or that of one tensor below 1e-12) the scaled one follows. Beside larger ones a
-    tensor below 1e-19 may read 0, unless there is one between: a gradient that vanishes layer by layer is exact.
+    Attributes:
+        of_each: float32 `[n]`, the sum of squares of each tensor.
+        total: float32 scalar, their sum.
+        smallest: float32 scalar, the smallest that is not 0; 0 where all are, as those of tiny entries are too.
+    """
+
+    of_each: tf.Tensor
+    total: tf.Tensor
+    smallest: tf.Tensor
+
+    @property
+    def within_float32(self) -> tf.Tensor:
+        """bool scalar, whether `norms` holds; False where an entry is not finite."""
+        return (self.total < MAX_PLAIN_SQUARE) & (self.smallest > MIN_PLAIN_SQUARE)
+
+    def norms(self) -> Norms:
+        """Return the norms, where the squares are within float32."""
+        return Norms(tf.sqrt(self.of_each), tf.ones(()), tf.sqrt(self.total), tf.constant(True))
+
+
+def plain_squares(tensors: Sequence[TensorLike]) -> PlainSquares:
+    """Sum the squares of each tensor, with one `L2Loss` each: the cheapest kernel there is for it.
 
     Args:
-        packed: The gradients.
-        when_rare: Called in the branch of the graph that runs only when the plain sum left float32, with
-            whether every entry is finite: the place for what is too dear for every step.
-
-    Returns:
-        `Norms`. Where an entry is not finite, `finite` is False and the norms that hold it are inf or NaN.
+        tensors: Tensors, or `tf.IndexedSlices` without repeated indices, of any floating dtype.
     """
-    squares = packed.squared_norms()
-    total = tf.reduce_sum(squares)
-    smallest = tf.reduce_min(tf.where(squares > 0, squares, total))
-    plain = (total < SAFE_LARGEST_SQUARE) & (smallest > SAFE_SMALLEST_SQUARE)
-
-    def common() -> tuple[tf.Tensor, ...]:
-        return tf.sqrt(squares), tf.ones(()), tf.sqrt(total), tf.constant(True)
-
-    def rare() -> tuple[tf.Tensor, ...]:
-        norms = _scaled_norms(packed)
-        if when_rare is not None:
-            when_rare(norms[-1])
-        return norms
-
-    return Norms(*tf.cond(plain, common, rare))
+    of_each = 2.0 * tf.stack([tf.nn.l2_loss(tf.cast(values_of(tensor), tf.float32)) for tensor in tensors])
+    total = tf.reduce_sum(of_each)
+    return PlainSquares(of_each, total, tf.reduce_min(tf.where(of_each > 0, of_each, total)))
 
 
-def _scaled_norms(packed: PackedTensors) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+def scaled_norms(packed: PackedTensors) -> Norms:
+    r"""Return the norms whatever the magnitude of the entries: m = max|g|, n = m·sqrt(Σ(g/m)²)."""
     largest_of_each = packed.largest()
     finite = tf.reduce_all(tf.math.is_finite(largest_of_each))
     divisors = tf.where(largest_of_each > 0, largest_of_each, 1.0)
@@ -79,7 +83,21 @@ def _scaled_norms(packed: PackedTensors) -> tuple[tf.Tensor, tf.Tensor, tf.Tenso
     largest = tf.where(largest > 0, largest, 1.0)
     of_scaled = tf.sqrt(tf.reduce_sum(tf.square(largest_of_each / largest) * scaled_squares))
     nothing = tf.where(tf.reduce_any(tf.math.is_nan(largest_of_each)), float("nan"), float("inf"))
-    return of_each, tf.where(finite, largest, 1.0), tf.where(finite, of_scaled, nothing), finite
+    return Norms(of_each, tf.where(finite, largest, 1.0), tf.where(finite, of_scaled, nothing), finite)
+
+
+def measure_norms(packed: PackedTensors) -> Norms:
+    r"""Measure the norm of each tensor and of all together, whatever their magnitude.
+
+    The plain Σg² is taken first, as it costs one operation; only when it leaves float32 (‖g‖ above 1.8e19, or that
+    of one tensor below 1e-12) the scaled one follows. Beside larger ones a tensor below 1e-19 may read 0, unless there
+    is one between: a gradient that vanishes layer by layer is exact.
+
+    Returns:
+        `Norms`. Where an entry is not finite, `finite` is False and the norms that hold it are inf or NaN.
+    """
+    squares = plain_squares(packed.tensors)
+    return Norms(*rare_cond(squares.within_float32, squares.norms, lambda: scaled_norms(packed)))
 
 
 def global_norm(tensors: Sequence[TensorLike]) -> tf.Tensor:

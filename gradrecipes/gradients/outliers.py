@@ -1,4 +1,4 @@
-"""Tell an absurd loss or gradient norm from the ordinary ups and downs of the same training."""
+"""Tell an outlying loss or gradient norm from the ordinary ups and downs of the same training."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import tensorflow as tf
 from gradrecipes.compat.plain_variable import plain_variable
 
 WINDOW = 128  # steps that are remembered; OLMo-core, SkipStepOptimizer
-WARM_UP = 64  # remembered steps before the verdict of the window counts; OLMo-core
-SMALLEST_RATIO = 2.0  # an absurd value is above so many times the largest of the window: tails may be heavy
-EARLY = 8  # remembered steps before the verdict of the first steps counts
-EARLY_RATIO = 100.0  # in the first steps: absurd is what is above a hundred times all that was seen
-LARGEST = 1e18  # its square is still a float32
+WARM_UP = 64  # remembered steps from which the statistics of the window count; OLMo-core
+MIN_RATIO = 2.0  # an outlier is above so many times the largest of the window: tails may be heavy
+EARLY_STEPS = 8  # remembered steps before the limit of the first steps counts
+EARLY_RATIO = 100.0  # in the first steps an outlier is above a hundred times all that was seen
+MAX_REMEMBERED = 1e18  # its square is still a float32
+RENEW_EVERY, RENEW_EARLY = 32, 8  # remembered steps from one computation of the limits to the next, and in the warm-up
+NO_LIMIT = float(np.finfo(np.float32).max)  # below infinity, so that an infinite value is above it
 
 
-class Verdict(NamedTuple):
-    """What is absurd in one step.
+class Outliers(NamedTuple):
+    """What is an outlier in one step.
 
     Attributes:
         loss: bool scalar.
@@ -29,21 +31,26 @@ class Verdict(NamedTuple):
     norm: tf.Tensor
 
 
-class SpikeWatch:
-    r"""Compare each step's loss and gradient norm with the last 128: absurd is x > μ + kσ and x > 2·max.
+class OutlierDetector:
+    r"""Compare each step's loss and gradient norm with the last 128: an outlier has x > μ + kσ and x > 2·max.
 
     One-sided: a value may fall as it likes. The second condition is for small batches, whose losses and norms have
-    heavy tails: a hard example is no fault. Values that are not finite never enter the statistics; absurd ones enter
+    heavy tails: a hard example is no fault. Values that are not finite never enter the statistics; outliers enter
     as the limit, so that one of them hardly moves it, while a lasting change of level (a new phase of the data) is
-    taken for what it is within a few steps, as the limit doubles with each. Of the first steps, before there are
-    statistics, only a value above a hundred times all earlier ones is absurd.
+    accepted within a few steps, as the limit doubles with each. Of the first steps, before there are statistics, only
+    a value above a hundred times all earlier ones is an outlier.
+
+    The limits are stored, and computed anew every 32 steps (8 in the first 64): in between, a step costs one comparison.
+    A value above a stored limit is judged again by statistics that include the step before it, so that nothing is an
+    outlier for the age of a limit. Where the true limit has fallen since, a value between the two passes.
 
     Args:
         sigmas: k, standard deviations above the mean; 6 is OLMo-core's.
 
     Attributes:
-        values: float32 `[2, 128]`, the remembered losses and norms, a ring.
+        values: float32 `[128, 2]`, the remembered losses and norms, a ring.
         count: int64, how many were ever remembered.
+        limits: float32 `[2]`, the stored limits of loss and norm.
 
     References:
         OLMo-core's `SkipStepOptimizer` (window 128, 6 σ, active after 64 values).
@@ -51,51 +58,63 @@ class SpikeWatch:
 
     def __init__(self, sigmas: float = 6.0):
         self.sigmas = sigmas
-        self.values = plain_variable(np.zeros([2, WINDOW], np.float32), name="remembered")
+        self.values = plain_variable(np.zeros([WINDOW, 2], np.float32), name="remembered")
         self.count = plain_variable(0, dtype=tf.int64, name="remembered_count")
+        self.limits = plain_variable(np.full(2, NO_LIMIT, np.float32), name="outlier_limits")
 
-    def judge(self, loss: tf.Tensor | None, norm: tf.Tensor) -> Verdict:
-        """Judge one step and remember it.
+    def needs_judgement(self, pair: tf.Tensor) -> tf.Tensor:
+        """Return whether a step has to go through `judge`; else `remember` is enough.
 
         Args:
-            loss: float32 scalar, or None where it is not known.
-            norm: float32 scalar, the unscaled global gradient norm.
+            pair: float32 `[2]`, loss and unscaled gradient norm; 0 for a loss that is not known.
         """
-        pair = tf.stack([tf.constant(np.nan) if loss is None else loss, norm])
+        count = self.count.read_value()
+        renewal = tf.equal(count % tf.where(count < WARM_UP, tf.cast(RENEW_EARLY, tf.int64), RENEW_EVERY), 0)
+        return renewal | ~tf.reduce_all(pair <= self.limits.read_value())
+
+    def remember(self, pair: tf.Tensor) -> None:
+        """Remember a step that needs no judgement."""
+        self._write(pair, self.count.read_value())
+        self.count.assign_add(1)
+
+    def judge(self, pair: tf.Tensor) -> Outliers:
+        """Judge one step by all that was remembered before it, store the limits, and remember it."""
         count, values = self.count.read_value(), self.values.read_value()
         seen = tf.minimum(count, WINDOW)
         share = tf.cast(tf.range(WINDOW, dtype=tf.int64) < seen, tf.float32) / tf.cast(tf.maximum(seen, 1), tf.float32)
-        mean = tf.linalg.matvec(values, share)
-        variance = tf.linalg.matvec(tf.square(values - mean[:, None]), share)
-        largest = tf.reduce_max(values, axis=1)
-        late = tf.maximum(mean + self.sigmas * tf.sqrt(variance), SMALLEST_RATIO * largest)
-        limit = tf.where(seen >= WARM_UP, late, tf.where(seen >= EARLY, EARLY_RATIO * largest, np.inf))
+        mean = tf.linalg.matvec(values, share, transpose_a=True)
+        variance = tf.linalg.matvec(tf.square(values - mean), share, transpose_a=True)
+        largest = tf.reduce_max(values, axis=0)
+        late = tf.maximum(mean + self.sigmas * tf.sqrt(variance), MIN_RATIO * largest)
+        limit = tf.where(seen >= WARM_UP, late, tf.where(seen >= EARLY_STEPS, EARLY_RATIO * largest, np.inf))
+        limit = tf.where(limit > 0, tf.minimum(limit, NO_LIMIT), NO_LIMIT)  # a loss below 0 has no largest to go by
         finite = tf.math.is_finite(pair)
-        absurd = finite & (pair > limit) & (limit > 0)
-        most = tf.minimum(tf.where(seen >= WARM_UP, limit, SMALLEST_RATIO * largest), LARGEST)
-        kept = tf.where(finite, tf.where(absurd, most, pair), mean)
-        self._remember(kept, count, finite[1])
-        return Verdict(absurd[0], absurd[1])
+        outlying = finite & (pair > limit)
+        most = tf.minimum(tf.where(seen >= WARM_UP, limit, MIN_RATIO * largest), MAX_REMEMBERED)
+        kept = tf.where(finite, tf.where(outlying, most, pair), mean)
+        enters = finite[1]
+        before = tf.gather(values, count % WINDOW)  # a slice would be compiled anew for each place
+        self._write(tf.where(enters & tf.math.is_finite(kept), kept, before), count)
+        self.count.assign_add(tf.cast(enters, tf.int64))
+        self.limits.assign(tf.where(outlying, tf.minimum(MIN_RATIO * limit, NO_LIMIT), limit))
+        return Outliers(outlying[0], outlying[1])
 
-    def _remember(self, pair: tf.Tensor, count: tf.Tensor, worth: tf.Tensor) -> None:
-        place = tf.cast(count % WINDOW, tf.int32)
-        before = tf.gather(self.values.read_value(), place, axis=1)  # a slice would be compiled anew for each place
-        pair = tf.where(worth & tf.math.is_finite(pair), pair, before)
-        self.values.scatter_nd_update(tf.stack([[0, place], [1, place]]), pair)
-        self.count.assign_add(tf.cast(worth, tf.int64))
+    def _write(self, pair: tf.Tensor, count: tf.Tensor) -> None:
+        self.values.scatter_nd_update([[count % WINDOW]], pair[None])
 
     def forget(self) -> None:
         """Begin anew: what was remembered means nothing any more."""
-        self.values.assign(tf.zeros([2, WINDOW]))
+        self.values.assign(tf.zeros([WINDOW, 2]))
         self.count.assign(0)
+        self.limits.assign(tf.fill([2], NO_LIMIT))
 
     def remembered(self) -> np.ndarray:
         """Return the losses, oldest first, float32 `[n]`; empty while none is known."""
-        count, losses = int(self.count.numpy()), self.values.numpy()[0]
+        count, losses = int(self.count.numpy()), self.values.numpy()[:, 0]
         losses = losses[:count] if count < WINDOW else np.roll(losses, -(count % WINDOW))
         return losses if losses.any() else losses[:0]
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
         """The state, by name, to be saved with a run."""
-        return {"values": self.values, "count": self.count}
+        return {"values": self.values, "count": self.count, "limits": self.limits}

@@ -26,7 +26,7 @@ class PackedTensors:
 
     def __init__(self, tensors: Sequence[TensorLike], *, xla: bool = False):
         members: dict[object, list[int]] = {}
-        tensors = [_sum_repeated_indices(tensor, xla) for tensor in tensors]
+        self._tensors = tensors = without_repeated_indices(tensors, xla=xla)
         for index, tensor in enumerate(tensors):
             members.setdefault(_group_of(tensor, index), []).append(index)
         self._members = list(members.values())
@@ -38,6 +38,11 @@ class PackedTensors:
 
     def __len__(self) -> int:
         return sum(len(group) for group in self._members)
+
+    @property
+    def tensors(self) -> list[TensorLike]:
+        """The tensors one by one, repeated indices summed."""
+        return self.unpacked() if self._tensors is None else self._tensors
 
     @property
     def members(self) -> list[list[int]]:
@@ -62,7 +67,7 @@ class PackedTensors:
     def rows(self) -> list[tf.Tensor]:
         """Return each stack as float32 `[k, entries]`, in the order of the stacks."""
         return [
-            tf.reshape(tf.cast(_values(stack), tf.float32), [len(group), -1])
+            tf.reshape(tf.cast(values_of(stack), tf.float32), [len(group), -1])
             for group, stack in zip(self._members, self._stacks, strict=True)
         ]
 
@@ -70,7 +75,7 @@ class PackedTensors:
         """Return the sum of squares of every tensor, float32 `[n]`; cheap, and infinite above 3.4e38."""
         sums = []
         for group, stack in zip(self._members, self._stacks, strict=True):
-            values = tf.cast(_values(stack), tf.float32)
+            values = tf.cast(values_of(stack), tf.float32)
             if len(group) == 1:
                 sums.append(tf.reshape(2.0 * tf.nn.l2_loss(values), [1]))
             else:
@@ -116,12 +121,12 @@ class PackedTensors:
 
     def flat(self) -> list[tf.Tensor]:
         """Return the dense parts, a tensor for each stack; `with_flat` takes them back."""
-        return [_values(stack) for stack in self._stacks]
+        return [values_of(stack) for stack in self._stacks]
 
     def with_flat(self, parts: Sequence[tf.Tensor]) -> PackedTensors:
         """Return the same packing around other values."""
         copy = object.__new__(PackedTensors)
-        copy._members, copy._order = self._members, self._order
+        copy._members, copy._order, copy._tensors = self._members, self._order, None
         copy._stacks = [
             tf.IndexedSlices(part, stack.indices, stack.dense_shape) if isinstance(stack, tf.IndexedSlices) else part
             for stack, part in zip(self._stacks, parts, strict=True)
@@ -152,8 +157,14 @@ def _group_of(tensor: TensorLike, index: int) -> object:
     return (tuple(tensor.shape), tensor.dtype) if entries <= STACK_BELOW else index
 
 
-def _values(stack: TensorLike) -> tf.Tensor:
-    return stack.values if isinstance(stack, tf.IndexedSlices) else stack
+def values_of(tensor: TensorLike) -> tf.Tensor:
+    """Return the entries of a gradient: of a sparse one, those that it holds."""
+    return tensor.values if isinstance(tensor, tf.IndexedSlices) else tensor
+
+
+def without_repeated_indices(tensors: Sequence[TensorLike], *, xla: bool) -> list[TensorLike]:
+    """Return gradients whose norm is that of the dense gradients; under XLA slices are made dense."""
+    return [_sum_repeated_indices(tensor, xla) for tensor in tensors]
 
 
 def _largest(rows: tf.Tensor) -> tf.Tensor:

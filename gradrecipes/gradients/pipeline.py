@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.control_flow import rare_cond
 from gradrecipes.compat.plain_variable import plain_variable
 from gradrecipes.core.trace import (
     APPLIED,
@@ -19,13 +19,13 @@ from gradrecipes.core.trace import (
     SKIPPED_NORM_SPIKE,
     SKIPPED_OVERFLOW,
 )
-from gradrecipes.gradients.clipping import LARGEST_SINGLE_FACTOR_NORM, Clipping, StepGradients
-from gradrecipes.gradients.columns import Columns, Places, in_columns, length
-from gradrecipes.gradients.norms import LARGEST_PLAIN_NORM, Norms, measure_norms
-from gradrecipes.gradients.outliers import SpikeWatch
-from gradrecipes.gradients.packing import PackedTensors, TensorLike
-from gradrecipes.gradients.recorder import Recorder, SampledUpdate, Tap
-from gradrecipes.gradients.update import StepOutcome, Update, joined
+from gradrecipes.gradients.columns import Columns, Indices, combine_norms, in_columns
+from gradrecipes.gradients.norms import MAX_PLAIN_NORM, Norms, PlainSquares, measure_norms, plain_squares, scaled_norms
+from gradrecipes.gradients.outliers import OutlierDetector
+from gradrecipes.gradients.packing import PackedTensors, TensorLike, values_of, without_repeated_indices
+from gradrecipes.gradients.recorder import DETAILS, Activation, Recorder, SampledUpdate, describe_gradients, is_due
+from gradrecipes.gradients.step_gradients import MAX_SINGLE_FACTOR_NORM, Clipped, Clipping, StepGradients
+from gradrecipes.gradients.update import StepResult, Update, combined
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class PipelineSettings:
     Args:
         clipping: A method of `gradrecipes.clipping`, or None.
         skip: Whether steps with a non-finite loss or gradient are left out.
-        sigmas: Standard deviations above the mean from which on a finite loss or norm is absurd and the step
+        sigmas: Standard deviations above the mean from which on a finite loss or norm is an outlier and the step
             left out as well; None for never.
         record: Whether the readings are kept for the host.
-        sample_every: Steps from one sample of the dearer readings to the next.
+        sample_every: Steps from one sample to the next.
         capacity: Steps that the record holds until the host takes them.
-        steps_at_once: Steps of one execution.
         xla: Whether the step is compiled by XLA.
+        fused: Whether the update goes through TensorFlow's fused kernels.
     """
 
     clipping: Clipping | None = None
@@ -50,8 +50,8 @@ class PipelineSettings:
     record: bool = False
     sample_every: int = 50
     capacity: int = 256
-    steps_at_once: int = 1
     xla: bool = False
+    fused: bool = False
 
 
 class Pipeline:
@@ -61,225 +61,323 @@ class Pipeline:
     apply. The norm that is reported is the one before clipping. Skipping means that nothing at all is applied:
     a zeroed gradient would still let Adam's moments decay and weight decay act.
 
+    An ordinary step costs one `L2Loss` a tensor and one comparison. What it leaves open (exact norms, the reason for a
+    skip, statistics, a sample) is computed in a branch that is taken only then.
+
     Args:
         settings: What to do.
 
     Attributes:
         columns: Which variables the record has columns for; None while they are those of the first step.
+        last_loss: float32, what the logs hold for the loss before an epoch's first step that is applied: the loss of
+            the epoch before, and the largest number there is in the first. No improvement for a callback that saves or
+            stops by it, and finite, since `TerminateOnNaN` would end the training for a step that was left out.
     """
 
     def __init__(self, settings: PipelineSettings):
         self.settings = settings
         self.columns: Columns | None = None
         self.recorder: Recorder | None = None
-        self.watches: dict[str, SpikeWatch] = {}
+        self.detectors: dict[str, OutlierDetector] = {}
         self._clipping_states: dict[str, tuple[tf.Variable, ...]] = {}
         self._tensors: dict[str, int] = {}
+        self.step = plain_variable(0, dtype=tf.int64, name="step")
         self.skipped_steps = plain_variable(0, dtype=tf.int64, name="skipped_steps")
         self.consecutive_skips = plain_variable(0, dtype=tf.int64, name="consecutive_skips")
         self.clipped_steps = plain_variable(0, dtype=tf.int64, name="clipped_steps")
+        self.last_loss = plain_variable(tf.float32.max, name="last_loss")
         self.rate_caps: dict[str, tf.Variable] = {}
-        self._to_take_up: dict[str, np.ndarray] = {}
+        self._to_resume: dict[str, np.ndarray] = {}
 
-    def apply(self, update: Update, *, sample: bool = False) -> StepOutcome:
+    def apply(self, update: Update, *, sample: bool = False) -> StepResult:
         """Measure the gradients, decide, and hand them on, clipped, unless the update is to be skipped.
 
         Args:
             update: The gradients and what is known of them.
-            sample: Whether the dearer readings are due in this step.
+            sample: Whether samples may be due in the graph that is being built.
 
         Returns:
             What happened, as tensors; `record` takes it at the end of the step.
         """
-        settings = self.settings
-        unit = tf.cast(update.unit, tf.float32)
-        packed = PackedTensors(update.gradients if update.measured is None else update.measured, xla=settings.xla)
-        when_rare = None
-        if settings.record and update.alone and not sample:
-            self._make_recorder(len(packed), 0)
-            write, places = self.recorder.write_sample_if_nonfinite, self._places(update.variables)
-            when_rare = functools.partial(write, packed, unit, places=places)
-        weights_before = update.weights() if sample else None
-        norms = measure_norms(packed, when_rare=when_rare)
-        code = self._decide(norms, unit, update)
-
-        factor, transformed = self._transform(update, packed, norms, unit, tf.equal(code, APPLIED))
-        self._apply_where(code, update, transformed)
-        sampled = None
-        if sample:
-            sampled = SampledUpdate(packed, unit, weights_before, update.weights())
-        return StepOutcome(code, norms.total / unit, factor, norms.of_each / unit, sampled, update.variables)
-
-    def _transform(
-        self, update: Update, packed: PackedTensors, norms: Norms, unit: tf.Tensor, applied: tf.Tensor
-    ) -> tuple[tf.Tensor, Callable[[], Sequence[TensorLike]]]:
-        settings, gradients = self.settings, update.gradients
-        dense = update.measured is None and not any(isinstance(gradient, tf.IndexedSlices) for gradient in gradients)
-        transformed = packed.unpacked if settings.skip and dense else lambda: gradients  # few tensors enter the cond
-        if settings.clipping is None:
-            return tf.ones(()), transformed
-        learn = applied if update.measured is None else False  # with accumulation `clip` learns, at the update
-        clipped = settings.clipping.clip(self._to_clip(update, packed, norms, unit, learn))
-        return clipped.factor, clipped.packed.unpacked if update.measured is None else transformed
-
-    def _to_clip(self, update: Update, packed, norms, unit, learn) -> StepGradients:
-        owner = update.owner
-        if self._tensors.setdefault(owner, len(packed)) != len(packed):
-            owner = f"{owner}_of_{len(packed)}"  # fewer gradients than at first: what is remembered is not of these
-        if owner not in self._clipping_states:
-            with tf.init_scope():
-                self._clipping_states[owner] = self.settings.clipping.make_state(len(packed))
-            self._take_up()
-        return StepGradients(
-            packed,
-            norms,
-            unit,
-            any_norm=not self.settings.skip,
-            state=self._clipping_states[owner],
-            learn=learn,
-            weights=update.weights,
-            unit_axes=update.unit_axes,
+        loss_scale = tf.cast(update.loss_scale, tf.float32)
+        outcome, norms, sampled = self._measure_and_decide(update, loss_scale, sample)
+        factor = self._transform_and_apply(update, outcome, norms, loss_scale)
+        return StepResult(
+            outcome,
+            norms.total / loss_scale,
+            factor,
+            norms.of_each / loss_scale,
+            norms.finite,
+            sampled,
+            update.variables,
         )
+
+    # -- measure and decide ------------------------------------------------------------------------
+    def _measure_and_decide(
+        self, update: Update, loss_scale: tf.Tensor, sample: bool
+    ) -> tuple[tf.Tensor, Norms, SampledUpdate | None]:
+        settings = self.settings
+        gradients = update.gradients if update.measured is None else update.measured
+        gradients = without_repeated_indices(gradients, xla=settings.xla)
+        squares = plain_squares(gradients)
+        pair = tf.stack([_float32_or_zero(update.loss), tf.sqrt(squares.total) / loss_scale])
+        detector = self._detector(update.optimizer_key)
+        due = is_due(self.step.read_value(), settings.sample_every) if sample else tf.constant(False)
+        # Of a step with one update, the branch that finds the gradient not finite writes the sample itself.
+        at_end = settings.record and (sample or not update.alone)
+        if settings.record and not at_end:
+            self._make_recorder(len(gradients), 0)
+        undescribed = tf.zeros([len(gradients) if at_end else 0, DETAILS])
+
+        def usual_step() -> list[Any]:
+            if detector is not None:
+                detector.remember(pair)
+            before = [] if not sample else [_nothing_like(weight, settings.xla) for weight in update.weights()]
+            return [tf.constant(APPLIED, tf.int64), *squares.norms(), undescribed, *before]
+
+        def other_step() -> list[Any]:
+            packed = PackedTensors(gradients, xla=settings.xla)
+            norms = Norms(*rare_cond(squares.within_float32, squares.norms, lambda: scaled_norms(packed)))
+            outcome = self._decide(norms, loss_scale, update, detector)
+            described = undescribed
+            if at_end:
+                described = rare_cond(
+                    due | ~norms.finite, lambda: describe_gradients(packed, loss_scale), lambda: undescribed
+                )
+            elif settings.record:
+                indices = self._indices(update.variables)
+                self.recorder.write_nonfinite(
+                    lambda: describe_gradients(packed, loss_scale), norms.finite, indices=indices
+                )
+            before = [] if not sample else _copied_where(due, update.weights(), settings.xla)
+            return [outcome, *norms, described, *before]
+
+        usual = self._is_usual(squares, pair, update, detector) & ~due
+        outcome, of_each, largest, of_scaled, finite, described, *before = rare_cond(usual, usual_step, other_step)
+        sampled = SampledUpdate(described, loss_scale, before if sample else None, update.weights) if at_end else None
+        return outcome, Norms(of_each, largest, of_scaled, finite), sampled
+
+    def _is_usual(
+        self, squares: PlainSquares, pair: tf.Tensor, update: Update, detector: OutlierDetector | None
+    ) -> tf.Tensor:
+        usual = squares.within_float32
+        if self.settings.skip and update.loss is not None:
+            usual &= tf.math.is_finite(pair[0])
+        return usual if detector is None else usual & ~detector.needs_judgement(pair)
+
+    def _detector(self, optimizer_key: str) -> OutlierDetector | None:
+        if not self.settings.skip or self.settings.sigmas is None:
+            return None
+        if optimizer_key not in self.detectors:
+            self.detectors[optimizer_key] = OutlierDetector(self.settings.sigmas)
+            self._resume()
+        return self.detectors[optimizer_key]
+
+    def _decide(
+        self, norms: Norms, loss_scale: tf.Tensor, update: Update, detector: OutlierDetector | None
+    ) -> tf.Tensor:
+        if not self.settings.skip:
+            return tf.constant(APPLIED, tf.int64)
+        if self.settings.clipping is not None:
+            overflows = norms.total > MAX_SINGLE_FACTOR_NORM
+        elif update.bounded_elsewhere:
+            overflows = tf.constant(False)
+        else:
+            overflows = norms.total > MAX_PLAIN_NORM * loss_scale
+        outcome = tf.constant(APPLIED)
+        if detector is not None:
+            outliers = detector.judge(tf.stack([_float32_or_zero(update.loss), norms.total / loss_scale]))
+            outcome = tf.where(outliers.norm, SKIPPED_NORM_SPIKE, outcome)
+            outcome = tf.where(outliers.loss, SKIPPED_LOSS_SPIKE, outcome)
+        outcome = tf.where(overflows, SKIPPED_OVERFLOW, outcome)
+        outcome = tf.where(norms.finite, outcome, SKIPPED_GRADIENT)
+        if update.loss is not None:
+            outcome = tf.where(tf.math.is_finite(update.loss), outcome, SKIPPED_LOSS)
+        return tf.cast(outcome, tf.int64)
+
+    # -- transform and apply -----------------------------------------------------------------------
+    def _transform_and_apply(
+        self, update: Update, outcome: tf.Tensor, norms: Norms, loss_scale: tf.Tensor
+    ) -> tf.Tensor:
+        if not self.settings.skip:
+            # Measured first: an update that has begun could no longer reuse the memory of a gradient read after it.
+            with tf.control_dependencies([outcome]):
+                update = _with_gradients(update, [_identity(gradient) for gradient in update.gradients])
+            return self._apply_clipped(update, norms, loss_scale)
+
+        def applied() -> tf.Tensor:
+            return self._apply_clipped(update, norms, loss_scale)
+
+        def skipped() -> tf.Tensor:
+            if update.lower_scale is not None:
+                too_high = tf.equal(outcome, SKIPPED_GRADIENT)
+                tf.cond(too_high, lambda: _done(update.lower_scale()), lambda: tf.constant(False))
+            return tf.ones(())
+
+        return rare_cond(tf.equal(outcome, APPLIED), applied, skipped)
+
+    def _apply_clipped(self, update: Update, norms: Norms, loss_scale: tf.Tensor) -> tf.Tensor:
+        if self.settings.clipping is None:
+            update.apply(update.gradients)
+            return tf.ones(())
+        if update.measured is not None:  # with accumulation `clip` bounds the mean, at the update
+            packed = PackedTensors(update.measured, xla=self.settings.xla)
+            factor = self._clipped(update, packed, norms, loss_scale, learn=False).factor
+            update.apply(update.gradients)
+            return factor
+        packed = PackedTensors(update.gradients, xla=self.settings.xla)
+        clipped = self._clipped(update, packed, norms, loss_scale, learn=norms.finite)
+        if clipped.scale is None:
+            update.apply(clipped.packed.unpacked())
+        else:
+            update.apply(packed.tensors, scale=clipped.scale)
+        return clipped.factor
 
     def clip(self, update: Update, gradients: Sequence[TensorLike]) -> list[TensorLike]:
         """Clip gradients that were measured elsewhere: the unscaled mean of accumulated micro-batches."""
         packed = PackedTensors(gradients, xla=self.settings.xla)
         norms = measure_norms(packed)
-        step = self._to_clip(update, packed, norms, tf.ones(()), norms.finite)
-        return self.settings.clipping.clip(step).packed.unpacked()
+        return self._clipped(update, packed, norms, tf.ones(()), learn=norms.finite).scaled().unpacked()
 
-    def _apply_where(self, code: tf.Tensor, update: Update, transformed: Callable[[], Sequence[TensorLike]]) -> None:
-        if not self.settings.skip:
-            update.apply(transformed())
-            return
-        tf.cond(
-            tf.equal(code, APPLIED),
-            lambda: _done(update.apply(transformed())),
-            lambda: tf.constant(False),
+    def _clipped(
+        self, update: Update, packed: PackedTensors, norms: Norms, loss_scale: tf.Tensor, *, learn: tf.Tensor | bool
+    ) -> Clipped:
+        key = update.optimizer_key
+        if self._tensors.setdefault(key, len(packed)) != len(packed):
+            key = f"{key}_of_{len(packed)}"  # fewer gradients than at first: what is remembered is not of these
+        if key not in self._clipping_states:
+            with tf.init_scope():
+                self._clipping_states[key] = self.settings.clipping.make_state(len(packed))
+            self._resume()
+        step = StepGradients(
+            packed,
+            norms,
+            loss_scale,
+            any_norm=not self.settings.skip,
+            state=self._clipping_states[key],
+            learn=learn,
+            weights=None if update.weights is None else lambda: PackedTensors(update.weights()),
+            unit_axes=update.unit_axes,
         )
-        if update.lower_scale is not None:
-            too_high = tf.equal(code, SKIPPED_GRADIENT)
-            tf.cond(too_high, lambda: _done(update.lower_scale()), lambda: tf.constant(False))
-
-    def _decide(self, norms: Norms, unit: tf.Tensor, update: Update) -> tf.Tensor:
-        if not self.settings.skip:
-            return tf.constant(APPLIED, tf.int64)
-        if self.settings.clipping is not None:
-            overflows = norms.total > LARGEST_SINGLE_FACTOR_NORM
-        elif update.bounded_elsewhere:
-            overflows = tf.constant(False)
-        else:
-            overflows = norms.total > LARGEST_PLAIN_NORM * unit
-        code = tf.constant(APPLIED)
-        if self.settings.sigmas is not None:
-            if update.owner not in self.watches:
-                self.watches[update.owner] = SpikeWatch(self.settings.sigmas)
-                self._take_up()
-            watch = self.watches[update.owner]
-            verdict = watch.judge(None if update.loss is None else tf.cast(update.loss, tf.float32), norms.total / unit)
-            code = tf.where(verdict.norm, SKIPPED_NORM_SPIKE, code)
-            code = tf.where(verdict.loss, SKIPPED_LOSS_SPIKE, code)
-        code = tf.where(overflows, SKIPPED_OVERFLOW, code)
-        code = tf.where(norms.finite, code, SKIPPED_GRADIENT)
-        if update.loss is not None:
-            code = tf.where(tf.math.is_finite(update.loss), code, SKIPPED_LOSS)
-        return tf.cast(code, tf.int64)
+        return self.settings.clipping.clip(step)
 
     def rate_cap(self, optimizer: str) -> tf.Variable:
         """Return the variable that bounds an optimizer's learning rate; it is infinite until a guard sets it."""
         if optimizer not in self.rate_caps:
             self.rate_caps[optimizer] = plain_variable(np.inf, dtype=tf.float32, name="rate_cap")
-            self._take_up()
+            self._resume()
         return self.rate_caps[optimizer]
 
     # -- the end of a step -------------------------------------------------------------------------
     def record(
         self,
-        outcomes: Sequence[StepOutcome],
+        results: Sequence[StepResult],
         *,
         loss: tf.Tensor | None = None,
-        taps: Sequence[Tap] | None = None,
-        every_step: bool = False,
-    ) -> StepOutcome:
+        activations: Sequence[Activation] | None = None,
+    ) -> StepResult:
         """Count and record a step, all of whose updates were applied or skipped.
 
         Args:
-            outcomes: What `apply` returned, of one update or of several.
+            results: What `apply` returned, of one update or of several.
             loss: float scalar, the loss of the batch, if it is known.
-            taps: (output, gradient with respect to it) of layers, in a step that is sampled.
-            every_step: Whether the graph that is being built serves the other steps too.
+            activations: (output, gradient with respect to it) of layers, in a graph in which samples may be due.
 
         Returns:
-            The outcome of the whole step: skipped if an update was, the norm of all gradients, the least factor.
+            The result of the whole step: skipped if an update was, the norm of all gradients, the least factor.
         """
-        whole = outcomes[0] if len(outcomes) == 1 else joined(outcomes)
+        whole = combined(results)
         self._count(whole)
         if not self.settings.record:
             return whole
-        places = self._places(whole.variables)
-        self._make_recorder(int(whole.norms.shape[0]), len(taps or ()))
-        sampled = [outcome.sampled for outcome in outcomes]
-        if taps is not None and every_step:
-            finite = tf.math.is_finite(whole.gradient_norm)
-            self.recorder.write_sample_if_due(sampled, taps, finite, places=places)
-        elif taps is not None:
-            self.recorder.write_sample(sampled, taps, places=places)
+        indices = self._indices(whole.variables)
+        self._make_recorder(int(whole.norms.shape[0]), len(activations or ()))
+        sampled = [result.sampled for result in results if result.sampled is not None]
+        if sampled:
+            self.recorder.write_sample(sampled, whole.finite, activations=activations, indices=indices)
         loss = tf.constant(np.nan, tf.float32) if loss is None else tf.cast(loss, tf.float32)
-        head = [loss, whole.gradient_norm, whole.clip_factor, tf.cast(whole.code, tf.float32)]
-        norms = in_columns(whole.norms, places, self.recorder.gradients, length)
+        head = [loss, whole.gradient_norm, whole.clip_factor, tf.cast(whole.outcome, tf.float32)]
+        norms = in_columns(whole.norms, indices, self.recorder.gradients, combine_norms)
         self.recorder.write_row(tf.concat([tf.stack(head), norms], axis=0))
         return whole
 
-    def _places(self, variables: Sequence[Any] | None) -> Places | None:
-        return None if self.columns is None or variables is None else self.columns.places(variables)
+    def _indices(self, variables: Sequence[Any] | None) -> Indices | None:
+        return None if self.columns is None or variables is None else self.columns.indices(variables)
 
-    def _count(self, outcome: StepOutcome) -> None:
+    def _count(self, result: StepResult) -> None:
         if self.settings.skip:
-            skipped = tf.cast(tf.not_equal(outcome.code, APPLIED), tf.int64)
+            skipped = tf.minimum(result.outcome, 1)  # every other outcome than `APPLIED`, which is 0
             self.skipped_steps.assign_add(skipped)
             self.consecutive_skips.assign((self.consecutive_skips.read_value() + 1) * skipped)
-        if self.settings.clipping is not None:
-            clipped = (outcome.clip_factor < 1.0) & tf.equal(outcome.code, APPLIED)
-            self.clipped_steps.assign_add(tf.cast(clipped, tf.int64))
+        if self.settings.clipping is not None:  # the factor of a step that was skipped is 1
+            self.clipped_steps.assign_add(tf.cast(result.clip_factor < 1.0, tf.int64))
 
-    def _make_recorder(self, gradients: int, taps: int) -> None:
+    def _make_recorder(self, gradients: int, activations: int) -> None:
         if self.recorder is not None:
             return
-        settings = self.settings
         self.recorder = Recorder(
             gradients=gradients if self.columns is None else len(self.columns),
-            taps=taps,
-            sample_every=settings.sample_every,
-            capacity=settings.capacity,
-            steps_at_once=settings.steps_at_once,
+            activations=activations,
+            sample_every=self.settings.sample_every,
+            capacity=self.settings.capacity,
+            step=self.step,
         )
 
+    # -- state -------------------------------------------------------------------------------------
     @property
     def variables(self) -> dict[str, tf.Variable]:
         """All state that decides about later steps, by name: what a resumed run needs beside the model's own."""
-        found = {name: getattr(self, name) for name in ("skipped_steps", "clipped_steps")}
+        found = {name: getattr(self, name) for name in ("skipped_steps", "clipped_steps", "last_loss")}
         found |= {f"rate_cap_{name}": cap for name, cap in self.rate_caps.items()}
-        for owner, watch in self.watches.items():
-            found |= {f"watch_{owner}/{name}": variable for name, variable in watch.variables.items()}
-        for owner, state in self._clipping_states.items():
-            found |= {f"clipping_{owner}/{index}": variable for index, variable in enumerate(state)}
+        for key, detector in self.detectors.items():
+            found |= {f"outliers_{key}/{name}": variable for name, variable in detector.variables.items()}
+        for key, state in self._clipping_states.items():
+            found |= {f"clipping_{key}/{index}": variable for index, variable in enumerate(state)}
         return found
 
-    def remembered(self) -> list[tf.Variable]:
+    def course(self) -> list[tf.Variable]:
         """Return the variables that describe the course of the training so far: they go back when it does."""
-        watches = [variable for watch in self.watches.values() for variable in watch.variables.values()]
-        return watches + [variable for state in self._clipping_states.values() for variable in state]
+        detectors = [variable for detector in self.detectors.values() for variable in detector.variables.values()]
+        return detectors + [variable for state in self._clipping_states.values() for variable in state]
 
     def restore(self, values: dict[str, np.ndarray]) -> None:
         """Set the state of `variables` to saved values; what does not exist before the first step is set then."""
-        self._to_take_up = dict(values)
-        self._take_up()
+        self._to_resume = dict(values)
+        self._resume()
 
-    def _take_up(self) -> None:
+    def _resume(self) -> None:
         with tf.init_scope():
             for name, variable in self.variables.items():
-                if name in self._to_take_up:
-                    variable.assign(self._to_take_up.pop(name))
+                if name in self._to_resume:
+                    variable.assign(self._to_resume.pop(name))
+
+
+def _float32_or_zero(loss: tf.Tensor | None) -> tf.Tensor:
+    return tf.zeros(()) if loss is None else tf.cast(loss, tf.float32)
+
+
+def _nothing_like(weight: tf.Tensor, xla: bool) -> tf.Tensor:
+    """Return what stands for a copy that is not needed: empty, but under XLA, where both branches have one shape."""
+    return tf.zeros_like(weight) if xla else tf.zeros([0], weight.dtype)
+
+
+def _copied_where(due: tf.Tensor, weights: list[tf.Tensor], xla: bool) -> list[tf.Tensor]:
+    return rare_cond(
+        due,
+        lambda: [weight if xla else tf.reshape(weight, [-1]) for weight in weights],
+        lambda: [_nothing_like(weight, xla) for weight in weights],
+    )
+
+
+def _identity(gradient: TensorLike) -> TensorLike:
+    values = tf.identity(values_of(gradient))
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return values
+
+
+def _with_gradients(update: Update, gradients: list[TensorLike]) -> Update:
+    return Update(**{**vars(update), "gradients": gradients})
 
 
 def _done(_: None) -> tf.Tensor:

@@ -2,43 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.control_flow import rare_cond
 from gradrecipes.compat.plain_variable import plain_variable
 from gradrecipes.core.trace import HISTOGRAM_BINS, HISTOGRAM_HIGHEST, HISTOGRAM_LOWEST
-from gradrecipes.gradients.columns import Places, average, in_columns, most, total
+from gradrecipes.gradients.columns import Indices, combine_max, combine_mean, combine_sum, in_columns
 from gradrecipes.gradients.norms import measure_norms
 from gradrecipes.gradients.packing import PackedTensors
 
 EARLY_STEPS = 3  # the first steps are always sampled: an initialization shows there
-LARGEST_RUN = 8  # consecutive non-finite steps that are sampled; after that there is nothing new to see
+MAX_NONFINITE_RUN = 8  # consecutive non-finite steps that are sampled; after that there is nothing new to see
 STEP_COLUMNS = ("loss", "gradient_norm", "clip_factor", "outcome")
-GRADIENT_COLUMNS = ("gradient_max", "nonfinite_share", "zero_share")
-TAP_COLUMNS = ("output_rms", "output_gradient_norm")
+GRADIENT_COLUMNS = {"gradient_max": combine_max, "nonfinite_share": combine_mean, "zero_share": combine_mean}
+ACTIVATION_COLUMNS = ("output_rms", "output_gradient_norm")
 WEIGHT_COLUMNS = ("weight_norm", "weight_mean", "update_norm")
+DETAILS = len(GRADIENT_COLUMNS) + HISTOGRAM_BINS  # numbers of a variable that need more than its norm
 
-
-Tap = tuple[tf.Tensor | None, tf.Tensor | None]
+Activation = tuple[tf.Tensor | None, tf.Tensor | None]
 
 
 class SampledUpdate(NamedTuple):
     """What a sample is made of, for the gradients of one update.
 
     Attributes:
-        packed: The gradients.
-        unit: float32 scalar, what they come multiplied by.
-        before: The weights before the update, where they were read.
-        after: The weights after the update.
+        details: float32 `[n, DETAILS]`, what `describe_gradients` returned; zeros in a step that is not sampled.
+        loss_scale: float32 scalar, what the gradients come multiplied by.
+        before: The weights before the update; empty tensors in a step that is not sampled. None where only steps are
+            sampled whose gradient is not finite.
+        weights: Reads the weights as they are at the time of the call.
     """
 
-    packed: PackedTensors
-    unit: tf.Tensor
-    before: PackedTensors | None = None
-    after: PackedTensors | None = None
+    details: tf.Tensor
+    loss_scale: tf.Tensor
+    before: list[tf.Tensor] | None = None
+    weights: Callable[[], list[tf.Tensor]] | None = None
 
 
 class Rows(NamedTuple):
@@ -57,30 +59,41 @@ class Rows(NamedTuple):
     samples: np.ndarray
 
 
-class Recorder:
-    """Write a row for every step, and a wide row when a sample is due, without a word to the host.
+def is_due(step: int | tf.Tensor, sample_every: int) -> bool | tf.Tensor:
+    """Return whether a sample is due at a step, in the graph too."""
+    return (step < EARLY_STEPS) | (step % sample_every == 0)
 
-    A sample is due in the first three steps and every `sample_every` steps: the host knows when, and runs a
-    step that measures more. A step whose gradient is not finite (the first eight in a row) is sampled by the
-    graph itself, without the layers' outputs.
+
+class Recorder:
+    """Write a row for every step, and a wide row when a sample is due, without a host synchronization.
+
+    A sample is due in the first three steps and every `sample_every` steps. A step whose gradient is not finite (the
+    first eight in a row) is sampled too, without weights and activations where none was due.
 
     Args:
         gradients: How many variables have a column of their own.
-        taps: How many layer outputs are measured in a sample.
+        activations: How many layer outputs are measured in a sample.
         sample_every: Steps from sample to sample.
         capacity: Steps that the ring holds; `take` must be called within as many.
-        steps_at_once: Steps of one execution, which are sampled all or none.
+        step: int64, the count of steps, if it is there already.
     """
 
-    def __init__(self, *, gradients: int, taps: int, sample_every: int, capacity: int, steps_at_once: int = 1):
+    def __init__(
+        self,
+        *,
+        gradients: int,
+        activations: int,
+        sample_every: int,
+        capacity: int,
+        step: tf.Variable | None = None,
+    ):
         self.gradients = gradients
-        self.taps = taps
+        self.activations = activations
         self.sample_every = sample_every
         self.capacity = capacity
-        sampled_at_once = capacity // max(sample_every, steps_at_once) + EARLY_STEPS
-        self._sample_capacity = 2 * (sampled_at_once * steps_at_once + LARGEST_RUN)
+        self._sample_capacity = 2 * (capacity // sample_every + EARLY_STEPS + MAX_NONFINITE_RUN)
         self._sample_width = sum(self._sample_sizes().values())
-        self.step = plain_variable(0, dtype=tf.int64, name="step")
+        self.step = plain_variable(0, dtype=tf.int64, name="step") if step is None else step
         self._rows = plain_variable(np.zeros([capacity, len(STEP_COLUMNS) + gradients], np.float32))
         self._samples = plain_variable(np.zeros([self._sample_capacity, self._sample_width], np.float32))
         self._sample_steps = plain_variable(np.zeros([self._sample_capacity], np.int64))
@@ -90,10 +103,6 @@ class Recorder:
         self._taken = 0
         self._samples_taken = 0
 
-    def is_due(self, step: int | tf.Tensor) -> bool | tf.Tensor:
-        """Say whether a sample is due at a step, in the graph too."""
-        return (step < EARLY_STEPS) | (step % self.sample_every == 0)
-
     def write_row(self, row: tf.Tensor) -> None:
         """Write the row of this step, float32 `[4 + n]`: `STEP_COLUMNS`, then the norms; and count the step."""
         step = self.step.read_value()
@@ -101,63 +110,88 @@ class Recorder:
         self.step.assign_add(1)
 
     def write_sample(
-        self, updates: Sequence[SampledUpdate], taps: Sequence[Tap] = (), *, places: Places | None = None
+        self,
+        updates: Sequence[SampledUpdate],
+        finite: tf.Tensor,
+        *,
+        activations: Sequence[Activation] | None = None,
+        indices: Indices | None = None,
     ) -> None:
-        """Write the sample of this step; call it before `write_row`.
+        """Write the sample of this step if one is due or its gradient is not finite; call it before `write_row`.
 
         Args:
             updates: What was measured of each update's gradients.
-            taps: (output, gradient with respect to it) of layers, where they were heard.
-            places: The columns of the gradients, one update after the other; see `in_columns`.
+            finite: bool scalar, whether all gradients are finite.
+            activations: (output, gradient with respect to it) of layers; None in a graph where no sample is due.
+            indices: The columns of the gradients, one update after the other; see `in_columns`.
         """
+        step = self.step.read_value()
+        due = tf.constant(False) if activations is None else is_due(step, self.sample_every)
+        gradients = tf.concat([update.details for update in updates], axis=0)
+
+        def write_whole() -> tf.Tensor:
+            return self._write(gradients, indices, self._weights_and_activations(updates, activations, indices))
+
+        def write() -> tf.Tensor:
+            if activations is None:
+                return self.write_nonfinite(lambda: gradients, finite, indices=indices)
+            return rare_cond(due, write_whole, lambda: self.write_nonfinite(lambda: gradients, finite, indices=indices))
+
+        rare_cond(due | ~finite, write, lambda: tf.constant(False))
+
+    def write_nonfinite(
+        self, describe: Callable[[], tf.Tensor], finite: tf.Tensor, *, indices: Indices | None = None
+    ) -> tf.Tensor:
+        """Write the sample of a step whose gradient is not finite, unless the steps before were no better.
+
+        Args:
+            describe: Makes float32 `[n, DETAILS]`, see `describe_gradients`.
+            finite: bool scalar, whether all gradients are finite.
+            indices: See `write_sample`.
+
+        Returns:
+            bool scalar, whether it was written.
+        """
+        run = self._count_nonfinite(self.step.read_value(), finite)
+        return rare_cond(
+            ~finite & (run <= MAX_NONFINITE_RUN),
+            lambda: self._write(describe(), indices, tf.zeros([0])),
+            lambda: tf.constant(False),
+        )
+
+    def _count_nonfinite(self, step: tf.Tensor, finite: tf.Tensor) -> tf.Tensor:
+        """Return how many steps in a row, up to this one, were not finite."""
+        last = self._last_nonfinite.read_value()
+        run = tf.where(tf.equal(last, step - 1), self._nonfinite_run.read_value() + 1, 1)
+        self._nonfinite_run.assign(tf.where(finite, self._nonfinite_run.read_value(), run))
+        self._last_nonfinite.assign(tf.where(finite, last, step))
+        return run
+
+    def _write(self, details: tf.Tensor, indices: Indices | None, rest: tf.Tensor) -> tf.Tensor:
         place = self._sample_count.read_value() % self._sample_capacity
-        described = zip(*map(_describe_gradients, updates), (most, average, average, total), strict=True)
-        parts = [in_columns(tf.concat(of_all, axis=0), places, self.gradients, join) for *of_all, join in described]
-        if updates[0].before is not None:
-            weighed, places = _weigh(updates, places)
-            parts += [in_columns(values, places, self.gradients, most) for values in weighed]
-            parts += _describe_taps(taps, updates[0].unit)
-        sample = tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0)
+        parts = [
+            in_columns(details[:, column], indices, self.gradients, combine)
+            for column, combine in enumerate(GRADIENT_COLUMNS.values())
+        ]
+        histogram = in_columns(details[:, len(GRADIENT_COLUMNS) :], indices, self.gradients, combine_sum)
+        sample = tf.concat([*parts, tf.reshape(histogram, [-1]), rest], axis=0)
         sample = tf.pad(sample, [[0, self._sample_width - sample.shape[0]]], constant_values=np.nan)
         self._samples.scatter_nd_update([[place]], sample[None])
         self._sample_steps.scatter_nd_update([[place]], self.step.read_value()[None])
         self._sample_count.assign_add(1)
+        return tf.constant(True)
 
-    def write_sample_if_due(
-        self, updates: Sequence[SampledUpdate], taps: Sequence[Tap], finite: tf.Tensor, *, places: Places | None = None
-    ) -> None:
-        """Write the sample if the step is one of those for which it is due; for a graph that serves all steps."""
-        first = updates[0]
-        of_first = None if places is None else places[: len(first.packed)]
-
-        def write() -> tf.Tensor:
-            self.write_sample(updates, taps, places=places)
-            return tf.constant(True)
-
-        def write_if_nonfinite() -> tf.Tensor:
-            self.write_sample_if_nonfinite(first.packed, first.unit, finite, places=of_first)
-            return tf.constant(False)
-
-        tf.cond(self.is_due(self.step.read_value()), write, write_if_nonfinite)
-
-    def write_sample_if_nonfinite(
-        self, packed: PackedTensors, unit: tf.Tensor, finite: tf.Tensor, *, places: Places | None = None
-    ) -> None:
-        """Write the sample of a step whose gradient is not finite, unless the steps before were no better."""
-        step = self.step.read_value()
-        run = tf.where(tf.equal(self._last_nonfinite.read_value(), step - 1), self._nonfinite_run.read_value() + 1, 1)
-
-        def note() -> tf.Tensor:
-            self._nonfinite_run.assign(run)
-            self._last_nonfinite.assign(step)
-            return run
-
-        def write() -> tf.Tensor:
-            self.write_sample([SampledUpdate(packed, unit)], places=places)
-            return tf.constant(True)
-
-        run = tf.cond(finite, lambda: tf.zeros((), tf.int64), note)
-        tf.cond((run > 0) & (run <= LARGEST_RUN), write, lambda: tf.constant(False))
+    def _weights_and_activations(self, updates, activations, indices: Indices | None) -> tf.Tensor:
+        before = [weight for update in updates for weight in update.before]
+        after = [weight for update in updates for weight in update.weights()]
+        if indices is not None and len(set(indices)) < len(indices):  # a variable takes part in several updates
+            first = {column: number for number, column in reversed(list(enumerate(indices)))}
+            last = {column: number for number, column in enumerate(indices)}
+            before, after = [before[number] for number in first.values()], [after[last[column]] for column in first]
+            indices = list(first)
+        measured = tf.split(measure_update(before, after), len(WEIGHT_COLUMNS))
+        parts = [in_columns(values, indices, self.gradients, combine_max) for values in measured]
+        return tf.concat([*parts, *_describe_activations(activations, updates[0].loss_scale)], axis=0)
 
     def take(self) -> Rows:
         """Copy to the host what was written since the last call; rows that were overwritten are lost."""
@@ -182,61 +216,42 @@ class Recorder:
             **dict.fromkeys(GRADIENT_COLUMNS, self.gradients),
             "histogram": self.gradients * HISTOGRAM_BINS,
             **dict.fromkeys(WEIGHT_COLUMNS, self.gradients),
-            **dict.fromkeys(TAP_COLUMNS, self.taps),
+            **dict.fromkeys(ACTIVATION_COLUMNS, self.activations),
         }
 
 
-def weigh_update(before: PackedTensors, after: PackedTensors) -> tf.Tensor:
-    """Measure weights and what a step did to them.
+def measure_update(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Measure weights and how a step changed them.
 
     Returns:
         float32 `[3n]`: norms before the step, means before the step, norms of the change.
     """
-    change = after.with_flat([new - old for new, old in zip(after.flat(), before.flat(), strict=True)])
-    means = before.each(lambda rows: tf.reduce_mean(rows, axis=1))
-    return tf.concat([measure_norms(before).of_each, means, measure_norms(change).of_each], axis=0)
+    before = [
+        tf.ensure_shape(tf.reshape(old, tf.shape(new)), new.shape) for old, new in zip(before, after, strict=True)
+    ]
+    changes = [new - old for old, new in zip(before, after, strict=True)]
+    packed = PackedTensors(before)
+    means = packed.each(lambda rows: tf.reduce_mean(rows, axis=1))
+    return tf.concat([measure_norms(packed).of_each, means, measure_norms(PackedTensors(changes)).of_each], axis=0)
 
 
-def _weigh(updates: Sequence[SampledUpdate], places: Places | None) -> tuple[list[tf.Tensor], Places | None]:
-    """Weigh what each update did, or all of them together if a variable takes part in several."""
-    pairs = [(update.before, update.after) for update in updates]
-    if places is not None and len(set(places)) < len(places):
-        first = {place: index for index, place in reversed(list(enumerate(places)))}
-        last = {place: index for index, place in enumerate(places)}
-        before, after = (
-            [tensor for packed in side for tensor in packed.unpacked()] for side in zip(*pairs, strict=True)
-        )
-        places = list(first)
-        pairs = [
-            (
-                PackedTensors([before[first[place]] for place in places]),
-                PackedTensors([after[last[place]] for place in places]),
-            )
-        ]
-    weighed = [tf.split(weigh_update(*pair), len(WEIGHT_COLUMNS)) for pair in pairs]
-    return [tf.concat(of_all, axis=0) for of_all in zip(*weighed, strict=True)], places
+def describe_gradients(packed: PackedTensors, loss_scale: tf.Tensor) -> tf.Tensor:
+    """Return float32 `[n, DETAILS]` of gradients: the `GRADIENT_COLUMNS`, then counts of log2|g|."""
+
+    def describe(rows: tf.Tensor) -> tf.Tensor:
+        largest = tf.reduce_max(tf.abs(rows), axis=1) / loss_scale
+        nonfinite = tf.reduce_mean(tf.cast(~tf.math.is_finite(rows), tf.float32), axis=1)
+        zero = tf.reduce_mean(tf.cast(tf.equal(rows, 0.0), tf.float32), axis=1)
+        return tf.concat([tf.stack([largest, nonfinite, zero], axis=1), exponent_histogram(rows / loss_scale)], axis=1)
+
+    return packed.each(describe)
 
 
-def _describe_gradients(update: SampledUpdate) -> list[tf.Tensor]:
-    packed, unit = update.packed, update.unit
-
-    def share(predicate):
-        return packed.each(lambda rows: tf.reduce_mean(tf.cast(predicate(rows), tf.float32), axis=1))
-
-    def finite_largest(rows: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_max(tf.abs(rows), axis=1)
-
-    histogram = packed.each(lambda rows: exponent_histogram(rows / unit))
-    nonfinite = share(lambda rows: ~tf.math.is_finite(rows))
-    zero = share(lambda rows: tf.equal(rows, 0.0))
-    return [packed.each(finite_largest) / unit, nonfinite, zero, histogram]
-
-
-def _describe_taps(taps: Sequence[Tap], unit: tf.Tensor) -> list[tf.Tensor]:
+def _describe_activations(activations: Sequence[Activation], loss_scale: tf.Tensor) -> list[tf.Tensor]:
     missing = tf.constant(np.nan, tf.float32)
-    forward = [missing if output is None else root_mean_square(output) for output, _ in taps]
-    backward = [missing if gradient is None else _norm(gradient) / unit for _, gradient in taps]
-    return [tf.stack(forward + backward)] if taps else []
+    forward = [missing if output is None else root_mean_square(output) for output, _ in activations]
+    backward = [missing if gradient is None else _norm(gradient) / loss_scale for _, gradient in activations]
+    return [tf.stack(forward + backward)] if activations else []
 
 
 def root_mean_square(tensor: tf.Tensor) -> tf.Tensor:

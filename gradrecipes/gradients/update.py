@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from gradrecipes.gradients.packing import PackedTensors, TensorLike
+from gradrecipes.gradients.packing import TensorLike
 from gradrecipes.gradients.recorder import SampledUpdate
 
 
@@ -22,13 +22,13 @@ class Update:
         measured: The true gradients where they differ from what is handed on (gradient accumulation);
             they are measured and not clipped here.
         loss: float scalar, the loss of the batch; None when it is not known.
-        unit: What the gradients come multiplied by: a loss scale.
+        loss_scale: What the gradients come multiplied by.
         bounded_elsewhere: Whether a later bound makes a gradient above 1.8e19 harmless.
         lower_scale: What a loss scaler does about a gradient that is not finite while the loss is. Were the
             step skipped without it, a scale that is too high would stay so, and every step be skipped.
         weights: Reads the variables that the gradients belong to, as they are at the time of the call.
         unit_axes: See `StepGradients`.
-        owner: Names the optimizer, and which of its updates in a step it is: each has a memory of its own.
+        optimizer_key: Names the optimizer, and which of its updates in a step it is: each has a memory of its own.
         alone: Whether no update came before it in the step, and no other optimizer applies gradients.
         variables: What the gradients belong to, where they are recorded by variable.
     """
@@ -37,46 +37,50 @@ class Update:
     apply: Callable[[Sequence[TensorLike]], None]
     measured: Sequence[TensorLike] | None = None
     loss: tf.Tensor | None = None
-    unit: tf.Tensor | float = 1.0
+    loss_scale: tf.Tensor | float = 1.0
     bounded_elsewhere: bool = False
     lower_scale: Callable[[], None] | None = None
-    weights: Callable[[], PackedTensors] | None = None
+    weights: Callable[[], list[tf.Tensor]] | None = None
     unit_axes: Sequence[tuple[int, ...] | None] | None = None
-    owner: str = "0"
+    optimizer_key: str = "0"
     alone: bool = True
     variables: Sequence[Any] | None = None
 
 
 @dataclass(frozen=True)
-class StepOutcome:
+class StepResult:
     """What a pipeline did with one update.
 
     Attributes:
-        code: int64 scalar, a key of `gradrecipes.core.trace.OUTCOMES`.
+        outcome: int64 scalar, a key of `gradrecipes.core.trace.OUTCOMES`.
         gradient_norm: float32 scalar, global norm of the unscaled gradient before clipping.
-        clip_factor: float32 scalar, what the gradient was multiplied by.
+        clip_factor: float32 scalar, what the gradient was multiplied by; 1 in a step that was skipped.
         norms: float32 `[n]`, norm of each unscaled gradient before clipping.
-        sampled: What else was measured, in a step that is sampled.
+        finite: bool scalar, whether every entry of the gradient is finite.
+        sampled: What else was measured, in a graph that samples at the end of the step.
         variables: What the gradients belong to, where that is known.
     """
 
-    code: tf.Tensor
+    outcome: tf.Tensor
     gradient_norm: tf.Tensor
     clip_factor: tf.Tensor
     norms: tf.Tensor
+    finite: tf.Tensor
     sampled: SampledUpdate | None = None
     variables: Sequence[Any] | None = None
 
 
-def joined(outcomes: Sequence[StepOutcome]) -> StepOutcome:
-    """Return the outcome of a step of several updates, whether of several optimizers or of one."""
-    norms = tf.concat([outcome.norms for outcome in outcomes], axis=0)
-    totals = tf.stack([outcome.gradient_norm for outcome in outcomes])
+def combined(results: Sequence[StepResult]) -> StepResult:
+    """Return the result of a step of several updates, whether of several optimizers or of one."""
+    if len(results) == 1:
+        return results[0]
+    totals = tf.stack([result.gradient_norm for result in results])
     largest = tf.maximum(tf.reduce_max(totals), 1.0)
-    return StepOutcome(
-        tf.reduce_max(tf.stack([outcome.code for outcome in outcomes])),
+    return StepResult(
+        tf.reduce_max(tf.stack([result.outcome for result in results])),
         largest * tf.sqrt(tf.reduce_sum(tf.square(totals / largest))),
-        tf.reduce_min(tf.stack([outcome.clip_factor for outcome in outcomes])),
-        norms,
-        variables=[variable for outcome in outcomes for variable in outcome.variables or ()] or None,
+        tf.reduce_min(tf.stack([result.clip_factor for result in results])),
+        tf.concat([result.norms for result in results], axis=0),
+        tf.reduce_all(tf.stack([result.finite for result in results])),
+        variables=[variable for result in results for variable in result.variables or ()] or None,
     )

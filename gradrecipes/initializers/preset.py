@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from gradrecipes.core.activation import Activation
+from gradrecipes.core.arguments import require_choice
 from gradrecipes.core.signal_theory import backward_gain, forward_gain
 from gradrecipes.initializers.seeds import checked_seed, seed_config, seed_of_this_call
 
@@ -39,7 +40,7 @@ def gain(activation: str | Activation | Callable[..., Any] | None, *, preserve: 
     References:
         He et al. 2015, arXiv 1502.01852; Poole et al. 2016, arXiv 1606.05340.
     """
-    _require_choice("preserve", preserve, GAINS)
+    require_choice("preserve", preserve, GAINS)
     if not isinstance(activation, (str, Activation, type(None))):
         activation = getattr(activation, "__name__", activation)
     return GAINS[preserve](activation)
@@ -108,8 +109,8 @@ class ScaledInitializer(keras.initializers.Initializer):
         seed: int | keras.random.SeedGenerator | None = None,
     ):
         require_positive("gain", gain)
-        _require_choice("kind", kind, KINDS)
-        _require_choice("distribution", distribution, DISTRIBUTIONS)
+        require_choice("kind", kind, KINDS)
+        require_choice("distribution", distribution, DISTRIBUTIONS)
         if kind == "orthogonal" and distribution != "normal":
             raise ValueError(
                 "An orthogonal kernel is made from normal numbers: leave `distribution` out, or choose "
@@ -147,8 +148,3 @@ def require_positive(name: str, value: Any) -> None:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf:
         return
     raise ValueError(f"`{name}` must be a positive, finite number. Received: {name}={value!r}.")
-
-
-def _require_choice(name: str, value: Any, choices: Any) -> None:
-    if value not in tuple(choices):
-        raise ValueError(f"`{name}` must be one of: {', '.join(choices)}. Received: {name}={value!r}.")

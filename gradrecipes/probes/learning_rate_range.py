@@ -11,7 +11,7 @@ import tensorflow as tf
 from gradrecipes.compat.keras_private import optimizers_of, replaced
 from gradrecipes.core.range_test import range_of_rates
 from gradrecipes.plots.learning_rate_range import LearningRateRange
-from gradrecipes.training.recovery.model_state import untouched
+from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.trial.rate_ramp import RateRamp
 from gradrecipes.training.trial.sampling import draw_batches, is_arrays
 
@@ -75,7 +75,7 @@ def learning_rate_range(
     _build(model)
     history = getattr(model, "history", None)
     try:
-        with untouched(model), replaced(model, "steps_per_execution", 1), ramp.installed():
+        with preserve_state(model), replaced(model, "steps_per_execution", 1), ramp.installed():
             model.fit(x, y, **fit)
     finally:
         model.history = history

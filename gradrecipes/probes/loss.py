@@ -16,7 +16,7 @@ from gradrecipes.probes.loss_kinds import acts_like
 from gradrecipes.training.description.describe_loss import describe_loss, losses_of
 from gradrecipes.training.description.model_graph import ModelGraph, model_graph
 from gradrecipes.training.description.output_head import last_activations
-from gradrecipes.training.recovery.model_state import untouched
+from gradrecipes.training.recovery.model_state import preserve_state
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def loss_probe(model: keras.Model, batch: Any) -> dict[str, Any]:
     try:
         x, y, _ = (_some(part) for part in keras.utils.unpack_x_y_sample_weight(batch))
         graph = model_graph(model)
-        with untouched(model):
+        with preserve_state(model):
             outputs = keras.tree.flatten(model(x, training=False))
             found["outputs"] = [_read(output) for output in outputs]
             targets = [] if y is None else keras.tree.flatten(y)

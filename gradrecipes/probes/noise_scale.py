@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from gradrecipes.plots.noise_scale import NoiseScale
-from gradrecipes.training.recovery.model_state import untouched
+from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.trial.micro_batches import MicroBatches
 from gradrecipes.training.trial.sampling import draw_batches, is_arrays
 
@@ -61,6 +61,6 @@ def noise_scale(
     data = draw_batches((x, y), batch_size=batch_size, batches=batches, seed=seed)
     if not model.built:
         model(keras.tree.map_structure(lambda part: part[:1], data[0]))
-    with untouched(model):
+    with preserve_state(model):
         signals, noises = parts.measure(data)
     return NoiseScale(signals, noises, batch_size=batch_size)

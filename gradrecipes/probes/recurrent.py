@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.training.recovery.model_state import untouched
+from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.trial.recurrence import Recurrence, arriving_sequences, recurrent_layers
 
 SAMPLES = 32  # sequences, each with a random vector of its own
@@ -57,7 +57,7 @@ def recurrent(model: keras.Model, x: Any, *, seed: int = 0) -> list[dict[str, An
     if not layers:
         return []
     batch = keras.tree.map_structure(lambda part: None if part is None else part[:SAMPLES], x)
-    with untouched(model):
+    with preserve_state(model):
         try:
             arrived = arriving_sequences(model, batch)
         except Exception as error:  # the user's own layers run here, and may fail in any way

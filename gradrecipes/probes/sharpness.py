@@ -12,7 +12,7 @@ from gradrecipes.compat.keras_private import leaves
 from gradrecipes.core.lanczos import Extremes, extreme_eigenvalues
 from gradrecipes.core.sharpness import Sharpness
 from gradrecipes.core.stability import KNOWN, StabilityLimit, stability_limit
-from gradrecipes.training.recovery.model_state import untouched
+from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.trial.curvature import Curvature, divisor
 from gradrecipes.training.trial.sampling import draw_batches, is_arrays
 
@@ -79,7 +79,7 @@ def sharpness(
     if not model.trainable_variables:
         raise ValueError(f"The model {model.name!r} has no trainable weights, and so no curvature.")
     limit, rate, reason = _limit(model)
-    with untouched(model):
+    with preserve_state(model):
         curvature = Curvature(model, cut[:batches], seed=seed)
         try:
             scale = divisor(leaves(model.optimizer)[0], curvature.size, lambda: curvature.gradients(cut[:GRADIENTS]))

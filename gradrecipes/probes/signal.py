@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from gradrecipes.training.description.describe import describe_layer
 from gradrecipes.training.description.weight_scales import weight_scales
-from gradrecipes.training.recovery.model_state import untouched
-from gradrecipes.training.step.activation_capture import LayerTaps
+from gradrecipes.training.recovery.model_state import preserve_state
+from gradrecipes.training.step.activation_capture import ActivationCapture
 from gradrecipes.training.trial.activation_response import activation_response
 
 SAMPLES = 256  # of a batch; shares of units are known to a percent by then
@@ -41,10 +41,10 @@ def signal(model: keras.Model, batch: Any) -> dict[str, Any]:
         a hair of a bound of the activation), `output_gradient_norm`, `activation_exponent` and `activation_gain`
         (see `activation_response`); `weights`, see `weight_scales`; `loss`, of the batch; `error`, if the pass raised.
     """
-    taps = LayerTaps(model)
+    capture = ActivationCapture(model)
     x, y, sample_weight = (_some(part) for part in keras.utils.unpack_x_y_sample_weight(batch))
     found: dict[str, Any] = {"layers": [], "weights": weight_scales(model), "loss": None, "error": None}
-    with untouched(model), taps.installed(), taps.listening():
+    with preserve_state(model), capture.installed(), capture.capturing():
         try:
             with tf.GradientTape() as tape:
                 outputs = model(x, training=True)
@@ -53,7 +53,8 @@ def signal(model: keras.Model, batch: Any) -> dict[str, Any]:
             found["loss"] = float(loss)
         except Exception as error:  # what a model of its own kind cannot do by its call, its train step may
             found["error"] = f"{type(error).__name__}: {error}"[:500]
-    for layer, entered, (output, gradient) in zip(taps.layers(), taps.inputs(), taps.tensors(), strict=True):
+    captured = zip(capture.layers(), capture.inputs(), capture.tensors(), strict=True)
+    for layer, entered, (output, gradient) in captured:
         found["layers"].append(_reading(layer, entered, output, gradient))
     return found
 

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import has_own_train_step
-from gradrecipes.training.recovery.model_state import untouched
+from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.trial.trial_data import TrialData
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def sweep(model: keras.Model, data: TrialData, *, seconds: float = SECONDS) -> d
         return found
     began = time.monotonic()
     try:
-        with untouched(model):
+        with preserve_state(model):
             for index in _batches(data):
                 found["nonfinite_samples"] += _bad_of(model, data, index)
                 found["samples"] += len(index)

@@ -67,7 +67,7 @@ class TrialWatch(AttachedCallback):
     @property
     def steps(self) -> int:
         """Training steps that ran, over all fits of the trial."""
-        return self._steps_before + (0 if self._attachment is None else self._attachment.steps_run)
+        return self._steps_before + (0 if self._session is None else self._session.steps_run)
 
     @property
     def gradient_norms(self) -> np.ndarray:
@@ -76,16 +76,16 @@ class TrialWatch(AttachedCallback):
 
     def set_model(self, model: Any) -> None:
         """Join the fit that begins."""
-        before, steps = self._attachment, self.steps
+        before, steps = self._session, self.steps
         super().set_model(model)
-        if self._attachment is not before:
+        if self._session is not before:
             self._steps_before, self._known = steps, 0
             self._peak = -math.inf
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Look for a guard in the same fit: the hypermodel may have brought one."""
         super().on_train_begin(logs)
-        self._guard = next((one for one in self._attachment.requests if isinstance(one, GradientGuard)), None)
+        self._guard = next((one for one in self._session.requests if isinstance(one, GradientGuard)), None)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note where the training is taken up: in Hyperband not at the first epoch."""
@@ -123,7 +123,7 @@ class TrialWatch(AttachedCallback):
         if self._guard is not None and self._guard.stop_reason is not None:
             self._fail("guard_gave_up", self._guard.stop_reason)
             return
-        steps = self._attachment.collect().steps
+        steps = self._session.collect().steps
         count = len(steps)
         rows = np.unique(np.r_[:1, max(0, min(self._known, count - STEPS_AT_REST - SKIPS_KEPT)) : count])
         if not count:

@@ -63,7 +63,7 @@ def main(output, backup, order, *place):
     model.fit(x, y, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=callbacks + killer)
     state = [*model.variables, *model.optimizer.variables]
     found = {f"weight_{index}": keras.ops.convert_to_numpy(variable) for index, variable in enumerate(state)}
-    found |= {f"guard_{name}": v.numpy() for name, v in guard._attachment.pipeline.variables.items()}
+    found |= {f"guard_{name}": v.numpy() for name, v in guard._session.pipeline.variables.items()}
     np.savez(output, events=np.array([event.reason for event in guard.events]), **found)
 
 

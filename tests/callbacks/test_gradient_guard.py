@@ -170,7 +170,7 @@ def test_it_stops_with_a_reason_when_every_step_is_skipped(caplog):
     good = digits()
     fit(model, *good, guard, epochs=1)
     assert guard.stop_reason is None
-    assert not np.isfinite(list(guard._attachment.pipeline.rate_caps.values())).any()  # they had been of no help
+    assert not np.isfinite(list(guard._session.pipeline.rate_caps.values())).any()  # they had been of no help
 
 
 def test_good_steps_between_begin_the_count_anew():

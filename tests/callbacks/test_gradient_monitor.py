@@ -229,7 +229,7 @@ def test_samples_of_long_executions_are_not_lost():
     monitor = gr.GradientMonitor()
     fit(seeded(two_dense, steps_per_execution=64), x, y, monitor, batch_size=2, epochs=2)
     assert len(monitor.trace) == 256
-    assert {0, 1, 2, 50, 100, 150, 200, 250} <= set(monitor.trace.samples["step"].tolist())
+    assert {0, 1, 2, 100, 200} <= set(monitor.trace.samples["step"].tolist())
 
 
 def test_generators_partial_batches_and_second_fits_are_counted_right():
@@ -262,7 +262,9 @@ def test_a_layer_that_is_called_twice_has_one_name_and_its_first_output():
 
 @pytest.mark.parametrize("bad", [0, -1, 2.5, True, "50"])
 def test_a_wrong_interval_is_refused(bad):
-    with pytest.raises(ValueError, match=r"`sample_every` must be a whole number, .*Received: sample_every=.*50 costs"):
+    with pytest.raises(
+        ValueError, match=r"`sample_every` must be a whole number, .*Received: sample_every=.*None suits"
+    ):
         gr.GradientMonitor(sample_every=bad)
 
 

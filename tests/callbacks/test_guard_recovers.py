@@ -144,7 +144,7 @@ def test_under_a_bound_the_rate_that_is_applied_is_the_bound_and_idle_not_a_bit_
 
     class Bound(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
-            for cap in guard._attachment.pipeline.rate_caps.values():
+            for cap in guard._session.pipeline.rate_caps.values():
                 cap.assign(0.1)
 
     eager = {"run_eagerly": True}  # so that the bounds exist before the second step

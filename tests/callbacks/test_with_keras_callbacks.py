@@ -164,7 +164,7 @@ def test_a_fit_whose_end_is_noticed_while_another_function_is_traced_detaches():
     model, monitor = seeded(tanh_net), gr.GradientMonitor()
     callbacks = keras.callbacks.CallbackList([monitor], model=model)
     callbacks.on_train_begin()
-    attachment = monitor._attachment
+    attachment = monitor._session
     installed = model.train_function
     x, y = digits(BATCH)
     installed(iter([(x, y)]))
@@ -198,7 +198,7 @@ def test_a_killed_run_goes_on_to_the_very_weights_of_one_that_was_not(order, tmp
         assert done.returncode == 0, done.stderr[-3000:]
     with np.load(tmp_path / "whole.npz") as whole, np.load(tmp_path / "resumed.npz") as resumed:
         assert set(whole.files) == set(resumed.files)
-        assert {"guard_watch_0/values", "guard_clipping_0/0", "guard_skipped_steps"} <= set(whole.files)
+        assert {"guard_outliers_0/values", "guard_clipping_0/0", "guard_skipped_steps"} <= set(whole.files)
         assert {"guard_rate_cap_0/0", "weight_0"} <= set(whole.files)
         assert (len(whole["events"]), len(resumed["events"])) == (5, 3)  # one in each epoch
         for name in set(whole.files) - {"events"}:

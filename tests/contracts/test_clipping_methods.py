@@ -111,20 +111,22 @@ def make(method, bound: float):
     return method(**{CONTRACT[method].bound_name: bound})
 
 
-def step_of(tensors, *, unit: float = 1.0, state: tuple = (), xla: bool = False) -> StepGradients:
+def step_of(tensors, *, loss_scale: float = 1.0, state: tuple = (), xla: bool = False) -> StepGradients:
     packed = PackedTensors(tensors, xla=xla)
 
     def weights() -> PackedTensors:
         return PackedTensors([tf.fill(t.shape, t.shape[0] ** -0.5) for t in tensors])
 
-    return StepGradients(packed, measure_norms(packed), tf.constant(unit), state=state, learn=False, weights=weights)
+    return StepGradients(
+        packed, measure_norms(packed), tf.constant(loss_scale), state=state, learn=False, weights=weights
+    )
 
 
-def clip(method, arrays: Arrays, bound: float, unit: float = 1.0) -> tuple[Arrays, float]:
+def clip(method, arrays: Arrays, bound: float, loss_scale: float = 1.0) -> tuple[Arrays, float]:
     one = make(method, bound)
-    step = step_of([tf.constant(a) for a in arrays], unit=unit, state=CONTRACT[method].state(one, bound))
+    step = step_of([tf.constant(a) for a in arrays], loss_scale=loss_scale, state=CONTRACT[method].state(one, bound))
     clipped = one.clip(step)
-    return [t.numpy() for t in clipped.packed.unpacked()], float(clipped.factor)
+    return [t.numpy() for t in clipped.scaled().unpacked()], float(clipped.factor)
 
 
 def test_every_method_has_its_row():
@@ -192,7 +194,7 @@ def test_the_dtype_is_kept_and_half_precision_costs_no_more_than_its_rounding(me
 @given(scale=st.sampled_from([2.0**-4, 128.0, 2.0**15]), power=st.floats(-3, 10))
 def test_under_a_loss_scale_the_bound_is_that_of_the_unscaled_gradient(method, scale, power):
     arrays = draw_arrays(3, power)
-    scaled, factor = clip(method, [a * np.float32(scale) for a in arrays], 0.5, unit=scale)
+    scaled, factor = clip(method, [a * np.float32(scale) for a in arrays], 0.5, loss_scale=scale)
     plain, plain_factor = clip(method, arrays, 0.5)
     for mine, theirs in zip(scaled, plain, strict=True):
         np.testing.assert_allclose(mine / scale, theirs, rtol=1e-6)
@@ -205,7 +207,7 @@ def test_it_is_the_same_in_a_graph_and_under_xla(method, jit_compile):
     @tf.function(jit_compile=jit_compile)
     def in_graph(*tensors):
         clipped = one.clip(step_of(tensors, state=state, xla=bool(jit_compile)))
-        return clipped.packed.unpacked(), clipped.factor
+        return clipped.scaled().unpacked(), clipped.factor
 
     one = make(method, 0.3)
     state = CONTRACT[method].state(one, 0.3)
@@ -227,7 +229,7 @@ def test_slices_with_repeated_indices_are_clipped_as_the_dense_gradient(method):
     slices = tf.IndexedSlices(tf.constant(values), tf.constant(indices), tf.constant([5, 3]))
     one = make(method, 0.5)
     state = one.make_state(2)
-    clipped = one.clip(step_of([slices, tf.ones([2])], state=state)).packed.unpacked()
+    clipped = one.clip(step_of([slices, tf.ones([2])], state=state)).scaled().unpacked()
     theirs = CONTRACT[method].expected([dense, np.ones(2, np.float32)], 0.5)
     np.testing.assert_allclose(tf.convert_to_tensor(clipped[0]).numpy(), theirs[0], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(clipped[1].numpy(), theirs[1], rtol=1e-5)

@@ -17,8 +17,9 @@ def run(pipeline: Pipeline, gradients, *, in_graph: bool = True, **how):
     applied = [tf.Variable(tf.fill([2], -7.0)) for _ in gradients]
     taken = tf.Variable(False)
 
-    def apply_gradients(values):
+    def apply_gradients(values, scale=None):
         taken.assign(True)
+        values = values if scale is None else [value * scale for value in values]
         for variable, value in zip(applied, values, strict=True):
             variable.assign(value)
 
@@ -56,7 +57,7 @@ def test_a_step_is_left_out_for_the_reason_that_it_has(gradient, loss, settings,
     loss = None if loss is None else tf.constant(loss)
     pipeline = Pipeline(settings)
     outcome, applied = run(pipeline, [gradient], in_graph=in_graph, loss=loss)
-    assert outcome["code"] == code
+    assert outcome["outcome"] == code
     assert (applied is None) == (code != APPLIED)
     assert int(pipeline.skipped_steps.numpy()) == (code != APPLIED)
     if settings == PipelineSettings() or (code == APPLIED and settings.clipping is None):
@@ -66,17 +67,17 @@ def test_a_step_is_left_out_for_the_reason_that_it_has(gradient, loss, settings,
 def test_a_tiny_tensor_beside_a_plain_one_is_no_overflow():
     pipeline = Pipeline(GUARDED)
     outcome, applied = run(pipeline, [[1e-14, 0.0], [3.0, 4.0]], loss=tf.constant(1.0))
-    assert outcome["code"] == APPLIED
+    assert outcome["outcome"] == APPLIED
     assert outcome["gradient_norm"] == pytest.approx(5.0)
     assert applied is not None
 
 
 def test_the_overflow_is_that_of_the_unscaled_gradient():
-    outcome, _ = run(Pipeline(GUARDED), [[1e20, 0.0]], loss=tf.constant(1.0), unit=2.0**15)
-    assert outcome["code"] == APPLIED
+    outcome, _ = run(Pipeline(GUARDED), [[1e20, 0.0]], loss=tf.constant(1.0), loss_scale=2.0**15)
+    assert outcome["outcome"] == APPLIED
     assert outcome["gradient_norm"] == pytest.approx(1e20 / 2**15)
-    outcome, _ = run(Pipeline(GUARDED), [[1e25, 0.0]], loss=tf.constant(1.0), unit=2.0**15)
-    assert outcome["code"] == SKIPPED_OVERFLOW
+    outcome, _ = run(Pipeline(GUARDED), [[1e25, 0.0]], loss=tf.constant(1.0), loss_scale=2.0**15)
+    assert outcome["outcome"] == SKIPPED_OVERFLOW
 
 
 def test_the_norm_that_is_reported_is_that_before_clipping():

@@ -14,27 +14,29 @@ from gradrecipes.gradients.norms import measure_norms
 from gradrecipes.gradients.packing import PackedTensors
 from gradrecipes.gradients.recorder import (
     EARLY_STEPS,
-    LARGEST_RUN,
+    MAX_NONFINITE_RUN,
     Recorder,
     SampledUpdate,
+    describe_gradients,
     exponent_histogram,
+    is_due,
     root_mean_square,
 )
 
 
-def write(recorder: Recorder, value: float, *, sample: bool = False, unit: float = 1.0) -> None:
+def write(recorder: Recorder, value: float, *, sample: bool = False, loss_scale: float = 1.0) -> None:
     packed = PackedTensors([tf.fill([4], value), tf.zeros([3])])
-    unit = tf.constant(unit)
-    rare = None if sample else lambda finite: recorder.write_sample_if_nonfinite(packed, unit, finite)
-    norms = measure_norms(packed, when_rare=rare)
-    if sample:
-        recorder.write_sample([SampledUpdate(packed, unit)])
-    head = tf.stack([tf.convert_to_tensor(value), norms.total / unit, tf.ones(()), tf.zeros(())])
-    recorder.write_row(tf.concat([head, norms.of_each / unit], axis=0))
+    loss_scale = tf.constant(loss_scale)
+    norms = measure_norms(packed)
+    weights = [tf.ones([4]), tf.ones([3])]
+    update = SampledUpdate(describe_gradients(packed, loss_scale), loss_scale, weights, lambda: weights)
+    recorder.write_sample([update], norms.finite, activations=[] if sample else None)
+    head = tf.stack([tf.convert_to_tensor(value), norms.total / loss_scale, tf.ones(()), tf.zeros(())])
+    recorder.write_row(tf.concat([head, norms.of_each / loss_scale], axis=0))
 
 
 def make(capacity: int = 8, sample_every: int = 4) -> Recorder:
-    return Recorder(gradients=2, taps=0, sample_every=sample_every, capacity=capacity)
+    return Recorder(gradients=2, activations=0, sample_every=sample_every, capacity=capacity)
 
 
 @settings(max_examples=12)
@@ -55,16 +57,15 @@ def test_the_ring_gives_every_row_once_and_of_too_many_the_last(portions):
 
 
 def test_a_sample_is_due_in_the_first_steps_and_every_so_many():
-    recorder = make(sample_every=5)
-    assert [step for step in range(21) if recorder.is_due(step)] == [*range(EARLY_STEPS), 5, 10, 15, 20]
+    assert [step for step in range(21) if is_due(step, 5)] == [*range(EARLY_STEPS), 5, 10, 15, 20]
 
 
 def test_of_steps_that_are_not_finite_the_first_in_each_row_are_sampled():
     recorder = make(capacity=64)
-    for value in [1.0, np.inf, 1.0, *[np.nan] * (LARGEST_RUN + 3), 1e-20, np.nan]:
+    for value in [1.0, np.inf, 1.0, *[np.nan] * (MAX_NONFINITE_RUN + 3), 1e-20, np.nan]:
         write(recorder, value)
     rows = recorder.take()
-    assert rows.sample_steps.tolist() == [1, *range(3, 3 + LARGEST_RUN), 3 + LARGEST_RUN + 4]
+    assert rows.sample_steps.tolist() == [1, *range(3, 3 + MAX_NONFINITE_RUN), 3 + MAX_NONFINITE_RUN + 4]
     sample = recorder.split_sample(rows.samples)
     assert sample["nonfinite_share"].tolist() == [[1, 0]] * len(rows.samples)
     assert sample["zero_share"].tolist() == [[0, 1]] * len(rows.samples)
@@ -72,7 +73,7 @@ def test_of_steps_that_are_not_finite_the_first_in_each_row_are_sampled():
 
 def test_readings_are_unscaled():
     recorder = make()
-    write(recorder, 8.0, sample=True, unit=4.0)
+    write(recorder, 8.0, sample=True, loss_scale=4.0)
     rows = recorder.take()
     assert rows.steps[0, 1] == pytest.approx(4.0)
     sample = recorder.split_sample(rows.samples)

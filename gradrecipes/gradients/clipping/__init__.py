@@ -19,20 +19,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradrecipes.gradients.clipping.bounds import LARGEST_SINGLE_FACTOR_NORM
 from gradrecipes.gradients.clipping.global_norm import by_global_norm, clip_by_global_norm
-from gradrecipes.gradients.clipping.method import Clipped, Clipping, StepGradients
 from gradrecipes.gradients.clipping.percentile import by_percentile, percentile_of_past
 from gradrecipes.gradients.clipping.tensor_average import adaptive_by_tensor
 from gradrecipes.gradients.clipping.tensor_norm import by_norm, clip_by_norm
 from gradrecipes.gradients.clipping.unit_wise import adaptive, clip_adaptively, unit_axes_by_rank
 from gradrecipes.gradients.clipping.value import by_value, clip_by_value
 from gradrecipes.gradients.clipping.z_score import by_z_score, z_score_bound
+from gradrecipes.gradients.step_gradients import MAX_SINGLE_FACTOR_NORM, Clipped, Clipping, StepGradients
 
 METHODS = (by_global_norm, by_norm, by_value, adaptive, by_percentile, by_z_score, adaptive_by_tensor)
 
 __all__ = [
-    "LARGEST_SINGLE_FACTOR_NORM",
+    "MAX_SINGLE_FACTOR_NORM",
     "METHODS",
     "Clipped",
     "Clipping",

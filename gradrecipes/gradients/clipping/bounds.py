@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.gradients.clipping.method import Clipped, StepGradients
+from gradrecipes.compat.control_flow import rare_cond
 from gradrecipes.gradients.norms import Norms
+from gradrecipes.gradients.step_gradients import MAX_SINGLE_FACTOR_NORM, Clipped, StepGradients
 
-LARGEST_SINGLE_FACTOR_NORM = 1e30  # above it, bound / norm nears float32's smallest number: divide in two steps
 LARGEST_BOUND = float(np.finfo(np.float32).max)  # stands for "no bound": the largest norm float32 can name
 SMALLEST_BOUND = float(np.finfo(np.float32).tiny)  # smaller ones count as 0 on many devices, and 0 / 0 is NaN
 NEARLY_ONE = float(np.nextafter(np.float32(1), np.float32(0)))  # of a factor that rounds to 1 though it clips
@@ -20,13 +20,13 @@ def bounded_globally(step: StepGradients, max_norm: tf.Tensor | float) -> Clippe
     bound = in_units_of(step, max_norm)
     factor = bound / tf.maximum(norms.total, bound)
     if not step.any_norm:
-        return Clipped(packed.scaled(factor), factor)
+        return Clipped(packed, factor, scale=factor)
 
     def in_two_steps() -> list[tf.Tensor]:
         return packed.divided(norms.largest).scaled(bound / norms.of_scaled).cast_like(packed).flat()
 
-    parts = tf.cond(
-        norms.total <= tf.maximum(bound, LARGEST_SINGLE_FACTOR_NORM),
+    parts = rare_cond(
+        norms.total <= tf.maximum(bound, MAX_SINGLE_FACTOR_NORM),
         lambda: packed.scaled(factor).flat(),
         in_two_steps,
     )
@@ -37,7 +37,7 @@ def bounded_each(step: StepGradients, max_norms: tf.Tensor | float) -> Clipped:
     """Bound the norm of each tensor by the same number or by its own, float32 `[n]`, in the units of the loss."""
     packed, norms = step.packed, step.norms
     bounds = in_units_of(step, max_norms)
-    in_one_step = norms.of_each <= tf.maximum(bounds, LARGEST_SINGLE_FACTOR_NORM)
+    in_one_step = norms.of_each <= tf.maximum(bounds, MAX_SINGLE_FACTOR_NORM)
     factors_of_plain = bounds / tf.maximum(norms.of_each, bounds)
 
     def in_two_steps() -> list[tf.Tensor]:
@@ -45,7 +45,7 @@ def bounded_each(step: StepGradients, max_norms: tf.Tensor | float) -> Clipped:
         factors = tf.where(in_one_step, factors_of_plain, bounds / tf.sqrt(divided.squared_norms()))
         return divided.scaled(factors).cast_like(packed).flat()
 
-    parts = tf.cond(tf.reduce_all(in_one_step), lambda: packed.scaled(factors_of_plain).flat(), in_two_steps)
+    parts = rare_cond(tf.reduce_all(in_one_step), lambda: packed.scaled(factors_of_plain).flat(), in_two_steps)
     largest = tf.reduce_max(bounds)
     shares = tf.minimum(norms.of_each, bounds) / largest  # none above 1: squared, they cannot overflow
     after = largest * tf.sqrt(tf.reduce_sum(tf.square(shares)))
@@ -56,7 +56,7 @@ def bounded_each(step: StepGradients, max_norms: tf.Tensor | float) -> Clipped:
 def in_units_of(step: StepGradients, bounds: tf.Tensor | float) -> tf.Tensor:
     """Return bounds multiplied as the gradients of the step are, kept within what float32 can name."""
     bounds = float(bounds) if isinstance(bounds, int) else bounds  # which may be more than an int64 holds
-    return tf.clip_by_value(tf.cast(bounds, tf.float32) * step.unit, SMALLEST_BOUND, LARGEST_BOUND)
+    return tf.clip_by_value(tf.cast(bounds, tf.float32) * step.loss_scale, SMALLEST_BOUND, LARGEST_BOUND)
 
 
 def factor_where(clipped: tf.Tensor, ratio: tf.Tensor, before: Norms) -> tf.Tensor:

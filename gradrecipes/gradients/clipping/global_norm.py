@@ -8,14 +8,9 @@ from dataclasses import dataclass
 import keras
 
 from gradrecipes.gradients.clipping.bounds import bounded_globally
-from gradrecipes.gradients.clipping.method import (
-    Clipped,
-    SerializableMethod,
-    StepGradients,
-    clip_tensors,
-    require_positive,
-)
+from gradrecipes.gradients.clipping.method import SerializableMethod, clip_tensors, require_positive
 from gradrecipes.gradients.packing import TensorLike
+from gradrecipes.gradients.step_gradients import Clipped, StepGradients
 
 
 @keras.saving.register_keras_serializable(package="gradrecipes")

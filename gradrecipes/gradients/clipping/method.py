@@ -1,76 +1,17 @@
-"""What a clipping method is given, what it gives back, and what all methods have in common."""
+"""What all clipping methods have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 import tensorflow as tf
 
 from gradrecipes.core.arguments import is_number, is_positive
-from gradrecipes.gradients.norms import Norms, measure_norms
+from gradrecipes.gradients.norms import measure_norms
 from gradrecipes.gradients.packing import PackedTensors, TensorLike
-
-
-class Clipped(NamedTuple):
-    """Gradients after clipping.
-
-    Attributes:
-        packed: The bounded gradients.
-        factor: float32 scalar, norm after by norm before, at most 1; 1 means that nothing was clipped.
-    """
-
-    packed: PackedTensors
-    factor: tf.Tensor
-
-
-@dataclass(frozen=True)
-class StepGradients:
-    """The gradients of one step, with what a method may need to bound them.
-
-    Args:
-        packed: The gradients, multiplied by `unit`.
-        norms: Their norms, in the same units.
-        unit: float32 scalar, what the gradients come multiplied by: a loss scale.
-        any_norm: False where norms above `LARGEST_SINGLE_FACTOR_NORM` never reach the optimizer, so that the
-            arithmetic for them can be left out.
-        state: The variables that the method's `make_state` returned.
-        learn: bool scalar, whether this step may enter the state: not when it is skipped.
-        weights: Reads the variables that the gradients belong to, packed as they are.
-        unit_axes: For each gradient the axes over which the norm of one output unit is taken, or None for a
-            variable that is left alone; None where the layers are not known.
-    """
-
-    packed: PackedTensors
-    norms: Norms
-    unit: tf.Tensor
-    any_norm: bool = True
-    state: tuple[tf.Variable, ...] = ()
-    learn: tf.Tensor | bool = True
-    weights: Callable[[], PackedTensors] | None = None
-    unit_axes: Sequence[tuple[int, ...] | None] | None = None
-
-    @property
-    def unscaled_norm(self) -> tf.Tensor:
-        """float64 scalar, the global norm in the units of the loss; no finite gradient overflows it."""
-        largest, of_scaled = tf.cast(self.norms.largest, tf.float64), tf.cast(self.norms.of_scaled, tf.float64)
-        return largest * of_scaled / tf.cast(self.unit, tf.float64)
-
-    @property
-    def may_enter(self) -> tf.Tensor:
-        """bool scalar, whether the step may enter a memory: it is applied and every entry is finite."""
-        return tf.logical_and(tf.convert_to_tensor(self.learn), self.norms.finite)
-
-
-class Clipping(Protocol):
-    """What the pipeline asks of a clipping method."""
-
-    def make_state(self, tensors: int) -> tuple[tf.Variable, ...]:
-        """Return the variables in which the method remembers earlier steps of so many gradients."""
-
-    def clip(self, step: StepGradients) -> Clipped:
-        """Bound the gradients of a step, in the units in which they came."""
+from gradrecipes.gradients.step_gradients import Clipping, StepGradients
 
 
 class SerializableMethod:
@@ -94,7 +35,7 @@ def clip_tensors(tensors: Sequence[TensorLike], clipping: Clipping, **known: Any
     """Return tensors bounded by a method that needs no memory; `known` goes to `StepGradients`."""
     packed = PackedTensors(tensors)
     step = StepGradients(packed, measure_norms(packed), tf.constant(1.0), **known)
-    return clipping.clip(step).packed.unpacked()
+    return clipping.clip(step).scaled().unpacked()
 
 
 def require_positive(value: Any, name: str, method: str) -> None:

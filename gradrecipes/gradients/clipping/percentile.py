@@ -11,14 +11,8 @@ import tensorflow as tf
 
 from gradrecipes.compat.plain_variable import plain_variable
 from gradrecipes.gradients.clipping.bounds import LARGEST_BOUND, bounded_globally
-from gradrecipes.gradients.clipping.method import (
-    Clipped,
-    SerializableMethod,
-    StepGradients,
-    require_between,
-    require_count,
-    require_positive,
-)
+from gradrecipes.gradients.clipping.method import SerializableMethod, require_between, require_count, require_positive
+from gradrecipes.gradients.step_gradients import Clipped, StepGradients
 
 LARGEST_WINDOW = 100_000  # steps; a selection from more would cost more than a step of a small network
 

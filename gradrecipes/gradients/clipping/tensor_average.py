@@ -8,16 +8,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.control_flow import rare_cond
 from gradrecipes.compat.plain_variable import plain_variable
 from gradrecipes.gradients.clipping.bounds import bounded_each, bounded_globally
-from gradrecipes.gradients.clipping.method import (
-    Clipped,
-    SerializableMethod,
-    StepGradients,
-    require_count,
-    require_decay,
-    require_positive,
-)
+from gradrecipes.gradients.clipping.method import SerializableMethod, require_count, require_decay, require_positive
+from gradrecipes.gradients.step_gradients import Clipped, StepGradients
 
 HEARD_AT_MOST = 10.0  # times its bound: what one step can add to the average of a tensor that finds a new level
 
@@ -79,15 +74,15 @@ class adaptive_by_tensor(SerializableMethod):  # noqa: N801
         bounds = tf.where(averages > 0, self.max_ratio * averages, self.max_norm)
 
         def flat_and_factor(clipped: Clipped) -> list[tf.Tensor]:
-            return [*clipped.packed.flat(), clipped.factor]
+            return [*clipped.scaled().flat(), clipped.factor]
 
-        *parts, factor = tf.cond(
+        *parts, factor = rare_cond(
             warm,
             lambda: flat_and_factor(bounded_globally(step, self.max_norm)),
             lambda: flat_and_factor(bounded_each(step, bounds)),
         )
 
-        sizes = step.norms.of_each / step.unit
+        sizes = step.norms.of_each / step.loss_scale
         enters = step.may_enter & (sizes > 0) & tf.math.is_finite(sizes)
         runs_now = tf.where(warm | (sizes <= bounds), tf.zeros_like(runs), runs + 1)
         new_level = tf.cast(runs_now, tf.float32) > 1.0 / (1.0 - self.decay)

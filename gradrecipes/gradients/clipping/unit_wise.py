@@ -9,15 +9,11 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from gradrecipes.compat.control_flow import rare_cond
 from gradrecipes.gradients.clipping.bounds import factor_where, in_units_of
-from gradrecipes.gradients.clipping.method import (
-    Clipped,
-    SerializableMethod,
-    StepGradients,
-    clip_tensors,
-    require_positive,
-)
+from gradrecipes.gradients.clipping.method import SerializableMethod, clip_tensors, require_positive
 from gradrecipes.gradients.packing import PackedTensors, TensorLike
+from gradrecipes.gradients.step_gradients import Clipped, StepGradients
 
 Axes = tuple[int, ...] | None
 
@@ -74,7 +70,7 @@ class adaptive(SerializableMethod):  # noqa: N801
             clipped = tf.reduce_any(tf.stack([tf.reduce_any(exceeds) for exceeds in exceeded]))
             return [*parts, factor_where(clipped, _root_of_squares(sizes) / step.norms.total, step.norms)]
 
-        *parts, factor = tf.cond(
+        *parts, factor = rare_cond(
             tf.reduce_all(tf.math.is_finite(tf.stack([0.0, *summed]))),  # else a sum of squares overflowed
             lambda: bounded(plain),
             lambda: bounded([_measure(stack, safe=True) for stack in stacks]),

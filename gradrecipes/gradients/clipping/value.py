@@ -8,15 +8,10 @@ from dataclasses import dataclass
 import keras
 import tensorflow as tf
 
-from gradrecipes.gradients.clipping.method import (
-    Clipped,
-    SerializableMethod,
-    StepGradients,
-    clip_tensors,
-    require_positive,
-)
+from gradrecipes.gradients.clipping.method import SerializableMethod, clip_tensors, require_positive
 from gradrecipes.gradients.norms import measure_norms
 from gradrecipes.gradients.packing import TensorLike
+from gradrecipes.gradients.step_gradients import Clipped, StepGradients
 
 
 @keras.saving.register_keras_serializable(package="gradrecipes")
@@ -38,7 +33,7 @@ class by_value(SerializableMethod):  # noqa: N801
     def clip(self, step: StepGradients) -> Clipped:
         """Bound the gradients; see `Clipping.clip`."""
         before = step.norms
-        clamped = step.packed.clamped(self.max_value * step.unit)
+        clamped = step.packed.clamped(self.max_value * step.loss_scale)
         factor = tf.minimum(1.0, measure_norms(clamped).total / before.total)
         return Clipped(clamped, tf.where(before.finite & (before.total > 0), factor, 1.0))
 

@@ -10,14 +10,8 @@ import tensorflow as tf
 
 from gradrecipes.compat.plain_variable import plain_variable
 from gradrecipes.gradients.clipping.bounds import LARGEST_BOUND, bounded_globally
-from gradrecipes.gradients.clipping.method import (
-    Clipped,
-    SerializableMethod,
-    StepGradients,
-    require_count,
-    require_decay,
-    require_positive,
-)
+from gradrecipes.gradients.clipping.method import SerializableMethod, require_count, require_decay, require_positive
+from gradrecipes.gradients.step_gradients import Clipped, StepGradients
 
 DEVIATION_FLOOR = 1e-6  # in units of the norm; added to σ, as in the authors' code, so that σ = 0 divides nothing
 

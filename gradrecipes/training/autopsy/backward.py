@@ -13,7 +13,7 @@ import tensorflow as tf
 from gradrecipes.compat.keras_private import leaves
 from gradrecipes.core.offender import Offender, OffenderKind, listed
 from gradrecipes.training.autopsy.arrays import numbers_of
-from gradrecipes.training.autopsy.call_recorder import Heard
+from gradrecipes.training.autopsy.call_recorder import CapturedTensor
 from gradrecipes.training.autopsy.forward import LOW_PRECISION, first_source, owners_of
 from gradrecipes.training.autopsy.step import Step, unscaled_is_finite
 
@@ -99,39 +99,39 @@ def gradient_offenders(
     """
     if explained is None:
         return []
-    heard = next((one for one in step.hearing.backward if one.gradient is not None and one.gradient.found), None)
-    variable = _first_variable(step, heard)
-    if variable is None and heard is None:
+    captured = next((one for one in step.recorder.backward if one.gradient is not None and one.gradient.found), None)
+    variable = _first_variable(step, captured)
+    if variable is None and captured is None:
         return []
-    samples = heard.gradient.samples if variable is None else ()
+    samples = captured.gradient.samples if variable is None else ()
     if not samples and not explained:
         samples = tuple(guilty())
     new = tuple(sample for sample in samples if sample not in explained)
     if explained and not new:
         return []
-    offender = _of_variable(step, variable, new) if variable is not None else _of_output(step, heard, new)
+    offender = _of_variable(step, variable, new) if variable is not None else _of_output(step, captured, new)
     return [offender]
 
 
-def _first_variable(step: Step, heard: Heard | None) -> int | None:
-    """Return the variable whose gradient broke before any heard gradient did, the last layer's first."""
-    backward = step.hearing.backward
-    until = len(backward) if heard is None else backward.index(heard)
+def _first_variable(step: Step, captured: CapturedTensor | None) -> int | None:
+    """Return the variable whose gradient broke before any captured gradient did, the last layer's first."""
+    backward = step.recorder.backward
+    until = len(backward) if captured is None else backward.index(captured)
     reached = {id(one.call.layer): place for place, one in enumerate(backward) if not one.enters}  # its last call
     candidates = []
     for place in step.broken_gradients:
         variable = step.variables[place]
         holders = [layer for layer in _heard_layers(step) if any(variable is weight for weight in layer.weights)]
         smallest = min(holders, key=lambda layer: len(layer.weights), default=None)
-        if heard is None:
+        if captured is None:
             candidates.append((reached.get(id(smallest), until), place))
-        elif reached.get(id(smallest), until) < until and smallest is not heard.call.layer:
+        elif reached.get(id(smallest), until) < until and smallest is not captured.call.layer:
             candidates.append((reached[id(smallest)], place))
     return min(candidates)[1] if candidates else None
 
 
 def _heard_layers(step: Step) -> list[keras.layers.Layer]:
-    return list({id(call.layer): call.layer for call in step.hearing.calls}.values())
+    return list({id(call.layer): call.layer for call in step.recorder.calls}.values())
 
 
 def _of_variable(step: Step, place: int, samples: tuple[int, ...]) -> Offender:
@@ -147,10 +147,10 @@ def _of_variable(step: Step, place: int, samples: tuple[int, ...]) -> Offender:
     )
 
 
-def _of_output(step: Step, heard: Heard, samples: tuple[int, ...]) -> Offender:
-    numbers, call = heard.gradient, heard.call
-    name = first_source(heard)
-    if heard.enters:
+def _of_output(step: Step, captured: CapturedTensor, samples: tuple[int, ...]) -> Offender:
+    numbers, call = captured.gradient, captured.call
+    name = first_source(captured)
+    if captured.enters:
         layer = call.name
         where = f"on the way back through {layer} ({type(call.layer).__name__}), whose own output's gradient is finite"
     elif call.parent is None:
@@ -197,7 +197,7 @@ def slot_offenders(model: keras.Model) -> list[Offender]:
 
 
 def update_offenders(step: Step) -> list[Offender]:
-    """Apply the finite gradients, and return what is not finite afterwards; within `untouched` only."""
+    """Apply the finite gradients, and return what is not finite afterwards; within `preserve_state` only."""
     model = step.model
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None or not optimizer.built or not step.gradients:

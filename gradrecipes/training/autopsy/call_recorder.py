@@ -1,4 +1,4 @@
-"""Listen to one eager training step: what enters and leaves every call of every layer, and the gradients there."""
+"""Record one eager training step: what enters and leaves every call of every layer, and the gradients there."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from gradrecipes.compat.keras_private import replaced, sublayers
+from gradrecipes.compat.keras_private import sublayers
+from gradrecipes.compat.tape import with_arriving_gradient
 from gradrecipes.training.autopsy.arrays import Numbers, numbers_of
+from gradrecipes.training.step.activation_capture import calls_intercepted, is_floating
 
 
 @dataclass(eq=False)
@@ -29,14 +31,14 @@ class Call:
     name: str
     number: int
     parent: Call | None
-    inputs: list[Heard] = field(default_factory=list)
-    outputs: list[Heard] = field(default_factory=list)
+    inputs: list[CapturedTensor] = field(default_factory=list)
+    outputs: list[CapturedTensor] = field(default_factory=list)
     children: list[Call] = field(default_factory=list)
     finished: bool = False
 
 
 @dataclass(eq=False)
-class Heard:
+class CapturedTensor:
     """One tensor on its way into or out of a call.
 
     Args:
@@ -50,17 +52,17 @@ class Heard:
     call: Call
     enters: bool
     numbers: Numbers
-    source: Heard | None = None
+    source: CapturedTensor | None = None
     gradient: Numbers | None = None
 
 
-class Hearing:
+class CallRecorder:
     """Record, in the order in which they happen, all tensors between layers and all gradients there.
 
-    Every tensor passes through an identity; what a traced function computes inside itself cannot be heard.
+    Every tensor passes through an identity; what a traced function computes inside itself cannot be captured.
 
     Args:
-        model: The model; it is heard as a layer too.
+        model: The model; it is captured as a layer too.
         batch_size: Samples in the batch.
     """
 
@@ -69,99 +71,84 @@ class Hearing:
         self._names = unique_names(self._layers)
         self._batch_size = batch_size
         self._counts: dict[int, int] = {}
-        self._heard_as: dict[int, tuple[tf.Tensor, Heard]] = {}  # the tensor is held, so that its id stays its own
+        self._captured_as: dict[
+            int, tuple[tf.Tensor, CapturedTensor]
+        ] = {}  # the tensor is held, so that its id stays its own
         self._open: list[Call] = []
-        self._deaf = False
+        self._paused = False
         self.calls: list[Call] = []
-        self.forward: list[Heard] = []
-        self.backward: list[Heard] = []
+        self.forward: list[CapturedTensor] = []
+        self.backward: list[CapturedTensor] = []
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """Hear every call within the `with` block."""
-        with contextlib.ExitStack() as stack:
-            for layer in self._layers:
-                if not isinstance(layer, keras.layers.InputLayer):
-                    stack.enter_context(replaced(layer, "call", self._tapped(layer)))
+        layers = [layer for layer in self._layers if not isinstance(layer, keras.layers.InputLayer)]
+        with calls_intercepted(layers, self._record):
             yield
-        self._heard_as.clear()
+        self._captured_as.clear()
 
     @contextlib.contextmanager
-    def deaf(self) -> Iterator[None]:
-        """Let further backward passes through the same step go unheard."""
-        self._deaf = True
+    def paused(self) -> Iterator[None]:
+        """Leave out further backward passes through the same step."""
+        self._paused = True
         try:
             yield
         finally:
-            self._deaf = False
+            self._paused = False
 
     @property
     def innermost(self) -> Call | None:
         """The call that an exception left unfinished, the innermost one."""
         return next((call for call in reversed(self.calls) if not call.finished), None)
 
-    def _tapped(self, layer: keras.layers.Layer):
-        original = layer.call
+    def _record(self, layer: keras.layers.Layer, original: Any, args: Any, kwargs: Any) -> Any:
+        if not tf.executing_eagerly():
+            return original(*args, **kwargs)
+        number = self._counts.get(id(layer), 0)
+        self._counts[id(layer)] = number + 1
+        parent = self._open[-1] if self._open else None
+        call = Call(layer, self._names[id(layer)], number, parent)
+        self.calls.append(call)
+        if parent is not None:
+            parent.children.append(call)
+        args, kwargs = self._capture_all((args, kwargs), call, enters=True)
+        self._open.append(call)
+        try:
+            outputs = original(*args, **kwargs)
+        finally:
+            self._open.pop()
+        outputs = self._capture_all(outputs, call, enters=False)
+        call.finished = True
+        return outputs
 
-        def call_and_listen(*args, **kwargs):
-            if not tf.executing_eagerly():
-                return original(*args, **kwargs)
-            number = self._counts.get(id(layer), 0)
-            self._counts[id(layer)] = number + 1
-            parent = self._open[-1] if self._open else None
-            call = Call(layer, self._names[id(layer)], number, parent)
-            self.calls.append(call)
-            if parent is not None:
-                parent.children.append(call)
-            args, kwargs = self._tap((args, kwargs), call, enters=True)
-            self._open.append(call)
-            try:
-                outputs = original(*args, **kwargs)
-            finally:
-                self._open.pop()
-            outputs = self._tap(outputs, call, enters=False)
-            call.finished = True
-            return outputs
+    def _capture_all(self, structure: Any, call: Call, *, enters: bool) -> Any:
+        def capture(value):
+            return self._capture(value, call, enters=enters) if is_floating(value) else value
 
-        return call_and_listen
+        return keras.tree.map_structure(capture, structure)
 
-    def _tap(self, structure: Any, call: Call, *, enters: bool) -> Any:
-        def tap(value):
-            if not isinstance(value, tf.Tensor) or not value.dtype.is_floating:
-                return value
-            return self._listened(value, call, enters=enters)
+    def _capture(self, tensor: tf.Tensor, call: Call, *, enters: bool) -> tf.Tensor:
+        source = self._captured_as.get(id(tensor), (None, None))[1]
+        captured = CapturedTensor(call, enters, numbers_of(tensor, self._batch_size), source)
+        (call.inputs if enters else call.outputs).append(captured)
+        self.forward.append(captured)
 
-        return keras.tree.map_structure(tap, structure)
+        def receive(gradient: Any) -> None:
+            if not self._paused and captured.gradient is None:
+                captured.gradient = numbers_of(gradient, self._batch_size)
+                self.backward.append(captured)
 
-    def _listened(self, tensor: tf.Tensor, call: Call, *, enters: bool) -> tf.Tensor:
-        source = self._heard_as.get(id(tensor), (None, None))[1]
-        heard = Heard(call, enters, numbers_of(tensor, self._batch_size), source)
-        (call.inputs if enters else call.outputs).append(heard)
-        self.forward.append(heard)
-
-        @tf.custom_gradient
-        def listen(value):
-            def backward(gradient):
-                if not self._deaf and heard.gradient is None:
-                    heard.gradient = numbers_of(gradient, self._batch_size)
-                    self.backward.append(heard)
-                return gradient
-
-            return tf.identity(value), backward
-
-        listened = listen(tensor)
-        for name, value in vars(tensor).items():
-            if name.startswith("_keras"):  # masks, and the logits behind a softmax
-                setattr(listened, name, value)
-        self._heard_as[id(listened)] = (listened, heard)
-        return listened
+        passed = with_arriving_gradient(tensor, receive)
+        self._captured_as[id(passed)] = (passed, captured)
+        return passed
 
 
-def origin(heard: Heard) -> Heard:
+def origin(captured: CapturedTensor) -> CapturedTensor:
     """Return where a tensor was made: the output of the innermost call that it came from unchanged."""
-    while heard.source is not None:
-        heard = heard.source
-    return heard
+    while captured.source is not None:
+        captured = captured.source
+    return captured
 
 
 def time_step(call: Call) -> int | None:

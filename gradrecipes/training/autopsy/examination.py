@@ -37,7 +37,7 @@ from gradrecipes.training.autopsy.step import (
     run_step,
     sample_gradient_norms,
 )
-from gradrecipes.training.recovery.model_state import State, lend, untouched
+from gradrecipes.training.recovery.model_state import State, load_temporarily, preserve_state
 
 
 def autopsy(
@@ -82,8 +82,8 @@ def autopsy(
         )
     data = Batch.of(batch)
     notes = _build(model, data)
-    with untouched(model):
-        notes += lend(model, weights, optimizer_variables)
+    with preserve_state(model):
+        notes += load_temporarily(model, weights, optimizer_variables)
         return _Examination(model, data, loss_limit, notes).result()
 
 
@@ -99,7 +99,7 @@ class _Examination:
         """Run the step and judge it."""
         model, batch = self.model, self.batch
         sound = {id(one) for one in model.weights if (read := numbers_of(one, -1)) is not None and not read.found}
-        with untouched(model):
+        with preserve_state(model):
             step = run_step(model, batch, each_sample=True)
             moved = [one for one in broken_by_the_forward_pass(model, sound) if not one.trainable]
         if step.failed:
@@ -131,13 +131,13 @@ class _Examination:
     def _harm(self, step: Step, moved: list[Any]) -> Harm:
         if moved or step.failed == "forward" or (step.failed and not step.raised):
             return Harm(None)
-        rows = {sample for one in step.hearing.backward if one.gradient for sample in one.gradient.samples}
+        rows = {sample for one in step.recorder.backward if one.gradient for sample in one.gradient.samples}
         hurt = {*broken_samples(step), *step.raised, *rows}
         if hurt:
             return Harm(hurt)
         if step.loss is None or not math.isfinite(step.loss):
             return Harm(None)
-        if any(one.gradient and one.gradient.found for one in step.hearing.backward) or step.broken_gradients:
+        if any(one.gradient and one.gradient.found for one in step.recorder.backward) or step.broken_gradients:
             return Harm(self.guilty() or None)
         return Harm(())
 
@@ -170,7 +170,7 @@ class _Examination:
         return offenders
 
     def _update(self, step: Step) -> list[Offender]:
-        with untouched(self.model):
+        with preserve_state(self.model):
             return update_offenders(step)
 
     def _norms(self, step: Step) -> list[float]:
@@ -200,7 +200,7 @@ class _Examination:
     def _note_failure(self, step: Step) -> None:
         part = {"forward": "forward pass", "loss": "loss", "backward": "backward pass"}[step.failed]
         where = ""
-        if step.failed == "forward" and (call := step.hearing.innermost) is not None:
+        if step.failed == "forward" and (call := step.recorder.innermost) is not None:
             where = f", in {call.name}"
         self.notes.append(f"The {part} could not be run{where}; what comes after it was not analysed. {step.error}")
 
@@ -211,8 +211,8 @@ def _explained(step: Step, offenders: list[Offender]) -> frozenset[int] | None:
         return frozenset()
     if any(not offender.samples for offender in offenders):
         return None
-    roots = [call for call in step.hearing.calls if call.parent is None]
-    rows = {sample for call in roots for heard in call.outputs for sample in heard.numbers.samples}
+    roots = [call for call in step.recorder.calls if call.parent is None]
+    rows = {sample for call in roots for captured in call.outputs for sample in captured.numbers.samples}
     return frozenset(rows.union(*(offender.samples for offender in offenders)))
 
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.core.offender import Offender, OffenderKind, listed
 from gradrecipes.training.autopsy.arrays import ENTRIES_KEPT, Numbers, dense, leaves, numbers_of
-from gradrecipes.training.autopsy.call_recorder import Call, Heard, origin, time_step, unique_names
+from gradrecipes.training.autopsy.call_recorder import Call, CapturedTensor, origin, time_step, unique_names
 from gradrecipes.training.autopsy.step import Batch, Step
 
 LOW_PRECISION = ("float16", "bfloat16")
@@ -115,62 +115,62 @@ def output_offenders(step: Step, harm: Harm) -> list[Offender]:
 def _outputs(step: Step, harm: Harm) -> Iterator[Offender]:
     broken_before = False
     blamed: set[tuple[str, str]] = set()
-    for heard in step.hearing.forward:
-        if not _bad(heard, harm):
+    for captured in step.recorder.forward:
+        if not _bad(captured, harm):
             continue
         offender = None
-        if heard.source is None:
-            if heard.enters and not broken_before:
-                offender = _at_entrance(step, heard, harm)
-            elif not heard.enters and _made_here(heard.call, harm):
-                offender = _made_by(heard, harm)
+        if captured.source is None:
+            if captured.enters and not broken_before:
+                offender = _at_entrance(step, captured, harm)
+            elif not captured.enters and _made_here(captured.call, harm):
+                offender = _made_by(captured, harm)
         broken_before = True
         if offender is not None and (offender.kind, offender.name) not in blamed:
             blamed.add((offender.kind, offender.name))
             yield offender
 
 
-def _bad(heard: Heard, harm: Harm) -> bool:
-    return bool(heard.numbers.found) and not harm.survived(heard.numbers.samples)
+def _bad(captured: CapturedTensor, harm: Harm) -> bool:
+    return bool(captured.numbers.found) and not harm.survived(captured.numbers.samples)
 
 
 def _made_here(call: Call, harm: Harm) -> bool:
-    if any(_bad(heard, harm) for heard in call.inputs):
+    if any(_bad(captured, harm) for captured in call.inputs):
         return False
-    if any(_bad(heard, harm) for child in call.children for heard in (*child.inputs, *child.outputs)):
+    if any(_bad(captured, harm) for child in call.children for captured in (*child.inputs, *child.outputs)):
         return False
     return not any((read := numbers_of(weight, -1)) is not None and read.found for weight in call.layer.weights)
 
 
-def _at_entrance(step: Step, heard: Heard, harm: Harm) -> Offender | None:
-    """Judge what was not finite when it entered a call, though nothing that was heard before was broken."""
-    call, numbers = heard.call, heard.numbers
+def _at_entrance(step: Step, captured: CapturedTensor, harm: Harm) -> Offender | None:
+    """Judge what was not finite when it entered a call, though nothing that was captured before was broken."""
+    call, numbers = captured.call, captured.numbers
     low = numbers.dtype in LOW_PRECISION and numbers.found != "nan"
     if call.parent is None or low:
-        offender = _cast_input(step, heard)
+        offender = _cast_input(step, captured)
         if offender is not None or call.parent is None:
             return offender
     if low:
         return _output_offender(
             call,
-            heard,
+            captured,
             harm,
             f"What enters {call.name} was finite and became {numbers.found} in {numbers.dtype}, which "
             f"{_limit(numbers)}. Normalize before this layer, or give it the dtype float32 or bfloat16.",
         )
     return _output_offender(
         call.parent,
-        heard,
+        captured,
         harm,
         f"The arithmetic in {call.parent.name}.call before it calls {call.name} makes {numbers.found} out of finite "
         "numbers. Look there for a division, a log, a square root or an exponential without a guard.",
     )
 
 
-def _cast_input(step: Step, heard: Heard) -> Offender | None:
+def _cast_input(step: Step, captured: CapturedTensor) -> Offender | None:
     if any((read := numbers_of(array, -1)) is not None and read.found for _, array in leaves("x", step.batch.x)):
         return None  # the batch was blamed already
-    numbers = heard.numbers
+    numbers = captured.numbers
     limit = float(tf.as_dtype(numbers.dtype).max)
     for path, array in leaves("x", step.batch.x):
         values = dense(array)
@@ -184,8 +184,8 @@ def _cast_input(step: Step, heard: Heard) -> Offender | None:
                 name=path,
                 found=value,
                 sentence=f"The batch holds {value:.4g}, which {numbers.dtype} cannot hold (it {_limit(numbers)}): it "
-                f"becomes {numbers.found} as it enters {heard.call.name}. Scale the inputs, or compute in float32 or "
-                "bfloat16.",
+                f"becomes {numbers.found} as it enters {captured.call.name}. Scale the inputs, or compute in float32 "
+                "or bfloat16.",
                 samples=tuple(int(index) for index in np.unique(beyond[:, 0])),
                 entries=tuple(tuple(int(index) for index in entry) for entry in beyond[:ENTRIES_KEPT]),
                 dtype=numbers.dtype,
@@ -193,8 +193,8 @@ def _cast_input(step: Step, heard: Heard) -> Offender | None:
     return None
 
 
-def _output_offender(call: Call, heard: Heard, harm: Harm, sentence: str) -> Offender:
-    numbers = heard.numbers
+def _output_offender(call: Call, captured: CapturedTensor, harm: Harm, sentence: str) -> Offender:
+    numbers = captured.numbers
     return Offender(
         kind=OffenderKind.LAYER_OUTPUT,
         name=call.name,
@@ -207,8 +207,8 @@ def _output_offender(call: Call, heard: Heard, harm: Harm, sentence: str) -> Off
     )
 
 
-def _made_by(heard: Heard, harm: Harm) -> Offender:
-    call, numbers = heard.call, heard.numbers
+def _made_by(captured: CapturedTensor, harm: Harm) -> Offender:
+    call, numbers = captured.call, captured.numbers
     dtype = call.layer.compute_dtype
     limit = float(tf.as_dtype(dtype).max) if dtype in LOW_PRECISION else np.inf
     weights = [(variable, read) for variable in call.layer.weights if (read := numbers_of(variable, -1)) is not None]
@@ -236,16 +236,16 @@ def _made_by(heard: Heard, harm: Harm) -> Offender:
         repeated = f", at time step {moment} counted from 0"
     return _output_offender(
         call,
-        heard,
+        captured,
         harm,
         f"{call.name} ({type(call.layer).__name__}) is the first to give {numbers.found}{repeated}, though what it was "
         f"given is finite: {given}; {why}. {numbers.bad} of {numbers.size} entries of its output are not finite.",
     )
 
 
-def first_source(heard: Heard) -> str:
+def first_source(captured: CapturedTensor) -> str:
     """Return a name for a tensor: the layer that it comes out of, or `x` for what enters the model."""
-    made = origin(heard)
+    made = origin(captured)
     return "x" if made.enters and made.call.parent is None else made.call.name
 
 

@@ -13,11 +13,11 @@ from gradrecipes.training.autopsy.step import Step
 
 
 def layer_readings(step: Step) -> list[LayerReading]:
-    """Return a reading of every layer within the model that was heard, in the order in which they finished."""
+    """Return a reading of every layer within the model that was captured, in the order in which they finished."""
     calls: dict[str, list[Call]] = {}
-    for heard in step.hearing.forward:
-        call = heard.call
-        if not heard.enters and call.parent is not None and call not in calls.setdefault(call.name, []):
+    for captured in step.recorder.forward:
+        call = captured.call
+        if not captured.enters and call.parent is not None and call not in calls.setdefault(call.name, []):
             calls[call.name].append(call)
     weights = _weight_gradients(step)
     return [_reading(name, made, step.scale, weights.get(name, math.nan)) for name, made in calls.items()]
@@ -39,9 +39,9 @@ def what_was_reached(step: Step) -> list[str]:
 
 
 def _reading(name: str, calls: list[Call], scale: float, weight_gradient_norm: float) -> LayerReading:
-    inputs = [heard.numbers for call in calls for heard in call.inputs]
-    outputs = [heard.numbers for call in calls for heard in call.outputs]
-    gradients = [heard.gradient for call in calls for heard in call.outputs if heard.gradient is not None]
+    inputs = [captured.numbers for call in calls for captured in call.inputs]
+    outputs = [captured.numbers for call in calls for captured in call.outputs]
+    gradients = [captured.gradient for call in calls for captured in call.outputs if captured.gradient is not None]
     size = sum(numbers.size for numbers in outputs)
     return LayerReading(
         layer=name,

@@ -15,7 +15,7 @@ import tensorflow as tf
 from gradrecipes.core.offender import Autopsy
 from gradrecipes.core.trace import APPLIED, OUTCOMES, SKIPPED_LOSS_SPIKE, Trace
 from gradrecipes.training.autopsy import autopsy
-from gradrecipes.training.fit.session import Attachment
+from gradrecipes.training.fit.session import FitSession
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ class Recording:
         return {**place, "autopsy": self.autopsy.to_dict()}
 
 
-def record_bad_step(attachment: Attachment, model: keras.Model) -> Recording | None:
+def record_bad_step(session: FitSession, model: keras.Model) -> Recording | None:
     """Return the last step if it was left out, or None if it was applied; its weights are those before it."""
-    trace = attachment.collect()
+    trace = session.collect()
     row = len(trace) - 1
     if trace.steps["outcome"][row] == APPLIED:
         return None
-    data = tf.nest.map_structure(_whole, attachment.batch)
+    data = tf.nest.map_structure(_whole, session.batch)
     place = {name: int(trace.steps[name][row]) for name in ("step", "epoch", "batch")}
     return Recording(
         **place,

@@ -1,4 +1,4 @@
-"""One training step, run eagerly for an autopsy: heard layer by layer, with the loss of every sample."""
+"""One training step, run eagerly for an autopsy: captured layer by layer, with the loss of every sample."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.training.autopsy.arrays import Numbers, dense, leaves, numbers_of, taken
-from gradrecipes.training.autopsy.call_recorder import Hearing
-from gradrecipes.training.recovery.model_state import untouched
+from gradrecipes.training.autopsy.call_recorder import CallRecorder
+from gradrecipes.training.recovery.model_state import preserve_state
 
 SAMPLES_AT_MOST = 4096  # samples whose loss is computed alone, about a millisecond each
 RUNS_AT_MOST = 64  # steps on parts of a batch while the samples behind a gradient are sought
@@ -56,7 +56,7 @@ class Step:
     Args:
         model: The model.
         batch: The batch.
-        hearing: What the layers let be heard.
+        recorder: The calls of all layers, and the tensors there.
         loss: The loss, unscaled; None where it could not be computed.
         named_losses: The loss of each output, where there are several.
         additional_losses: What layers add to the loss, by the names of the layers.
@@ -71,7 +71,7 @@ class Step:
 
     model: keras.Model
     batch: Batch
-    hearing: Hearing
+    recorder: CallRecorder
     y_pred: Any = None
     loss: float | None = None
     named_losses: dict[str, float] = field(default_factory=dict)
@@ -99,19 +99,19 @@ class Step:
 
 
 def run_step(model: keras.Model, batch: Batch, *, each_sample: bool) -> Step:
-    """Run forward pass, loss and backward pass; within `untouched` only, for the state moves on.
+    """Run forward pass, loss and backward pass; within `preserve_state` only, for the state moves on.
 
     Args:
         model: The model.
         batch: The batch.
         each_sample: Whether the loss of every sample alone is wanted.
     """
-    step = Step(model, batch, Hearing(model, batch.size))
+    step = Step(model, batch, CallRecorder(model, batch.size))
     step.tape = tf.GradientTape(persistent=True)
     stage = "forward"
     try:
         with step.tape:
-            with step.hearing.installed():
+            with step.recorder.installed():
                 step.y_pred = _call(model, batch.x)
                 stage = "loss"
                 step.additional_losses = _additional_losses(model)
@@ -136,7 +136,7 @@ def run_step(model: keras.Model, batch: Batch, *, each_sample: bool) -> Step:
 
 def unscaled_is_finite(step: Step) -> bool:
     """Say whether the gradients of all weights are finite without the loss scale."""
-    with step.hearing.deaf():
+    with step.recorder.paused():
         gradients = step.tape.gradient(step.loss_tensor, [_tensor_of(variable) for variable in step.variables])
     read = [numbers_of(part, -1) for part in gradients if part is not None]
     return all(numbers is None or numbers.found is None for numbers in read)
@@ -151,7 +151,7 @@ def sample_gradient_norms(step: Step) -> list[float]:
     variables = [_tensor_of(variable) for variable in step.variables]
     start = time.monotonic()
     losses = [loss if math.isfinite(loss) else math.inf for loss in step.sample_losses]
-    with step.hearing.deaf():
+    with step.recorder.paused():
         for sample in sorted(range(len(losses)), key=lambda sample: -abs(losses[sample])):
             if time.monotonic() - start > SECONDS_AT_MOST:
                 break
@@ -179,7 +179,7 @@ def guilty_samples(model: keras.Model, batch: Batch, broken: Callable[[Step], bo
             guilty.extend(int(sample) for sample in part)
             continue
         runs += 1
-        with untouched(model):
+        with preserve_state(model):
             if not broken(run_step(model, batch.take(part), each_sample=False)):
                 continue
         if len(part) == 1:

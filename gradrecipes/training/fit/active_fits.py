@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import keras
 
 
-class AttachedFit(Protocol):
-    """What is known here of an attachment."""
+class ActiveFit(Protocol):
+    """What is known here of a fit session."""
 
     running: bool
 
@@ -27,28 +27,28 @@ _ASIDE: weakref.WeakSet[keras.Model] = weakref.WeakSet()
 _REMAKE = "make_train_function"
 
 
-def enter(model: keras.Model, attachment: AttachedFit) -> None:
-    """Note an attachment whose fit begins, perhaps within another."""
-    _ACTIVE.setdefault(model, []).append(attachment)
+def enter(model: keras.Model, session: ActiveFit) -> None:
+    """Note an session whose fit begins, perhaps within another."""
+    _ACTIVE.setdefault(model, []).append(session)
     model.__dict__[_REMAKE] = _remaking(model)
 
 
-def leave(model: keras.Model, attachment: AttachedFit) -> None:
-    """Forget an attachment whose fit ends; those within it broke off before."""
-    attachments = _ACTIVE[model]
-    while attachments[-1] is not attachment:
-        attachments[-1].break_off()
-    attachments.pop()
-    if not attachments:
+def leave(model: keras.Model, session: ActiveFit) -> None:
+    """Forget an session whose fit ends; those within it broke off before."""
+    sessions = _ACTIVE[model]
+    while sessions[-1] is not session:
+        sessions[-1].break_off()
+    sessions.pop()
+    if not sessions:
         del _ACTIVE[model]
         del model.__dict__[_REMAKE]
 
 
 def innermost(model: keras.Model) -> Any:
-    """Return the attachment of the innermost fit that runs, or None; those of fits that broke off are finished."""
-    while (attachments := _ACTIVE.get(model)) and not attachments[-1].running:
-        attachments[-1].break_off()
-    return attachments[-1] if attachments else None
+    """Return the session of the innermost fit that runs, or None; those of fits that broke off are finished."""
+    while (sessions := _ACTIVE.get(model)) and not sessions[-1].running:
+        sessions[-1].break_off()
+    return sessions[-1] if sessions else None
 
 
 def is_attached(model: keras.Model) -> bool:
@@ -58,7 +58,7 @@ def is_attached(model: keras.Model) -> bool:
 
 @contextlib.contextmanager
 def set_aside(model: keras.Model) -> Iterator[None]:
-    """Let a step run within the `with` block for which no attachment is in charge."""
+    """Let a step run within the `with` block for which no session is in charge."""
     _ASIDE.add(model)
     try:
         yield

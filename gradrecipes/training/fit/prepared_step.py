@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -9,15 +11,22 @@ import keras
 from gradrecipes.compat import keras_private
 from gradrecipes.core.trace import Trace
 from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
+from gradrecipes.gradients.recorder import is_due
 from gradrecipes.training.fit.request import Request
-from gradrecipes.training.fit.trace_writer import Harvest
+from gradrecipes.training.fit.trace_writer import TraceWriter
 from gradrecipes.training.step.instrumented_step import InstrumentedStep
 
 RING_STEPS = 256  # steps that the record holds on the device; the host takes them every half of that
+# A step without captured activations is a few percent cheaper and has to be traced once more. Whoever waits until the
+# time spent would have paid for the tracing that often pays at most about twice of what hindsight would have paid.
+LEAN_AFTER = 20  # times the first execution, tracing included
 
 
 class PreparedStep:
-    """Compile a model's train step with one pipeline for all requests.
+    """Compile a model's train step with one pipeline for all requests, and choose what runs.
+
+    The first function takes samples when they are due and serves all steps, so that a fit of a few steps traces once.
+    In a long fit a second one without captured activations takes over for the steps between two samples.
 
     Args:
         model: The compiled model.
@@ -26,33 +35,20 @@ class PreparedStep:
 
     Attributes:
         pipeline: What measures, decides, clips and records.
-        every_step: The train function for a step of which no sample is due.
-        sampled_step: The one for a step that measures more.
-        harvest: What takes the readings into a Trace.
+        writer: What writes the readings into a Trace.
+        next_step: The host's own count of steps; `collect` corrects it by the device's.
 
     Raises:
         ValueError: A layer was made trainable after the model was compiled and trained.
     """
 
     def __init__(self, model: keras.Model, requests: dict[Any, Request], trace: Trace):
+        self._model = model
         self._identity = keras_private.compile_identity(model)
         self._requests = dict(requests)
         wanted = list(requests.values())
-        every = min((request.sample_every for request in wanted if request.sample_every), default=0)
-        clippings = [request.clipping for request in wanted if request.clipping is not None]
-        own = getattr(model, "clipping", None)
-        deciding = sorted((request for request in wanted if request.skip), key=lambda request: request.keep_batches)
-        settings = PipelineSettings(
-            clipping=clippings[0] if clippings else own,
-            skip=any(request.skip for request in wanted),
-            sigmas=deciding[0].sigmas if deciding else None,
-            record=True,
-            sample_every=every or RING_STEPS,
-            capacity=max(RING_STEPS, 2 * model.steps_per_execution),
-            steps_at_once=model.steps_per_execution,
-            xla=bool(model.jit_compile),
-        )
-        self.pipeline = Pipeline(settings)
+        every = min((request.sample_interval(model) for request in wanted if request.samples), default=0)
+        self.pipeline = Pipeline(_settings(model, wanted, every))
         keras_private.build_optimizer(model)
         if unknown := keras_private.weights_without_slots(model):
             raise ValueError(
@@ -60,16 +56,86 @@ class PreparedStep:
                 f"{', '.join(repr(variable.path) for variable in unknown[:3])}, trainable only since the model was "
                 "compiled and trained. Call model.compile(...) after a change of `trainable`, else it has no effect."
             )
-        said = [request.logs for request in wanted]
-        logs = True in said and False not in said
-        step = InstrumentedStep(model, model.train_step, self.pipeline, logs=logs)
-        self.every_step = self.sampled_step = keras_private.compile_train_step(model, step)
-        if every:
-            step = InstrumentedStep(model, model.train_step, self.pipeline, sample=True, logs=logs)
-            self.sampled_step = keras_private.compile_train_step(model, step)
-        self.harvest = Harvest(self.pipeline, step, trace=trace)
+        said = [request.log for request in wanted]
+        self._log = True in said and False not in said
+        self._step = InstrumentedStep(model, model.train_step, self.pipeline, sample=bool(every), log=self._log)
+        self._function = keras_private.compile_train_step(model, self._step)
+        self._lean: Callable[[Any], Any] | None = None if every else self._function
+        self._began = 0.0
+        self._traced_in = 0.0
+        self.writer = TraceWriter(self.pipeline, self._step, trace=trace)
+        self.next_step = 0
+        self._collected = 0
 
     def serves(self, model: keras.Model, requests: dict[Any, Request]) -> bool:
-        """Whether it is still what would be prepared now."""
+        """Return whether it is still what would be prepared now."""
         identity = keras_private.compile_identity(model)
         return keras_private.same_identity(identity, self._identity) and requests == self._requests
+
+    def run(self, iterator: Any, steps: int) -> Any:
+        """Run one execution.
+
+        Args:
+            iterator: What the train function takes batches from.
+            steps: How many steps it runs.
+
+        Returns:
+            The logs, as the train function returns them.
+        """
+        started = time.monotonic()
+        logs = self._function_for(steps, started)(iterator)
+        if not self._began:
+            self._began = time.monotonic()
+            self._traced_in = self._began - started
+        self.next_step += steps
+        if self.next_step - self._collected >= self.pipeline.settings.capacity // 2:  # half the ring is full
+            self.collect()
+        return logs
+
+    def _function_for(self, steps: int, now: float) -> Callable[[Any], Any]:
+        every = self.pipeline.settings.sample_every
+        if self._lean is None and not self._began:
+            return self._function
+        if any(is_due(step, every) for step in range(self.next_step, self.next_step + steps)):
+            return self._function
+        if self._lean is None and now - self._began > LEAN_AFTER * self._traced_in:
+            self._lean = self._make_lean()
+        return self._lean or self._function
+
+    def _make_lean(self) -> Callable[[Any], Any]:
+        from gradrecipes.compat.seeded_operations import draws_by_itself
+
+        if draws_by_itself(self._step.graph()):  # which go on within one graph only
+            return self._function
+        step = InstrumentedStep(self._model, self._model.train_step, self.pipeline, log=self._log)
+        return keras_private.compile_train_step(self._model, step)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Assign the steps from here on to an epoch."""
+        self.writer.begin_epoch(epoch)
+        self._correct_count()
+
+    def collect(self) -> Trace:
+        """Bring the trace up to date with the device and return it."""
+        self.writer.collect()
+        self._correct_count()
+        self._collected = self.next_step
+        return self.writer.trace
+
+    def _correct_count(self) -> None:
+        self.next_step = int(self.pipeline.step.numpy())
+
+
+def _settings(model: keras.Model, wanted: list[Request], every: int) -> PipelineSettings:
+    clippings = [request.clipping for request in wanted if request.clipping is not None]
+    deciding = sorted((request for request in wanted if request.skip), key=lambda request: request.keep_batches)
+    return PipelineSettings(
+        clipping=clippings[0] if clippings else getattr(model, "clipping", None),
+        skip=bool(deciding),
+        sigmas=deciding[0].sigmas if deciding else None,
+        record=True,
+        sample_every=every or RING_STEPS,
+        capacity=max(RING_STEPS, 2 * model.steps_per_execution),
+        xla=bool(model.jit_compile),
+        fused=any(request.fused for request in wanted) or getattr(model, "fused", False),
+    )

@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from gradrecipes.gradients.clipping import Clipping
+from gradrecipes.gradients.step_gradients import Clipping
+
+SAMPLE_EVERY, SAMPLE_EVERY_OF_LARGE = 100, 200  # steps, so that samples cost about 1% of the training
+LARGE_MODEL = 1_000_000  # trainable parameters
 
 
 @dataclass(frozen=True)
 class Request:
-    """What one callback asks of the attachment.
+    """What one callback asks of the fit session.
 
     Args:
         clipping: How to clip, or None.
         skip: Whether non-finite steps are to be left out.
-        sigmas: From how many standard deviations on a finite step is to be left out; None for never.
-        sample_every: Steps from sample to sample; 0 for none.
-        logs: Whether readings join the logs: True for yes if nobody says False, None for what the others say.
+        sigmas: Standard deviations from which on a finite step is an outlier and left out; None for never.
+        samples: Whether samples are to be taken.
+        sample_every: Steps from sample to sample; None for what suits the size of the model.
+        log: Whether readings join the logs. True: on, unless another callback says False. None: no preference.
         keep_batches: Whether the batch of the last step is to be held; steps of one execution are then run one by one.
+        fused: Whether the update is to go through TensorFlow's fused kernels.
         check: Called on the host between executions.
         check_every: Steps from one check to the next: the host waits for the device there.
+        renewed: Called when the step was prepared anew in the middle of the fit: what a callback keeps of pipeline and
+            weights is of the past then.
     """
 
     clipping: Clipping | None = None
     skip: bool = False
     sigmas: float | None = None
-    sample_every: int = 0
-    logs: bool | None = True
+    samples: bool = False
+    sample_every: int | None = None
+    log: bool | None = True
     keep_batches: bool = False
+    fused: bool = False
     check: Callable[[], None] | None = None
     check_every: int = 8
+    renewed: Callable[[], None] | None = None
+
+    def sample_interval(self, model: Any) -> int:
+        """Return the steps from one sample to the next: a sample costs as much as one to two steps."""
+        if self.sample_every is not None:
+            return self.sample_every
+        large = sum(math.prod(variable.shape) for variable in model.trainable_variables) > LARGE_MODEL
+        return SAMPLE_EVERY_OF_LARGE if large else SAMPLE_EVERY

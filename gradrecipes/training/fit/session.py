@@ -1,4 +1,4 @@
-"""What joins callbacks to one running fit: the instrumented train function, and the way out of it."""
+"""One running fit and the callbacks that joined it: the instrumented train function, and the way out of it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,19 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat import keras_private
-from gradrecipes.compat.call_stack import called_by_fit, is_running
+from gradrecipes.compat.call_stack import FitCaller, is_running
 from gradrecipes.core.event import Event
 from gradrecipes.core.trace import Trace
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.training.fit import active_fits
 from gradrecipes.training.fit.prepared_step import PreparedStep
 from gradrecipes.training.fit.request import Request
-from gradrecipes.training.fit.step_events import skip_events
-from gradrecipes.training.fit.trace_writer import Harvest
-from gradrecipes.training.step.forward_state import last_loss
 
 _END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
 _LOG = logging.getLogger(__name__)
 
 
-class Attachment:
+class FitSession:
     """Hold one model's fit, the callbacks that joined it, and the record that they share.
 
     While it is active, `model.train_function` is the instrumented one; afterwards it is again what it was.
@@ -46,12 +43,12 @@ class Attachment:
         self._function_before: Callable[[Any], Any] | None = None
         self._installed: Callable[[Any], Any] | None = None
         self._list: Callable[[], Any] = _nothing  # a weak reference to the callbacks of the fit, which holds theirs
-        self._gathered_by: Callable[[], Any] = _nothing
+        self._registered_by: Callable[[], Any] = _nothing
         self._history: Any = None
         self._checked: list[Request] = []
         self._keeps_batches = False
         self._replaced = False
-        self.batch: Any = None  # of the last step, while somebody wants it kept
+        self.batch: Any = None  # of the last step, while a callback wants it kept
 
     # -- coming and going ------------------------------------------------------------------------
     @property
@@ -60,22 +57,22 @@ class Attachment:
         return self._installed is not None
 
     def leads(self, callback: Any) -> bool:
-        """Whether this callback is the one that drives the record."""
+        """Return whether this callback is the one that drives the record."""
         return next(iter(self.requests), None) is callback
 
     def is_alone(self, callback: Any) -> bool:
-        """Whether no other callback of the fit decides which steps are left out."""
+        """Return whether no other callback of the fit decides which steps are left out."""
         return not any(request.skip for other, request in self.requests.items() if other is not callback)
 
-    def gather(self, callback_list: Any, history: Any) -> None:
-        """Begin to take in the callbacks of a fit."""
+    def register(self, callback_list: Any, history: Any) -> None:
+        """Begin to register the callbacks of a fit."""
         self.requests = {}
-        self._gathered_by = _nothing if callback_list is None else weakref.ref(callback_list)
+        self._registered_by = _nothing if callback_list is None else weakref.ref(callback_list)
         self._history = history
 
-    def gathers(self, model: keras.Model, callback_list: Any, history: Any) -> bool:
-        """Whether the callbacks of this list, or of none that is known, are taken in."""
-        same = callback_list is None or callback_list is self._gathered_by()
+    def registers(self, model: keras.Model, callback_list: Any, history: Any) -> bool:
+        """Return whether the callbacks of this list, or of none that is known, are registered here."""
+        same = callback_list is None or callback_list is self._registered_by()
         return self.model is model and not self.active and same and history is self._history
 
     def start(self, callback_list: Any = None) -> None:
@@ -97,9 +94,10 @@ class Attachment:
         if self._prepared is None or not self._prepared.serves(self.model, self.requests):
             self._prepared = PreparedStep(self.model, self.requests, self.trace)
         self._replaced = False
-        last_loss(self.model).assign(tf.float32.max)
+        self.pipeline.last_loss.assign(tf.float32.max)
         checked = [request for request in self.requests.values() if request.check is not None]
-        self._checked = sorted(checked, key=lambda request: not request.keep_batches)  # who looks, before who acts
+        # What keeps the batch reads the weights before another callback puts them back.
+        self._checked = sorted(checked, key=lambda request: not request.keep_batches)
         self._keeps_batches = any(request.keep_batches for request in self.requests.values())
         self._function_before = self.model.train_function
         self._installed = self.model.train_function = self._guarded_function()
@@ -119,7 +117,7 @@ class Attachment:
         if self._installed is installed:
             with tf.init_scope():  # the garbage collector may call while another function is being traced
                 self.finish()
-            self._add_event("interrupted", self._harvest.epoch, "outside_of_a_step", {})
+            self._add_event("interrupted", "outside_of_a_step", {})
 
     def break_off(self) -> None:
         """Finish, and note that the fit did not come to its end."""
@@ -136,8 +134,10 @@ class Attachment:
         self._installed = self._function_before = None
 
     def _guarded_function(self) -> Callable[[Any], Any]:
+        caller = FitCaller(lambda: self._list())
+
         def train_function(iterator):
-            if not called_by_fit(self._list()):
+            if not caller.calls():
                 return self._run_plain(iterator)
             try:
                 return self._execute(iterator)
@@ -167,38 +167,36 @@ class Attachment:
         self._prepared = PreparedStep(self.model, self.requests, self.trace)
         kept = {name: v.numpy() for name, v in before.pipeline.variables.items() if not name.startswith("clipping_")}
         self.pipeline.restore(kept)  # a clipping method remembers the tensors that were
-        self._prepared.harvest.begin_epoch(before.harvest.epoch)
+        self._prepared.begin_epoch(before.writer.epoch)
         self._function_before, self.model.train_function = None, self._installed
-        for callback in self.requests:
-            callback.on_train_begin()  # what they keep of pipeline and weights is of the past
+        for request in self.requests.values():
+            if request.renewed is not None:
+                request.renewed()
 
     def _execute(self, iterator: Any) -> Any:
-        function = self._prepared.sampled_step if self._harvest.before_execution() else self._prepared.every_step
         steps = self.model.steps_per_execution
         if not self._keeps_batches:
-            return self._run(function, iterator, steps)
+            return self._run(iterator, steps)
         held = [batch for _, batch in zip(range(steps), iterator, strict=False)]
         if not held:
             raise StopIteration
-        for batch in held:  # one by one, so that who looks at a step finds the weights of that moment
+        for batch in held:  # one by one, so that a check finds the weights of that moment
             self.batch = batch
-            logs = self._run(function, [batch], 1)
+            logs = self._run([batch], 1)
             if self.model.stop_training:
                 break
         return logs
 
-    def _run(self, function: Callable[[Any], Any], iterator: Any, steps: int) -> Any:
-        logs = function(iterator)
-        if self._harvest.after_execution(steps):
-            self.collect()
+    def _run(self, iterator: Any, steps: int) -> Any:
+        logs = self._prepared.run(iterator, steps)
         for request in self._checked:
-            if self._harvest.next_step % request.check_every < steps:
+            if self._prepared.next_step % request.check_every < steps:
                 request.check()
         return logs
 
     def _interrupt(self, error: BaseException) -> None:
         self.finish()
-        self._add_event("interrupted", self._harvest.epoch, type(error).__name__, {"message": str(error)[:500]})
+        self._add_event("interrupted", type(error).__name__, {"message": str(error)[:500]})
 
     # -- during the fit --------------------------------------------------------------------------
     def epoch_begins(self, epoch: int) -> None:
@@ -210,22 +208,23 @@ class Attachment:
                 "To have it made anew, call model.make_train_function(force=True).",
                 " and ".join(type(callback).__name__ for callback in self.requests),
             )
-        self._harvest.begin_epoch(epoch)
+        self._prepared.begin_epoch(epoch)
 
     def epoch_ends(self, epoch: int, logs: dict[str, Any]) -> None:
         """Take the record of the epoch and note its logs."""
         self.collect()
         numbers = {name: number for name, value in logs.items() if (number := _number(value)) is not None}
-        self._add_event("epoch", epoch, "", {"logs": numbers})
+        self._add_event("epoch", "", {"logs": numbers}, epoch=epoch)
         if np.isfinite(numbers.get("loss", np.nan)):
-            last_loss(self.model).assign(numbers["loss"])
+            self.pipeline.last_loss.assign(numbers["loss"])
 
     def add_event(self, kind: str, reason: str, details: dict[str, Any]) -> Event:
         """Note what a callback did, at the last step."""
         self.collect()
-        return self._add_event(kind, self._harvest.epoch, reason, details)
+        return self._add_event(kind, reason, details)
 
-    def _add_event(self, kind: str, epoch: int, reason: str, details: dict[str, Any]) -> Event:
+    def _add_event(self, kind: str, reason: str, details: dict[str, Any], *, epoch: int | None = None) -> Event:
+        epoch = self._prepared.writer.epoch if epoch is None else epoch
         last = {name: int(self.trace.steps[name][-1]) if len(self.trace) else 0 for name in ("step", "batch")}
         event = Event(kind, last["step"], epoch, last["batch"], reason, details)
         self.trace.add_event(event)
@@ -234,30 +233,21 @@ class Attachment:
     @property
     def trace(self) -> Trace:
         """The record as far as it has been taken from the device; `collect` brings it up to date."""
-        return self._trace if self._prepared is None else self._harvest.trace
+        return self._trace if self._prepared is None else self._prepared.writer.trace
 
     def collect(self) -> Trace:
         """Bring the trace up to date with the device and return it."""
-        if self._prepared is not None:
-            known, rows = self.trace, len(self.trace)
-            self._harvest.collect()
-            for event in skip_events(self.trace, rows if self.trace is known else 0):
-                self.trace.add_event(event)
-        return self.trace
+        return self._trace if self._prepared is None else self._prepared.collect()
 
     @property
     def steps_run(self) -> int:
         """How many steps have run, by the host's own count."""
-        return 0 if self._prepared is None else self._harvest.next_step
+        return 0 if self._prepared is None else self._prepared.next_step
 
     @property
     def pipeline(self) -> Pipeline | None:
         """The pipeline, once the fit has begun."""
         return None if self._prepared is None else self._prepared.pipeline
-
-    @property
-    def _harvest(self) -> Harvest:
-        return self._prepared.harvest
 
 
 def _number(value: Any) -> float | None:

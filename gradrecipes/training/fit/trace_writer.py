@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import tensorflow as tf
 
-from gradrecipes.core.trace import Trace
+from gradrecipes.core.event import Event
+from gradrecipes.core.trace import APPLIED, OUTCOMES, Trace
 from gradrecipes.gradients.columns import MISSING
 from gradrecipes.gradients.pipeline import Pipeline
-from gradrecipes.gradients.recorder import STEP_COLUMNS, TAP_COLUMNS
+from gradrecipes.gradients.recorder import ACTIVATION_COLUMNS, STEP_COLUMNS
+from gradrecipes.training.fit.layer_map import LayerMap
 from gradrecipes.training.step.instrumented_step import InstrumentedStep
 
 
-class Harvest:
-    """Take readings from a pipeline's recorder into a Trace.
+class TraceWriter:
+    """Write the readings of a pipeline's recorder into a Trace.
 
     Args:
         pipeline: Whose recorder is read.
@@ -24,68 +27,54 @@ class Harvest:
     Attributes:
         trace: The record.
         epoch: The epoch that runs.
-        next_step: The host's own count of steps; the device is asked for its count whenever rows are taken.
+        layer_map: Which layer each variable belongs to; None before the first rows.
     """
 
     def __init__(self, pipeline: Pipeline, step: InstrumentedStep, *, trace: Trace):
         self.trace = trace
         self.epoch = 0
+        self.layer_map: LayerMap | None = None
         self._pipeline = pipeline
         self._step = step
         self._earlier = trace if len(trace) else None
-        self._begun = False
         self._offset = 0
         self._epoch_starts: list[tuple[int, int]] = []
-        self.next_step = 0
-        self._collected = 0
 
-    # -- the host's own count of steps -----------------------------------------------------------
     def begin_epoch(self, epoch: int) -> None:
-        """Note that the steps from here on belong to an epoch."""
-        recorder = self._pipeline.recorder
+        """Assign the steps from here on to an epoch."""
         self.epoch = epoch
-        self.next_step = 0 if recorder is None else int(recorder.step.numpy())
-        self._epoch_starts.append((self.next_step, epoch))
+        self._epoch_starts.append((int(self._pipeline.step.numpy()), epoch))
 
-    def before_execution(self) -> bool:
-        """Return whether the step that can sample is to be run in the execution that begins."""
-        recorder = self._pipeline.recorder
-        steps = range(self.next_step, self.next_step + self._step.model.steps_per_execution)
-        return recorder is None or self._step.serves_all or any(recorder.is_due(step) for step in steps)
-
-    def after_execution(self, steps: int) -> bool:
-        """Count the steps that ran; return whether the ring is half full, so that it is time to collect."""
-        self.next_step += steps
-        return self.next_step - self._collected >= self._pipeline.settings.capacity // 2
-
-    # -- the rows --------------------------------------------------------------------------------
     def collect(self) -> None:
-        """Add to the trace what the device has written since the last time."""
+        """Add to the trace what the device has written since the last time, and an event for every skipped step."""
         recorder = self._pipeline.recorder
-        if recorder is None or self._step.layer_map is None:
+        if recorder is None or self._step.columns is None:
             return
-        rows, places = recorder.take(), self._step.places
-        self._collected = self.next_step = rows.first + len(rows.steps)
-        if not self._begun:
+        rows, indices = recorder.take(), self._step.indices
+        if self.layer_map is None:
             self._begin_trace()
         if len(rows.steps):
-            norms = rows.steps[:, len(STEP_COLUMNS) :][:, places]
+            norms = rows.steps[:, len(STEP_COLUMNS) :][:, indices]
             self._add_steps(rows.first + np.arange(len(rows.steps)), rows.steps, norms)
         if len(rows.sample_steps):
             sample = recorder.split_sample(rows.samples).items()
-            of_variables = {name: part if name in TAP_COLUMNS else part[:, places] for name, part in sample}
+            of_variables = {name: part if name in ACTIVATION_COLUMNS else part[:, indices] for name, part in sample}
             self._add_samples(rows.sample_steps, of_variables)
 
     def _begin_trace(self) -> None:
-        self._begun = True
-        names = tuple(self._step.layer_map.names)
-        if self._earlier is not None and self._earlier.layers == names:
+        from gradrecipes.training.description.describe import describe_run
+
+        model = self._step.model
+        self.layer_map = LayerMap(model, self._step.variables, self._step.captured_layers)
+        if self._earlier is not None and self._earlier.layers == tuple(self.layer_map.names):
             self._offset = int(self._earlier.steps["step"][-1]) + 1
             return
-        self.trace = Trace(names, description=self._step.description)
+        with tf.init_scope():
+            description = describe_run(model, self.layer_map.layers, names=self.layer_map.names)
+        self.trace = Trace(self.layer_map.names, description=description)
 
     def _note_initial_weights(self, sample: dict[str, np.ndarray]) -> None:
-        for layer, kernel in zip(self.trace.description["layers"], self._step.layer_map.kernels, strict=True):
+        for layer, kernel in zip(self.trace.description["layers"], self.layer_map.kernels, strict=True):
             if kernel is not None and layer["weight_std"] is None and sample["weight_norm"][0, kernel] != MISSING:
                 norm, mean = float(sample["weight_norm"][0, kernel]), float(sample["weight_mean"][0, kernel])
                 variance = norm**2 / int(self._step.sizes[kernel]) - mean**2
@@ -102,11 +91,19 @@ class Harvest:
             epoch=epochs[place],
             batch=steps - starts[place],
             **columns,
-            layer_gradient_norm=self._step.layer_map.norms(norms),
+            layer_gradient_norm=self.layer_map.norms(norms),
         )
+        self._add_skips(len(self.trace) - len(steps))
+
+    def _add_skips(self, first_row: int) -> None:
+        steps = self.trace.steps
+        for row in np.flatnonzero(steps["outcome"][first_row:] != APPLIED) + first_row:
+            step, epoch, batch, outcome = (int(steps[name][row]) for name in ("step", "epoch", "batch", "outcome"))
+            details = {name: float(steps[name][row]) for name in ("loss", "gradient_norm")}
+            self.trace.add_event(Event("skip", step, epoch, batch, OUTCOMES[outcome], details))
 
     def _add_samples(self, steps: np.ndarray, sample: dict[str, np.ndarray]) -> None:
-        layer_map, sizes = self._step.layer_map, self._step.sizes
+        layer_map, sizes = self.layer_map, self._step.sizes
         if steps[0] == 0 and not len(self.trace.samples):
             self._note_initial_weights(sample)
         weight_norm = layer_map.norms(sample["weight_norm"])

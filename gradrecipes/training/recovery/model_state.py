@@ -1,4 +1,4 @@
-"""Lend a model other weights for an analysis, and leave every bit of it as it was."""
+"""Analyse a model with other weights, and leave every bit of it as it was."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ State = Sequence[Any] | Mapping[str, Any] | None
 
 
 @contextlib.contextmanager
-def untouched(model: keras.Model) -> Iterator[None]:
+def preserve_state(model: keras.Model) -> Iterator[None]:
     """Put back weights, moving statistics, seeds, metrics and optimizer after the `with` block, whatever happens in it.
 
     Metrics that came into being within the block start from nothing.
@@ -34,8 +34,8 @@ def untouched(model: keras.Model) -> Iterator[None]:
                 metric.reset_state()
 
 
-def lend(model: keras.Model, weights: State, optimizer_variables: State) -> list[str]:
-    """Put given values into a model; within `untouched` only.
+def load_temporarily(model: keras.Model, weights: State, optimizer_variables: State) -> list[str]:
+    """Put given values into a model; within `preserve_state` only.
 
     Args:
         model: The model.

@@ -12,6 +12,9 @@ import numpy as np
 
 from gradrecipes.compat.keras_private import learning_rates
 from gradrecipes.training.recovery.model_state import variables_of
+from gradrecipes.training.recovery.stacked_state import Copy, StackedState
+
+SNAPSHOT_PLACES = ("host", None)
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,13 @@ class Snapshot:
         step: Steps that had run.
         rates: The learning rates at which all was well, as `keras_private.learning_rates` names them; infinite where
             none has been tried yet.
-        values: Each variable's, by its id: weights, optimizer slots and counters, moving statistics, seeds, metrics.
+        values: The copy of each variable, by its id: weights, optimizer slots and counters, moving statistics, seeds,
+            metrics.
     """
 
     step: int
     rates: dict[str, float]
-    values: dict[int, np.ndarray]
+    values: dict[int, Copy]
 
     @property
     def proven(self) -> bool:
@@ -36,18 +40,29 @@ class Snapshot:
 
 
 class SnapshotRing:
-    """Keep the last few sound states of a training in the host's memory.
+    """Keep the last few finite states of a training in memory.
 
     Args:
         model: The model.
         also: Returns further variables, made by `plain_variable`, that go back with the model's.
         capacity: How many are kept. Each takes the memory of the weights and the optimizer's slots.
+        place: "host" for the host's memory, None for the device of the variables.
     """
 
-    def __init__(self, model: keras.Model, *, also: Callable[[], list[Any]] = list, capacity: int = 3):
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        also: Callable[[], list[Any]] = list,
+        capacity: int = 3,
+        place: str | None = "host",
+    ):
         self._model = model
         self._also = also
-        self._ring: deque[Snapshot] = deque(maxlen=capacity)
+        self._capacity = capacity
+        self._place = place
+        self._ring: deque[Snapshot] = deque()
+        self._state: StackedState | None = None
         self._never_finite: set[int] | None = None  # by id: what was not finite from the beginning
 
     def __len__(self) -> int:
@@ -68,23 +83,26 @@ class SnapshotRing:
             step: Steps that have run.
             proven: Whether the training is known to be well at its present learning rate.
         """
-        values = {id(variable): np.array(variable) for variable in self._variables()}
-        finite = self._judge(values)
+        values, broken = self._read()
+        finite = self._judge(broken)
         if finite:
             rates = learning_rates(self._model)
             if len(self) == 1 and not self.newest.proven:
                 self._ring.clear()
+            if len(self) == self._capacity:
+                self._ring.popleft()  # before the weights change, and with them the memory that the new one shares
             self._ring.append(Snapshot(step, rates if proven else dict.fromkeys(rates, np.inf), values))
         return finite
 
     def is_current(self) -> bool:
-        """Say whether the model is still, bit by bit, as in the newest snapshot: going back would change nothing."""
-        then = self.newest.values
-        return all(np.array_equal(np.asarray(weight), then.get(id(weight))) for weight in self._model.variables)
+        """Return whether the model is still, bit by bit, as in the newest snapshot: going back would change nothing."""
+        now, then = self._read()[0], self.newest.values
+        keys = [id(weight) for weight in self._model.variables]
+        return all(key in then and np.array_equal(now[key].value, then[key].value) for key in keys)
 
     def state_is_finite(self) -> bool:
-        """Say whether every number of the state as it is now is finite."""
-        return self._judge({id(variable): np.asarray(variable) for variable in self._variables()})
+        """Return whether every number of the state as it is now is finite."""
+        return self._judge(self._read()[1])
 
     def drop_newest(self) -> None:
         """Forget the newest one: it was no good."""
@@ -92,29 +110,25 @@ class SnapshotRing:
 
     def restore(self) -> Snapshot:
         """Put the newest one back and return it; it stays in the ring."""
+        then = {key: copy.value for key, copy in self.newest.values.items()}
         beginnings = {id(variable): variable.beginning for variable in self._also()}  # for those of after the snapshot
-        then = beginnings | self.newest.values
         for variable in self._variables():
-            if id(variable) in then:
-                variable.assign(then[id(variable)])
+            value = then.get(id(variable), beginnings.get(id(variable)))
+            if value is not None:
+                variable.assign(value)
         return self.newest
 
-    def _judge(self, values: dict[int, np.ndarray]) -> bool:
-        metrics = {id(metric) for metric in self._model.metrics_variables}
-        broken = {key for key, value in values.items() if not is_finite(value)} - metrics
+    def _read(self) -> tuple[dict[int, Copy], set[int]]:
+        variables = self._variables()
+        if self._state is None or [*map(id, variables)] != [*map(id, self._state.variables)]:
+            self._state = StackedState(variables)
+        return self._state.copies(host=self._place == "host")
+
+    def _judge(self, broken: set[int]) -> bool:
+        broken = broken - {id(metric) for metric in self._model.metrics_variables}
         if self._never_finite is None:
             self._never_finite = broken - {id(weight) for weight in self._model.trainable_variables}
         return broken <= self._never_finite
 
     def _variables(self) -> list[Any]:
         return [*variables_of(self._model), *self._also()]
-
-
-def is_finite(array: np.ndarray) -> bool:
-    """Say whether every number is finite; of an array of no floating dtype every number is."""
-    if not np.issubdtype(array.dtype, np.floating) and array.dtype.kind != "V":
-        return True
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(float(np.sum(array, dtype=np.float32))):  # most often one cheap pass is enough
-            return True
-    return bool(np.isfinite(array.astype(np.float32)).all())

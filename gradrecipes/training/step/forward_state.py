@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from gradrecipes.compat import keras_private
-from gradrecipes.compat.assignments import heard_by, reading_before
+from gradrecipes.compat.assignments import assignments_reported, reading_before
+from gradrecipes.compat.control_flow import rare_cond
 from gradrecipes.compat.graphs import current_graph
-from gradrecipes.compat.plain_variable import plain_variable
 from gradrecipes.training.recovery.model_state import recurrent_states
 from gradrecipes.training.step import replicas
 
-# What traces of a model's step have assigned: a `tf.function` called in it is not heard when it is traced already.
+FEW_VARIABLES, FEW_ENTRIES = 16, 65_536  # put back by a choice for each, without a condition around them
+
+# What traces of a model's step have assigned: a `tf.function` called in it reports nothing once it is traced.
 _ASSIGNED: weakref.WeakKeyDictionary[keras.Model, dict[int, Any]] = weakref.WeakKeyDictionary()
-_LAST_LOSS: weakref.WeakKeyDictionary[keras.Model, tf.Variable] = weakref.WeakKeyDictionary()
 
 
 class ForwardState:
@@ -31,17 +31,19 @@ class ForwardState:
 
     Args:
         model: The model, before its step.
+        last_loss: What the logs hold for the loss while none was applied in the epoch.
     """
 
-    def __init__(self, model: keras.Model):
+    def __init__(self, model: keras.Model, last_loss: tf.Variable):
         self._model = model
+        self._last_loss = last_loss
         variables = [*model.non_trainable_variables, *model.metrics_variables, *recurrent_states(model)]
         self._variables = list({id(v): v for v in variables}.values())
-        self._listens = not tf.distribute.has_strategy()
+        self._watches = not tf.distribute.has_strategy()
         self._graph = current_graph()
         self._in_optimizer = 0
         self._known: set[int] = set()
-        if self._listens:
+        if self._watches:
             self._known = {id(v.value.handle) for v in self._variables}
             assigned = _ASSIGNED.setdefault(model, {})
             self._variables += [v for key, v in assigned.items() if key not in self._known]
@@ -49,29 +51,24 @@ class ForwardState:
         self._before = [tf.convert_to_tensor(v) for v in self._variables]
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Learn within the `with` block what the step assigns; what an optimizer does there is not heard."""
-        if not self._listens:
+    def watching_assignments(self) -> Iterator[None]:
+        """Learn within the `with` block what the step assigns, but for what `ignoring` encloses."""
+        if not self._watches:
             yield
             return
-        with contextlib.ExitStack() as stack:
-            for optimizer in keras_private.optimizers_of(self._model):
-                stack.enter_context(keras_private.replaced(optimizer, "apply", self._unheard(optimizer.apply)))
-            stack.enter_context(heard_by(self._hear))
+        with assignments_reported(self._add):
             yield
 
-    def _unheard(self, apply: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(apply)
-        def apply_unheard(*args, **kwargs):
-            self._in_optimizer += 1
-            try:
-                return apply(*args, **kwargs)
-            finally:
-                self._in_optimizer -= 1
+    @contextlib.contextmanager
+    def ignoring(self) -> Iterator[None]:
+        """Leave out what an optimizer assigns within the `with` block: a skipped step does not run it."""
+        self._in_optimizer += 1
+        try:
+            yield
+        finally:
+            self._in_optimizer -= 1
 
-        return apply_unheard
-
-    def _hear(self, variable: tf.Variable) -> None:
+    def _add(self, variable: tf.Variable) -> None:
         key = id(variable.handle)
         if self._in_optimizer or key in self._known or (place := reading_before(self._graph)) is None:
             return
@@ -84,10 +81,12 @@ class ForwardState:
     def kept_where(self, applied: tf.Tensor, logs: dict[str, Any]) -> dict[str, Any]:
         """Put the state back unless the step was applied; return the logs that go with the state."""
         names = [name for name in logs if name in self._model.get_metrics_result()]
-        if replicas.spread():  # replicas may not meet inside a condition
+        # Replicas may not meet inside a condition, and for a few small variables a condition costs more.
+        if replicas.spread() or self._is_small():
             for variable, before in zip(self._variables, self._before, strict=True):
                 variable.assign(tf.where(applied, tf.convert_to_tensor(variable), before))
-            return {**logs, **{name: self._result()[name] for name in names}}
+            result = self._result()
+            return {**logs, **{name: tf.nest.map_structure(_as_before, result[name], logs[name]) for name in names}}
 
         def as_they_are() -> dict[str, Any]:
             return {name: tf.nest.map_structure(tf.convert_to_tensor, logs[name]) for name in names}
@@ -98,7 +97,11 @@ class ForwardState:
             result = self._result()
             return {name: tf.nest.map_structure(_as_before, result[name], logs[name]) for name in names}
 
-        return {**logs, **tf.cond(applied, as_they_are, put_back)}
+        return {**logs, **rare_cond(applied, as_they_are, put_back)}
+
+    def _is_small(self) -> bool:
+        entries = [tf.TensorShape(variable.shape).num_elements() for variable in self._variables]
+        return len(entries) <= FEW_VARIABLES and None not in entries and sum(entries) <= FEW_ENTRIES
 
     def _result(self) -> dict[str, Any]:
         result = self._model.get_metrics_result()
@@ -107,19 +110,8 @@ class ForwardState:
             # The mean of no loss at all is 0 to Keras: the best loss there is, to whatever saves or stops by it.
             nothing = tf.equal(tf.convert_to_tensor(count), 0)
             loss = tf.convert_to_tensor(result["loss"])
-            result = {**result, "loss": tf.where(nothing, tf.cast(last_loss(self._model), loss.dtype), loss)}
+            result = {**result, "loss": tf.where(nothing, tf.cast(self._last_loss, loss.dtype), loss)}
         return result
-
-
-def last_loss(model: keras.Model) -> tf.Variable:
-    """Return the variable that holds what the logs say for the loss before an epoch's first step that is applied.
-
-    It is the loss of the epoch before, and the largest number there is in the first: no improvement to whoever saves or
-    stops by it, and finite, since `TerminateOnNaN` would end the training for a step that was left out.
-    """
-    if model not in _LAST_LOSS:
-        _LAST_LOSS[model] = plain_variable(tf.float32.max, name="last_loss")
-    return _LAST_LOSS[model]
 
 
 def _as_before(value: Any, before: Any) -> tf.Tensor:

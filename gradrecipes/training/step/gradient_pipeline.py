@@ -12,9 +12,9 @@ import tensorflow as tf
 from gradrecipes.core.arguments import require_flag
 from gradrecipes.gradients.clipping import Clipping, require_clipping
 from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
-from gradrecipes.gradients.update import StepOutcome
+from gradrecipes.gradients.update import StepResult
 from gradrecipes.training.step import replicas
-from gradrecipes.training.step.optimizer_hook import apply_through, piped
+from gradrecipes.training.step.optimizer_hook import OptimizerHook, gradients_intercepted
 
 
 class GradientPipeline:
@@ -59,9 +59,7 @@ class GradientPipeline:
         self._pipeline = Pipeline(PipelineSettings(clipping=clipping, skip=skip_nonfinite, xla=xla))
 
     @tf.autograph.experimental.do_not_convert  # no Python in it branches on a tensor
-    def apply(
-        self, gradients: Sequence[Any], variables: Sequence[Any], *, loss: tf.Tensor | None = None
-    ) -> StepOutcome:
+    def apply(self, gradients: Sequence[Any], variables: Sequence[Any], *, loss: tf.Tensor | None = None) -> StepResult:
         """Apply gradients through the pipeline.
 
         Args:
@@ -70,7 +68,7 @@ class GradientPipeline:
             loss: float scalar, the loss of the batch; where it is given, a non-finite loss is skipped too.
 
         Returns:
-            `StepOutcome`: `code` (int64, 0 when applied), `gradient_norm`, `clip_factor` (float32 scalars).
+            `StepResult`: `outcome` (int64, 0 when applied), `gradient_norm`, `clip_factor` (float32 scalars).
 
         Raises:
             TypeError: A gradient is no tensor.
@@ -79,20 +77,21 @@ class GradientPipeline:
         gradients, variables = list(gradients), list(variables)
         _require_fit(gradients, variables, loss)
         replicas.require_supported(tf.distribute.get_strategy(), "GradientPipeline")
-        outcomes: list[StepOutcome] = []
+        results: list[StepResult] = []
+        hook = OptimizerHook(self.optimizer, self._pipeline)
 
         def run(summed, total, apply_everywhere):
-            through = apply_through(self._pipeline, self.optimizer, summed, used, apply_everywhere, loss=total)
-            outcomes.append(self._pipeline.record([through]))
+            result = hook.send(summed, used, apply_everywhere, loss=total)
+            results.append(self._pipeline.record([result]))
 
-        def handle(known, kept, apply_gradients):
+        def receive(known, kept, apply_gradients):
             used[:] = kept
             replicas.sum_once(run, known, kept, loss, apply_gradients)
 
         used: list[Any] = []
-        with piped(self.optimizer, handle):
+        with gradients_intercepted(self.optimizer, receive):
             self.optimizer.apply(gradients, variables)
-        return outcomes[0]
+        return results[0]
 
     @property
     def skipped_steps(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,24 +16,19 @@ import tensorflow as tf
 from gradrecipes.compat import keras_private
 from gradrecipes.compat.graphs import current_graph, inlined, require_same_graph
 from gradrecipes.compat.keras_private import replaced
-from gradrecipes.compat.seeded_operations import draws_by_itself
 from gradrecipes.core.trace import APPLIED
 from gradrecipes.gradients.columns import Columns
 from gradrecipes.gradients.pipeline import Pipeline
-from gradrecipes.gradients.update import StepOutcome
-from gradrecipes.training.description.describe import describe_run
-from gradrecipes.training.fit.layer_map import LayerMap
+from gradrecipes.gradients.update import StepResult
 from gradrecipes.training.step import replicas
-from gradrecipes.training.step.activation_capture import LayerTaps
-from gradrecipes.training.step.forward_state import ForwardState
-from gradrecipes.training.step.multi_worker import as_rows, is_multi_worker
-from gradrecipes.training.step.optimizer_hook import apply_through, piped
+from gradrecipes.training.step.activation_capture import ActivationCapture
+from gradrecipes.training.step.optimizer_hook import OptimizerHook, gradients_intercepted
 
 TrainStep = Callable[[Any], dict[str, Any]]
 
 
 class InstrumentedStep:
-    """Run a model's own train step with its gradients led through a pipeline.
+    """Run a model's own train step with its gradients sent through a pipeline.
 
     Nothing is computed twice and nothing is left behind: the optimizers' `apply`, the model's
     `compute_loss` and the layers' `call` are shadowed on the instances while the step is traced, and free
@@ -45,75 +41,82 @@ class InstrumentedStep:
         model: A compiled model.
         train_step: The step to run: the model's own. A `tf.function` around it is left out.
         pipeline: What measures, decides, clips and records.
-        sample: Whether this is the step that measures more: the dearer readings and the layers' outputs.
-        logs: Whether the norm and the counts join the step's logs.
+        sample: Whether samples are taken when they are due: layer outputs, weights, updates, histograms.
+        log: Whether the norm and the counts join the step's logs.
 
     Attributes:
-        serves_all: Whether this step, which measures more, must serve the other steps too: it draws random numbers
-            in a way that goes on within one graph only.
+        columns: The variables that had a gradient in the first trace, in the order in which they had it.
+        captured_layers: The layers whose outputs are sampled, in the order of their calls.
+        graph: Returns the graph of the first trace, or None where there is none.
     """
 
     def __init__(
-        self, model: keras.Model, train_step: TrainStep, pipeline: Pipeline, *, sample: bool = False, logs: bool = True
+        self, model: keras.Model, train_step: TrainStep, pipeline: Pipeline, *, sample: bool = False, log: bool = True
     ):
         self.model = model
         self.train_step = inlined(train_step)
         self.pipeline = pipeline
-        self.taps = LayerTaps(model) if sample else None
-        self.variables: list[Any] = []
-        self.layer_map: LayerMap | None = None
-        self.serves_all = False
-        self.description: dict[str, Any] = {}
-        self._tells = logs
+        self.columns: Columns | None = None
+        self.captured_layers: list[keras.layers.Layer] = []
+        self.graph: Callable[[], Any] = lambda: None
+        self._capture = ActivationCapture(model) if sample else None
+        self._logs_results = log
         self._of_replica = threading.local()
         self._loss: tf.Tensor | None = None
-        self._outcomes: list[StepOutcome] = []
+        self._results: list[StepResult] = []
         self._variables: list[Any] = []
         self._updates: dict[str, int] = {}
-        self._heard: list[keras.layers.Layer] = []
-        self._whole: StepOutcome | None = None
+        self._whole: StepResult | None = None
+        self._state: Any = None
         self._inside = 0
         self._shadows = contextlib.ExitStack()
 
     def __call__(self, data: Any) -> dict[str, Any]:
         """Run one step on a batch, as `keras.Model.train_step` does, and return its logs with ours."""
-        model, skip = self.model, self.pipeline.settings.skip
-        self._outcomes, self._variables, self._updates, self._loss, self._whole = [], [], {}, None, None
+        model = self.model
+        self._results, self._variables, self._updates, self._loss, self._whole = [], [], {}, None, None
         self._of_replica.loss, self._of_replica.graph = None, current_graph()
-        if skip:
-            keras_private.build_metrics(model, data)
-        state = ForwardState(model) if skip else None
-        with self._shadowed(), state.listening() if state is not None else contextlib.nullcontext():
+        state = self._forward_state(data)
+        with self._shadowed(), contextlib.nullcontext() if state is None else state.watching_assignments():
             logs = self.train_step(data)
-        if not self._outcomes and not model.trainable_weights:
-            return as_rows(logs) if is_multi_worker(model) else logs  # nothing is trained, and nothing to record
-        if not self._outcomes:
+        if not self._results and not model.trainable_weights:
+            return replicas.as_logs(logs, model)  # nothing is trained, and nothing to record
+        if not self._results:
             raise ValueError(
                 f"The train_step of {model.name!r} applied no gradients through an optimizer of the model, so there is "
                 "nothing to monitor or guard. Received a model whose train_step does its updates elsewhere; in a "
                 "custom loop, use gr.GradientPipeline(optimizer).apply(gradients, variables, loss=loss) instead."
             )
-        self._lay_out()
-        if self.layer_map is None:
-            self._learn_layers()
-        self.serves_all |= self.taps is not None and draws_by_itself(self._of_replica.graph)
-        replicas.once(self._record, *([self.taps.tensors(self._heard)] if self.taps is not None else []))
+        self._assign_columns()
+        if self.columns is None:
+            self._learn_columns()
+            graph = self._of_replica.graph
+            self.graph = (lambda: None) if graph == "eager" else weakref.ref(graph)
+        replicas.once(self._record, *([] if self._capture is None else [self._capture.tensors(self.captured_layers)]))
         if state is not None:
-            logs = state.kept_where(tf.equal(self._whole.code, APPLIED), logs)
-        logs = {**logs, **self._logs()}
-        return as_rows(logs) if is_multi_worker(model) else logs
+            logs = state.kept_where(tf.equal(self._whole.outcome, APPLIED), logs)
+        return replicas.as_logs({**logs, **self._own_logs()}, model)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # a copied or unpickled model makes a step of its own
 
-    def _record(self, taps: list[tuple[Any, Any]] | None = None) -> None:
-        if taps is not None:
-            taps = [(_on_all(output), _on_all(gradient)) for output, gradient in taps]
-        self._whole = self.pipeline.record(self._outcomes, loss=self._loss, taps=taps, every_step=self.serves_all)
+    def _forward_state(self, data: Any) -> Any:
+        if not self.pipeline.settings.skip:
+            return None
+        from gradrecipes.training.step.forward_state import ForwardState
 
-    def _logs(self) -> dict[str, tf.Tensor]:
+        keras_private.build_metrics(self.model, data)
+        self._state = ForwardState(self.model, self.pipeline.last_loss)
+        return self._state
+
+    def _record(self, activations: list[tuple[Any, Any]] | None = None) -> None:
+        if activations is not None:
+            activations = [(_of_all_replicas(output), _of_all_replicas(gradient)) for output, gradient in activations]
+        self._whole = self.pipeline.record(self._results, loss=self._loss, activations=activations)
+
+    def _own_logs(self) -> dict[str, tf.Tensor]:
         settings = self.pipeline.settings
-        if not self._tells:
+        if not self._logs_results:
             return {}
         logs = {"gradient_norm": self._whole.gradient_norm}
         if settings.skip:
@@ -129,7 +132,7 @@ class InstrumentedStep:
             self._shadows = self._make_shadows()
         self._inside += 1
         try:
-            with self.taps.listening() if self.taps is not None else contextlib.nullcontext():
+            with contextlib.nullcontext() if self._capture is None else self._capture.capturing():
                 yield
         finally:
             self._inside -= 1
@@ -139,76 +142,68 @@ class InstrumentedStep:
     def _make_shadows(self) -> contextlib.ExitStack:
         optimizers = keras_private.optimizers_of(self.model)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(replaced(self.model, "compute_loss", self._hear_loss(self.model.compute_loss)))
+            stack.enter_context(replaced(self.model, "compute_loss", self._keeping_loss(self.model.compute_loss)))
             for number, optimizer in enumerate(optimizers):
-                handle = functools.partial(self._apply, str(number), optimizer, len(optimizers) == 1)
-                stack.enter_context(piped(optimizer, handle))
-            if self.taps is not None:
-                stack.enter_context(self.taps.installed())
+                receive = functools.partial(self._receive, str(number), optimizer, len(optimizers) == 1)
+                stack.enter_context(gradients_intercepted(optimizer, receive))
+            if self._capture is not None:
+                stack.enter_context(self._capture.installed())
             return stack.pop_all()
 
-    def _hear_loss(self, compute_loss: Callable[..., Any]) -> Callable[..., Any]:
+    def _keeping_loss(self, compute_loss: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(compute_loss)
-        def compute_and_hear(*args, **kwargs):
+        def compute_and_keep(*args, **kwargs):
             loss = compute_loss(*args, **kwargs)
             if tf.is_tensor(loss) and current_graph() is self._of_replica.graph:
                 self._of_replica.loss = loss if loss.shape.rank == 0 else tf.reduce_mean(tf.cast(loss, tf.float32))
             return loss  # of a loss of each sample, Keras too logs the mean
 
-        return compute_and_hear
+        return compute_and_keep
 
-    def _apply(self, owner, optimizer, alone, gradients, variables, apply_gradients) -> None:
+    def _receive(self, key, optimizer, alone, gradients, variables, apply_gradients) -> None:
         require_same_graph(self._of_replica.graph, optimizer)
+        hook = OptimizerHook(optimizer, self.pipeline, key=key, model=self.model, sample=self._capture is not None)
 
         def run(summed: list[Any], loss: tf.Tensor | None, apply_everywhere: Callable[[Any], Any]) -> None:
             self._loss = loss
             self._variables += variables
             if alone:  # of several optimizers, the variables are known at the end of the step
-                self._lay_out()
-            earlier = self._updates[owner] = self._updates.get(owner, -1) + 1
-            outcome = apply_through(
-                self.pipeline,
-                optimizer,
-                summed,
-                variables,
-                apply_everywhere,
-                loss=loss,
-                model=self.model,
-                owner=owner,
-                earlier=earlier,
-                alone=alone,
-                sample=self.taps is not None,
-            )
-            self._outcomes.append(outcome)
+                self._assign_columns()
+            earlier = self._updates[key] = self._updates.get(key, -1) + 1
+            result = hook.send(summed, variables, apply_everywhere, loss=loss, earlier=earlier, alone=alone)
+            self._results.append(result)
 
-        replicas.sum_once(run, gradients, variables, self._of_replica.loss, apply_gradients)
+        with contextlib.nullcontext() if self._state is None else self._state.ignoring():
+            replicas.sum_once(run, gradients, variables, self._of_replica.loss, apply_gradients)
 
     # -- what the record needs to know ---------------------------------------------------------------
+    @property
+    def variables(self) -> list[Any]:
+        """The variables that had a gradient."""
+        return [] if self.columns is None else self.columns.variables
+
     @property
     def sizes(self) -> np.ndarray:
         """int64 `[variables]`, the number of entries of each variable that has a gradient."""
         return np.array([int(np.prod(variable.shape)) for variable in self.variables])
 
     @property
-    def places(self) -> list[int]:
+    def indices(self) -> list[int]:
         """The columns of `variables` in the record."""
-        return self.pipeline.columns.places(self.variables)
+        return self.pipeline.columns.indices(self.variables)
 
-    def _lay_out(self) -> None:
+    def _assign_columns(self) -> None:
         if self.pipeline.columns is None:  # room for all: what has a gradient may differ from trace to trace
             self.pipeline.columns = Columns([*self._variables, *self.model.trainable_weights])
 
-    def _learn_layers(self) -> None:
-        columns = self.pipeline.columns
-        applied = columns.variables if tf.executing_eagerly() else Columns(self._variables).variables
-        self.variables = [variable for variable in applied if columns.places([variable]) != [None]]
-        self._heard = self.taps.layers() if self.taps is not None else []
-        self.layer_map = LayerMap(self.model, self.variables, self._heard)
-        with tf.init_scope():
-            self.description = describe_run(self.model, self.layer_map.layers, names=self.layer_map.names)
+    def _learn_columns(self) -> None:
+        recorded = self.pipeline.columns
+        applied = recorded.variables if tf.executing_eagerly() else Columns(self._variables).variables
+        self.columns = Columns([variable for variable in applied if recorded.indices([variable]) != [None]])
+        self.captured_layers = [] if self._capture is None else self._capture.layers()
 
 
-def _on_all(of_replicas: tuple[Any, ...]) -> Any:
+def _of_all_replicas(of_replicas: tuple[Any, ...]) -> Any:
     if len(of_replicas) == 1 or any(part is None or not len(part.shape) for part in of_replicas):
         return of_replicas[0]
     return tf.concat([tf.convert_to_tensor(part) for part in of_replicas], axis=0)

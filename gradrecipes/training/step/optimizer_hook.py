@@ -1,4 +1,4 @@
-"""Between a train step and an optimizer: gradients are led through a pipeline on their way."""
+"""Between the gradients of a train step and an optimizer's own update."""
 
 from __future__ import annotations
 
@@ -15,112 +15,167 @@ from gradrecipes.compat import keras_private
 from gradrecipes.compat.keras_private import replaced
 from gradrecipes.gradients.packing import PackedTensors
 from gradrecipes.gradients.pipeline import Pipeline
-from gradrecipes.gradients.update import StepOutcome, Update
-from gradrecipes.training.description.unit_axes import unit_axes
+from gradrecipes.gradients.update import StepResult, Update
 from gradrecipes.training.step import replicas
 
-Handle = Callable[[list[Any], list[Any], Callable[[Any], Any]], None]
+Receive = Callable[[list[Any], list[Any], Callable[[Any], Any]], None]
 
 
 @contextlib.contextmanager
-def piped(optimizer: keras.optimizers.Optimizer, handle: Handle) -> Iterator[None]:
-    """Lead what is applied to an optimizer through `handle(gradients, variables, apply_gradients)`.
+def gradients_intercepted(optimizer: keras.optimizers.Optimizer, receive: Receive) -> Iterator[None]:
+    """Hand what a train step applies to an optimizer to `receive(gradients, variables, apply_gradients)` instead.
 
     Variables without a gradient are left out; `apply_gradients` takes the gradients of the others.
     """
-    apply = optimizer.apply
+    original = optimizer.apply
 
     @tf.autograph.experimental.do_not_convert  # no Python in it branches on a tensor
-    def apply_piped(grads, trainable_variables=None):
+    def intercept(grads, trainable_variables=None):
         variables = list(optimizer._trainable_variables if trainable_variables is None else trainable_variables)
         if not optimizer.built:
             with keras.name_scope(optimizer.name):
                 optimizer.build(variables)
         known = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
         if not known:
-            apply(grads, variables)  # lets Keras say that there are no gradients
+            original(grads, variables)  # lets Keras say that there are no gradients
         kept = [v for _, v in known]
 
         def apply_gradients(gradients):
             by_variable = {id(v): g for v, g in zip(kept, gradients, strict=True)}
-            apply([by_variable.get(id(v)) for v in variables], variables)
+            original([by_variable.get(id(v)) for v in variables], variables)
 
-        handle([g for g, _ in known], kept, apply_gradients)
+        receive([g for g, _ in known], kept, apply_gradients)
 
-    with replaced(optimizer, "apply", apply_piped):
+    with replaced(optimizer, "apply", intercept):
         yield
 
 
-def apply_through(
-    pipeline: Pipeline,
-    optimizer: keras.optimizers.Optimizer,
-    gradients: list[Any],
-    variables: list[Any],
-    apply_gradients: Callable[[Any], Any],
-    *,
-    loss: tf.Tensor | None = None,
-    model: keras.Model | None = None,
-    owner: str = "0",
-    earlier: int = 0,
-    alone: bool = True,
-    sample: bool = False,
-) -> StepOutcome:
-    """Lead summed gradients through a pipeline into an optimizer's own update, whatever kind of optimizer it is.
+class OptimizerHook:
+    """Send summed gradients through a pipeline into an optimizer's own update, whatever kind of optimizer it is.
 
-    It is judged by itself, and compared with the updates of other steps that had as many `earlier` ones of this
-    optimizer before them: in the train step of a GAN or of sharpness-aware minimization one differs from the next.
-
-    Raises:
-        ValueError: The optimizer is one with which Keras cannot train under this strategy.
+    Args:
+        optimizer: The optimizer.
+        pipeline: What measures, decides, clips and records.
+        key: Names the optimizer among those of the model.
+        model: The model whose weights it updates, if there is one.
+        sample: Whether samples may be due in the graph that is being built.
     """
-    leaves = keras_private.leaves(optimizer)
-    replicas.require_no_condition(leaves)
-    unit = keras_private.loss_scale(optimizer)
-    clips = pipeline.settings.clipping is not None
 
-    caps = [pipeline.rate_cap(f"{owner}/{index}") for index in range(len(leaves))]
+    def __init__(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        pipeline: Pipeline,
+        *,
+        key: str = "0",
+        model: keras.Model | None = None,
+        sample: bool = False,
+    ):
+        self._optimizer = optimizer
+        self._pipeline = pipeline
+        self._key = key
+        self._model = model
+        self._sample = sample
 
-    def apply_as_told(transformed):
+    def send(
+        self,
+        gradients: list[Any],
+        variables: list[Any],
+        apply_gradients: Callable[[Any], Any],
+        *,
+        loss: tf.Tensor | None = None,
+        earlier: int = 0,
+        alone: bool = True,
+    ) -> StepResult:
+        """Let the pipeline act on the gradients and the optimizer on what becomes of them.
+
+        Args:
+            gradients: The gradients, summed over replicas.
+            variables: What they belong to.
+            apply_gradients: The optimizer's own update.
+            loss: float scalar, the loss of the batch, if it is known.
+            earlier: Updates of this optimizer before this one in the step. Each is compared with those of other steps
+                that had as many: in the train step of a GAN or of sharpness-aware minimization one differs from the
+                next.
+            alone: Whether no other optimizer applies gradients in the step.
+
+        Raises:
+            ValueError: The optimizer is one with which Keras cannot train under this strategy.
+        """
+        optimizer, settings = self._optimizer, self._pipeline.settings
+        leaves = keras_private.leaves(optimizer)
+        replicas.require_no_condition(leaves)
+        loss_scale = keras_private.loss_scale(optimizer)
+        clips = settings.clipping is not None
+        caps = [self._pipeline.rate_cap(f"{self._key}/{index}") for index in range(len(leaves))]
+
+        def update_weights(transformed: list[Any], scale: tf.Tensor | None = None) -> None:
+            if scale is not None and not all(self._scales_late(leaf, variables) for leaf in leaves):
+                transformed, scale = PackedTensors(transformed, xla=settings.xla).scaled(scale).unpacked(), None
+            with contextlib.ExitStack() as stack:
+                for leaf, cap in zip(leaves, caps, strict=True):
+                    stack.enter_context(self._configured(leaf, cap, scale))
+                    if clips and update.measured is not None:
+                        part = _part_of(leaf, update, variables, alone=len(leaves) == 1)
+                        stack.enter_context(replaced(leaf, "_clip_gradients", self._clip_accumulated(leaf, part)))
+                apply_gradients(transformed)
+
+        update = Update(
+            gradients,
+            update_weights,
+            measured=keras_private.accumulated(leaves, gradients, variables, loss_scale),
+            loss=loss,
+            loss_scale=loss_scale,
+            bounded_elsewhere=all(leaf.clipvalue is not None for leaf in leaves),
+            lower_scale=keras_private.lower_scale(optimizer),
+            weights=functools.partial(_read, variables),
+            unit_axes=self._unit_axes(variables),
+            optimizer_key=f"{self._key}_{earlier}" if earlier else self._key,
+            alone=alone and not earlier,
+            variables=variables,
+        )
+        return self._pipeline.apply(update, sample=self._sample)
+
+    def _scales_late(self, leaf: keras.optimizers.Optimizer, variables: list[Any]) -> bool:
+        return not tf.distribute.has_strategy() and keras_private.scales_in_update(leaf, variables)
+
+    def _unit_axes(self, variables: list[Any]) -> list[tuple[int, ...] | None] | None:
+        if self._model is None or self._pipeline.settings.clipping is None:
+            return None
+        from gradrecipes.training.description.unit_axes import unit_axes
+
+        return unit_axes(self._model, variables)
+
+    @contextlib.contextmanager
+    def _configured(
+        self, leaf: keras.optimizers.Optimizer, cap: tf.Variable, scale: tf.Tensor | None
+    ) -> Iterator[None]:
+        settings = self._pipeline.settings
         with contextlib.ExitStack() as stack:
-            for leaf, cap in zip(leaves, caps, strict=True):
-                stack.enter_context(_told(leaf, pipeline, cap))
-                if clips and update.measured is not None:
-                    clip = _clip_accumulated(pipeline, leaf, _part_of(leaf, update, variables, alone=len(leaves) == 1))
-                    stack.enter_context(replaced(leaf, "_clip_gradients", clip))
-            apply_gradients(transformed)
+            if settings.skip:
+                stack.enter_context(keras_private.rate_capped(leaf, cap))
+            if tf.distribute.has_strategy():
+                stack.enter_context(keras_private.already_summed(leaf))
+            else:
+                stack.enter_context(keras_private.scalars_read_once(leaf))
+                if settings.fused:
+                    from gradrecipes.compat.fused_updates import fused
 
-    update = Update(
-        gradients,
-        apply_as_told,
-        measured=keras_private.accumulated(leaves, gradients, variables, unit),
-        loss=loss,
-        unit=unit,
-        bounded_elsewhere=all(leaf.clipvalue is not None for leaf in leaves),
-        lower_scale=keras_private.lower_scale(optimizer),
-        weights=functools.partial(_read, variables),
-        unit_axes=unit_axes(model, variables) if clips and model is not None else None,
-        owner=f"{owner}_{earlier}" if earlier else owner,
-        alone=alone and not earlier,
-        variables=variables,
-    )
-    return pipeline.apply(update, sample=sample)
+                    stack.enter_context(fused(leaf, scale))
+                else:
+                    stack.enter_context(keras_private.updated_in_sequence(leaf, scale))
+            yield
 
+    def _clip_accumulated(self, leaf: keras.optimizers.Optimizer, update: Update) -> Callable[[list[Any]], list[Any]]:
+        clip_as_compiled = leaf._clip_gradients
 
-@contextlib.contextmanager
-def _told(leaf: keras.optimizers.Optimizer, pipeline: Pipeline, cap: tf.Variable) -> Iterator[None]:
-    several = tf.distribute.has_strategy()
-    with contextlib.ExitStack() as stack:
-        if pipeline.settings.skip:
-            stack.enter_context(keras_private.rate_capped(leaf, cap))
-        if several:
-            stack.enter_context(keras_private.already_summed(leaf))
-        else:
-            stack.enter_context(keras_private.scalars_read_once(leaf))
-        yield
+        def clip(gradients: list[Any]) -> list[Any]:
+            return clip_as_compiled(self._pipeline.clip(update, gradients))
+
+        return clip
 
 
-def _read(variables: list[Any]) -> PackedTensors:
-    return PackedTensors([tf.identity(tf.convert_to_tensor(variable)) for variable in variables])
+def _read(variables: list[Any]) -> list[tf.Tensor]:
+    return [tf.identity(tf.convert_to_tensor(variable)) for variable in variables]
 
 
 def _part_of(leaf: keras.optimizers.Optimizer, update: Update, variables: list[Any], *, alone: bool) -> Update:
@@ -132,16 +187,5 @@ def _part_of(leaf: keras.optimizers.Optimizer, update: Update, variables: list[A
         update,
         weights=functools.partial(_read, [variables[place] for place in places]),
         unit_axes=None if update.unit_axes is None else [update.unit_axes[place] for place in places],
-        owner=f"{update.owner}/{leaf.name}",
+        optimizer_key=f"{update.optimizer_key}/{leaf.name}",
     )
-
-
-def _clip_accumulated(
-    pipeline: Pipeline, leaf: keras.optimizers.Optimizer, update: Update
-) -> Callable[[list[Any]], list[Any]]:
-    clip_as_compiled = leaf._clip_gradients
-
-    def clip(gradients: list[Any]) -> list[Any]:
-        return clip_as_compiled(pipeline.clip(update, gradients))
-
-    return clip

@@ -13,7 +13,7 @@ import tensorflow as tf
 from gradrecipes.compat.keras_private import replaced
 from gradrecipes.regularizers.penalty import GradientCombination, Penalty
 from gradrecipes.training.step import replicas
-from gradrecipes.training.step.optimizer_hook import piped
+from gradrecipes.training.step.optimizer_hook import gradients_intercepted
 
 
 def require_penalty(penalty: Any, caller: str) -> None:
@@ -56,7 +56,9 @@ def penalized(model: keras.Model, data: Any, penalty: Penalty | GradientCombinat
         if isinstance(penalty, Penalty):
             stack.enter_context(replaced(model, "compute_loss", _with_term(model, penalty)))
         else:
-            stack.enter_context(piped(model.optimizer, functools.partial(_combine, model, data, penalty)))
+            stack.enter_context(
+                gradients_intercepted(model.optimizer, functools.partial(_combine, model, data, penalty))
+            )
         yield
 
 

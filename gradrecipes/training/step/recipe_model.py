@@ -18,9 +18,9 @@ from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
 from gradrecipes.regularizers.penalty import GradientCombination, Penalty
 from gradrecipes.training.fit.active_fits import is_attached
 from gradrecipes.training.step.instrumented_step import InstrumentedStep
-from gradrecipes.training.step.multi_worker import as_rows, first_local_batch, is_multi_worker, naming_lost_workers
+from gradrecipes.training.step.multi_worker import first_local_batch, naming_lost_workers
 from gradrecipes.training.step.penalized_step import penalized, require_penalty
-from gradrecipes.training.step.replicas import require_supported
+from gradrecipes.training.step.replicas import as_logs, is_multi_worker, require_supported
 
 _MEMORY = "memory_"  # begins the names under which a weights file holds what a clipping method remembers
 
@@ -36,6 +36,7 @@ class RecipeModelMixin:
         skip_nonfinite: Whether a step with a non-finite loss or gradient is left out whole, as
             `GradientGuard` does it.
         penalty: A gradient penalty of `gradrecipes.regularizers`, or None.
+        fused: Whether Adam, AdamW and SGD update the weights through TensorFlow's fused kernels; see `GradientGuard`.
 
     Raises:
         TypeError: The class has a `train_step` that applies gradients by itself, past the clipping.
@@ -56,6 +57,7 @@ class RecipeModelMixin:
         clipping: Clipping | None = by_global_norm(1.0),  # noqa: B008 - frozen
         skip_nonfinite: bool = False,
         penalty: Penalty | GradientCombination | None = None,
+        fused: bool = False,
         **kwargs: Any,
     ):
         _require_no_step_past(type(self))
@@ -66,10 +68,12 @@ class RecipeModelMixin:
         require_clipping(clipping, type(self).__name__)
         require_penalty(penalty, type(self).__name__)
         require_flag("skip_nonfinite", skip_nonfinite, remedy="True leaves such a step out whole.")
+        require_flag("fused", fused, remedy="True updates the weights through TensorFlow's fused kernels.")
         super().__init__(*args, **kwargs)
         self.clipping = clipping
         self.penalty = penalty
         self.skip_nonfinite = skip_nonfinite
+        self.fused = fused
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
@@ -93,7 +97,9 @@ class RecipeModelMixin:
         require_supported(self.distribute_strategy, type(self).__name__)
         identity = compile_identity(self)
         if self._own_step is None or not same_identity(identity, self._own_identity):
-            settings = PipelineSettings(clipping=self.clipping, skip=self.skip_nonfinite, xla=bool(self.jit_compile))
+            settings = PipelineSettings(
+                clipping=self.clipping, skip=self.skip_nonfinite, xla=bool(self.jit_compile), fused=self.fused
+            )
             self.__dict__["_own_identity"] = identity
             pipeline = Pipeline(settings)
             pipeline.restore(self._memory)
@@ -106,8 +112,7 @@ class RecipeModelMixin:
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluate one batch, as `keras.Model.test_step` does."""
-        logs = super().test_step(data)
-        return as_rows(logs) if is_multi_worker(self) else logs
+        return as_logs(super().test_step(data), self)
 
     def save_own_variables(self, store: Any) -> None:
         """Save with the model what its clipping method remembers."""
@@ -164,6 +169,7 @@ class RecipeModel(RecipeModelMixin, keras.Model):
         clipping: A method of `gradrecipes.clipping`, or None. Defaults to `by_global_norm(1.0)`.
         skip_nonfinite: Whether a step with a non-finite loss or gradient is left out whole.
         penalty: A gradient penalty of `gradrecipes.regularizers`, or None. A term of the loss shows in the logs' loss.
+        fused: Whether Adam, AdamW and SGD update the weights through TensorFlow's fused kernels; see `GradientGuard`.
 
     Example:
         >>> inputs = keras.Input((8,))
@@ -177,6 +183,7 @@ class RecipeModel(RecipeModelMixin, keras.Model):
             **keras.Model(self.inputs, self.outputs, name=self.name, trainable=self.trainable).get_config(),
             "clipping": keras.saving.serialize_keras_object(self.clipping),
             "skip_nonfinite": self.skip_nonfinite,
+            "fused": self.fused,
             "penalty": None if self.penalty is None else keras.saving.serialize_keras_object(self.penalty),
         }
 
@@ -184,6 +191,6 @@ class RecipeModel(RecipeModelMixin, keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> RecipeModel:
         """Make the model from what `get_config` returned."""
         config = dict(config)
-        own = {name: config.pop(name) for name in ("clipping", "skip_nonfinite", "penalty")}
+        own = {name: config.pop(name) for name in ("clipping", "skip_nonfinite", "penalty", "fused")}
         plain = keras.Model.from_config(config, custom_objects=custom_objects)
         return cls(plain.inputs, plain.outputs, name=plain.name, **own)

@@ -67,6 +67,19 @@ def workers(strategy: tf.distribute.Strategy) -> int:
     return sum(resolver.cluster_spec().num_tasks(job) for job in resolver.cluster_spec().jobs if job != "ps")
 
 
+def is_multi_worker(model: keras.Model) -> bool:
+    """Say whether a model was made under a strategy of several workers."""
+    strategy = model.distribute_strategy
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) and workers(strategy) > 1
+
+
+def as_logs(logs: Any, model: keras.Model) -> Any:
+    """Return the logs of a step as Keras can average them over workers: over an axis that scalars lack."""
+    if not is_multi_worker(model):
+        return logs
+    return {name: tf.reshape(tf.convert_to_tensor(value), [1]) for name, value in logs.items()}
+
+
 def spread() -> bool:
     """Say whether the code runs as a replica, perhaps the only one, of a strategy whose replicas meet to update."""
     return (

@@ -19,7 +19,7 @@ class Curvature:
     """Multiply the Hessian of the mean loss over some batches with vectors, in training mode.
 
     Every pass begins from the same moving statistics and seeds, so that dropout leaves out the same units each time.
-    To be used within `untouched` only.
+    To be used within `preserve_state` only.
 
     Args:
         model: A compiled, built model.

@@ -16,7 +16,7 @@ PARTS = 8  # micro-batches in a batch when nothing is said: more tell the noise 
 class MicroBatches:
     """Cut batches into parts and estimate the true gradient's size and its noise, batch by batch.
 
-    The forward passes run in training mode: put them within `untouched`.
+    The forward passes run in training mode: put them within `preserve_state`.
 
     Args:
         model: A compiled model.

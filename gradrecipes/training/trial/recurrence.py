@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.keras_private import replaced, sublayers
+from gradrecipes.compat.graphs import current_graph
+from gradrecipes.compat.keras_private import sublayers
+from gradrecipes.training.step.activation_capture import calls_intercepted
 
 State = list[Any]
 
@@ -25,37 +26,29 @@ def arriving_sequences(model: keras.Model, x: Any) -> dict[int, dict[str, Any]]:
     """Return by the id of each recurrent layer with what arguments a forward pass called it first.
 
     Layers that the pass does not call, or calls within a graph of its own, are left out. To be used within
-    `untouched` only.
+    `preserve_state` only.
 
     Args:
         model: A built model.
         x: Inputs of a batch.
     """
-    heard: dict[int, dict[str, Any]] = {}
+    arriving: dict[int, dict[str, Any]] = {}
     graph: list[Any] = []
 
-    def listening(layer: keras.layers.RNN) -> Any:
-        call = layer.call
-        signature = inspect.signature(call)
-
-        def call_and_keep(*args: Any, **kwargs: Any) -> Any:
-            if id(layer) not in heard and tf.compat.v1.get_default_graph() is graph[0]:
-                heard[id(layer)] = signature.bind(*args, **kwargs).arguments
-            return call(*args, **kwargs)
-
-        return call_and_keep
+    def keep_arguments(layer: keras.layers.RNN, call: Any, args: Any, kwargs: Any) -> Any:
+        if id(layer) not in arriving and current_graph() is graph[0]:
+            arriving[id(layer)] = inspect.signature(call).bind(*args, **kwargs).arguments
+        return call(*args, **kwargs)
 
     def forward(x: Any) -> Any:
-        graph.append(tf.compat.v1.get_default_graph())
+        graph.append(current_graph())
         model(x, training=True)  # as in training, where BatchNormalization normalizes by the batch
         wanted = ("sequences", "initial_state", "mask")
-        return [{name: arguments.get(name) for name in wanted} for arguments in heard.values()]
+        return [{name: arguments.get(name) for name in wanted} for arguments in arriving.values()]
 
-    with contextlib.ExitStack() as stack:
-        for layer in recurrent_layers(model):
-            stack.enter_context(replaced(layer, "call", listening(layer)))
+    with calls_intercepted(recurrent_layers(model), keep_arguments):
         found = tf.function(forward)(x)
-    return dict(zip(heard, found, strict=True))
+    return dict(zip(arriving, found, strict=True))
 
 
 class Recurrence:

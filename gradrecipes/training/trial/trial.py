@@ -19,9 +19,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
 from gradrecipes.gradients.recorder import STEP_COLUMNS
 from gradrecipes.training.autopsy import autopsy
-from gradrecipes.training.description.describe import describe_run
-from gradrecipes.training.fit.layer_map import LayerMap
-from gradrecipes.training.fit.trace_writer import Harvest
+from gradrecipes.training.fit.trace_writer import TraceWriter
 from gradrecipes.training.recovery.model_state import variables_of
 from gradrecipes.training.step.instrumented_step import InstrumentedStep
 from gradrecipes.training.trial.weight_samples import WeightSamples
@@ -107,7 +105,7 @@ class Trial:
         self._pipeline = Pipeline(settings)
         self._instrumented = InstrumentedStep(model, model.train_step, self._pipeline)
         self._step = keras_private.compile_train_step(model, self._instrumented)
-        self._harvest = Harvest(self._pipeline, self._instrumented, trace=self.trace)
+        self._writer = TraceWriter(self._pipeline, self._instrumented, trace=self.trace)
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
@@ -135,18 +133,15 @@ class Trial:
 
     def recorded(self, steps: int) -> TrialRun:
         """Run the first steps as the user would, keep the record in `trace`, and stay at the last sound step."""
-        self._harvest.begin_epoch(0)
+        self._writer.begin_epoch(0)
         samples = WeightSamples(self.model)
         run = self._run(self.batches, steps, samples=samples)
-        if self._instrumented.layer_map is not None:
-            by_name = {layer.name: layer for layer in keras_private.sublayers(self.model)}
-            heard = [by_name[layer["name"]] for layer in self._outputs if layer["name"] in by_name]
-            layer_map = LayerMap(self.model, self._instrumented.variables, heard)
-            self._instrumented.layer_map = layer_map
-            self._instrumented.description = describe_run(self.model, layer_map.layers, names=layer_map.names)
-        self._harvest.collect()
-        self.trace = self._harvest.trace
-        samples.add_to(self.trace, self._instrumented, outputs=self._outputs)
+        by_name = {layer.name: layer for layer in keras_private.sublayers(self.model)}
+        names = [layer["name"] for layer in self._outputs if layer["name"] in by_name]
+        self._instrumented.captured_layers = [by_name[name] for name in names]
+        self._writer.collect()
+        self.trace = self._writer.trace
+        samples.add_to(self._writer, self._instrumented.variables, outputs=self._outputs)
         if run.broken is not None:
             self._examine(run.broken)
         return self._with_readings(run, self.trace.loss.astype(float), self.trace.gradient_norm.astype(float))

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from gradrecipes.core.trace import Trace
-from gradrecipes.training.step.instrumented_step import InstrumentedStep
+from gradrecipes.training.fit.trace_writer import TraceWriter
 
 
 class WeightSamples:
@@ -39,15 +39,17 @@ class WeightSamples:
             self._first = {key: (float(np.std(value)), float(np.mean(value))) for key, value in self._before.items()}
         self._rows.append((self._step, norms, moved))
 
-    def add_to(self, trace: Trace, step: InstrumentedStep, *, outputs: Sequence[Mapping[str, Any]] = ()) -> None:
+    def add_to(
+        self, writer: TraceWriter, variables: Sequence[Any], *, outputs: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         """Write the samples into a trace by layers, and the spread of the initial weights into its description.
 
         Args:
-            trace: The record.
-            step: The step whose variables were read.
+            writer: The writer of the record.
+            variables: The variables that had a gradient.
             outputs: `name`, `output_rms` and `output_gradient_norm` of layers before the first step.
         """
-        layer_map, variables = step.layer_map, step.variables
+        trace, layer_map = writer.trace, writer.layer_map
         rows = [row for row in self._rows if row[0] < len(trace)]
         if layer_map is None or not rows or not len(trace.layers):
             return

@@ -121,14 +121,14 @@ def make_step(method, tensors: int, *, jit_compile=None, eager=False):
     """Return the method as a function of gradients, and its state."""
     state = method.make_state(tensors)
 
-    def step(gradients, unit, learn):
+    def step(gradients, loss_scale, learn):
         packed = PackedTensors(gradients, xla=bool(jit_compile))
-        clipped = method.clip(StepGradients(packed, measure_norms(packed), unit, state=state, learn=learn))
-        return clipped.packed.unpacked(), clipped.factor
+        clipped = method.clip(StepGradients(packed, measure_norms(packed), loss_scale, state=state, learn=learn))
+        return clipped.scaled().unpacked(), clipped.factor
 
     function = step if eager else tf.function(step, jit_compile=jit_compile)
-    return lambda arrays, unit=1.0, learn=True: function(
-        [tf.constant(a) for a in arrays], tf.constant(unit, tf.float32), tf.constant(learn)
+    return lambda arrays, loss_scale=1.0, learn=True: function(
+        [tf.constant(a) for a in arrays], tf.constant(loss_scale, tf.float32), tf.constant(learn)
     ), state
 
 
@@ -141,19 +141,19 @@ def expected64(rule, arrays):
     return [a.astype(np.float64) * f for a, f in zip(arrays, factors, strict=True)], norms
 
 
-@pytest.mark.parametrize("unit", [1.0, 1024.0])
+@pytest.mark.parametrize("loss_scale", [1.0, 1024.0])
 @each_method
-def test_it_follows_its_rule_step_by_step_and_bad_steps_never_enter(method, unit):
+def test_it_follows_its_rule_step_by_step_and_bad_steps_never_enter(method, loss_scale):
     step, state = make_step(method, len(SHAPES))
     rule = RULES[type(method)](method, len(SHAPES))
     clipped_steps = 0
     for arrays in run_of_gradients(150):
-        after, factor = step([a * np.float32(unit) for a in arrays], unit)
+        after, factor = step([a * np.float32(loss_scale) for a in arrays], loss_scale)
         if not all(np.isfinite(a).all() for a in arrays):
             continue
         expected, norms = expected64(rule, arrays)
         for mine, theirs in zip(after, expected, strict=True):
-            np.testing.assert_allclose(mine.numpy() / unit, theirs, rtol=3e-4, atol=1e-30)
+            np.testing.assert_allclose(mine.numpy() / loss_scale, theirs, rtol=3e-4, atol=1e-30)
         before = math.hypot(*norms)
         np.testing.assert_allclose(factor, norm64(*expected) / before if before else 1.0, rtol=3e-4, atol=1e-37)
         clipped_steps += float(factor) < 1

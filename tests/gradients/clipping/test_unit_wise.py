@@ -42,7 +42,7 @@ def looped64(gradient, weights, axes, *, max_ratio=0.01, epsilon=1e-3):
     return after
 
 
-def clip_in(gradients, weights, axes, *, jit_compile=None, unit=1.0, method=None):
+def clip_in(gradients, weights, axes, *, jit_compile=None, loss_scale=1.0, method=None):
     @tf.function(jit_compile=jit_compile)
     def clip(*gradients):
         packed = PackedTensors(gradients, xla=bool(jit_compile))
@@ -50,12 +50,12 @@ def clip_in(gradients, weights, axes, *, jit_compile=None, unit=1.0, method=None
             StepGradients(
                 packed,
                 measure_norms(packed),
-                tf.constant(unit),
+                tf.constant(loss_scale),
                 weights=lambda: PackedTensors([tf.constant(w) for w in weights]),
                 unit_axes=axes,
             )
         )
-        return clipped.packed.unpacked(), clipped.factor
+        return clipped.scaled().unpacked(), clipped.factor
 
     after, factor = clip(*[g if isinstance(g, tf.IndexedSlices) else tf.constant(g) for g in gradients])
     return [tf.convert_to_tensor(t).numpy() for t in after], float(factor)
@@ -119,7 +119,7 @@ def test_any_axes_in_one_stack_and_any_magnitude(seed, power, weight_power, axes
         )
     )
     touched = 0
-    for mine, *each in zip(clipped.packed.unpacked(), gradients, weights, axes, strict=True):
+    for mine, *each in zip(clipped.scaled().unpacked(), gradients, weights, axes, strict=True):
         theirs = looped64(*each, max_ratio=ratio)
         np.testing.assert_allclose(mine.numpy(), theirs, rtol=2e-5, atol=1e-37)
         touched += not np.array_equal(theirs, each[0].astype(np.float64))
@@ -146,7 +146,7 @@ def test_slices_are_bounded_as_the_rows_of_the_dense_gradient(axes, jit_compile)
 @pytest.mark.parametrize("unit", [1024.0, 2.0**-6, 1000.0])
 def test_under_a_loss_scale_the_bound_is_that_of_the_unscaled_gradient(unit):
     gradients, weights = draw([(4, 3), (3,)]), draw([(4, 3), (3,)], seed=1)
-    after, factor = clip_in([g * np.float32(unit) for g in gradients], weights, None, unit=unit)
+    after, factor = clip_in([g * np.float32(unit) for g in gradients], weights, None, loss_scale=unit)
     plain, plain_factor = clip_in(gradients, weights, None)
     for mine, theirs in zip(after, plain, strict=True):
         np.testing.assert_allclose(mine / unit, theirs, rtol=1e-5)

@@ -75,9 +75,9 @@ def test_the_readings_are_those_of_an_independent_tape():
     assert first.output_rms == pytest.approx(np.sqrt(np.mean(hidden**2)), rel=1e-5)
     assert first.output_max == pytest.approx(hidden.max(), rel=1e-5)
     with tf.GradientTape() as tape:
-        heard = model.layers[0](x)
-        loss = model.compute_loss(y=y, y_pred=model.layers[1](heard))
-    by_output, *by_weights = tape.gradient(loss, [heard, *[w.value for w in model.layers[0].weights]])
+        captured = model.layers[0](x)
+        loss = model.compute_loss(y=y, y_pred=model.layers[1](captured))
+    by_output, *by_weights = tape.gradient(loss, [captured, *[w.value for w in model.layers[0].weights]])
     assert first.output_gradient_norm == pytest.approx(float(tf.norm(by_output)), rel=1e-4)
     assert first.weight_gradient_norm == pytest.approx(float(tf.linalg.global_norm(by_weights)), rel=1e-4)
     assert result.loss == pytest.approx(float(loss), rel=1e-5)

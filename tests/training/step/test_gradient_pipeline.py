@@ -20,7 +20,7 @@ def loop(model, pipeline, *, jit_compile=None):
             loss = LOSS(y, model(x, training=True))
         gradients = tape.gradient(loss, model.trainable_variables)
         outcome = pipeline.apply(gradients, model.trainable_variables, loss=loss)
-        return {"code": outcome.code, "gradient_norm": outcome.gradient_norm, "clip_factor": outcome.clip_factor}
+        return {"outcome": outcome.outcome, "gradient_norm": outcome.gradient_norm, "clip_factor": outcome.clip_factor}
 
     return step
 
@@ -38,7 +38,7 @@ def test_a_loop_by_hand_clips_reports_and_skips(jit_compile):
     outcome = step(x, y)
     change = np.sqrt(sum(np.sum(np.square(a - b)) for a, b in zip(model.get_weights(), before, strict=True)))
     assert change == pytest.approx(0.1, rel=1e-4)
-    assert int(outcome["code"]) == 0
+    assert int(outcome["outcome"]) == 0
     assert float(outcome["clip_factor"]) == pytest.approx(0.1 / float(outcome["gradient_norm"]), rel=1e-5)
 
     before = model.get_weights()

@@ -1,0 +1,43 @@
+"""A condition that does not make the rest of its graph slower."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+_NOT_LOWERED = "SINGLE_THREADED_EXECUTOR"  # under this executor `tf.cond` stays a single operation; none is run by it
+
+
+def rare_cond(predicate: tf.Tensor, true_fn: Callable[[], Any], false_fn: Callable[[], Any]) -> Any:
+    """Return what `tf.cond` returns, as one operation whose branches are functions.
+
+    TensorFlow lowers a condition into switches and merges, and a graph that holds one of those is run by a slower
+    executor, all of it: 10% of a step of 20 Dense layers on one core. An operation that is not lowered costs some
+    10 microseconds and leaves the rest of the graph alone. Its branches run on a single device, so the ordinary
+    condition is used where there are several, on accelerators, and where XLA compiles the graph.
+
+    Args:
+        predicate: bool scalar.
+        true_fn: Makes the tensors of one branch.
+        false_fn: Makes those of the other, in the same structure and of the same dtypes.
+    """
+    if tf.distribute.has_strategy() or not _runs_on_the_cpu():
+        return tf.cond(predicate, true_fn, false_fn)
+    with tf.experimental.function_executor_type(_NOT_LOWERED):
+        return tf.cond(predicate, _with_usual_executor(true_fn), _with_usual_executor(false_fn))
+
+
+def _with_usual_executor(branch: Callable[[], Any]) -> Callable[[], Any]:
+    def traced() -> Any:
+        with tf.experimental.function_executor_type(None):
+            return branch()
+
+    return traced
+
+
+@functools.cache
+def _runs_on_the_cpu() -> bool:
+    return {device.device_type for device in tf.config.list_logical_devices()} == {"CPU"}
