@@ -237,16 +237,19 @@ def learning_rates(model: keras.Model) -> dict[str, float]:
     }
 
 
+def capped_rate(optimizer: keras.optimizers.Optimizer, cap: tf.Variable) -> tf.Tensor:
+    """Return the learning rate of the step, that of a schedule too, within a bound; an infinite one changes no bit.
+
+    To be read outside of a condition: within one, TensorFlow folds the constants of a schedule in another order.
+    """
+    rate = tf.convert_to_tensor(optimizer._get_current_learning_rate())
+    return tf.minimum(rate, tf.cast(cap, rate.dtype))
+
+
 @contextlib.contextmanager
-def rate_capped(optimizer: keras.optimizers.Optimizer, cap: tf.Variable) -> Iterator[None]:
-    """Bound the learning rate, that of a schedule too, wherever it is read; an infinite bound changes no bit."""
-    read = optimizer._get_current_learning_rate
-
-    def capped() -> tf.Tensor:
-        rate = tf.convert_to_tensor(read())
-        return tf.minimum(rate, tf.cast(cap, rate.dtype))
-
-    with replaced(optimizer, "_get_current_learning_rate", capped):
+def rate_replaced(optimizer: keras.optimizers.Optimizer, rate: tf.Tensor) -> Iterator[None]:
+    """Let a learning rate stand in for the optimizer's own wherever it is read."""
+    with replaced(optimizer, "_get_current_learning_rate", lambda: rate):
         yield
 
 

@@ -106,14 +106,14 @@ class OptimizerHook:
         replicas.require_no_condition(leaves)
         loss_scale = keras_private.loss_scale(optimizer)
         clips = settings.clipping is not None
-        caps = [self._pipeline.rate_cap(f"{self._key}/{index}") for index in range(len(leaves))]
+        rates = self._rates(leaves)
 
         def update_weights(transformed: list[Any], scale: tf.Tensor | None = None) -> None:
             if scale is not None and not all(self._scales_late(leaf, variables) for leaf in leaves):
                 transformed, scale = PackedTensors(transformed, xla=settings.xla).scaled(scale).unpacked(), None
             with contextlib.ExitStack() as stack:
-                for leaf, cap in zip(leaves, caps, strict=True):
-                    stack.enter_context(self._configured(leaf, cap, scale))
+                for leaf, rate in zip(leaves, rates, strict=True):
+                    stack.enter_context(self._configured(leaf, rate, scale))
                     if clips and update.measured is not None:
                         part = _part_of(leaf, update, variables, alone=len(leaves) == 1)
                         stack.enter_context(replaced(leaf, "_clip_gradients", self._clip_accumulated(leaf, part)))
@@ -135,6 +135,12 @@ class OptimizerHook:
         )
         return self._pipeline.apply(update, sample=self._sample)
 
+    def _rates(self, leaves: list[keras.optimizers.Optimizer]) -> list[tf.Tensor | None]:
+        caps = [self._pipeline.rate_cap(f"{self._key}/{index}") for index in range(len(leaves))]
+        if not self._pipeline.settings.skip:
+            return [None] * len(leaves)
+        return [keras_private.capped_rate(leaf, cap) for leaf, cap in zip(leaves, caps, strict=True)]
+
     def _scales_late(self, leaf: keras.optimizers.Optimizer, variables: list[Any]) -> bool:
         return not tf.distribute.has_strategy() and keras_private.scales_in_update(leaf, variables)
 
@@ -147,12 +153,12 @@ class OptimizerHook:
 
     @contextlib.contextmanager
     def _configured(
-        self, leaf: keras.optimizers.Optimizer, cap: tf.Variable, scale: tf.Tensor | None
+        self, leaf: keras.optimizers.Optimizer, rate: tf.Tensor | None, scale: tf.Tensor | None
     ) -> Iterator[None]:
         settings = self._pipeline.settings
         with contextlib.ExitStack() as stack:
-            if settings.skip:
-                stack.enter_context(keras_private.rate_capped(leaf, cap))
+            if rate is not None:
+                stack.enter_context(keras_private.rate_replaced(leaf, rate))
             if tf.distribute.has_strategy():
                 stack.enter_context(keras_private.already_summed(leaf))
             else:
