@@ -1,18 +1,30 @@
-"""What monitoring and guarding cost: time of a training step against the bare step, inside `model.fit`.
+"""What monitoring and guarding cost, as a user feels it: time of an epoch against that of plain Keras.
 
-    python benchmarks/overhead.py [--rounds 30] [--steps 40] [--only lstm]
+    python benchmarks/overhead.py [--nets lstm,cnn] [--xla] [--rounds 15] [--steps 200] [--cores 1]
+    python benchmarks/overhead.py --start-up        time to the first step of fresh models
+    python benchmarks/overhead.py --depth           steps of nets of 10 to 1000 layers
+    python benchmarks/overhead.py --parameters      steps of nets of 1e4 to 1e8 parameters
 
-Variants are interleaved within one process; a round runs each once, and the ratio to the bare step of the same
-round is what the median is taken of. A step's time is that of an epoch, from its begin to its end, so that the
-building of the fit does not dilute it. "recompute" is the usual answer to "how do I see my gradients": a callback
-that computes them anew with a GradientTape.
+Models are built once. A round runs an epoch of each variant in random order, in one process on the given number of
+cores: 200 steps through `model.fit`, with validation and all that callbacks do on the host. The figure is the median of
+the ratios to the plain epoch of the same round, with half the distance between its quartiles divided by the square root
+of the rounds. "keras clip" is Keras' own `global_clipnorm`; "recompute" is the usual answer to "how do I see my
+gradients", a callback that computes them anew. In a long fit a second function without captured activations takes
+over; here it does from the first round on.
+
+Each table is written to benchmarks/results/ as JSON, with versions.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import json
 import os
+import platform
+import sys
 import time
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -24,8 +36,11 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 
 import gradrecipes as gr
+from gradrecipes.training.fit import prepared_step
 
 BATCH = 64
+VALIDATION = 512  # samples
+RESULTS = Path(__file__).parent / "results"
 layers = keras.layers
 
 
@@ -65,26 +80,51 @@ NETS = {
     "LSTM": lstm,
     "transformer": transformer,
 }
+DEPTHS = {f"{depth} layers": lambda depth=depth: mlp(depth, 32) for depth in (10, 100, 300, 1000)}
+WIDTHS = {"1e4": 64, "1e5": 200, "1e6": 690, "1e7": 2200, "1e8": 7050}
+PARAMETERS = {f"{name} parameters": lambda width=width: mlp(3, width) for name, width in WIDTHS.items()}
+CLIP = gr.clipping.by_global_norm(1.0)
+VARIANTS = {
+    "plain": ({}, lambda: []),
+    "keras clip": ({"global_clipnorm": 1.0}, lambda: []),
+    "monitor": ({}, lambda: [gr.GradientMonitor()]),
+    "monitor + guard": ({}, lambda: [gr.GradientMonitor(), gr.GradientGuard()]),
+    "monitor + guard + clip": ({}, lambda: [gr.GradientMonitor(), gr.GradientGuard(clipping=CLIP)]),
+    "the same, fused": ({}, lambda: [gr.GradientMonitor(), gr.GradientGuard(clipping=CLIP, fused=True)]),
+    "recompute": ({}, lambda: [Recompute()]),
+}
 
 
-class StepTimer(keras.callbacks.Callback):
-    """Time of an epoch by step. It has no hook at every batch, which would make Keras wait for every step's logs."""
+class EpochTimer(keras.callbacks.Callback):
+    """Time an epoch from its begin to its end, what other callbacks do there included: list it last.
 
-    def on_epoch_begin(self, epoch, logs=None):
-        """Read the clock."""
+    It has no hook at every batch, which would make Keras wait for every step's logs.
+    """
+
+    def on_train_begin(self, logs=None):
+        """Read the clock: an epoch begins here, before other callbacks do something about it."""
         self.start = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
         """Read the clock again."""
-        self.seconds = (time.perf_counter() - self.start) / self.steps
+        self.seconds = time.perf_counter() - self.start
+
+
+class FirstStep(keras.callbacks.Callback):
+    """Note when the first step has ended."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Read the clock once."""
+        self.__dict__.setdefault("moment", time.perf_counter())
 
 
 class Recompute(keras.callbacks.Callback):
     """The gradients once more, for their norms: the usual answer."""
 
-    def __init__(self, x, y):
+    def __init__(self):
         super().__init__()
-        self.x, self.y = tf.constant(x[:BATCH]), tf.constant(y[:BATCH])
+        x, y = digits(BATCH)
+        self.x, self.y = tf.constant(x), tf.constant(y)
 
     def on_train_batch_end(self, batch, logs=None):
         """Compute and read every norm."""
@@ -94,63 +134,135 @@ class Recompute(keras.callbacks.Callback):
         self.norms = [float(tf.norm(gradient)) for gradient in gradients if gradient is not None]
 
 
-def variants(x: np.ndarray, y: np.ndarray) -> dict[str, tuple[dict, list]]:
-    """Return, by name, the arguments of the optimizer and the callbacks."""
-    return {
-        "bare": ({}, []),
-        "monitor": ({}, [gr.GradientMonitor()]),
-        "keras global_clipnorm": ({"global_clipnorm": 1.0}, []),
-        "monitor + skip + clip": (
-            {}, [gr.GradientMonitor(), gr.GradientGuard(clipping=gr.clipping.by_global_norm(1.0))],
-        ),
-        "recompute": ({}, [Recompute(x, y)]),
-    }  # fmt: skip
-
-
-def measure(net: str, *, rounds: int, steps: int, jit: bool) -> dict[str, float]:
-    """Return the median ratio to the bare step by variant, and the bare step's milliseconds."""
+def digits(samples: int) -> tuple[np.ndarray, np.ndarray]:
     x, y = load_digits(return_X_y=True)
-    x = np.tile((x / 16).astype("float32"), (2, 1))[: steps * BATCH]
-    y = np.tile(y, 2)[: steps * BATCH]
-    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH, drop_remainder=True).cache()
-    models, callbacks = {}, {}
-    for name, (arguments, own) in variants(x, y).items():
-        keras.utils.set_random_seed(0)
-        models[name] = NETS[net]()
-        models[name].compile(
-            optimizer=keras.optimizers.Adam(1e-4, **arguments),
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            jit_compile=jit,
-        )
-        callbacks[name] = own
-    timer, seconds = StepTimer(), {name: [] for name in models}
-    for turn in range(-1, rounds):
-        for name, model in models.items():
-            if name == "recompute" and turn > 2:
-                continue
-            few = data.take(8) if name == "recompute" else data
-            timer.steps = 8 if name == "recompute" else steps
-            model.fit(few, verbose=0, callbacks=[*callbacks[name], timer])
+    times = -(-samples // len(x))
+    return np.tile((x / 16).astype("float32"), (times, 1))[:samples], np.tile(y, times)[:samples]
+
+
+def batches(samples: int) -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices(digits(samples)).batch(BATCH, drop_remainder=True).cache()
+
+
+def build(make, variant: str, xla: bool) -> tuple[keras.Model, list]:
+    arguments, callbacks = VARIANTS[variant]
+    keras.utils.set_random_seed(0)
+    model = make()
+    model.compile(
+        optimizer=keras.optimizers.Adam(1e-4, **arguments),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=xla,
+    )
+    return model, callbacks()
+
+
+def measure(make, variants: list[str], *, rounds: int, steps: int, xla: bool) -> dict[str, dict[str, float]]:
+    """Return by variant the median ratio of an epoch to the plain one, and its spread."""
+    data, validation = batches(steps * BATCH), batches(VALIDATION)
+    built = {variant: build(make, variant, xla) for variant in variants}
+    random = np.random.default_rng(0)
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
+    for turn in range(-2, rounds):
+        for variant in random.permutation(variants):
+            model, callbacks = built[variant]
+            timer = EpochTimer()
+            # The first step of a fit is traced in the first round, the second function in the next one.
+            few = data.take(max(8, steps // 20)) if turn < 0 or variant == "recompute" else data
+            gc.collect()
+            model.fit(few, verbose=0, validation_data=validation, callbacks=[*callbacks, timer])
             if turn >= 0:
-                seconds[name].append(timer.seconds)
-    bare = np.array(seconds["bare"])
-    ratios = {name: float(np.median(np.array(of) / bare[: len(of)])) for name, of in seconds.items()}
-    return {**ratios, "milliseconds": float(np.median(bare) * 1e3)}
+                share = few.cardinality().numpy() / steps
+                seconds[variant].append(timer.seconds / share)
+    plain = np.array(seconds["plain"])
+    found = {"milliseconds of a plain step": {"median": float(np.median(plain)) / steps * 1e3}}
+    for variant in variants:
+        ratios = np.array(seconds[variant]) / plain
+        low, middle, high = np.percentile(ratios, [25, 50, 75])
+        found[variant] = {"median": float(middle), "spread": float((high - low) / 2 / np.sqrt(rounds))}
+    return found
+
+
+def start_up(make, variants: list[str], *, rounds: int, xla: bool) -> dict[str, dict[str, float]]:
+    """Return by variant the median ratio of the time to the first step of a fresh model, and its spread."""
+    data = batches(8 * BATCH)
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
+    for turn in range(-1, rounds):
+        for variant in np.random.default_rng(turn + 1).permutation(variants):
+            model, callbacks = build(make, variant, xla)
+            first = FirstStep()
+            gc.collect()
+            start = time.perf_counter()
+            model.fit(data, verbose=0, callbacks=[*callbacks, first])
+            if turn >= 0:
+                seconds[variant].append(first.moment - start)
+    plain = np.array(seconds["plain"])
+    found = {"seconds to the first plain step": {"median": float(np.median(plain))}}
+    for variant in variants:
+        ratios = np.array(seconds[variant]) / plain
+        found[variant] = {"median": float(np.median(ratios)), "spread": float(np.ptp(ratios) / 2)}
+    return found
+
+
+def write(name: str, found: dict[str, dict], arguments: argparse.Namespace) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    about = {
+        "command": f"python benchmarks/overhead.py {arguments.said}".strip(),
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "cores": arguments.cores,
+    }
+    (RESULTS / f"{name}.json").write_text(json.dumps({"about": about, "ratios": found}, indent=1) + "\n")
+
+
+def show(found: dict[str, dict]) -> None:
+    columns = list(next(iter(found.values())))
+    table = Table("", *columns)
+    for net, row in found.items():
+        spreads = [f" ±{cell['spread']:.3f}" if "spread" in cell else "" for cell in row.values()]
+        cells = [f"{cell['median']:.3f}{spread}" for cell, spread in zip(row.values(), spreads, strict=True)]
+        table.add_row(net, *cells)
+    ours = [column for column in columns if "plain" not in column]
+    for name, combine in (("median", np.median), ("worst", np.max)):
+        if len(found) > 1:
+            values = [f"{combine([row[column]['median'] for row in found.values()]):.3f}" for column in ours]
+            table.add_row(name, *[""] * (len(columns) - len(ours)), *values)
+    Console(width=160).print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--only", default="", help="part of a net's name")
-    parser.add_argument("--jit", action="store_true", help="compile every step by XLA")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--nets", default="", help="parts of names of nets, with commas between them")
+    parser.add_argument("--variants", default="", help="names of variants, with commas between them")
+    parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--xla", action="store_true", help="compile every step by XLA")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--start-up", action="store_true", help="time to the first step")
+    kind.add_argument("--depth", action="store_true", help="10 to 1000 layers")
+    kind.add_argument("--parameters", action="store_true", help="1e4 to 1e8 parameters")
     arguments = parser.parse_args()
-    table = Table("net", "bare, ms", "monitor", "keras global_clipnorm", "monitor + skip + clip", "recompute")
-    for net in (net for net in NETS if arguments.only.lower() in net.lower()):
-        result = measure(net, rounds=arguments.rounds, steps=arguments.steps, jit=arguments.jit)
-        shown = [f"{result[column.header]:.2f}" for column in table.columns[2:]]
-        table.add_row(net, f"{result['milliseconds']:.1f}", *shown)
-    Console().print(table)
+    arguments.said = " ".join(sys.argv[1:])
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-arguments.cores :])
+    prepared_step.LEAN_AFTER = 0
+    nets = DEPTHS if arguments.depth else PARAMETERS if arguments.parameters else NETS
+    kind = next((name for name in ("start_up", "depth", "parameters") if getattr(arguments, name)), "steps")
+    chosen = [net for net in nets if any(part.lower() in net.lower() for part in arguments.nets.split(","))]
+    variants = [name for name in VARIANTS if name in arguments.variants.split(",") or not arguments.variants]
+    variants = list(dict.fromkeys(["plain", *variants]))
+    if arguments.start_up or arguments.xla or nets is not NETS:
+        variants = [variant for variant in variants if variant != "recompute"]
+    found = {}
+    for net in chosen:
+        if arguments.start_up:
+            found[net] = start_up(nets[net], variants, rounds=min(arguments.rounds, 5), xla=arguments.xla)
+        else:
+            found[net] = measure(nets[net], variants, rounds=arguments.rounds, steps=arguments.steps, xla=arguments.xla)
+        keras.backend.clear_session()
+        show({net: found[net]})
+        write(f"overhead_{kind}_{'xla' if arguments.xla else 'graph'}_{arguments.cores}", found, arguments)
+    show(found)
 
 
 if __name__ == "__main__":

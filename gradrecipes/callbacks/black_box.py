@@ -100,4 +100,4 @@ class BlackBox(AttachedCallback):
 
 
 def _is_fatal(recording: Recording) -> bool:
-    return recording.reason not in ("absurd_loss", "absurd_gradient")
+    return recording.reason not in ("loss_outlier", "gradient_outlier")

@@ -1,4 +1,4 @@
-"""Keep a training alive: skip, back off, roll back, and stop, with the reason, when nothing else is left."""
+"""Keep a training alive: skip, back off, roll back, and stop with a reason when nothing else helps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradrecipes.callbacks.guard_arguments import check_guard_arguments
 from gradrecipes.compat.keras_private import learning_rates, optimizers_of
 from gradrecipes.core.arguments import require_choice, require_directory, require_flag
 from gradrecipes.core.event import Event
-from gradrecipes.core.trace import OUTCOMES, SKIPPED_LOSS_SPIKE
+from gradrecipes.core.trace import OUTCOMES, SKIPPED_LOSS_OUTLIER
 from gradrecipes.gradients.clipping import Clipping
 from gradrecipes.training.fit.request import Request
 from gradrecipes.training.recovery.guard_state import load_guard_state, save_guard_state
@@ -25,17 +25,17 @@ _LOG = logging.getLogger(__name__)
 
 
 class GradientGuard(AttachedCallback):
-    """Skip every step that would ruin the weights; if that is not enough, go back to sound ones and slow down.
+    """Skip every step that would ruin the weights; if that is not enough, go back to finite ones and slow down.
 
     **Skip.** A step is left out when its loss or gradient is not finite, when its gradient is above 1.8e19, whose
-    square no optimizer can hold (above 1e30 if it is clipped first), or when its loss or norm is absurd beside
+    square no optimizer can hold (above 1e30 if it is clipped first), or when its loss or norm is an outlier among
     those of the last 128 steps: above μ + 6σ and above twice the largest. A skipped step leaves every weight,
     optimizer slot, moving average, seed, metric and counter as it was: as if the batch had never come. Zeroing the
     gradient, as is often done, is no skip, since moments still decay and weight decay still acts.
 
     **Roll back and back off.** After `max_consecutive_skips` in a row, when the loss is back where it began after
     half of it had been learned away or is twice that, or when a weight is not finite at an epoch's end or at a
-    snapshot, weights, optimizer, moving averages, seeds and metrics go back to the newest sound snapshot, at first
+    snapshot, weights, optimizer, moving averages, seeds and metrics go back to the newest finite snapshot, at first
     that of the fit's beginning, and the training goes on with the *next* data; its learning rate is from then on
     bounded by half of what it was when all was well, then by a tenth of that each time it fails again before it has
     recovered. That works under a schedule too: the rate is bounded inside the step.
@@ -45,7 +45,7 @@ class GradientGuard(AttachedCallback):
     bounds of that time off the learning rate.
 
     **Stop.** When a loss that is not finite stays so though going back would change nothing, or has not helped
-    `max_rollbacks` times, the training stops with the last sound weights, and `stop_reason` says why.
+    `max_rollbacks` times, the training stops with the last finite weights, and `stop_reason` says why.
 
     `skipped_steps` (and `clipped_steps`) reach the logs. Until a step of an epoch is applied, they hold the loss of the
     epoch before, in the first epoch the largest float32: finite, and no improvement. The device is asked every eight
@@ -54,9 +54,10 @@ class GradientGuard(AttachedCallback):
     Args:
         clipping: A method of `gradrecipes.clipping` that bounds every gradient before it is applied, or None.
             It acts before what the optimizer's own `clipnorm`, `global_clipnorm` or `clipvalue` do.
-        sigmas: Standard deviations from which on a finite loss or norm is absurd; None to skip only what is not
+        sigmas: Standard deviations from which on a finite loss or norm is an outlier; None to skip only what is not
             finite.
-        max_consecutive_skips: Skips in a row that are borne, at least 1: skipping for ever would hide a bug.
+        max_consecutive_skips: Consecutive skipped steps allowed before rolling back, at least 1: skipping for ever
+            would hide a bug.
         snapshot_every: Steps from one snapshot to the next; the last three are held, each of the size of weights and
             slots. None to keep none: then too many skips stop the training.
         snapshot_on: Where they are held. "host": in the host's memory; on an accelerator each is copied there. None:
@@ -68,7 +69,7 @@ class GradientGuard(AttachedCallback):
         fused: Whether Adam, AdamW and SGD update the weights through TensorFlow's fused kernels, in one pass over each
             variable: faster than plain Keras, and not bit-identical to it, as the kernels round in another order.
 
-    List the guard first: before `BackupAndRestore`, so that what is backed up is sound, and before
+    List the guard first: before `BackupAndRestore`, so that what is backed up is finite, and before
     `keras.callbacks.SwapEMAWeights`, so that what the guard keeps and puts back is what is trained.
 
     Attributes:
@@ -159,7 +160,7 @@ class GradientGuard(AttachedCallback):
         )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Tell the record which epoch begins; take up a state that was saved, once the weights were."""
+        """Assign the steps from here on to an epoch; resume from a saved state, once the weights are restored."""
         super().on_epoch_begin(epoch, logs)
         if not self._resumed and self.backup_dir is not None:
             values = load_guard_state(self.backup_dir, iterations=self._iterations())
@@ -172,12 +173,12 @@ class GradientGuard(AttachedCallback):
         self._resumed = True
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """See to it that what is validated is sound."""
+        """Check the weights before validation."""
         if self._session is not None and self._session.active:
             self._check(thoroughly=True)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """See to it that the weights are sound, bring the record up to date, and save the guard's own state."""
+        """Check the weights, bring the record up to date, and save the guard's own state."""
         self._check(thoroughly=True)
         super().on_epoch_end(epoch, logs)
         if self.backup_dir is not None:
@@ -230,7 +231,7 @@ class GradientGuard(AttachedCallback):
         if not consecutive:
             return True
         outcome = self._session.collect().steps["outcome"]
-        return bool(np.all(outcome[-consecutive:] >= SKIPPED_LOSS_SPIKE))
+        return bool(np.all(outcome[-consecutive:] >= SKIPPED_LOSS_OUTLIER))
 
     def _roll_back(self, readings: Readings) -> None:
         recovery, pipeline = self._recovery, self._session.pipeline

@@ -23,7 +23,7 @@ def calling_list(method: str) -> keras.callbacks.CallbackList | None:
 
 
 class FitCaller:
-    """Tell whether the fit of a list of callbacks calls, without a search of the stack at every step.
+    """Return whether the fit of a list of callbacks calls, without a search of the stack at every step.
 
     Args:
         callback_list: Returns the list, or None where it is not known.
@@ -56,7 +56,7 @@ def _called_by_fit(callback_list: keras.callbacks.CallbackList | None) -> bool:
 
 
 def is_running(callback_list: keras.callbacks.CallbackList | None) -> bool:
-    """Say whether the fit of this list is among those that call: one that broke off is not, though it may be held."""
+    """Return whether the fit of this list is among those that call; one that broke off is not."""
     return callback_list is not None and any(_list_of(frame) is callback_list for frame in _stack())
 
 

@@ -95,7 +95,7 @@ def build_metrics(model: keras.Model, data: Any) -> None:
 
 
 def has_own_train_step(model: keras.Model) -> bool:
-    """Say whether a model's train step was written by its user: neither Keras' nor one of this package."""
+    """Return whether a model's train step was written by its user: neither Keras' nor one of this package."""
     return not type(model).train_step.__module__.startswith(("keras.", "gradrecipes."))
 
 

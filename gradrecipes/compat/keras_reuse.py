@@ -67,7 +67,7 @@ def epoch_in_order(x: Any, y: Any, *, shuffle: bool, class_weight: dict[int, flo
 
 @functools.cache
 def orders_repeat(samples: int) -> bool:
-    """Say whether `fit` goes through its data in the same order in every epoch, as it does under a global seed."""
+    """Return whether `fit` goes through its data in the same order in every epoch, as it does under a global seed."""
     numbers = np.arange(samples)
     whole = _whole(numbers, numbers, True, None)
     first, second = (next(iter(whole))[0].numpy() for _ in range(2))

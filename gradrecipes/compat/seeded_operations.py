@@ -8,7 +8,7 @@ import tensorflow as tf
 
 
 def draws_by_itself(graph: Any) -> bool:
-    """Say whether a graph holds seeded operations such as `tf.random.normal` and `tf.nn.dropout`.
+    """Return whether a graph holds seeded operations such as `tf.random.normal` and `tf.nn.dropout`.
 
     Each goes on from its own last number, and a second graph of the same step begins anew. Keras' layers draw from
     variables, which all graphs share.

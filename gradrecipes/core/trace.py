@@ -29,14 +29,14 @@ HISTOGRAM_LOWEST = -40  # log2 of the lower edge of the first bin; float32 gradi
 HISTOGRAM_HIGHEST = 24  # log2 of the upper edge of the last bin
 HISTOGRAM_BINS = HISTOGRAM_HIGHEST - HISTOGRAM_LOWEST
 
-APPLIED, SKIPPED_LOSS, SKIPPED_GRADIENT, SKIPPED_OVERFLOW, SKIPPED_LOSS_SPIKE, SKIPPED_NORM_SPIKE = range(6)
+APPLIED, SKIPPED_LOSS, SKIPPED_GRADIENT, SKIPPED_OVERFLOW, SKIPPED_LOSS_OUTLIER, SKIPPED_NORM_OUTLIER = range(6)
 OUTCOMES = {
     APPLIED: "applied",
     SKIPPED_LOSS: "nonfinite_loss",
     SKIPPED_GRADIENT: "nonfinite_gradient",
     SKIPPED_OVERFLOW: "gradient_overflow",
-    SKIPPED_LOSS_SPIKE: "absurd_loss",
-    SKIPPED_NORM_SPIKE: "absurd_gradient",
+    SKIPPED_LOSS_OUTLIER: "loss_outlier",
+    SKIPPED_NORM_OUTLIER: "gradient_outlier",
 }
 
 

@@ -40,9 +40,9 @@ class OutlierDetector:
     accepted within a few steps, as the limit doubles with each. Of the first steps, before there are statistics, only
     a value above a hundred times all earlier ones is an outlier.
 
-    The limits are stored, and computed anew every 32 steps (8 in the first 64): in between, a step costs one comparison.
-    A value above a stored limit is judged again by statistics that include the step before it, so that nothing is an
-    outlier for the age of a limit. Where the true limit has fallen since, a value between the two passes.
+    The limits are stored, and computed anew every 32 steps (8 in the first 64): in between, a step costs one
+    comparison. A value above a stored limit is judged again by statistics that include the step before it, so that
+    nothing is an outlier for the age of a limit. Where the true limit has fallen since, a value between the two passes.
 
     Args:
         sigmas: k, standard deviations above the mean; 6 is OLMo-core's.

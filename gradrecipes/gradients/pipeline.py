@@ -15,8 +15,8 @@ from gradrecipes.core.trace import (
     APPLIED,
     SKIPPED_GRADIENT,
     SKIPPED_LOSS,
-    SKIPPED_LOSS_SPIKE,
-    SKIPPED_NORM_SPIKE,
+    SKIPPED_LOSS_OUTLIER,
+    SKIPPED_NORM_OUTLIER,
     SKIPPED_OVERFLOW,
 )
 from gradrecipes.gradients.columns import Columns, Indices, combine_norms, in_columns
@@ -187,8 +187,8 @@ class Pipeline:
         outcome = tf.constant(APPLIED)
         if detector is not None:
             outliers = detector.judge(tf.stack([_float32_or_zero(update.loss), norms.total / loss_scale]))
-            outcome = tf.where(outliers.norm, SKIPPED_NORM_SPIKE, outcome)
-            outcome = tf.where(outliers.loss, SKIPPED_LOSS_SPIKE, outcome)
+            outcome = tf.where(outliers.norm, SKIPPED_NORM_OUTLIER, outcome)
+            outcome = tf.where(outliers.loss, SKIPPED_LOSS_OUTLIER, outcome)
         outcome = tf.where(overflows, SKIPPED_OVERFLOW, outcome)
         outcome = tf.where(norms.finite, outcome, SKIPPED_GRADIENT)
         if update.loss is not None:

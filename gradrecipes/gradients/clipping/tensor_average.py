@@ -14,7 +14,7 @@ from gradrecipes.gradients.clipping.bounds import bounded_each, bounded_globally
 from gradrecipes.gradients.clipping.method import SerializableMethod, require_count, require_decay, require_positive
 from gradrecipes.gradients.step_gradients import Clipped, StepGradients
 
-HEARD_AT_MOST = 10.0  # times its bound: what one step can add to the average of a tensor that finds a new level
+MAX_AVERAGED_RATIO = 10.0  # times its bound: what one step can add to the average of a tensor that finds a new level
 
 
 @keras.saving.register_keras_serializable(package="gradrecipes")
@@ -26,10 +26,10 @@ class adaptive_by_tensor(SerializableMethod):  # noqa: N801
     whole gradient is bounded by `max_norm`, and γ_i averages what that leaves of each tensor.
 
     The trap of the method is a norm that is tiny in the beginning (a branch that starts at zero, a plateau):
-    as γ_i hears only clipped norms, it grows by a thousandth a step, and the layer is frozen. Three things
+    as γ_i averages only clipped norms, it grows by a thousandth a step, and the layer is frozen. Three things
     prevent it. A zero norm is no norm and does not enter. The warm-up averages, where the paper keeps the
     smallest norm it meets. And a tensor that was clipped in 1/(1−β) steps in a row has no spike but a new
-    level: from then on γ_i hears up to ten times the bound, until the norm is within it again.
+    level: from then on γ_i takes up to ten times the bound, until the norm is within it again.
 
     Norms are unscaled and those of applied steps; in a step with a non-finite entry nothing is learnt. A
     tensor without a past (no gradient so far) is bounded by `max_norm`.
@@ -55,7 +55,7 @@ class adaptive_by_tensor(SerializableMethod):  # noqa: N801
         if self.max_ratio < 1:
             raise ValueError(
                 f"`max_ratio` must be at least 1. Received: max_ratio={self.max_ratio!r}. Below 1 every step is "
-                "clipped, the average hears only what is clipped, and the bound shrinks to nothing."
+                "clipped, the average sees only what is clipped, and the bound shrinks to nothing."
             )
         require_decay(self.decay, "decay", "0.98 remembers about 50 steps.")
         require_count(self.warm_up, "warm_up", "The authors use 100.")
@@ -86,9 +86,9 @@ class adaptive_by_tensor(SerializableMethod):  # noqa: N801
         enters = step.may_enter & (sizes > 0) & tf.math.is_finite(sizes)
         runs_now = tf.where(warm | (sizes <= bounds), tf.zeros_like(runs), runs + 1)
         new_level = tf.cast(runs_now, tf.float32) > 1.0 / (1.0 - self.decay)
-        heard = tf.minimum(sizes, bounds * tf.where(new_level, HEARD_AT_MOST, 1.0))
-        heard = tf.where(warm, sizes * factor, heard)
-        learned = tf.where(averages > 0, self.decay * averages + (1 - self.decay) * heard, heard)
+        averaged = tf.minimum(sizes, bounds * tf.where(new_level, MAX_AVERAGED_RATIO, 1.0))
+        averaged = tf.where(warm, sizes * factor, averaged)
+        learned = tf.where(averages > 0, self.decay * averages + (1 - self.decay) * averaged, averaged)
         step.state[0].assign(tf.where(enters, learned, averages))
         step.state[1].assign(tf.where(enters, runs_now, runs))
         step.state[2].assign_add(tf.cast(step.may_enter, tf.int64))

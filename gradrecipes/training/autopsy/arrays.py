@@ -106,7 +106,7 @@ def _rows(tensor: Any) -> np.ndarray | None:
 
 
 def is_float(dtype: Any) -> bool:
-    """Say whether a dtype holds real fractions; bfloat16 does, though numpy calls it a raw one."""
+    """Return whether a dtype holds real fractions; bfloat16 does, though numpy calls it a raw one."""
     return np.issubdtype(dtype, np.floating) or dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 

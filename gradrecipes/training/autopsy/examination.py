@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from gradrecipes.compat.keras_private import has_own_train_step, sublayers
 from gradrecipes.core.offender import Autopsy, Offender, OffenderKind
-from gradrecipes.training.autopsy.absurd import absurd_offenders
 from gradrecipes.training.autopsy.arrays import numbers_of
 from gradrecipes.training.autopsy.backward import (
     broken_samples,
@@ -28,6 +27,7 @@ from gradrecipes.training.autopsy.forward import (
     owners_of,
     weight_offenders,
 )
+from gradrecipes.training.autopsy.outliers import outlying_offenders
 from gradrecipes.training.autopsy.readings import layer_readings, what_was_reached
 from gradrecipes.training.autopsy.step import (
     SAMPLES_AT_MOST,
@@ -60,7 +60,7 @@ def autopsy(
         weights: The values before the step, in the order of `model.variables` (seeds included, so that dropout
             repeats itself) or of `model.weights`, or by variable path. None for those that the model has now.
         optimizer_variables: The same for `model.optimizer.variables`.
-        loss_limit: A finite loss beyond this is absurd, and the samples behind it are named.
+        loss_limit: A finite loss beyond this is an outlier, and the samples behind it are named.
 
     Returns:
         An `Autopsy`. A part that could not be analysed stands in its notes; a broken model raises nothing.
@@ -113,7 +113,9 @@ class _Examination:
         if broken and any(isinstance(layer, keras.layers.BatchNormalization) for layer in sublayers(model)):
             self.notes.append("BatchNormalization joins the samples: one that is not finite makes all after it so.")
         norms = self._norms(step) if not step.failed and harm.none else []
-        absurd = self._try("what is finite and absurd", lambda: absurd_offenders(step, norms, self.loss_limit, broken))
+        absurd = self._try(
+            "what is finite and absurd", lambda: outlying_offenders(step, norms, self.loss_limit, broken)
+        )
         offenders = tuple([*broken, *absurd])
         return Autopsy(
             offenders=offenders,

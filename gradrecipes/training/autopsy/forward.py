@@ -34,7 +34,7 @@ class Harm:
         return self.samples == frozenset()
 
     def survived(self, samples: Iterable[int]) -> bool:
-        """Say whether what is not finite in these samples left at least one of them unhurt."""
+        """Return whether what is not finite in these samples left at least one of them unhurt."""
         samples = set(samples)
         if self.samples is None:
             return False

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.core.offender import Autopsy
-from gradrecipes.core.trace import APPLIED, OUTCOMES, SKIPPED_LOSS_SPIKE, Trace
+from gradrecipes.core.trace import APPLIED, OUTCOMES, SKIPPED_LOSS_OUTLIER, Trace
 from gradrecipes.training.autopsy import autopsy
 from gradrecipes.training.fit.session import FitSession
 
@@ -89,7 +89,7 @@ def _autopsy(model: keras.Model, data: Any, loss_limit: float | None) -> Autopsy
 
 def _loss_limit(trace: Trace, row: int) -> float | None:
     """Return the largest loss of the steps before, if the step was left out for its size alone."""
-    if trace.steps["outcome"][row] < SKIPPED_LOSS_SPIKE:
+    if trace.steps["outcome"][row] < SKIPPED_LOSS_OUTLIER:
         return None
     earlier = trace.loss[max(0, row - 128) : row]
     earlier = earlier[np.isfinite(earlier)]

@@ -135,7 +135,7 @@ def run_step(model: keras.Model, batch: Batch, *, each_sample: bool) -> Step:
 
 
 def unscaled_is_finite(step: Step) -> bool:
-    """Say whether the gradients of all weights are finite without the loss scale."""
+    """Return whether the gradients of all weights are finite without the loss scale."""
     with step.recorder.paused():
         gradients = step.tape.gradient(step.loss_tensor, [_tensor_of(variable) for variable in step.variables])
     read = [numbers_of(part, -1) for part in gradients if part is not None]

@@ -69,7 +69,7 @@ class ModelGraph:
 
 
 def is_weighted(layer: Any) -> bool:
-    """Say whether a layer multiplies its inputs by a matrix; embeddings look rows up, normalizations only scale."""
+    """Return whether a layer multiplies its inputs by a matrix; embeddings look rows up, normalizations only scale."""
     if type(layer).__name__ in _NO_PRODUCTS or not isinstance(layer, keras.layers.Layer):
         return False
     if layer.weights:

@@ -68,7 +68,7 @@ def last_activations(graph: ModelGraph, place: int) -> list[str]:
 
 
 def _stays_linear(graph: ModelGraph, node: Node) -> bool:
-    """Say whether an operation joins outputs of which one is unbounded in both directions: so is then the result."""
+    """Return whether an operation joins outputs of which one is unbounded in both directions: so is then the result."""
     if node.kind not in _LINEAR_MERGES:
         return False
     return any(last_activations(graph, parent) == ["linear"] for parent in node.parents)
@@ -138,7 +138,7 @@ def first_layers(graph: ModelGraph, place: int) -> list[Any]:
 
 
 def _scales(layer: Any) -> bool:
-    """Say whether a scaling layer does anything: a Normalization that was never adapted passes all on as it is."""
+    """Return whether a scaling layer does anything: a Normalization that was never adapted passes all on as it is."""
     if type(layer).__name__ != "Normalization" or getattr(layer, "input_mean", None) is not None:
         return True
     mean, variance = getattr(layer, "adapt_mean", None), getattr(layer, "adapt_variance", None)

@@ -52,7 +52,7 @@ def innermost(model: keras.Model) -> Any:
 
 
 def is_attached(model: keras.Model) -> bool:
-    """Say whether callbacks have joined the running fit of a model, so that their pipeline is in charge."""
+    """Return whether callbacks have joined the running fit of a model, so that their pipeline is in charge."""
     return model in _ACTIVE and model not in _ASIDE
 
 

@@ -14,28 +14,28 @@ from gradrecipes.training.description.describe import kernel_of
 
 
 class LayerMap:
-    """Turn readings by variable, or by heard layer, into readings by layer.
+    """Turn readings by variable, or by captured layer, into readings by layer.
 
-    Layers that were heard come first, in the order of their calls; then those that were not and have weights.
-    A variable belongs to the smallest layer that holds it, a heard one if there is one. A reading that is `MISSING`
+    Captured layers come first, in the order of their calls; then those that were not and have weights.
+    A variable belongs to the smallest layer that holds it, a captured one if there is one. A reading that is `MISSING`
     counts for nothing; a layer without any other is NaN.
 
     Args:
         model: The model.
         variables: The variables that had a gradient, in the order of the readings.
-        heard: The layers whose outputs were heard, in the order of the readings.
+        captured: The layers whose outputs were captured, in the order of the readings.
     """
 
-    def __init__(self, model: keras.Model, variables: Sequence[Any], heard: Sequence[keras.layers.Layer]):
-        owners = _owners(model, heard)
+    def __init__(self, model: keras.Model, variables: Sequence[Any], captured: Sequence[keras.layers.Layer]):
+        owners = _owners(model, captured)
         owner_of = [owners.get(id(variable), model) for variable in variables]
-        self.layers = list({id(layer): layer for layer in [*heard, *owner_of]}.values())
+        self.layers = list({id(layer): layer for layer in [*captured, *owner_of]}.values())
         self.names = _unique_names(self.layers)
         place = {id(layer): column for column, layer in enumerate(self.layers)}
         index = {id(variable): number for number, variable in enumerate(variables)}
         self.kernels = [index.get(id(kernel_of(layer))) for layer in self.layers]
         self._of_variables = np.array([place[id(layer)] for layer in owner_of], dtype=int)
-        self._of_heard = np.array([place[id(layer)] for layer in heard], dtype=int)
+        self._of_captured = np.array([place[id(layer)] for layer in captured], dtype=int)
 
     def norms(self, of_variables: np.ndarray) -> np.ndarray:
         """Join norms `[rows, variables]` to norms of layers, float32 `[rows, layers]`; NaN without variables."""
@@ -61,11 +61,11 @@ class LayerMap:
         np.add.at(joined, (slice(None), self._of_variables), np.where(of_variables == MISSING, 0.0, of_variables))
         return joined
 
-    def outputs(self, of_heard: np.ndarray) -> np.ndarray:
-        """Spread readings of heard layers `[rows, heard]` over all layers; NaN for those not read."""
-        spread = np.full((len(of_heard), len(self.layers)), np.nan, np.float32)
-        if of_heard.shape[1]:
-            spread[:, self._of_heard] = of_heard
+    def outputs(self, of_captured: np.ndarray) -> np.ndarray:
+        """Spread readings of captured layers `[rows, captured]` over all layers; NaN for those not read."""
+        spread = np.full((len(of_captured), len(self.layers)), np.nan, np.float32)
+        if of_captured.shape[1]:
+            spread[:, self._of_captured] = of_captured
         return spread
 
     def _joined(self, values: np.ndarray, join: np.ufunc, start: float) -> np.ndarray:
@@ -78,11 +78,11 @@ class LayerMap:
         return joined
 
 
-def _owners(model: keras.Model, heard: Sequence[keras.layers.Layer]) -> dict[int, keras.layers.Layer]:
-    is_heard = {id(layer) for layer in heard}
+def _owners(model: keras.Model, captured: Sequence[keras.layers.Layer]) -> dict[int, keras.layers.Layer]:
+    is_captured = {id(layer) for layer in captured}
     owners: dict[int, tuple[tuple[bool, int], keras.layers.Layer]] = {}
     for layer in sublayers(model):
-        rank = (id(layer) not in is_heard, len(layer.trainable_variables))
+        rank = (id(layer) not in is_captured, len(layer.trainable_variables))
         for variable in layer.trainable_variables:
             if id(variable) not in owners or rank < owners[id(variable)][0]:
                 owners[id(variable)] = (rank, layer)

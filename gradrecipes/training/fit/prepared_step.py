@@ -56,6 +56,12 @@ class PreparedStep:
                 f"{', '.join(repr(variable.path) for variable in unknown[:3])}, trainable only since the model was "
                 "compiled and trained. Call model.compile(...) after a change of `trainable`, else it has no effect."
             )
+        if self.pipeline.settings.fused:
+            from gradrecipes.compat.fused_updates import require_fusible
+
+            for optimizer in keras_private.optimizers_of(model):
+                for leaf in keras_private.leaves(optimizer):
+                    require_fusible(leaf, "GradientGuard" if any(r.fused for r in wanted) else type(model).__name__)
         said = [request.log for request in wanted]
         self._log = True in said and False not in said
         self._step = InstrumentedStep(model, model.train_step, self.pipeline, sample=bool(every), log=self._log)

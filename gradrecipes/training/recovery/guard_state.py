@@ -1,4 +1,4 @@
-"""What a guard knows, on disk, for a run that is killed and taken up again."""
+"""The state of a guard on disk, for a run that is killed and resumed."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Readings:
 
 
 class Recovery:
-    """Keep sound snapshots, and decide what to do when a training does not get on.
+    """Keep snapshots of a healthy training, and decide what to do when it does not make progress.
 
     Too many skips in a row, a loss that is back at its first level after half of it had been learned away or at twice
     that level, or a weight that is not finite when a snapshot is due, send the training back to the newest snapshot,
@@ -62,7 +62,7 @@ class Recovery:
     Args:
         ring: Where snapshots are kept, or None to keep none: then too many skips stop the training.
         every: Steps from one snapshot to the next.
-        max_consecutive_skips: Skips in a row that are borne.
+        max_consecutive_skips: Consecutive skipped steps allowed before rolling back.
         max_rollbacks: Rollbacks without recovery between them that are tried.
 
     Attributes:
@@ -145,7 +145,7 @@ class Recovery:
         return self._recover("training_lost", readings)
 
     def _in_vain(self, readings: Readings) -> bool:
-        """Say whether the first losses after going back were all nearer to the lost level than to the snapshot's."""
+        """Return whether the first losses after going back were all nearer to the lost level than to the snapshot's."""
         if self._lost_at is None or readings.step - self._lost_at[0] < LATEST:
             return False
         (step, level), self._lost_at = self._lost_at, None

@@ -11,7 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from gradrecipes.compat.keras_private import compile_identity, same_identity
+from gradrecipes.compat.fused_updates import require_fusible
+from gradrecipes.compat.keras_private import compile_identity, leaves, same_identity
 from gradrecipes.core.arguments import require_flag
 from gradrecipes.gradients.clipping import Clipping, by_global_norm, require_clipping
 from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
@@ -95,6 +96,9 @@ class RecipeModelMixin:
         if is_attached(self):
             return self._penalized_step(data)
         require_supported(self.distribute_strategy, type(self).__name__)
+        if self.fused:
+            for leaf in leaves(self.optimizer):
+                require_fusible(leaf, type(self).__name__)
         identity = compile_identity(self)
         if self._own_step is None or not same_identity(identity, self._own_identity):
             settings = PipelineSettings(

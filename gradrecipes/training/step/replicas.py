@@ -68,7 +68,7 @@ def workers(strategy: tf.distribute.Strategy) -> int:
 
 
 def is_multi_worker(model: keras.Model) -> bool:
-    """Say whether a model was made under a strategy of several workers."""
+    """Return whether a model was made under a strategy of several workers."""
     strategy = model.distribute_strategy
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) and workers(strategy) > 1
 
@@ -81,7 +81,7 @@ def as_logs(logs: Any, model: keras.Model) -> Any:
 
 
 def spread() -> bool:
-    """Say whether the code runs as a replica, perhaps the only one, of a strategy whose replicas meet to update."""
+    """Return whether the code runs as a replica, perhaps the only one, of a strategy whose replicas meet to update."""
     return (
         tf.distribute.in_cross_replica_context() is False
         and tf.distribute.has_strategy()

@@ -12,7 +12,7 @@ from gradrecipes.core.range_test import MOST_BATCHES
 
 
 def is_arrays(x: Any) -> bool:
-    """Say whether the data are arrays or tensors, and not a dataset or a generator that makes batches itself."""
+    """Return whether the data are arrays or tensors, and not a dataset or a generator that makes batches itself."""
     parts = keras.tree.flatten(x)
     return bool(parts) and all(hasattr(part, "shape") and hasattr(part, "dtype") for part in parts)
 

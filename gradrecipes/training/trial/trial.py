@@ -34,7 +34,7 @@ class TrialRun:
     """How a few steps went.
 
     Args:
-        loss: float64 `[steps]`, the loss of each batch; NaN where the train step computes none that can be heard.
+        loss: float64 `[steps]`, the loss of each batch; NaN where the train step computes none that is seen.
         gradient_norm: float64 `[steps]`, global L2 norm of the unscaled gradient.
         broken: Step whose loss or gradient was not finite and that ended the run, or None.
         logs: What the train step returned, batch by batch, by name.

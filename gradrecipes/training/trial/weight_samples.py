@@ -59,9 +59,9 @@ class WeightSamples:
         )
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = np.where(weights > 0, updates / weights, np.nan)
-        heard = {name: _of_first(trace, outputs, name, len(rows)) for name in ("output_rms", "output_gradient_norm")}
+        captured = {name: _of_first(trace, outputs, name, len(rows)) for name in ("output_rms", "output_gradient_norm")}
         trace.extend_samples(
-            step=[row[0] for row in rows], weight_norm=weights, update_norm=updates, update_ratio=ratios, **heard
+            step=[row[0] for row in rows], weight_norm=weights, update_norm=updates, update_ratio=ratios, **captured
         )
         for layer, kernel in zip(trace.description.get("layers", []), layer_map.kernels, strict=False):
             if kernel is not None:

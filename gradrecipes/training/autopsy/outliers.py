@@ -1,4 +1,4 @@
-"""Who is finite and yet absurd: a value a thousand times beyond all others, a gradient too large to be squared."""
+"""Find finite outliers: a value a thousand times beyond all others, a gradient too large to be squared."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AFTER_THE_GRADIENT = (OffenderKind.OPTIMIZER_SLOT, OffenderKind.WEIGHT)
 DOMINATES = 10.0  # times the next largest gradient; the ratio of neighbours in a sorted batch is rarely beyond 3
 
 
-def absurd_offenders(
+def outlying_offenders(
     step: Step, norms: Sequence[float], loss_limit: float | None, broken: Sequence[Offender]
 ) -> list[Offender]:
     """Return what is finite and yet out of all proportion, most telling first.
@@ -33,7 +33,7 @@ def absurd_offenders(
     Args:
         step: The step.
         norms: The gradient norm of each sample, or nothing.
-        loss_limit: The loss beyond which the step is absurd, or None.
+        loss_limit: The loss beyond which the step is an outlier, or None.
         broken: What is not finite; an outlier in the same samples is told as well.
     """
     over = loss_limit is not None and step.loss is not None and step.loss > loss_limit
