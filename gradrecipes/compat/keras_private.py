@@ -19,7 +19,13 @@ RELIED_ON = {
         "_accumulated_gradients",
         "_get_current_learning_rate",
         "_all_reduce_sum_gradients",
+        "_trainable_variables",
+        "_var_key",
+        "_get_variable_index",
+        "update_step",
     ),
+    keras.optimizers.Adam: ("_momentums", "_velocities"),
+    keras.optimizers.AdamW: ("_momentums", "_velocities"),
     keras.optimizers.LossScaleOptimizer: ("_stateful_handle_non_finite_grads",),
     keras.Model: (
         "_compile_loss",

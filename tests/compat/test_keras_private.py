@@ -16,8 +16,11 @@ def instance(owner: type):
     model.optimizer.build(model.trainable_variables)
     if owner is keras.Model:
         return model
-    scaler = keras.optimizers.LossScaleOptimizer
-    return scaler(keras.optimizers.SGD()) if owner is scaler else model.optimizer
+    if owner is keras.optimizers.Optimizer:
+        return model.optimizer
+    optimizer = owner(keras.optimizers.SGD()) if owner is keras.optimizers.LossScaleOptimizer else owner()
+    optimizer.build(model.trainable_variables)
+    return optimizer
 
 
 @pytest.mark.parametrize("owner", keras_private.RELIED_ON, ids=lambda owner: owner.__name__)
@@ -25,7 +28,7 @@ def test_every_private_name_exists_on_this_keras(owner):
     missing = [name for name in keras_private.RELIED_ON[owner] if not hasattr(instance(owner), name)]
     assert not missing, (
         f"Keras {keras.__version__} has no {', '.join(missing)} on {owner.__name__}: "
-        "gradrecipes/training/keras_private.py must be mended before this release of Keras is allowed."
+        "gradrecipes/compat/keras_private.py must follow before this release of Keras is allowed."
     )
 
 

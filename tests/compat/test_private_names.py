@@ -1,0 +1,56 @@
+"""Private modules of Keras and TensorFlow: each is there, with the names that `compat` takes from it."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+import gradrecipes.compat
+
+COMPAT = Path(gradrecipes.compat.__file__).parent
+PRIVATE = ("keras.src", "tensorflow.python")
+
+
+def imported() -> dict[str, set[str]]:
+    """Return what the files of `compat` import from private modules, by module."""
+    found: dict[str, set[str]] = {}
+    for path in COMPAT.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith(PRIVATE):
+                for alias in node.names:
+                    found.setdefault(node.module, set()).add(alias.name)
+    return found
+
+
+NAMES = sorted((module, name) for module, names in imported().items() for name in names)
+
+
+def test_there_are_some_to_look_at():
+    assert {"tensorflow.python.eager", "tensorflow.python.ops.resource_variable_ops"} <= {name[0] for name in NAMES}
+
+
+@pytest.mark.parametrize(("module", "name"), NAMES)
+def test_every_private_module_still_has_the_name(module, name):
+    import keras
+    import tensorflow as tf
+
+    found = importlib.import_module(module)
+    assert hasattr(found, name) or importlib.import_module(f"{module}.{name}"), (
+        f"TensorFlow {tf.__version__} and Keras {keras.__version__} have no {module}.{name}: gradrecipes/compat must "
+        "follow before these releases are allowed."
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("tensorflow.python.eager.record", ("record_operation", "stop_recording")),
+        ("keras.src.backend.common.global_state", ("get_global_attribute", "set_global_attribute")),
+        ("tensorflow.python.framework.op_def_registry", ("get",)),
+    ],
+)
+def test_modules_that_are_taken_whole_have_what_is_called(module, names):
+    assert [name for name in names if not hasattr(importlib.import_module(module), name)] == []
