@@ -53,7 +53,8 @@ def make_advisor(**how):
 NAMES = {
     gr.GradientMonitor: ["sample_every", "logs", "histogram_dir"],
     gr.GradientGuard: [
-        "clipping", "sigmas", "max_consecutive_skips", "snapshot_every", "max_rollbacks", "backup_dir",
+        "clipping", "sigmas", "max_consecutive_skips", "snapshot_every", "max_rollbacks", "snapshot_on", "backup_dir",
+        "fused",
     ],
     gr.BlackBox: ["directory", "recordings"],
     gr.Doctor: ["data", "check_every", "stop", "on_finding"],
@@ -62,7 +63,7 @@ NAMES = {
         "monitor", "min_delta", "patience", "verbose", "mode", "baseline", "restore_best_weights", "start_from_epoch",
     ],
     make_advisor: ["x", "y", "batch_size", "batches", "every", "seed"],
-    make_model: ["clipping", "skip_nonfinite", "penalty"],
+    make_model: ["clipping", "skip_nonfinite", "penalty", "fused"],
     make_pipeline: ["optimizer", "clipping", "skip_nonfinite", "xla"],
     gr.clipping.by_global_norm: ["max_norm"],
     gr.clipping.by_norm: ["max_norm"],

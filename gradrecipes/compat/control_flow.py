@@ -30,6 +30,17 @@ def rare_cond(predicate: tf.Tensor, true_fn: Callable[[], Any], false_fn: Callab
         return tf.cond(predicate, _with_usual_executor(true_fn), _with_usual_executor(false_fn))
 
 
+def optimized(branch: Callable[[], Any]) -> Callable[[], Any]:
+    """Return a branch whose arithmetic TensorFlow's graph optimizer rewrites as it does outside of a condition.
+
+    It leaves the body of an operation that is not lowered alone, so that x / sqrt(y), which it else turns into
+    x * rsqrt(y), would differ in the last bit. A function that the branch calls is optimized like any other.
+    """
+    if tf.executing_eagerly() or tf.distribute.has_strategy() or not _runs_on_the_cpu():
+        return branch
+    return tf.function(branch, autograph=False)
+
+
 def _with_usual_executor(branch: Callable[[], Any]) -> Callable[[], Any]:
     def traced() -> Any:
         with tf.experimental.function_executor_type(None):

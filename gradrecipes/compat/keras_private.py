@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend import compute_output_spec
 from keras.src.losses import loss as keras_loss
 
 RELIED_ON = {
@@ -98,6 +99,27 @@ def build_metrics(model: keras.Model, data: Any) -> None:
     if unbuilt:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         model._symbolic_build(data_batch=(x, y, sample_weight))
+
+
+def build_metrics_by_spec(model: keras.Model, spec: Any) -> None:
+    """Create the state of the compiled metrics of a built functional model before its step is traced.
+
+    Keras creates it while the step is traced, and TensorFlow traces a function again that has created variables.
+
+    Args:
+        model: The model.
+        spec: `tf.TensorSpec`s in the structure of a batch; None where it is not known.
+    """
+    outputs = getattr(getattr(model, "_functional", model), "_outputs_struct", None)
+    metrics = getattr(model, "_compile_metrics", None)
+    if spec is None or outputs is None or not model.built or metrics is None or metrics.built:
+        return
+    if has_own_train_step(model) or model.run_eagerly or tf.distribute.has_strategy():
+        return
+    with contextlib.suppress(Exception):  # what is odd about the batch or a metric, Keras will meet in the step
+        batch = keras.tree.map_structure(lambda part: keras.KerasTensor(part.shape, part.dtype.name), spec)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        compute_output_spec(model.compute_metrics, x, y, outputs, sample_weight=sample_weight)
 
 
 def has_own_train_step(model: keras.Model) -> bool:

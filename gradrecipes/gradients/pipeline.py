@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.control_flow import rare_cond
+from gradrecipes.compat.control_flow import optimized, rare_cond
 from gradrecipes.compat.plain_variable import plain_variable
 from gradrecipes.core.trace import (
     APPLIED,
@@ -214,7 +214,7 @@ class Pipeline:
                 tf.cond(too_high, lambda: _done(update.lower_scale()), lambda: tf.constant(False))
             return tf.ones(())
 
-        return rare_cond(tf.equal(outcome, APPLIED), applied, skipped)
+        return rare_cond(tf.equal(outcome, APPLIED), optimized(applied), skipped)
 
     def _apply_clipped(self, update: Update, norms: Norms, loss_scale: tf.Tensor) -> tf.Tensor:
         if self.settings.clipping is None:
@@ -292,9 +292,15 @@ class Pipeline:
             return whole
         indices = self._indices(whole.variables)
         self._make_recorder(int(whole.norms.shape[0]), len(activations or ()))
-        sampled = [result.sampled for result in results if result.sampled is not None]
+        sampled = [result for result in results if result.sampled is not None]
         if sampled:
-            self.recorder.write_sample(sampled, whole.finite, activations=activations, indices=indices)
+            of_sampled = combined(sampled)
+            self.recorder.write_sample(
+                [result.sampled for result in sampled],
+                of_sampled.finite,
+                activations=activations,
+                indices=self._indices(of_sampled.variables),
+            )
         loss = tf.constant(np.nan, tf.float32) if loss is None else tf.cast(loss, tf.float32)
         head = [loss, whole.gradient_norm, whole.clip_factor, tf.cast(whole.outcome, tf.float32)]
         norms = in_columns(whole.norms, indices, self.recorder.gradients, combine_norms)

@@ -15,6 +15,7 @@ from gradrecipes.gradients.columns import Indices, combine_max, combine_mean, co
 from gradrecipes.gradients.norms import measure_norms
 from gradrecipes.gradients.packing import PackedTensors
 
+MAX_STEPS = 2**62  # no training has as many, and an int64 holds it
 EARLY_STEPS = 3  # the first steps are always sampled: an initialization shows there
 MAX_NONFINITE_RUN = 8  # consecutive non-finite steps that are sampled; after that there is nothing new to see
 STEP_COLUMNS = ("loss", "gradient_norm", "clip_factor", "outcome")
@@ -61,7 +62,7 @@ class Rows(NamedTuple):
 
 def is_due(step: int | tf.Tensor, sample_every: int) -> bool | tf.Tensor:
     """Return whether a sample is due at a step, in the graph too."""
-    return (step < EARLY_STEPS) | (step % sample_every == 0)
+    return (step < EARLY_STEPS) | (step % min(sample_every, MAX_STEPS) == 0)
 
 
 class Recorder:

@@ -89,6 +89,8 @@ class PreparedStep:
             The logs, as the train function returns them.
         """
         started = time.monotonic()
+        if not self._began:
+            keras_private.build_metrics_by_spec(self._model, getattr(iterator, "element_spec", None))
         logs = self._function_for(steps, started)(iterator)
         if not self._began:
             self._began = time.monotonic()

@@ -43,7 +43,7 @@ def test_a_loop_by_hand_clips_reports_and_skips(jit_compile):
 
     before = model.get_weights()
     x[3, 3] = np.inf
-    assert int(step(x, y)["code"]) == 1
+    assert int(step(x, y)["outcome"]) == 1
     for one, other in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)
     assert pipeline.skipped_steps == 1

@@ -227,7 +227,7 @@ def test_a_loop_by_hand_gives_the_same_meaning(jit_compile):
             loss = model.compute_loss(y=y, y_pred=model(x, training=True))
         gradients = tape.gradient(loss, model.trainable_variables)
         outcome = pipeline.apply(gradients, model.trainable_variables, loss=loss)
-        return outcome.code, outcome.gradient_norm
+        return outcome.outcome, outcome.gradient_norm
 
     x, y, _ = with_a_bad_batch(data)
     outcomes = [step(x[i : i + BATCH], y[i : i + BATCH]) for i in range(0, len(x), BATCH)]
