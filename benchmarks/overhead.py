@@ -169,7 +169,7 @@ def measure(make, variants: list[str], *, rounds: int, steps: int, xla: bool) ->
             # The first step of a fit is traced in the first round, the second function in the next one.
             few = data.take(max(8, steps // 20)) if turn < 0 or variant == "recompute" else data
             gc.collect()
-            model.fit(few, verbose=0, validation_data=validation, callbacks=[*callbacks, timer])
+            model.fit(few, verbose=0, shuffle=False, validation_data=validation, callbacks=[*callbacks, timer])
             if turn >= 0:
                 share = few.cardinality().numpy() / steps
                 seconds[variant].append(timer.seconds / share)
@@ -192,7 +192,7 @@ def start_up(make, variants: list[str], *, rounds: int, xla: bool) -> dict[str, 
             first = FirstStep()
             gc.collect()
             start = time.perf_counter()
-            model.fit(data, verbose=0, callbacks=[*callbacks, first])
+            model.fit(data, verbose=0, shuffle=False, callbacks=[*callbacks, first])
             if turn >= 0:
                 seconds[variant].append(first.moment - start)
     plain = np.array(seconds["plain"])

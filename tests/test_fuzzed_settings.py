@@ -74,7 +74,15 @@ NAMES = {
     gr.clipping.adaptive_by_tensor: ["max_ratio", "decay", "warm_up", "max_norm"],
 }  # fmt: skip
 MADE_BY = {make_advisor: gr.BatchSizeAdvisor, make_pipeline: gr.GradientPipeline, make_model: gr.RecipeModelMixin}
-FLAGS = ("logs", "skip_nonfinite", "xla", "restore_best_weights", "verbose", "stop")  # True and False are sense there
+FLAGS = (
+    "logs",
+    "skip_nonfinite",
+    "fused",
+    "xla",
+    "restore_best_weights",
+    "verbose",
+    "stop",
+)  # True and False are sense there
 WORDS = ("histogram_dir", "directory", "backup_dir", "monitor", "mode")  # a text is sense there
 
 

@@ -58,7 +58,7 @@ def require_choice(name: str, value: Any, choices: Any) -> None:
     Raises:
         ValueError: With what came and the choices.
     """
-    if value not in choices:
+    if not isinstance(value, str | None) or value not in choices:
         listed = ", ".join(str(choice) for choice in choices)
         raise ValueError(f"`{name}` must be one of: {listed}. Received: {name}={value!r}.")
 
