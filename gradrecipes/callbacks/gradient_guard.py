@@ -150,10 +150,12 @@ class GradientGuard(AttachedCallback):
 
     def _begin_recovery(self) -> None:
         pipeline = self._session.pipeline
+        earlier = None if self._recovery is None else self._recovery.ring
+        ring = None
+        if self.snapshot_every is not None:
+            ring = SnapshotRing(self.model, also=pipeline.course, place=self.snapshot_on, earlier=earlier)
         self._recovery = Recovery(
-            None
-            if self.snapshot_every is None
-            else SnapshotRing(self.model, also=pipeline.course, place=self.snapshot_on),
+            ring,
             every=self.snapshot_every or 0,
             max_consecutive_skips=self.max_consecutive_skips,
             max_rollbacks=self.max_rollbacks,

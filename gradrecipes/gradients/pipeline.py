@@ -203,20 +203,33 @@ class Pipeline:
             # Measured first: an update that has begun could no longer reuse the memory of a gradient read after it.
             with tf.control_dependencies([outcome]):
                 update = _with_gradients(update, [_identity(gradient) for gradient in update.gradients])
-            return self._apply_clipped(update, norms, loss_scale)
+            return self._apply_clipped(update, norms, loss_scale, learn=norms.finite)
+        is_applied = tf.equal(outcome, APPLIED)
+        if self.settings.xla and update.assigned is not None:
+            return self._apply_where(is_applied, outcome, update, norms, loss_scale)
 
         def applied() -> tf.Tensor:
-            return self._apply_clipped(update, norms, loss_scale)
+            return self._apply_clipped(update, norms, loss_scale, learn=norms.finite)
 
         def skipped() -> tf.Tensor:
-            if update.lower_scale is not None:
-                too_high = tf.equal(outcome, SKIPPED_GRADIENT)
-                tf.cond(too_high, lambda: _done(update.lower_scale()), lambda: tf.constant(False))
+            _lower_scale(update, outcome)
             return tf.ones(())
 
-        return rare_cond(tf.equal(outcome, APPLIED), optimized(applied), skipped)
+        return rare_cond(is_applied, optimized(applied), skipped)
 
-    def _apply_clipped(self, update: Update, norms: Norms, loss_scale: tf.Tensor) -> tf.Tensor:
+    def _apply_where(
+        self, is_applied: tf.Tensor, outcome: tf.Tensor, update: Update, norms: Norms, loss_scale: tf.Tensor
+    ) -> tf.Tensor:
+        """Apply, and choose for each variable between before and after: XLA does both in one pass over it."""
+        variables = update.assigned()
+        before = [tf.convert_to_tensor(variable) for variable in variables]
+        factor = self._apply_clipped(update, norms, loss_scale, learn=is_applied)
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(tf.where(is_applied, tf.convert_to_tensor(variable), value))
+        _lower_scale(update, outcome)
+        return tf.where(is_applied, factor, 1.0)
+
+    def _apply_clipped(self, update: Update, norms: Norms, loss_scale: tf.Tensor, *, learn: tf.Tensor) -> tf.Tensor:
         if self.settings.clipping is None:
             update.apply(update.gradients)
             return tf.ones(())
@@ -226,7 +239,7 @@ class Pipeline:
             update.apply(update.gradients)
             return factor
         packed = PackedTensors(update.gradients, xla=self.settings.xla)
-        clipped = self._clipped(update, packed, norms, loss_scale, learn=norms.finite)
+        clipped = self._clipped(update, packed, norms, loss_scale, learn=learn)
         if clipped.scale is None:
             update.apply(clipped.packed.unpacked())
         else:
@@ -384,6 +397,12 @@ def _identity(gradient: TensorLike) -> TensorLike:
 
 def _with_gradients(update: Update, gradients: list[TensorLike]) -> Update:
     return Update(**{**vars(update), "gradients": gradients})
+
+
+def _lower_scale(update: Update, outcome: tf.Tensor) -> None:
+    if update.lower_scale is not None:
+        too_high = tf.equal(outcome, SKIPPED_GRADIENT)
+        tf.cond(too_high, lambda: _done(update.lower_scale()), lambda: tf.constant(False))
 
 
 def _done(_: None) -> tf.Tensor:

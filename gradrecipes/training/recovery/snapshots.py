@@ -47,6 +47,7 @@ class SnapshotRing:
         also: Returns further variables, made by `plain_variable`, that go back with the model's.
         capacity: How many are kept. Each takes the memory of the weights and the optimizer's slots.
         place: "host" for the host's memory, None for the device of the variables.
+        earlier: The ring of an earlier fit, whose compiled function serves again where the variables are the same.
     """
 
     def __init__(
@@ -56,13 +57,14 @@ class SnapshotRing:
         also: Callable[[], list[Any]] = list,
         capacity: int = 3,
         place: str | None = "host",
+        earlier: SnapshotRing | None = None,
     ):
         self._model = model
         self._also = also
         self._capacity = capacity
         self._place = place
         self._ring: deque[Snapshot] = deque()
-        self._state: StackedState | None = None
+        self._state: StackedState | None = None if earlier is None else earlier._state
         self._never_finite: set[int] | None = None  # by id: what was not finite from the beginning
 
     def __len__(self) -> int:

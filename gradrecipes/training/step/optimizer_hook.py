@@ -128,6 +128,7 @@ class OptimizerHook:
             bounded_elsewhere=all(leaf.clipvalue is not None for leaf in leaves),
             lower_scale=keras_private.lower_scale(optimizer),
             weights=functools.partial(_read, variables),
+            assigned=None if tf.distribute.has_strategy() else functools.partial(_all_assigned, optimizer, variables),
             unit_axes=self._unit_axes(variables),
             optimizer_key=f"{self._key}_{earlier}" if earlier else self._key,
             alone=alone and not earlier,
@@ -178,6 +179,10 @@ class OptimizerHook:
             return clip_as_compiled(self._pipeline.clip(update, gradients))
 
         return clip
+
+
+def _all_assigned(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> list[Any]:
+    return list({id(variable): variable for variable in [*variables, *optimizer.variables]}.values())
 
 
 def _read(variables: list[Any]) -> list[tf.Tensor]:
