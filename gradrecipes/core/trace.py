@@ -12,7 +12,6 @@ import numpy as np
 
 from gradrecipes.core.event import Event
 from gradrecipes.core.table import Table
-from gradrecipes.core.trace_file import read_trace_file, unreadable, write_trace_file
 
 STEP_READINGS = ("epoch", "batch", "loss", "gradient_norm", "clip_factor", "outcome")
 SAMPLE_READINGS = (
@@ -209,6 +208,8 @@ class Trace:
             "events": [event.to_dict() for event in self.events],
             "probes": self.probes,
         }
+        from gradrecipes.core.trace_file import write_trace_file
+
         write_trace_file(path, arrays=arrays, meta=meta)
 
     @classmethod
@@ -219,6 +220,8 @@ class Trace:
             FileNotFoundError: There is no such file.
             ValueError: The file is damaged, is no trace, or is of a later version.
         """
+        from gradrecipes.core.trace_file import read_trace_file, unreadable
+
         arrays, meta = read_trace_file(path)
         try:
             return cls._from_parts(arrays, meta)

@@ -13,6 +13,7 @@ from gradrecipes.gradients.packing import PackedTensors, TensorLike, values_of
 MAX_PLAIN_SQUARE = 3.0e38  # float32 ends at 3.4e38; a sum of squares above this is taken again, scaled
 MIN_PLAIN_SQUARE = 1.0e-24  # below it the squares of single entries fall under float32's 1.2e-38
 MAX_PLAIN_NORM = 1.7e19  # the square root of the first: above it no optimizer can hold the squares
+MAX_SINGLE_FACTOR_NORM = 1e30  # above it, bound / norm nears float32's smallest number: divide in two steps
 
 
 class Norms(NamedTuple):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -20,12 +20,31 @@ from gradrecipes.core.trace import (
     SKIPPED_OVERFLOW,
 )
 from gradrecipes.gradients.columns import Columns, Indices, combine_norms, in_columns
-from gradrecipes.gradients.norms import MAX_PLAIN_NORM, Norms, PlainSquares, measure_norms, plain_squares, scaled_norms
-from gradrecipes.gradients.outliers import OutlierDetector
+from gradrecipes.gradients.norms import (
+    MAX_PLAIN_NORM,
+    MAX_SINGLE_FACTOR_NORM,
+    Norms,
+    PlainSquares,
+    measure_norms,
+    plain_squares,
+    scaled_norms,
+)
 from gradrecipes.gradients.packing import PackedTensors, TensorLike, values_of, without_repeated_indices
-from gradrecipes.gradients.recorder import DETAILS, Activation, Recorder, SampledUpdate, describe_gradients, is_due
-from gradrecipes.gradients.step_gradients import MAX_SINGLE_FACTOR_NORM, Clipped, Clipping, StepGradients
+from gradrecipes.gradients.recorder import (
+    DETAILS,
+    Activation,
+    Recorder,
+    SampledUpdate,
+    copied_where,
+    describe_gradients,
+    is_due,
+    nothing_like,
+)
 from gradrecipes.gradients.update import StepResult, Update, combined
+
+if TYPE_CHECKING:
+    from gradrecipes.gradients.outliers import OutlierDetector
+    from gradrecipes.gradients.step_gradients import Clipped, Clipping
 
 
 @dataclass(frozen=True)
@@ -102,15 +121,8 @@ class Pipeline:
         loss_scale = tf.cast(update.loss_scale, tf.float32)
         outcome, norms, sampled = self._measure_and_decide(update, loss_scale, sample)
         factor = self._transform_and_apply(update, outcome, norms, loss_scale)
-        return StepResult(
-            outcome,
-            norms.total / loss_scale,
-            factor,
-            norms.of_each / loss_scale,
-            norms.finite,
-            sampled,
-            update.variables,
-        )
+        total, of_each = norms.total / loss_scale, norms.of_each / loss_scale
+        return StepResult(outcome, total, factor, of_each, norms.finite, sampled, update.variables)
 
     # -- measure and decide ------------------------------------------------------------------------
     def _measure_and_decide(
@@ -132,24 +144,19 @@ class Pipeline:
         def usual_step() -> list[Any]:
             if detector is not None:
                 detector.remember(pair)
-            before = [] if not sample else [_nothing_like(weight, settings.xla) for weight in update.weights()]
+            before = [] if not sample else [nothing_like(weight, settings.xla) for weight in update.weights()]
             return [tf.constant(APPLIED, tf.int64), *squares.norms(), undescribed, *before]
 
         def other_step() -> list[Any]:
             packed = PackedTensors(gradients, xla=settings.xla)
             norms = Norms(*rare_cond(squares.within_float32, squares.norms, lambda: scaled_norms(packed)))
             outcome = self._decide(norms, loss_scale, update, detector)
-            described = undescribed
+            describe, described = lambda: describe_gradients(packed, loss_scale), undescribed
             if at_end:
-                described = rare_cond(
-                    due | ~norms.finite, lambda: describe_gradients(packed, loss_scale), lambda: undescribed
-                )
+                described = rare_cond(due | ~norms.finite, describe, lambda: undescribed)
             elif settings.record:
-                indices = self._indices(update.variables)
-                self.recorder.write_nonfinite(
-                    lambda: describe_gradients(packed, loss_scale), norms.finite, indices=indices
-                )
-            before = [] if not sample else _copied_where(due, update.weights(), settings.xla)
+                self.recorder.write_nonfinite(describe, norms.finite, indices=self._indices(update.variables))
+            before = [] if not sample else copied_where(due, update.weights(), settings.xla)
             return [outcome, *norms, described, *before]
 
         usual = self._is_usual(squares, pair, update, detector) & ~due
@@ -169,6 +176,8 @@ class Pipeline:
         if not self.settings.skip or self.settings.sigmas is None:
             return None
         if optimizer_key not in self.detectors:
+            from gradrecipes.gradients.outliers import OutlierDetector
+
             self.detectors[optimizer_key] = OutlierDetector(self.settings.sigmas)
             self._resume()
         return self.detectors[optimizer_key]
@@ -202,7 +211,7 @@ class Pipeline:
         if not self.settings.skip:
             # Measured first: an update that has begun could no longer reuse the memory of a gradient read after it.
             with tf.control_dependencies([outcome]):
-                update = _with_gradients(update, [_identity(gradient) for gradient in update.gradients])
+                update = replace(update, gradients=[_identity(gradient) for gradient in update.gradients])
             return self._apply_clipped(update, norms, loss_scale, learn=norms.finite)
         is_applied = tf.equal(outcome, APPLIED)
         if self.settings.xla and update.assigned is not None:
@@ -255,6 +264,8 @@ class Pipeline:
     def _clipped(
         self, update: Update, packed: PackedTensors, norms: Norms, loss_scale: tf.Tensor, *, learn: tf.Tensor | bool
     ) -> Clipped:
+        from gradrecipes.gradients.step_gradients import StepGradients
+
         key = update.optimizer_key
         if self._tensors.setdefault(key, len(packed)) != len(packed):
             key = f"{key}_of_{len(packed)}"  # fewer gradients than at first: what is remembered is not of these
@@ -307,13 +318,9 @@ class Pipeline:
         self._make_recorder(int(whole.norms.shape[0]), len(activations or ()))
         sampled = [result for result in results if result.sampled is not None]
         if sampled:
-            of_sampled = combined(sampled)
-            self.recorder.write_sample(
-                [result.sampled for result in sampled],
-                of_sampled.finite,
-                activations=activations,
-                indices=self._indices(of_sampled.variables),
-            )
+            joint, updates = combined(sampled), [result.sampled for result in sampled]
+            of_updates = self._indices(joint.variables)
+            self.recorder.write_sample(updates, joint.finite, activations=activations, indices=of_updates)
         loss = tf.constant(np.nan, tf.float32) if loss is None else tf.cast(loss, tf.float32)
         head = [loss, whole.gradient_norm, whole.clip_factor, tf.cast(whole.outcome, tf.float32)]
         norms = in_columns(whole.norms, indices, self.recorder.gradients, combine_norms)
@@ -332,15 +339,14 @@ class Pipeline:
             self.clipped_steps.assign_add(tf.cast(result.clip_factor < 1.0, tf.int64))
 
     def _make_recorder(self, gradients: int, activations: int) -> None:
-        if self.recorder is not None:
-            return
-        self.recorder = Recorder(
-            gradients=gradients if self.columns is None else len(self.columns),
-            activations=activations,
-            sample_every=self.settings.sample_every,
-            capacity=self.settings.capacity,
-            step=self.step,
-        )
+        if self.recorder is None:
+            self.recorder = Recorder(
+                gradients=gradients if self.columns is None else len(self.columns),
+                activations=activations,
+                sample_every=self.settings.sample_every,
+                capacity=self.settings.capacity,
+                step=self.step,
+            )
 
     # -- state -------------------------------------------------------------------------------------
     @property
@@ -375,28 +381,11 @@ def _float32_or_zero(loss: tf.Tensor | None) -> tf.Tensor:
     return tf.zeros(()) if loss is None else tf.cast(loss, tf.float32)
 
 
-def _nothing_like(weight: tf.Tensor, xla: bool) -> tf.Tensor:
-    """Return what stands for a copy that is not needed: empty, but under XLA, where both branches have one shape."""
-    return tf.zeros_like(weight) if xla else tf.zeros([0], weight.dtype)
-
-
-def _copied_where(due: tf.Tensor, weights: list[tf.Tensor], xla: bool) -> list[tf.Tensor]:
-    return rare_cond(
-        due,
-        lambda: [weight if xla else tf.reshape(weight, [-1]) for weight in weights],
-        lambda: [_nothing_like(weight, xla) for weight in weights],
-    )
-
-
 def _identity(gradient: TensorLike) -> TensorLike:
     values = tf.identity(values_of(gradient))
     if isinstance(gradient, tf.IndexedSlices):
         return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
     return values
-
-
-def _with_gradients(update: Update, gradients: list[TensorLike]) -> Update:
-    return Update(**{**vars(update), "gradients": gradients})
 
 
 def _lower_scale(update: Update, outcome: tf.Tensor) -> None:

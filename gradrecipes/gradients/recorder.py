@@ -236,6 +236,20 @@ def measure_update(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> t
     return tf.concat([measure_norms(packed).of_each, means, measure_norms(PackedTensors(changes)).of_each], axis=0)
 
 
+def nothing_like(weight: tf.Tensor, xla: bool) -> tf.Tensor:
+    """Return what stands for a copy that is not needed: empty, but under XLA, where both branches have one shape."""
+    return tf.zeros_like(weight) if xla else tf.zeros([0], weight.dtype)
+
+
+def copied_where(due: tf.Tensor, weights: list[tf.Tensor], xla: bool) -> list[tf.Tensor]:
+    """Return copies of weights where a sample is due, to be compared with those after the update."""
+    return rare_cond(
+        due,
+        lambda: [weight if xla else tf.reshape(weight, [-1]) for weight in weights],
+        lambda: [nothing_like(weight, xla) for weight in weights],
+    )
+
+
 def describe_gradients(packed: PackedTensors, loss_scale: tf.Tensor) -> tf.Tensor:
     """Return float32 `[n, DETAILS]` of gradients: the `GRADIENT_COLUMNS`, then counts of log2|g|."""
 

@@ -11,8 +11,6 @@ import tensorflow as tf
 from gradrecipes.gradients.norms import Norms
 from gradrecipes.gradients.packing import PackedTensors
 
-MAX_SINGLE_FACTOR_NORM = 1e30  # above it, bound / norm nears float32's smallest number: divide in two steps
-
 
 class Clipped(NamedTuple):
     """Gradients after clipping.

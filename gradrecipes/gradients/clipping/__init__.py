@@ -26,7 +26,8 @@ from gradrecipes.gradients.clipping.tensor_norm import by_norm, clip_by_norm
 from gradrecipes.gradients.clipping.unit_wise import adaptive, clip_adaptively, unit_axes_by_rank
 from gradrecipes.gradients.clipping.value import by_value, clip_by_value
 from gradrecipes.gradients.clipping.z_score import by_z_score, z_score_bound
-from gradrecipes.gradients.step_gradients import MAX_SINGLE_FACTOR_NORM, Clipped, Clipping, StepGradients
+from gradrecipes.gradients.norms import MAX_SINGLE_FACTOR_NORM
+from gradrecipes.gradients.step_gradients import Clipped, Clipping, StepGradients
 
 METHODS = (by_global_norm, by_norm, by_value, adaptive, by_percentile, by_z_score, adaptive_by_tensor)
 

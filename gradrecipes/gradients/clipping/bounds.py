@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.control_flow import rare_cond
-from gradrecipes.gradients.norms import Norms
-from gradrecipes.gradients.step_gradients import MAX_SINGLE_FACTOR_NORM, Clipped, StepGradients
+from gradrecipes.gradients.norms import MAX_SINGLE_FACTOR_NORM, Norms
+from gradrecipes.gradients.step_gradients import Clipped, StepGradients
 
 LARGEST_BOUND = float(np.finfo(np.float32).max)  # stands for "no bound": the largest norm float32 can name
 SMALLEST_BOUND = float(np.finfo(np.float32).tiny)  # smaller ones count as 0 on many devices, and 0 / 0 is NaN

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gradrecipes.gradients.step_gradients import Clipping
+if TYPE_CHECKING:
+    from gradrecipes.gradients.step_gradients import Clipping
+
 
 SAMPLE_EVERY, SAMPLE_EVERY_OF_LARGE = 100, 200  # steps, so that samples cost about 1% of the training
 LARGE_MODEL = 1_000_000  # trainable parameters

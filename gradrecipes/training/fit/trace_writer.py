@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
@@ -12,8 +13,10 @@ from gradrecipes.core.trace import APPLIED, OUTCOMES, Trace
 from gradrecipes.gradients.columns import MISSING
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.recorder import ACTIVATION_COLUMNS, STEP_COLUMNS
-from gradrecipes.training.fit.layer_map import LayerMap
 from gradrecipes.training.step.instrumented_step import InstrumentedStep
+
+if TYPE_CHECKING:
+    from gradrecipes.training.fit.layer_map import LayerMap
 
 
 class TraceWriter:
@@ -63,6 +66,7 @@ class TraceWriter:
 
     def _begin_trace(self) -> None:
         from gradrecipes.training.description.describe import describe_run
+        from gradrecipes.training.fit.layer_map import LayerMap
 
         model = self._step.model
         self.layer_map = LayerMap(model, self._step.variables, self._step.captured_layers)
