@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow.python.framework import func_graph
 
 
 def inlined(train_step: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -30,6 +31,17 @@ def inlined(train_step: Callable[[Any], Any]) -> Callable[[Any], Any]:
         except Exception:  # no source to convert, as in an interactive session; most steps need no conversion
             return python_function
     return python_function
+
+
+def dismantle(graphs: Iterable[Callable[[], Any]]) -> None:
+    """Free graphs of functions that are no longer called; the garbage collector does not free those of a train step.
+
+    Args:
+        graphs: Weak references to them.
+    """
+    for reference in graphs:
+        if (graph := reference()) is not None:
+            func_graph.dismantle_func_graph(graph)
 
 
 def current_graph() -> Any:

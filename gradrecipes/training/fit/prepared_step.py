@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
 from gradrecipes.compat import keras_private
+from gradrecipes.compat.graphs import dismantle
 from gradrecipes.core.trace import Trace
 from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
 from gradrecipes.gradients.recorder import is_due
@@ -65,6 +67,7 @@ class PreparedStep:
         said = [request.log for request in wanted]
         self._log = True in said and False not in said
         self._step = InstrumentedStep(model, model.train_step, self.pipeline, sample=bool(every), log=self._log)
+        self._free_when_dropped(self._step)
         self._function = keras_private.compile_train_step(model, self._step)
         self._lean: Callable[[Any], Any] | None = None if every else self._function
         self._began = 0.0
@@ -113,10 +116,14 @@ class PreparedStep:
     def _make_lean(self) -> Callable[[Any], Any]:
         from gradrecipes.compat.seeded_operations import draws_by_itself
 
-        if draws_by_itself(self._step.graph()):  # which go on within one graph only
+        if any(draws_by_itself(graph()) for graph in self._step.graphs):  # which go on within one graph only
             return self._function
         step = InstrumentedStep(self._model, self._model.train_step, self.pipeline, log=self._log)
+        self._free_when_dropped(step)
         return keras_private.compile_train_step(self._model, step)
+
+    def _free_when_dropped(self, step: InstrumentedStep) -> None:
+        weakref.finalize(self, dismantle, step.graphs).atexit = False
 
     def begin_epoch(self, epoch: int) -> None:
         """Assign the steps from here on to an epoch."""

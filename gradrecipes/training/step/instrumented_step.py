@@ -47,7 +47,7 @@ class InstrumentedStep:
     Attributes:
         columns: The variables that had a gradient in the first trace, in the order in which they had it.
         captured_layers: The layers whose outputs are sampled, in the order of their calls.
-        graph: Returns the graph of the first trace, or None where there is none.
+        graphs: Weak references to the graphs of its traces.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class InstrumentedStep:
         self.pipeline = pipeline
         self.columns: Columns | None = None
         self.captured_layers: list[keras.layers.Layer] = []
-        self.graph: Callable[[], Any] = lambda: None
+        self.graphs: list[weakref.ref] = []
         self._capture = ActivationCapture(model) if sample else None
         self._logs_results = log
         self._of_replica = threading.local()
@@ -76,6 +76,8 @@ class InstrumentedStep:
         model = self.model
         self._results, self._variables, self._updates, self._loss, self._whole = [], [], {}, None, None
         self._of_replica.loss, self._of_replica.graph = None, current_graph()
+        if self._of_replica.graph != "eager":
+            self.graphs.append(weakref.ref(self._of_replica.graph))
         state = self._forward_state(data)
         with self._shadowed(), contextlib.nullcontext() if state is None else state.watching_assignments():
             logs = self.train_step(data)
@@ -90,8 +92,6 @@ class InstrumentedStep:
         self._assign_columns()
         if self.columns is None:
             self._learn_columns()
-            graph = self._of_replica.graph
-            self.graph = (lambda: None) if graph == "eager" else weakref.ref(graph)
         replicas.once(self._record, *([] if self._capture is None else [self._capture.tensors(self.captured_layers)]))
         if state is not None:
             logs = state.kept_where(tf.equal(self._whole.outcome, APPLIED), logs)

@@ -98,6 +98,16 @@ def test_a_fit_leaves_no_more_graphs_behind_than_a_plain_one():
     assert ours <= plain
 
 
+def test_a_model_trains_on_when_the_callbacks_of_its_last_fit_are_gone():
+    model = seeded(two_dense)
+    for callbacks in ([gr.GradientMonitor()], [], [gr.GradientGuard(), gr.GradientMonitor()], []):
+        fit(model, *callbacks)
+        callbacks.clear()
+        gc.collect()
+    assert int(model.optimizer.iterations) == 32
+    assert model.evaluate(*digits(64), verbose=0, return_dict=True)["loss"] < 2.0
+
+
 @pytest.mark.parametrize(("units", "expected"), [(8, [0, 1, 2, 100]), (16_000, [0, 1, 2])])
 def test_large_models_are_sampled_more_rarely(units, expected):
     model = compiled(keras.Sequential([keras.Input((64,)), keras.layers.Dense(units), keras.layers.Dense(10)]), "sgd")
