@@ -90,7 +90,7 @@ VARIANTS = {
     "monitor": ({}, lambda: [gr.GradientMonitor()]),
     "monitor + guard": ({}, lambda: [gr.GradientMonitor(), gr.GradientGuard()]),
     "monitor + guard + clip": ({}, lambda: [gr.GradientMonitor(), gr.GradientGuard(clipping=CLIP)]),
-    "the same, fused": ({}, lambda: [gr.GradientMonitor(), gr.GradientGuard(clipping=CLIP, fused=True)]),
+    "fused": ({}, lambda: [gr.GradientMonitor(), gr.GradientGuard(clipping=CLIP, fused=True)]),
     "recompute": ({}, lambda: [Recompute()]),
 }
 
