@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from gradrecipes.compat.keras_private import replaced
+from gradrecipes.compat.keras_private import replaced, scaled_gradient
 
 Kernel = Callable[[Any, Any, tf.Tensor], None]  # takes gradient, variable and learning rate
 
@@ -44,13 +44,11 @@ def fused(optimizer: keras.optimizers.Optimizer, scale: tf.Tensor | None = None)
     kernel, update_step = _KERNELS[type(optimizer)](optimizer), optimizer.update_step
 
     def update(gradient, variable, learning_rate):
+        gradient = scaled_gradient(gradient, scale)
         if isinstance(gradient, tf.IndexedSlices):
-            values = gradient.values if scale is None else gradient.values * tf.cast(scale, gradient.values.dtype)
-            update_step(tf.IndexedSlices(values, gradient.indices, gradient.dense_shape), variable, learning_rate)
-            return
-        gradient = tf.cast(gradient, variable.dtype)
-        gradient = gradient if scale is None else gradient * tf.cast(scale, gradient.dtype)
-        kernel(gradient, variable, tf.cast(learning_rate, variable.dtype))
+            update_step(gradient, variable, learning_rate)
+        else:
+            kernel(tf.cast(gradient, variable.dtype), variable, tf.cast(learning_rate, variable.dtype))
 
     with replaced(optimizer, "update_step", update):
         yield

@@ -347,22 +347,23 @@ def updated_in_sequence(optimizer: keras.optimizers.Optimizer, scale: tf.Tensor 
 
     def update(gradient, variable, learning_rate):
         if tf.executing_eagerly() or variable.shape.num_elements() < SEQUENCE_FROM:
-            update_step(_scaled(gradient, scale), variable, learning_rate)
+            update_step(scaled_gradient(gradient, scale), variable, learning_rate)
             return
         graph = tf.compat.v1.get_default_graph()
         with tf.control_dependencies([operation for operation in last if operation.graph is graph]):
-            update_step(_scaled(gradient, 1.0 if scale is None else scale), variable, learning_rate)
+            update_step(scaled_gradient(gradient, scale), variable, learning_rate)
         last[:] = graph.get_operations()[-1:]
 
     with replaced(optimizer, "update_step", update):
         yield
 
 
-def _scaled(gradient: Any, scale: tf.Tensor | float | None) -> Any:
+def scaled_gradient(gradient: Any, scale: tf.Tensor | None) -> Any:
+    """Return a gradient, dense or sparse, multiplied by a factor; as it is where there is none."""
     if scale is None:
         return gradient
     values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-    values = tf.identity(values) if isinstance(scale, float) else values * tf.cast(scale, values.dtype)
+    values = values * tf.cast(scale, values.dtype)
     if isinstance(gradient, tf.IndexedSlices):
         return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
     return values

@@ -113,10 +113,8 @@ class _Examination:
         if broken and any(isinstance(layer, keras.layers.BatchNormalization) for layer in sublayers(model)):
             self.notes.append("BatchNormalization joins the samples: one that is not finite makes all after it so.")
         norms = self._norms(step) if not step.failed and harm.none else []
-        absurd = self._try(
-            "what is finite and absurd", lambda: outlying_offenders(step, norms, self.loss_limit, broken)
-        )
-        offenders = tuple([*broken, *absurd])
+        outlying = self._try("the finite outliers", lambda: outlying_offenders(step, norms, self.loss_limit, broken))
+        offenders = tuple([*broken, *outlying])
         return Autopsy(
             offenders=offenders,
             layers=tuple(self._try("the readings by layer", lambda: layer_readings(step))),
