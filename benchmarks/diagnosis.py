@@ -102,7 +102,7 @@ def baselines(trace: gr.Trace) -> dict[str, bool]:
         return dict.fromkeys(("TerminateOnNaN", "first : last > 70", "mean |g|", "loss not falling"), False)
     loss, norms = trace.loss.astype(float), trace.layer_gradient_norm.astype(float)
     norms = np.nan_to_num(norms[:, np.isfinite(norms).any(axis=0)], posinf=np.inf)
-    sizes = {layer["name"]: layer.get("parameters") or 1 for layer in trace.description.get("layers", [])}
+    sizes = {layer.name: layer.parameters or 1 for layer in trace.description.layers}
     counts = np.array([sizes.get(name, 1) for name in trace.layers], dtype=float)
     means = np.nan_to_num(trace.layer_gradient_norm.astype(float) / np.sqrt(np.maximum(counts, 1.0)), posinf=np.inf)
     with np.errstate(all="ignore"):

@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Trace": "gradrecipes.core.trace",
-    "Event": "gradrecipes.core.event",
+    "Event": "gradrecipes.core.trace.event",
     "Finding": "gradrecipes.core.finding",
     "Prescription": "gradrecipes.core.prescription",
     "Diagnosis": "gradrecipes.report.diagnosis",
@@ -56,11 +56,11 @@ if TYPE_CHECKING:
     from gradrecipes.callbacks.learning_rate_finder import LearningRateFinder
     from gradrecipes.callbacks.nanproof_early_stopping import NanProofEarlyStopping
     from gradrecipes.core.clipping_report import ClippingReport, clipping_report
-    from gradrecipes.core.event import Event
     from gradrecipes.core.finding import Finding
     from gradrecipes.core.offender import Autopsy, Offender
     from gradrecipes.core.prescription import Prescription
     from gradrecipes.core.trace import Trace
+    from gradrecipes.core.trace.event import Event
     from gradrecipes.doctor import diagnose
     from gradrecipes.gradients import clipping
     from gradrecipes.report.diagnosis import Diagnosis

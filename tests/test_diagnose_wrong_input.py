@@ -197,7 +197,7 @@ def test_numbers_that_are_none_everywhere_are_a_finding(value):
 
 
 def test_a_batch_larger_than_the_data_and_a_single_sample_are_taken():
-    assert gr.diagnose(net(), X[:1], Y[:1], batch_size=1000).trace.description["batch_size"] == 1
+    assert gr.diagnose(net(), X[:1], Y[:1], batch_size=1000).trace.description.batch_size == 1
 
 
 @pytest.mark.parametrize("part", range(5))

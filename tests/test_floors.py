@@ -238,7 +238,10 @@ def test_the_walker_catches_a_planted_violation(module, source, words):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("gradrecipes.core.trace", "import numpy as np\nfrom gradrecipes.core.table import Table\nfrom . import event"),
+        (
+            "gradrecipes.core.trace",
+            "import numpy as np\nfrom gradrecipes.core.trace.table import Table\nfrom . import event",
+        ),
         ("gradrecipes.core.trace", "if TYPE_CHECKING:\n    from gradrecipes.cli import main"),
         ("gradrecipes.core.trace", "import typing\nif typing.TYPE_CHECKING:\n    import keras"),
         ("gradrecipes.callbacks.guard", "import keras\nfrom gradrecipes.training import privates"),

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import gradrecipes as gr
-from gradrecipes.core.event import Event
 from gradrecipes.core.trace import HISTOGRAM_BINS, OUTCOMES, SAMPLE_READINGS, STEP_READINGS, Trace
+from gradrecipes.core.trace.description import Description, LayerDescription
+from gradrecipes.core.trace.event import Event
 from gradrecipes.report.html import render_page
+from tests.records import described
 
 NUMBERS = st.one_of(
     st.floats(width=32, allow_nan=True, allow_infinity=True),
@@ -28,8 +30,6 @@ JSON = st.recursive(
     max_leaves=6,
 )
 NAMES = st.characters(max_codepoint=0x17F)  # matplotlib warns of those that its font lacks; control characters too
-KEYS = ("optimizer", "learning_rate", "loss", "batch_size", "layers")  # of a description: those the rules read
-LAYER_KEYS = ("name", "kind", "activation", "fan_in", "units", "weight_std", "parameters", "trainable")
 PICTURES = (gr.plots.HeatMap, gr.plots.TrainingCurves, gr.plots.LayerProfile, gr.plots.ClippedNorms)
 QUICK = settings(phases=[Phase.explicit, Phase.reuse, Phase.generate])  # to shrink a trace takes minutes
 WHOLE_NUMBERS = ("epoch", "batch", "outcome")
@@ -44,10 +44,9 @@ def traces(draw) -> Trace:
     def numbers(*shape):
         return draw(arrays.arrays(np.float32, shape, elements=NUMBERS, fill=NUMBERS))
 
-    layers = st.lists(st.dictionaries(st.sampled_from(LAYER_KEYS), JSON, max_size=8), max_size=4)
-    named = [dict(layer, name=name) for layer, name in zip(draw(layers), names, strict=False)]
-    description = draw(st.dictionaries(st.sampled_from(KEYS), JSON, max_size=5))
-    trace = Trace(names, description=draw(st.sampled_from([description, {**description, "layers": named}])))
+    layers = tuple(draw(st.builds(LayerDescription, st.just(name))) for name in names)
+    described = st.builds(Description, layers=st.sampled_from([(), layers]), calls=st.none(), inputs=st.just(()))
+    trace = Trace(names, description=draw(described))
     outcomes = draw(arrays.arrays(np.int32, steps, elements=st.sampled_from(sorted(OUTCOMES))))
     trace.extend(
         step=np.arange(steps),
@@ -87,7 +86,7 @@ def test_every_trace_is_saved_and_read_to_the_bit(trace, tmp_path_factory):
     for table, other in ((trace.steps, read.steps), (trace.samples, read.samples)):
         for name, values in table.items():
             assert values.tobytes() == other[name].tobytes()
-    assert json.dumps(read.description) == json.dumps(trace.description)
+    assert read.description.to_json() == trace.description.to_json()
     assert json.dumps([one.to_dict() for one in read.events]) == json.dumps([one.to_dict() for one in trace.events])
 
 
@@ -122,7 +121,7 @@ def test_a_reading_of_a_wrong_shape_or_kind_is_refused_and_nothing_is_added(data
 # -- files ---------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> bytes:
-    trace = Trace(["one", "two"], description={"layers": [{"name": "one"}, {"name": "two"}]})
+    trace = Trace(["one", "two"], description=described({"layers": [{"name": "one"}, {"name": "two"}]}))
     trace.extend(step=[0, 1], loss=[1.0, 0.5], gradient_norm=[1.0, np.inf], layer_gradient_norm=[[1, 0], [np.nan, 1]])
     trace.add_event(Event("skip", 1, 0, 1))
     path = tmp_path_factory.mktemp("traces") / "run.trace"

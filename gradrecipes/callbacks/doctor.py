@@ -10,6 +10,7 @@ from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.core.arguments import require_flag, require_whole
 from gradrecipes.core.finding import Finding, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import Probes
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.diagnosis.verdict import verdict
 from gradrecipes.probes.before_fit import look_before_fit
@@ -95,7 +96,7 @@ class Doctor(AttachedCallback):
         """Look at data and model, if there are data, and put the pipeline in place."""
         super().on_train_begin(logs)
         self._seen_last, self._checks, self._next, self.stop_reason = set(), 0, 0, None
-        self._probes: dict[str, Any] = {}
+        self._probes = Probes()
         if self.data is not None:
             x, y, *weights = self.data
             batch_size = self.params.get("batch_size") if isinstance(self.params, dict) else None
@@ -115,7 +116,7 @@ class Doctor(AttachedCallback):
         trace = self._session.collect()
         if not len(trace):
             return
-        trace.probes |= self._probes
+        trace.probes = trace.probes.filled_from(self._probes)
         pause = min(max(self.check_every, len(trace) // 10), RARER * self.check_every)
         self._next = self._session.steps_run + pause
         self._checks += 1

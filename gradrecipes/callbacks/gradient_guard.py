@@ -13,8 +13,8 @@ from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.callbacks.guard_arguments import check_guard_arguments
 from gradrecipes.compat.keras_private import learning_rates, optimizers_of
 from gradrecipes.core.arguments import require_choice, require_directory, require_flag
-from gradrecipes.core.event import Event
 from gradrecipes.core.trace import OUTCOMES, SKIPPED_LOSS_OUTLIER
+from gradrecipes.core.trace.event import Event
 from gradrecipes.gradients.clipping import Clipping
 from gradrecipes.training.fit.request import Request
 from gradrecipes.training.recovery.guard_state import load_guard_state, save_guard_state

@@ -97,7 +97,7 @@ class _Watcher:
         from gradrecipes.probes.before_fit import look_before_fit
         from gradrecipes.training.fit.watching import WatchedFits
 
-        def look(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+        def look(model: Any, arguments: dict[str, Any]) -> Any:
             taken = ("x", "y", "sample_weight", "batch_size")
             return look_before_fit(model, **{name: arguments[name] for name in taken if name in arguments})
 

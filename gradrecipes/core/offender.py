@@ -43,7 +43,7 @@ class Offender:
     kind: OffenderKind
     name: str
     found: str | float
-    sentence: str
+    sentence: str = ""
     layer: str | None = None
     samples: tuple[int, ...] = ()
     entries: tuple[tuple[int, ...], ...] = ()
@@ -91,14 +91,14 @@ class LayerReading:
     """
 
     layer: str
-    kind: str
-    dtype: str
-    input_rms: float
-    output_rms: float
-    output_max: float
-    nonfinite_share: float
-    output_gradient_norm: float
-    weight_gradient_norm: float
+    kind: str = ""
+    dtype: str = ""
+    input_rms: float = math.nan
+    output_rms: float = math.nan
+    output_max: float = math.nan
+    nonfinite_share: float = math.nan
+    output_gradient_norm: float = math.nan
+    weight_gradient_norm: float = math.nan
 
     @property
     def growth(self) -> float:

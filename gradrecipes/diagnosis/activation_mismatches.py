@@ -61,7 +61,7 @@ def _one_unit(head: Head) -> Iterator[Mismatch]:
     what = "A softmax over one unit is always 1" if softmax else f"With one unit, {head.loss} is 0 whatever comes"
     yield Mismatch(
         title="The output has one unit, and a softmax over one unit is always 1",
-        statement=f"{what}; the output {head.output['name']!r} has one unit.",
+        statement=f"{what}; the output {head.output.name!r} has one unit.",
         consequence="The answer is the same for every sample, the gradient is 0, and nothing is ever learnt.",
         measured=1.0,
         expected=2.0,
@@ -77,9 +77,9 @@ def _one_unit(head: Head) -> Iterator[Mismatch]:
 
 def _no_logits(head: Head) -> Iterator[Mismatch]:
     activation = head.activation
-    seen = head.measured.get("logits_seen")
+    seen = head.measured.logits_seen
     if activation == "unknown" and head.loss in CATEGORICAL | SPARSE and not seen:
-        shares = number(head.measured.get("sums_to_one"))
+        shares = number(head.measured.sums_to_one)
         activation = "softmax" if shares is not None and shares > 0.99 else activation
     if activation in PROBABILITIES:
         again = "softmax" if head.loss in CATEGORICAL | SPARSE else "sigmoid"
@@ -94,7 +94,7 @@ def _no_logits(head: Head) -> Iterator[Mismatch]:
         yield Mismatch(
             title=f"from_logits=True on a {activation}: its outputs are probabilities, not logits",
             statement=(
-                f"{class_of(head.loss)}(from_logits=True) gets the output {head.output['name']!r} of a {activation}, "
+                f"{class_of(head.loss)}(from_logits=True) gets the output {head.output.name!r} of a {activation}, "
                 f"which lies between {_range(head)}."
             ),
             consequence=consequence,
@@ -125,7 +125,7 @@ def _no_logits(head: Head) -> Iterator[Mismatch]:
 
 
 def _no_probabilities(head: Head) -> Iterator[Mismatch]:
-    low, high = number(head.measured.get("min")), number(head.measured.get("max"))
+    low, high = number(head.measured.min), number(head.measured.max)
     outside = low is not None and high is not None and (low < -A_HAIR or high > 1.0 + A_HAIR)
     certain = head.activation in NO_PROBABILITIES
     if certain or outside:
@@ -135,7 +135,7 @@ def _no_probabilities(head: Head) -> Iterator[Mismatch]:
         yield Mismatch(
             title=f"{class_of(head.loss)} expects probabilities and gets the output of {name}",
             statement=(
-                f"The output {head.output['name']!r} comes out of {name} and lies between {_range(head)}, while "
+                f"The output {head.output.name!r} comes out of {name} and lies between {_range(head)}, while "
                 f"{class_of(head.loss)} without from_logits=True takes it for probabilities."
             ),
             consequence=(
@@ -153,11 +153,11 @@ def _no_probabilities(head: Head) -> Iterator[Mismatch]:
             ),
         )
     elif head.activation == "sigmoid" and head.loss in CATEGORICAL | SPARSE and (head.units or 0) > 1:
-        seen = bool(head.measured.get("logits_seen"))
+        seen = bool(head.measured.logits_seen)
         yield Mismatch(
             title=f"{head.units} sigmoids under {class_of(head.loss)}: they do not sum to 1",
             statement=(
-                f"The output {head.output['name']!r} has {head.units} units behind a sigmoid each, and "
+                f"The output {head.output.name!r} has {head.units} units behind a sigmoid each, and "
                 f"{class_of(head.loss)} takes them for one distribution over {head.units} classes."
             ),
             consequence=(
@@ -179,13 +179,13 @@ def _no_probabilities(head: Head) -> Iterator[Mismatch]:
 
 
 def _softmax_twice(head: Head) -> Iterator[Mismatch]:
-    activations = head.output.get("activations") or []
+    activations = head.output.activations
     if len(activations) < 2 or activations[0] not in ("softmax", "sigmoid") or activations[1] not in PROBABILITIES:
         return
     both = f"{activations[0]} of a {activations[1]}"
     yield Mismatch(
         title=f"The output is the {both}: it can never be sure",
-        statement=f"Two activations stand in a row before the output {head.output['name']!r}: the {both}.",
+        statement=f"Two activations stand in a row before the output {head.output.name!r}: the {both}.",
         consequence=(
             "The second one gets numbers between 0 and 1, so that its own output is nearly the same for all classes: "
             "the loss cannot get near 0, and gradients are a fraction of what they should be."
@@ -201,13 +201,13 @@ def _softmax_twice(head: Head) -> Iterator[Mismatch]:
 
 
 def _sign(head: Head) -> Iterator[Mismatch]:
-    low = number(head.measured.get("min"))
+    low = number(head.measured.min)
     unbounded = head.activation in {"linear", "tanh", "leaky_relu", "elu", "selu", "gelu", "silu"}
     negative = low is not None and low < -A_HAIR
     if head.loss == "poisson" and (unbounded or negative):
         yield Mismatch(
             title="The Poisson loss takes the logarithm of an output that may be negative",
-            statement=f"The output {head.output['name']!r} lies between {_range(head)}; poisson takes its logarithm.",
+            statement=f"The output {head.output.name!r} lies between {_range(head)}; poisson takes its logarithm.",
             consequence="The logarithm of a negative number is NaN: the first output below 0 breaks the net.",
             measured=low,
             expected=0.0,
@@ -221,7 +221,7 @@ def _sign(head: Head) -> Iterator[Mismatch]:
     elif head.loss == "kl_divergence" and (unbounded or negative):
         yield Mismatch(
             title="The Kullback-Leibler divergence gets an output that is no distribution",
-            statement=f"The output {head.output['name']!r} lies between {_range(head)}, and not from 0 to 1.",
+            statement=f"The output {head.output.name!r} lies between {_range(head)}, and not from 0 to 1.",
             consequence="Keras clips it to [1e-7, 1]: outside, the gradient is 0.",
             measured=low,
             expected=0.0,
@@ -238,15 +238,15 @@ def _out_of_reach(head: Head) -> Iterator[Mismatch]:
     if head.target is None or head.activation not in REACH or head.loss not in BY_ENTRY:
         return
     words, ends = REACH[head.activation]
-    share = sum(number(head.target.get(end)) or 0.0 for end in ends)
+    share = sum(getattr(head.target, end) or 0.0 for end in ends)
     if share < MEANINGFUL:
         return
     target = head.target
     yield Mismatch(
         title=f"{say(100 * share)} % of the targets lie where a {head.activation} cannot get",
         statement=(
-            f"The output {head.output['name']!r} leaves through a {head.activation}, which reaches {words}; "
-            f"{target['name']} goes from {say(target['min'])} to {say(target['max'])}, {say(100 * share)} % of it out "
+            f"The output {head.output.name!r} leaves through a {head.activation}, which reaches {words}; "
+            f"{target.name} goes from {say(target.min)} to {say(target.max)}, {say(100 * share)} % of it out "
             "of reach."
         ),
         consequence=(
@@ -267,5 +267,5 @@ def _out_of_reach(head: Head) -> Iterator[Mismatch]:
 
 
 def _range(head: Head) -> str:
-    low, high = number(head.measured.get("min")), number(head.measured.get("max"))
+    low, high = number(head.measured.min), number(head.measured.max)
     return "ends that were not measured" if low is None or high is None else f"{say(low)} and {say(high)}"

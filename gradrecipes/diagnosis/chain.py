@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from gradrecipes.core.activation import ACTIVATIONS, Activation, leaky_relu
 from gradrecipes.core.signal_theory import derivative_moment, finite_width_log_std, second_moment
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.readings import first_sample, layer_descriptions, number
+from gradrecipes.core.trace.description import LayerDescription
+from gradrecipes.diagnosis.readings import first_sample, layer_descriptions
 
 WEIGHTED_KINDS = {"Dense", "Conv1D", "Conv2D", "Conv3D"}
 ACTIVATION_KINDS = {"Activation", "ReLU", "LeakyReLU", "ELU", "PReLU"}
@@ -82,7 +82,7 @@ def stretches(trace: Trace) -> list[list[Stage]]:
     output_rms, output_gradient = first_sample(trace, "output_rms"), first_sample(trace, "output_gradient_norm")
     found: list[list[Stage]] = [[]]
     for index, layer in enumerate(layer_descriptions(trace)):
-        kind = layer.get("kind")
+        kind = layer.kind
         if kind in WEIGHTED_KINDS:
             stage = _stage(trace, index, layer, float(output_rms[index]), float(output_gradient[index]))
             if stage is None:
@@ -110,35 +110,34 @@ def growth_log_std(stretch: Sequence[Stage]) -> float:
     return finite_width_log_std([stage.units for stage in stretch if not stage.drift]) / 2.0
 
 
-def _stage(trace: Trace, index: int, layer: dict[str, Any], rms: float, gradient: float) -> Stage | None:
-    fan_in, units = number(layer.get("fan_in")), number(layer.get("units"))
-    std, name = number(layer.get("weight_std")), layer.get("activation") or "linear"
-    known = None not in (fan_in, units, std) and name in ACTIVATIONS
-    if not known or min(fan_in, units) < 1 or std < 0 or not (math.isfinite(rms) and rms > 0):
+def _stage(trace: Trace, index: int, layer: LayerDescription, rms: float, gradient: float) -> Stage | None:
+    fan_in, units, std, name = layer.fan_in, layer.units, layer.weight_std, layer.activation or "linear"
+    if fan_in is None or units is None or std is None or name not in ACTIVATIONS:
+        return None
+    if min(fan_in, units) < 1 or std < 0 or not (math.isfinite(rms) and rms > 0):
         return None
     return Stage(
         name=trace.layers[index],
-        kind=str(layer["kind"]),
-        units=int(units),
+        kind=layer.kind,
+        units=units,
         activation=name,
         inner=ACTIVATIONS[name],
         outer=ACTIVATIONS["linear"],
         variance=fan_in * std**2,
         weight_std=std,
-        fan_in=int(fan_in),
-        drift=_drift(fan_in, std, _mean_square(trace, index, layer)),
+        fan_in=fan_in,
+        drift=_drift(fan_in, std, _mean_square(trace, index, layer, fan_in * units, std)),
         output_rms=rms,
         output_gradient=gradient if math.isfinite(gradient) and gradient > 0 else math.nan,
     )
 
 
-def _mean_square(trace: Trace, index: int, layer: dict[str, Any]) -> float:
+def _mean_square(trace: Trace, index: int, layer: LayerDescription, entries: int, std: float) -> float:
     """Return the square of the mean of the weights; of an older record from a norm that holds the biases too."""
-    mean = number(layer.get("weight_mean"))
-    if mean is not None:
-        return mean**2
+    if layer.weight_mean is not None:
+        return layer.weight_mean**2
     norm = float(first_sample(trace, "weight_norm")[index])
-    return norm**2 / (layer["fan_in"] * layer["units"]) - layer["weight_std"] ** 2
+    return norm**2 / entries - std**2
 
 
 def _drift(fan_in: float, std: float, mean_square: float) -> float:
@@ -148,9 +147,9 @@ def _drift(fan_in: float, std: float, mean_square: float) -> float:
     return math.sqrt(mean_square) * fan_in
 
 
-def _activated(stretch: list[Stage], layer: dict[str, Any]) -> Stage | None:
+def _activated(stretch: list[Stage], layer: LayerDescription) -> Stage | None:
     """Return the last stage with an activation layer behind it; None where theory cannot follow."""
-    name = {"PReLU": "relu"}.get(layer["kind"], layer.get("activation") or layer["kind"].lower())
+    name = {"PReLU": "relu"}.get(layer.kind, layer.activation or layer.kind.lower())
     name = {"leakyrelu": "leaky_relu"}.get(name, name)
     if not stretch or name not in ACTIVATIONS:
         return None
@@ -159,7 +158,7 @@ def _activated(stretch: list[Stage], layer: dict[str, Any]) -> Stage | None:
         return last
     if last.inner.name != "linear" or last.outer.name != "linear":
         return None  # two activations in a row: the second one's inputs are no longer Gaussian
-    outer = _LEAKY_RELU_LAYER if layer["kind"] == "LeakyReLU" else ACTIVATIONS[name]
+    outer = _LEAKY_RELU_LAYER if layer.kind == "LeakyReLU" else ACTIVATIONS[name]
     return replace(last, outer=outer, activation=name)
 
 

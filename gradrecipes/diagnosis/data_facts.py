@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from gradrecipes.core.offender import Autopsy, LayerReading, Offender
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
+from gradrecipes.core.trace.description import OutputDescription
+from gradrecipes.core.trace.probes import LossPoint, LossReading, OutputReading, TrialReading
 from gradrecipes.diagnosis.readings import number
 from gradrecipes.diagnosis.varied import healing_rate, heals, mends, variation
 from gradrecipes.diagnosis.verdict import LEARNING, OSCILLATING, STALLED, Verdict, losses, verdict
-
-Array = dict[str, Any]
 
 REACHES_CHANCE = 10.0  # trials of further training; a loss that needs more to get to chance at its pace is held back
 AT_CHANCE = (0.9, 1.1)  # end over chance of a net that answers everything with the same: 1 but for the batches
@@ -29,105 +30,109 @@ class Head:
     """One output of a net, with the loss on it, the targets it is compared with, and what it puts out at first.
 
     Args:
-        output: What the structure probe says of it.
-        target: What the data probe says of its targets; None where they are not known or no numbers.
-        measured: What the loss probe read; empty where it could not be run.
-        points: Where the loss probe evaluated its loss.
+        output: Its description.
+        target: Its targets; None where they are not known or not numbers.
+        measured: What it put out on one batch; an empty record where it could not be run.
+        points: Where its loss was evaluated.
         place: Among the flattened outputs.
     """
 
-    output: dict[str, Any]
-    target: Array | None
-    measured: dict[str, Any]
-    points: tuple[dict[str, Any], ...]
+    output: OutputDescription
+    target: ArrayReading | None
+    measured: OutputReading
+    points: tuple[LossPoint, ...]
     place: int
 
     @property
     def activation(self) -> str:
         """The last activation; `"unknown"` where an operation behind it is not understood."""
-        return str(self.output.get("activation") or "unknown") if self.output.get("certain") else "unknown"
+        return str(self.output.activation or "unknown") if self.output.certain else "unknown"
 
     @property
     def name(self) -> str:
         """What the loss is called."""
-        return str(self.output.get("loss") or "")
+        return str(self.output.loss or "")
 
     @property
     def loss(self) -> str:
         """Keras' name of the loss, of that which the user's function equals in value, or else of the function."""
-        return str((self.measured.get("acts_like") or {}).get("loss") or self.name)
+        return self.name if self.measured.acts_like is None else self.measured.acts_like.loss
 
     @property
     def of_keras(self) -> bool:
         """Whether the loss is one of Keras' own, which are safe at their ends."""
-        return bool(self.output.get("loss")) and not self.output.get("custom")
+        return bool(self.output.loss) and not self.output.custom
 
     @property
     def known(self) -> bool:
         """Whether it is known what the loss expects, for it is one of Keras' own or equals one."""
-        return self.of_keras or bool(self.measured.get("acts_like"))
+        return self.of_keras or bool(self.measured.acts_like)
 
     @property
     def from_logits(self) -> bool:
         """Whether the loss applies the activation itself."""
-        like = self.measured.get("acts_like") or {}
-        return bool(like.get("from_logits", self.output.get("from_logits")))
+        like = self.measured.acts_like
+        return bool(self.output.from_logits if like is None else like.from_logits)
 
     @property
     def shape(self) -> list[int] | None:
         """Shape of the output without samples, as measured or as built; None where an axis is not known."""
-        shape = self.measured.get("shape") or self.output.get("shape")
-        return None if shape is None or any(size is None for size in shape) else [int(size) for size in shape]
+        shape = self.measured.shape or self.output.shape
+        sizes = [] if shape is None else [size for size in shape if size is not None]
+        return None if shape is None or len(sizes) < len(shape) else sizes
 
     @property
     def units(self) -> int | None:
         """Entries of the last axis."""
-        return (self.shape[-1] if self.shape else None) or self.output.get("units")
+        return (self.shape[-1] if self.shape else None) or self.output.units
 
 
 def heads(trace: Trace) -> list[Head]:
     """Return the outputs that have a loss."""
-    outputs = (trace.probes.get("structure") or {}).get("outputs") or []
-    arrays = (trace.probes.get("data") or {}).get("targets") or []
-    loss = trace.probes.get("loss") or {}
-    measured, points = loss.get("outputs") or [], loss.get("points") or []
-    by_name = {array.get("name"): array for array in arrays}
+    outputs = trace.description.outputs
+    arrays = (trace.probes.data or DataReading()).targets
+    loss = trace.probes.loss or LossReading()
+    measured, points = loss.outputs, loss.points
+    by_name = {array.name: array for array in arrays}
     found = []
     for place, output in enumerate(outputs):
-        if output.get("loss") is None:
+        if output.loss is None:
             continue
-        index = output.get("target")
-        by_place = arrays[index] if isinstance(index, int) and index < len(arrays) else None
-        target = by_name.get(f"y[{output.get('name')!r}]", by_place)
+        index = output.target
+        by_place = arrays[index] if index is not None and index < len(arrays) else None
+        target = by_name.get(f"y[{output.name!r}]", by_place)
         found.append(
             Head(
                 output,
-                target if target and target.get("numeric") else None,
-                measured[place] if place < len(measured) else {},
-                tuple(point for point in points if point.get("output") == place),
+                target if target and target.numeric else None,
+                measured[place] if place < len(measured) else OutputReading(),
+                tuple(point for point in points if point.output == place),
                 place,
             )
         )
     return found
 
 
-def arrays(trace: Trace, *, which: str = "data", parts: tuple[str, ...] = ("inputs", "targets")) -> list[Array]:
-    """Return what the data probe read of inputs, targets or sample weights, those that are numbers."""
-    data = trace.probes.get(which) or {}
-    return [array for part in parts for array in data.get(part) or [] if array.get("numeric")]
+def arrays(trace: Trace, *, which: str = "data", parts: tuple[str, ...] = ("inputs", "targets")) -> list[ArrayReading]:
+    """Return the inputs, targets or sample weights that are numbers."""
+    data = trace.probes.data if which == "data" else trace.probes.validation
+    return list((data or DataReading()).arrays(*parts))
 
 
 def names(trace: Trace) -> list[str]:
     """Return how inputs, targets and sample weights are called, those that are no numbers too."""
-    data = trace.probes.get("data") or {}
-    found = [array.get("name") for part in ("inputs", "targets", "sample_weight") for array in data.get(part) or []]
-    return [name for name in found if name]
+    data = trace.probes.data or DataReading()
+    return [array.name for array in (*data.inputs, *data.targets, *data.sample_weight) if array.name]
 
 
-def offenders(trace: Trace) -> list[dict[str, Any]]:
+def autopsy(trace: Trace) -> Autopsy:
+    """Return the autopsy of the trial, or of a recorded run; an empty one where there is none."""
+    return (trace.probes.trial or TrialReading()).autopsy or trace.probes.autopsy or Autopsy()
+
+
+def offenders(trace: Trace) -> list[Offender]:
     """Return what the autopsy of the trial, or of a recorded run, found to be broken, in order."""
-    held = (trace.probes.get("trial") or {}).get("autopsy") or trace.probes.get("autopsy") or {}
-    return list(held.get("offenders") or [])
+    return list(autopsy(trace).offenders)
 
 
 def holds_back(trace: Trace, seen: Verdict | None = None) -> bool:
@@ -170,9 +175,9 @@ def suffers_from(trace: Trace, name: str, seen: Verdict) -> bool:
 def leaves_behind(trace: Trace, name: str, seen: Verdict) -> bool:
     """Say whether a variation leaves a run that holds back behind, though it has not yet learnt enough to heal it."""
     result = variation(trace, name)
-    if result is None or result.get("end") is None or not result["fall"] > 0:
+    if result is None or result.end is None or result.fall is None or not result.fall > 0:
         return False
-    over, before = result.get("over_chance"), number(seen.end_over_chance)
+    over, before = result.over_baseline, number(seen.end_over_chance)
     if over is None or before is None:
         return mends(result, seen)
     return over < min(BETTER * before, 1.0)
@@ -194,13 +199,12 @@ def _log_ratio(start: float, end: float) -> float:
     return max(0.0, math.log(start / end)) if start > 0 and end > 0 else 0.0
 
 
-def autopsy_readings(trace: Trace) -> list[dict[str, Any]]:
+def autopsy_readings(trace: Trace) -> list[LayerReading]:
     """Return what the autopsy of the step that broke read of each layer."""
-    held = (trace.probes.get("trial") or {}).get("autopsy") or trace.probes.get("autopsy") or {}
-    return list(held.get("layers") or [])
+    return list(autopsy(trace).layers)
 
 
 def largest_output(trace: Trace) -> float | None:
     """Return the largest finite output of the layer that ran last, in the step that broke."""
-    sizes = [number(one.get("output_max")) for one in autopsy_readings(trace)]
+    sizes = [number(one.output_max) for one in autopsy_readings(trace)]
     return next((size for size in reversed(sizes) if size is not None), None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import TrialReading, VariationResult
 from gradrecipes.diagnosis.readings import middle, nonfinite_gradients, nonfinite_losses
 from gradrecipes.diagnosis.varied import variation
 from gradrecipes.diagnosis.verdict import BROKEN, OSCILLATING, Verdict, losses, verdict
@@ -85,7 +86,7 @@ def stuck(trace: Trace, update: float) -> Divergence | None:
 
 def thrown(trace: Trace, update: float) -> Divergence | None:
     """Return what a run did whose train step computes losses of its own, as a GAN's: one shot up at once."""
-    logs = (trace.probes.get("trial") or {}).get("logs") or {}
+    logs = (trace.probes.trial or TrialReading()).logs
     if not update >= OWN_SIZE or np.isfinite(trace.loss).any():
         return None
     for told in logs.values():
@@ -97,7 +98,7 @@ def thrown(trace: Trace, update: float) -> Divergence | None:
 
 
 def _far_better(trace: Trace, name: str, seen: Verdict) -> bool:
-    end = (variation(trace, name) or {}).get("end")
+    end = (variation(trace, name) or VariationResult()).end
     return end is not None and seen.end > 0 and end < FAR_BETTER * seen.end
 
 

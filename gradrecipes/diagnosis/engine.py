@@ -10,7 +10,6 @@ import numpy as np
 from gradrecipes.core.finding import Finding, Kind
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.codes import CODES
-from gradrecipes.diagnosis.description import understood
 from gradrecipes.diagnosis.root import weighed
 
 SURENESS_STEPS = 5  # confidences that differ by less than a fifth are the same; the deeper cause then goes first
@@ -32,7 +31,6 @@ def find(trace: Trace) -> list[Finding]:
         >>> find(Trace(layers=["dense"]))
         []
     """
-    trace = understood(trace)
     found = [finding for code in CODES if (finding := _judge(code, trace)) is not None]
     return in_reading_order(linked(weighed(found)))
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from gradrecipes.core.signal_theory import forward_gain
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.description import OptimizerDescription
 from gradrecipes.diagnosis.chain import Stage
-from gradrecipes.diagnosis.readings import number
 
 SHOWN_LAYERS = 6  # distinct lines in a snippet; more would hide the change among repetitions
 OPTIMIZERS = {"SGD", "Adam", "AdamW", "Nadam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "Ftrl", "Lion", "Lamb"}
@@ -131,13 +131,12 @@ def residual_block_lines(stages: Sequence[Stage]) -> str:
 
 def optimizer_line(trace: Trace, learning_rate: float | str, **more: str) -> str:
     """Return the user's optimizer at another rate, as an expression; `more` is added as it stands."""
-    config = trace.description.get("optimizer")
-    config = config if isinstance(config, dict) else {}
-    name = {known.lower(): known for known in OPTIMIZERS}.get(str(config.get("name", "")).lower(), "Adam")
+    optimizer = trace.description.optimizer or OptimizerDescription("Adam")
+    name = {known.lower(): known for known in OPTIMIZERS}.get(optimizer.name.lower(), "Adam")
     rate = learning_rate if isinstance(learning_rate, str) else f"{learning_rate:.2g}"
-    kept = {
-        key: repr(config[key]) for key in KEPT_ARGUMENTS if isinstance(config.get(key), int | float) and config[key]
-    }
+    settings = optimizer.settings
+    kept = {key: repr(settings[key]) for key in KEPT_ARGUMENTS if isinstance(settings.get(key), int | float)}
+    kept = {key: value for key, value in kept.items() if settings[key]}
     arguments = {"learning_rate": rate, **kept, **more}
     return f"keras.optimizers.{name}({', '.join(f'{key}={value}' for key, value in arguments.items())})"
 
@@ -149,9 +148,7 @@ def compile_lines(optimizer: str) -> str:
 
 def recorded_rate(trace: Trace) -> float | None:
     """Return the learning rate of the run, or None where it is not known."""
-    rate = number(trace.description.get("learning_rate"))
-    if rate is None and isinstance(trace.description.get("optimizer"), dict):
-        rate = number(trace.description["optimizer"].get("learning_rate"))
+    rate = trace.description.learning_rate
     return rate if rate is not None and rate > 0 else None
 
 

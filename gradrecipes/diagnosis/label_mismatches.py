@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gradrecipes.core.finding import Severity
 from gradrecipes.core.prescription import Prescription
-from gradrecipes.diagnosis.data_facts import Array, Head
+from gradrecipes.diagnosis.data_facts import ArrayReading, Head
 from gradrecipes.diagnosis.mismatch import (
     BINARY,
     CATEGORICAL,
@@ -28,7 +28,7 @@ MANY = 0.05  # share of targets of the wrong sign
 
 def label_mismatches(head: Head) -> Iterator[Mismatch]:
     """Yield what does not fit between targets, the loss of Keras on them, and the output."""
-    if head.target is None or head.target.get("min") is None:
+    if head.target is None or head.target.min is None:
         return
     if head.known:
         yield from shape_mismatches(head)
@@ -40,21 +40,21 @@ def label_mismatches(head: Head) -> Iterator[Mismatch]:
         yield from _yes_or_no(head, head.target)
     elif head.known:
         yield from _signs(head, head.target)
-    if head.measured.get("pairs_samples") is False:
-        yield all_with_all(f"The loss {head.name!r}", head.target["name"])
+    if head.measured.pairs_samples is False:
+        yield all_with_all(f"The loss {head.name!r}", head.target.name)
 
 
-def _class_indices(head: Head, target: Array) -> Iterator[Mismatch]:
-    ignored = number((head.output.get("config") or {}).get("ignore_class"))
-    values = [value for value in target.get("values") or [] if value != ignored]
-    complete = target.get("unique") is not None and target["unique"] <= len(target.get("values") or [])
-    low = values[0] if ignored is not None and values else number(target["min"])
-    high = (values[-1] if complete and values else None) if ignored is not None else number(target["max"])
-    share = number(target.get("integer_share"))
-    if share is not None and share < 1.0 and not target.get("nonfinite"):
+def _class_indices(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
+    ignored = number(head.output.config.get("ignore_class"))
+    values = [value for value in target.values if value != ignored]
+    complete = target.unique is not None and target.unique <= len(target.values)
+    low = values[0] if ignored is not None and values else number(target.min)
+    high = (values[-1] if complete and values else None) if ignored is not None else number(target.max)
+    share = number(target.integer_share)
+    if share is not None and share < 1.0 and not target.nonfinite:
         yield Mismatch(
             title="Class numbers that are not whole",
-            statement=f"{say(100 * (1 - share))} % of {target['name']} are not whole; {head.loss} cuts them off.",
+            statement=f"{say(100 * (1 - share))} % of {target.name} are not whole; {head.loss} cuts them off.",
             consequence="Targets with fractions are measurements: cut off, they are other labels, or all 0.",
             measured=share,
             expected=1.0,
@@ -71,7 +71,7 @@ def _class_indices(head: Head, target: Array) -> Iterator[Mismatch]:
     if not beyond and not (low is not None and low < 0):
         return
     one = units == 1
-    classes = target.get("unique")
+    classes = target.unique
     yield Mismatch(
         title=(
             f"Labels from {say(low)} to {say(high)} for {units} unit{'' if one else 's'}"
@@ -79,7 +79,7 @@ def _class_indices(head: Head, target: Array) -> Iterator[Mismatch]:
             else f"Labels from {say(low)}: class numbers begin at 0"
         ),
         statement=(
-            f"{target['name']} goes from {say(low)} to {say(target['max'])}, while {head.output['name']!r} has "
+            f"{target.name} goes from {say(low)} to {say(target.max)}, while {head.output.name!r} has "
             f"{units} unit{'' if one else 's'}: classes are numbered from 0 to {(units or 1) - 1}."
         ),
         consequence="A label without a unit is an error on a CPU, and NaN or a silent wrong loss on a GPU.",
@@ -104,16 +104,16 @@ def _ending(head: Head) -> str:
     return "" if head.from_logits else ", activation='softmax'"
 
 
-def _distributions(head: Head, target: Array) -> Iterator[Mismatch]:
-    largest, low = number(target.get("row_sum_max")), number(target["min"])
-    if largest is None or low is None or (number(target.get("sums_to_one")) or 0.0) >= 1.0 - SOME:
+def _distributions(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
+    largest, low = number(target.row_sum_max), number(target.min)
+    if largest is None or low is None or (number(target.sums_to_one) or 0.0) >= 1.0 - SOME:
         return
     if low >= -A_HAIR and largest <= 1.0 + ROOM:
         return  # rows of zeros: samples without a label
     yield Mismatch(
         title="The targets of the categorical cross-entropy are no distributions",
         statement=(
-            f"Only {say(100 * (number(target.get('sums_to_one')) or 0.0))} % of the rows of {target['name']} sum to 1; "
+            f"Only {say(100 * (number(target.sums_to_one) or 0.0))} % of the rows of {target.name} sum to 1; "
             f"the largest sum is {say(largest)}, the smallest entry {say(low)}."
         ),
         consequence=(
@@ -134,13 +134,13 @@ def _distributions(head: Head, target: Array) -> Iterator[Mismatch]:
     )
 
 
-def _yes_or_no(head: Head, target: Array) -> Iterator[Mismatch]:
-    low, high = number(target["min"]), number(target["max"])
+def _yes_or_no(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
+    low, high = number(target.min), number(target.max)
     if low is None or high is None or (low >= -ROOM and high <= 1.0 + ROOM):
         return
-    values = target.get("values") or []
-    signs = target.get("unique") == 2 and values == [-1.0, 1.0]
-    classes = target.get("unique") if target.get("integer_valued") and low >= 0 else None
+    values = target.values
+    signs = target.unique == 2 and values == (-1.0, 1.0)
+    classes = target.unique if target.integer_valued and low >= 0 else None
     if signs:
         advice = _convert("Turn the labels from -1 and 1 into 0 and 1", "y = (y + 1) / 2\n")
     elif classes and classes <= 1000 and head.units == 1 and high < 200:
@@ -162,7 +162,7 @@ def _yes_or_no(head: Head, target: Array) -> Iterator[Mismatch]:
     yield Mismatch(
         title=f"Targets from {say(low)} to {say(high)} for a loss on probabilities",
         statement=(
-            f"{target['name']} goes from {say(low)} to {say(high)}"
+            f"{target.name} goes from {say(low)} to {say(high)}"
             + (f" and holds {classes} different classes" if classes and classes > 2 and head.units == 1 else "")
             + f"; {class_of(head.loss)} takes targets from 0 to 1."
         ),
@@ -186,15 +186,15 @@ def _convert(title: str, code: str) -> Prescription:
     )
 
 
-def _signs(head: Head, target: Array) -> Iterator[Mismatch]:
-    low, negative = number(target["min"]), number(target.get("share_below_0")) or 0.0
-    values = set(target.get("values") or [])
+def _signs(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
+    low, negative = number(target.min), number(target.share_below_0) or 0.0
+    values = set(target.values)
     if head.loss in ("hinge", "squared_hinge") and not (
-        target.get("unique") is not None and target["unique"] <= 3 and values <= {-1.0, 0.0, 1.0}
+        target.unique is not None and target.unique <= 3 and values <= {-1.0, 0.0, 1.0}
     ):
         yield Mismatch(
             title="The hinge loss expects labels of -1 and 1",
-            statement=f"{target['name']} goes from {say(target['min'])} to {say(target['max'])}, not from -1 to 1.",
+            statement=f"{target.name} goes from {say(target.min)} to {say(target.max)}, not from -1 to 1.",
             consequence="The label is a factor of the loss: other numbers weight samples, or turn them round.",
             severity=Severity.WARNING,
             prescription=compile_with(
@@ -207,7 +207,7 @@ def _signs(head: Head, target: Array) -> Iterator[Mismatch]:
     elif head.loss in ("poisson", "mean_squared_logarithmic_error") and negative >= MANY:
         yield Mismatch(
             title=f"Negative targets for {head.loss}",
-            statement=f"{say(100 * negative)} % of {target['name']} are negative, down to {say(low)}.",
+            statement=f"{say(100 * negative)} % of {target.name} are negative, down to {say(low)}.",
             consequence="Both losses take logarithms: a count or a size cannot be below 0.",
             measured=low,
             expected=0.0,

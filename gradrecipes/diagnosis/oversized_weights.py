@@ -28,16 +28,16 @@ def oversized_weights(trace: Trace) -> Finding | None:
     if not hurt and not beats(trace, seen, "fitting_weights"):
         return None
     worst, larger = max(large, key=lambda pair: pair[1])
-    activation = next((layer["activation"] for layer in layers(trace) if layer["name"] == worst["layer"]), None)
+    activation = next((layer.activation for layer in layers(trace) if layer.name == worst.layer), None)
     statement = (
         f"The weights of {len(large)} of {len(read)} layers are more than {say(TOO_LARGE)} times too large; the "
-        f"worst, {worst['path']!r}, have a size of {say(worst['rms'])}, where an initializer "
-        f"gives at most {say(worst['most'])} for {worst['fan_in']} inputs."
+        f"worst, {worst.path!r}, have a size of {say(worst.rms)}, where an initializer "
+        f"gives at most {say(worst.most)} for {worst.fan_in} inputs."
     )
     start = f" The loss begins at {say(seen.start)}; a blind guess has {say(seen.chance)}." if far else ""
     return Finding(
         code="exploding_initialization",
-        title=f"The initial weights of {worst['layer']!r} are {say(larger)} times too large",
+        title=f"The initial weights of {worst.layer!r} are {say(larger)} times too large",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL if hurt else Severity.WARNING,
         confidence=confidence(trace, "fitting_weights", "all_scaled"),
@@ -45,9 +45,9 @@ def oversized_weights(trace: Trace) -> Finding | None:
             f"{statement}{start} Each such layer multiplies what passes through it, forwards and backwards, so that "
             "outputs, loss and gradients start far out and the first steps throw the weights away."
         ),
-        layer=worst["layer"],
+        layer=worst.layer,
         evidence=(
-            Evidence(statement, worst["rms"], worst["most"], "Glorot, LeCun or He, by fan-in"),
+            Evidence(statement, worst.rms, worst.most, "Glorot, LeCun or He, by fan-in"),
             *varied_evidence(trace, "fitting_weights", "all_scaled"),
         ),
         prescriptions=(

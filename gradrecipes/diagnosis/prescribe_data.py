@@ -170,5 +170,5 @@ def scale_targets(name: str, *, positive: bool) -> tuple[Prescription, ...]:
 
 
 def _kept(names: Sequence[str]) -> str:
-    """Return the lines that keep the sound samples of arrays, parts of structures (`x['pixels']`) among them."""
+    """Return the lines that keep the sound samples of arrays, parts of structures (`x.pixels`) among them."""
     return "".join(f"{name} = {name}[sound]\n" for name in names)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gradrecipes.core.trace import SKIPPED_GRADIENT, SKIPPED_LOSS, SKIPPED_OVERFLOW, Trace
+from gradrecipes.core.trace.description import LayerDescription
 
 OUT_OF_PROPORTION = 10.0  # ||g||/||W|| of a layer at the first step; sound nets have .01 to 2
 TOLERATED_BY_SCALER = 0.3  # share of steps that a loss scaler may leave out while it looks for its scale
@@ -22,12 +22,10 @@ def first_sample(trace: Trace, reading: str) -> np.ndarray:
     return np.asarray(trace.samples[reading][int(np.argmin(trace.samples["step"]))], dtype=np.float64)
 
 
-def layer_descriptions(trace: Trace) -> list[dict[str, Any]]:
-    """Return a description for each of `trace.layers`; an empty one where nothing is known."""
-    listed = trace.description.get("layers")
-    listed = listed if isinstance(listed, Sequence) else []
-    known = {layer["name"]: layer for layer in listed if isinstance(layer, dict) and "name" in layer}
-    return [known.get(name, {}) for name in trace.layers]
+def layer_descriptions(trace: Trace) -> list[LayerDescription]:
+    """Return a description for each of `trace.layers`; one with nothing but the name where no more is known."""
+    known = {layer.name: layer for layer in trace.description.layers}
+    return [known.get(name) or LayerDescription(name) for name in trace.layers]
 
 
 def number(value: Any) -> float | None:
@@ -63,14 +61,14 @@ def nonfinite_gradients(trace: Trace) -> np.ndarray:
 
 def left_out_by_scaler(trace: Trace) -> np.ndarray:
     """Return bool `[n]`: the steps whose loss is finite and whose gradient is not, in a run with a loss scaler."""
-    if not trace.description.get("scaler"):
+    if not trace.description.loss_scaler:
         return np.zeros(len(trace), bool)
     return _nonfinite_gradients(trace) & np.isfinite(trace.loss)
 
 
 def _gave_up(trace: Trace) -> bool:
     """Say whether a trial ended because its scaler left out one step after the other."""
-    return (trace.probes.get("trial") or {}).get("broken") is not None
+    return trace.probes.trial is not None and trace.probes.trial.broken is not None
 
 
 def _nonfinite_gradients(trace: Trace) -> np.ndarray:
@@ -105,7 +103,7 @@ def out_of_proportion(trace: Trace) -> bool:
 
 def smallest_weight_norms(trace: Trace) -> np.ndarray:
     """Return the norm, float64 `[layers]`, up to which a layer's weights are next to 0 and no measure of anything."""
-    sizes = [max(1.0, number(layer.get("parameters")) or 1.0) for layer in layer_descriptions(trace)]
+    sizes = [max(1.0, number(layer.parameters) or 1.0) for layer in layer_descriptions(trace)]
     return SMALLEST_WEIGHT_RMS * np.sqrt(sizes)
 
 
@@ -121,8 +119,10 @@ def place(trace: Trace, step: int) -> str:
     return f"step {step}" if where is None else f"epoch {where[0] + 1}, batch {where[1] + 1} (step {step})"
 
 
-def say(value: float) -> str:
+def say(value: float | None) -> str:
     """Return a number as one reads it aloud: three digits, a power of ten when it is far from 1."""
+    if value is None:
+        return "unknown"
     if not math.isfinite(value):
         return str(float(value))
     if value != 0 and not 1e-3 <= abs(value) < 1e5:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import RecurrentReading
 from gradrecipes.diagnosis.prescribe import clip
 
 GATED = ("LSTM", "GRU")
 SHORT = 50  # time steps that a plain recurrent layer can be expected to bridge; arXiv 1211.5063 trained up to 200
 
 
-def recurrent_prescriptions(trace: Trace, layer: dict[str, Any], way: str) -> tuple[Prescription, ...]:
+def recurrent_prescriptions(trace: Trace, layer: RecurrentReading, way: str) -> tuple[Prescription, ...]:
     """Return what to do, the best first.
 
     Args:
@@ -21,10 +20,10 @@ def recurrent_prescriptions(trace: Trace, layer: dict[str, Any], way: str) -> tu
         way: "backward", "forward", "vanishing", "cell" or "motion".
     """
     clipping = clip(trace, "Clip the gradient by its global norm", repairs=True)
-    units, gated = layer.get("units") or 64, layer.get("kind") in GATED
+    units, gated = layer.units or 64, layer.kind in GATED
     advice = []
-    if gated and layer.get("activation") != "tanh":
-        advice.append(_tanh(layer["kind"], units))
+    if gated and layer.activation != "tanh":
+        advice.append(_tanh(layer.kind, units))
     if not gated and way != "motion":
         advice.append(_matrix(layer, units))
     if way == "motion":
@@ -32,11 +31,11 @@ def recurrent_prescriptions(trace: Trace, layer: dict[str, Any], way: str) -> tu
     if not gated:
         advice.append(_gates(units))
     if gated:
-        advice.append(_orthogonal(layer["kind"], units))
+        advice.append(_orthogonal(layer.kind, units))
     if way not in ("motion", "vanishing"):
         advice.append(clipping)
-    if (layer.get("steps") or 0) > SHORT:
-        advice.append(_shorter(layer["steps"]))
+    if layer.steps is not None and layer.steps > SHORT:
+        advice.append(_shorter(layer.steps))
     return tuple(advice)
 
 
@@ -50,8 +49,8 @@ def _tanh(kind: str, units: int) -> Prescription:
     )
 
 
-def _matrix(layer: dict[str, Any], units: int) -> Prescription:
-    if layer.get("activation") == "relu":
+def _matrix(layer: RecurrentReading, units: int) -> Prescription:
+    if layer.activation == "relu":
         return Prescription(
             title="Start the recurrent matrix as the identity",
             code=(

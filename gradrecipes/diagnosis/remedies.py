@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import WeightScale
 from gradrecipes.diagnosis.keras_lines import compile_lines, initializer_for, optimizer_line, recorded_rate
 
 SHOWN = 4  # names that a line lists
 
 
-def use_fitting_initializer(weights: Iterable[dict[str, Any]], activation: str | None) -> Prescription:
+def use_fitting_initializer(weights: Iterable[WeightScale], activation: str | None) -> Prescription:
     """Return the advice to draw these weights from the initializer that belongs to the activation."""
     fitting = initializer_for(activation or "linear")
-    names = list(dict.fromkeys(weight["layer"] for weight in weights))
+    names = list(dict.fromkeys(weight.layer for weight in weights))
     shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
     return Prescription(
         title=f"Use {fitting.name} in {shown}",
@@ -126,8 +126,8 @@ def find_the_range() -> Prescription:
 def fresh_optimizer(trace: Trace) -> Prescription:
     """Return the advice to begin with the optimizer's usual settings and an empty memory."""
     rate = recorded_rate(trace) or 1e-3
-    name = str((trace.description.get("optimizer") or {}).get("name", "Adam"))
-    name = name if name.isidentifier() else "Adam"
+    optimizer = trace.description.optimizer
+    name = optimizer.name if optimizer is not None and optimizer.name.isidentifier() else "Adam"
     return Prescription(
         title=f"Compile with a fresh keras.optimizers.{name} and its usual settings",
         code=f"import keras\n\n{compile_lines(f'keras.optimizers.{name}(learning_rate={rate:.2g})')}",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from gradrecipes.core.finding import Severity
 from gradrecipes.core.prescription import Prescription
+from gradrecipes.core.trace.data_reading import ArrayReading
 from gradrecipes.diagnosis.data_facts import Head
 from gradrecipes.diagnosis.mismatch import (
     BINARY,
@@ -21,17 +22,17 @@ from gradrecipes.diagnosis.mismatch import (
 
 def shape_mismatches(head: Head) -> Iterator[Mismatch]:
     """Yield what does not fit between the shape of the targets and that of the output, under a loss of Keras."""
-    target = head.target or {}
-    output, given = head.shape, [int(size) for size in target.get("shape") or []]
+    target = head.target or ArrayReading("")
+    output, given = head.shape, [int(size) for size in target.shape or []]
     if output is None:
         return
     wanted = output[:-1] if head.loss in SPARSE else output
     fits = given in (wanted, [*wanted, 1]) or (wanted[-1:] == [1] and given == wanted[:-1])
     if fits or head.loss not in SPARSE | CATEGORICAL | BINARY | BY_ENTRY:
         return
-    name, of_one = head.output["name"], f"{target['name']} has {_shape(given)} a sample, the output {_shape(output)}"
+    name, of_one = head.output.name, f"{target.name} has {_shape(given)} a sample, the output {_shape(output)}"
     if head.loss in SPARSE and given == output:
-        hot = bool(target.get("one_hot"))
+        hot = bool(target.one_hot)
         yield Mismatch(
             title=f"{'One-hot rows' if hot else 'Rows'} for a loss that expects class numbers",
             statement=f"{of_one}; {head.loss} expects one whole number a sample.",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import TrialReading
 from gradrecipes.diagnosis.readings import nonfinite_gradients, nonfinite_losses
 from gradrecipes.diagnosis.verdict import losses
 
@@ -71,7 +72,7 @@ def single_batches(trace: Trace) -> Spikes | None:
 
 def _passes(trace: Trace) -> list[np.ndarray]:
     """Return the rows of each complete pass over the data."""
-    period = (trace.probes.get("trial") or {}).get("batches") or 0
+    period = (trace.probes.trial or TrialReading()).batches or 0
     if period:
         return [np.arange(start, start + period) for start in range(0, len(trace) - period + 1, period)]
     epochs = trace.steps["epoch"]

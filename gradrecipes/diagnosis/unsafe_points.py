@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gradrecipes.core.finding import Evidence, Severity
 from gradrecipes.core.offender import listed
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import ArrayReading
 from gradrecipes.diagnosis.data_facts import Head, heads, holds_back
 from gradrecipes.diagnosis.prescribe import guard
 from gradrecipes.diagnosis.prescribe_loss import safe_arithmetic, safe_cross_entropy, undivided_error
@@ -29,14 +28,14 @@ def at_the_start(trace: Trace) -> Said | None:
     if verdict(trace).state not in (BROKEN, UNKNOWN):
         return None  # the train step uses the loss in another way
     for head in heads(trace):
-        point = next((one for one in head.points if one["at"] == "outputs"), None)
-        if head.of_keras or point is None or _sound(point) or (head.target or {}).get("nonfinite"):
+        point = next((one for one in head.points if one.at == "outputs"), None)
+        if head.of_keras or point is None or point.finite or (head.target or ArrayReading("")).nonfinite:
             continue
-        broken, found = ("value", point["value"]) if point["value"] != "finite" else ("gradient", point["gradient"])
-        samples = f", for {listed(point['samples'])}" if point.get("samples") else ""
+        broken, found = ("value", point.value) if point.value != "finite" else ("gradient", point.gradient)
+        samples = f", for {listed(point.samples)}" if point.samples else ""
         statement = (
             f"On the first batch the {broken} of {head.name!r} is {word(found)}{samples}, though the net's answers lie "
-            f"between {say(head.measured.get('min') or 0.0)} and {say(head.measured.get('max') or 0.0)}"
+            f"between {say(head.measured.min or 0.0)} and {say(head.measured.max or 0.0)}"
         )
         return (
             f"The loss {head.name!r} is {word(found)} from the first batch on",
@@ -55,13 +54,14 @@ def percentage(trace: Trace) -> Said | None:
     """Say that Keras' percentage error divides by targets that are 0."""
     seen = verdict(trace)
     for head in heads(trace):
-        share = number((head.target or {}).get("share_zero")) or 0.0
+        target = head.target or ArrayReading("")
+        share = target.share_zero or 0.0
         if head.loss != "mean_absolute_percentage_error" or not head.of_keras or share < ZERO_TARGETS:
             continue
         if not (holds_back(trace, seen) or seen.start > HUGE):
             continue
         statement = (
-            f"{say(100 * share)} % of {head.target['name']} are 0; the percentage error divides by them, or by 1e-7 in "
+            f"{say(100 * share)} % of {target.name} are 0; the percentage error divides by them, or by 1e-7 in "
             f"their place, and began at {say(seen.start)} %"
         )
         return (
@@ -80,14 +80,14 @@ def percentage(trace: Trace) -> Said | None:
 def ends(trace: Trace) -> Said | None:
     """Say that a loss of one's own is no number at the end of the last activation, which training drives at."""
     for head in heads(trace):
-        bad = [one for one in head.points if one["at"] in BOUNDED_ENDS and not _sound(one)]
+        bad = [one for one in head.points if one.at in BOUNDED_ENDS and not one.finite]
         if head.of_keras or not bad or not _comes_near(trace, head):
             continue
-        at = " and ".join(one["at"] for one in bad)
-        activation = bad[0].get("activation")
+        at = " and ".join(one.at for one in bad)
+        activation = bad[0].activation
         where = "where it is sure of one class" if at == "one class" else f"at exactly {at}"
         statement = (
-            f"The loss {head.name!r} is no number where the {activation} of {head.output['name']!r} is {where[6:]}"
+            f"The loss {head.name!r} is no number where the {activation} of {head.output.name!r} is {where[6:]}"
             if at == "one class"
             else f"The loss {head.name!r} or its gradient is no number where a {activation} ends, {where}"
         )
@@ -106,14 +106,14 @@ def ends(trace: Trace) -> Said | None:
 
 def _comes_near(trace: Trace, head: Head) -> bool:
     """Say whether the trial brought a bounded last activation close to its end; where that is not known, it did."""
-    last = next((layer for layer in reversed(layers(trace, "after")) if layer["activation"] == head.activation), None)
+    last = next((layer for layer in reversed(layers(trace, "after")) if layer.activation == head.activation), None)
     if last is None:
         return True
     if head.activation in ENDING_AT_0:
-        return (last.get("zero_share") or 0.0) > 0.0
+        return (last.zero_share or 0.0) > 0.0
     if head.activation not in ("sigmoid", "softmax", "tanh"):
         return True
-    largest = number(last.get("output_max"))
+    largest = number(last.output_max)
     return largest is None or largest >= NEAR_THE_END
 
 
@@ -121,7 +121,7 @@ def points(trace: Trace, own: list[Head]) -> tuple[Evidence, ...]:
     """Return where the losses of the user's own are no number when they are evaluated by themselves."""
     found = []
     for head in own:
-        bad = [one["at"] for one in head.points if not _sound(one)]
+        bad = [one.at for one in head.points if not one.finite]
         if bad:
             statement = f"Evaluated by itself, {head.name!r} is no number at these predictions: {', '.join(bad)}."
             found.append(Evidence(statement, None, None, "the loss on one batch, before the trial"))
@@ -129,16 +129,13 @@ def points(trace: Trace, own: list[Head]) -> tuple[Evidence, ...]:
 
 
 def _zeros(head: Head) -> tuple[Evidence, ...]:
-    share = number((head.target or {}).get("share_zero")) or 0.0
+    target = head.target or ArrayReading("")
+    share = target.share_zero
     if not share:
         return ()
-    return (Evidence(f"{say(100 * share)} % of {head.target['name']} are exactly 0.", share, None, "the data"),)
+    return (Evidence(f"{say(100 * share)} % of {target.name} are exactly 0.", share, None, "the data"),)
 
 
-def word(found: str) -> str:
+def word(found: str | float) -> str:
     """Return a number that is none in words."""
-    return {"nan": "NaN", "inf": "infinity", "-inf": "minus infinity"}.get(found, found)
-
-
-def _sound(point: dict[str, Any]) -> bool:
-    return point["value"] == "finite" and point["gradient"] == "finite"
+    return {"nan": "NaN", "inf": "infinity", "-inf": "minus infinity"}.get(str(found), str(found))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gradrecipes.core.finding import Evidence
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import TrialReading, VariationResult
 from gradrecipes.diagnosis.readings import say
 from gradrecipes.diagnosis.verdict import BROKEN, FAR_START, STALLED, Verdict, verdict
 
@@ -27,25 +26,25 @@ LEARNS = 0.9  # end over chance, or over its own start, below which a run learns
 PROVEN, LIKELY, UNPROVEN = 0.95, 0.8, 0.6  # confidence: the variation mends the run; was not tried; does not mend it
 
 
-def variation(trace: Trace, name: str) -> dict[str, Any] | None:
+def variation(trace: Trace, name: str) -> VariationResult | None:
     """Return the result of a variation, or None where it was not tried."""
-    return ((trace.probes.get("trial") or {}).get("varied") or {}).get(name)
+    return (trace.probes.trial or TrialReading()).variations.get(name)
 
 
-def mends(result: dict[str, Any] | None, seen: Verdict) -> bool:
+def mends(result: VariationResult | None, seen: Verdict) -> bool:
     """Say whether a variation is sound where the run as it is was not.
 
     Of a run that broke, ran away or ended far above chance, that it no longer does so in forty steps is enough; one
     that stood still must learn.
     """
-    if result is None or result.get("end") is None:
+    if result is None or result.start is None or result.end is None or result.fall is None:
         return False
-    start, end, over = result["start"], result["end"], result.get("over_chance")
+    start, end, over = result.start, result.end, result.over_baseline
     if seen.unhealthy or seen.end_over_chance > 1.0 / HALVED:
         ended = end <= start + (BACK - 1.0) * abs(start) if over is None else over <= BACK
         better = seen.state == BROKEN or over is None or over <= HALVED * seen.end_over_chance
         return bool(ended and better)
-    if seen.state == STALLED and result["fall"] > max(BEGINS, FASTER * max(seen.fall, LEAST_FALL)):
+    if seen.state == STALLED and result.fall > max(BEGINS, FASTER * max(seen.fall, LEAST_FALL)):
         return True
     if over is not None:
         return bool(over < LEARNS and end < start)
@@ -54,9 +53,9 @@ def mends(result: dict[str, Any] | None, seen: Verdict) -> bool:
 
 def beats(trace: Trace, seen: Verdict, *names: str) -> bool:
     """Say whether a variation gets to less than half of where the same steps as they are get."""
-    as_it_is = (variation(trace, "as_it_is") or {}).get("end")
+    as_it_is = (variation(trace, "as_it_is") or VariationResult()).end
     own = seen.end if as_it_is is None else as_it_is
-    ends = [(variation(trace, name) or {}).get("end") for name in names]
+    ends = [(variation(trace, name) or VariationResult()).end for name in names]
     return any(end is not None and own > 0 and end < HALVED * own for end in ends)
 
 
@@ -65,10 +64,10 @@ def starts_near(trace: Trace, seen: Verdict, *names: str) -> bool:
     if seen.learnt or not seen.start_over_chance >= FAR_START:
         return False
     for result in (variation(trace, name) for name in names):
-        if result is None or result.get("end") is None or not (result.get("over_chance") or 0) > 0:
+        if result is None or result.start is None or result.end is None or not result.over_baseline:
             continue
-        chance = result["end"] / result["over_chance"]
-        if result["start"] < min(NEAR * chance, seen.start / FAR_START):
+        chance = result.end / result.over_baseline
+        if chance > 0 and result.start < min(NEAR * chance, seen.start / FAR_START):
             return True
     return False
 
@@ -81,7 +80,7 @@ def heals(trace: Trace, *names: str) -> bool:
 
 def healing_rate(trace: Trace, *, lower: bool) -> float | None:
     """Return the factor of the learning rate, below or above 1, with which the run learns; the nearest to 1."""
-    varied = (trace.probes.get("trial") or {}).get("varied") or {}
+    varied = (trace.probes.trial or TrialReading()).variations
     seen = verdict(trace)
     rates = {float(name[5:]): result for name, result in varied.items() if name.startswith("rate_")}
     factors = [factor for factor, result in rates.items() if mends(result, seen)]
@@ -106,10 +105,10 @@ def varied_evidence(trace: Trace, *names: str) -> tuple[Evidence, ...]:
             continue
         words = WORDS.get(name) or f"at {float(name[5:]):g} times the learning rate"
         as_it_is = "breaks" if seen.state == BROKEN else f"goes from {say(seen.start)} to {say(seen.end)}"
-        if result["end"] is None:
+        if result.end is None:
             then = "it breaks all the same" if seen.state == BROKEN else "it breaks"
         else:
-            then = f"it goes from {say(result['start'])} to {say(result['end'])}"
+            then = f"it goes from {say(result.start)} to {say(result.end)}"
         statement = f"As it is, the loss {as_it_is} in a short trial; {words}, {then}."
-        found.append(Evidence(statement, result["end"], seen.end if seen.end == seen.end else None, "this trial"))
+        found.append(Evidence(statement, result.end, seen.end if seen.end == seen.end else None, "this trial"))
     return tuple(found)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import TrialReading
 from gradrecipes.diagnosis.readings import TOLERATED_BY_SCALER, middle, nonfinite_gradients, nonfinite_losses
 
 BROKEN, DIVERGING, STALLED, OSCILLATING, LEARNING, UNKNOWN = (
@@ -90,18 +91,18 @@ def verdict(trace: Trace) -> Verdict:
     A trial runs the same batches several times, so that each is compared with itself; a fit's first quarter is
     compared with its last.
     """
-    trial = trace.probes.get("trial") or {}
+    trial = trace.probes.trial or TrialReading()
     loss = losses(trace)
-    chance = trial.get("chance")
-    chance = float(chance) if isinstance(chance, int | float) and chance > 0 else math.nan
+    baseline = trial.constant_baseline_loss
+    chance = baseline if baseline is not None and baseline > 0 else math.nan
     bad = nonfinite_losses(trace) | nonfinite_gradients(trace)
-    period = trial.get("batches") or 0
+    period = trial.batches or 0
     finite = loss[np.isfinite(loss)]
     start, end = _ends(finite, period)
     fall = (start - end) / abs(start) if start else 0.0
     if _broke(trace, bad, trial):
-        first = int(np.argmax(bad)) if bad.any() else max(0, len(trace) - 1)
-        step = int(trace.steps["step"][first]) if len(trace) else None
+        row = int(np.argmax(bad)) if bad.any() else max(0, len(trace) - 1)
+        step = int(trace.steps["step"][row]) if len(trace) else None
         return Verdict(BROKEN, start, end, fall, chance, step)
     if len(finite) < SHORTEST:
         return Verdict(UNKNOWN, start, end, fall, chance)
@@ -132,18 +133,18 @@ def losses(trace: Trace) -> np.ndarray:
     """Return the loss of each step, float64 `[n]`; that of the logs where a train step of its own computes it."""
     loss = trace.loss.astype(float)
     if len(loss) and np.isnan(loss).all():
-        told = ((trace.probes.get("trial") or {}).get("logs") or {}).get("loss")
-        if told is not None and len(told) == len(loss):
-            return np.array([math.nan if value is None else float(value) for value in told])
+        logged = (trace.probes.trial or TrialReading()).logs.get("loss", ())
+        if logged and len(logged) == len(loss):
+            return np.array([math.nan if value is None else value for value in logged])
     return loss
 
 
-def _broke(trace: Trace, bad: np.ndarray, trial: dict) -> bool:
-    if trial.get("broken") is not None:  # by a loss that only the step's logs tell, too
+def _broke(trace: Trace, bad: np.ndarray, trial: TrialReading) -> bool:
+    if trial.broken is not None:  # by a loss that only the step's logs tell, too
         return True
     if not bad.any():
         return False
-    if trace.description.get("scaler"):
+    if trace.description.loss_scaler:
         return bool(bad.mean() > TOLERATED_BY_SCALER)
     return True
 

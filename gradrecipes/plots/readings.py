@@ -74,7 +74,7 @@ def layer_reading(trace: Trace, reading: str) -> LayerReading:
 
 
 def _has_weights(trace: Trace) -> np.ndarray:
-    described = trace.description.get("layers")
-    if not isinstance(described, list) or len(described) != len(trace.layers):
+    described = trace.description.layers
+    if len(described) != len(trace.layers):
         return np.zeros(len(trace.layers), bool)
-    return np.array([bool(isinstance(layer, dict) and layer.get("parameters")) for layer in described], bool)
+    return np.array([bool(layer.parameters) for layer in described], bool)

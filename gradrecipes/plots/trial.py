@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import TrialReading, VariationResult
 from gradrecipes.plots.canvas import BLUE, GREY, NONFINITE_COLOUR, ORANGE, Picture, annotate_empty, two_axes
 
 SPAN_OF_A_LINEAR_AXIS = 20.0  # largest over smallest value; above that the axis is logarithmic
@@ -59,13 +60,10 @@ class TrialCurves(Picture):
             trace: The record of `gradrecipes.diagnose`.
             names: What to call the variations; by default as in the trace.
         """
-        trial = trace.probes.get("trial") or {}
-        loss = trace.loss.astype(float) if trial else np.zeros(0)
-        varied = {
-            (names or {}).get(name, name): None if result.get("end") is None else (result["start"], result["end"])
-            for name, result in (trial.get("varied") or {}).items()
-        }
-        return cls(loss, batches=int(trial.get("batches") or 0), chance=trial.get("chance"), varied=varied)
+        trial = trace.probes.trial or TrialReading()
+        loss = np.zeros(0) if trace.probes.trial is None else trace.loss.astype(float)
+        varied = {(names or {}).get(name, name): _ends(result) for name, result in trial.variations.items()}
+        return cls(loss, batches=trial.batches, chance=trial.constant_baseline_loss, varied=varied)
 
     @property
     def passes(self) -> np.ndarray:
@@ -148,3 +146,7 @@ class TrialCurves(Picture):
         axes.set_xlim(-0.6, len(self.varied) - 0.4)
         axes.set_xticks(range(len(self.varied)), list(self.varied), rotation=30, ha="right", fontsize=8.5)
         axes.tick_params(labelleft=False)
+
+
+def _ends(result: VariationResult) -> tuple[float, float] | None:
+    return None if result.start is None or result.end is None else (result.start, result.end)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 
 from gradrecipes.compat.keras_private import sublayers
+from gradrecipes.core.trace.data_reading import DataReading
+from gradrecipes.core.trace.description import Description
+from gradrecipes.core.trace.probes import Probes
 from gradrecipes.probes.data import data_probe
 from gradrecipes.probes.loss import loss_probe
+from gradrecipes.probes.nonfinite_slots import nonfinite_slots
 from gradrecipes.probes.signal import signal
-from gradrecipes.probes.structure import structure_probe
+from gradrecipes.training.description.describe import describe_model
 from gradrecipes.training.recovery.random_numbers import random_numbers_kept
 from gradrecipes.training.trial.sampling import is_arrays
 from gradrecipes.training.trial.trial_data import TrialData, trial_data
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +32,8 @@ ENTRIES_AT_MOST = 20_000_000  # of an array that are read; of a larger one the f
 
 def look_before_fit(
     model: keras.Model, x: Any, y: Any = None, *, sample_weight: Any = None, batch_size: int | None = None
-) -> dict[str, Any]:
-    """Return what the probes of data, structure, signal and loss see before the first step.
+) -> Probes:
+    """Return what the probes of data, signal, loss and optimizer see before the first step.
 
     It never raises and changes nothing: weights, seeds, metrics and everybody's random numbers are afterwards what they
     were. Only arrays are read: a dataset or a generator may draw random numbers, or be used up, by being read.
@@ -39,32 +46,33 @@ def look_before_fit(
         batch_size: Samples in a batch; None for Keras' 32.
 
     Returns:
-        Plain JSON values by the name of the probe; what could not be measured is left out.
+        The probes; None for what could not be measured.
 
     Example:
-        >>> sorted(look_before_fit(model, x, y))
-        ['data', 'loss', 'signal', 'structure']
+        >>> found = look_before_fit(model, x, y)
+        >>> found.data.samples == len(x), found.trial
+        (True, None)
     """
-    probes: dict[str, Any] = {}
     with random_numbers_kept():
-        _try(probes, "structure", lambda: structure_probe(model))
+        description = describe_model(model)
+        probes = Probes(nonfinite_slots=_try("optimizer", lambda: nonfinite_slots(model)))
         data = _data(x, y, sample_weight, batch_size)
         if data is None:
             return probes
-        _try(probes, "data", lambda: _read(data, model, x))
+        probes = replace(probes, data=_try("data", lambda: _read(data, description, x)))
         if model.distribute_strategy.num_replicas_in_sync > 1 or not all(layer.built for layer in sublayers(model)):
             return probes
         batch = data.cut(1)[0]
-        _try(probes, "signal", lambda: {"before": signal(model, batch)})
-        _try(probes, "loss", lambda: loss_probe(model, batch))
-    return probes
+        measured = _try("signal", lambda: signal(model, batch))
+        return replace(probes, signal=measured, loss=_try("loss", lambda: loss_probe(model, batch, description)))
 
 
-def _try(probes: dict[str, Any], name: str, measure: Callable[[], dict[str, Any]]) -> None:
+def _try(name: str, measure: Callable[[], T]) -> T | None:
     try:
-        probes[name] = measure()
+        return measure()
     except Exception:  # the training is what counts; it is not to end because somebody looked at it
         logger.debug("The probe %r failed before a fit.", name, exc_info=True)
+        return None
 
 
 def _data(x: Any, y: Any, sample_weight: Any, batch_size: int | None) -> TrialData | None:
@@ -84,7 +92,13 @@ def _head(part: Any, x: Any) -> Any:
     return keras.tree.map_structure(lambda array: array[:samples], part)
 
 
-def _read(data: TrialData, model: keras.Model, x: Any) -> dict[str, Any]:
+def _read(data: TrialData, description: Description, x: Any) -> DataReading:
     complete = data.samples == len(keras.tree.flatten(x)[0])
-    read = data_probe(data.x, data.y, data.sample_weight, model=model, complete=complete)
-    return {**read, "samples": data.samples}
+    return data_probe(
+        data.x,
+        data.y,
+        data.sample_weight,
+        inputs=description.inputs,
+        samples=data.samples,
+        complete=complete,
+    )

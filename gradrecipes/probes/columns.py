@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gradrecipes.core.trace.data_reading import Column, Columns, Outlier
+
 SAMPLES_NAMED = 20  # samples that are listed by their index
 LARGEST_COLUMNS = 5  # columns that are described
 ENTRIES_AT_ONCE = 4_000_000  # entries read at a time, 32 MB in float64
@@ -30,12 +32,12 @@ def read_numbers(values: np.ndarray, *, ids: bool = False) -> dict[str, Any]:
         ids: Whether the numbers are names of things rather than sizes; then columns and outliers mean nothing.
 
     Returns:
-        The keys of an array that `gradrecipes.probes.data.data_probe` explains, as plain JSON values.
+        Fields of `ArrayReading`, by name.
 
     Example:
         >>> found = read_numbers(np.array([[0.0, 1.0], [2.0, np.nan], [4.0, 3.0]]))
-        >>> found["nonfinite_samples"], found["rms"], found["columns"]["std_max"]
-        ([1], 2.449489742783178, 1.632993161855452)
+        >>> found["nonfinite_samples"], found["rms"], found["columns"].std_max
+        ((1,), 2.449489742783178, 1.632993161855452)
     """
     flat = _rows_by_columns(values)
     totals = _totals(flat)
@@ -45,24 +47,24 @@ def read_numbers(values: np.ndarray, *, ids: bool = False) -> dict[str, Any]:
         **totals,
         "median_abs": float(np.median(magnitudes)) if magnitudes.size else None,
         "columns": None,
-        "outliers": [],
+        "outliers": (),
         "outlying_samples": 0,
     }
     if totals["finite"] and not ids:
         by_column = picked.reshape(-1, picked.shape[-1])
         found["columns"] = _columns(by_column)
         found |= _outliers(flat, picked)
-    found["rms_sound"] = _rms_without(flat, found) if found["outliers"] else found["rms"]
+    found["rms_without_outliers"] = _rms_without(flat, found) if found["outliers"] else found["rms"]
     return found
 
 
-def targets_of(values: np.ndarray) -> dict[str, Any]:
+def target_values(values: np.ndarray) -> dict[str, Any]:
     """Return what is asked of targets: how many distinct values, and whether rows are distributions or one-hot."""
     flat = values.reshape(-1)[:ENTRIES_AT_ONCE]
     distinct = np.unique(flat[np.isfinite(flat)]) if flat.size else flat
     found: dict[str, Any] = {
         "unique": int(distinct.size) if distinct.size <= DISTINCT_AT_MOST else None,
-        "values": [float(value) for value in distinct[:SAMPLES_NAMED]],
+        "values": tuple(float(value) for value in distinct[:SAMPLES_NAMED]),
         "sums_to_one": None,
         "one_hot": False,
         "integer_share": None,
@@ -132,7 +134,7 @@ def _totals(flat: np.ndarray) -> dict[str, Any]:
         "finite": count,
         "integer_valued": bool(count) and integers,
         "nonfinite": bad,
-        "nonfinite_samples": broken[:SAMPLES_NAMED],
+        "nonfinite_samples": tuple(broken[:SAMPLES_NAMED]),
         "nonfinite_share": len(broken) / len(flat) if len(flat) else 0.0,
         "rms": _plain(np.sqrt(squares / count)) if count else None,
         "mean": _plain(mean),
@@ -149,7 +151,7 @@ def _picked(flat: np.ndarray) -> np.ndarray:
     return flat[::step].astype(np.float64)
 
 
-def _columns(by_column: np.ndarray) -> dict[str, Any]:
+def _columns(by_column: np.ndarray) -> Columns:
     """Describe columns `[rows, columns]`; moments are taken over finite entries."""
     finite = np.isfinite(by_column)
     count = np.maximum(finite.sum(axis=0), 1)
@@ -163,26 +165,20 @@ def _columns(by_column: np.ndarray) -> dict[str, Any]:
     order = np.argsort(-np.nan_to_num(rms, posinf=np.finfo(float).max))[:LARGEST_COLUMNS]
     largest = np.abs(kept).max(axis=0)
     empty = np.flatnonzero(~finite.any(axis=0))
-    return {
-        "count": int(by_column.shape[1]),
-        "constant": int((constant & finite.any(axis=0)).sum()),
-        "empty": [int(column) for column in empty[:SAMPLES_NAMED]],  # columns without a single finite entry
-        "std_min": _plain(moving.min()) if moving.size else None,
-        "std_max": _plain(moving.max()) if moving.size else None,
-        "rms_median": _plain(np.median(rms)),
-        "rms_max": _plain(rms.max()),
-        "mean_abs_max": _plain(np.abs(mean).max()),
-        "nonfinite": [int(column) for column in np.flatnonzero(~finite.all(axis=0))[:SAMPLES_NAMED]],
-        "largest": [
-            {
-                "column": int(column),
-                "mean": _plain(mean[column]),
-                "std": _plain(std[column]),
-                "max_abs": _plain(largest[column]),
-            }
-            for column in order
-        ],
-    }
+    return Columns(
+        count=int(by_column.shape[1]),
+        constant=int((constant & finite.any(axis=0)).sum()),
+        empty=tuple(int(column) for column in empty[:SAMPLES_NAMED]),
+        nonfinite=tuple(int(column) for column in np.flatnonzero(~finite.all(axis=0))[:SAMPLES_NAMED]),
+        std_min=_plain(moving.min()) if moving.size else None,
+        std_max=_plain(moving.max()) if moving.size else None,
+        rms_median=_plain(np.median(rms)),
+        rms_max=_plain(rms.max()),
+        mean_abs_max=_plain(np.abs(mean).max()),
+        largest=tuple(
+            Column(int(column), _plain(mean[column]), _plain(std[column]), _plain(largest[column])) for column in order
+        ),
+    )
 
 
 def _outliers(flat: np.ndarray, picked: np.ndarray) -> dict[str, Any]:
@@ -201,7 +197,7 @@ def _outliers(flat: np.ndarray, picked: np.ndarray) -> dict[str, Any]:
     usual = float(np.median(sound[sound > 0])) if (sound > 0).any() else 0.0
     furthest = np.max([_largest_by_sample(part, center).max(axis=0) for _, part in _chunks(flat)], axis=0)
     floor = np.maximum(sound, usual)
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[int, Outlier] = {}
     for column in np.flatnonzero((floor > 0) & (furthest >= GAP * floor))[:COLUMNS_SEARCHED]:
         one = flat[:, :, column : column + 1]
         distance = np.concatenate([_largest_by_sample(part, center[column])[:, 0] for _, part in _chunks(one)])
@@ -213,15 +209,15 @@ def _outliers(flat: np.ndarray, picked: np.ndarray) -> dict[str, Any]:
             continue
         for sample in np.flatnonzero(distance >= ordered[place]):
             factor = float(distance[sample] / limit)
-            if sample not in found or factor > found[sample]["factor"]:
+            if sample not in found or factor > found[sample].factor:
                 found[sample] = _outlier(one, sample, column, center[column], limit, factor)
-    return {"outliers": [found[sample] for sample in sorted(found)][:SAMPLES_NAMED], "outlying_samples": len(found)}
+    return {"outliers": tuple(found[one] for one in sorted(found))[:SAMPLES_NAMED], "outlying_samples": len(found)}
 
 
 def _rms_without(flat: np.ndarray, found: dict[str, Any]) -> float | None:
     """Return the root mean square without the outlying samples that are named."""
     kept = np.ones(len(flat), bool)
-    kept[[outlier["sample"] for outlier in found["outliers"]]] = False
+    kept[[outlier.sample for outlier in found["outliers"]]] = False
     picked = _picked(flat[kept])
     picked = picked[np.isfinite(picked)]
     with np.errstate(over="ignore"):
@@ -245,11 +241,11 @@ def _largest_by_sample(part: np.ndarray, center: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(distance), distance, 0.0).max(axis=1, initial=0.0)
 
 
-def _outlier(one: np.ndarray, sample: int, column: int, center: float, limit: float, factor: float) -> dict[str, Any]:
+def _outlier(one: np.ndarray, sample: int, column: int, center: float, limit: float, factor: float) -> Outlier:
     values = one[sample].astype(np.float64).ravel()
     values = values[np.isfinite(values)]
     value = values[np.argmax(np.abs(values - center))]
-    return {"sample": int(sample), "column": int(column), "value": float(value), "typical": limit, "factor": factor}
+    return Outlier(int(sample), int(column), float(value), limit, factor)
 
 
 def _plain(value: Any) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -11,18 +12,21 @@ import keras
 from gradrecipes.compat.keras_private import optimizers_of, sublayers
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import DataReading
+from gradrecipes.core.trace.description import Description
+from gradrecipes.core.trace.probes import NoiseReading, Probes
 from gradrecipes.diagnosis.verdict import LEARNING, STALLED, UNKNOWN, verdict
 from gradrecipes.probes.data import data_probe
 from gradrecipes.probes.failure import failure
+from gradrecipes.probes.forward_pass import forward_pass
 from gradrecipes.probes.loss import loss_probe
 from gradrecipes.probes.noise_scale import noise_scale
+from gradrecipes.probes.nonfinite_slots import nonfinite_slots
 from gradrecipes.probes.recurrent import recurrent
 from gradrecipes.probes.sharpness import sharpness
 from gradrecipes.probes.signal import signal
-from gradrecipes.probes.structure import structure_probe
-from gradrecipes.probes.sweep import sweep
 from gradrecipes.probes.trial import try_out
-from gradrecipes.training.description.describe import describe_run
+from gradrecipes.training.description.describe import describe_model
 from gradrecipes.training.step.replicas import require_supported
 from gradrecipes.training.trial.trial import build_on
 from gradrecipes.training.trial.trial_data import TrialData, trial_data
@@ -58,8 +62,7 @@ def examine(
         tell: Called with a few words at the beginning of each part.
 
     Returns:
-        A Trace of the trial, with everything else in its `probes`. What could not be run is told in
-        `probes["failure"]`: `stage`, `type` and `message`.
+        A Trace of the trial, with everything else in its `probes`; `probes.failure` says what could not be run.
 
     Raises:
         ValueError: The model is not compiled or has nothing to train; the data are empty, do not belong together, or
@@ -74,30 +77,32 @@ def examine(
     tell("reading the data")
     data = trial_data(x, y, sample_weight=sample_weight, batch_size=batch_size)
     validation = _validation(validation_data, data)
-    probes: dict[str, Any] = {}
-    trace = Trace()
     batch = data.cut(1, seed=seed)[0]
     try:
         build_on(model, batch)
     except Exception as error:
-        trace.description = _description(model, data)
-        trace.probes = {"data": _read(data, model), "failure": failure("build", error)}
+        description = describe_model(model, batch_size=data.batch_size)
+        trace = Trace(description=description)
+        trace.probes = Probes(data=_read(data, description), failure=failure("build", error))
         return trace
     _require_trainable(model)
-    tell("looking at data and structure")
-    probes["data"] = _read(data, model)
-    if validation is not None:
-        probes["validation"] = _read(validation, model)
-    probes["structure"] = structure_probe(model)
-    tell("sending a signal through the net")
-    probes["signal"] = {"before": signal(model, batch)}
-    probes["loss"] = loss_probe(model, batch)
-    probes["recurrent"] = recurrent(model, keras.utils.unpack_x_y_sample_weight(batch)[0], seed=seed)
-    tell("sending all the data through the net")
-    probes["sweep"] = sweep(model, data)
-    tell("trying a few steps")
-    trace = try_out(model, data, probes, seed=seed, tell=tell)
-    trace.description = {**_description(model, data), **trace.description, "batch_size": data.batch_size}
+    tell("reading data and model")
+    description = describe_model(model, batch_size=data.batch_size)
+    read = _read(data, description)
+    read_validation = None if validation is None else _read(validation, description)
+    tell("passing one batch through the net")
+    probes = Probes(
+        data=read,
+        validation=read_validation,
+        signal=signal(model, batch),
+        loss=loss_probe(model, batch, description),
+        recurrent=recurrent(model, keras.utils.unpack_x_y_sample_weight(batch)[0], seed=seed),
+        nonfinite_slots=nonfinite_slots(model),
+    )
+    tell("passing all the data through the net")
+    probes = replace(probes, forward_pass=forward_pass(model, data))
+    tell("training for a few steps")
+    trace = try_out(model, data, description, probes, seed=seed, tell=tell)
     _look_closer(model, data, trace, seed=seed, tell=tell)
     return trace
 
@@ -111,15 +116,14 @@ def _look_closer(model: keras.Model, data: TrialData, trace: Trace, *, seed: int
     if seen.state != STALLED:
         tell("measuring the curvature of the loss")
         with contextlib.suppress(TypeError, ValueError):  # a train step of its own kind has no loss to be measured
-            trace.probes["sharpness"] = sharpness(
-                model, data.x, data.y, batch_size=size, iterations=HESSIAN_PRODUCTS, seed=seed
-            ).to_dict()
+            measured = sharpness(model, data.x, data.y, batch_size=size, iterations=HESSIAN_PRODUCTS, seed=seed)
+            trace.probes = replace(trace.probes, sharpness=measured)
     if size <= SMALL_BATCH and data.samples >= 2 * JUDGED_BATCH:
         tell("measuring the noise of the gradient")
         with contextlib.suppress(TypeError, ValueError):
             found = noise_scale(model, data.x, data.y, batch_size=JUDGED_BATCH, batches=NOISE_BATCHES, seed=seed)
             low, high = found.interval
-            trace.probes["noise"] = {"noise_scale": found.noise_scale, "low": low, "high": high, "batch_size": size}
+            trace.probes = replace(trace.probes, noise=NoiseReading(found.noise_scale, low, high, size))
 
 
 def require_compiled(model: Any) -> None:
@@ -139,9 +143,15 @@ def require_compiled(model: Any) -> None:
     require_supported(model.distribute_strategy, "diagnose")
 
 
-def _read(data: TrialData, model: keras.Model) -> dict[str, Any]:
-    read = data_probe(data.x, data.y, data.sample_weight, model=model)
-    return {**read, "samples": data.samples, "complete": data.complete}
+def _read(data: TrialData, description: Description) -> DataReading:
+    return data_probe(
+        data.x,
+        data.y,
+        data.sample_weight,
+        inputs=description.inputs,
+        samples=data.samples,
+        complete=data.complete,
+    )
 
 
 def _require_trainable(model: keras.Model) -> None:
@@ -180,9 +190,3 @@ def _sizes(part: Any) -> list[int] | None:
     if part is None:
         return None
     return [int(array.shape[-1]) if array.ndim > 1 else 1 for array in keras.tree.flatten(part)]
-
-
-def _description(model: keras.Model, data: TrialData) -> dict[str, Any]:
-    layers = sublayers(model)
-    described = describe_run(model, layers, names=[layer.name for layer in layers])
-    return {**described, "batch_size": data.batch_size}

@@ -6,10 +6,11 @@ from typing import Any
 
 import keras
 
+from gradrecipes.core.trace.probes import FailureReading
 from gradrecipes.training.trial.error_words import essence
 
 
-def failure(stage: str, error: Exception, *, batch: Any = None) -> dict[str, str]:
+def failure(stage: str, error: Exception, *, batch: Any = None) -> FailureReading:
     """Return what is kept of an error: where it was raised, its class, and what it says.
 
     Args:
@@ -20,7 +21,7 @@ def failure(stage: str, error: Exception, *, batch: Any = None) -> dict[str, str
     message = essence(error)
     if stage == "step" and batch is not None and _lacks_targets(batch):
         message = f"The data bring no targets (y is None), and the step could not do without: {message}"
-    return {"stage": stage, "type": type(error).__name__, "message": message}
+    return FailureReading(stage, type(error).__name__, message)
 
 
 def _lacks_targets(batch: Any) -> bool:

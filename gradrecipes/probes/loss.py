@@ -6,16 +6,17 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.core.trace.description import Description
+from gradrecipes.core.trace.probes import LossPoint, LossReading, OutputReading
 from gradrecipes.probes.loss_kinds import acts_like
-from gradrecipes.training.description.describe_loss import describe_loss, losses_of
-from gradrecipes.training.description.model_graph import ModelGraph, model_graph
-from gradrecipes.training.description.output_head import last_activations
+from gradrecipes.training.description.describe_loss import OutputLoss, describe_loss, losses_of
 from gradrecipes.training.recovery.model_state import preserve_state
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ ENDS |= {"relu": (0.0,), "relu6": (0.0, 6.0), "softplus": (0.0,), "exponential":
 SAME = 1e-4  # relative difference up to which two losses are one
 
 
-def loss_probe(model: keras.Model, batch: Any) -> dict[str, Any]:
+def loss_probe(model: keras.Model, batch: Any, description: Description) -> LossReading:
     """Tell what a net puts out on a batch, and where its loss or the gradient of it is no number.
 
     The loss of each output is evaluated, with its gradient with respect to the predictions, on the batch's own
@@ -38,75 +39,76 @@ def loss_probe(model: keras.Model, batch: Any) -> dict[str, Any]:
     Args:
         model: A compiled, built model.
         batch: What `train_step` gets.
-
-    Returns:
-        Plain JSON values. `outputs`: for each of the flattened outputs `shape` (without samples), `rms`, `min`,
-        `max`, `mean`, `std` (over finite entries), `nonfinite_share`, `sums_to_one` (share of the rows whose entries
-        are at least 0 and sum to 1; None for a single unit), `target_shape`, `target_rms`, `logits_seen`: whether a
-        loss with `from_logits=True` on a softmax or sigmoid gets the logits all the same, because Keras noticed;
-        None where that is no question. `pairs_samples`: False where a loss of one's own compares every prediction
-        `[n, 1]` with every target `[n]`, as arithmetic between these shapes does; None where that is no question.
-        `acts_like`: the `loss` of Keras, and whether `from_logits`, that a loss of one's own equals in value, or None.
-        `points`: for each evaluation `output`, `at` (`"outputs"`, `"targets"`, or the end: `"0"`, `"1"`,
-        `"one class"`), `activation`, `value` and `gradient` (`"finite"`, `"nan"` or `"inf"`), `samples` (the first
-        20 that are not finite). `error`: why the model could not be run, or None.
+        description: Of the model.
 
     Example:
-        >>> found = loss_probe(model, (x[:8], y[:8]))
-        >>> [(point["at"], point["value"], point["gradient"]) for point in found["points"]]
+        >>> found = loss_probe(model, (x[:8], y[:8]), describe_model(model))
+        >>> [(point.at, point.value, point.gradient) for point in found.points]
         [('outputs', 'finite', 'finite'), ('targets', 'finite', 'finite')]
     """
-    found: dict[str, Any] = {"outputs": [], "points": [], "error": None}
+    read: list[OutputReading] = []
+    points: list[LossPoint] = []
+    failure = None
     try:
         x, y, _ = (_some(part) for part in keras.utils.unpack_x_y_sample_weight(batch))
-        graph = model_graph(model)
         with preserve_state(model):
             outputs = keras.tree.flatten(model(x, training=False))
-            found["outputs"] = [_read(output) for output in outputs]
+            read += [_read(output) for output in outputs]
             targets = [] if y is None else keras.tree.flatten(y)
             for one in losses_of(model, len(outputs)):
                 if one.loss is None or one.target is None or max(one.output, one.target + 1) > len(targets):
                     continue
-                _judge(found, model, x, graph, one, outputs[one.output], targets[one.target])
-    except Exception as error:  # a train step of its own may do what the call alone cannot
+                output, target = outputs[one.output], tf.convert_to_tensor(targets[one.target])
+                activation = _activation(description, one.output)
+                read[one.output] = _judged(read[one.output], model, x, activation, one, output, target)
+                points += _points(one, activation, output, target)
+    except Exception as error:  # a train step of the user's own may do what the call alone cannot
         logger.debug("The loss of %r could not be probed.", model, exc_info=True)
-        found["error"] = f"{type(error).__name__}: {error}"[:500]
-    return found
+        failure = f"{type(error).__name__}: {error}"[:500]
+    return LossReading(tuple(read), tuple(points), failure)
 
 
-def _judge(
-    found: dict[str, Any], model: keras.Model, x: Any, graph: ModelGraph | None, one: Any, output: Any, target: Any
-) -> None:
-    activation = _activation(graph, one.output)
-    target = tf.convert_to_tensor(target)
-    about = found["outputs"][one.output]
-    about["target_shape"] = [int(size) for size in target.shape[1:]]
+def _judged(
+    read: OutputReading, model: keras.Model, x: Any, activation: str | None, one: OutputLoss, output: Any, target: Any
+) -> OutputReading:
+    """Return the reading of an output with what its loss and targets add."""
+    read = replace(read, target_shape=tuple(int(size) for size in target.shape[1:]))
+    loss = _as_loss(one.loss)
+    if loss is None:
+        return read
+    about = describe_loss(one.loss)
+    if about["custom"]:
+        read = replace(read, acts_like=acts_like(loss, target, tf.constant(np.asarray(output))))
+    name = about["loss"] if read.acts_like is None else read.acts_like.loss
+    from_logits = about["from_logits"] if read.acts_like is None else read.acts_like.from_logits
+    if from_logits or (activation == "sigmoid" and "categorical" in str(name)):
+        read = replace(read, logits_seen=_logits_seen(model, x, loss, target, one.output))
+    if about["custom"] and tuple(output.shape) == (*target.shape, 1) and len(target) > 1:
+        read = replace(read, pairs_samples=_pairs_samples(loss, target, output))
+    return read
+
+
+def _points(one: OutputLoss, activation: str | None, output: Any, target: tf.Tensor) -> Iterator[LossPoint]:
     loss = _as_loss(one.loss)
     if loss is None:
         return
-    told = describe_loss(one.loss)
-    if told["custom"]:
-        about["acts_like"] = acts_like(loss, target, tf.constant(np.asarray(output)))
-        told |= about["acts_like"] or {}
-    if told["from_logits"] or (activation == "sigmoid" and "categorical" in str(told["loss"])):
-        about["logits_seen"] = _logits_seen(model, x, loss, target, one.output)
-    if told["custom"] and tuple(output.shape) == (*target.shape, 1) and len(target) > 1:
-        about["pairs_samples"] = _pairs_samples(loss, target, output)
     for at, prediction in _predictions(activation, output, target):
-        point = _evaluate(loss, target, prediction)
-        if point is not None:
-            found["points"].append({"output": one.output, "at": at, "activation": activation, **point})
+        evaluated = _evaluate(loss, target, prediction)
+        if evaluated is not None:
+            value, gradient, samples = evaluated
+            yield LossPoint(one.output, at, activation, value, gradient, samples)
 
 
 def _some(part: Any) -> Any:
     return keras.tree.map_structure(lambda array: None if array is None else array[:SAMPLES], part)
 
 
-def _activation(graph: ModelGraph | None, place: int) -> str | None:
-    return None if graph is None else last_activations(graph, graph.outputs[place])[0]
+def _activation(description: Description, place: int) -> str | None:
+    known = description.calls is not None and place < len(description.outputs)
+    return description.outputs[place].activation if known else None
 
 
-def _read(output: Any) -> dict[str, Any]:
+def _read(output: Any) -> OutputReading:
     values = np.asarray(tf.cast(tf.convert_to_tensor(output), tf.float64))
     finite = values[np.isfinite(values)]
     with np.errstate(all="ignore"):
@@ -117,20 +119,16 @@ def _read(output: Any) -> dict[str, Any]:
         with np.errstate(invalid="ignore"):
             near = np.abs(values.sum(axis=-1) - 1.0) < _tolerance(output)
             sums = float((near & (values >= 0).all(axis=-1)).mean())
-    return {
-        "shape": [int(size) for size in values.shape[1:]],
-        "rms": rms if rms is not None and math.isfinite(rms) else None,
-        "min": float(finite.min()) if finite.size else None,
-        "max": float(finite.max()) if finite.size else None,
-        "mean": float(finite.mean()) if finite.size else None,
-        "std": spread if spread is not None and math.isfinite(spread) else None,
-        "nonfinite_share": 1.0 - finite.size / max(1, values.size),
-        "sums_to_one": sums,
-        "target_shape": None,
-        "logits_seen": None,
-        "pairs_samples": None,
-        "acts_like": None,
-    }
+    return OutputReading(
+        shape=tuple(int(size) for size in values.shape[1:]),
+        rms=rms if rms is not None and math.isfinite(rms) else None,
+        min=float(finite.min()) if finite.size else None,
+        max=float(finite.max()) if finite.size else None,
+        mean=float(finite.mean()) if finite.size else None,
+        std=spread if spread is not None and math.isfinite(spread) else None,
+        nonfinite_share=1.0 - finite.size / max(1, values.size),
+        sums_to_one=sums,
+    )
 
 
 def _tolerance(output: Any) -> float:
@@ -177,7 +175,8 @@ def _predictions(activation: str | None, output: Any, target: tf.Tensor) -> Iter
         yield "targets", tf.cast(target, output.dtype)
 
 
-def _evaluate(loss: Any, target: tf.Tensor, prediction: tf.Tensor) -> dict[str, Any] | None:
+def _evaluate(loss: Any, target: tf.Tensor, prediction: tf.Tensor) -> tuple[str, str, tuple[int, ...]] | None:
+    """Return (value, gradient, samples whose gradient is not finite), as `LossPoint` explains them."""
     try:
         with tf.GradientTape() as tape:
             tape.watch(prediction)
@@ -186,13 +185,12 @@ def _evaluate(loss: Any, target: tf.Tensor, prediction: tf.Tensor) -> dict[str, 
     except Exception:  # shapes that do not fit, a loss that needs more than this: the trial will show it
         logger.debug("The loss could not be evaluated.", exc_info=True)
         return None
-    told = {"value": _word(np.asarray(tf.cast(value, tf.float64))), "gradient": "finite", "samples": []}
-    if gradient is not None:
-        slopes = np.asarray(tf.cast(tf.convert_to_tensor(gradient), tf.float64))
-        told["gradient"] = _word(slopes)
-        bad = ~np.isfinite(slopes.reshape(len(slopes), -1)).all(axis=1)
-        told["samples"] = [int(sample) for sample in np.flatnonzero(bad)[:SAMPLES_NAMED]]
-    return told
+    word = _word(np.asarray(tf.cast(value, tf.float64)))
+    if gradient is None:
+        return word, "finite", ()
+    slopes = np.asarray(tf.cast(tf.convert_to_tensor(gradient), tf.float64))
+    bad = ~np.isfinite(slopes.reshape(len(slopes), -1)).all(axis=1)
+    return word, _word(slopes), tuple(int(sample) for sample in np.flatnonzero(bad)[:SAMPLES_NAMED])
 
 
 def _word(values: np.ndarray) -> str:

@@ -9,11 +9,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.core.trace.probes import LossEquivalent
+
 CLOSE = 2e-3  # relative difference at every trial; the losses below differ by tenths from one another
 TRIALS = 3  # predictions on which they are compared
 
 
-def acts_like(loss: Any, target: tf.Tensor, output: tf.Tensor) -> dict[str, Any] | None:
+def acts_like(loss: Any, target: tf.Tensor, output: tf.Tensor) -> LossEquivalent | None:
     """Return the name of the Keras loss, and whether it takes logits, that a loss equals in value; None for any other.
 
     Args:
@@ -23,7 +25,7 @@ def acts_like(loss: Any, target: tf.Tensor, output: tf.Tensor) -> dict[str, Any]
 
     Example:
         >>> own = keras.losses.MeanSquaredError()
-        >>> acts_like(own, tf.constant([[1.0], [2.0]]), tf.constant([[0.5], [0.1]]))["loss"]
+        >>> acts_like(own, tf.constant([[1.0], [2.0]]), tf.constant([[0.5], [0.1]])).loss
         'mean_squared_error'
     """
     random = np.random.default_rng(0)
@@ -48,7 +50,7 @@ def acts_like(loss: Any, target: tf.Tensor, output: tf.Tensor) -> dict[str, Any]
         except Exception:
             continue
         if np.allclose(found, expected, rtol=CLOSE, atol=1e-6):
-            return {"loss": name, "from_logits": logits}
+            return LossEquivalent(name, logits)
     return None
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.core.trace.probes import OutputReading
 from gradrecipes.probes.loss import SAME
 from gradrecipes.training.trial.trial import Trial
 
 LEAST_SPREAD = 0.01  # of the predictions, over that of the targets; below it no order of them makes a difference
 
 
-def pairs_samples(trial: Trial, outputs: list[dict[str, Any]]) -> bool | None:
+def pairs_samples(trial: Trial, outputs: Sequence[OutputReading]) -> bool | None:
     """Say whether the loss of a step changes when the targets of a batch change places.
 
     In arithmetic of one's own, predictions `[n, 1]` minus targets `[n]` are `[n, n]`: all is compared with all, and it
@@ -30,10 +31,10 @@ def pairs_samples(trial: Trial, outputs: list[dict[str, Any]]) -> bool | None:
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(trial.batches[0])
     arrays = [] if y is None else keras.tree.flatten(y)
-    if len(arrays) != 1 or len(outputs) != 1 or outputs[0].get("shape") != [1] or len(arrays[0].shape) != 1:
+    if len(arrays) != 1 or len(outputs) != 1 or outputs[0].shape != (1,) or len(arrays[0].shape) != 1:
         return None
     target = np.asarray(arrays[0])
-    spread = outputs[0].get("std") or 0.0
+    spread = outputs[0].std or 0.0
     if target.dtype.kind != "f" or not np.isfinite(target).all() or not spread > LEAST_SPREAD * target.std() > 0:
         return None
 

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.core.trace.probes import RecurrentReading
 from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.trial.recurrence import Recurrence, arriving_sequences, recurrent_layers
 
@@ -18,7 +19,7 @@ GATES = {"LSTMCell": (4, 2), "GRUCell": (3, 2)}  # blocks of the recurrent kerne
 LARGEST_EXPONENT = 300.0  # power of ten up to which a growth is given as a number
 
 
-def recurrent(model: keras.Model, x: Any, *, seed: int = 0) -> list[dict[str, Any]]:
+def recurrent(model: keras.Model, x: Any, *, seed: int = 0) -> tuple[RecurrentReading, ...]:
     """Measure by how much a gradient grows or shrinks at each step back through time, in every recurrent layer.
 
     A random vector at the output of the last step is multiplied by the transposed Jacobians `dh_t / dh_(t-1)` of the
@@ -32,21 +33,13 @@ def recurrent(model: keras.Model, x: Any, *, seed: int = 0) -> list[dict[str, An
         seed: Fixes the vectors.
 
     Returns:
-        A dict for each recurrent layer (SimpleRNN, LSTM, GRU, ConvLSTM, RNN of any cell, alone or in Bidirectional),
-        empty without one: `layer`, `kind`, `activation`, `recurrent_activation`, `units`, `steps` (of the sequences),
-        `window` (how many of them were looked at), `spectral_radius` of the recurrent kernel (of the candidate's
-        part in a gated cell), `growth_per_step` (geometric mean over steps and samples), `growth_fastest_sample` (the
-        same of the sample in which it is largest), `reach` (how many steps back anything of a gradient arrives: where
-        a ReLU layer is silent it is exactly 0, and those steps count for nothing in the growth), `log10_growth` and
-        `growth` over these steps, `state_growth_per_step` (of the states' root mean square, over the second half of
-        the steps), `state_rms` and `state_max` after the
-        last step, `nonfinite_step` (where a state ceased to be a number), and `note`, in words, where something could
-        not be measured. What was not measured is None.
+        A `RecurrentReading` for each recurrent layer (SimpleRNN, LSTM, GRU, ConvLSTM, RNN of any cell, alone or in
+        Bidirectional), empty without one.
 
     Example:
         >>> net = keras.Sequential([keras.Input((20, 3)), keras.layers.SimpleRNN(8, recurrent_initializer="zeros")])
         >>> found = gr.probes.recurrent(net, np.ones((4, 20, 3), "float32"))
-        >>> found[0]["steps"], found[0]["growth_per_step"], found[0]["reach"]
+        >>> found[0].steps, found[0].growth_per_step, found[0].reach
         (20, 0.0, 0.0)
 
     References:
@@ -55,19 +48,19 @@ def recurrent(model: keras.Model, x: Any, *, seed: int = 0) -> list[dict[str, An
     """
     layers = recurrent_layers(model)
     if not layers:
-        return []
+        return ()
     batch = keras.tree.map_structure(lambda part: None if part is None else part[:SAMPLES], x)
     with preserve_state(model):
         try:
             arrived = arriving_sequences(model, batch)
         except Exception as error:  # the user's own layers run here, and may fail in any way
-            return [_described(layer, note=f"The model could not be called: {error}"[:500]) for layer in layers]
-        return [_examined(layer, arrived.get(id(layer)), seed) for layer in layers]
+            return tuple(_described(layer, note=f"The model could not be called: {error}"[:500]) for layer in layers)
+        return tuple(_examined(layer, arrived.get(id(layer)), seed) for layer in layers)
 
 
-def _examined(layer: keras.layers.RNN, arguments: dict[str, Any] | None, seed: int) -> dict[str, Any]:
+def _examined(layer: keras.layers.RNN, arguments: dict[str, Any] | None, seed: int) -> RecurrentReading:
     if arguments is None:
-        return _described(layer, note="The layer was not called, or within a graph of its own, where it is not heard.")
+        return _described(layer, note="The layer was not called, or was called in a graph of its own.")
     try:
         recurrence = Recurrence(
             layer,
@@ -132,22 +125,18 @@ def _forward_growth(rms: np.ndarray) -> float | None:
     return _number(float(np.exp(slope)))
 
 
-def _described(layer: keras.layers.RNN, **measured: Any) -> dict[str, Any]:
+def _described(layer: keras.layers.RNN, **measured: Any) -> RecurrentReading:
     cell = layer.cell
     units = getattr(cell, "units", None) or getattr(cell, "filters", None)
-    return {
-        "layer": layer.name,
-        "kind": type(layer).__name__,
-        "activation": _name(getattr(cell, "activation", None)),
-        "recurrent_activation": _name(getattr(cell, "recurrent_activation", None)),
-        "units": int(units) if isinstance(units, int) else None,
-        "spectral_radius": _spectral_radius(cell),
-        **dict.fromkeys(
-            ("steps", "window", "growth_per_step", "growth_fastest_sample", "reach", "log10_growth", "growth"), None
-        ),
-        **dict.fromkeys(("state_growth_per_step", "state_rms", "state_max", "nonfinite_step", "note"), None),
+    return RecurrentReading(
+        layer=layer.name,
+        kind=type(layer).__name__,
+        activation=_name(getattr(cell, "activation", None)),
+        recurrent_activation=_name(getattr(cell, "recurrent_activation", None)),
+        units=int(units) if isinstance(units, int) else None,
+        spectral_radius=_spectral_radius(cell),
         **measured,
-    }
+    )
 
 
 def _spectral_radius(cell: Any) -> float | None:

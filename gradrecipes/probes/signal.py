@@ -8,7 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.training.description.describe import describe_layer
+from gradrecipes.core.trace.probes import LayerSignal, SignalReading
+from gradrecipes.training.description.describe_layer import describe_layer
 from gradrecipes.training.description.weight_scales import weight_scales
 from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.step.activation_capture import ActivationCapture
@@ -27,65 +28,57 @@ BOUNDS = {  # activation: (lowest, highest output, distance from a bound within 
 DEAD_KINDS = {"relu", "relu6"}
 
 
-def signal(model: keras.Model, batch: Any) -> dict[str, Any]:
+def signal(model: keras.Model, batch: Any) -> SignalReading:
     """Return what every layer puts out on a batch, and the gradient that comes back to it; no training.
 
     Args:
         model: A compiled, built model. It is left as it was.
         batch: What `train_step` gets.
-
-    Returns:
-        `layers`, a list in the order of the calls, each with `name`, `kind`, `activation`, `input_rms`, `output_rms`
-        (root mean squares), `output_mean`, `output_max`, `nonfinite_share`, `zero_share` (of the entries),
-        `dead_share` (of the units, those of a ReLU that are 0 for every sample), `saturated_share` (entries within
-        a hair of a bound of the activation), `output_gradient_norm`, `activation_exponent` and `activation_gain`
-        (see `activation_response`); `weights`, see `weight_scales`; `loss`, of the batch; `error`, if the pass raised.
     """
     capture = ActivationCapture(model)
     x, y, sample_weight = (_some(part) for part in keras.utils.unpack_x_y_sample_weight(batch))
-    found: dict[str, Any] = {"layers": [], "weights": weight_scales(model), "loss": None, "error": None}
+    value, error = None, None
     with preserve_state(model), capture.installed(), capture.capturing():
         try:
             with tf.GradientTape() as tape:
                 outputs = model(x, training=True)
                 loss = model.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight)
             tape.gradient(loss, model.trainable_weights)
-            found["loss"] = float(loss)
-        except Exception as error:  # what a model of its own kind cannot do by its call, its train step may
-            found["error"] = f"{type(error).__name__}: {error}"[:500]
+            value = float(loss)
+        except Exception as raised:  # a subclassed model may do in its train step what its call alone cannot
+            error = f"{type(raised).__name__}: {raised}"[:500]
     captured = zip(capture.layers(), capture.inputs(), capture.tensors(), strict=True)
-    for layer, entered, (output, gradient) in captured:
-        found["layers"].append(_reading(layer, entered, output, gradient))
-    return found
+    read = tuple(_reading(layer, entered, output, gradient) for layer, entered, (output, gradient) in captured)
+    return SignalReading(read, weight_scales(model), value, error)
 
 
 def _some(part: Any) -> Any:
     return keras.tree.map_structure(lambda array: None if array is None else array[:SAMPLES], part)
 
 
-def _reading(layer: keras.layers.Layer, entered: Any, output: tf.Tensor, gradient: Any) -> dict[str, Any]:
+def _reading(layer: keras.layers.Layer, entered: Any, output: tf.Tensor, gradient: Any) -> LayerSignal:
     described = describe_layer(layer)
     values = _array(output)
     sound = values[np.isfinite(values)]
     incoming = None if entered is None else _array(entered)
     exponent, gain = activation_response(layer)
-    return {
-        "name": layer.name,
-        "kind": described["kind"],
-        "activation": described["activation"],
-        "dtype": output.dtype.name,
-        "input_rms": None if incoming is None else _rms(incoming[np.isfinite(incoming)]),
-        "output_rms": _rms(sound),
-        "output_mean": float(sound.mean()) if sound.size else None,
-        "output_max": float(np.abs(sound).max()) if sound.size else None,
-        "nonfinite_share": 1.0 - sound.size / max(values.size, 1),
-        "zero_share": float((values == 0).mean()) if values.size else None,
-        "dead_share": _dead_share(values, described["activation"]),
-        "saturated_share": _saturated_share(values, described["activation"]),
-        "output_gradient_norm": None if gradient is None else _norm(_array(gradient, whole=True)),
-        "activation_exponent": exponent,
-        "activation_gain": gain,
-    }
+    return LayerSignal(
+        name=layer.name,
+        kind=described.kind,
+        activation=described.activation,
+        dtype=output.dtype.name,
+        input_rms=None if incoming is None else _rms(incoming[np.isfinite(incoming)]),
+        output_rms=_rms(sound),
+        output_mean=float(sound.mean()) if sound.size else None,
+        output_max=float(np.abs(sound).max()) if sound.size else None,
+        nonfinite_share=1.0 - sound.size / max(values.size, 1),
+        zero_share=float((values == 0).mean()) if values.size else None,
+        dead_share=_dead_share(values, described.activation),
+        saturated_share=_saturated_share(values, described.activation),
+        output_gradient_norm=None if gradient is None else _norm(_array(gradient, whole=True)),
+        activation_exponent=exponent,
+        activation_gain=gain,
+    )
 
 
 def _array(tensor: Any, *, whole: bool = False) -> np.ndarray:

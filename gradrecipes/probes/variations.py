@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from gradrecipes.core.trace.probes import WeightScale
 
 LARGE = 1.6  # spread of a kernel over the largest that an initializer would give: above, it is shrunk to that
 SMALL = 0.4  # over the smallest: below, it is enlarged to that
@@ -97,7 +99,7 @@ def joined(batches: Sequence[Any], times: int) -> list[Any]:
     ]
 
 
-def fitting_weights(model: keras.Model, scales: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def fitting_weights(model: keras.Model, scales: Sequence[WeightScale]) -> dict[str, np.ndarray]:
     """Return other values for the kernels, embeddings and biases whose size no initializer would give, by path.
 
     The draw stays, its spread changes. A recurrent kernel is shrunk to a spectral radius of 1.
@@ -109,30 +111,30 @@ def fitting_weights(model: keras.Model, scales: Sequence[Mapping[str, Any]]) -> 
     by_path = {variable.path: variable for variable in model.variables}
     changed = {}
     for scale in scales:
-        value = by_path.get(scale["path"])
+        value = by_path.get(scale.path)
         if value is None:
             continue
         factor, shift = _correction(scale, np.asarray(value))
         if factor != 1.0 or shift:
             array = np.asarray(value).astype(np.float64)
-            changed[scale["path"]] = ((array - shift) * factor).astype(np.asarray(value).dtype)
+            changed[scale.path] = ((array - shift) * factor).astype(np.asarray(value).dtype)
     return changed
 
 
-def _correction(scale: Mapping[str, Any], value: np.ndarray) -> tuple[float, float]:
+def _correction(scale: WeightScale, value: np.ndarray) -> tuple[float, float]:
     """Return (factor, shift) that bring a weight to a usual size; (1, 0) for one that has it."""
-    spread, mean = scale["std"], scale["mean"]
-    if scale["role"] in ("kernel", "matrix") and (rms := scale["rms"]) > 0:
-        if rms > LARGE * scale["most"]:
-            return (scale["most"] / spread, mean) if spread > 0.1 * rms else (scale["most"] / rms, 0.0)
-        small = scale["role"] == "kernel" and rms < SMALL * scale["least"]
-        return (scale["least"] / rms, 0.0) if small else (1.0, 0.0)
-    if scale["role"] == "recurrent" and value.ndim == 2:
+    spread, mean = scale.std, scale.mean
+    if scale.role in ("kernel", "matrix") and (rms := scale.rms) > 0:
+        if rms > LARGE * scale.most:
+            return (scale.most / spread, mean) if spread > 0.1 * rms else (scale.most / rms, 0.0)
+        small = scale.role == "kernel" and rms < SMALL * scale.least
+        return (scale.least / rms, 0.0) if small else (1.0, 0.0)
+    if scale.role == "recurrent" and value.ndim == 2:
         radius = spectral_radius(value)
         return (1.0 / radius, 0.0) if radius > LARGE else (1.0, 0.0)
-    if scale["role"] == "embedding":
-        return (USUAL_EMBEDDING / scale["rms"], 0.0) if scale["rms"] > LARGEST_EMBEDDING else (1.0, 0.0)
-    if scale["role"] == "bias" and "LSTM" not in scale["kind"] and abs(mean) > LARGEST_BIAS and spread < abs(mean):
+    if scale.role == "embedding":
+        return (USUAL_EMBEDDING / scale.rms, 0.0) if scale.rms > LARGEST_EMBEDDING else (1.0, 0.0)
+    if scale.role == "bias" and "LSTM" not in scale.kind and abs(mean) > LARGEST_BIAS and spread < abs(mean):
         return 1.0, mean
     return 1.0, 0.0
 

@@ -75,13 +75,13 @@ class Diagnosis:
                 "verdict": self.verdict,
                 "findings": [{**finding.to_dict(), "path": path(finding, self)} for finding in self.findings],
                 "looked_at": dict(looked_at(trace)),
-                "probes": trace.probes,
+                "probes": trace.probes.to_json(),
                 "trace": {
                     "steps": len(trace),
                     "samples": len(trace.samples),
                     "skipped_steps": int(trace.skipped.sum()),
                     "layers": trace.layers,
-                    "description": trace.description,
+                    "description": trace.description.to_json(),
                     "events": [event.to_dict() for event in trace.events],
                 },
             }

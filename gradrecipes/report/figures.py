@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import TrialReading
 from gradrecipes.plots.curves import TrainingCurves
 from gradrecipes.plots.heat_map import HeatMap
 from gradrecipes.plots.layer_profile import LayerProfile
@@ -44,12 +45,13 @@ def pictures(trace: Trace) -> list[Picture]:
         ImportError: matplotlib is not installed.
     """
     found = []
-    if (trace.probes.get("trial") or {}).get("varied"):
+    variations = (trace.probes.trial or TrialReading()).variations
+    if variations:
         caption = (
             "The same batches come again and again, so each pass is compared with the one before. "
             "An arrow runs from the first pass of a variation to its last; a cross is a run that broke."
         )
-        names = {name: variation_name(name) for name in trace.probes["trial"]["varied"]}
+        names = {name: variation_name(name) for name in variations}
         found.append(_picture("The trial and its variations", caption, TrialCurves.from_trace(trace, names=names)))
     heat_map = HeatMap.from_trace(trace)
     if heat_map.values.size:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
+from gradrecipes.core.trace.description import Description
+from gradrecipes.core.trace.probes import LossReading, SignalReading, TrialReading
 from gradrecipes.diagnosis.codes import CODES
 from gradrecipes.diagnosis.verdict import BROKEN, verdict
 from gradrecipes.report.wording import number
@@ -19,85 +20,79 @@ ARRAYS_NAMED = 4
 def looked_at(trace: Trace) -> list[tuple[str, str]]:
     """Return (part, what was seen there) for everything that was measured."""
     found = [
-        ("Data", _data(trace.probes.get("data"))),
-        ("Validation data", _data(trace.probes.get("validation"))),
-        ("Structure", _structure(trace.probes.get("structure"))),
-        ("Signal", _signal(trace.probes.get("signal"))),
-        ("Loss function", _loss(trace.probes.get("loss"))),
-        ("Trial" if "trial" in trace.probes else "Training", _steps(trace)),
+        ("Data", _data(trace.probes.data)),
+        ("Validation data", _data(trace.probes.validation)),
+        ("Model", _structure(trace.description)),
+        ("Signal", _signal(trace.probes.signal)),
+        ("Loss function", _loss(trace.probes.loss)),
+        ("Trial" if trace.probes.trial else "Training", _steps(trace)),
         ("Rules", f"{len(CODES)} rules were asked" if trace.probes or len(trace) else ""),
     ]
     return [(part, words) for part, words in found if words]
 
 
-def _data(data: Any) -> str:
-    if not isinstance(data, Mapping):
+def _data(data: DataReading | None) -> str:
+    if data is None:
         return ""
-    arrays = [*(data.get("inputs") or []), *(data.get("targets") or [])]
-    seen = f"{data.get('samples', 0):,} samples{'' if data.get('complete') else ' of more'}"
+    arrays = [*data.inputs, *data.targets]
+    seen = f"{data.samples:,} samples{'' if data.complete else ' of more'}"
     named = "; ".join(_array(array) for array in arrays[:ARRAYS_NAMED])
     more = f"; {len(arrays) - ARRAYS_NAMED} arrays more" if len(arrays) > ARRAYS_NAMED else ""
     return f"{seen}: {named}{more}" if named else seen
 
 
-def _array(array: Mapping[str, Any]) -> str:
-    shape = " x ".join(map(str, array.get("shape") or [])) or "one number"
-    words = f"{array.get('name')} ({shape}, {array.get('dtype')})"
-    if array.get("unreadable"):
-        return f"{words}: {array['unreadable']}"
-    if array.get("unique") and array.get("integer_valued"):
-        words += f", {array['unique']} distinct values"
-    elif array.get("mean") is not None:
-        words += f", mean {number(array['mean'])}, standard deviation {number(array.get('std'))}"
-    bad = array.get("nonfinite")
+def _array(array: ArrayReading) -> str:
+    shape = " x ".join(map(str, array.shape)) or "one number"
+    words = f"{array.name} ({shape}, {array.dtype})"
+    if array.unreadable:
+        return f"{words}: {array.unreadable}"
+    if array.unique and array.integer_valued:
+        words += f", {array.unique} distinct values"
+    elif array.mean is not None:
+        words += f", mean {number(array.mean)}, standard deviation {number(array.std)}"
+    bad = array.nonfinite
     return f"{words}, {bad:,} entries not finite" if bad else f"{words}, all finite"
 
 
-def _structure(structure: Any) -> str:
-    if not isinstance(structure, Mapping):
-        return ""
+def _structure(structure: Description) -> str:
     parts = []
-    if structure.get("depth") is not None:
-        parts.append(
-            f"{structure['depth']} layers with weights one behind the other, {structure.get('skips', 0)} skips"
-        )
-    counts = structure.get("normalizations") or {}
-    parts += [f"{count} x {kind}" for kind, count in counts.items()]
-    for output in (structure.get("outputs") or [])[:ARRAYS_NAMED]:
-        if output.get("loss"):
-            logits = " from logits" if output.get("from_logits") else ""
-            parts.append(f"{output['loss']}{logits} on {output.get('activation') or 'unknown'} output {output['name']}")
+    if structure.depth is not None:
+        parts.append(f"{structure.depth} layers with weights one behind the other, {structure.skips} skips")
+    parts += [f"{count} x {kind}" for kind, count in structure.normalizations.items()]
+    for output in structure.outputs[:ARRAYS_NAMED]:
+        if output.loss:
+            logits = " from logits" if output.from_logits else ""
+            parts.append(f"{output.loss}{logits} on {output.activation or 'unknown'} output {output.name}")
     return ", ".join(parts)
 
 
-def _signal(signal: Any) -> str:
-    before = signal.get("before") if isinstance(signal, Mapping) else None
-    layers = (before or {}).get("layers") or []
+def _signal(signal: SignalReading | None) -> str:
+    layers = () if signal is None else signal.layers
     if not layers:
         return ""
-    sizes = [layer["output_rms"] for layer in layers if layer.get("output_rms")]
+    sizes = [layer.output_rms for layer in layers if layer.output_rms]
     words = f"one batch through {len(layers)} layers"
     if sizes:
         words += f": outputs of root mean square {number(min(sizes))} to {number(max(sizes))}"
-    norms = [layer["output_gradient_norm"] for layer in layers if layer.get("output_gradient_norm")]
+    norms = [layer.output_gradient_norm for layer in layers if layer.output_gradient_norm]
     norms = [norm for norm in norms if math.isfinite(norm)]
     return words + (f", gradients of norm {number(min(norms))} to {number(max(norms))}" if norms else "")
 
 
-def _loss(loss: Any) -> str:
-    points = loss.get("points") if isinstance(loss, Mapping) else None
+def _loss(loss: LossReading | None) -> str:
+    points = () if loss is None else loss.points
     if not points:
         return ""
-    bad = sum(point.get("value") != "finite" or point.get("gradient") != "finite" for point in points)
+    bad = sum(not point.finite for point in points)
     return f"evaluated at {len(points)} kinds of predictions, {'all finite' if not bad else f'{bad} not finite'}"
 
 
 def _steps(trace: Trace) -> str:
     if not len(trace):
         return ""
-    trial = trace.probes.get("trial") or {}
+    trial = trace.probes.trial or TrialReading()
     seen = verdict(trace)
-    batches = f" over {trial['batches']} batches" if trial.get("batches") else ""
+    batches = f" over {trial.batches} batches" if trial.batches else ""
     words = f"{len(trace):,} steps{batches}"
     if seen.state == BROKEN:
         return f"{words}, broken off at step {seen.step}"

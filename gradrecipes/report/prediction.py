@@ -9,7 +9,6 @@ import numpy as np
 from gradrecipes.core.signal_theory import finite_width_log_std
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.chain import links, stretches
-from gradrecipes.diagnosis.description import understood
 
 DEVIATIONS = 2.0  # standard deviations of the band
 NARROWEST = 1.05  # factor; a band thinner than that cannot be seen
@@ -25,7 +24,7 @@ def predicted_gradients(trace: Trace) -> tuple[np.ndarray, np.ndarray] | None:
     depth = len(trace.layers)
     predicted, band = np.full(depth, np.nan), np.ones(depth)
     place = {name: index for index, name in enumerate(trace.layers)}
-    for stretch in stretches(understood(trace)):
+    for stretch in stretches(trace):
         log_norm, widths = math.log(stretch[-1].output_gradient), []
         if not math.isfinite(log_norm):
             continue

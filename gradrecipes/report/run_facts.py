@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gradrecipes.core.event import Event
 from gradrecipes.core.trace import OUTCOMES, Trace
+from gradrecipes.core.trace.event import Event
 from gradrecipes.report.wording import number
 
 TOPICS = (
@@ -26,30 +25,21 @@ def facts(trace: Trace) -> list[tuple[str, str]]:
     """Return (label, value) pairs about a run; what is not known is left out."""
     description = trace.description
     rows = [("Recorded", _recorded(trace))]
-    optimizer = description.get("optimizer")
-    if isinstance(optimizer, Mapping):
-        settings = [f"{key}={value(item)}" for key, item in optimizer.items() if key != "name" and item is not None]
-        rows.append(("Optimizer", f"{optimizer.get('name', 'unknown')}({', '.join(settings)})"))
-    elif optimizer is not None:
-        rows.append(("Optimizer", value(optimizer)))
-    if description.get("learning_rate") is not None:
-        rows.append(("Learning rate", value(description["learning_rate"])))
-    rows += [(label, value(description[key])) for key, label in TOPICS if description.get(key) is not None]
-    known = {"optimizer", "learning_rate", "layers", *(key for key, _ in TOPICS)}
-    rows += [(str(key), value(item)) for key, item in description.items() if key not in known and item is not None]
-    return rows
+    optimizer = description.optimizer
+    if optimizer is not None:
+        settings = [f"{key}={value(item)}" for key, item in optimizer.settings.items() if item not in (None, False)]
+        rows.append(("Optimizer", f"{optimizer.name}({', '.join(settings)})"))
+        schedule = "" if optimizer.schedule is None else f"{optimizer.schedule}, "
+        if optimizer.learning_rate is not None:
+            rows.append(("Learning rate", f"{schedule}{value(optimizer.learning_rate)}"))
+    topics = [(label, getattr(description, name)) for name, label in TOPICS]
+    return rows + [(label, value(item)) for label, item in topics if item not in (None, "")]
 
 
 def layer_rows(trace: Trace) -> list[list[str]]:
     """Return one row of strings for each described layer, in the order of `LAYER_COLUMNS`."""
-    described = trace.description.get("layers")
-    if not isinstance(described, list):
-        return []
-    return [
-        ["–" if layer.get(column) is None else value(layer[column]) for column in LAYER_COLUMNS]
-        for layer in described
-        if isinstance(layer, Mapping)
-    ]
+    cells = ([getattr(layer, column) for column in LAYER_COLUMNS] for layer in trace.description.layers)
+    return [["–" if cell is None else value(cell) for cell in row] for row in cells]
 
 
 def value(item: Any) -> str:

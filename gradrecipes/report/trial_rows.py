@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import VariationResult
 from gradrecipes.diagnosis.varied import mends
 from gradrecipes.diagnosis.verdict import BROKEN, verdict
 from gradrecipes.report.wording import number
@@ -52,32 +53,32 @@ def variation_name(name: str) -> str:
 
 def trial_rows(trace: Trace) -> list[TrialRow]:
     """Return a row for the run as it is and one for each variation; none where nothing was tried."""
-    trial = trace.probes.get("trial")
-    if not isinstance(trial, dict) or not trial.get("steps"):
+    trial = trace.probes.trial
+    if trial is None or not trial.steps:
         return []
     seen = verdict(trace)
-    ended = seen.state == BROKEN and trial.get("broken") is not None
+    ended = seen.state == BROKEN and trial.broken is not None
     as_it_is = TrialRow(
         "as it is",
         number(_known(seen.start)),
         "–" if ended else number(_known(seen.end)),
         "–" if ended else number(_known(seen.end_over_chance)),
-        f"breaks at step {trial['broken']}" if ended else seen.state,
+        f"breaks at step {trial.broken}" if ended else seen.state,
         False,
     )
-    return [as_it_is, *(_row(name, one, seen) for name, one in (trial.get("varied") or {}).items())]
+    return [as_it_is, *(_row(name, one, seen) for name, one in trial.variations.items())]
 
 
-def _row(name: str, result: dict[str, Any], seen: Any) -> TrialRow:
-    if result.get("end") is None:
-        where = "" if result.get("broken") is None else f" at step {result['broken']}"
+def _row(name: str, result: VariationResult, seen: Any) -> TrialRow:
+    if result.end is None:
+        where = "" if result.broken is None else f" at step {result.broken}"
         return TrialRow(variation_name(name), "–", "–", "–", f"breaks{where}", False)
     mended = mends(result, seen)
     return TrialRow(
         variation_name(name),
-        number(result["start"]),
-        number(result["end"]),
-        number(result.get("over_chance")),
+        number(result.start),
+        number(result.end),
+        number(result.over_baseline),
         "mends it" if mended else "does not mend it",
         mended,
     )

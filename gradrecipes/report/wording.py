@@ -41,7 +41,7 @@ def verdict(diagnosis: Diagnosis) -> str:
         return "Nothing to judge: the trace holds no training step."
     if diagnosis.healthy:
         steps = len(diagnosis.trace)
-        if "trial" in diagnosis.trace.probes:
+        if diagnosis.trace.probes.trial is not None:
             return f"Healthy: nothing alarming in the data, the net, and {steps:,} trial steps."
         return f"Healthy: nothing alarming in {steps:,} recorded {'step' if steps == 1 else 'steps'}."
     return f"Unhealthy: {diagnosis.findings[0].title}"

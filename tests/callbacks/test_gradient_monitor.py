@@ -163,7 +163,7 @@ def test_the_readings_of_a_sample_are_those_of_an_independent_tape():
             for name, value in expected.items():
                 np.testing.assert_allclose(samples[name][step, column], value, rtol=1e-4, atol=1e-7, err_msg=name)
             assert samples["histogram"][step, column].sum() == np.count_nonzero(entries)
-    assert trace.description["layers"][0]["fan_in"] == 64
+    assert trace.description.layers[0].fan_in == 64
 
 
 def test_under_mixed_float16_the_readings_are_unscaled():
@@ -272,7 +272,7 @@ def test_a_layer_without_weights_has_no_gradient_norm():
     x, y = digits(64)
     model, monitor = seeded(with_state), gr.GradientMonitor()
     fit(model, x, y, monitor)
-    described = {layer["kind"]: layer for layer in monitor.trace.description["layers"]}
-    assert described["Dropout"]["parameters"] == 0
-    column = monitor.trace.layers.index(described["Dropout"]["name"])
+    described = {layer.kind: layer for layer in monitor.trace.description.layers}
+    assert described["Dropout"].parameters == 0
+    column = monitor.trace.layers.index(described["Dropout"].name)
     assert np.isnan(monitor.trace.layer_gradient_norm[:, column]).all()

@@ -61,7 +61,7 @@ def test_a_healthy_training_gives_0_and_says_what_was_looked_at(called):
     code, out, err = called("healthy")
     assert code == 0
     assert "Healthy" in out and "making the net" in out and "\x1b[" not in out
-    assert "trying a few steps" in err
+    assert "training for a few steps" in err
 
 
 def test_an_exploding_one_gives_1_a_page_and_a_trace(called, tmp_path):
@@ -71,7 +71,7 @@ def test_an_exploding_one_gives_1_a_page_and_a_trace(called, tmp_path):
     assert (tmp_path / "deep" / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert "HTML page: deep/page.html" in err and "Trace: deep/kept.trace" in err
     trace = gr.Trace.load("deep/kept.trace")
-    assert trace.description["batch_size"] == 16
+    assert trace.description.batch_size == 16
     assert gr.diagnose(trace).findings[0].code == "exploding_initialization"
 
 

@@ -295,8 +295,8 @@ def test_a_watched_script_comes_to_the_same_bits_and_its_probes_join_the_trace(w
     assert plain.files == watched.files
     assert all(np.array_equal(plain[name], watched[name]) for name in plain.files)
     (trace,) = traces()
-    assert set(trace.probes) == {"data", "structure"}  # what is not built yet sends no signal
-    assert trace.probes["data"]["samples"] == 320
+    assert trace.probes.signal is None and trace.probes.loss is None  # what is not built yet sends no signal
+    assert trace.probes.data.samples == 320
 
 
 def test_causes_that_only_the_data_show_are_named(watch):
@@ -309,9 +309,9 @@ def test_a_probe_that_fails_does_not_break_the_script(watch, monkeypatch):
     def fails(*arguments, **options):
         raise RuntimeError("not today")
 
-    monkeypatch.setattr("gradrecipes.probes.before_fit.structure_probe", fails)
+    monkeypatch.setattr("gradrecipes.probes.before_fit.signal", fails)
     monkeypatch.setattr("gradrecipes.probes.before_fit.signal", fails)
     code, _, err = watch(HEALTHY)
     assert code == 0 and "not today" not in err
     (trace,) = traces()
-    assert set(trace.probes) == {"data", "loss"}
+    assert None not in (trace.probes.data, trace.probes.loss) and trace.probes.signal is None

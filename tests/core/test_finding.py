@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradrecipes.core.event import Event
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.prescription import Prescription
+from gradrecipes.core.trace.event import Event
 
 
 def finding(**changes) -> Finding:

@@ -12,7 +12,9 @@ import pytest
 
 from gradrecipes.core.activation import ACTIVATIONS
 from gradrecipes.core.trace import SKIPPED_GRADIENT, SKIPPED_LOSS, Trace
+from gradrecipes.core.trace.description import Description
 from tests.diagnosis import hand_made
+from tests.records import described
 
 FLOAT = np.float32
 
@@ -135,7 +137,7 @@ class Simulation:
         }
 
     def run(self) -> Trace:
-        trace = Trace([name for name, _, _ in self.plan], description=self.description())
+        trace = Trace([name for name, _, _ in self.plan], description=described(self.description()))
         with np.errstate(all="ignore"):
             for step in range(self.net.steps):
                 self._step(trace, step)
@@ -291,7 +293,7 @@ def record(net: Net) -> Trace:
 def losses(values: list[float] | np.ndarray, *, norms: Any = 1.0, outcome: Any = 0, update: float = 1e-3) -> Trace:
     """Return a trace with the given losses and nothing else but gradients and updates of a sound size."""
     values = np.asarray(values, FLOAT)
-    trace = Trace(["dense"], description={"learning_rate": 0.1, "optimizer": {"name": "SGD", "learning_rate": 0.1}})
+    trace = Trace(["dense"], description=described({"optimizer": {"name": "SGD", "learning_rate": 0.1}}))
     steps = np.arange(len(values))
     norms = np.broadcast_to(np.asarray(norms, FLOAT), values.shape)
     trace.extend(
@@ -317,7 +319,8 @@ def falling(steps: int = 300) -> np.ndarray:
 
 
 def without(trace: Trace, *keys: str) -> Trace:
-    trace.description = {key: value for key, value in trace.description.items() if key not in keys}
+    known = Description()
+    trace.description = replace(trace.description, **{key: getattr(known, key) for key in keys})
     return trace
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from gradrecipes.core.event import Event
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.event import Event
+from tests.records import with_records
 
 BATCHES, STEPS, DEPTH = 10, 100, 4
 FALLING = 2.4 * np.exp(-np.arange(STEPS) / 40.0)
@@ -33,6 +33,7 @@ def trial(
     weights: Callable[[dict[str, Any], int], dict[str, Any]] | None = None,
     structure: dict[str, Any] | None = None,
     description: dict[str, Any] | None = None,
+    loss_read: dict[str, Any] | None = None,
     **probes: Any,
 ) -> Trace:
     """Return the record of a trial: sound, but for what the arguments change.
@@ -45,7 +46,7 @@ def trial(
     before = [one | (layers(one, place) if layers else {}) for place, one in enumerate(read)]
     later = [one | (after(one, place) if after else {}) for place, one in enumerate(before)]
     weighed = [one | (weights(one, place) if weights else {}) for place, one in enumerate(weighed)]
-    trace = Trace(names, description=_description(names, read) | (description or {}))
+    trace = Trace(names)
     finite = np.isfinite(loss)
     norm = np.where(finite, 1.0, np.nan)
     trace.extend(
@@ -61,7 +62,8 @@ def trial(
         output_rms=np.ones((3, depth)),
         output_gradient_norm=np.full((3, depth), 0.1),
     )
-    trace.probes = {
+    described = _description(names, read) | (description or {})
+    probed = {
         "data": {"inputs": [], "targets": [], "samples": 1000, "complete": True},
         "structure": {"plain_depth": depth, "outputs": [], "inputs": [], **(structure or {})},
         "signal": {"before": {"layers": before, "weights": weighed}, "after": {"layers": later}},
@@ -74,9 +76,10 @@ def trial(
             "logs": {},
             "varied": varied or {},
         },
+        **({"loss": loss_read} if loss_read else {}),
         **probes,
     }
-    return copy.deepcopy(trace)
+    return with_records(trace, described, probed)
 
 
 def _layer(name: str, activation: str) -> dict[str, Any]:
@@ -270,9 +273,7 @@ def with_data(loss: np.ndarray = FALLING, *, x: Any = None, y: Any = None, outpu
     points = how.pop("points", [])
     structure = {"outputs": [last], "inputs": [{"name": "x", "normalized": None, "first_kind": "Dense"}]}
     loss_read = {"outputs": [measured | {"pairs_samples": None}], "points": points, "error": None}
-    trace = trial(loss, data=data, structure=structure, **how)
-    trace.probes["loss"] = loss_read
-    return trace
+    return trial(loss, data=data, structure=structure, loss_read=loss_read, **how)
 
 
 def broken_at(kind: str, name: str, **changes: Any) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -12,9 +12,11 @@ from sklearn.datasets import load_diabetes, load_digits, load_wine
 
 from gradrecipes.core.finding import Finding
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.description import Description
+from gradrecipes.core.trace.probes import Probes, TrialReading, VariationResult
 from gradrecipes.probes.data import data_probe
 from gradrecipes.probes.loss import loss_probe
-from gradrecipes.probes.structure import structure_probe
+from gradrecipes.training.description.describe import describe_model
 
 layers = keras.layers
 BATCHES = 10  # of a pass of a run that is made up
@@ -65,43 +67,31 @@ def probed(
     """Return a Trace with the three probes, and a run of these losses; `varied` gives (start, end) by name."""
     trace = Trace(["dense"])
     trace.extend(step=range(len(run)), loss=list(run), gradient_norm=[1.0] * len(run), epoch=[0] * len(run))
-    trace.probes = {
-        **_probes(model, x, y, loss),
-        "trial": {
-            "batches": BATCHES,
-            "chance": chance,
-            "varied": {
-                name: {
-                    "start": start,
-                    "end": end,
-                    "fall": (start - end) / start,
-                    "broken": None,
-                    "over_chance": None if chance is None else end / chance,
-                }
-                for name, (start, end) in (varied or {}).items()
-            },
-        },
-        **more,
+    description, known = _probes(model, x, y, loss)
+    trace.description = description
+    variations = {
+        name: VariationResult(start, end, (start - end) / start, over_baseline=None if chance is None else end / chance)
+        for name, (start, end) in (varied or {}).items()
     }
+    trial = TrialReading(batches=BATCHES, constant_baseline_loss=chance, variations=variations)
+    trace.probes = replace(known, trial=trial, **more)
     return trace
 
 
-_known: dict[Any, dict[str, Any]] = {}
+_known: dict[Any, tuple[Description, Probes]] = {}
 
 
-def _probes(model: keras.Model, x: np.ndarray, y: np.ndarray, loss: Any) -> dict[str, Any]:
+def _probes(model: keras.Model, x: np.ndarray, y: np.ndarray, loss: Any) -> tuple[Description, Probes]:
     """Return what the probes read; of the same net and data it is read once."""
     weights = b"".join(np.asarray(weight).tobytes() for weight in model.weights)
     names = tuple((type(layer).__name__, str(getattr(layer, "activation", ""))) for layer in model.layers)
     key = (type(model), names, hash(weights), hash(x.tobytes()), hash(y.tobytes()), x.shape, y.shape, repr(loss))
     if key not in _known:
         model.compile(optimizer="adam", loss=loss)
-        _known[key] = {
-            "data": data_probe(x, y, model=model),
-            "structure": structure_probe(model),
-            "loss": loss_probe(model, (x[:64], y[:64])),
-        }
-    return copy.deepcopy(_known[key])
+        description = describe_model(model)
+        data, read = data_probe(x, y, inputs=description.inputs), loss_probe(model, (x[:64], y[:64]), description)
+        _known[key] = description, Probes(data=data, loss=read)
+    return _known[key]
 
 
 def assert_sound(finding: Finding | None, code: str) -> Finding:

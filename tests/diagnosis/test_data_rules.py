@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import keras
 import numpy as np
 import pytest
 
 from gradrecipes.core.finding import Severity
+from gradrecipes.core.offender import Offender, OffenderKind
 from gradrecipes.core.trace import SKIPPED_LOSS, Trace
 from gradrecipes.diagnosis.rules.corrupt_batch import corrupt_batch
 from gradrecipes.diagnosis.rules.nonfinite_data import nonfinite_data
@@ -27,6 +29,7 @@ from tests.diagnosis.probed import (
     standardized,
     wine,
 )
+from tests.records import set_autopsy
 
 layers = keras.layers
 RULES = (nonfinite_data, corrupt_batch, unscaled_inputs, unscaled_targets)
@@ -80,9 +83,10 @@ def test_what_the_net_is_at_home_with_is_let_be():
 
 def test_the_autopsy_may_say_that_it_was_not_the_data():
     trace = of_digits(with_nan, run=BREAKS)
-    trace.probes["trial"]["autopsy"] = {"offenders": [{"kind": "loss", "name": "loss", "found": "nan", "layer": None}]}
+    loss, data = Offender(OffenderKind.LOSS, "loss", "nan"), Offender(OffenderKind.INPUT, "x", "nan")
+    set_autopsy(trace, loss)
     assert nonfinite_data(trace).severity is Severity.WARNING
-    trace.probes["trial"]["autopsy"]["offenders"].insert(0, {"kind": "input", "name": "x", "found": "nan"})
+    set_autopsy(trace, data, loss)
     assert nonfinite_data(trace).confidence == 1.0
 
 
@@ -93,7 +97,7 @@ def test_targets_weights_and_validation_data_are_looked_at_too():
     finding = assert_sound(nonfinite_data(probed(net(10, 1), x, y, "mse", run=BREAKS)), "nonfinite_data")
     assert "in y" in finding.title and finding.prescriptions[0].title.startswith("Leave out the samples")
     trace = of_digits()
-    trace.probes["validation"] = of_digits(with_nan).probes["data"]
+    trace.probes = replace(trace.probes, validation=of_digits(with_nan).probes.data)
     finding = assert_sound(nonfinite_data(trace), "nonfinite_data")
     assert finding.title.startswith("The validation data") and finding.severity is Severity.WARNING
 

@@ -7,6 +7,7 @@ import pytest
 
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.engine import find
+from tests import records
 
 keras = pytest.importorskip("keras")
 
@@ -61,7 +62,10 @@ NETS = {
 def forward_trace(model) -> Trace:
     """Record what a monitor would at step 0, forwards."""
     layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
-    trace = Trace([layer.name for layer in layers], description={"layers": [described(layer) for layer in layers]})
+    trace = Trace(
+        [layer.name for layer in layers],
+        description=records.described({"layers": [described(layer) for layer in layers]}),
+    )
     taps = keras.Model(model.inputs[0], [layer.output for layer in layers])
     shape = (32, *model.input_shape[1:])
     outputs = taps(np.random.default_rng(0).standard_normal(shape).astype("float32"), training=True)
@@ -111,7 +115,7 @@ def test_the_prescriptions_for_a_rate_run(trace_of, trace_of_losses):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     model.compile(optimizer="sgd", loss="mean_squared_error")
     unknown_rate = trace_of_losses(2.3 * 1.05 ** np.arange(120), update=0.4)
-    unknown_rate.description = {}
+    unknown_rate.description = records.described({})
     for trace in (trace_of("rate_3_adam"), unknown_rate):
         for prescription in find(trace)[0].prescriptions:
             exec(compile(prescription.code, prescription.title, "exec"), {"model": model})

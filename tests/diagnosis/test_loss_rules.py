@@ -10,10 +10,13 @@ import pytest
 import tensorflow as tf
 
 from gradrecipes.core.finding import Severity
+from gradrecipes.core.offender import LayerReading, Offender
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import FailureReading
 from gradrecipes.diagnosis.rules.loss_output_mismatch import loss_output_mismatch
 from gradrecipes.diagnosis.rules.unsafe_loss import unsafe_loss
 from tests.diagnosis.probed import BREAKS, FALLS, STANDS_STILL, assert_sound, net, probed
+from tests.records import described, set_autopsy
 
 layers, ops, losses = keras.layers, keras.ops, keras.losses
 X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
@@ -155,7 +158,7 @@ def test_some_are_told_only_of_runs_that_do_not_learn():
 
 
 def test_a_step_that_cannot_be_run_is_explained():
-    failure = {"stage": "step", "type": "ValueError", "message": "must have the same shape"}
+    failure = FailureReading("step", "ValueError", "must have the same shape")
     finding = loss_output_mismatch(trace_of(4, "softmax", "categorical_crossentropy", ONE_HOT, run=(), failure=failure))
     assert finding.confidence == 1.0 and "must have the same shape" in finding.evidence[-1].statement
 
@@ -210,13 +213,8 @@ def test_a_loss_that_is_no_number_at_the_start():
 
 
 def broken(trace, largest=0.9, **offender):
-    trace.probes["trial"]["autopsy"] = {
-        "offenders": [
-            {"name": "loss", "found": "nan", "layer": None, "samples": [4], "sentence": "It broke.", **offender}
-        ],
-        "layers": [{"layer": "dense", "input_rms": 1.0, "output_max": largest}],
-    }
-    return trace
+    found = {"name": "loss", "found": "nan", "samples": (4,), "sentence": "It broke.", **offender}
+    return set_autopsy(trace, Offender(**found), layers=(LayerReading("dense", input_rms=1.0, output_max=largest),))
 
 
 def test_the_autopsy_names_the_loss_or_its_derivative():
@@ -233,10 +231,10 @@ def test_a_net_that_had_run_away_and_losses_of_keras_are_not_to_blame():
 
 def test_an_operation_without_weights_is_named():
     trace = broken(trace_of(1, None, "mse", NUMBERS, run=BREAKS), kind="layer_output", name="log", layer="log")
-    trace.description["layers"] = [{"name": "log", "kind": "Lambda", "parameters": 0, "activation": None}]
+    trace.description = described({"layers": [{"name": "log", "kind": "Lambda", "parameters": 0}]})
     finding = assert_sound(unsafe_loss(trace), "unsafe_loss")
     assert finding.layer == "log" and "(Lambda)" in finding.explanation
-    trace.description["layers"][0]["parameters"] = 12
+    trace.description = described({"layers": [{"name": "log", "kind": "Lambda", "parameters": 12}]})
     assert unsafe_loss(trace) is None
 
 

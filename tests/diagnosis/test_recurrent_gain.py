@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ import pytest
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.rules.recurrent_gain import recurrent_gain
 from gradrecipes.probes.recurrent import recurrent
+from tests.records import with_records
 
 STEPS = 60
 LEARNS = np.linspace(2.3, 0.5, STEPS)
@@ -25,14 +27,15 @@ def run(probed: dict[str, Any], loss: np.ndarray, *, norm: Any = 1.0, weight_nor
         "layer": "rnn", "kind": "SimpleRNN", "activation": "tanh", "units": 32, "steps": 100, "spectral_radius": 1.0,
         "growth_per_step": 0.8, "log10_growth": -9.7, "state_growth_per_step": 1.0, "nonfinite_step": None,
     }  # fmt: skip
-    trace = Trace(["rnn", "head"], description={"batch_size": 32, "optimizer": {"name": "SGD", "learning_rate": 0.1}})
+    trace = Trace(["rnn", "head"])
+    description = {"batch_size": 32, "optimizer": {"name": "SGD", "learning_rate": 0.1}}
     norms = np.broadcast_to(norm, STEPS)
     trace.extend(
         step=range(STEPS), loss=loss, gradient_norm=norms, layer_gradient_norm=np.stack([norms, norms], axis=1)
     )
     trace.extend_samples(step=[0], weight_norm=[[weight_norm, weight_norm]])
-    trace.probes = {"recurrent": [{**layer, **probed}], "trial": {"batches": 10, "chance": 2.3}}
-    return trace
+    probes = {"recurrent": [{**layer, **probed}], "trial": {"batches": 10, "chance": 2.3}}
+    return with_records(trace, description, probes)
 
 
 EXPLODING = {"growth_per_step": 1.4, "log10_growth": 14.6, "activation": "relu"}
@@ -90,8 +93,8 @@ def test_is_silent(probed, loss, readings):
 
 def test_silent_without_the_probe():
     trace = run(EXPLODING, BREAKS)
-    for held in ({}, {"recurrent": []}, {"recurrent": None}, {"recurrent": "nothing"}):
-        trace.probes = held
+    for held in (None, ()):
+        trace.probes = replace(trace.probes, recurrent=held)
         assert recurrent_gain(trace) is None
 
 
@@ -118,7 +121,7 @@ def build(layer, steps: int = 80) -> keras.Model:
 def test_what_the_probe_measures_of_defaults_and_of_exploding_layers(layer, explodes):
     x = np.random.default_rng(0).normal(size=(16, 80, 4)).astype(np.float32)
     (probed,) = recurrent(build(layer()), x)
-    probed["layer"] = "rnn"
+    probed = {**probed.to_json(), "layer": "rnn"}
     assert (recurrent_gain(run(probed, BREAKS)) is not None) == explodes
     assert recurrent_gain(run(probed, LEARNS)) is None
 
@@ -131,5 +134,5 @@ def test_what_is_prescribed_is_silent():
     import gradrecipes as gr
 
     (probed,) = recurrent(build(eval(line, {"keras": keras, "gr": gr})), x)
-    probed["layer"] = "rnn"
+    probed = {**probed.to_json(), "layer": "rnn"}
     assert recurrent_gain(run(probed, BREAKS)) is None

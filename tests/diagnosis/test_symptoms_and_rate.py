@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from gradrecipes.core.trace import SKIPPED_LOSS, Trace
 from gradrecipes.diagnosis.rules.exploding_gradient import exploding_gradient
 from gradrecipes.diagnosis.rules.learning_rate_too_high import learning_rate_too_high
 from gradrecipes.diagnosis.rules.nonfinite_loss import nonfinite_loss
+from tests.records import described
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_clipped_and_skipped_steps_are_named(trace_of_losses):
 
 
 def test_layers_next_to_zero_have_no_ratio(simulate):
-    trace = Trace(["zero_head"], description={"layers": [{"name": "zero_head", "parameters": 650}]})
+    trace = Trace(["zero_head"], description=described({"layers": [{"name": "zero_head", "parameters": 650}]}))
     trace.append(step=0, loss=2.3, gradient_norm=30.0, layer_gradient_norm=[30.0])
     trace.extend_samples(step=[0], weight_norm=[[1e-4]])
     assert exploding_gradient(trace) is None
@@ -91,26 +93,24 @@ def test_the_prescribed_rate_trains(name, trace_of, simulate):
     sick = trace_of(name)
     finding = learning_rate_too_high(sick)
     lower = float(re.search(r"Lower the learning rate to ([\d.e-]+)", finding.prescriptions[0].title).group(1))
-    assert lower <= sick.description["learning_rate"] / 10
-    healed = simulate(
-        rate=lower, steps=200, optimizer=sick.description["optimizer"]["name"], loss=sick.description["loss"]
-    )
+    assert lower <= sick.description.learning_rate / 10
+    healed = simulate(rate=lower, steps=200, optimizer=sick.description.optimizer.name, loss=sick.description.loss)
     assert learning_rate_too_high(healed) is None
     assert healed.loss[-20:].mean() < 0.5 * healed.loss[0]
 
 
 def test_prescriptions_keep_the_users_optimizer(trace_of):
     trace = trace_of("rate_10")
-    trace.description["optimizer"] |= {"momentum": 0.9, "nesterov": True}
+    optimizer = replace(trace.description.optimizer, settings={"momentum": 0.9, "nesterov": True})
+    trace.description = replace(trace.description, optimizer=optimizer)
     lower, warm, clip = learning_rate_too_high(trace).prescriptions
     assert "keras.optimizers.SGD(learning_rate=0.02, momentum=0.9, nesterov=True)" in lower.code
     assert "warmup_steps" in warm.code and "global_clipnorm=1.0" in clip.code
-    trace.description["optimizer"] = {"name": "SGD", "learning_rate": 10.0}
 
 
 def test_without_a_known_rate_it_is_divided(trace_of_losses):
     trace = trace_of_losses(2.3 * 1.05 ** np.arange(120), update=0.4)
-    trace.description = {}
+    trace.description = described({})
     finding = learning_rate_too_high(trace)
     assert "model.optimizer.learning_rate / 50" in finding.prescriptions[0].code
 
@@ -131,7 +131,7 @@ def test_usual_rates_raise_no_alarm(rate, optimizer, seed, simulate):
 
 def test_gradients_that_begin_at_zero_may_explode_later():
     """A saturated softmax whose loss sees only clipped probabilities has a gradient of exactly 0 at first."""
-    trace = Trace(["dense"], description={"loss": "sparse_categorical_crossentropy"})
+    trace = Trace(["dense"], description=described({"loss": "sparse_categorical_crossentropy"}))
     loss = [14.1, 14.4, 15.0, 1.5e4, 1e10, *[np.nan] * 5]
     trace.extend(step=range(10), loss=loss, gradient_norm=[0.0, 2e-5, 3e-5, 1.2e4, 4e5, *[np.nan] * 5])
     assert exploding_gradient(trace).step == 3

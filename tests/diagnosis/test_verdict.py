@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from gradrecipes.core.trace.probes import VariationResult
 from gradrecipes.diagnosis.root import weighed
 from gradrecipes.diagnosis.varied import beats, confidence, healing_rate, heals, mends, varied_evidence
 from gradrecipes.diagnosis.verdict import BROKEN, DIVERGING, LEARNING, OSCILLATING, STALLED, UNKNOWN, verdict
@@ -38,7 +41,7 @@ def test_a_loss_scaler_may_leave_out_its_first_steps():
     loss = np.r_[np.nan, np.nan, FALLING[2:]]
     plain, scaled = trial(loss), trial(loss, description={"scaler": "LossScaleOptimizer"})
     for trace in (plain, scaled):
-        trace.probes["trial"]["broken"] = None
+        trace.probes = replace(trace.probes, trial=replace(trace.probes.trial, broken=None))
     assert verdict(plain).state == BROKEN
     assert verdict(scaled).state == LEARNING
 
@@ -52,9 +55,10 @@ def test_chance_tells_a_fall_from_having_learnt():
 # -- variations ----------------------------------------------------------------------------------------------
 def test_what_mends_a_stall_must_learn_and_what_mends_a_break_must_hold():
     stalled, broken = verdict(trial(STANDING)), verdict(trial(BREAKS))
-    holds = {"start": 2.35, "end": 2.3, "fall": 0.02, "broken": None, "over_chance": 1.0}
-    breaks = {"start": None, "end": None, "fall": None, "broken": 3, "over_chance": None}
-    assert mends(LEARNS, stalled) and mends(LEARNS, broken)
+    learns = VariationResult(2.3, 0.4, 0.83, over_baseline=0.17)
+    holds = VariationResult(2.35, 2.3, 0.02, over_baseline=1.0)
+    breaks = VariationResult(broken=3)
+    assert mends(learns, stalled) and mends(learns, broken)
     assert not mends(holds, stalled) and mends(holds, broken)
     assert not mends(breaks, broken) and not mends(None, broken)
 

@@ -36,7 +36,7 @@ def test_a_loss_scaler_that_looks_for_its_scale_is_no_illness(half_precision):
     model = keras.Sequential([keras.Input((64,)), layers.Dense(32, "relu"), layers.Dense(10, dtype="float32")])
     model.compile("adam", LOGITS, loss_weights=[64.0])
     diagnosis = gr.diagnose(model, X, Y)
-    assert diagnosis.trace.description["scaler"] == "LossScaleOptimizer"
+    assert diagnosis.trace.description.loss_scaler == "LossScaleOptimizer"
     assert not np.isfinite(diagnosis.trace.gradient_norm[:2]).all()
     assert diagnosis.findings == ()
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gradrecipes.core.trace import APPLIED, SKIPPED_GRADIENT, Trace
 from gradrecipes.plots.canvas import LABELS_AT_MOST, NONFINITE_COLOUR, ZERO_COLOUR, groups
 from gradrecipes.plots.heat_map import COLUMNS_AT_MOST, HeatMap
+from tests import records
 
 
 def make_trace(norms, *, layers=None, outcome=None, parameters=None, **readings):
@@ -18,7 +19,7 @@ def make_trace(norms, *, layers=None, outcome=None, parameters=None, **readings)
     steps, depth = norms.shape
     layers = layers or [f"layer_{i}" for i in range(depth)]
     described = [{"name": name, "parameters": count} for name, count in zip(layers, parameters or [1] * depth)]  # noqa: B905
-    trace = Trace(layers, description={"layers": described} if parameters else {})
+    trace = Trace(layers, description=records.described({"layers": described} if parameters else {}))
     defaults = {"loss": np.ones(steps), "gradient_norm": np.ones(steps), "outcome": outcome or [APPLIED] * steps}
     trace.extend(step=np.arange(steps), layer_gradient_norm=norms, **{**defaults, **readings})
     return trace

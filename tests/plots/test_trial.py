@@ -5,6 +5,7 @@ import pytest
 
 from gradrecipes.core.trace import Trace
 from gradrecipes.plots.trial import TrialCurves
+from tests.records import with_records
 
 VARIED = {"scaled_inputs": {"start": 4.0, "end": 1.0}, "rate_0.1": {"start": None, "end": None, "broken": 2}}
 
@@ -12,7 +13,7 @@ VARIED = {"scaled_inputs": {"start": 4.0, "end": 1.0}, "rate_0.1": {"start": Non
 def trace_of(loss):
     trace = Trace(["dense"])
     trace.extend(step=np.arange(len(loss)), loss=loss)
-    trace.probes["trial"] = {"batches": 2, "chance": 2.0, "varied": VARIED}
+    with_records(trace, {}, {"trial": {"batches": 2, "chance": 2.0, "varied": VARIED}})
     return trace
 
 

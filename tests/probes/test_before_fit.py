@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.core.trace.probes import Probes
 from gradrecipes.probes.before_fit import look_before_fit
 from gradrecipes.training.recovery.model_state import variables_of
 from tests.seeds import begin_anew
@@ -44,8 +45,8 @@ def test_nothing_moves():
     begin_anew()
     found = look_before_fit(model, X, Y, batch_size=16)
     assert drawn() == expected
-    assert set(found) == {"data", "structure", "signal", "loss"}
-    assert found["data"]["samples"] == 64 and found["signal"]["before"]["error"] is None
+    assert None not in (found.data, found.signal, found.loss)
+    assert found.data.samples == 64 and found.signal.error is None
     after = variables_of(model)
     assert all(np.array_equal(one, np.array(other)) for one, other in zip(before, after, strict=False))
 
@@ -54,13 +55,14 @@ def test_what_is_used_up_by_being_read_is_not_read():
     source = ((X[:8], Y[:8]) for _ in range(3))
     dataset = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)
     for x in (source, dataset):
-        assert set(look_before_fit(net(), x)) == {"structure"}
+        assert look_before_fit(net(), x) == Probes(nonfinite_slots=())
     assert len(list(source)) == 3
 
 
 def test_whatever_is_given_it_does_not_raise():
     unbuilt = keras.Sequential([keras.layers.Dense(1)])
     unbuilt.compile("sgd", "mse")
-    assert set(look_before_fit(unbuilt, X, Y)) == {"data", "structure"} and not unbuilt.built
+    found = look_before_fit(unbuilt, X, Y)
+    assert found.data is not None and found.signal is None and found.loss is None and not unbuilt.built
     for x, y in ((None, None), (X, Y[:3]), (X[:0], Y[:0]), (np.full((4, 4), "a"), Y[:4]), (3, "y"), (X[:, :2], Y)):
-        assert "structure" in look_before_fit(net(), x, y)
+        assert look_before_fit(net(), x, y).nonfinite_slots == ()

@@ -296,6 +296,7 @@ def test_every_part_is_told_and_recorded():
     told = []
     trace = gr.diagnose(functional(), *data(), batch_size=BATCH, validation_data=data(), tell=told.append).trace
     assert told[0] == "reading the data" and len(told) >= 4
-    assert {"data", "validation", "structure", "signal", "trial"} <= set(trace.probes)
+    probes = trace.probes
+    assert None not in (probes.data, probes.validation, probes.signal, probes.signal_after, probes.trial)
     assert len(trace) == 100
-    assert trace.description["batch_size"] == BATCH
+    assert trace.description.batch_size == BATCH

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from gradrecipes.probes.loss import loss_probe
+from gradrecipes.training.description.describe import describe_model
 
 layers, ops = keras.layers, keras.ops
 X = np.random.default_rng(0).normal(size=(32, 8)).astype(np.float32)
@@ -24,14 +25,14 @@ def net(*behind, units=3, activation=None):
 
 def probe(model, y, loss, x=X):
     model.compile(loss=loss)
-    found = loss_probe(model, (x, y))
-    json.dumps(found, allow_nan=False)
-    assert found["error"] is None
+    found = loss_probe(model, (x, y), describe_model(model))
+    json.dumps(found.to_json(), allow_nan=False)
+    assert found.error is None
     return found
 
 
 def bad(found):
-    return {point["at"] for point in found["points"] if point["value"] != "finite" or point["gradient"] != "finite"}
+    return {point.at for point in found.points if point.value != "finite" or point.gradient != "finite"}
 
 
 OWN = ["categorical_crossentropy", "binary_crossentropy", "kl_divergence", "poisson", "mse", "mae", "mape", "msle"]
@@ -42,7 +43,7 @@ OWN += ["categorical_focal_crossentropy", "binary_focal_crossentropy"]
 @pytest.mark.parametrize("loss", OWN)
 def test_losses_of_keras_are_safe_wherever_a_softmax_gets(loss):
     found = probe(net(activation="softmax"), ONE_HOT, loss)
-    assert {point["at"] for point in found["points"]} == {"outputs", "one class", "targets"}
+    assert {point.at for point in found.points} == {"outputs", "one class", "targets"}
     assert bad(found) == set()
 
 
@@ -90,7 +91,7 @@ def own_log(y_true, y_pred):
 def test_naive_losses_are_told_where_they_break(loss, activation, y, where):
     found = probe(net(activation=activation), y, loss)
     if activation == "relu":  # some outputs are 0 already
-        where = where | {"outputs"} if (np.asarray(found["outputs"][0]["min"]) == 0) else where
+        where = where | {"outputs"} if (np.asarray(found.outputs[0].min) == 0) else where
     assert bad(found) - {"outputs"} == where - {"outputs"}
     assert ("outputs" in bad(found)) == ("outputs" in where) or activation == "relu"
 
@@ -99,36 +100,32 @@ def test_samples_are_named():
     y = np.ones((32, 3), np.float32)
     y[[4, 9]] = 0.0
     found = probe(net(), y, own_percentage)
-    assert next(point for point in found["points"] if point["at"] == "outputs")["samples"] == [4, 9]
+    assert next(point for point in found.points if point.at == "outputs").samples == (4, 9)
 
 
 def test_keras_finds_the_logits_behind_a_softmax_unless_they_were_cast():
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    assert probe(net(activation="softmax"), LABELS, loss)["outputs"][0]["logits_seen"] is True
-    assert probe(net(layers.Softmax(), activation="softmax"), LABELS, loss)["outputs"][0]["logits_seen"] is True
-    assert (
-        probe(net(layers.Lambda(lambda x: tf.nn.softmax(x) * 1.0)), LABELS, loss)["outputs"][0]["logits_seen"] is False
-    )
+    assert probe(net(activation="softmax"), LABELS, loss).outputs[0].logits_seen is True
+    assert probe(net(layers.Softmax(), activation="softmax"), LABELS, loss).outputs[0].logits_seen is True
+    assert probe(net(layers.Lambda(lambda x: tf.nn.softmax(x) * 1.0)), LABELS, loss).outputs[0].logits_seen is False
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
         model = net(activation="softmax")
     finally:
         keras.mixed_precision.set_global_policy("float32")
-    assert probe(model, LABELS, loss)["outputs"][0]["logits_seen"] is False
-    assert (
-        probe(net(activation="softmax"), LABELS, "sparse_categorical_crossentropy")["outputs"][0]["logits_seen"] is None
-    )
+    assert probe(model, LABELS, loss).outputs[0].logits_seen is False
+    assert probe(net(activation="softmax"), LABELS, "sparse_categorical_crossentropy").outputs[0].logits_seen is None
 
 
 def test_what_the_net_puts_out():
     model = net(activation="softmax")
-    output = probe(model, ONE_HOT, "mse")["outputs"][0]
+    output = probe(model, ONE_HOT, "mse").outputs[0]
     values = np.asarray(model(X))
-    assert output["shape"] == output["target_shape"] == [3] and output["sums_to_one"] == 1.0
-    assert (output["min"], output["max"]) == (pytest.approx(values.min()), pytest.approx(values.max()))
-    assert output["rms"] == pytest.approx(np.sqrt(np.mean(values**2)), rel=1e-5)
-    assert probe(net(activation="sigmoid"), ONE_HOT, "mse")["outputs"][0]["sums_to_one"] < 0.1
-    assert probe(net(units=1), X[:, 0], "mse")["outputs"][0]["target_shape"] == []
+    assert output.shape == output.target_shape == (3,) and output.sums_to_one == 1.0
+    assert (output.min, output.max) == (pytest.approx(values.min()), pytest.approx(values.max()))
+    assert output.rms == pytest.approx(np.sqrt(np.mean(values**2)), rel=1e-5)
+    assert probe(net(activation="sigmoid"), ONE_HOT, "mse").outputs[0].sums_to_one < 0.1
+    assert probe(net(units=1), X[:, 0], "mse").outputs[0].target_shape == ()
 
 
 def test_several_outputs_are_told_apart():
@@ -139,7 +136,7 @@ def test_several_outputs_are_told_apart():
     ]
     model = keras.Model(inputs, ends)
     found = probe(model, (X[:, :1] > 0, ONE_HOT), ["binary_crossentropy", own_categorical])
-    assert {(point["output"], point["at"]) for point in found["points"] if point["value"] != "finite"} == {
+    assert {(point.output, point.at) for point in found.points if point.value != "finite"} == {
         (1, "one class"),
         (1, "targets"),
     }
@@ -149,13 +146,13 @@ def test_the_model_is_left_as_it_was_and_trouble_is_told():
     model = net(layers.Dropout(0.5), layers.BatchNormalization())
     model.compile(loss="mse")
     before = [np.array(variable) for variable in model.variables]
-    loss_probe(model, (X, ONE_HOT))
+    loss_probe(model, (X, ONE_HOT), describe_model(model))
     for variable, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(np.array(variable), value)
-    assert loss_probe(model, (X[:, :3], ONE_HOT))["error"].startswith("ValueError")
-    assert loss_probe(model, (X,))["points"] == []
+    assert loss_probe(model, (X[:, :3], ONE_HOT), describe_model(model)).error.startswith("ValueError")
+    assert loss_probe(model, (X,), describe_model(model)).points == ()
     model.compile(loss=None, optimizer="sgd")
-    assert loss_probe(model, (X, ONE_HOT))["outputs"][0]["shape"] == [3]
+    assert loss_probe(model, (X, ONE_HOT), describe_model(model)).outputs[0].shape == (3,)
 
 
 class Squared(keras.losses.Loss):
@@ -165,14 +162,14 @@ class Squared(keras.losses.Loss):
 
 def test_a_loss_that_compares_all_with_all_is_found():
     y = X[:, 0]
-    assert probe(net(units=1), y, Squared())["outputs"][0]["pairs_samples"] is False
-    assert probe(net(units=1), y, lambda a, b: ops.square(a - b))["outputs"][0]["pairs_samples"] is True
-    assert probe(net(units=1), y[:, None], Squared())["outputs"][0]["pairs_samples"] is None
-    assert probe(net(units=1), y, "mse")["outputs"][0]["pairs_samples"] is None
+    assert probe(net(units=1), y, Squared()).outputs[0].pairs_samples is False
+    assert probe(net(units=1), y, lambda a, b: ops.square(a - b)).outputs[0].pairs_samples is True
+    assert probe(net(units=1), y[:, None], Squared()).outputs[0].pairs_samples is None
+    assert probe(net(units=1), y, "mse").outputs[0].pairs_samples is None
 
 
 def test_keras_takes_the_logits_behind_a_sigmoid_for_those_of_a_softmax():
-    assert probe(net(activation="sigmoid"), ONE_HOT, "categorical_crossentropy")["outputs"][0]["logits_seen"] is True
+    assert probe(net(activation="sigmoid"), ONE_HOT, "categorical_crossentropy").outputs[0].logits_seen is True
 
 
 def by_tensorflow(y_true, y_pred):
@@ -201,5 +198,5 @@ def smooth(y_true, y_pred):
     ],
 )
 def test_a_loss_is_recognized_by_what_it_does(loss, activation, y, like):
-    found = probe(net(activation=activation), y, loss)["outputs"][0]["acts_like"]
-    assert (found and (found["loss"], found["from_logits"])) == like
+    found = probe(net(activation=activation), y, loss).outputs[0].acts_like
+    assert (found and (found.loss, found.from_logits)) == like

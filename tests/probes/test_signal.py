@@ -26,26 +26,26 @@ def net(*hidden, head=3):
 
 def test_outputs_and_gradients_are_those_of_numpy():
     model = net(layers.Dense(7, activation="relu", name="first"))
-    read = {layer["name"]: layer for layer in signal(model, (X, Y))["layers"]}
+    read = {layer.name: layer for layer in signal(model, (X, Y)).layers}
     (kernel, bias), (head, head_bias) = (layer.get_weights() for layer in model.layers)
     hidden = np.maximum(X.astype(float) @ kernel + bias, 0.0)
     logits = hidden @ head + head_bias
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     gradient = (shares - np.eye(3)[Y]) / len(Y)
-    assert read["first"]["input_rms"] == pytest.approx(np.sqrt(np.mean(X.astype(float) ** 2)), rel=1e-5)
-    assert read["first"]["output_rms"] == pytest.approx(np.sqrt(np.mean(hidden**2)), rel=1e-4)
-    assert read["first"]["zero_share"] == pytest.approx(np.mean(hidden == 0))
-    assert read["head"]["output_gradient_norm"] == pytest.approx(np.linalg.norm(gradient), rel=1e-4)
-    assert read["first"]["output_gradient_norm"] == pytest.approx(np.linalg.norm(gradient @ head.T), rel=1e-4)
+    assert read["first"].input_rms == pytest.approx(np.sqrt(np.mean(X.astype(float) ** 2)), rel=1e-5)
+    assert read["first"].output_rms == pytest.approx(np.sqrt(np.mean(hidden**2)), rel=1e-4)
+    assert read["first"].zero_share == pytest.approx(np.mean(hidden == 0))
+    assert read["head"].output_gradient_norm == pytest.approx(np.linalg.norm(gradient), rel=1e-4)
+    assert read["first"].output_gradient_norm == pytest.approx(np.linalg.norm(gradient @ head.T), rel=1e-4)
 
 
 def test_dead_and_saturated_shares():
     dead = layers.Dense(8, activation="relu", bias_initializer=keras.initializers.Constant(-50.0))
     full = layers.Dense(8, activation="tanh", kernel_initializer=keras.initializers.RandomNormal(stddev=30.0))
-    assert signal(net(dead), (X, Y))["layers"][0]["dead_share"] == 1.0
-    assert signal(net(full), (X, Y))["layers"][0]["saturated_share"] > 0.9
-    sound = signal(net(layers.Dense(8, activation="relu"), layers.Dense(8, activation="tanh")), (X, Y))["layers"]
-    assert sound[0]["dead_share"] < 0.3 and sound[1]["saturated_share"] < 0.1
+    assert signal(net(dead), (X, Y)).layers[0].dead_share == 1.0
+    assert signal(net(full), (X, Y)).layers[0].saturated_share > 0.9
+    sound = signal(net(layers.Dense(8, activation="relu"), layers.Dense(8, activation="tanh")), (X, Y)).layers
+    assert sound[0].dead_share < 0.3 and sound[1].saturated_share < 0.1
 
 
 def test_the_model_is_left_as_it_was():
@@ -63,15 +63,15 @@ def test_a_model_that_cannot_be_called_is_told():
     odd = Odd()
     odd.compile("sgd", "mse")
     found = signal(odd, (X, Y))
-    assert "not like this" in found["error"] and found["layers"] == []
+    assert "not like this" in found.error and found.layers == ()
 
 
 # -- weights -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("initializer", ["glorot_uniform", "he_normal", "lecun_normal", "orthogonal"])
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "selu", None])
 def test_no_usual_initializer_is_out_of_its_bounds(initializer, activation):
-    (kernel,) = (weight for weight in weight_scales(net_of(200, activation, initializer)) if weight["shape"][0] == 300)
-    assert kernel["least"] / 1.25 < kernel["rms"] < 1.5 * kernel["most"]  # He under tanh is sqrt(2) too large
+    (kernel,) = (weight for weight in weight_scales(net_of(200, activation, initializer)) if weight.shape[0] == 300)
+    assert kernel.least / 1.25 < kernel.rms < 1.5 * kernel.most  # He under tanh is sqrt(2) too large
 
 
 def net_of(units, activation, initializer):
@@ -87,13 +87,13 @@ def test_roles_and_fans():
     x = layers.Conv1D(5, 3)(x)
     model = keras.Model(inputs, layers.GRU(4)(x))
     read = weight_scales(model)
-    roles = {weight["path"].rsplit("/", 1)[-1]: weight["role"] for weight in read}
+    roles = {weight.path.rsplit("/", 1)[-1]: weight.role for weight in read}
     assert roles["embeddings"] == "embedding" and roles["recurrent_kernel"] == "recurrent"
-    (convolution,) = (weight for weight in read if weight["kind"] == "Conv1D" and weight["role"] == "kernel")
-    assert (convolution["fan_in"], convolution["fan_out"]) == (24, 15)
-    queries = [weight for weight in read if weight["kind"] == "EinsumDense" and weight["role"] == "kernel"]
-    assert {(weight["fan_in"], weight["fan_out"]) for weight in queries} == {(8, 8)}
-    assert len({weight["path"] for weight in read}) == len(model.trainable_variables)
+    (convolution,) = (weight for weight in read if weight.kind == "Conv1D" and weight.role == "kernel")
+    assert (convolution.fan_in, convolution.fan_out) == (24, 15)
+    queries = [weight for weight in read if weight.kind == "EinsumDense" and weight.role == "kernel"]
+    assert {(weight.fan_in, weight.fan_out) for weight in queries} == {(8, 8)}
+    assert len({weight.path for weight in read}) == len(model.trainable_variables)
 
 
 # -- activations ---------------------------------------------------------------------------------------------

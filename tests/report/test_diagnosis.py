@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradrecipes.core.event import Event
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.description import Description, OptimizerDescription
+from gradrecipes.core.trace.event import Event
 from gradrecipes.diagnosis.engine import SURENESS_STEPS
 from gradrecipes.report import strict_json, wording
 from gradrecipes.report.diagnosis import Diagnosis
@@ -26,7 +27,8 @@ def finding(code="x", *, kind=Kind.SYMPTOM, severity=Severity.WARNING, confidenc
 
 
 def trace_of(steps=4):
-    trace = Trace(["dense", "output"], description={"learning_rate": float("nan"), "odd": np.float32("inf")})
+    optimizer = OptimizerDescription("SGD", float("nan"), settings={"odd": np.float32("inf")})
+    trace = Trace(["dense", "output"], description=Description(optimizer=optimizer))
     trace.extend(step=np.arange(steps), epoch=[0] * steps, batch=np.arange(steps), loss=np.ones(steps))
     return trace
 
@@ -107,7 +109,8 @@ def test_json_is_strict_and_round_trips():
     assert read == diagnosis.to_dict()
     assert read["healthy"] is False
     assert read["findings"][0]["evidence"][0]["expected"] == "inf"
-    assert read["trace"]["description"] == {"learning_rate": "nan", "odd": "inf"}
+    optimizer = read["trace"]["description"]["optimizer"]
+    assert (optimizer["learning_rate"], optimizer["settings"]) == ("nan", {"odd": "inf"})
     assert read["trace"]["events"][0]["details"]["loss"] == "nan"
     assert diagnosis.to_json().isascii()
 

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradrecipes.core.event import Event
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.description import Description, LayerDescription, OptimizerDescription
+from gradrecipes.core.trace.event import Event
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.report.html import EVENTS_AT_MOST, render_fragment, render_page, write_html
 
@@ -56,12 +57,11 @@ class Page(HTMLParser):
 def make_diagnosis(text="plain", *, events=1):
     trace = Trace(
         [text, "output"],
-        description={
-            "model": text,
-            "optimizer": {"name": text, "learning_rate": 0.1},
-            "layers": [{"name": text, "kind": "Dense", "units": 8, "parameters": 80}, "odd"],
-            text: text,
-        },
+        description=Description(
+            model=text,
+            optimizer=OptimizerDescription(text, 0.1, settings={text: text}),
+            layers=(LayerDescription(text, "Dense", units=8, parameters=80),),
+        ),
     )
     trace.extend(step=[0, 1, 2], loss=[1, 2, np.nan], gradient_norm=[1, 9, np.inf], layer_gradient_norm=np.ones((3, 2)))
     trace.extend_samples(step=[0], output_rms=[[1, 2]], output_gradient_norm=[[3, 4]])
@@ -105,7 +105,7 @@ def test_the_page_holds_everything_and_fetches_nothing(tmp_path):
         "Reference exploding",
         "Loss and gradient norm",
         "The run",
-        "learning_rate=0.1",
+        "Learning rate",
     ):
         assert words in page.text, words
 

@@ -30,14 +30,13 @@ over more steps.
 
 from __future__ import annotations
 
-from typing import Any
-
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.noise_scale import FAR
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import NoiseReading
 from gradrecipes.diagnosis.keras_lines import optimizer_line, recorded_rate
-from gradrecipes.diagnosis.readings import number, out_of_proportion, say
+from gradrecipes.diagnosis.readings import out_of_proportion, say
 from gradrecipes.diagnosis.varied import LIKELY, PROVEN, UNPROVEN, heals, variation, varied_evidence
 from gradrecipes.diagnosis.verdict import OSCILLATING, STALLED, UNKNOWN, Verdict, verdict
 
@@ -49,7 +48,7 @@ MOST = 4096  # samples that are prescribed
 
 def batch_too_small(trace: Trace) -> Finding | None:
     """Tell whether the batch is too small, and by how much."""
-    size = number(trace.description.get("batch_size"))
+    size = trace.description.batch_size
     seen = verdict(trace)
     if size is None or size < 1 or seen.state == UNKNOWN:
         return None
@@ -88,9 +87,8 @@ def _statistics(trace: Trace, size: int, seen: Verdict) -> Finding | None:
 def _noise(trace: Trace, size: int, seen: Verdict) -> Finding | None:
     if seen.state not in (OSCILLATING, STALLED):
         return None
-    noise = trace.probes.get("noise")
-    noise = noise if isinstance(noise, dict) else {}
-    scale, low = number(noise.get("noise_scale")), number(noise.get("low"))
+    noise = trace.probes.noise or NoiseReading()
+    scale, low = noise.noise_scale, noise.low
     far = low is not None and low > FAR * size
     mended = heals(trace, "larger_batch")
     if not (far or mended) or (variation(trace, "larger_batch") is not None and not mended):
@@ -122,20 +120,13 @@ def _noise(trace: Trace, size: int, seen: Verdict) -> Finding | None:
 
 def _harmed(trace: Trace, seen: Verdict) -> bool:
     """Say whether a run learnt nothing, or little with gradients that are out of proportion to the weights."""
-    if number(_structure(trace).get("vector_batch_normalizations")) and seen.end_over_chance > LITTLE:
+    if trace.description.vector_batch_normalizations and seen.end_over_chance > LITTLE:
         return True  # where there are no positions, two samples leave nothing but a sign
     return not seen.learnt or (out_of_proportion(trace) and seen.end_over_chance > LITTLE)
 
 
 def _batch_normalizations(trace: Trace) -> int:
-    kinds = _structure(trace).get("normalizations")
-    count: Any = kinds.get("BatchNormalization") if isinstance(kinds, dict) else None
-    return int(number(count) or 0)
-
-
-def _structure(trace: Trace) -> dict[str, Any]:
-    structure = trace.probes.get("structure")
-    return structure if isinstance(structure, dict) else {}
+    return trace.description.normalizations.get("BatchNormalization", 0)
 
 
 def _larger(size: int) -> Prescription:

@@ -29,12 +29,12 @@ leaves out absurd steps.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.offender import listed
+from gradrecipes.core.offender import Offender, listed
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.data_facts import Array, arrays, holds_back, names, offenders
+from gradrecipes.core.trace.data_reading import Outlier
+from gradrecipes.diagnosis.data_facts import ArrayReading, arrays, holds_back, names, offenders
 from gradrecipes.diagnosis.prescribe import guard
 from gradrecipes.diagnosis.prescribe_data import clip_values, leave_out_samples, robust_loss
 from gradrecipes.diagnosis.readings import place, say
@@ -52,8 +52,8 @@ def corrupt_batch(trace: Trace) -> Finding | None:
     """Tell which samples are absurd, how far, and what they did to the run."""
     seen = verdict(trace)
     healed = heals(trace, "sound_data")
-    spikes = None if trace.description.get("scaler") else single_batches(trace)
-    missing = any(array.get("nonfinite") for array in arrays(trace, parts=("inputs", "targets", "sample_weight")))
+    spikes = None if trace.description.loss_scaler else single_batches(trace)
+    missing = any(array.nonfinite for array in arrays(trace, parts=("inputs", "targets", "sample_weight")))
     blamed = _blamed(trace)
     odd = _odd(trace, SUSPECT if healed or spikes or blamed else ABSURD)
     hurt = holds_back(trace, seen) or spikes is not None
@@ -77,57 +77,57 @@ def corrupt_batch(trace: Trace) -> Finding | None:
     )
 
 
-def _odd(trace: Trace, factor: float) -> list[tuple[Array, list[dict[str, Any]]]]:
+def _odd(trace: Trace, factor: float) -> list[tuple[ArrayReading, list[Outlier]]]:
     """Return the arrays that hold absurd samples, with these, the furthest first."""
     found = []
     for array in arrays(trace):
-        beyond = [outlier for outlier in array.get("outliers") or [] if outlier["factor"] >= factor]
+        beyond = [outlier for outlier in array.outliers or [] if outlier.factor >= factor]
         if beyond:
-            found.append((array, sorted(beyond, key=lambda outlier: -outlier["factor"])))
-    return sorted(found, key=lambda pair: -pair[1][0]["factor"])
+            found.append((array, sorted(beyond, key=lambda outlier: -outlier.factor)))
+    return sorted(found, key=lambda pair: -pair[1][0].factor)
 
 
-def _blamed(trace: Trace) -> dict[str, Any] | None:
+def _blamed(trace: Trace) -> Offender | None:
     """Return the first offender of the autopsy, if it is a finite value in the data."""
     first = next(iter(offenders(trace)), None)
-    if first is None or first.get("kind") not in OF_DATA or isinstance(first.get("found"), str):
+    if first is None or first.kind not in OF_DATA or isinstance(first.found, str):
         return None
     return first
 
 
-def _samples(odd: list[tuple[Array, list[dict[str, Any]]]]) -> list[int]:
-    return sorted({int(outlier["sample"]) for _, outliers in odd for outlier in outliers})
+def _samples(odd: list[tuple[ArrayReading, list[Outlier]]]) -> list[int]:
+    return sorted({int(outlier.sample) for _, outliers in odd for outlier in outliers})
 
 
-def _title(odd: list[tuple[Array, list[dict[str, Any]]]], blamed: dict[str, Any] | None, spikes: Spikes | None) -> str:
+def _title(odd: list[tuple[ArrayReading, list[Outlier]]], blamed: Offender | None, spikes: Spikes | None) -> str:
     if odd:
         array, outliers = odd[0]
         samples = _samples(odd)
         which = listed(samples).capitalize() if len(samples) <= 3 else f"{len(samples)} samples"
         hold = "holds" if len(samples) == 1 else "hold"
-        return f"{which} of {array['name']} {hold} values up to {say(outliers[0]['factor'])} times beyond all others"
+        return f"{which} of {array.name} {hold} values up to {say(outliers[0].factor)} times beyond all others"
     if blamed is not None:
-        return f"A value of {blamed['name']} is absurd: {say(float(blamed['found']))}"
-    return f"One batch in every pass breaks out, first at step {spikes.steps[0]}"
+        return f"A value of {blamed.name} is absurd: {say(float(blamed.found))}"
+    return f"One batch in every pass breaks out, first at step {spikes.steps[0] if spikes is not None else 0}"
 
 
 def _explanation(
-    trace: Trace, odd: list[tuple[Array, list[dict[str, Any]]]], blamed: dict[str, Any] | None, spikes: Spikes | None
+    trace: Trace, odd: list[tuple[ArrayReading, list[Outlier]]], blamed: Offender | None, spikes: Spikes | None
 ) -> str:
     if odd:
         array, outliers = odd[0]
         worst = outliers[0]
-        column = f", column {worst['column']}" if array["columns"] and array["columns"]["count"] > 1 else ""
+        column = f", column {worst.column}" if array.columns and array.columns.count > 1 else ""
         story = (
-            f"Sample {worst['sample']} of {array['name']}{column} is {say(worst['value'])}, while no other lies "
-            f"further than {say(worst['typical'])} from the median: {say(worst['factor'])} times as far."
+            f"Sample {worst.sample} of {array.name}{column} is {say(worst.value)}, while no other lies "
+            f"further than {say(worst.typical)} from the median: {say(worst.factor)} times as far."
         )
     elif blamed is not None:
-        story = f"The step that broke was gone through layer by layer, and this came first: {blamed['sentence']}"
+        story = f"The step that broke was gone through layer by layer, and this came first: {blamed.sentence}"
     else:
         story = (
-            f"All batches but one are sound; the one that is not comes back in each of {spikes.passes} passes over the "
-            "data, and is over with the next step. So it is in the data, not in the net."
+            "All batches but one are finite and usual; the one that is not comes back in each of "
+            f"{0 if spikes is None else spikes.passes} passes over the data. So it is in the data, not in the net."
         )
     consequence = (
         f" It shows at {place(trace, spikes.steps[0])}, and again in every pass." if spikes is not None and odd else ""
@@ -139,23 +139,23 @@ def _explanation(
 
 
 def _evidence(
-    trace: Trace, odd: list[tuple[Array, list[dict[str, Any]]]], blamed: dict[str, Any] | None, spikes: Spikes | None
+    trace: Trace, odd: list[tuple[ArrayReading, list[Outlier]]], blamed: Offender | None, spikes: Spikes | None
 ) -> tuple[Evidence, ...]:
     found = []
     for array, outliers in odd[:2]:
         worst = outliers[0]
         found.append(
             Evidence(
-                f"{int(array['outlying_samples'])} of {int(array['samples'])} samples of {array['name']} stand apart "
-                f"from all others, sample {worst['sample']} the furthest: {say(worst['value'])}, "
-                f"{say(worst['factor'])} times as far from the median as the next.",
-                float(worst["factor"]),
+                f"{array.outlying_samples} of {array.samples} samples of {array.name} stand apart "
+                f"from all others, sample {worst.sample} the furthest: {say(worst.value)}, "
+                f"{say(worst.factor)} times as far from the median as the next.",
+                float(worst.factor),
                 1.0,
                 "largest distance from the median over that of the largest sound sample",
             )
         )
     if blamed is not None:
-        found.append(Evidence(str(blamed["sentence"]), None, None, "autopsy of the step that broke"))
+        found.append(Evidence(blamed.sentence, None, None, "autopsy of the step that broke"))
     if spikes is not None:
         sizes = []
         if math.isfinite(spikes.loss):
@@ -176,14 +176,14 @@ def _evidence(
     return (*found, *varied_evidence(trace, "sound_data"))
 
 
-def _prescriptions(trace: Trace, odd: list[tuple[Array, list[dict[str, Any]]]], blamed: dict[str, Any] | None) -> tuple:
+def _prescriptions(trace: Trace, odd: list[tuple[ArrayReading, list[Outlier]]], blamed: Offender | None) -> tuple:
     everything = names(trace) or ["x", "y"]
     if odd:
         array = odd[0][0]
-        advice = [leave_out_samples(_samples(odd), array["name"], everything), clip_values(array["name"])]
-        if array["name"].startswith("y"):
+        advice = [leave_out_samples(_samples(odd), array.name, everything), clip_values(array.name)]
+        if array.name.startswith("y"):
             advice.insert(1, robust_loss())
         return (*advice, guard())
     if blamed is not None:
-        return clip_values(str(blamed["name"])), guard()
+        return clip_values(blamed.name), guard()
     return guard(), clip_values(everything[0])

@@ -41,22 +41,22 @@ def dead_units(trace: Trace) -> Finding | None:
     if verdict(trace).learnt and not cut_off(trace):
         return None
     for when in ("before", "after"):
-        bad = [layer for layer in hidden(trace, when) if (layer.get("dead_share") or 0.0) >= DEAD]
-        bad += [layer for layer in layers(trace, when)[-1:] if layer.get("dead_share") == 1.0 and layer not in bad]
+        bad = [layer for layer in hidden(trace, when) if (layer.dead_share or 0.0) >= DEAD]
+        bad += [layer for layer in layers(trace, when)[-1:] if layer.dead_share == 1.0 and layer not in bad]
         if bad:
             break
     else:
         return None
     worst = bad[0]  # those behind a dead layer may be dead for its sake
-    share = worst["dead_share"]
-    biases = [w for w in weights(trace) if w["layer"] == worst["name"] and w["role"] == "bias" and w["mean"] < -0.5]
+    share = worst.dead_share or 0.0
+    biases = [w for w in weights(trace) if w.layer == worst.name and w.role == "bias" and w.mean < -0.5]
     moment = "before the first step" if when == "before" else "at the end of the trial; before it, fewer were"
-    statement = f"{say(100 * share)} % of the units of {worst['name']!r} are 0 for every sample of a batch, {moment}."
+    statement = f"{say(100 * share)} % of the units of {worst.name!r} are 0 for every sample of a batch, {moment}."
     if biases:
-        statement += f" Its biases begin at {say(biases[0]['mean'])}."
+        statement += f" Its biases begin at {say(biases[0].mean)}."
     zero = Prescription(
         title="Let the biases begin at 0",
-        code=f"import keras\n\n# In {worst['name']}:\n# keras.layers.Dense(units, activation='relu')\n",
+        code=f"import keras\n\n# In {worst.name}:\n# keras.layers.Dense(units, activation='relu')\n",
         reason="keras.layers.Dense does so by default: half of what reaches a ReLU is then above 0.",
         risk="None for training from scratch.",
         reference="arXiv 1903.06733",
@@ -66,7 +66,7 @@ def dead_units(trace: Trace) -> Finding | None:
     )
     return Finding(
         code="dead_units",
-        title=f"{say(100 * share)} % of the ReLU units of {worst['name']!r} are dead",
+        title=f"{say(100 * share)} % of the ReLU units of {worst.name!r} are dead",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=confidence(trace, "fitting_weights") if when == "before" else 0.6,
@@ -74,7 +74,7 @@ def dead_units(trace: Trace) -> Finding | None:
             f"{statement} Below zero the slope of a ReLU is 0, so that no gradient reaches their weights, nor, through "
             "them, the layers before."
         ),
-        layer=worst["name"],
+        layer=worst.name,
         step=None if when == "before" or not len(trace) else int(trace.steps["step"][-1]),
         evidence=(
             Evidence(statement, share, 0.1, "arXiv 1903.06733"),

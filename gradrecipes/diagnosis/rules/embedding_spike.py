@@ -27,13 +27,13 @@ Vectors of a size near .05 (Keras' default) or 1 / sqrt(width); clipping by glob
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import WeightScale
 from gradrecipes.diagnosis.data_facts import first_loss_over_chance
 from gradrecipes.diagnosis.prescribe import clip
 from gradrecipes.diagnosis.readings import layer_descriptions, middle, say
@@ -52,7 +52,7 @@ def embedding_spike(trace: Trace) -> Finding | None:
     seen = verdict(trace)
     if seen.learnt and not beats(trace, seen, "fitting_weights"):
         return None
-    large = [weight for weight in weights(trace) if weight["role"] == "embedding" and weight["rms"] > LARGE]
+    large = [weight for weight in weights(trace) if weight.role == "embedding" and weight.rms > LARGE]
     ratio, layer = _ratio(trace) if seen.unhealthy else (math.nan, None)
     if not (large or ratio > STANDS_OUT):
         return None
@@ -61,11 +61,9 @@ def embedding_spike(trace: Trace) -> Finding | None:
     if large and not mended and not ratio > STANDS_OUT:
         return None
     if large:
-        statement = (
-            f"The vectors of {large[0]['layer']!r} have a size of {say(large[0]['rms'])}; Keras would draw 0.03."
-        )
-        layer = large[0]["layer"]
-        measured, expected = large[0]["rms"], 0.03
+        statement = f"The vectors of {large[0].layer!r} have a size of {say(large[0].rms)}; Keras would draw 0.03."
+        layer = large[0].layer
+        measured, expected = large[0].rms, 0.03
     else:
         statement = (
             f"Beside its weights, the gradient of {layer!r} is up to {say(ratio)} times that of the median other layer."
@@ -103,9 +101,9 @@ def embedding_spike(trace: Trace) -> Finding | None:
     )
 
 
-def _far_out(trace: Trace, large: list[dict[str, Any]], seen: Verdict) -> bool:
+def _far_out(trace: Trace, large: list[WeightScale], seen: Verdict) -> bool:
     """Say whether vectors a hundred times too large go with a first loss far above chance, and no learning."""
-    huge = any(weight["rms"] > HUGE for weight in large)
+    huge = any(weight.rms > HUGE for weight in large)
     return huge and not seen.learnt and first_loss_over_chance(trace, seen) >= FAR_START
 
 
@@ -117,7 +115,7 @@ def _sure(trace: Trace, large: bool) -> float:
 
 def _ratio(trace: Trace) -> tuple[float, str | None]:
     """Return the largest ||g||/||W|| of an embedding over the median of the other layers, and its name."""
-    kinds = [layer.get("kind") for layer in layer_descriptions(trace)]
+    kinds = [layer.kind for layer in layer_descriptions(trace)]
     places = [place for place, kind in enumerate(kinds) if kind in EMBEDDINGS]
     if not places or not len(trace.samples) or not len(trace):
         return math.nan, None

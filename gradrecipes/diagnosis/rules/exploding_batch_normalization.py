@@ -44,10 +44,10 @@ PER_LAYER = 1.06  # factor; ReLU is predicted 1.21, tanh 1.085, and a sound resi
 
 def exploding_batch_normalization(trace: Trace) -> Finding | None:
     """Tell whether BatchNormalization multiplies the gradient layer by layer."""
-    structure = trace.probes.get("structure") or {}
+    structure = trace.description
     normalized = count(trace, {"BatchNormalization"})
     seen = verdict(trace)
-    if normalized < LAYERS or (structure.get("plain_depth") or normalized) < LAYERS or seen.end_over_chance < LEARNT:
+    if normalized < LAYERS or (structure.plain_depth or normalized) < LAYERS or seen.end_over_chance < LEARNT:
         return None
     read = weighted(trace)
     ends = span(read, "output_gradient_norm")
@@ -58,7 +58,7 @@ def exploding_batch_normalization(trace: Trace) -> Finding | None:
     least = HOPELESS if seen.learnt and not seen.slow else TOTAL
     if total < least or measured < PER_LAYER:
         return None
-    names = [layer["activation"] for layer in layers(trace) if layer["activation"] in ACTIVATIONS]
+    names = [layer.activation for layer in layers(trace) if layer.activation in ACTIVATIONS]
     names = [name for name in names if name not in ("linear", "exponential")]
     activation = max(set(names), key=names.count) if names else "relu"
     predicted = batch_normalized_factor(activation)
@@ -77,7 +77,7 @@ def exploding_batch_normalization(trace: Trace) -> Finding | None:
             f"{statement} Forwards everything looks sound, which hides it. The first layers take steps that are far "
             "too long for them while the last ones need them so long."
         ),
-        layer=read[0]["name"],
+        layer=read[0].name,
         evidence=(Evidence(statement, measured, predicted, "arXiv 1902.08129"),),
         prescriptions=(add_residual_blocks(), normalize_before_the_activation("LayerNormalization")),
         leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),

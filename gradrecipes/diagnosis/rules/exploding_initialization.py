@@ -242,7 +242,7 @@ def _compared(growth: Growth) -> Evidence:
 
 
 def _overflow(trace: Trace, growth: Growth) -> Evidence:
-    squared = any(name in str(trace.description.get("loss", "")) for name in SQUARED_LOSSES)
+    squared = any(name in str(trace.description.loss or "") for name in SQUARED_LOSSES)
     # With a squared loss the error itself grows with the outputs, so both directions count.
     total = math.fsum(link.backward_predicted + squared * link.forward_predicted for link in growth.links)
     rate = max(growth.predicted_per_layer, math.exp(total / len(growth.links)))

@@ -18,11 +18,10 @@ What the message names. The shapes of data, outputs and targets stand in the evi
 
 from __future__ import annotations
 
-from typing import Any
-
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import DataReading
 
 PARTS = {"build": "The model could not be built on these inputs", "step": "A training step raised an error"}
 _LOOK = Prescription(
@@ -41,11 +40,11 @@ _LOOK = Prescription(
 
 def failing_step(trace: Trace) -> Finding | None:
     """Tell that a step could not be run, and why."""
-    failure = trace.probes.get("failure")
-    if not isinstance(failure, dict):
+    failure = trace.probes.failure
+    if failure is None:
         return None
-    said = f"{PARTS.get(failure.get('stage'), 'The training raised an error')}: {failure.get('type')}."
-    message = str(failure.get("message", ""))
+    said = f"{PARTS.get(failure.stage, 'The training raised an error')}: {failure.type}."
+    message = failure.message
     return Finding(
         code="failing_step",
         title=said,
@@ -59,11 +58,11 @@ def failing_step(trace: Trace) -> Finding | None:
 
 
 def _shapes(trace: Trace) -> tuple[Evidence, ...]:
-    data: dict[str, Any] = trace.probes.get("data") or {}
-    arrays = [*data.get("inputs", []), *data.get("targets", [])]
+    data = trace.probes.data or DataReading()
+    arrays = [*data.inputs, *data.targets]
     if not arrays:
         return ()
-    listed = ", ".join(f"{array['name']} {array.get('shape')} {array.get('dtype')}" for array in arrays)
-    outputs = (trace.probes.get("structure") or {}).get("outputs") or []
-    made = ", ".join(f"{output.get('name')} {output.get('shape')}" for output in outputs)
+    listed = ", ".join(f"{array.name} {list(array.shape)} {array.dtype}" for array in arrays)
+    outputs = trace.description.outputs
+    made = ", ".join(f"{output.name} {output.shape and list(output.shape)}" for output in outputs)
     return (Evidence(f"Shapes of one sample: {listed}" + (f"; the outputs are {made}" if made else "") + "."),)

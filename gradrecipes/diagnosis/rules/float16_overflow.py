@@ -26,11 +26,11 @@ loss; inputs and targets of unit size.
 
 from __future__ import annotations
 
-from typing import Any
-
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.offender import Autopsy, Offender
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import LayerSignal, TrialReading
 from gradrecipes.diagnosis.readings import TOLERATED_BY_SCALER, left_out_by_scaler, say
 from gradrecipes.diagnosis.signals import layers
 from gradrecipes.diagnosis.verdict import verdict
@@ -42,21 +42,22 @@ NEAR = 0.5  # of it: the next few steps pass it
 
 def float16_overflow(trace: Trace) -> Finding | None:
     """Tell whether half precision is too narrow for what this net computes."""
-    precision = str(trace.description.get("precision", ""))
-    narrow = [layer for when in ("before", "after") for layer in layers(trace, when) if layer["dtype"] == "float16"]
+    precision = trace.description.precision or ""
+    narrow = [layer for when in ("before", "after") for layer in layers(trace, when) if layer.dtype == "float16"]
     if "float16" not in precision.replace("bfloat16", "") and not narrow:
         return None
     seen = verdict(trace)
     offender = _offender(trace)
-    near = [layer for layer in narrow if (layer["output_max"] or 0.0) > NEAR * LARGEST]
-    broken = [layer for layer in narrow if layer["nonfinite_share"] > 0]
+    near = [layer for layer in narrow if (layer.output_max or 0.0) > NEAR * LARGEST]
+    broken = [layer for layer in narrow if layer.nonfinite_share > 0]
     swallowed = [layer for layer in narrow if _is_swallowed(layer)]
     left_out = float((trace.skipped | left_out_by_scaler(trace)).mean()) if len(trace) else 0.0
     pure = precision == "float16"
     statement = _statement(offender, near, broken or swallowed, left_out, pure and seen.unhealthy)
     if statement is None or (seen.learnt and not broken):
         return None
-    worst = (broken or swallowed or near or [{"name": None}])[0]["name"] or (offender or {}).get("layer")
+    suspects = broken or swallowed or near
+    worst = suspects[0].name if suspects else None if offender is None else offender.layer
     return Finding(
         code="float16_overflow",
         title="Half precision is too narrow: a value left the range of float16",
@@ -88,37 +89,37 @@ def float16_overflow(trace: Trace) -> Finding | None:
     )
 
 
-def _is_swallowed(layer: dict[str, Any]) -> bool:
+def _is_swallowed(layer: LayerSignal) -> bool:
     """Say whether a layer without weights or activation turned numbers into zeros throughout."""
-    plain = layer.get("activation") is None and layer["kind"] in SCALES
-    return plain and layer["zero_share"] == 1.0 and (layer.get("input_rms") or 0.0) > 0.0
+    plain = layer.activation is None and layer.kind in SCALES
+    return plain and layer.zero_share == 1.0 and (layer.input_rms or 0.0) > 0.0
 
 
-def _offender(trace: Trace) -> dict[str, Any] | None:
-    autopsy = (trace.probes.get("trial") or {}).get("autopsy") or {}
-    found = [one for one in autopsy.get("offenders") or [] if one.get("dtype") == "float16"]
-    return found[0] if found and found[0]["kind"] not in ("input", "target") else None
+def _offender(trace: Trace) -> Offender | None:
+    autopsy = (trace.probes.trial or TrialReading()).autopsy or Autopsy()
+    found = [one for one in autopsy.offenders if one.dtype == "float16"]
+    return found[0] if found and found[0].kind not in ("input", "target") else None
 
 
 def _statement(
-    offender: dict[str, Any] | None,
-    near: list[dict[str, Any]],
-    broken: list[dict[str, Any]],
+    offender: Offender | None,
+    near: list[LayerSignal],
+    broken: list[LayerSignal],
     left_out: float,
     pure_and_broken: bool,
 ) -> str | None:
     if broken and _is_swallowed(broken[0]):
         return (
-            f"{broken[0]['name']!r} makes nothing but zeros, in float16, of an input of root mean square "
-            f"{say(broken[0]['input_rms'])}: it divides by something that became infinite there."
+            f"{broken[0].name!r} makes nothing but zeros, in float16, of an input of root mean square "
+            f"{say(broken[0].input_rms)}: it divides by something that became infinite there."
         )
     if broken:
-        share = say(100 * broken[0]["nonfinite_share"])
-        return f"{share} % of the outputs of {broken[0]['name']!r}, in float16, are not finite."
+        share = say(100 * broken[0].nonfinite_share)
+        return f"{share} % of the outputs of {broken[0].name!r}, in float16, are not finite."
     if offender is not None:
-        return f"The first value that was not finite is of float16: {offender['sentence']}"
+        return f"The first value that was not finite is of float16: {offender.sentence}"
     if near:
-        return f"The outputs of {near[0]['name']!r} reach {say(near[0]['output_max'])}, next to the end of float16."
+        return f"The outputs of {near[0].name!r} reach {say(near[0].output_max)}, next to the end of float16."
     if left_out > TOLERATED_BY_SCALER:
         return f"The loss scaler left out {say(100 * left_out)} % of the steps, for gradients that float16 cannot hold."
     if pure_and_broken:

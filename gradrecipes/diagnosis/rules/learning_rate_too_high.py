@@ -34,7 +34,9 @@ import math
 import numpy as np
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.sharpness import Sharpness
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import VariationResult
 from gradrecipes.diagnosis.divergences import (
     EARLY_STEPS,
     OWN_SIZE,
@@ -122,8 +124,8 @@ def _easing_rate(trace: Trace) -> float | None:
     if not verdict(trace).unhealthy:
         return None
     for factor in (0.1, 0.01, 0.001):
-        result = variation(trace, f"rate_{factor:g}") or {}
-        if (number(result.get("fall")) or 0.0) >= EASED:
+        result = variation(trace, f"rate_{factor:g}") or VariationResult()
+        if (number(result.fall) or 0.0) >= EASED:
             return factor
     return None
 
@@ -133,7 +135,7 @@ def _started_badly(trace: Trace) -> bool:
     loss, norm = float(trace.loss[0]), float(trace.gradient_norm[0])
     if not math.isfinite(loss) or math.isinf(norm) or nonfinite_gradients(trace)[0]:
         return True
-    if "crossentropy" in str(trace.description.get("loss", "")) and loss > math.log(_classes(trace)) + ABOVE_CHANCE:
+    if "crossentropy" in str(trace.description.loss or "") and loss > math.log(_classes(trace)) + ABOVE_CHANCE:
         return True  # saturated: the gradient may then be 0, and says nothing
     ratio = middle(gradient_to_weight(trace))
     if math.isfinite(ratio):
@@ -143,7 +145,7 @@ def _started_badly(trace: Trace) -> bool:
 
 def _classes(trace: Trace) -> float:
     """Return the units of the last layer that has any, at least 2; one unit of a binary output decides between two."""
-    units = [number(layer.get("units")) for layer in layer_descriptions(trace)]
+    units = [number(layer.units) for layer in layer_descriptions(trace)]
     return max(2.0, next((count for count in reversed(units) if count is not None), 2.0))
 
 
@@ -190,9 +192,9 @@ def _explanation(trace: Trace, divergence: Divergence, update: float, rate: floa
 
 
 def _curvature(trace: Trace) -> tuple[Evidence, ...]:
-    sharp = trace.probes.get("sharpness") or {}
-    ratio, rate = number(sharp.get("ratio")), recorded_rate(trace)
-    guessed = sharp.get("preconditioner") == "gradients"  # an adaptive optimizer knows no sizes before its first step
+    sharp = trace.probes.sharpness or Sharpness()
+    ratio, rate = number(sharp.ratio), recorded_rate(trace)
+    guessed = sharp.preconditioner == "gradients"  # an adaptive optimizer knows no sizes before its first step
     if ratio is None or rate is None or ratio <= 1.0 or guessed:
         return ()
     return (

@@ -55,12 +55,13 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
     factor = healing_rate(trace, lower=False)
     if factor is not None and seen.fall < GOOD_FALL:
         result = variation(trace, f"rate_{factor:g}")
-        proven = result["fall"] >= max(GOOD_FALL, GAIN * seen.fall)
+        fall = None if result is None else result.fall
+        proven = fall is not None and fall >= max(GOOD_FALL, GAIN * seen.fall)
     else:
         proven = False
     if not proven and seen.state != LEARNING and _dies(trace, update):
         return _died(trace, update, seen)
-    recorded = not trace.probes.get("trial") and len(trace) >= LONG_ENOUGH and update < SHORTEST
+    recorded = not trace.probes.trial and len(trace) >= LONG_ENOUGH and update < SHORTEST
     if not proven and not (recorded and seen.state == STALLED):
         return None
     factor = factor or 100.0

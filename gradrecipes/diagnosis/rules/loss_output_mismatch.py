@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import TrialReading
 from gradrecipes.diagnosis.activation_mismatches import activation_mismatches
 from gradrecipes.diagnosis.data_facts import heads, holds_back
 from gradrecipes.diagnosis.label_mismatches import all_with_all, label_mismatches
@@ -38,9 +39,9 @@ from gradrecipes.diagnosis.verdict import verdict
 def loss_output_mismatch(trace: Trace) -> Finding | None:
     """Tell what the loss expects and what it gets instead."""
     seen = verdict(trace)
-    structure = trace.probes.get("structure") or {}
-    own = structure.get("own_train_step") or structure.get("own_loss")
-    held_back = holds_back(trace, seen) or "failure" in trace.probes
+    structure = trace.description
+    own = structure.own_train_step or structure.own_loss
+    held_back = holds_back(trace, seen) or trace.probes.failure is not None
     found = []
     if not own or held_back:  # else the compiled loss is used in a way of its own, and it works
         found = [
@@ -49,7 +50,7 @@ def loss_output_mismatch(trace: Trace) -> Finding | None:
             for misfit in (*label_mismatches(head), *activation_mismatches(head))
             if held_back or not misfit.only_if_held_back
         ]
-    if (trace.probes.get("trial") or {}).get("pairs_samples") is False:
+    if (trace.probes.trial or TrialReading()).pairs_samples is False:
         found.append(all_with_all("The loss of the model's own train step", "y"))
     if not found:
         return None
@@ -73,10 +74,10 @@ def _evidence(misfit: Mismatch) -> Evidence:
 
 
 def _failure(trace: Trace) -> tuple[Evidence, ...]:
-    failure = trace.probes.get("failure")
-    if not isinstance(failure, dict):
+    failure = trace.probes.failure
+    if failure is None:
         return ()
-    return (Evidence(f"A training step raises: {failure.get('message')}", source="TensorFlow and Keras"),)
+    return (Evidence(f"A training step raises: {failure.message}", source="TensorFlow and Keras"),)
 
 
 def _leads_to(first: Mismatch) -> tuple[str, ...]:

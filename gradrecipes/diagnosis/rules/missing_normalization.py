@@ -26,11 +26,11 @@ A normalization at the beginning of each block (pre-norm), or a branch that begi
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.diagnosis.oversized_weights import TOO_LARGE
 from gradrecipes.diagnosis.readings import out_of_proportion, say
 from gradrecipes.diagnosis.remedies import add_residual_blocks
@@ -72,7 +72,7 @@ def missing_normalization(trace: Trace) -> Finding | None:
             "gradient alive, but it grows with the signal, and a rate that suits the last block is too high for the "
             "first."
         ),
-        layer=sums[-1]["name"],
+        layer=sums[-1].name,
         evidence=(Evidence(statement, per_skip, 1.0, "arXiv 1901.09321, section 2"),),
         prescriptions=(
             add_residual_blocks(),
@@ -92,14 +92,14 @@ def missing_normalization(trace: Trace) -> Finding | None:
     )
 
 
-def _sums(trace: Trace) -> tuple[str, list[dict[str, Any]], str]:
+def _sums(trace: Trace) -> tuple[str, list[LayerSignal], str]:
     """Return what adds a branch to what it came from, the layers that show it, and in which reading."""
-    added = [layer for layer in layers(trace) if layer["kind"] in SUMS]
+    added = [layer for layer in layers(trace) if layer.kind in SUMS]
     if len(added) >= SKIPS or any(larger > TOO_LARGE for _, larger, _ in kernels(trace)):
         return "sums of branches", added, "output_rms"
     blocks = _blocks(trace)
     if len(blocks) >= SKIPS:
-        return f"blocks of kind {blocks[0]['kind']}", blocks, "output_rms"
+        return f"blocks of kind {blocks[0].kind}", blocks, "output_rms"
     return "sums of branches", _sums_between(trace), "input_rms"
 
 
@@ -109,34 +109,34 @@ def _harmed(trace: Trace) -> bool:
     return not seen.learnt or (math.isnan(seen.end_over_chance) and out_of_proportion(trace))
 
 
-def _blocks(trace: Trace) -> list[dict[str, Any]]:
+def _blocks(trace: Trace) -> list[LayerSignal]:
     """Return the longest row of layers of the user's own kind, each of which takes what the one before gives.
 
     Their sums are arithmetic inside a call and no layers.
     """
-    rows: dict[str, list[dict[str, Any]]] = {}
-    longest: list[dict[str, Any]] = []
+    rows: dict[str, list[LayerSignal]] = {}
+    longest: list[LayerSignal] = []
     for layer in layers(trace):
-        if layer["kind"] in WEIGHTED | RECURRENT or not layer["input_rms"] or not layer["output_rms"]:
+        if layer.kind in WEIGHTED | RECURRENT or not layer.input_rms or not layer.output_rms:
             continue
-        row = rows.setdefault(layer["kind"], [])
-        if row and not math.isclose(row[-1]["output_rms"], layer["input_rms"], rel_tol=SAME):
-            row = rows[layer["kind"]] = []
+        row = rows.setdefault(layer.kind, [])
+        if row and not math.isclose(row[-1].output_rms or 0.0, layer.input_rms, rel_tol=SAME):
+            row = rows[layer.kind] = []
         row.append(layer)
         longest = max(longest, row, key=len)
     return longest
 
 
-def _sums_between(trace: Trace) -> list[dict[str, Any]]:
+def _sums_between(trace: Trace) -> list[LayerSignal]:
     """Return the weighted layers that take more than any layer gave since the weighted one before: arithmetic adds."""
     found, given = [], math.inf
     for layer in layers(trace):
-        entered = layer.get("input_rms") or 0.0
-        if layer["kind"] in WEIGHTED:
+        entered = layer.input_rms or 0.0
+        if layer.kind in WEIGHTED:
             if entered > MORE * given:
                 found.append(layer)
             given = 0.0
         elif entered > MORE * given:
             continue  # it takes the sum itself
-        given = max(given, layer.get("output_rms") or 0.0)
+        given = max(given, layer.output_rms or 0.0)
     return found

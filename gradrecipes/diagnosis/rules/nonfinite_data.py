@@ -30,7 +30,8 @@ from __future__ import annotations
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.offender import listed
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.data_facts import Array, arrays, names, offenders
+from gradrecipes.core.trace.data_reading import Columns
+from gradrecipes.diagnosis.data_facts import ArrayReading, arrays, names, offenders
 from gradrecipes.diagnosis.prescribe_data import drop_columns, fill_in, leave_out_nonfinite
 from gradrecipes.diagnosis.readings import say
 from gradrecipes.diagnosis.varied import heals, varied_evidence
@@ -43,14 +44,14 @@ OF_DATA = {"input", "target", "sample_weight"}  # kinds of offenders
 
 def nonfinite_data(trace: Trace) -> Finding | None:
     """Tell which arrays hold NaN or Inf, in which samples and columns."""
-    training = [array for array in arrays(trace, parts=PARTS) if array.get("nonfinite")]
-    validation = [array for array in arrays(trace, which="validation", parts=PARTS) if array.get("nonfinite")]
+    training = [array for array in arrays(trace, parts=PARTS) if array.nonfinite]
+    validation = [array for array in arrays(trace, which="validation", parts=PARTS) if array.nonfinite]
     bad = training or validation
     seen = verdict(trace)
-    structure = trace.probes.get("structure") or {}
+    structure = trace.description
     if not bad or (seen.state not in (BROKEN, UNKNOWN) and training):
         return None
-    if structure.get("masked") and seen.state != BROKEN:
+    if structure.masked and seen.state != BROKEN:
         return None
     blamed = _blamed(trace)
     broke = bool(training) and seen.state == BROKEN and blamed is not False
@@ -71,18 +72,18 @@ def nonfinite_data(trace: Trace) -> Finding | None:
 def _blamed(trace: Trace) -> bool | None:
     """Say whether the autopsy found the data to be broken; None without an autopsy that found anything."""
     found = offenders(trace)
-    return None if not found else any(offender.get("kind") in OF_DATA for offender in found)
+    return None if not found else any(offender.kind in OF_DATA for offender in found)
 
 
-def _title(bad: list[Array], which: str) -> str:
-    listing = ", ".join(array["name"] for array in bad[:3]) + (" and others" if len(bad) > 3 else "")
-    entries = sum(int(array["nonfinite"]) for array in bad)
+def _title(bad: list[ArrayReading], which: str) -> str:
+    listing = ", ".join(array.name for array in bad[:3]) + (" and others" if len(bad) > 3 else "")
+    entries = sum(int(array.nonfinite) for array in bad)
     what = "an entry that is" if entries == 1 else f"{entries:,} entries that are"
     return f"The {which}data hold {what} NaN or infinite, in {listing}"
 
 
-def _explanation(bad: list[Array], training: bool, broke: bool) -> str:
-    where = "; ".join(f"{array['name']}: {_where(array)}" for array in bad[:3])
+def _explanation(bad: list[ArrayReading], training: bool, broke: bool) -> str:
+    where = "; ".join(f"{array.name}: {_where(array)}" for array in bad[:3])
     if not training:
         after = (
             "The training data are sound, but every validation metric will be NaN, and callbacks that read one latch."
@@ -100,12 +101,10 @@ def _explanation(bad: list[Array], training: bool, broke: bool) -> str:
     return f"NaN or infinite values stand in the data ({where}). {after}"
 
 
-def _where(array: Array) -> str:
-    columns = array.get("columns") or {}
-    empty, touched = columns.get("empty") or [], columns.get("nonfinite") or []
-    count = int(columns.get("count") or 1)
-    samples = array.get("nonfinite_samples") or []
-    share = float(array.get("nonfinite_share") or 0.0)
+def _where(array: ArrayReading) -> str:
+    columns = array.columns or Columns(0)
+    empty, touched, count = columns.empty, columns.nonfinite, columns.count or 1
+    samples, share = array.nonfinite_samples, array.nonfinite_share
     parts = []
     if empty and count > 1:
         parts.append(f"column {', '.join(map(str, empty[:5]))} without a single finite value")
@@ -120,27 +119,27 @@ def _where(array: Array) -> str:
             if all_named and len(samples) <= 6
             else f"{say(100 * share)} % of the samples, first {samples[0]}"
         )
-    return ", ".join(parts) or f"{int(array['nonfinite'])} entries"
+    return ", ".join(parts) or f"{int(array.nonfinite)} entries"
 
 
-def _evidence(array: Array) -> Evidence:
-    constant = int((array.get("columns") or {}).get("constant") or 0)
+def _evidence(array: ArrayReading) -> Evidence:
+    constant = (array.columns or Columns(0)).constant
     aside = f" Beside that, {constant} of its columns never change and tell nothing." if constant else ""
     return Evidence(
-        f"{array['name']} holds {int(array['nonfinite']):,} entries that are NaN or infinite: {_where(array)}.{aside}",
-        float(array["nonfinite"]),
+        f"{array.name} holds {int(array.nonfinite):,} entries that are NaN or infinite: {_where(array)}.{aside}",
+        float(array.nonfinite),
         0.0,
         "the data as given",
     )
 
 
-def _prescriptions(trace: Trace, bad: list[Array]) -> tuple:
-    inputs = [array for array in bad if array["name"].startswith("x")]
-    empty = [array for array in inputs if (array.get("columns") or {}).get("empty")]
-    share = max(float(array.get("nonfinite_share") or 0.0) for array in bad)
-    advice = [drop_columns(array["name"], array["columns"]["empty"]) for array in empty[:1]]
+def _prescriptions(trace: Trace, bad: list[ArrayReading]) -> tuple:
+    inputs = [array for array in bad if array.name.startswith("x")]
+    empty = [(array.name, array.columns.empty) for array in inputs if array.columns and array.columns.empty]
+    share = max(array.nonfinite_share for array in bad)
+    advice = [drop_columns(name, columns) for name, columns in empty[:1]]
     if share < MANY or len(inputs) < len(bad):
-        advice.append(leave_out_nonfinite([array["name"] for array in bad], names(trace)))
+        advice.append(leave_out_nonfinite([array.name for array in bad], names(trace)))
     if inputs:
-        advice.append(fill_in(inputs[0]["name"]))
+        advice.append(fill_in(inputs[0].name))
     return tuple(advice)

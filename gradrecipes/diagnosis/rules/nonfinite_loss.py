@@ -98,7 +98,7 @@ def _first(trace: Trace, row: int) -> First:
     for reading, what in (("weight_norm", "the weights"), ("output_rms", "an output")):
         values = trace.samples[reading]
         measured = np.isfinite(values).any(axis=0)  # a column that never held a number was not measured
-        if trace.probes.get("trial"):  # outputs were heard before the first step only
+        if trace.probes.trial:  # outputs were heard before the first step only
             measured = measured & np.isfinite(values).any(axis=1, keepdims=True)
         broken = np.isinf(values) | (np.isnan(values) & measured)
         hits = [(int(trace.samples["step"][i]), np.flatnonzero(broken[i])) for i in samples if broken[i].any()]
@@ -203,7 +203,7 @@ def _prescriptions(trace: Trace, row: int, data_suspect: bool) -> tuple[Prescrip
 
 
 def _inspect(trace: Trace, row: int) -> Prescription:
-    size = trace.description.get("batch_size")
+    size = trace.description.batch_size
     size = size if isinstance(size, int) and not isinstance(size, bool) and size > 0 else 32
     start = int(trace.steps["batch"][row]) * size
     code = (

@@ -26,13 +26,15 @@ The usual constants and a fresh optimizer.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.offender import Autopsy
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.readings import layer_descriptions, middle, number, say
+from gradrecipes.core.trace.data_reading import DataReading
+from gradrecipes.core.trace.description import OptimizerDescription
+from gradrecipes.core.trace.probes import TrialReading
+from gradrecipes.diagnosis.readings import layer_descriptions, middle, say
 from gradrecipes.diagnosis.remedies import fresh_optimizer
 from gradrecipes.diagnosis.varied import heals, variation, varied_evidence
 from gradrecipes.diagnosis.verdict import verdict
@@ -84,10 +86,8 @@ Said = tuple[str, float | None, float | None, float]
 
 def _bad_constant(trace: Trace) -> Said | None:
     """Return the setting that no optimizer works with, whatever the run has shown so far."""
-    settings = trace.description.get("optimizer")
-    settings = settings if isinstance(settings, dict) else {}
-    probed = (trace.probes.get("structure") or {}).get("optimizer") or {}
-    slots = probed.get("nonfinite_slots") or []
+    optimizer = trace.description.optimizer or OptimizerDescription("")
+    slots = trace.probes.nonfinite_slots
     if slots:
         return (
             f"before the first step the optimizer's memory {slots[0]} holds a NaN or infinity: every update made with "
@@ -97,10 +97,10 @@ def _bad_constant(trace: Trace) -> Said | None:
             1.0,
         )
     for name in MOMENTA:
-        value = number(settings.get(name))
+        value = optimizer.setting(name)
         if value is not None and (value >= 1.0 or value < 0.0):
             return f"{name}={say(value)} never forgets: it must lie between 0 and 1", value, 0.9, 0.95
-    fast, slow = number(settings.get("beta_1")), number(settings.get("beta_2"))
+    fast, slow = optimizer.setting("beta_1"), optimizer.setting("beta_2")
     if fast is not None and slow is not None and fast > USUAL_BETA and fast**2 >= slow:
         return (
             f"beta_1={say(fast)} remembers longer than beta_2={say(slow)}: the step outlives the size it is divided by",
@@ -112,11 +112,10 @@ def _bad_constant(trace: Trace) -> Said | None:
 
 
 def _bad_setting(trace: Trace, *, broken: bool) -> Said | None:
-    settings = trace.description.get("optimizer")
-    settings = settings if isinstance(settings, dict) else {}
+    optimizer = trace.description.optimizer or OptimizerDescription("")
     rms = _gradient_rms(trace)
-    epsilon = number(settings.get("epsilon"))
-    if epsilon is not None and epsilon <= NO_EPSILON and broken and settings.get("name") != "Adafactor":
+    epsilon = optimizer.setting("epsilon")
+    if epsilon is not None and epsilon <= NO_EPSILON and broken and optimizer.name != "Adafactor":
         return f"epsilon={say(epsilon)} leaves a division by 0 where a gradient is 0", epsilon, 1e-7, 0.9
     if epsilon is not None and rms and epsilon > EPSILON_OVER_GRADIENT * rms and not broken:
         return (
@@ -127,12 +126,12 @@ def _bad_setting(trace: Trace, *, broken: bool) -> Said | None:
             0.85,
         )
     for name in BOUNDS:
-        bound, norm = number(settings.get(name)), middle(trace.gradient_norm)
+        bound, norm = optimizer.setting(name), middle(trace.gradient_norm)
         if bound is not None and norm > 0 and bound < TINY_CLIP * norm and not broken:
             return f"{name}={say(bound)} cuts gradients of norm {say(norm)}: next to nothing is left", bound, norm, 0.85
-    if not broken and (slowed := _slowed(trace, settings)) is not None:
+    if not broken and (slowed := _slowed(trace, optimizer)) is not None:
         return slowed
-    decay, rate = number(settings.get("weight_decay")), number(trace.description.get("learning_rate"))
+    decay, rate = optimizer.setting("weight_decay"), optimizer.learning_rate
     if decay and rate and decay * rate > EATEN:
         return (
             f"weight_decay={say(decay)} takes {say(100 * decay * rate)} % of the weights at each step",
@@ -143,9 +142,9 @@ def _bad_setting(trace: Trace, *, broken: bool) -> Said | None:
     return None
 
 
-def _slowed(trace: Trace, settings: dict[str, Any]) -> Said | None:
+def _slowed(trace: Trace, optimizer: OptimizerDescription) -> Said | None:
     """Return the setting that leaves next to nothing of each step, or makes none for longer than an epoch."""
-    start = number(settings.get("initial_accumulator_value"))
+    start = optimizer.setting("initial_accumulator_value")
     if start is not None and start > LARGE_ACCUMULATOR:
         return (
             f"initial_accumulator_value={say(start)} divides every step by {say(start**0.5)} from the beginning, and "
@@ -154,9 +153,9 @@ def _slowed(trace: Trace, settings: dict[str, Any]) -> Said | None:
             0.1,
             0.85,
         )
-    waits, data = number(settings.get("gradient_accumulation_steps")), trace.probes.get("data") or {}
-    size, samples = number(trace.description.get("batch_size")), number(data.get("samples"))
-    if waits and size and samples and data.get("complete") and waits > max(1.0, samples / size):
+    waits, data = optimizer.setting("gradient_accumulation_steps"), trace.probes.data or DataReading()
+    size, samples = trace.description.batch_size, data.samples
+    if waits and size and samples and data.complete and waits > max(1.0, samples / size):
         return (
             f"gradient_accumulation_steps={say(waits)} is more than the {say(samples / size)} batches of an epoch: for "
             "so long no weight moves",
@@ -164,8 +163,8 @@ def _slowed(trace: Trace, settings: dict[str, Any]) -> Said | None:
             samples / size,
             0.9,
         )
-    every, momentum = number(settings.get("ema_overwrite_frequency")), number(settings.get("ema_momentum"))
-    if settings.get("use_ema") and every and momentum is not None and every * (1.0 - momentum) < FORGETS_MOST:
+    every, momentum = optimizer.setting("ema_overwrite_frequency"), optimizer.setting("ema_momentum")
+    if optimizer.settings.get("use_ema") and every and momentum is not None and every * (1.0 - momentum) < FORGETS_MOST:
         return (
             f"ema_overwrite_frequency={say(every)} puts the average back over the weights before it has followed them: "
             f"with ema_momentum={say(momentum)} about {say(100 * every * (1 - momentum))} % of each step is left",
@@ -178,13 +177,13 @@ def _slowed(trace: Trace, settings: dict[str, Any]) -> Said | None:
 
 def _norm_before_the_break(trace: Trace) -> float | None:
     """Return the norm of the gradient whose update broke the weights, if it was of a moderate size."""
-    step = (trace.probes.get("trial") or {}).get("broken")
+    step = (trace.probes.trial or TrialReading()).broken
     norm = float(trace.gradient_norm[step - 1]) if step and step <= len(trace) else np.nan
     return norm if norm < MODERATE else None
 
 
 def _gradient_rms(trace: Trace) -> float | None:
-    entries = sum(number(layer.get("parameters")) or 0.0 for layer in layer_descriptions(trace))
+    entries = sum(layer.parameters or 0 for layer in layer_descriptions(trace))
     norm = middle(trace.gradient_norm)
     return norm / entries**0.5 if entries and norm > 0 else None
 
@@ -201,16 +200,15 @@ def _bad_memory(trace: Trace) -> Said | None:
 
 
 def _bad_slot(trace: Trace) -> Said | None:
-    autopsy: dict[str, Any] = (trace.probes.get("trial") or {}).get("autopsy") or {}
-    first = next(iter(autopsy.get("offenders") or []), None)
-    if first is not None and first["kind"] == "weight" and (norm := _norm_before_the_break(trace)) is not None:
+    first = ((trace.probes.trial or TrialReading()).autopsy or Autopsy()).first
+    if first is not None and first.kind == "weight" and (norm := _norm_before_the_break(trace)) is not None:
         return (
-            f"the update made {first['name']} {first['found']} out of a gradient of norm {say(norm)}: what it "
+            f"the update made {first.name} {first.found} out of a gradient of norm {say(norm)}: what it "
             "divides by was 0 or no number",
             norm,
             None,
             0.85,
         )
-    if first is None or first["kind"] != "optimizer_slot":
+    if first is None or first.kind != "optimizer_slot":
         return None
-    return f"the optimizer's memory broke first: {first['name']} ({first['found']})", None, None, 0.8
+    return f"the optimizer's memory broke first: {first.name} ({first.found})", None, None, 0.8

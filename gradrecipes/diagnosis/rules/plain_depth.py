@@ -45,8 +45,8 @@ USUAL = 2.5  # times larger or smaller than a usual spread up to which the weigh
 
 def plain_depth(trace: Trace) -> Finding | None:
     """Tell whether the net is too deep for the plain chain that it is."""
-    structure = trace.probes.get("structure") or {}
-    depth = structure.get("plain_depth") or 0
+    structure = trace.description
+    depth = structure.plain_depth or 0
     seen = verdict(trace)
     if depth < DEEP or count(trace, NORMALIZATIONS) >= depth // 3:
         return None
@@ -56,7 +56,7 @@ def plain_depth(trace: Trace) -> Finding | None:
     odd = [weight for weight, larger, smaller in read if larger > USUAL or smaller > USUAL]
     if not read or len(odd) > len(read) // 3:
         return None
-    widths = [weight["fan_out"] for weight, _, _ in read if weight["fan_out"] > 1]
+    widths = [weight.fan_out for weight, _, _ in read if weight.fan_out and weight.fan_out > 1]
     spread = finite_width_log_std(widths) if widths else 0.0
     if seen.learnt and not seen.slow and not (spread >= LOTTERY and seen.end_over_chance > LEARNT):
         return None

@@ -33,12 +33,13 @@ or GRU instead of a plain recurrent layer, clipping by global norm, and shorter 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import RecurrentReading
 from gradrecipes.diagnosis.readings import OUT_OF_PROPORTION, gradient_to_weight, number, say
 from gradrecipes.diagnosis.recurrent_remedies import recurrent_prescriptions
 from gradrecipes.diagnosis.verdict import OSCILLATING, STALLED, Verdict, verdict
@@ -59,7 +60,7 @@ GATED = {"LSTM", "GRU", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"}
 class Gain(NamedTuple):
     """Say which layer grows, in which way, and by how much."""
 
-    layer: dict[str, Any]
+    layer: RecurrentReading
     way: str  # "backward", "forward", "vanishing", "cell" or "motion"
     per_step: float
     log10_growth: float
@@ -68,8 +69,7 @@ class Gain(NamedTuple):
 
 def recurrent_gain(trace: Trace) -> Finding | None:
     """Tell whether a recurrent layer makes gradients explode or vanish over its sequence."""
-    probed = trace.probes.get("recurrent")
-    layers = [layer for layer in probed if isinstance(layer, dict)] if isinstance(probed, list) else []
+    layers = trace.probes.recurrent
     if not layers:
         return None
     seen = verdict(trace)
@@ -86,7 +86,7 @@ def recurrent_gain(trace: Trace) -> Finding | None:
         severity=Severity.CRITICAL if harmed else Severity.WARNING,
         confidence=_confidence(gain, seen),
         explanation=_explanation(gain),
-        layer=gain.layer["layer"] if gain.layer["layer"] in trace.layers else None,
+        layer=gain.layer.layer if gain.layer.layer in trace.layers else None,
         evidence=_evidence(trace, gain),
         prescriptions=recurrent_prescriptions(trace, gain.layer, gain.way),
         leads_to=("vanishing_gradient", "stalled_loss")
@@ -95,46 +95,47 @@ def recurrent_gain(trace: Trace) -> Finding | None:
     )
 
 
-def _gains(trace: Trace, layer: dict[str, Any], seen: Verdict, harmed: bool) -> list[Gain]:
+def _gains(trace: Trace, layer: RecurrentReading, seen: Verdict, harmed: bool) -> list[Gain]:
     """Return what is wrong with a layer, each with its evidence in the run."""
-    found, steps = [], number(layer.get("steps")) or 0.0
-    backward, total = number(layer.get("growth_per_step")), number(layer.get("log10_growth"))
-    forward = number(layer.get("state_growth_per_step"))
+    found, steps = [], number(layer.steps) or 0.0
+    backward, total = number(layer.growth_per_step), number(layer.log10_growth)
+    forward = number(layer.state_growth_per_step)
     shown = harmed or _proportion(trace, layer) >= OUT_OF_PROPORTION
     if shown and backward is not None and total is not None and backward >= PER_STEP and total >= EXPLODES:
         found.append(Gain(layer, "backward", backward, total))
-    unbounded = layer.get("activation") in WITHOUT_BOUND
+    unbounded = layer.activation in WITHOUT_BOUND
     if shown and unbounded and forward is not None and forward >= PER_STEP:
         whole = steps * math.log10(forward)
-        if whole >= EXPLODES or layer.get("nonfinite_step") is not None:
+        if whole >= EXPLODES or layer.nonfinite_step is not None:
             found.append(Gain(layer, "forward", forward, whole))
-    gone = GONE if layer.get("kind") in GATED else GONE_OF_PLAIN
-    lost = backward is not None and backward <= gone and steps * math.log10(max(backward, 1e-38)) <= FORGOTTEN
-    if seen.state == STALLED and steps >= LONG_ENOUGH and lost:
-        found.append(Gain(layer, "vanishing", backward, steps * math.log10(max(backward, 1e-38))))
+    gone = GONE if layer.kind in GATED else GONE_OF_PLAIN
+    if backward is not None and backward <= gone and seen.state == STALLED and steps >= LONG_ENOUGH:
+        whole = steps * math.log10(max(backward, 1e-38))
+        if whole <= FORGOTTEN:
+            found.append(Gain(layer, "vanishing", backward, whole))
     jump = _jump(trace, layer)
-    gated = layer.get("kind") in GATED
+    gated = layer.kind in GATED
     if gated and unbounded and seen.unhealthy:
         found.append(Gain(layer, "cell", backward or math.nan, total or math.nan, jump))
-    radius = number(layer.get("spectral_radius")) or 0.0
+    radius = number(layer.spectral_radius) or 0.0
     loose = unbounded and radius > 1.0 and steps * math.log10(radius) >= EXPLODES
     moves = seen.unhealthy or seen.state in (OSCILLATING, STALLED)
-    if layer.get("kind") == "SimpleRNN" and moves and jump >= (LOOSE_JUMP if loose else JUMP):
+    if layer.kind == "SimpleRNN" and moves and jump >= (LOOSE_JUMP if loose else JUMP):
         found.append(Gain(layer, "motion", backward or math.nan, total or math.nan, jump))
     return found
 
 
-def _column(trace: Trace, layer: dict[str, Any]) -> int | None:
-    return trace.layers.index(layer["layer"]) if layer.get("layer") in trace.layers else None
+def _column(trace: Trace, layer: RecurrentReading) -> int | None:
+    return trace.layers.index(layer.layer) if layer.layer in trace.layers else None
 
 
-def _proportion(trace: Trace, layer: dict[str, Any]) -> float:
+def _proportion(trace: Trace, layer: RecurrentReading) -> float:
     column = _column(trace, layer)
     ratio = math.nan if column is None else float(gradient_to_weight(trace)[column])
     return ratio if math.isfinite(ratio) else 0.0
 
 
-def _jump(trace: Trace, layer: dict[str, Any]) -> float:
+def _jump(trace: Trace, layer: RecurrentReading) -> float:
     """Return the largest gradient norm of the layer before anything broke, over the median; NaN if not measured."""
     column = _column(trace, layer)
     if column is None or not len(trace):
@@ -157,11 +158,11 @@ def _confidence(gain: Gain, seen: Verdict) -> float:
 
 
 def _title(gain: Gain) -> str:
-    name, steps = gain.layer["layer"], gain.layer.get("steps")
+    name, steps = gain.layer.layer, gain.layer.steps
     if gain.way == "forward":
         return f"The state of {name!r} grows by {say(gain.per_step)} at every time step"
     if gain.way == "cell":
-        return f"{gain.layer['activation']} in the {gain.layer['kind']} {name!r} lets its state grow without a bound"
+        return f"{gain.layer.activation} in the {gain.layer.kind} {name!r} lets its state grow without a bound"
     if gain.way == "motion":
         return f"The gradient through the {steps} time steps of {name!r} jumps {say(gain.jump)}-fold"
     verb = "shrinks" if gain.way == "vanishing" else "grows"
@@ -169,8 +170,8 @@ def _title(gain: Gain) -> str:
 
 
 def _explanation(gain: Gain) -> str:
-    layer, steps = gain.layer, gain.layer.get("steps")
-    name, size = layer["layer"], _power(gain.log10_growth)
+    layer, steps = gain.layer, gain.layer.steps
+    name, size = layer.layer, _power(gain.log10_growth)
     if gain.way == "backward":
         return (
             f"On its way back through {name!r} a gradient grows {say(gain.per_step)}-fold at each of {steps} time "
@@ -180,7 +181,7 @@ def _explanation(gain: Gain) -> str:
         )
     if gain.way == "forward":
         return (
-            f"The state of {name!r} passes through {layer['activation']}, which has no bound, and grows "
+            f"The state of {name!r} passes through {layer.activation}, which has no bound, and grows "
             f"{say(gain.per_step)}-fold at each of {steps} time steps, before any training: {size}-fold in all. "
             "Outputs, loss and gradients grow with it."
         )
@@ -192,7 +193,7 @@ def _explanation(gain: Gain) -> str:
         )
     if gain.way == "cell":
         return (
-            f"{name!r} is an {layer['kind']} whose state passes through {layer['activation']} instead of tanh. It is "
+            f"{name!r} is an {layer.kind} whose state passes through {layer.activation} instead of tanh. It is "
             f"added to at each of {steps} time steps, and nothing bounds it: as soon as training opens the gates a "
             "little, the state feeds itself and grows from step to step, and the gradient with it."
         )
@@ -206,7 +207,7 @@ def _explanation(gain: Gain) -> str:
 
 def _evidence(trace: Trace, gain: Gain) -> tuple[Evidence, ...]:
     layer, found = gain.layer, []
-    steps = layer.get("steps")
+    steps = layer.steps
     if gain.way in ("backward", "vanishing", "forward"):
         what = "The state" if gain.way == "forward" else "A gradient on its way back"
         found.append(
@@ -218,8 +219,8 @@ def _evidence(trace: Trace, gain: Gain) -> tuple[Evidence, ...]:
                 "products of Jacobians on the real sequences, arXiv 1211.5063",
             )
         )
-    radius = number(layer.get("spectral_radius"))
-    if radius is not None and layer.get("kind") not in GATED:
+    radius = number(layer.spectral_radius)
+    if radius is not None and layer.kind not in GATED:
         found.append(
             Evidence(
                 f"The largest eigenvalue of the recurrent matrix has a magnitude of {say(radius)}.",
@@ -228,9 +229,9 @@ def _evidence(trace: Trace, gain: Gain) -> tuple[Evidence, ...]:
                 "spectral radius; an orthogonal matrix has 1",
             )
         )
-    if layer.get("nonfinite_step") is not None:
-        statement = f"After {layer['nonfinite_step']} time steps the state is no finite number any more."
-        found.append(Evidence(statement, float(layer["nonfinite_step"]), source="the untouched net, a real batch"))
+    if layer.nonfinite_step is not None:
+        statement = f"After {layer.nonfinite_step} time steps the state is no finite number any more."
+        found.append(Evidence(statement, float(layer.nonfinite_step), source="the untouched net, a real batch"))
     if math.isfinite(gain.jump):
         statement = f"The largest gradient norm of the layer was {say(gain.jump)} times its median in the run."
         found.append(Evidence(statement, gain.jump, JUMP, "this run"))
@@ -239,7 +240,7 @@ def _evidence(trace: Trace, gain: Gain) -> tuple[Evidence, ...]:
         statement = f"The first gradient of the layer was {say(ratio)} times its weights."
         found.append(Evidence(statement, ratio, 1.0, "gradient norm over weight norm at the first sample"))
     if not found:
-        statement = f"The activation of the {layer['kind']} is {layer['activation']}, which has no bound."
+        statement = f"The activation of the {layer.kind} is {layer.activation}, which has no bound."
         found.append(Evidence(statement, source="keras.layers.LSTM: activation='tanh' by default"))
     return tuple(found)
 

@@ -40,29 +40,29 @@ def saturated_units(trace: Trace) -> Finding | None:
     if seen.learnt and not seen.end_over_chance > LEARNT:
         return None
     for when in ("before",) if seen.learnt else ("before", "after"):
-        bad = [layer for layer in hidden(trace, when) if (layer.get("saturated_share") or 0.0) > SATURATED]
+        bad = [layer for layer in hidden(trace, when) if (layer.saturated_share or 0.0) > SATURATED]
         if bad:
             break
     else:
         return None
-    worst = max(bad, key=lambda layer: layer["saturated_share"])
-    share, name = worst["saturated_share"], worst["activation"]
+    worst = max(bad, key=lambda layer: layer.saturated_share or 0.0)
+    share, name = worst.saturated_share or 0.0, worst.activation
     moment = "before the first step" if when == "before" else "at the end of the trial, though not at its beginning"
-    statement = f"{say(100 * share)} % of the outputs of {worst['name']!r} ({name}) lie at a bound, {moment}."
-    own = [weight for weight in weights(trace) if weight["layer"] == worst["name"]]
+    statement = f"{say(100 * share)} % of the outputs of {worst.name!r} ({name}) lie at a bound, {moment}."
+    own = [weight for weight in weights(trace) if weight.layer == worst.name]
     advice = [normalize_before_the_activation(), change_activation(str(name), "relu")]
     return Finding(
         code="saturated_units",
-        title=f"{say(100 * share)} % of {worst['name']!r} is saturated",
+        title=f"{say(100 * share)} % of {worst.name!r} is saturated",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=0.75 if when == "before" else 0.6,
         explanation=(
             f"{statement} There the slope of {name} is next to 0, and with it every gradient that passes through. What "
-            f"drives it there is the size of what comes in: {say(worst['input_rms'] or 0.0)} in the mean square, times "
+            f"drives it there is the size of what comes in: {say(worst.input_rms or 0.0)} in the mean square, times "
             "the weights."
         ),
-        layer=worst["name"],
+        layer=worst.name,
         step=None if when == "before" or not len(trace) else int(trace.steps["step"][-1]),
         evidence=(Evidence(statement, share, 0.05, "AISTATS 2010 (Glorot), section 3"),),
         prescriptions=(*([use_fitting_initializer(own, name)] if own and when == "before" else []), *advice),

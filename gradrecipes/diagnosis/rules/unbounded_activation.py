@@ -27,10 +27,10 @@ ReLU, GELU or SiLU in feed-forward layers, tanh in recurrent cells; where the fu
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.diagnosis.data_facts import arrays
 from gradrecipes.diagnosis.readings import number, say
 from gradrecipes.diagnosis.remedies import change_activation, normalize_before_the_activation
@@ -50,8 +50,8 @@ def unbounded_activation(trace: Trace) -> Finding | None:
     seen = verdict(trace)
     if not (seen.unhealthy or seen.start_over_chance >= FAR_START or not seen.learnt):
         return None
-    gated = [layer for layer in layers(trace) if layer["kind"] in GATED and layer["activation"] in WITHOUT_BOUND]
-    odd = [layer for layer in hidden(trace) if _runs_away(layer) and layer["kind"] not in GATED]
+    gated = [layer for layer in layers(trace) if layer.kind in GATED and layer.activation in WITHOUT_BOUND]
+    odd = [layer for layer in hidden(trace) if _runs_away(layer) and layer.kind not in GATED]
     if odd:
         return _of_layers(odd, seen.unhealthy)
     jump = _jump(trace)
@@ -62,22 +62,23 @@ def unbounded_activation(trace: Trace) -> Finding | None:
     return None
 
 
-def _runs_away(layer: dict[str, Any]) -> bool:
-    exponent, gain = layer.get("activation_exponent"), layer.get("activation_gain")
+def _runs_away(layer: LayerSignal) -> bool:
+    exponent, gain = layer.activation_exponent, layer.activation_gain
     if exponent is None or gain is None:
         return False
     of_ten = gain * 10.0 ** min(exponent, 37.0)  # behind a threshold it is less than 10, however steep the way there
     return (exponent > SUPERLINEAR and of_ten > 10.0 * AMPLIFIES) or (gain > AMPLIFIES and exponent > 0.9)
 
 
-def _of_layers(odd: list[dict[str, Any]], broke: bool) -> Finding:
-    worst = max(odd, key=lambda layer: (layer["activation_exponent"], layer["activation_gain"]))
-    name, exponent = worst["activation"] or worst["kind"], worst["activation_exponent"]
+def _of_layers(odd: list[LayerSignal], broke: bool) -> Finding:
+    worst = max(odd, key=lambda layer: (layer.activation_exponent or 0.0, layer.activation_gain or 0.0))
+    name = worst.activation or worst.kind
+    exponent, gain = worst.activation_exponent or 0.0, worst.activation_gain or 0.0
     statement = (
-        f"{name} in {worst['name']!r} answers to a signal of size 1 with {say(worst['activation_gain'])}, and to one "
-        f"of size 10 with {say(worst['activation_gain'] * 10.0 ** min(exponent, 37.0))}; a ReLU gives 0.71 and 7.1."
+        f"{name} in {worst.name!r} answers to a signal of size 1 with {say(gain)}, and to one "
+        f"of size 10 with {say(gain * 10.0 ** min(exponent, 37.0))}; a ReLU gives 0.71 and 7.1."
     )
-    sizes = f" Its output on this batch has a size of {say(worst['output_rms'])}." if worst["output_rms"] else ""
+    sizes = f" Its output on this batch has a size of {say(worst.output_rms)}." if worst.output_rms else ""
     return Finding(
         code="unbounded_activation",
         title=f"The activation {name} grows faster than what it is given",
@@ -89,39 +90,37 @@ def _of_layers(odd: list[dict[str, Any]], broke: bool) -> Finding:
             "becomes far too large in the next layer, and a step that enlarges the weights a little enlarges the "
             "output a lot."
         ),
-        layer=worst["name"],
+        layer=worst.name,
         evidence=(Evidence(statement, exponent, 1.0, "the activation itself, on quantiles of a normal signal"),),
         prescriptions=(change_activation(name, "relu"), normalize_before_the_activation()),
         leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )
 
 
-def _jump(trace: Trace) -> tuple[dict[str, Any], float] | None:
+def _jump(trace: Trace) -> tuple[LayerSignal, float] | None:
     """Return the first layer whose own arithmetic makes of usual numbers a thousand times larger ones, and of what."""
-    largest = max((number(array.get("rms")) or 0.0 for array in arrays(trace, parts=("inputs",))), default=0.0)
+    largest = max((number(array.rms) or 0.0 for array in arrays(trace, parts=("inputs",))), default=0.0)
     for layer in layers(trace):
-        size = layer.get("output_rms")
-        size = math.inf if size is None and layer.get("nonfinite_share") else size or 0.0
-        of_weights = layer["kind"] in WEIGHTED | RECURRENT or any(
-            one["layer"] == layer["name"] for one in weights(trace)
-        )
-        entered = max(largest, layer.get("input_rms") or 0.0)
+        size = layer.output_rms
+        size = math.inf if size is None and layer.nonfinite_share else size or 0.0
+        of_weights = layer.kind in WEIGHTED | RECURRENT or any(one.layer == layer.name for one in weights(trace))
+        entered = max(largest, layer.input_rms or 0.0)
         if not of_weights and 0.0 < entered < USUAL and size > JUMP * max(entered, 1.0):
             return layer, entered
         largest = max(largest, size)
     return None
 
 
-def _of_operation(layer: dict[str, Any], entered: float) -> Finding:
-    size = layer.get("output_rms")
+def _of_operation(layer: LayerSignal, entered: float) -> Finding:
+    size = layer.output_rms
     became = "more than float32 holds" if size is None else f"a size of {say(size)}"
     statement = (
-        f"{layer['name']!r} ({layer['kind']}) makes {became} out of numbers of at most {say(entered)} in the mean "
+        f"{layer.name!r} ({layer.kind}) makes {became} out of numbers of at most {say(entered)} in the mean "
         "square, without weights that would do so."
     )
     return Finding(
         code="unbounded_activation",
-        title=f"The arithmetic of {layer['name']!r} grows faster than what it is given",
+        title=f"The arithmetic of {layer.name!r} grows faster than what it is given",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=0.85,
@@ -130,28 +129,28 @@ def _of_operation(layer: dict[str, Any], entered: float) -> Finding:
             "and the next such layer makes infinity of it. A softmax in place of a bare exponential, a division by the "
             "root of the width before it, or a normalization behind it keeps the size."
         ),
-        layer=layer["name"],
+        layer=layer.name,
         evidence=(Evidence(statement, size, entered, "this batch, before the trial"),),
         prescriptions=(normalize_before_the_activation("LayerNormalization"),),
         leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )
 
 
-def _of_cells(gated: list[dict[str, Any]]) -> Finding:
+def _of_cells(gated: list[LayerSignal]) -> Finding:
     worst = gated[0]
     statement = (
-        f"{worst['name']!r} is an {worst['kind']} whose state passes through {worst['activation']} instead of tanh: it "
+        f"{worst.name!r} is an {worst.kind} whose state passes through {worst.activation} instead of tanh: it "
         "is added to at every time step and nothing bounds it."
     )
-    advice = change_activation(str(worst["activation"]), "tanh")
+    advice = change_activation(str(worst.activation), "tanh")
     return Finding(
         code="unbounded_activation",
-        title=f"{worst['activation']} in {worst['name']!r} leaves the recurrent state without a bound",
+        title=f"{worst.activation} in {worst.name!r} leaves the recurrent state without a bound",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=0.9,
         explanation=f"{statement} Over a long sequence the state, and the gradient through it, grow without end.",
-        layer=worst["name"],
+        layer=worst.name,
         evidence=(Evidence(statement, source="keras.layers.LSTM: activation='tanh' by default"),),
         prescriptions=(advice,),
         leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss"),

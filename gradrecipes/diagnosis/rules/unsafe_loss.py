@@ -27,17 +27,16 @@ Keras' own loss on logits; else a small constant inside the logarithm, the root 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.offender import listed
+from gradrecipes.core.offender import Offender, listed
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import ForwardPassReading
 from gradrecipes.diagnosis.data_facts import autopsy_readings, heads, largest_output, offenders
 from gradrecipes.diagnosis.prescribe import guard
 from gradrecipes.diagnosis.prescribe_loss import safe_arithmetic, safe_cross_entropy
-from gradrecipes.diagnosis.readings import layer_descriptions, number, say
+from gradrecipes.diagnosis.readings import number, say
 from gradrecipes.diagnosis.signals import layers
 from gradrecipes.diagnosis.unsafe_points import Said, at_the_start, ends, percentage, points, word
 from gradrecipes.diagnosis.verdict import BROKEN, losses, verdict
@@ -68,38 +67,35 @@ def unsafe_loss(trace: Trace) -> Finding | None:
     )
 
 
-def _first(trace: Trace) -> dict[str, Any] | None:
+def _first(trace: Trace) -> Offender | None:
     first = next(iter(offenders(trace)), None)
-    return first if first is not None and isinstance(first.get("found"), str) else None
+    return first if first is not None and isinstance(first.found, str) else None
 
 
 def _broken_loss(trace: Trace) -> Said | None:
     """Say that a step broke in the loss or in its derivative, with sound numbers before it."""
     first = _first(trace)
-    if first is None or first.get("kind") not in ("loss", "gradient"):
+    if first is None or first.kind not in ("loss", "gradient"):
         return None
-    if first["kind"] == "gradient" and first.get("layer") is not None:
+    if first.kind == "gradient" and first.layer is not None:
         return None
     own = [head for head in heads(trace) if not head.of_keras]
-    structure = trace.probes.get("structure") or {}
-    added = first["kind"] == "loss" and first.get("layer") is not None
-    if not (own or added or structure.get("own_loss") or structure.get("own_train_step")):
+    structure = trace.description
+    added = first.kind == "loss" and first.layer is not None
+    if not (own or added or structure.own_loss or structure.own_train_step):
         return None
     largest = largest_output(trace)
-    limit = EXPONENT if added and first["found"] != "nan" else SANE
+    limit = EXPONENT if added and first.found != "nan" else SANE
     if largest is not None and largest > limit:
         return None  # the net had run away before: a square, a sum or an exponential overflows then
-    name = f"what {first['layer']} adds to the loss" if added else f"the loss {own[0].name!r}" if own else "the loss"
-    part = "its derivative" if first["kind"] == "gradient" else "it"
-    samples = first.get("samples") or []
-    where = f", for {listed(samples)} of the batch" if samples else ""
-    statement = (
-        f"The step broke in {name}: {part} became {word(first['found'])}{where}, while all that entered was finite"
-    )
+    name = f"what {first.layer} adds to the loss" if added else f"the loss {own[0].name!r}" if own else "the loss"
+    part = "its derivative" if first.kind == "gradient" else "it"
+    where = f", for {listed(first.samples)} of the batch" if first.samples else ""
+    statement = f"The step broke in {name}: {part} became {word(first.found)}{where}, while all that entered was finite"
     largest_said = "" if largest is None else f" and at most {say(largest)} in size"
     return (
-        f"{name[0].upper()}{name[1:]} gives {word(first['found'])} for predictions that are finite",
-        f"{statement}{largest_said}. {first.get('sentence', '')}",
+        f"{name[0].upper()}{name[1:]} gives {word(first.found)} for predictions that are finite",
+        f"{statement}{largest_said}. {first.sentence}",
         Severity.CRITICAL,
         0.95,
         (
@@ -108,47 +104,44 @@ def _broken_loss(trace: Trace) -> Said | None:
             *_swept(trace),
         ),
         (safe_arithmetic(), *safe_cross_entropy(own), guard()),
-        first["layer"] if added else None,
+        first.layer if added else None,
     )
 
 
 def _swept(trace: Trace) -> tuple[Evidence, ...]:
     """Name the samples for which the untrained net has no loss, by their place in all the data."""
-    probe = trace.probes.get("sweep") or {}
-    bad = probe.get("nonfinite_samples") or []
+    probe = trace.probes.forward_pass or ForwardPassReading()
+    bad = probe.nonfinite_samples
     if not bad:
         return ()
     statement = f"At the first weights the loss, or its slope, is not finite for {listed(bad)} of all the data"
-    return (Evidence(f"{statement}.", len(bad), 0, f"{probe.get('samples')} samples sent through the net"),)
+    return (Evidence(f"{statement}.", len(bad), 0, f"{probe.samples} samples sent through the net"),)
 
 
 def _broken_operation(trace: Trace) -> Said | None:
     """Say that a layer without weights, or arithmetic of the model's own, made NaN or Inf out of sound numbers."""
     first = _first(trace)
-    if first is None or first.get("kind") not in ("layer_output", "gradient") or not first.get("layer"):
+    if first is None or first.kind not in ("layer_output", "gradient") or not first.layer:
         return None
-    layer = first["layer"]
-    held = {one.get("name"): one for one in layer_descriptions(trace) if one} | {
-        one.get("name"): one for one in trace.description.get("layers") or [] if isinstance(one, dict)
-    }
-    about = held.get(layer)
-    if about is not None and ((about.get("parameters") or 0) > 0 or about.get("activation")):
+    layer = first.layer
+    about = next((one for one in trace.description.layers if one.name == layer), None)
+    if about is not None and ((about.parameters or 0) > 0 or about.activation):
         return None  # weights or an activation that overflow have other causes
-    reading = next((one for one in autopsy_readings(trace) if one.get("layer") == layer), {})
-    entered = number(reading.get("input_rms"))
-    limit = SANE if first["found"] == "nan" or first["kind"] == "gradient" else EXPONENT
+    reading = next((one for one in autopsy_readings(trace) if one.layer == layer), None)
+    entered = None if reading is None else number(reading.input_rms)
+    limit = SANE if first.found == "nan" or first.kind == "gradient" else EXPONENT
     if entered is not None and entered > limit:
         return None
     largest = largest_output(trace)
     if about is None and largest is not None and largest > SANE:
         return None  # arithmetic of the whole model: what entered it stands with its layers
-    what = f"the layer {layer!r}" + (f" ({about['kind']})" if about and about.get("kind") else "")
-    part = "the gradient on its way back through" if first["kind"] == "gradient" else "the output of"
+    what = f"the layer {layer!r}" + (f" ({about.kind})" if about and about.kind else "")
+    part = "the gradient on its way back through" if first.kind == "gradient" else "the output of"
     size = "" if entered is None else f" of root mean square {say(entered)}"
-    statement = f"The step broke in {what}: {part} it became {word(first['found'])}, while its input{size} was finite"
+    statement = f"The step broke in {what}: {part} it became {word(first.found)}, while its input{size} was finite"
     return (
-        f"An operation in {layer!r} gives {word(first['found'])} for numbers that are finite",
-        f"{statement}. {first.get('sentence', '')} It holds no weights, so that it is its arithmetic that is unsafe: a "
+        f"An operation in {layer!r} gives {word(first.found)} for numbers that are finite",
+        f"{statement}. {first.sentence} It holds no weights, so that it is its arithmetic that is unsafe: a "
         "logarithm or a root at 0, or a division by 0.",
         Severity.CRITICAL,
         0.9,
@@ -161,9 +154,9 @@ def _broken_operation(trace: Trace) -> Said | None:
 def _derivative(trace: Trace) -> Said | None:
     """Say that the very first gradient of a step of the user's own is no number, though all it comes from is one."""
     seen, read = verdict(trace), layers(trace)
-    own = (trace.probes.get("structure") or {}).get("own_train_step")
+    own = trace.description.own_train_step
     first = losses(trace)[:1]
-    sound = bool(read) and all((one.get("output_rms") or 0.0) < SANE and not one.get("nonfinite_share") for one in read)
+    sound = bool(read) and all((one.output_rms or 0.0) < SANE and not one.nonfinite_share for one in read)
     if (
         seen.state != BROKEN
         or seen.step != 0

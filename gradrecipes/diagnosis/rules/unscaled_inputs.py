@@ -31,7 +31,15 @@ from typing import Any
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.data_facts import FAR_START, Array, first_loss_over_chance, leaves_behind, suffers_from
+from gradrecipes.core.trace.data_reading import Columns, DataReading
+from gradrecipes.core.trace.description import InputDescription
+from gradrecipes.diagnosis.data_facts import (
+    FAR_START,
+    ArrayReading,
+    first_loss_over_chance,
+    leaves_behind,
+    suffers_from,
+)
 from gradrecipes.diagnosis.prescribe_data import normalize_inputs
 from gradrecipes.diagnosis.readings import number, say
 from gradrecipes.diagnosis.varied import beats, heals, variation, varied_evidence
@@ -74,9 +82,7 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
             *_start(seen),
             *varied_evidence(trace, "scaled_inputs", *(() if healed else ("all_scaled",))),
         ),
-        prescriptions=normalize_inputs(
-            array["name"], int((array.get("columns") or {}).get("count") or 1), pixels=_pixels(array)
-        ),
+        prescriptions=normalize_inputs(array.name, (array.columns or Columns(1)).count, pixels=_pixels(array)),
         leads_to=(
             *("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
             *("saturated_units", "dead_units"),
@@ -88,36 +94,38 @@ def _slowed(trace: Trace, seen: Verdict) -> bool:
     """Say whether a run that falls is far behind the same steps on scaled inputs, or behind a blind guess."""
     if seen.end_over_chance > FAR_FROM_CHANCE and heals(trace, "scaled_inputs"):
         return True
-    apart = [array for array in _unscaled(trace) if _apart(array["columns"])]
+    apart = [array for array in _unscaled(trace) if _apart(array.columns)]
     return bool(apart) and seen.start_over_chance >= FAR_OUT and beats(trace, seen, "scaled_inputs")
 
 
-def _apart(columns: dict[str, Any]) -> bool:
+def _apart(columns: Columns | None) -> bool:
     """Say whether some columns are of another order than the typical one; pixels, dark or bright, are not."""
-    typical, largest = number(columns.get("rms_median")), number(columns.get("rms_max"))
+    if columns is None:
+        return False
+    typical, largest = columns.rms_median, columns.rms_max
     return bool(typical and largest and largest > APART * typical and largest > SOMEWHAT_FAR)
 
 
-def _unscaled(trace: Trace) -> list[Array]:
+def _unscaled(trace: Trace) -> list[ArrayReading]:
     """Return the inputs that are numbers and that no normalization stands behind."""
-    arrays = (trace.probes.get("data") or {}).get("inputs") or []
-    met = (trace.probes.get("structure") or {}).get("inputs") or []
-    by_name = {f"x[{one.get('name')!r}]": one for one in met}
+    arrays = (trace.probes.data or DataReading()).inputs
+    met = trace.description.inputs
+    by_name = {f"x[{one.name!r}]": one for one in met}
     found = []
     for place, array in enumerate(arrays):
-        one = by_name.get(array.get("name"), met[place] if place < len(met) else {})
-        scaled = one.get("normalized") is not None or one.get("first_kind") == "Embedding"
-        if array.get("numeric") and not array.get("feeds_embedding") and not scaled and array.get("columns"):
+        one = by_name.get(array.name, met[place] if place < len(met) else InputDescription())
+        scaled = one.normalized is not None or one.first_kind == "Embedding"
+        if array.numeric and not array.feeds_embedding and not scaled and array.columns:
             found.append(array)
     return found
 
 
-def _oddity(array: Array, *, mended: bool) -> tuple[str, float, float] | None:
+def _oddity(array: ArrayReading, *, mended: bool) -> tuple[str, float, float] | None:
     """Return what is odd about the scale of an array (words, measured, expected), or None."""
-    columns = {} if array.get("outliers") else array["columns"]  # one absurd sample sets all scales
-    name, rms = array["name"], number(array.get("rms_sound", array.get("rms")))
-    low, high = number(columns.get("std_min")), number(columns.get("std_max"))
-    mean = number(columns.get("mean_abs_max")) or 0.0
+    columns = Columns(0) if array.outliers or array.columns is None else array.columns  # outliers set all scales
+    name, rms = array.name, array.rms_without_outliers
+    low, high = columns.std_min, columns.std_max
+    mean = columns.mean_abs_max or 0.0
     if rms is None:
         return f"{name} overflows when it is squared", math.inf, 1.0
     if rms > (SOMEWHAT_FAR if mended else FAR):
@@ -136,14 +144,14 @@ def _oddity(array: Array, *, mended: bool) -> tuple[str, float, float] | None:
     return None
 
 
-def _pixels(array: Array) -> bool:
-    low, high = number(array.get("min")), number(array.get("max"))
-    whole = bool(array.get("integer_valued"))
+def _pixels(array: ArrayReading) -> bool:
+    low, high = number(array.min), number(array.max)
+    whole = bool(array.integer_valued)
     return whole and low is not None and low >= 0 and high is not None and 200 <= high <= 255
 
 
-def _explanation(array: Array, what: str) -> str:
-    rms = number(array.get("rms"))
+def _explanation(array: ArrayReading, what: str) -> str:
+    rms = number(array.rms)
     small = rms is not None and rms < TINY
     size = (
         "The first layer makes next to nothing of them: its outputs and gradients are as many times too small, and "
@@ -158,21 +166,20 @@ def _explanation(array: Array, what: str) -> str:
     )
 
 
-def _largest_columns(array: Array) -> tuple[Evidence, ...]:
-    columns: dict[str, Any] = array["columns"]
-    largest = columns.get("largest") or []
-    if int(columns.get("count") or 1) < 2 or not largest or not number(columns.get("rms_median")):
+def _largest_columns(array: ArrayReading) -> tuple[Evidence, ...]:
+    columns = array.columns or Columns(0)
+    if columns.count < 2 or not columns.largest or not columns.rms_median:
         return ()
-    first = largest[0]
-    size = math.hypot(number(first.get("mean")) or 0.0, number(first.get("std")) or 0.0)
-    if size < SOMEWHAT_FAR * columns["rms_median"]:
+    first = columns.largest[0]
+    size = math.hypot(first.mean or 0.0, first.std or 0.0)
+    if size < SOMEWHAT_FAR * columns.rms_median:
         return ()
     return (
         Evidence(
-            f"Column {first['column']} is the largest, {say(size)} in root mean square; the median column has "
-            f"{say(columns['rms_median'])}.",
+            f"Column {first.column} is the largest, {say(size)} in root mean square; the median column has "
+            f"{say(columns.rms_median)}.",
             size,
-            float(columns["rms_median"]),
+            columns.rms_median,
             "the data",
         ),
     )

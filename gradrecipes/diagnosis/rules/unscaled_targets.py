@@ -33,6 +33,9 @@ from typing import Any
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import ArrayReading
+from gradrecipes.core.trace.description import OutputDescription
+from gradrecipes.core.trace.probes import OutputReading
 from gradrecipes.diagnosis.data_facts import Head, arrays, heads, suffers_from
 from gradrecipes.diagnosis.prescribe_data import scale_targets
 from gradrecipes.diagnosis.readings import number, say
@@ -59,8 +62,8 @@ def unscaled_targets(trace: Trace) -> Finding | None:
     if not far or (tried and not healed and not together):
         return None
     head = max(far, key=_size)
-    target = head.target
-    what = f"{target['name']} has a root mean square of {say(_size(head))}"
+    target = head.target or ArrayReading("")
+    what = f"{target.name} has a root mean square of {say(_size(head))}"
     return Finding(
         code="unscaled_targets",
         title=f"The targets are not scaled: {what}",
@@ -71,7 +74,7 @@ def unscaled_targets(trace: Trace) -> Finding | None:
         step=seen.step,
         evidence=(
             Evidence(
-                f"{what}, from {say(target['min'])} to {say(target['max'])}, mean {say(target['mean'] or 0.0)}.",
+                f"{what}, from {say(target.min)} to {say(target.max)}, mean {say(target.mean or 0.0)}.",
                 _size(head),
                 1.0,
                 "the data; Efficient BackProp, section 4.3",
@@ -80,23 +83,28 @@ def unscaled_targets(trace: Trace) -> Finding | None:
             *_start(seen),
             *varied_evidence(trace, "scaled_targets", *(() if healed else ("all_scaled",))),
         ),
-        prescriptions=scale_targets(target["name"], positive=target["min"] > 0 and target["max"] > FAR * target["min"]),
+        prescriptions=scale_targets(target.name, positive=_positive(target)),
         leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )
 
 
 def _own_heads(trace: Trace) -> list[Head]:
     """Return the targets of a train step of the user's own, which compares them with what it likes."""
-    if not (trace.probes.get("structure") or {}).get("own_train_step"):
+    if not trace.description.own_train_step:
         return []
-    own = {"loss": "the loss of the train step", "custom": True}
-    return [Head(own, target, {}, (), place) for place, target in enumerate(arrays(trace, parts=("targets",)))]
+    own = OutputDescription(loss="the loss of the train step", custom=True)
+    targets = arrays(trace, parts=("targets",))
+    return [Head(own, target, OutputReading(), (), place) for place, target in enumerate(targets)]
 
 
 def _size(head: Head) -> float:
     """Return the root mean square of the targets, without absurd ones."""
-    target = head.target or {}
-    return number(target.get("rms_sound", target.get("rms"))) or 0.0
+    return (None if head.target is None else head.target.rms_without_outliers) or 0.0
+
+
+def _positive(target: ArrayReading) -> bool:
+    """Return whether all targets are positive and span more than an order of magnitude."""
+    return target.min is not None and target.max is not None and 0 < FAR * target.min < target.max
 
 
 def _regression(head: Head) -> bool:
@@ -107,9 +115,9 @@ def _regression(head: Head) -> bool:
 
 
 def _explanation(trace: Trace, head: Head, what: str) -> str:
-    name = str((trace.description.get("optimizer") or {}).get("name", ""))
+    name = "" if trace.description.optimizer is None else trace.description.optimizer.name
     adaptive = any(word in name for word in ("Adam", "RMSprop", "Adagrad", "Nadam", "Lion", "Adafactor"))
-    rate = number(trace.description.get("learning_rate"))
+    rate = trace.description.learning_rate
     if adaptive and rate:
         steps = f" At {say(rate)} a step and weight, {name} is long under way to answers of that size."
     else:
@@ -121,7 +129,7 @@ def _explanation(trace: Trace, head: Head, what: str) -> str:
 
 
 def _first_answers(head: Head) -> tuple[Evidence, ...]:
-    rms = number(head.measured.get("rms"))
+    rms = number(head.measured.rms)
     if rms is None:
         return ()
     return (

@@ -34,7 +34,7 @@ RISE = 1.2  # validation loss of the last epochs over its best; .1 is what epoch
 
 def validation_degrading(trace: Trace) -> Finding | None:
     """Tell whether the net learns its samples by heart."""
-    logs = [event.details.get("logs") or {} for event in trace.events if event.kind == "epoch"]
+    logs = [event.logs for event in trace.events if event.kind == "epoch"]
     logs = [log for log in logs if "val_loss" in log and "loss" in log]
     validation = np.array([log["val_loss"] for log in logs], dtype=float)
     training = np.array([log["loss"] for log in logs], dtype=float)

@@ -47,7 +47,7 @@ def vanishing_gradient(trace: Trace) -> Finding | None:
         severity=Severity.WARNING,
         confidence=0.95,
         explanation=f"{statement} The layers there are not moved, and the loss stands still.",
-        layer=read[0]["name"],
+        layer=read[0].name,
         evidence=(Evidence(statement, left, 1.0, "this batch, before any update"),),
         prescriptions=(normalize_before_the_activation(), add_residual_blocks()),
     )

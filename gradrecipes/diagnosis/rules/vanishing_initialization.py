@@ -29,12 +29,12 @@ before each activation.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from gradrecipes.core.activation import ACTIVATIONS
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.signal_theory import derivative_moment
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.diagnosis.oversized_weights import TOO_LARGE
 from gradrecipes.diagnosis.readings import say
 from gradrecipes.diagnosis.remedies import (
@@ -62,37 +62,35 @@ def vanishing_initialization(trace: Trace) -> Finding | None:
 
 
 def _too_small(trace: Trace) -> Finding | None:
-    read = [one for one in kernels(trace) if one[0]["role"] == "kernel"]
+    read = [one for one in kernels(trace) if one[0].role == "kernel"]
     hidden = read[:-1] or read
     small = [weight for weight, _, smaller in hidden if smaller > TOO_SMALL]
     alike = [
         weight
         for weight, larger, _ in hidden
-        if weight["std"] <= ALIKE * weight["rms"] and min(weight["shape"]) > 1 and larger <= TOO_LARGE
+        if weight.std <= ALIKE * weight.rms and min(weight.shape) > 1 and larger <= TOO_LARGE
     ]
     bad = alike or small
     if not read or len(bad) < SHARE * len(hidden) or (verdict(trace).learnt and not cut_off(trace)):
         return None
-    worst = min(bad, key=lambda weight: weight["rms"])
-    usual = worst["least"]
+    worst = min(bad, key=lambda weight: weight.rms)
+    usual = worst.least or 0.0
     if alike:
         title = "The initial weights of a layer are all alike, so that its units can never differ"
-        said = f"all entries of {worst['path']!r} are {say(worst['mean'])}; an initializer would spread them by"
+        said = f"all entries of {worst.path!r} are {say(worst.mean)}; an initializer would spread them by"
     else:
-        times = say(usual / worst["rms"]) if worst["rms"] else "infinitely many"
+        times = say(usual / worst.rms) if worst.rms else "infinitely many"
         title = f"The initial weights are {times} times too small"
-        said = (
-            f"the entries of {worst['path']!r} have a size of {say(worst['rms'])}; an initializer would draw them with"
-        )
+        said = f"the entries of {worst.path!r} have a size of {say(worst.rms)}; an initializer would draw them with"
     statement = f"In {len(bad)} of {len(hidden)} kernels: {said} a standard deviation of {say(usual)}."
     return _finding(
         title,
         "Each layer makes of what it receives a smaller copy, and of the gradient likewise, so that the output hardly "
         f"depends on the input and the first layers are hardly moved. {statement}",
-        worst["layer"],
+        worst.layer,
         confidence(trace, "fitting_weights"),
         (
-            Evidence(statement, worst["rms"], usual, "Glorot, LeCun or He, by fan-in"),
+            Evidence(statement, worst.rms, usual, "Glorot, LeCun or He, by fan-in"),
             *varied_evidence(trace, "fitting_weights"),
         ),
         (use_fitting_initializer(bad, "relu"), normalize_before_the_activation()),
@@ -108,7 +106,7 @@ def _shrinking(trace: Trace) -> Finding | None:
     predicted = math.exp(math.fsum(map(math.log, factors)) / len(factors))
     if predicted >= SHRINKS:
         return None
-    activation = next(layer["activation"] for layer in read if layer["activation"] not in (None, "linear"))
+    activation = next(layer.activation for layer in read if layer.activation not in (None, "linear"))
     measured = (ends[0] / ends[1]) ** (1.0 / max(1, len(read) - 1))
     statement = (
         f"The gradient that reaches the first layer's output is {say(ends[0] / ends[1])} of that at the last: "
@@ -119,21 +117,21 @@ def _shrinking(trace: Trace) -> Finding | None:
         f"{activation} layers with these initial weights lose the gradient: {say(measured)} per layer",
         f"{statement} A sound net keeps a factor near 1. What is lost on the way back cannot be had again by a higher "
         "learning rate, which the last layers would not bear.",
-        read[0]["name"],
+        read[0].name,
         0.9,
         (Evidence(statement, measured, predicted, "mean-field theory, arXiv 1611.01232"),),
         (change_activation(activation, "relu"), normalize_before_the_activation()),
     )
 
 
-def _factor(trace: Trace, layer: dict[str, Any]) -> float | None:
+def _factor(trace: Trace, layer: LayerSignal) -> float | None:
     """Return the factor per layer that theory predicts for the gradient, or None where it knows none."""
-    name = layer["activation"]
-    spread = next((weight for weight, _, _ in kernels(trace) if weight["layer"] == layer["name"]), None)
+    name = layer.activation
+    spread = next((weight for weight, _, _ in kernels(trace) if weight.layer == layer.name), None)
     if name not in ACTIVATIONS or name in ("linear", "exponential") or spread is None:
         return None
-    variance = spread["fan_in"] * spread["std"] ** 2
-    pre = variance * (layer["input_rms"] or 0.0) ** 2
+    variance = (spread.fan_in or 0) * spread.std**2
+    pre = variance * (layer.input_rms or 0.0) ** 2
     return math.sqrt(variance * derivative_moment(name, min(pre, 1e6))) or None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from gradrecipes.training.description.describe import ACTIVATION_LAYERS
+from gradrecipes.training.description.describe_layer import ACTIVATION_LAYERS
 from gradrecipes.training.description.model_graph import MERGES, NORMALIZATIONS, ModelGraph, Node, is_weighted
 
 UNKNOWN = "unknown"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -11,19 +12,17 @@ import numpy as np
 from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.core.activation import ACTIVATIONS
 from gradrecipes.core.signal_theory import forward_gain
-from gradrecipes.training.description.describe import describe_layer
+from gradrecipes.core.trace.probes import WeightScale
+from gradrecipes.training.description.describe_layer import describe_layer
 
 SATURATING = {"tanh", "sigmoid", "hard_sigmoid", "hard_tanh", "softsign"}
 
 
-def weight_scales(model: keras.Model) -> list[dict[str, Any]]:
+def weight_scales(model: keras.Model) -> tuple[WeightScale, ...]:
     """Return the spread of every weight of a model, beside the spreads that the usual initializers give.
 
     Returns:
-        For each trainable variable: `path`, `layer`, `kind` of the layer, `role` (`"kernel"`, `"recurrent"`,
-        `"embedding"`, `"matrix"` of a layer of the user's own, `"bias"`, `"other"`), `shape`, `mean`, `std`, `rms`,
-        `largest`; and for kernels and matrices `fan_in`, `fan_out`, `least` and `most`: the smallest and the largest
-        standard deviation among Glorot, LeCun and the one with the activation's own gain.
+        A `WeightScale` for each trainable variable.
     """
     found, seen = [], set()
     for layer in [*sublayers(model), model]:
@@ -33,28 +32,28 @@ def weight_scales(model: keras.Model) -> list[dict[str, Any]]:
             if id(variable) not in seen:
                 seen.add(id(variable))
                 found.append(_scale(layer, variable))
-    return found
+    return tuple(found)
 
 
-def _scale(layer: keras.layers.Layer, variable: Any) -> dict[str, Any]:
+def _scale(layer: keras.layers.Layer, variable: Any) -> WeightScale:
     values = np.asarray(variable).astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        scale: dict[str, Any] = {
-            "path": variable.path,
-            "layer": layer.name,
-            "kind": type(layer).__name__,
-            "role": _role(layer, variable),
-            "shape": list(values.shape),
-            "mean": float(values.mean()) if values.size else 0.0,
-            "std": float(values.std()) if values.size else 0.0,
-            "rms": float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0,
-            "largest": float(np.abs(values).max()) if values.size else 0.0,
-        }
-    if scale["role"] in ("kernel", "matrix"):
+        scale = WeightScale(
+            path=variable.path,
+            layer=layer.name,
+            kind=type(layer).__name__,
+            role=_role(layer, variable),
+            shape=tuple(values.shape),
+            mean=float(values.mean()) if values.size else 0.0,
+            std=float(values.std()) if values.size else 0.0,
+            rms=float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0,
+            largest=float(np.abs(values).max()) if values.size else 0.0,
+        )
+    if scale.role in ("kernel", "matrix"):
         fan_in, fan_out = _fans(layer, values.shape)
-        gain = _gain(describe_layer(layer)["activation"])
+        gain = _gain(describe_layer(layer).activation)
         spreads = [math.sqrt(2.0 / (fan_in + fan_out)), math.sqrt(1.0 / fan_in), gain / math.sqrt(fan_in)]
-        scale |= {"fan_in": fan_in, "fan_out": fan_out, "least": min(spreads), "most": max(spreads)}
+        return replace(scale, fan_in=fan_in, fan_out=fan_out, least=min(spreads), most=max(spreads))
     return scale
 
 

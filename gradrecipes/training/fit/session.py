@@ -13,8 +13,8 @@ import tensorflow as tf
 
 from gradrecipes.compat import keras_private
 from gradrecipes.compat.call_stack import FitCaller, is_running
-from gradrecipes.core.event import Event
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.event import Event
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.training.fit import active_fits
 from gradrecipes.training.fit.prepared_step import PreparedStep

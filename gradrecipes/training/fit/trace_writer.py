@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.core.event import Event
 from gradrecipes.core.trace import APPLIED, OUTCOMES, Trace
+from gradrecipes.core.trace.event import Event
 from gradrecipes.gradients.columns import MISSING
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.recorder import ACTIVATION_COLUMNS, STEP_COLUMNS
@@ -65,7 +65,7 @@ class TraceWriter:
             self._add_samples(rows.sample_steps, of_variables)
 
     def _begin_trace(self) -> None:
-        from gradrecipes.training.description.describe import describe_run
+        from gradrecipes.training.description.describe import describe_model
         from gradrecipes.training.fit.layer_map import LayerMap
 
         model = self._step.model
@@ -74,16 +74,17 @@ class TraceWriter:
             self._offset = int(self._earlier.steps["step"][-1]) + 1
             return
         with tf.init_scope():
-            description = describe_run(model, self.layer_map.layers, names=self.layer_map.names)
+            description = describe_model(model, self.layer_map.layers, names=self.layer_map.names)
         self.trace = Trace(self.layer_map.names, description=description)
 
     def _note_initial_weights(self, sample: dict[str, np.ndarray]) -> None:
-        for layer, kernel in zip(self.trace.description["layers"], self.layer_map.kernels, strict=True):
-            if kernel is not None and layer["weight_std"] is None and sample["weight_norm"][0, kernel] != MISSING:
+        spreads = {}
+        for place, kernel in enumerate(self.layer_map.kernels):
+            if kernel is not None and sample["weight_norm"][0, kernel] != MISSING:
                 norm, mean = float(sample["weight_norm"][0, kernel]), float(sample["weight_mean"][0, kernel])
                 variance = norm**2 / int(self._step.sizes[kernel]) - mean**2
-                layer["weight_std"] = math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else None
-                layer["weight_mean"] = mean if math.isfinite(mean) else None
+                spreads[place] = (math.sqrt(max(variance, 0.0)), mean)
+        self.trace.description = self.trace.description.with_initial_weights(spreads)
 
     def _add_steps(self, steps: np.ndarray, rows: np.ndarray, norms: np.ndarray) -> None:
         starts = np.array([start for start, _ in self._epoch_starts] or [0])

@@ -7,15 +7,17 @@ import inspect
 import logging
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import keras
 
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import Probes
 
 logger = logging.getLogger(__name__)
 
-Look = Callable[[keras.Model, dict[str, Any]], dict[str, Any]]
+Look = Callable[[keras.Model, dict[str, Any]], Probes]
 
 
 class WatchedFits:
@@ -33,7 +35,7 @@ class WatchedFits:
     def __init__(self, make_monitor: Callable[[], Any], *, look: Look | None = None):
         self._make_monitor = make_monitor
         self._look = look
-        self._probes: list[dict[str, Any]] = []
+        self._probes: list[Probes] = []
         self._kind = type(make_monitor())
         self._models: list[weakref.ref] = []
         self._names: list[str] = []
@@ -82,7 +84,7 @@ class WatchedFits:
         monitor = self._monitor_of(model, own)
         added = [] if own is not None else [monitor]
         if self._look is not None and len(self._models) > fits_before:
-            added.append(_Looking(self._look, arguments, self._probes[-1]))
+            added.append(_Looking(self._look, arguments, partial(self._probes.__setitem__, len(self._probes) - 1)))
         if not added:
             return
         if isinstance(callbacks, keras.callbacks.CallbackList):
@@ -103,21 +105,21 @@ class WatchedFits:
         self._models.append(weakref.ref(model))
         self._names.append(model.name)
         self._traces.append(Trace())
-        self._probes.append({})
+        self._probes.append(Probes())
         self._monitor = self._make_monitor() if own is None else own
         return self._monitor
 
     def _keep(self, trace: Trace) -> None:
-        trace.probes = {**self._probes[-1], **trace.probes}
+        trace.probes = trace.probes.filled_from(self._probes[-1])
         self._traces[-1] = trace
 
 
 class _Looking(keras.callbacks.Callback):
     """Look at a model when Keras has built it and no step has run; then be of no more use."""
 
-    def __init__(self, look: Look, arguments: dict[str, Any], probes: dict[str, Any]):
+    def __init__(self, look: Look, arguments: dict[str, Any], keep: Callable[[Probes], None]):
         super().__init__()
-        self._look, self._probes = look, probes
+        self._look, self._keep = look, keep
         self._arguments: dict[str, Any] | None = dict(arguments)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -125,6 +127,6 @@ class _Looking(keras.callbacks.Callback):
             return
         arguments, self._arguments = self._arguments, None
         try:
-            self._probes.update(self._look(self.model, arguments))
+            self._keep(self._look(self.model, arguments))
         except Exception:  # the script of somebody else runs here
             logger.debug("The look at %r before its fit failed.", self.model, exc_info=True)

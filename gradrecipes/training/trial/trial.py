@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import tensorflow as tf
 from gradrecipes.compat import keras_private
 from gradrecipes.core.offender import Autopsy
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
 from gradrecipes.gradients.recorder import STEP_COLUMNS
 from gradrecipes.training.autopsy import autopsy
@@ -67,9 +68,7 @@ class Trial:
         autopsy: What broke the recorded run, or None.
     """
 
-    def __init__(
-        self, model: keras.Model, batches: Sequence[Any], *, steps: int, outputs: Sequence[Mapping[str, Any]] = ()
-    ):
+    def __init__(self, model: keras.Model, batches: Sequence[Any], *, steps: int, outputs: Sequence[LayerSignal] = ()):
         self.model = model
         self._outputs = list(outputs)
         self.batches = list(batches)
@@ -137,7 +136,7 @@ class Trial:
         samples = WeightSamples(self.model)
         run = self._run(self.batches, steps, samples=samples)
         by_name = {layer.name: layer for layer in keras_private.sublayers(self.model)}
-        names = [layer["name"] for layer in self._outputs if layer["name"] in by_name]
+        names = [layer.name for layer in self._outputs if layer.name in by_name]
         self._instrumented.captured_layers = [by_name[name] for name in names]
         self._writer.collect()
         self.trace = self._writer.trace

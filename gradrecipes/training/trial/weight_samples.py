@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.training.fit.trace_writer import TraceWriter
 
 
@@ -39,15 +40,13 @@ class WeightSamples:
             self._first = {key: (float(np.std(value)), float(np.mean(value))) for key, value in self._before.items()}
         self._rows.append((self._step, norms, moved))
 
-    def add_to(
-        self, writer: TraceWriter, variables: Sequence[Any], *, outputs: Sequence[Mapping[str, Any]] = ()
-    ) -> None:
+    def add_to(self, writer: TraceWriter, variables: Sequence[Any], *, outputs: Sequence[LayerSignal] = ()) -> None:
         """Write the samples into a trace by layers, and the spread of the initial weights into its description.
 
         Args:
             writer: The writer of the record.
             variables: The variables that had a gradient.
-            outputs: `name`, `output_rms` and `output_gradient_norm` of layers before the first step.
+            outputs: What each layer put out before the first step.
         """
         trace, layer_map = writer.trace, writer.layer_map
         rows = [row for row in self._rows if row[0] < len(trace)]
@@ -63,19 +62,18 @@ class WeightSamples:
         trace.extend_samples(
             step=[row[0] for row in rows], weight_norm=weights, update_norm=updates, update_ratio=ratios, **captured
         )
-        for layer, kernel in zip(trace.description.get("layers", []), layer_map.kernels, strict=False):
-            if kernel is not None:
-                spread, mean = self._first.get(id(variables[kernel]), (math.nan, math.nan))
-                layer["weight_std"] = spread if math.isfinite(spread) else None
-                layer["weight_mean"] = mean if math.isfinite(mean) else None
+        unknown = (math.nan, math.nan)
+        kernels = [(place, kernel) for place, kernel in enumerate(layer_map.kernels) if kernel is not None]
+        spreads = {place: self._first.get(id(variables[kernel]), unknown) for place, kernel in kernels}
+        trace.description = trace.description.with_initial_weights(spreads)
 
     def _read(self) -> dict[int, np.ndarray]:
         return {id(one): np.asarray(one).astype(np.float64) for one in self._model.trainable_variables}
 
 
-def _of_first(trace: Trace, outputs: Sequence[Mapping[str, Any]], reading: str, rows: int) -> np.ndarray:
+def _of_first(trace: Trace, outputs: Sequence[LayerSignal], reading: str, rows: int) -> np.ndarray:
     values = np.full((rows, len(trace.layers)), np.nan)
-    by_name = {layer["name"]: layer.get(reading) for layer in outputs}
+    by_name = {layer.name: getattr(layer, reading) for layer in outputs}
     values[0] = [np.nan if by_name.get(name) is None else by_name[name] for name in trace.layers]
     return values
 

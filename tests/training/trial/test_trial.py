@@ -124,10 +124,10 @@ def test_the_rate_of_a_schedule_is_multiplied_too():
 def test_weights_and_an_empty_memory_can_be_lent():
     model = net()
     model.fit(X, Y, verbose=0, batch_size=16)
-    (kernel, *_) = (weight for weight in weight_scales(model) if weight["role"] == "kernel")
+    (kernel, *_) = (weight for weight in weight_scales(model) if weight.role == "kernel")
     with Trial(model, batches(), steps=4) as trial:
         trial.recorded(2)
-        other = trial.varied(2, weights={kernel["path"]: np.zeros(kernel["shape"], "float32")})
+        other = trial.varied(2, weights={kernel.path: np.zeros(kernel.shape, "float32")})
         trial.varied(1, fresh_slots=True)
         assert int(model.optimizer.iterations) == 1
     assert np.isfinite(other.loss).all()

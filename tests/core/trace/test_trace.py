@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from gradrecipes.core.event import Event
 from gradrecipes.core.trace import (
     APPLIED,
     HISTOGRAM_BINS,
@@ -22,12 +21,23 @@ from gradrecipes.core.trace import (
     STEP_READINGS,
     Trace,
 )
+from gradrecipes.core.trace.description import Description, OptimizerDescription
+from gradrecipes.core.trace.event import Event
 
 WHOLE = ("epoch", "batch", "outcome")
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
+)
+DESCRIPTIONS = st.builds(
+    Description,
+    model=st.text(max_size=5),
+    layers=st.just(()),
+    calls=st.none(),
+    inputs=st.just(()),
+    outputs=st.just(()),
+    optimizer=st.none() | st.builds(OptimizerDescription, st.text(max_size=5), st.none() | st.floats(allow_nan=False)),
 )
 
 
@@ -41,7 +51,7 @@ def traces(draw, layers=None, most=5):
     if layers is None:
         layers = draw(st.lists(st.text(max_size=6), max_size=3))
     depth, length = len(layers), draw(st.integers(0, most))
-    trace = Trace(layers, description=draw(st.dictionaries(st.text(max_size=5), JSON, max_size=3)))
+    trace = Trace(layers, description=draw(DESCRIPTIONS))
     names = draw(st.sets(st.sampled_from([name for name in STEP_READINGS if name not in WHOLE])))
     trace.extend(
         step=np.arange(length),
@@ -106,12 +116,12 @@ def test_saved_and_loaded_it_is_the_same_to_the_bit(trace):
 
 def test_nan_inf_signed_zero_and_the_smallest_number_survive_the_disk(tmp_path):
     special = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-45, 3.4028235e38], np.float32)
-    trace = Trace(description={"limit": float("inf")})
+    trace = Trace(description=Description(optimizer=OptimizerDescription("SGD", float("inf"))))
     trace.extend(step=range(len(special)), loss=special)
     trace.save(tmp_path / "t")
     read = Trace.load(tmp_path / "t")
     assert read.loss.tobytes() == special.tobytes()
-    assert read.description == {"limit": float("inf")}
+    assert read.description.optimizer.learning_rate == float("inf")
 
 
 @given(trace=traces(), start=st.integers(-7, 7), stop=st.none() | st.integers(-7, 7), stride=st.sampled_from([1, 2, 3]))
@@ -145,8 +155,8 @@ def test_merging_counts_on_and_its_order_of_work_does_not_matter(parts):
 
 def test_merging_leaves_both_as_they_were_and_shifts_samples_and_events():
     first, second = (
-        Trace(["a"], description={"batch_size": 8}),
-        Trace(["a"], description={"batch_size": 9, "loss": "mse"}),
+        Trace(["a"], description=Description(batch_size=8)),
+        Trace(["a"], description=Description(batch_size=9, loss="mse")),
     )
     for trace in (first, second):
         trace.extend(step=[0, 1])
@@ -155,7 +165,7 @@ def test_merging_leaves_both_as_they_were_and_shifts_samples_and_events():
     whole = first.merge(second)
     assert whole.samples["step"].tolist() == [0, 2]
     assert [event.step for event in whole.events] == [1, 3]
-    assert whole.description == {"batch_size": 8, "loss": "mse"}
+    assert whole.description == Description(batch_size=8, loss="mse")
     assert second.steps["step"].tolist() == [0, 1]
     assert second.samples["step"].tolist() == [0]
     assert len(first.events) == len(second.events) == 1

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import gradrecipes as gr
-from gradrecipes.probes.sweep import sweep
+from gradrecipes.core.trace.probes import ForwardPassReading
+from gradrecipes.probes.forward_pass import forward_pass
 from gradrecipes.training.trial.trial_data import trial_data
 
 ops = keras.ops
@@ -35,8 +36,8 @@ def net(loss):
 def test_the_samples_whose_loss_or_slope_is_not_finite_are_named(loss, bad):
     y = Y.copy()
     y[bad] = 0.0
-    found = sweep(net(loss), trial_data(X, y), seconds=60.0)
-    assert found == {"samples": 3000, "nonfinite_samples": [] if loss == "mse" else bad, "error": None}
+    found = forward_pass(net(loss), trial_data(X, y), seconds=60.0)
+    assert found == ForwardPassReading(3000, () if loss == "mse" else tuple(bad))
 
 
 def test_samples_are_found_by_halves_where_only_the_sum_tells():
@@ -45,16 +46,16 @@ def test_samples_are_found_by_halves_where_only_the_sum_tells():
 
     y = Y.copy()
     y[1717] = 0.0
-    assert sweep(net(single), trial_data(X, y), seconds=60.0)["nonfinite_samples"] == [1717]
+    assert forward_pass(net(single), trial_data(X, y), seconds=60.0).nonfinite_samples == (1717,)
 
 
 def test_the_model_is_left_as_it_was_and_a_dataset_is_not_read():
     model = net(logarithmic)
     before = [np.array(variable) for variable in model.variables]
-    sweep(model, trial_data(X, Y))
+    forward_pass(model, trial_data(X, Y))
     assert all(np.array_equal(one, variable) for one, variable in zip(before, model.variables, strict=True))
     batches = trial_data(iter([(X[:32], Y[:32])]))
-    assert sweep(model, batches)["samples"] == 0
+    assert forward_pass(model, batches).samples == 0
 
 
 def test_the_trial_meets_the_sample_and_the_finding_names_it():

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from gradrecipes.probes.structure import structure_probe
+from gradrecipes.training.description.describe import describe_model
 
 layers = keras.layers
 
@@ -18,11 +18,11 @@ PUBLISHED = {"ResNet50": (50, 16, 2), "DenseNet121": (121, 58, 1), "VGG16": (16,
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_depth_of_published_nets(name):
     model = getattr(keras.applications, name)(weights=None, input_shape=(96, 96, 3), classes=10)
-    found = structure_probe(model)
+    found = describe_model(model)
     depth, skips, plain = PUBLISHED[name]
-    assert (found["depth"], found["plain_depth"]) == (depth, plain)
-    assert skips is None or found["skips"] == skips
-    assert found["outputs"][0]["activation"] == "softmax" and found["inputs"][0]["first_kind"] == "Conv2D"
+    assert (found.depth, found.plain_depth) == (depth, plain)
+    assert skips is None or found.skips == skips
+    assert found.outputs[0].activation == "softmax" and found.inputs[0].first_kind == "Conv2D"
 
 
 def block(x, units, normalize=False):
@@ -80,9 +80,9 @@ def projected():
     ],
 )
 def test_depth_and_skips(build, expected):
-    found = structure_probe(build())
-    keys = ("depth", "skips", "plain_depth", "batch_normalizations_on_plain")
-    assert tuple(found[key] for key in keys) == expected
+    found = describe_model(build())
+    measured = (found.depth, found.skips, found.plain_depth, found.plain_batch_normalizations)
+    assert measured == expected
 
 
 def head(*behind, units=3):
@@ -122,15 +122,15 @@ HEADS = {
 @pytest.mark.parametrize("name", HEADS)
 def test_the_activation_that_outputs_leave_through(name):
     build, expected = HEADS[name]
-    output = structure_probe(build())["outputs"][0]
-    assert output["activation"] == expected
-    assert output["certain"] == (expected != "unknown")
-    assert output["units"] == (1 if name == "activation_layer" else 3)
+    output = describe_model(build()).outputs[0]
+    assert output.activation == expected
+    assert output.certain == (expected != "unknown")
+    assert output.units == (1 if name == "activation_layer" else 3)
 
 
 def test_two_activations_in_a_row_are_both_named():
     model = keras.Sequential([keras.Input((8,)), layers.Dense(3, activation="softmax"), layers.Softmax()])
-    assert structure_probe(model)["outputs"][0]["activations"] == ["softmax", "softmax"]
+    assert describe_model(model).outputs[0].activations == ("softmax", "softmax")
 
 
 def my_loss(y_true, y_pred):
@@ -159,14 +159,14 @@ class MyLoss(keras.losses.Loss):
 def test_the_loss_by_its_keras_name(loss, name, custom, from_logits):
     model = head()
     model.compile(loss=loss)
-    output = structure_probe(model)["outputs"][0]
-    assert (output["loss"], output["custom"], output["from_logits"]) == (name, custom, from_logits)
+    output = describe_model(model).outputs[0]
+    assert (output.loss, output.custom, output.from_logits) == (name, custom, from_logits)
 
 
 def test_settings_of_the_loss_are_kept():
     model = head()
     model.compile(loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1))
-    assert structure_probe(model)["outputs"][0]["config"]["label_smoothing"] == 0.1
+    assert describe_model(model).outputs[0].config["label_smoothing"] == 0.1
 
 
 @pytest.mark.parametrize("as_dict", [False, True])
@@ -175,16 +175,16 @@ def test_several_outputs_have_each_its_loss_and_target(as_dict):
     ends = {"a": layers.Dense(1, activation="sigmoid", name="a")(inputs), "b": layers.Dense(2, name="b")(inputs)}
     model = keras.Model(inputs, ends if as_dict else list(ends.values()))
     model.compile(loss={"a": "binary_crossentropy", "b": "mae"})
-    found = structure_probe(model)["outputs"]
-    assert [(one["name"], one["loss"], one["target"]) for one in found] == [
+    found = describe_model(model).outputs
+    assert [(one.name, one.loss, one.target) for one in found] == [
         ("a", "binary_crossentropy", 0),
         ("b", "mean_absolute_error", 1),
     ]
     model.compile(loss="mse")
-    assert [one["loss"] for one in structure_probe(model)["outputs"]] == ["mean_squared_error"] * 2
+    assert [one.loss for one in describe_model(model).outputs] == ["mean_squared_error"] * 2
     if not as_dict:
         model.compile(loss=[None, "mse"])
-        assert [(one["loss"], one["target"]) for one in structure_probe(model)["outputs"]] == [
+        assert [(one.loss, one.target) for one in describe_model(model).outputs] == [
             (None, None),
             ("mean_squared_error", 0),
         ]
@@ -209,14 +209,12 @@ def adapted():
 )
 def test_what_scales_the_inputs(first, expected):
     model = keras.Sequential([keras.Input((2,)), layers.Dropout(0.1), first(), layers.Dense(1)])
-    assert structure_probe(model)["inputs"][0]["normalized"] == expected
+    assert describe_model(model).inputs[0].normalized == expected
 
 
 def test_arithmetic_before_the_weights_scales_them():
     inputs = keras.Input((2,))
-    assert (
-        structure_probe(keras.Model(inputs, layers.Dense(1)(inputs / 255.0)))["inputs"][0]["normalized"] == "Rescaling"
-    )
+    assert describe_model(keras.Model(inputs, layers.Dense(1)(inputs / 255.0))).inputs[0].normalized == "Rescaling"
 
 
 class Subclassed(keras.Model):
@@ -238,15 +236,15 @@ def test_a_subclassed_model_says_what_is_not_known(compiled):
     model = Subclassed()
     if compiled:
         model.compile(optimizer=keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, 10)))
-    found = structure_probe(model)
-    json.dumps(found, allow_nan=False)
-    assert found["subclassed"] and found["own_train_step"] and found["depth"] is None
-    output = found["outputs"][0]
-    assert (output["activation"], output["certain"], output["units"], output["loss"]) == ("softmax", False, 3, None)
-    assert (found["inputs"][0]["normalized"], found["inputs"][0]["first_kind"]) == ("Rescaling", "Dense")
-    assert found["optimizer"].get("schedule") is (True if compiled else None)
+    found = describe_model(model)
+    json.dumps(found.to_json(), allow_nan=False)
+    assert found.calls is None and found.own_train_step and found.depth is None
+    output = found.outputs[0]
+    assert (output.activation, output.certain, output.units, output.loss) == ("softmax", False, 3, None)
+    assert (found.inputs[0].normalized, found.inputs[0].first_kind) == ("Rescaling", "Dense")
+    assert found.optimizer is None or found.optimizer.schedule == ("CosineDecay" if compiled else None)
 
 
 def test_a_model_without_layers_is_no_error():
-    assert structure_probe(keras.Sequential())["depth"] is None
-    assert json.dumps(structure_probe(keras.Sequential([keras.Input((2,))])))
+    assert describe_model(keras.Sequential()).depth is None
+    assert json.dumps(describe_model(keras.Sequential([keras.Input((2,))])).to_json())

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 FORMAT = "gradrecipes.trace"
-VERSION = 1
+VERSION = 2  # 1 kept the description and the probes as free dictionaries; see version_1.py
 _HEAD = "head"
-_PARTS = ("layers", "description", "events")  # and probes, which came later: a trace without them is whole
+_PARTS = ("layers", "description", "events", "version")
 _SUFFIX = ".npy"
 
 

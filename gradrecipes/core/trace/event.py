@@ -39,6 +39,11 @@ class Event:
                     f"Received: {name}={getattr(self, name)!r} in the event {self.kind!r}."
                 )
 
+    @property
+    def logs(self) -> dict[str, Any]:
+        """The logs of the epoch that ended, by name; empty for other events."""
+        return self.details.get("logs") or {}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the event as plain JSON values."""
         return asdict(self) | {"step": int(self.step), "epoch": int(self.epoch), "batch": int(self.batch)}

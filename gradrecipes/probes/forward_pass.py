@@ -1,4 +1,4 @@
-"""Send all the data through a net once, without training, for the one sample in thousands that it cannot bear."""
+"""Pass all the data through a net once, without training, to find the one sample in thousands that breaks it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import has_own_train_step
+from gradrecipes.core.trace.probes import ForwardPassReading
 from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.trial.trial_data import TrialData
 
@@ -23,7 +24,7 @@ LARGEST_BATCH = 1024  # samples
 SAMPLES_NAMED = 20
 
 
-def sweep(model: keras.Model, data: TrialData, *, seconds: float = SECONDS) -> dict[str, Any]:
+def forward_pass(model: keras.Model, data: TrialData, *, seconds: float = SECONDS) -> ForwardPassReading:
     """Say for which samples the net's output, its loss, or the gradient of that by the output is no number.
 
     A trial meets a few hundred samples; a logarithm of the single 0 among ten thousand waits for some later epoch. The
@@ -34,31 +35,26 @@ def sweep(model: keras.Model, data: TrialData, *, seconds: float = SECONDS) -> d
         data: All of them.
         seconds: After which no further batch is begun.
 
-    Returns:
-        Plain JSON values: `samples`, how many were looked at, `nonfinite_samples`, the first 20 that are bad, and
-        `error`, why the pass ended early, or None.
-
     Example:
         >>> from gradrecipes.training.trial.trial_data import trial_data
-        >>> sweep(model, trial_data(x, y))["nonfinite_samples"]
-        []
+        >>> forward_pass(model, trial_data(x, y)).nonfinite_samples
+        ()
     """
-    found: dict[str, Any] = {"samples": 0, "nonfinite_samples": [], "error": None}
+    samples, bad, failure = 0, [], None
     if data.batches is not None or data.y is None or has_own_train_step(model):
-        return found
+        return ForwardPassReading()
     began = time.monotonic()
     try:
         with preserve_state(model):
             for index in _batches(data):
-                found["nonfinite_samples"] += _bad_of(model, data, index)
-                found["samples"] += len(index)
-                if time.monotonic() - began > seconds or len(found["nonfinite_samples"]) >= SAMPLES_NAMED:
+                bad += _bad_of(model, data, index)
+                samples += len(index)
+                if time.monotonic() - began > seconds or len(bad) >= SAMPLES_NAMED:
                     break
     except Exception as error:  # the trial meets the same error, and tells it
         logger.debug("The data could not be sent through %r.", model, exc_info=True)
-        found["error"] = f"{type(error).__name__}: {error}"[:500]
-    del found["nonfinite_samples"][SAMPLES_NAMED:]
-    return found
+        failure = f"{type(error).__name__}: {error}"[:500]
+    return ForwardPassReading(samples, tuple(bad[:SAMPLES_NAMED]), failure)
 
 
 def _batches(data: TrialData) -> Iterator[np.ndarray]:

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from gradrecipes.core.event import Event
-from gradrecipes.core.table import Table
+from gradrecipes.core.trace.description import Description
+from gradrecipes.core.trace.event import Event
+from gradrecipes.core.trace.probes import Probes
+from gradrecipes.core.trace.table import Table
 
 STEP_READINGS = ("epoch", "batch", "loss", "gradient_norm", "clip_factor", "outcome")
 SAMPLE_READINGS = (
@@ -46,16 +48,12 @@ class Trace:
     and a Trace saved on one machine is diagnosed on another.
 
     There are two tables. `steps` has a row for every training step; `samples` has a row for every step
-    at which the dearer readings were due (the first steps, every n-th one, and those that went wrong).
+    at which the expensive statistics were due (the first steps, every n-th one, and those that went wrong).
     A value that was not measured is NaN.
 
     Args:
         layers: Names of the layers, in the order in which they are called.
-        description: What is known of the run, as plain JSON values. Keys used by the rules:
-            `optimizer` (dict), `learning_rate` (float), `loss` (str), `batch_size` (int), `scaler` (str, the
-            optimizer that scales the loss, if there is one) and `layers`, a list with a dict for each layer:
-            `name`, `kind`, `activation`, `fan_in`, `units`, `weight_std`, `weight_mean`, `parameters`,
-            `trainable`.
+        description: What is known of the model and its optimizer; None for nothing.
 
     Attributes:
         steps: `step` int64 `[n]`; `epoch`, `batch` int32 `[n]`; `loss` float32 `[n]`, the loss of the
@@ -66,9 +64,9 @@ class Trace:
         samples: `step` int64 `[m]`; each of `SAMPLE_READINGS` float32 `[m, layers]`;
             `histogram` float32 `[m, layers, bins]`, counts of log2|g| in bins of one binary order
             from `HISTOGRAM_LOWEST` to `HISTOGRAM_HIGHEST`, the outermost bins open.
+        description: `Description` of the model.
         events: list of `Event`.
-        probes: What was measured without training, plain JSON values by the name of the probe, such as `"data"`;
-            `gradrecipes.probes` says what each holds. Empty for a record of training alone.
+        probes: `Probes`, what was measured without training. Empty for a record of training alone.
 
     Example:
         >>> trace = Trace(layers=["dense"])
@@ -77,13 +75,13 @@ class Trace:
         1
     """
 
-    def __init__(self, layers: Iterable[str] = (), *, description: Mapping[str, Any] | None = None):
+    def __init__(self, layers: Iterable[str] = (), *, description: Description | None = None):
         self.layers = tuple(layers)
         if isinstance(layers, str) or not all(isinstance(name, str) for name in self.layers):
             raise TypeError(f"`layers` must be a list of names, as in ['dense', 'out']. Received: {layers!r}.")
-        self.description: dict[str, Any] = dict(description or {})
+        self.description = Description() if description is None else description
         self.events: list[Event] = []
-        self.probes: dict[str, Any] = {}
+        self.probes = Probes()
         self.reset_tables()
 
     def reset_tables(self) -> None:
@@ -166,7 +164,7 @@ class Trace:
                 "For one reading, use trace.steps[name][row]."
             )
         part = Trace(self.layers, description=self.description)
-        part.probes = dict(self.probes)
+        part.probes = self.probes
         part.steps = self.steps.take(np.arange(len(self))[rows])
         kept = set(part.steps["step"].tolist())
         part.samples = self.samples.take(
@@ -190,8 +188,8 @@ class Trace:
         offset = int(self.steps["step"].max()) + 1 if len(self) else 0
         first = int(later.steps["step"].min()) if len(later) else 0
         shift = max(0, offset - first)
-        whole = Trace(self.layers, description={**later.description, **self.description})
-        whole.probes = {**later.probes, **self.probes}
+        whole = Trace(self.layers, description=self.description.filled_from(later.description))
+        whole.probes = self.probes.filled_from(later.probes)
         whole.steps = self.steps.joined(later.steps.shifted(shift))
         whole.samples = self.samples.joined(later.samples.shifted(shift))
         whole.events = self.events + [dataclasses.replace(event, step=event.step + shift) for event in later.events]
@@ -204,11 +202,11 @@ class Trace:
         arrays |= {f"samples/{name}": values for name, values in self.samples.items()}
         meta = {
             "layers": list(self.layers),
-            "description": self.description,
+            "description": self.description.to_json(),
             "events": [event.to_dict() for event in self.events],
-            "probes": self.probes,
+            "probes": self.probes.to_json(),
         }
-        from gradrecipes.core.trace_file import write_trace_file
+        from gradrecipes.core.trace.trace_file import write_trace_file
 
         write_trace_file(path, arrays=arrays, meta=meta)
 
@@ -220,7 +218,7 @@ class Trace:
             FileNotFoundError: There is no such file.
             ValueError: The file is damaged, is no trace, or is of a later version.
         """
-        from gradrecipes.core.trace_file import read_trace_file, unreadable
+        from gradrecipes.core.trace.trace_file import read_trace_file, unreadable
 
         arrays, meta = read_trace_file(path)
         try:
@@ -230,9 +228,15 @@ class Trace:
 
     @classmethod
     def _from_parts(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Trace:
-        trace = cls(meta["layers"], description=meta["description"])
+        if meta["version"] == 1:
+            from gradrecipes.core.trace.version_1 import upgrade
+
+            description, probes = upgrade(meta["description"], meta["probes"])
+        else:
+            description, probes = Description.from_json(meta["description"]), Probes.from_json(meta["probes"])
+        trace = cls(meta["layers"], description=description)
         trace.events = [Event(**event) for event in meta["events"]]
-        trace.probes = dict(meta.get("probes", {}))
+        trace.probes = probes
         tables = {"steps": trace.steps, "samples": trace.samples}
         columns: dict[str, dict[str, np.ndarray]] = {name: {} for name in tables}
         for name, values in arrays.items():
@@ -240,10 +244,10 @@ class Trace:
             if table not in columns:
                 raise ValueError(f"it holds {name!r}, which no trace does")
             columns[table][column] = values
-        for name, table in tables.items():
+        for name in tables:
             if "step" not in columns[name]:
                 raise ValueError(f"the column 'step' of its {name} is missing")
-            table.extend(**columns[name])
+            tables[name].extend(**columns[name])
         return trace
 
     def __repr__(self) -> str:

@@ -1,0 +1,169 @@
+"""What was read from the data before a training: one record for each array of inputs, targets and sample weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gradrecipes.core.trace.record import Record
+
+
+@dataclass(frozen=True)
+class Column(Record):
+    """One column of an array, over its finite entries.
+
+    Args:
+        column: Index on the last axis.
+        mean: Mean.
+        std: Standard deviation.
+        max_abs: Largest magnitude.
+    """
+
+    column: int
+    mean: float | None = None
+    std: float | None = None
+    max_abs: float | None = None
+
+
+@dataclass(frozen=True)
+class Columns(Record):
+    """The columns of the last axis of an array, over their finite entries.
+
+    Args:
+        count: How many there are.
+        constant: How many have the same value for every sample.
+        empty: The first 20 without a finite entry.
+        nonfinite: The first 20 with an entry that is not finite.
+        std_min: Smallest standard deviation of a column that is not constant.
+        std_max: Largest standard deviation.
+        rms_median: Median over the columns of the root mean square.
+        rms_max: Largest root mean square.
+        mean_abs_max: Largest magnitude of a mean.
+        largest: The five with the largest root mean square.
+    """
+
+    count: int
+    constant: int = 0
+    empty: tuple[int, ...] = ()
+    nonfinite: tuple[int, ...] = ()
+    std_min: float | None = None
+    std_max: float | None = None
+    rms_median: float | None = None
+    rms_max: float | None = None
+    mean_abs_max: float | None = None
+    largest: tuple[Column, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outlier(Record):
+    """A sample that lies at least 30 times further from a column's median than any other sample.
+
+    Args:
+        sample: Index of the sample.
+        column: Index on the last axis.
+        value: The value.
+        typical: Distance of the furthest other sample from the median.
+        factor: Distance of this sample over `typical`.
+    """
+
+    sample: int
+    column: int
+    value: float
+    typical: float
+    factor: float
+
+
+@dataclass(frozen=True)
+class ArrayReading(Record):
+    """One array of the data; statistics are over its finite entries.
+
+    Args:
+        name: Such as `"x"`, `"x[0]"`, `"x['pixels']"`, `"y"`.
+        shape: Without samples.
+        samples: How many; None where that is not known.
+        dtype: As it was given.
+        numeric: Whether it holds numbers that could be read; else all below is None.
+        unreadable: Why not, or None.
+        integer_valued: Whether all entries are whole numbers.
+        feeds_embedding: Whether the model only looks its numbers up in a table.
+        finite: How many entries are finite.
+        nonfinite: How many entries are not.
+        nonfinite_samples: The first 20 samples with such an entry.
+        nonfinite_share: Share of the samples with such an entry.
+        rms: Root mean square.
+        rms_without_outliers: The same without the outlying samples.
+        mean: Mean.
+        std: Standard deviation.
+        min: Smallest entry.
+        max: Largest entry.
+        median_abs: Median magnitude.
+        columns: Of the last axis; None for indices and arrays without a finite entry.
+        outliers: Up to 20 outlying samples.
+        outlying_samples: How many samples lie so far out.
+        unique: Distinct values, up to 1000, else None; this and all below is read of targets only.
+        values: The first 20 distinct values.
+        integer_share: Share of the entries that are whole numbers.
+        sums_to_one: Share of the rows that are distributions; None for vectors.
+        row_sum_max: Largest sum of a row.
+        one_hot: Whether nearly all rows are one-hot.
+        share_below_0: Share of the entries below -0.05.
+        share_below_minus_1: Share of the entries below -1.05.
+        share_above_1: Share of the entries above 1.05.
+        share_zero: Share of the entries that are exactly 0.
+    """
+
+    name: str
+    shape: tuple[int, ...] = ()
+    samples: int | None = None
+    dtype: str = ""
+    numeric: bool = False
+    unreadable: str | None = None
+    integer_valued: bool = False
+    feeds_embedding: bool = False
+    finite: int = 0
+    nonfinite: int = 0
+    nonfinite_samples: tuple[int, ...] = ()
+    nonfinite_share: float = 0.0
+    rms: float | None = None
+    rms_without_outliers: float | None = None
+    mean: float | None = None
+    std: float | None = None
+    min: float | None = None
+    max: float | None = None
+    median_abs: float | None = None
+    columns: Columns | None = None
+    outliers: tuple[Outlier, ...] = ()
+    outlying_samples: int = 0
+    unique: int | None = None
+    values: tuple[float, ...] = ()
+    integer_share: float | None = None
+    sums_to_one: float | None = None
+    row_sum_max: float | None = None
+    one_hot: bool = False
+    share_below_0: float | None = None
+    share_below_minus_1: float | None = None
+    share_above_1: float | None = None
+    share_zero: float | None = None
+
+
+@dataclass(frozen=True)
+class DataReading(Record):
+    """The arrays of the data.
+
+    Args:
+        samples: How many.
+        complete: Whether all data were read.
+        inputs: In flattened order.
+        targets: In flattened order.
+        sample_weight: In flattened order; empty without sample weights.
+    """
+
+    samples: int = 0
+    complete: bool = True
+    inputs: tuple[ArrayReading, ...] = ()
+    targets: tuple[ArrayReading, ...] = ()
+    sample_weight: tuple[ArrayReading, ...] = ()
+
+    def arrays(self, *parts: str) -> tuple[ArrayReading, ...]:
+        """Return the arrays that hold numbers, of `"inputs"`, `"targets"`, `"sample_weight"`; without parts, of all."""
+        parts = parts or ("inputs", "targets", "sample_weight")
+        return tuple(array for part in parts for array in getattr(self, part) if array.numeric)
