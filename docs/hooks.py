@@ -9,7 +9,7 @@ from typing import Any
 
 from gradrecipes import recipes
 from gradrecipes.cli.recipes import measured_effects
-from gradrecipes.diagnosis.codes import CODES
+from gradrecipes.diagnosis.registry import rules
 from gradrecipes.recipes import Recipe
 from gradrecipes.report.rule_page import rule_page as read_rule_page
 
@@ -28,7 +28,7 @@ STARTS = {
 
 def on_config(config: Any) -> Any:
     """Add the generated pages to the navigation."""
-    names = {RECIPES: [recipe.name for recipe in recipes.all()], RULES: list(CODES)}
+    names = {RECIPES: [recipe.name for recipe in recipes.all()], RULES: list(rules())}
     for section in config.nav:
         for pages in section.values():
             for folder, found in names.items():
@@ -49,13 +49,13 @@ def on_files(files: Any, config: Any) -> Any:
 def generated_pages() -> dict[str, str]:
     """Return path to Markdown for every page that no hand wrote."""
     cards = {f"{RECIPES}{recipe.name}.md": recipe_card(recipe) for recipe in recipes.all()}
-    rules = {f"{RULES}{code}.md": rule_page(code) for code in CODES}
+    pages = {f"{RULES}{code}.md": rule_page(code) for code in rules()}
     rows = [f"| [{recipe.name}]({recipe.name}.md) | {recipe.claim} |" for recipe in recipes.all()]
-    lines = [f"| [`{code}`]({code}.md) | {entry.kind.value} | {entry.title} |" for code, entry in CODES.items()]
+    lines = [f"| [`{code}`]({code}.md) | {entry.kind.value} | {entry.title} |" for code, entry in rules().items()]
     indices = {RECIPES: rows, RULES: lines}
     return {f"{folder}index.md": STARTS[folder] + "\n".join(rows) + "\n" for folder, rows in indices.items()} | {
         **cards,
-        **rules,
+        **pages,
     }
 
 

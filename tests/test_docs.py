@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import gradrecipes as gr
-from gradrecipes.diagnosis.codes import CODES
+from gradrecipes.diagnosis.registry import rules
 from tests.snippets import blocks, run
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -95,7 +95,7 @@ def test_what_the_reference_names_exists():
 
 
 def test_every_rule_and_every_recipe_has_a_page_with_its_own_words():
-    for code, entry in CODES.items():
+    for code, entry in rules().items():
         page = GENERATED[f"rules/{code}.md"]
         assert page.startswith(f"# {code}\n\n**{entry.kind.value.capitalize()}:** ")
         assert re.findall(r"^## (.+)$", page, re.MULTILINE)[0] == "What it does"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gradrecipes.cli.main import COMMANDS
-from gradrecipes.diagnosis.codes import CODES
+from gradrecipes.diagnosis.registry import rules
 from tests.snippets import blocks, run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,7 +69,7 @@ def test_every_command_and_every_target_it_names_exists():
 
 
 def test_the_number_of_codes_is_the_one_it_gives():
-    kinds = [entry.kind.value for entry in CODES.values()]
+    kinds = [entry.kind.value for entry in rules().values()]
     told = f"{len(kinds)} codes: {kinds.count('cause')} causes .* and {kinds.count('symptom')} symptoms"
     assert re.search(told, README.replace("\n", " "))
 

@@ -1,18 +1,21 @@
-"""Run every rule on a Trace, lead from causes to symptoms, and put first what to read first."""
+"""Run every rule on a Trace, lead from causes to symptoms, and sort the findings in the order in which to read them."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from gradrecipes.core.finding import Finding, Kind
+from gradrecipes.core.finding import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.codes import CODES
-from gradrecipes.diagnosis.root import weighed
+from gradrecipes.diagnosis.registry import Rule, rules
 
-SURENESS_STEPS = 5  # confidences that differ by less than a fifth are the same; the deeper cause then goes first
+CONFIDENCE_STEPS = 5  # confidences that differ by less than a fifth count as equal; the deeper cause then goes first
+MIN_CONFIDENCE_TO_EXPLAIN = 0.75  # of a cause that takes confidence from another cause
+EXPLAINED_LOSES = 0.3  # confidence that a cause loses when another cause explains it
+MIN_CONFIDENCE_EXPLAINED = 0.5  # below which a cause that another one explains is left out
 
 logger = logging.getLogger(__name__)
 
@@ -20,50 +23,89 @@ logger = logging.getLogger(__name__)
 def find(trace: Trace) -> list[Finding]:
     """Return what is wrong with a recorded training, in the order in which to read it.
 
-    A cause stands before the symptoms it explains, and is as urgent as the worst of them; then the severe
-    before the mild, then the sure before the unsure. An empty list is a clean bill.
+    A cause stands before the symptoms it explains, and is as urgent as the worst of them; then the severe before the
+    mild, then the certain before the uncertain. An empty list means that no rule fired.
 
     Args:
-        trace: The record of a run. What it lacks, the rules that need it pass over in silence.
+        trace: The record of a run. Rules stay silent where the evidence that they need is missing.
 
     Example:
         >>> from gradrecipes.core.trace import Trace
         >>> find(Trace(layers=["dense"]))
         []
     """
-    found = [finding for code in CODES if (finding := _judge(code, trace)) is not None]
-    return in_reading_order(linked(weighed(found)))
+    table = rules()
+    found = [finding for rule in table.values() if (finding := _judge(rule, trace)) is not None]
+    return in_reading_order(linked(found, table), table)
 
 
-def linked(findings: list[Finding]) -> list[Finding]:
-    """Return the findings with `leads_to` cut down to what was found too."""
-    found = {finding.code for finding in findings}
-    return [
-        dataclasses.replace(finding, leads_to=tuple(code for code in finding.leads_to if code in found))
+def linked(findings: Sequence[Finding], table: Mapping[str, Rule]) -> list[Finding]:
+    """Return the findings with `leads_to` filled in from the table of rules.
+
+    A cause leads to the symptoms and to the less certain causes that it explains, and to all that those lead to. A
+    cause that another one explains loses confidence. Symptoms that need a cause are left out where none was found.
+
+    Args:
+        findings: What the rules found.
+        table: The rules by code.
+    """
+    certain = {
+        finding.code
         for finding in findings
-    ]
+        if finding.kind is Kind.CAUSE and finding.confidence >= MIN_CONFIDENCE_TO_EXPLAIN
+    }
+    kept = [_weighed(finding, certain.intersection(_explained_by(finding, table))) for finding in findings]
+    left = [finding for finding in kept if finding is not None]
+    causes = [finding for finding in left if finding.kind is Kind.CAUSE and finding.severity is not Severity.NOTICE]
+    symptoms = {one.code: _codes(left, Kind.SYMPTOM, one.code, table) for one in causes}
+    chains = []
+    for finding in left:
+        direct = symptoms.get(finding.code, ())
+        causal = _codes(left, Kind.CAUSE, finding.code, table) if finding.code in certain else ()
+        onward = [code for one in causal for code in (one, *symptoms.get(one, ()))]
+        chains.append(replace(finding, leads_to=tuple(dict.fromkeys((*finding.leads_to, *direct, *onward)))))
+    reached = {code for finding in chains if finding.kind is Kind.CAUSE for code in finding.leads_to}
+    return [one for one in chains if one.code in reached or not (one.code in table and table[one.code].needs_cause)]
 
 
-def in_reading_order(findings: list[Finding]) -> list[Finding]:
-    """Return the findings sorted: explaining causes first, the sure before the unsure, the deeper before the shallow.
+def in_reading_order(findings: Sequence[Finding], table: Mapping[str, Rule] | None = None) -> list[Finding]:
+    """Return the findings sorted: explaining causes first, then the certain, then the deeper causes.
 
-    How deep a cause lies, the table of codes tells by its order: data before weights, weights before the rate.
+    Args:
+        findings: With `leads_to`.
+        table: The rules by code, all of them by default; the order of a rule says how deep its cause lies.
     """
     severity = {finding.code: finding.severity.rank for finding in findings}
-    depth = {code: number for number, code in enumerate(CODES)}
+    depth = {code: number for number, code in enumerate(rules() if table is None else table)}
 
     def place(finding: Finding) -> tuple[int, bool, float, int, int]:
         urgency = min([finding.severity.rank, *(severity[code] for code in finding.leads_to if code in severity)])
-        sure = -round(finding.confidence * SURENESS_STEPS)
-        return urgency, finding.kind is Kind.SYMPTOM, sure, finding.severity.rank, depth.get(finding.code, len(depth))
+        confidence = -round(finding.confidence * CONFIDENCE_STEPS)
+        return urgency, finding.kind is Kind.SYMPTOM, confidence, finding.severity.rank, depth.get(finding.code, 0)
 
     return sorted(findings, key=place)
 
 
-def _judge(code: str, trace: Trace) -> Finding | None:
+def _weighed(finding: Finding, explaining: set[str]) -> Finding | None:
+    if finding.kind is Kind.SYMPTOM or not explaining:
+        return finding
+    left = replace(finding, confidence=max(0.0, finding.confidence - EXPLAINED_LOSES))
+    return left if left.confidence >= MIN_CONFIDENCE_EXPLAINED else None
+
+
+def _explained_by(finding: Finding, table: Mapping[str, Rule]) -> tuple[str, ...]:
+    return table[finding.code].explained_by if finding.code in table else ()
+
+
+def _codes(findings: Sequence[Finding], kind: Kind, cause: str, table: Mapping[str, Rule]) -> tuple[str, ...]:
+    """Return the codes of the findings of one kind that a cause explains."""
+    return tuple(one.code for one in findings if one.kind is kind and cause in _explained_by(one, table))
+
+
+def _judge(rule: Rule, trace: Trace) -> Finding | None:
     try:
         with np.errstate(all="ignore"):  # what exploded is recorded as float32: infinity is the right sum of it
-            return CODES[code].rule(trace)
-    except Exception:  # rules do not raise; should one do so, it must not cost the reader the other findings
-        logger.exception("The rule %s failed on %r; the other rules go on. Please report this.", code, trace)
+            return rule.find(trace)
+    except Exception:  # a rule that fails must not cost the reader the other findings
+        logger.exception("The rule %s failed on %r; the other rules go on. Please report this.", rule.code, trace)
         return None

@@ -54,5 +54,4 @@ def oversized_weights(trace: Trace) -> Finding | None:
             use_fitting_initializer([weight for weight, _ in large], activation),
             normalize_before_the_activation(),
         ),
-        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )

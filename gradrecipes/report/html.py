@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradrecipes import __version__
-from gradrecipes.diagnosis.codes import CODES
+from gradrecipes.diagnosis.registry import rules
 from gradrecipes.report import run_facts, wording
 from gradrecipes.report.looked_at import looked_at
 from gradrecipes.report.path import path
@@ -85,7 +85,7 @@ def _environment() -> Any:
 
 
 def _page(code: str) -> RulePage | None:
-    return rule_page(code) if code in CODES else None
+    return rule_page(code) if code in rules() else None
 
 
 def _run(place: int, name: str, diagnosis: Diagnosis) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import LossReading, SignalReading, TrialReading
-from gradrecipes.diagnosis.codes import CODES
+from gradrecipes.diagnosis.registry import rules
 from gradrecipes.diagnosis.verdict import BROKEN, verdict
 from gradrecipes.report.wording import number
 
@@ -26,7 +26,7 @@ def looked_at(trace: Trace) -> list[tuple[str, str]]:
         ("Signal", _signal(trace.probes.signal)),
         ("Loss function", _loss(trace.probes.loss)),
         ("Trial" if trace.probes.trial else "Training", _steps(trace)),
-        ("Rules", f"{len(CODES)} rules were asked" if trace.probes or len(trace) else ""),
+        ("Rules", f"{len(rules())} rules were asked" if trace.probes or len(trace) else ""),
     ]
     return [(part, words) for part, words in found if words]
 

@@ -6,7 +6,7 @@ import re
 import sys
 from dataclasses import dataclass
 
-from gradrecipes.diagnosis.codes import CODES
+from gradrecipes.diagnosis.registry import rules
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,11 @@ def rule_page(code: str) -> RulePage:
     Raises:
         ValueError: There is no such code.
     """
-    if code not in CODES:
-        raise ValueError(f"There is no rule {code!r}. There are: {', '.join(CODES)}.")
-    entry = CODES[code]
-    title, _, body = (sys.modules[entry.rule.__module__].__doc__ or "").partition("\n")
+    table = rules()
+    if code not in table:
+        raise ValueError(f"There is no rule {code!r}. There are: {', '.join(table)}.")
+    entry = table[code]
+    title, _, body = (sys.modules[entry.find.__module__].__doc__ or "").partition("\n")
     _, *parts = re.split(r"^## +(.+)$", body, flags=re.MULTILINE)
     sections = tuple(zip(parts[::2], (text.strip("\n") for text in parts[1::2]), strict=True))
     return RulePage(code, entry.kind.value, title.removeprefix(f"{code}:").strip(), sections)

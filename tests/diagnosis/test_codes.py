@@ -10,19 +10,20 @@ import pytest
 
 from gradrecipes.core.finding import Kind
 from gradrecipes.diagnosis import rules
-from gradrecipes.diagnosis.codes import CODES
+from gradrecipes.diagnosis.registry import rules as all_rules
 
+RULES = all_rules()
 HEADINGS = ("What it does", "Why it is bad", "Example", "Remedy", "References")
 
 
 def page_of(code: str) -> str:
-    return sys.modules[CODES[code].rule.__module__].__doc__
+    return sys.modules[RULES[code].find.__module__].__doc__
 
 
-@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("code", RULES)
 def test_every_rule_has_its_page(code):
-    assert CODES[code].rule.__name__ == code
-    assert CODES[code].rule.__module__ == f"gradrecipes.diagnosis.rules.{code}"
+    assert RULES[code].find.__name__ == code
+    assert RULES[code].find.__module__ == f"gradrecipes.diagnosis.rules.{code}"
     page = page_of(code)
     assert page.startswith(f"{code}: ")
     assert re.findall(r"^## (.+)$", page, re.MULTILINE) == list(HEADINGS)
@@ -31,7 +32,7 @@ def test_every_rule_has_its_page(code):
     assert all(len(section.strip()) > 40 for section in re.split(r"^## .+$", page, flags=re.MULTILINE)[1:])
 
 
-@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("code", RULES)
 def test_every_rule_has_traces_that_fire_it_and_traces_that_must_not(code, fixtures_by_code):
     fires, silent = fixtures_by_code
     assert fires.get(code) and len(silent.get(code, ())) >= 3
@@ -40,10 +41,10 @@ def test_every_rule_has_traces_that_fire_it_and_traces_that_must_not(code, fixtu
 
 def test_every_file_of_rules_is_in_the_table():
     files = {path.stem for path in Path(rules.__path__[0]).glob("*.py")} - {"__init__"}
-    assert files == set(CODES)
+    assert files == set(RULES)
 
 
 def test_titles_are_one_line_and_kinds_are_kinds():
-    for code in CODES.values():
+    for code in RULES.values():
         assert isinstance(code.kind, Kind)
         assert 10 < len(code.title) < 100 and "\n" not in code.title

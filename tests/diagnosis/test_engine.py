@@ -8,8 +8,8 @@ import pytest
 
 from gradrecipes.core.finding import Finding, Kind, Severity
 from gradrecipes.diagnosis import engine
-from gradrecipes.diagnosis.codes import CODES, Code
 from gradrecipes.diagnosis.engine import find, in_reading_order, linked
+from gradrecipes.diagnosis.registry import Rule, rules
 
 
 def finding(
@@ -18,13 +18,19 @@ def finding(
     return Finding(code, code, kind, severity, confidence, "", leads_to=leads_to)
 
 
+def entry(code: str, kind: Kind, *explained_by: str) -> Rule:
+    return Rule(code, kind, code, 0, explained_by, False, lambda trace: None)
+
+
 def test_a_cause_stands_before_the_symptoms_it_explains():
     found = [
         finding("symptom", Kind.SYMPTOM, Severity.CRITICAL, 1.0),
-        finding("cause", Kind.CAUSE, Severity.WARNING, leads_to=("symptom", "absent")),
+        finding("cause", Kind.CAUSE, Severity.WARNING),
     ]
-    assert [f.code for f in in_reading_order(linked(found))] == ["cause", "symptom"]
-    assert linked(found)[1].leads_to == ("symptom",)
+    table = {"cause": entry("cause", Kind.CAUSE), "symptom": entry("symptom", Kind.SYMPTOM, "cause", "absent")}
+    found = linked(found, table)
+    assert [f.code for f in in_reading_order(found, table)] == ["cause", "symptom"]
+    assert found[1].leads_to == ("symptom",)
 
 
 def test_severity_then_confidence_sort_the_rest():
@@ -34,7 +40,7 @@ def test_severity_then_confidence_sort_the_rest():
         finding("sure", Kind.CAUSE, Severity.WARNING, 0.9),
         finding("grave", Kind.SYMPTOM, Severity.CRITICAL),
     ]
-    assert [f.code for f in in_reading_order(found)] == ["grave", "sure", "unsure", "mild"]
+    assert [f.code for f in in_reading_order(found, rules())] == ["grave", "sure", "unsure", "mild"]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +66,8 @@ def test_a_rule_that_fails_costs_only_itself(monkeypatch, caplog, trace_of):
     def broken(trace):
         raise ZeroDivisionError("by nothing")
 
-    monkeypatch.setitem(engine.CODES, "broken", Code(broken, Kind.CAUSE, "It fails"))
+    table = {**rules(), "broken": Rule("broken", Kind.CAUSE, "It fails", 0, (), False, broken)}
+    monkeypatch.setattr(engine, "rules", lambda: table)
     with caplog.at_level(logging.ERROR):
         assert [f.code for f in find(trace_of("isolated_bad_batch_skipped"))] == ["nonfinite_loss"]
     assert "The rule broken failed" in caplog.text
@@ -71,4 +78,3 @@ def test_find_changes_nothing(trace_of):
     before = (len(trace), len(trace.samples), repr(trace.description))
     find(trace)
     assert (len(trace), len(trace.samples), repr(trace.description)) == before
-    assert "broken" not in CODES

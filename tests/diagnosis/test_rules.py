@@ -7,18 +7,20 @@ import pytest
 
 from gradrecipes.core.finding import Kind
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.codes import CODES
 from gradrecipes.diagnosis.engine import find
+from gradrecipes.diagnosis.registry import rules
 from tests.records import described
+
+RULES = rules()
 
 
 def test_fires(fires, trace_of):
     code, name = fires
     trace = trace_of(name)
-    finding = CODES[code].rule(trace)
+    finding = RULES[code].find(trace)
     assert finding is not None
     assert finding.code == code
-    assert finding.kind is CODES[code].kind
+    assert finding.kind is RULES[code].kind
     assert finding.layer is None or finding.layer in trace.layers
     assert len(finding.explanation) > 100
     assert finding.evidence
@@ -34,7 +36,7 @@ def test_fires(fires, trace_of):
 
 def test_is_silent(silent, trace_of):
     code, name = silent
-    assert CODES[code].rule(trace_of(name)) is None
+    assert RULES[code].find(trace_of(name)) is None
 
 
 def test_sound_runs_get_a_clean_bill(silent, trace_of):
@@ -43,9 +45,9 @@ def test_sound_runs_get_a_clean_bill(silent, trace_of):
         assert find(trace_of(silent[1])) == []
 
 
-@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("code", RULES)
 def test_silent_without_evidence(code):
-    rule = CODES[code].rule
+    rule = RULES[code].find
     assert rule(Trace()) is None
     only_samples = Trace(["a"])
     only_samples.extend_samples(step=[0], output_rms=[[1.0]])
@@ -98,8 +100,8 @@ def test_no_rule_raises_on_garbage(seed):
     )
     readings = ("output_rms", "output_gradient_norm", "weight_norm", "update_ratio", "nonfinite_share")
     trace.extend_samples(step=range(0, steps, 7), **{r: garbage(len(range(0, steps, 7)), depth) for r in readings})
-    for code in CODES.values():
-        finding = code.rule(trace)
+    for rule in RULES.values():
+        finding = rule.find(trace)
         assert finding is None or finding.kind in Kind
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gradrecipes.core.trace.probes import VariationResult
-from gradrecipes.diagnosis.root import weighed
+from gradrecipes.diagnosis.engine import linked
+from gradrecipes.diagnosis.registry import rules
 from gradrecipes.diagnosis.varied import beats, confidence, healing_rate, heals, mends, varied_evidence
 from gradrecipes.diagnosis.verdict import BROKEN, DIVERGING, LEARNING, OSCILLATING, STALLED, UNKNOWN, verdict
 from tests.diagnosis.hand_made import BROKEN as BREAKS
@@ -103,7 +104,7 @@ def test_a_stall_without_a_cause_is_no_illness():
     from gradrecipes.diagnosis.rules.stalled_loss import stalled_loss
 
     stall = stalled_loss(TRACES["trial_stands"]())
-    assert stall is not None and weighed([stall]) == []
+    assert stall is not None and linked([stall], rules()) == []
 
 
 def test_outputs_that_a_trial_did_not_hear_again_are_not_called_broken():

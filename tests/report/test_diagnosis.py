@@ -14,7 +14,7 @@ from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description, OptimizerDescription
 from gradrecipes.core.trace.event import Event
-from gradrecipes.diagnosis.engine import SURENESS_STEPS
+from gradrecipes.diagnosis.engine import CONFIDENCE_STEPS
 from gradrecipes.report import strict_json, wording
 from gradrecipes.report.diagnosis import Diagnosis
 
@@ -63,7 +63,7 @@ findings = st.builds(
 def test_the_severe_come_first_then_causes_then_the_sure(found):
     diagnosis = Diagnosis(tuple(found), Trace())
     keys = [
-        (f.severity.rank, f.kind is not Kind.CAUSE, -round(f.confidence * SURENESS_STEPS)) for f in diagnosis.findings
+        (f.severity.rank, f.kind is not Kind.CAUSE, -round(f.confidence * CONFIDENCE_STEPS)) for f in diagnosis.findings
     ]
     assert keys == sorted(keys)
     assert sorted(map(id, diagnosis.findings)) == sorted(map(id, found))

@@ -37,6 +37,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import NoiseReading
 from gradrecipes.diagnosis.keras_lines import optimizer_line, recorded_rate
 from gradrecipes.diagnosis.readings import out_of_proportion, say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.varied import LIKELY, PROVEN, UNPROVEN, heals, variation, varied_evidence
 from gradrecipes.diagnosis.verdict import OSCILLATING, STALLED, UNKNOWN, Verdict, verdict
 
@@ -46,6 +47,27 @@ LITTLE = 0.5  # loss at the end over that of a blind guess; sound nets get below
 MOST = 4096  # samples that are prescribed
 
 
+@rule(
+    code="batch_too_small",
+    kind=Kind.CAUSE,
+    title="The batches are too small: their gradients are mostly noise",
+    order=220,
+    explained_by=(
+        "nonfinite_data",
+        "corrupt_batch",
+        "loss_output_mismatch",
+        "unsafe_loss",
+        "unscaled_inputs",
+        "unscaled_targets",
+        "exploding_initialization",
+        "embedding_spike",
+        "unbounded_activation",
+        "recurrent_gain",
+        "exploding_batch_normalization",
+        "missing_normalization",
+        "learning_rate_too_high",
+    ),
+)
 def batch_too_small(trace: Trace) -> Finding | None:
     """Tell whether the batch is too small, and by how much."""
     size = trace.description.batch_size
@@ -80,7 +102,6 @@ def _statistics(trace: Trace, size: int, seen: Verdict) -> Finding | None:
             *varied_evidence(trace, "larger_batch"),
         ),
         prescriptions=(_larger(USUAL), _other_normalization(), _accumulate(trace, max(2, USUAL // size))),
-        leads_to=("stalled_loss", "oscillating_loss", "diverging_loss", "exploding_gradient", "vanishing_gradient"),
     )
 
 
@@ -114,7 +135,6 @@ def _noise(trace: Trace, size: int, seen: Verdict) -> Finding | None:
         ),
         evidence=(*facts, *varied_evidence(trace, "larger_batch")),
         prescriptions=(_larger(better), _accumulate(trace, max(2, better // size))),
-        leads_to=("oscillating_loss", "stalled_loss"),
     )
 
 

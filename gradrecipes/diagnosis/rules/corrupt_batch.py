@@ -38,6 +38,7 @@ from gradrecipes.diagnosis.data_facts import ArrayReading, arrays, holds_back, n
 from gradrecipes.diagnosis.prescribe import guard
 from gradrecipes.diagnosis.prescribe_data import clip_values, leave_out_samples, robust_loss
 from gradrecipes.diagnosis.readings import place, say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.single_batches import Spikes, single_batches
 from gradrecipes.diagnosis.varied import heals, variation, varied_evidence
 from gradrecipes.diagnosis.verdict import verdict
@@ -48,6 +49,12 @@ SUSPECT = 30.0  # times, where leaving the samples out mends the run
 OF_DATA = {"input", "target"}  # kinds of offenders
 
 
+@rule(
+    code="corrupt_batch",
+    kind=Kind.CAUSE,
+    title="A few samples are absurd beside all others",
+    order=40,
+)
 def corrupt_batch(trace: Trace) -> Finding | None:
     """Tell which samples are absurd, how far, and what they did to the run."""
     seen = verdict(trace)
@@ -73,7 +80,6 @@ def corrupt_batch(trace: Trace) -> Finding | None:
         step=spikes.steps[0] if spikes else seen.step,
         evidence=_evidence(trace, odd, blamed, spikes),
         prescriptions=_prescriptions(trace, odd, blamed),
-        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )
 
 

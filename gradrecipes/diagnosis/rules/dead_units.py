@@ -28,6 +28,7 @@ from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.remedies import change_activation, set_learning_rate
 from gradrecipes.diagnosis.signals import cut_off, hidden, layers, weights
 from gradrecipes.diagnosis.varied import confidence, varied_evidence
@@ -36,6 +37,21 @@ from gradrecipes.diagnosis.verdict import verdict
 DEAD = 0.9  # share of a layer's units; He weights leave a tenth dead on a batch, more than half is rare
 
 
+@rule(
+    code="dead_units",
+    kind=Kind.CAUSE,
+    title="ReLU units are zero for every sample",
+    order=170,
+    explained_by=(
+        "unscaled_inputs",
+        "unscaled_targets",
+        "exploding_initialization",
+        "embedding_spike",
+        "learning_rate_too_high",
+        "loss_output_mismatch",
+        "batch_too_small",
+    ),
+)
 def dead_units(trace: Trace) -> Finding | None:
     """Tell whether ReLU units are 0 for every sample."""
     if verdict(trace).learnt and not cut_off(trace):
@@ -85,5 +101,4 @@ def dead_units(trace: Trace) -> Finding | None:
             *([slower] if when == "after" else []),
             change_activation("relu", "leaky_relu"),
         ),
-        leads_to=("vanishing_gradient", "stalled_loss"),
     )

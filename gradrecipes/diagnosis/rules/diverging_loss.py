@@ -23,9 +23,33 @@ from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.prescribe import guard
 from gradrecipes.diagnosis.readings import place, say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.verdict import DIVERGING, verdict
 
 
+@rule(
+    code="diverging_loss",
+    kind=Kind.SYMPTOM,
+    title="The loss climbs away from where it began",
+    order=250,
+    explained_by=(
+        "loss_output_mismatch",
+        "corrupt_batch",
+        "unsafe_loss",
+        "optimizer_state",
+        "unscaled_inputs",
+        "unscaled_targets",
+        "exploding_initialization",
+        "unbounded_activation",
+        "recurrent_gain",
+        "embedding_spike",
+        "exploding_batch_normalization",
+        "missing_normalization",
+        "plain_depth",
+        "learning_rate_too_high",
+        "batch_too_small",
+    ),
+)
 def diverging_loss(trace: Trace) -> Finding | None:
     """Tell whether the loss climbs away."""
     seen = verdict(trace)

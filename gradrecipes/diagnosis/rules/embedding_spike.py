@@ -37,6 +37,7 @@ from gradrecipes.core.trace.probes import WeightScale
 from gradrecipes.diagnosis.data_facts import first_loss_over_chance
 from gradrecipes.diagnosis.prescribe import clip
 from gradrecipes.diagnosis.readings import layer_descriptions, middle, say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.signals import weights
 from gradrecipes.diagnosis.varied import beats, confidence, healing_rate, heals, starts_near, varied_evidence
 from gradrecipes.diagnosis.verdict import FAR_START, Verdict, verdict
@@ -47,6 +48,18 @@ HUGE = 5.0  # the same, a hundred times what Keras draws
 LARGE = 0.5  # root mean square of the vectors; Keras draws .03; others draw N(0, 1), which counts only if it does harm
 
 
+@rule(
+    code="embedding_spike",
+    kind=Kind.CAUSE,
+    title="The embedding is out of proportion to the rest of the net",
+    order=130,
+    explained_by=(
+        "nonfinite_data",
+        "corrupt_batch",
+        "missing_normalization",
+        "exploding_batch_normalization",
+    ),
+)
 def embedding_spike(trace: Trace) -> Finding | None:
     """Tell whether the embedding is what throws the net off."""
     seen = verdict(trace)
@@ -97,7 +110,6 @@ def embedding_spike(trace: Trace) -> Finding | None:
             ),
             clip(trace, "Clip the gradient by its global norm", repairs=True),
         ),
-        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )
 
 

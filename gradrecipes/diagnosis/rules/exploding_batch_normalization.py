@@ -32,6 +32,7 @@ from gradrecipes.core.signal_theory import batch_normalized_factor
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.data_facts import LEARNT
 from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.remedies import add_residual_blocks, normalize_before_the_activation
 from gradrecipes.diagnosis.signals import count, layers, span, weighted
 from gradrecipes.diagnosis.verdict import verdict
@@ -42,6 +43,12 @@ HOPELESS = 1000.0  # the same, where a trial begins to learn all the same: no ra
 PER_LAYER = 1.06  # factor; ReLU is predicted 1.21, tanh 1.085, and a sound residual net has about 1
 
 
+@rule(
+    code="exploding_batch_normalization",
+    kind=Kind.CAUSE,
+    title="Batch normalization without skip connections multiplies the gradients",
+    order=140,
+)
 def exploding_batch_normalization(trace: Trace) -> Finding | None:
     """Tell whether BatchNormalization multiplies the gradient layer by layer."""
     structure = trace.description
@@ -80,5 +87,4 @@ def exploding_batch_normalization(trace: Trace) -> Finding | None:
         layer=read[0].name,
         evidence=(Evidence(statement, measured, predicted, "arXiv 1902.08129"),),
         prescriptions=(add_residual_blocks(), normalize_before_the_activation("LayerNormalization")),
-        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )

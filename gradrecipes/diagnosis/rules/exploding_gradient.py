@@ -44,6 +44,7 @@ from gradrecipes.diagnosis.readings import (
     place,
     say,
 )
+from gradrecipes.diagnosis.registry import rule
 
 HUGE_RATIO = (
     1e3  # ||g||/||W|| of a layer; simulated: He <= 4, squared loss of targets near 22 <= 310, sigma_w^2=4 > 1e3
@@ -58,6 +59,31 @@ SHORTEST_WINDOW = 5  # steps after a spike without which "did not come back" can
 STRONG_CLIP = 0.1  # clip factor: the step was shortened to a tenth or less
 
 
+@rule(
+    code="exploding_gradient",
+    kind=Kind.SYMPTOM,
+    title="The gradients are out of proportion, overflow, or jump and stay up",
+    order=230,
+    explained_by=(
+        "nonfinite_data",
+        "loss_output_mismatch",
+        "corrupt_batch",
+        "unsafe_loss",
+        "float16_overflow",
+        "optimizer_state",
+        "unscaled_inputs",
+        "unscaled_targets",
+        "exploding_initialization",
+        "unbounded_activation",
+        "recurrent_gain",
+        "embedding_spike",
+        "exploding_batch_normalization",
+        "missing_normalization",
+        "plain_depth",
+        "learning_rate_too_high",
+        "batch_too_small",
+    ),
+)
 def exploding_gradient(trace: Trace) -> Finding | None:
     """Tell whether the gradients explode, since which step, and by which mark."""
     marks = (_overflow(trace), _disproportion(trace), _spike(trace), _runaway(trace))

@@ -47,6 +47,7 @@ from gradrecipes.diagnosis.keras_lines import initializer_for
 from gradrecipes.diagnosis.oversized_weights import oversized_weights
 from gradrecipes.diagnosis.prescribe import initialization_prescriptions
 from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.verdict import FAR_START, verdict
 
 TOTAL_GROWTH = 20.0  # factor over the stretch; sigma_w^2 = 4 with ReLU makes 32 in ten layers and costs .2 of accuracy
@@ -90,6 +91,13 @@ class Growth:
         return steep or total >= math.log(CERTAIN_GROWTH)
 
 
+@rule(
+    code="exploding_initialization",
+    kind=Kind.CAUSE,
+    title="The initial weights are too large for the depth and the activation",
+    order=100,
+    explained_by=("unbounded_activation",),
+)
 def exploding_initialization(trace: Trace) -> Finding | None:
     """Tell whether the initial weights are too large, by how much, and in which layers."""
     growths = [growth for stretch in stretches(trace) for growth in _growths(stretch)]
@@ -113,7 +121,6 @@ def exploding_initialization(trace: Trace) -> Finding | None:
         step=None,
         evidence=_evidence(trace, exploding, growth, worst),
         prescriptions=initialization_prescriptions(trace, growth.stages),
-        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )
 
 

@@ -22,6 +22,7 @@ from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import DataReading
+from gradrecipes.diagnosis.registry import rule
 
 PARTS = {"build": "The model could not be built on these inputs", "step": "A training step raised an error"}
 _LOOK = Prescription(
@@ -38,6 +39,19 @@ _LOOK = Prescription(
 )
 
 
+@rule(
+    code="failing_step",
+    kind=Kind.CAUSE,
+    title="A training step cannot be run at all",
+    order=10,
+    explained_by=(
+        "nonfinite_data",
+        "corrupt_batch",
+        "loss_output_mismatch",
+        "recurrent_gain",
+        "unbounded_activation",
+    ),
+)
 def failing_step(trace: Trace) -> Finding | None:
     """Tell that a step could not be run, and why."""
     failure = trace.probes.failure

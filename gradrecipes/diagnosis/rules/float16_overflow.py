@@ -32,6 +32,7 @@ from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import LayerSignal, TrialReading
 from gradrecipes.diagnosis.readings import TOLERATED_BY_SCALER, left_out_by_scaler, say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.signals import layers
 from gradrecipes.diagnosis.verdict import verdict
 
@@ -40,6 +41,16 @@ SCALES = {"UnitNormalization", "LayerNormalization", "RMSNormalization", "Normal
 NEAR = 0.5  # of it: the next few steps pass it
 
 
+@rule(
+    code="float16_overflow",
+    kind=Kind.CAUSE,
+    title="Half precision is too narrow for what the net computes",
+    order=60,
+    explained_by=(
+        "nonfinite_data",
+        "corrupt_batch",
+    ),
+)
 def float16_overflow(trace: Trace) -> Finding | None:
     """Tell whether half precision is too narrow for what this net computes."""
     precision = trace.description.precision or ""
@@ -85,7 +96,6 @@ def float16_overflow(trace: Trace) -> Finding | None:
                 reference="Keras guide: mixed precision; arXiv 1710.03740",
             ),
         ),
-        leads_to=("nonfinite_loss", "exploding_gradient", "stalled_loss"),
     )
 
 

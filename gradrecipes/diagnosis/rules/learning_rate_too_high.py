@@ -63,6 +63,7 @@ from gradrecipes.diagnosis.readings import (
     say,
     smallest_weight_norms,
 )
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.rules.exploding_initialization import exploding_initialization
 from gradrecipes.diagnosis.varied import PROVEN, UNPROVEN, healing_rate, variation, varied_evidence
 from gradrecipes.diagnosis.verdict import verdict
@@ -76,6 +77,28 @@ ABOVE_CHANCE = 6.0  # nats by which a cross-entropy exceeds ln(classes) at a sta
 EASED = 0.5  # share of its loss that a run loses at a lower rate, if not all that it should
 
 
+@rule(
+    code="learning_rate_too_high",
+    kind=Kind.CAUSE,
+    title="The steps are too long: the loss climbs instead of falling",
+    order=200,
+    explained_by=(
+        "nonfinite_data",
+        "corrupt_batch",
+        "loss_output_mismatch",
+        "unsafe_loss",
+        "float16_overflow",
+        "optimizer_state",
+        "unscaled_inputs",
+        "unscaled_targets",
+        "exploding_initialization",
+        "embedding_spike",
+        "unbounded_activation",
+        "recurrent_gain",
+        "exploding_batch_normalization",
+        "missing_normalization",
+    ),
+)
 def learning_rate_too_high(trace: Trace) -> Finding | None:
     """Tell whether the learning rate is too high, by what factor, and since which step."""
     lower = healing_rate(trace, lower=True)
@@ -107,7 +130,6 @@ def learning_rate_too_high(trace: Trace) -> Finding | None:
             *(varied_evidence(trace, f"rate_{eased:g}") if eased else ()),
         ),
         prescriptions=learning_rate_prescriptions(trace, rate, factor),
-        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )
 
 

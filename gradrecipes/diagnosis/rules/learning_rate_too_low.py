@@ -33,6 +33,7 @@ from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.keras_lines import recorded_rate
 from gradrecipes.diagnosis.readings import middle, say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.remedies import set_learning_rate
 from gradrecipes.diagnosis.varied import PROVEN, healing_rate, variation, varied_evidence
 from gradrecipes.diagnosis.verdict import LEARNING, STALLED, Verdict, verdict
@@ -46,6 +47,18 @@ DIED = 1e3  # first update over the later ones, of a rate that a schedule lowers
 ALIVE = 0.1  # last gradient norm over the first: the gradients are still there
 
 
+@rule(
+    code="learning_rate_too_low",
+    kind=Kind.CAUSE,
+    title="The steps are too short to learn anything",
+    order=210,
+    explained_by=(
+        "vanishing_initialization",
+        "dead_units",
+        "saturated_units",
+        "optimizer_state",
+    ),
+)
 def learning_rate_too_low(trace: Trace) -> Finding | None:
     """Tell whether the steps are too short to learn anything, and by what factor."""
     seen = verdict(trace)
@@ -86,7 +99,6 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
             *varied_evidence(trace, f"rate_{factor:g}"),
         ),
         prescriptions=(set_learning_rate(trace, factor, "With steps so much longer the same net learns at once."),),
-        leads_to=("stalled_loss",),
     )
 
 
@@ -126,7 +138,6 @@ def _died(trace: Trace, update: float, seen: Verdict) -> Finding:
                 reference="arXiv 1608.03983 (cosine decay)",
             ),
         ),
-        leads_to=("stalled_loss",),
     )
 
 

@@ -26,16 +26,23 @@ A linear last layer with `from_logits=True`, or a softmax (sigmoid) without; lab
 
 from __future__ import annotations
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.finding import Evidence, Finding, Kind
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import TrialReading
 from gradrecipes.diagnosis.activation_mismatches import activation_mismatches
 from gradrecipes.diagnosis.data_facts import heads, holds_back
 from gradrecipes.diagnosis.label_mismatches import all_with_all, label_mismatches
 from gradrecipes.diagnosis.mismatch import Mismatch
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.verdict import verdict
 
 
+@rule(
+    code="loss_output_mismatch",
+    kind=Kind.CAUSE,
+    title="Loss, last activation and labels do not fit together",
+    order=30,
+)
 def loss_output_mismatch(trace: Trace) -> Finding | None:
     """Tell what the loss expects and what it gets instead."""
     seen = verdict(trace)
@@ -65,7 +72,6 @@ def loss_output_mismatch(trace: Trace) -> Finding | None:
         explanation=" ".join(f"{misfit.statement} {misfit.consequence}" for misfit in found[:2]),
         evidence=(*map(_evidence, found), *_failure(trace)),
         prescriptions=tuple({misfit.prescription.title: misfit.prescription for misfit in found}.values()),
-        leads_to=_leads_to(first),
     )
 
 
@@ -78,16 +84,3 @@ def _failure(trace: Trace) -> tuple[Evidence, ...]:
     if failure is None:
         return ()
     return (Evidence(f"A training step raises: {failure.message}", source="TensorFlow and Keras"),)
-
-
-def _leads_to(first: Mismatch) -> tuple[str, ...]:
-    if first.severity is Severity.NOTICE:
-        return ()
-    return (
-        "stalled_loss",
-        "diverging_loss",
-        "oscillating_loss",
-        "nonfinite_loss",
-        "exploding_gradient",
-        "vanishing_gradient",
-    )

@@ -33,6 +33,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.diagnosis.oversized_weights import TOO_LARGE
 from gradrecipes.diagnosis.readings import out_of_proportion, say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.remedies import add_residual_blocks
 from gradrecipes.diagnosis.signals import NORMALIZATIONS, RECURRENT, WEIGHTED, count, kernels, layers, span
 from gradrecipes.diagnosis.verdict import verdict
@@ -45,6 +46,12 @@ MORE = 1.05  # times what a layer gave, of a sum with something else
 SAME = 1e-4  # relative difference up to which what one block gives is what the next one takes
 
 
+@rule(
+    code="missing_normalization",
+    kind=Kind.CAUSE,
+    title="Residual sums grow, for nothing sets their size",
+    order=150,
+)
 def missing_normalization(trace: Trace) -> Finding | None:
     """Tell whether the sums of a residual net grow for want of a normalization."""
     what, sums, reading = _sums(trace)
@@ -88,7 +95,6 @@ def missing_normalization(trace: Trace) -> Finding | None:
                 reference="arXiv 2003.04887",
             ),
         ),
-        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "stalled_loss"),
     )
 
 

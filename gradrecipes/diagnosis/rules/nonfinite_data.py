@@ -34,6 +34,7 @@ from gradrecipes.core.trace.data_reading import Columns
 from gradrecipes.diagnosis.data_facts import ArrayReading, arrays, names, offenders
 from gradrecipes.diagnosis.prescribe_data import drop_columns, fill_in, leave_out_nonfinite
 from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.varied import heals, varied_evidence
 from gradrecipes.diagnosis.verdict import BROKEN, UNKNOWN, verdict
 
@@ -42,6 +43,12 @@ MANY = 0.05  # share of the samples from which leaving them out costs too much
 OF_DATA = {"input", "target", "sample_weight"}  # kinds of offenders
 
 
+@rule(
+    code="nonfinite_data",
+    kind=Kind.CAUSE,
+    title="The data hold NaN or infinite values",
+    order=20,
+)
 def nonfinite_data(trace: Trace) -> Finding | None:
     """Tell which arrays hold NaN or Inf, in which samples and columns."""
     training = [array for array in arrays(trace, parts=PARTS) if array.nonfinite]
@@ -65,7 +72,6 @@ def nonfinite_data(trace: Trace) -> Finding | None:
         step=seen.step if broke else None,
         evidence=(*(_evidence(array) for array in bad), *varied_evidence(trace, "sound_data")),
         prescriptions=_prescriptions(trace, bad),
-        leads_to=("nonfinite_loss", "exploding_gradient"),
     )
 
 

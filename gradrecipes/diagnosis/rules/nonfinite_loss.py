@@ -36,6 +36,7 @@ from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.prescribe import guard
 from gradrecipes.diagnosis.readings import nonfinite_gradients, nonfinite_losses, place, say
+from gradrecipes.diagnosis.registry import rule
 
 FEW = 3  # non-finite batches, or as many as there were epochs, that still count as isolated
 CLIMB = 10.0  # last sound loss over the first: the run diverged before it broke
@@ -49,6 +50,30 @@ class First(NamedTuple):
     layer: str | None = None
 
 
+@rule(
+    code="nonfinite_loss",
+    kind=Kind.SYMPTOM,
+    title="The loss becomes NaN or infinite",
+    order=240,
+    explained_by=(
+        "nonfinite_data",
+        "loss_output_mismatch",
+        "corrupt_batch",
+        "unsafe_loss",
+        "float16_overflow",
+        "optimizer_state",
+        "unscaled_inputs",
+        "unscaled_targets",
+        "exploding_initialization",
+        "unbounded_activation",
+        "recurrent_gain",
+        "embedding_spike",
+        "exploding_batch_normalization",
+        "missing_normalization",
+        "plain_depth",
+        "learning_rate_too_high",
+    ),
+)
 def nonfinite_loss(trace: Trace) -> Finding | None:
     """Tell when the loss first became NaN or infinite, and what broke first."""
     bad = nonfinite_losses(trace)

@@ -35,6 +35,7 @@ from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.description import OptimizerDescription
 from gradrecipes.core.trace.probes import TrialReading
 from gradrecipes.diagnosis.readings import layer_descriptions, middle, say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.remedies import fresh_optimizer
 from gradrecipes.diagnosis.varied import heals, variation, varied_evidence
 from gradrecipes.diagnosis.verdict import verdict
@@ -51,6 +52,16 @@ MOMENTA = ("momentum", "beta_1", "beta_2", "rho")
 BOUNDS = ("clipnorm", "global_clipnorm", "clipvalue")
 
 
+@rule(
+    code="optimizer_state",
+    kind=Kind.CAUSE,
+    title="The optimizer's settings or memory spoil its steps",
+    order=70,
+    explained_by=(
+        "nonfinite_data",
+        "corrupt_batch",
+    ),
+)
 def optimizer_state(trace: Trace) -> Finding | None:
     """Tell whether it is the optimizer itself that spoils the updates."""
     seen = verdict(trace)
@@ -77,7 +88,6 @@ def optimizer_state(trace: Trace) -> Finding | None:
             *varied_evidence(trace, "fresh_optimizer"),
         ),
         prescriptions=(fresh_optimizer(trace),),
-        leads_to=("nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss", "exploding_gradient"),
     )
 
 

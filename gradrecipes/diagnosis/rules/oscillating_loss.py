@@ -22,10 +22,32 @@ from __future__ import annotations
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.remedies import set_learning_rate
 from gradrecipes.diagnosis.verdict import OSCILLATING, verdict
 
 
+@rule(
+    code="oscillating_loss",
+    kind=Kind.SYMPTOM,
+    title="The loss jumps up and down and gets nowhere",
+    order=260,
+    explained_by=(
+        "loss_output_mismatch",
+        "corrupt_batch",
+        "optimizer_state",
+        "unscaled_inputs",
+        "unscaled_targets",
+        "exploding_initialization",
+        "unbounded_activation",
+        "recurrent_gain",
+        "embedding_spike",
+        "exploding_batch_normalization",
+        "learning_rate_too_high",
+        "batch_too_small",
+    ),
+    needs_cause=True,
+)
 def oscillating_loss(trace: Trace) -> Finding | None:
     """Tell whether the loss jumps up and down and gets nowhere."""
     seen = verdict(trace)

@@ -33,6 +33,7 @@ from gradrecipes.core.signal_theory import finite_width_log_std
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.data_facts import LEARNT
 from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.remedies import add_residual_blocks, make_it_shallower, normalize_before_the_activation
 from gradrecipes.diagnosis.signals import NORMALIZATIONS, count, kernels, span, weighted
 from gradrecipes.diagnosis.varied import healing_rate
@@ -43,6 +44,17 @@ LOTTERY = 4.0  # standard deviation of ln of the squared gradient, from which si
 USUAL = 2.5  # times larger or smaller than a usual spread up to which the weights are not to blame
 
 
+@rule(
+    code="plain_depth",
+    kind=Kind.CAUSE,
+    title="Too many layers in a row with no way around them",
+    order=190,
+    explained_by=(
+        "exploding_initialization",
+        "vanishing_initialization",
+        "exploding_batch_normalization",
+    ),
+)
 def plain_depth(trace: Trace) -> Finding | None:
     """Tell whether the net is too deep for the plain chain that it is."""
     structure = trace.description
@@ -100,5 +112,4 @@ def plain_depth(trace: Trace) -> Finding | None:
             normalize_before_the_activation(),
             make_it_shallower(depth),
         ),
-        leads_to=("vanishing_gradient", "exploding_gradient", "stalled_loss", "diverging_loss", "nonfinite_loss"),
     )

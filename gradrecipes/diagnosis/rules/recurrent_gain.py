@@ -42,6 +42,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import RecurrentReading
 from gradrecipes.diagnosis.readings import OUT_OF_PROPORTION, gradient_to_weight, number, say
 from gradrecipes.diagnosis.recurrent_remedies import recurrent_prescriptions
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.verdict import OSCILLATING, STALLED, Verdict, verdict
 
 EXPLODES = 3.0  # log10 of the growth over the sequence; a net that starts beyond it trains at no learning rate
@@ -67,6 +68,12 @@ class Gain(NamedTuple):
     jump: float = math.nan
 
 
+@rule(
+    code="recurrent_gain",
+    kind=Kind.CAUSE,
+    title="The recurrent weights multiply the gradient at every time step",
+    order=120,
+)
 def recurrent_gain(trace: Trace) -> Finding | None:
     """Tell whether a recurrent layer makes gradients explode or vanish over its sequence."""
     layers = trace.probes.recurrent
@@ -89,9 +96,6 @@ def recurrent_gain(trace: Trace) -> Finding | None:
         layer=gain.layer.layer if gain.layer.layer in trace.layers else None,
         evidence=_evidence(trace, gain),
         prescriptions=recurrent_prescriptions(trace, gain.layer, gain.way),
-        leads_to=("vanishing_gradient", "stalled_loss")
-        if gain.way == "vanishing"
-        else ("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )
 
 

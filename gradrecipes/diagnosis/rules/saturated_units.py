@@ -27,6 +27,7 @@ from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.data_facts import LEARNT
 from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.remedies import change_activation, normalize_before_the_activation, use_fitting_initializer
 from gradrecipes.diagnosis.signals import hidden, weights
 from gradrecipes.diagnosis.verdict import verdict
@@ -34,6 +35,21 @@ from gradrecipes.diagnosis.verdict import verdict
 SATURATED = 0.5  # share of a layer's outputs at a bound; Glorot weights and scaled inputs give below .05
 
 
+@rule(
+    code="saturated_units",
+    kind=Kind.CAUSE,
+    title="Bounded units sit at their bounds",
+    order=180,
+    explained_by=(
+        "unscaled_inputs",
+        "unscaled_targets",
+        "exploding_initialization",
+        "embedding_spike",
+        "unbounded_activation",
+        "recurrent_gain",
+        "learning_rate_too_high",
+    ),
+)
 def saturated_units(trace: Trace) -> Finding | None:
     """Tell whether hidden units sit at the bounds of their activation."""
     seen = verdict(trace)
@@ -66,5 +82,4 @@ def saturated_units(trace: Trace) -> Finding | None:
         step=None if when == "before" or not len(trace) else int(trace.steps["step"][-1]),
         evidence=(Evidence(statement, share, 0.05, "AISTATS 2010 (Glorot), section 3"),),
         prescriptions=(*([use_fitting_initializer(own, name)] if own and when == "before" else []), *advice),
-        leads_to=("vanishing_gradient", "stalled_loss"),
     )

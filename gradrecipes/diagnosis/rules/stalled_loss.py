@@ -23,10 +23,40 @@ from __future__ import annotations
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.remedies import find_the_range
 from gradrecipes.diagnosis.verdict import STALLED, verdict
 
 
+@rule(
+    code="stalled_loss",
+    kind=Kind.SYMPTOM,
+    title="The loss does not fall",
+    order=270,
+    explained_by=(
+        "loss_output_mismatch",
+        "corrupt_batch",
+        "unsafe_loss",
+        "float16_overflow",
+        "optimizer_state",
+        "unscaled_inputs",
+        "unscaled_targets",
+        "exploding_initialization",
+        "unbounded_activation",
+        "recurrent_gain",
+        "embedding_spike",
+        "exploding_batch_normalization",
+        "missing_normalization",
+        "vanishing_initialization",
+        "dead_units",
+        "saturated_units",
+        "plain_depth",
+        "learning_rate_too_high",
+        "learning_rate_too_low",
+        "batch_too_small",
+    ),
+    needs_cause=True,
+)
 def stalled_loss(trace: Trace) -> Finding | None:
     """Tell whether the loss stands still; the engine drops it where no cause explains it."""
     seen = verdict(trace)

@@ -33,6 +33,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.diagnosis.data_facts import arrays
 from gradrecipes.diagnosis.readings import number, say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.remedies import change_activation, normalize_before_the_activation
 from gradrecipes.diagnosis.signals import RECURRENT, WEIGHTED, hidden, layers, weights
 from gradrecipes.diagnosis.verdict import verdict
@@ -45,6 +46,12 @@ USUAL, JUMP = 100.0, 1e3  # size of a signal that is nothing unusual, and the fa
 FAR_START = 5.0  # loss at the start over that of a blind guess
 
 
+@rule(
+    code="unbounded_activation",
+    kind=Kind.CAUSE,
+    title="An activation grows faster than what it is given",
+    order=110,
+)
 def unbounded_activation(trace: Trace) -> Finding | None:
     """Tell whether an activation makes the signal run away."""
     seen = verdict(trace)
@@ -93,7 +100,6 @@ def _of_layers(odd: list[LayerSignal], broke: bool) -> Finding:
         layer=worst.name,
         evidence=(Evidence(statement, exponent, 1.0, "the activation itself, on quantiles of a normal signal"),),
         prescriptions=(change_activation(name, "relu"), normalize_before_the_activation()),
-        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )
 
 
@@ -132,7 +138,6 @@ def _of_operation(layer: LayerSignal, entered: float) -> Finding:
         layer=layer.name,
         evidence=(Evidence(statement, size, entered, "this batch, before the trial"),),
         prescriptions=(normalize_before_the_activation("LayerNormalization"),),
-        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )
 
 
@@ -153,5 +158,4 @@ def _of_cells(gated: list[LayerSignal]) -> Finding:
         layer=worst.name,
         evidence=(Evidence(statement, source="keras.layers.LSTM: activation='tanh' by default"),),
         prescriptions=(advice,),
-        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss"),
     )

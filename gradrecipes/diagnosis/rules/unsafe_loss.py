@@ -37,6 +37,7 @@ from gradrecipes.diagnosis.data_facts import autopsy_readings, heads, largest_ou
 from gradrecipes.diagnosis.prescribe import guard
 from gradrecipes.diagnosis.prescribe_loss import safe_arithmetic, safe_cross_entropy
 from gradrecipes.diagnosis.readings import number, say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.signals import layers
 from gradrecipes.diagnosis.unsafe_points import Said, at_the_start, ends, percentage, points, word
 from gradrecipes.diagnosis.verdict import BROKEN, losses, verdict
@@ -45,6 +46,17 @@ SANE = 1e4  # output up to which a squared error, its sum and its gradient are f
 EXPONENT = 50.0  # input up to which exp stays far from overflowing float32, which it does at 88.7
 
 
+@rule(
+    code="unsafe_loss",
+    kind=Kind.CAUSE,
+    title="The loss is NaN or infinite for outputs that can occur",
+    order=50,
+    explained_by=(
+        "nonfinite_data",
+        "corrupt_batch",
+        "loss_output_mismatch",
+    ),
+)
 def unsafe_loss(trace: Trace) -> Finding | None:
     """Tell where the loss, or an operation, gives NaN or Inf, and whether the run has met it."""
     said = _broken_loss(trace) or _broken_operation(trace) or at_the_start(trace) or percentage(trace) or ends(trace)
@@ -63,7 +75,6 @@ def unsafe_loss(trace: Trace) -> Finding | None:
         step=verdict(trace).step,
         evidence=evidence,
         prescriptions=prescriptions,
-        leads_to=("nonfinite_loss", "exploding_gradient", "diverging_loss", "stalled_loss"),
     )
 
 

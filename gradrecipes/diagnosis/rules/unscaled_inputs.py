@@ -42,6 +42,7 @@ from gradrecipes.diagnosis.data_facts import (
 )
 from gradrecipes.diagnosis.prescribe_data import normalize_inputs
 from gradrecipes.diagnosis.readings import number, say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.varied import beats, heals, variation, varied_evidence
 from gradrecipes.diagnosis.verdict import Verdict, verdict
 
@@ -54,6 +55,12 @@ FAR_FROM_CHANCE = 2.0  # loss at the end of the trial over that of a blind guess
 TINY = 0.01  # root mean square below which all that the first layer makes of the inputs is its bias
 
 
+@rule(
+    code="unscaled_inputs",
+    kind=Kind.CAUSE,
+    title="The inputs are far from unit size",
+    order=80,
+)
 def unscaled_inputs(trace: Trace) -> Finding | None:
     """Tell which inputs are far from unit size, and what becomes of the run with and without scaling."""
     seen = verdict(trace)
@@ -83,10 +90,6 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
             *varied_evidence(trace, "scaled_inputs", *(() if healed else ("all_scaled",))),
         ),
         prescriptions=normalize_inputs(array.name, (array.columns or Columns(1)).count, pixels=_pixels(array)),
-        leads_to=(
-            *("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
-            *("saturated_units", "dead_units"),
-        ),
     )
 
 

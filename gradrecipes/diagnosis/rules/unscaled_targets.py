@@ -39,6 +39,7 @@ from gradrecipes.core.trace.probes import OutputReading
 from gradrecipes.diagnosis.data_facts import Head, arrays, heads, suffers_from
 from gradrecipes.diagnosis.prescribe_data import scale_targets
 from gradrecipes.diagnosis.readings import number, say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.varied import heals, variation, varied_evidence
 from gradrecipes.diagnosis.verdict import verdict
 
@@ -49,6 +50,13 @@ BOUNDED = {"sigmoid", "softmax", "tanh", "hard_sigmoid", "hard_tanh", "softsign"
 ON_LABELS = ("crossentropy", "cross_entropy", "hinge", "ctc", "dice", "tversky", "cosine", "kl_div", "circle")
 
 
+@rule(
+    code="unscaled_targets",
+    kind=Kind.CAUSE,
+    title="The targets are far from unit size",
+    order=90,
+    explained_by=("loss_output_mismatch",),
+)
 def unscaled_targets(trace: Trace) -> Finding | None:
     """Tell which targets are far from unit size, and what becomes of the run with and without scaling."""
     seen = verdict(trace)
@@ -84,7 +92,6 @@ def unscaled_targets(trace: Trace) -> Finding | None:
             *varied_evidence(trace, "scaled_targets", *(() if healed else ("all_scaled",))),
         ),
         prescriptions=scale_targets(target.name, positive=_positive(target)),
-        leads_to=("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss"),
     )
 
 

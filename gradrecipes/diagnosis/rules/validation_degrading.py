@@ -26,12 +26,19 @@ from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.registry import rule
 
 EPOCHS = 6  # fewer show no trend
 IN_A_ROW = 3  # last epochs that are all above the best
 RISE = 1.2  # validation loss of the last epochs over its best; .1 is what epochs of sound nets differ by
 
 
+@rule(
+    code="validation_degrading",
+    kind=Kind.SYMPTOM,
+    title="The validation loss climbs while the training loss falls",
+    order=290,
+)
 def validation_degrading(trace: Trace) -> Finding | None:
     """Tell whether the net learns its samples by heart."""
     logs = [event.logs for event in trace.events if event.kind == "epoch"]

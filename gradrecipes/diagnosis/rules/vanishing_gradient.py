@@ -23,6 +23,7 @@ from __future__ import annotations
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.remedies import add_residual_blocks, normalize_before_the_activation
 from gradrecipes.diagnosis.signals import span, weighted
 from gradrecipes.diagnosis.verdict import STALLED, verdict
@@ -30,6 +31,22 @@ from gradrecipes.diagnosis.verdict import STALLED, verdict
 LOST = 1e-5  # output gradient of the first weighted layer over that of the last
 
 
+@rule(
+    code="vanishing_gradient",
+    kind=Kind.SYMPTOM,
+    title="Next to nothing of the gradient reaches the first layers",
+    order=280,
+    explained_by=(
+        "loss_output_mismatch",
+        "recurrent_gain",
+        "vanishing_initialization",
+        "dead_units",
+        "saturated_units",
+        "plain_depth",
+        "batch_too_small",
+    ),
+    needs_cause=True,
+)
 def vanishing_gradient(trace: Trace) -> Finding | None:
     """Tell whether the gradient dies out on its way back."""
     read = weighted(trace)

@@ -37,6 +37,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.diagnosis.oversized_weights import TOO_LARGE
 from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.remedies import (
     change_activation,
     normalize_before_the_activation,
@@ -53,6 +54,12 @@ LOST = 1e-3  # output gradient of the first weighted layer over that of the last
 SHRINKS = 0.75  # theory's gradient factor per layer below which the activation is to blame; ReLU under He has 1
 
 
+@rule(
+    code="vanishing_initialization",
+    kind=Kind.CAUSE,
+    title="The initial weights lose the signal or the gradient",
+    order=160,
+)
 def vanishing_initialization(trace: Trace) -> Finding | None:
     """Tell whether the initial weights lose the signal on its way through the net."""
     seen = verdict(trace)
@@ -148,5 +155,4 @@ def _finding(
         layer=layer,
         evidence=evidence,
         prescriptions=advice,
-        leads_to=("vanishing_gradient", "stalled_loss"),
     )

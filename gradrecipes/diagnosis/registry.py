@@ -1,0 +1,75 @@
+"""The table of rules: each enters itself with a decorator, and everything that lists rules reads this table."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gradrecipes.core.finding import Finding, Kind
+from gradrecipes.core.trace import Trace
+
+Find = Callable[[Trace], Finding | None]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Describe a rule.
+
+    Args:
+        code: What it finds. Codes are never renamed.
+        kind: Whether that is a cause or a symptom.
+        title: What it finds, in one line for a list.
+        order: Position in the order in which trouble arises: data before weights, weights before the learning rate.
+            It decides between findings that are equally certain.
+        explained_by: Codes of the causes that can bring it about. A cause that a certain finding explains loses
+            confidence; a symptom is shown below the causes that explain it.
+        needs_cause: Whether it is reported only if a cause explains it.
+        find: Returns a finding, or None.
+    """
+
+    code: str
+    kind: Kind
+    title: str
+    order: int
+    explained_by: tuple[str, ...]
+    needs_cause: bool
+    find: Find
+
+
+_RULES: dict[str, Rule] = {}
+
+
+def rule(
+    *, code: str, kind: Kind, title: str, order: int, explained_by: tuple[str, ...] = (), needs_cause: bool = False
+) -> Callable[[Find], Find]:
+    """Enter a function into the table of rules. For the arguments see `Rule`.
+
+    Raises:
+        ValueError: The code is taken.
+    """
+
+    def enter(find: Find) -> Find:
+        if code in _RULES and _RULES[code].find.__module__ != find.__module__:
+            raise ValueError(
+                f"Two rules have the code {code!r}, in {_RULES[code].find.__module__} and {find.__module__}."
+            )
+        _RULES[code] = Rule(code, kind, title, order, explained_by, needs_cause, find)
+        return find
+
+    return enter
+
+
+def rules() -> dict[str, Rule]:
+    """Return all rules by code, in the order in which trouble arises.
+
+    Example:
+        >>> rules()["nonfinite_data"].kind.value
+        'cause'
+    """
+    from gradrecipes.diagnosis import rules as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return dict(sorted(_RULES.items(), key=lambda item: (item[1].order, item[0])))
