@@ -12,8 +12,9 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.core.trace.probes import LossPoint, LossReading, OutputReading, TrialReading
+from gradrecipes.core.trace.variation import Variation
 from gradrecipes.diagnosis.readings import number
-from gradrecipes.diagnosis.varied import healing_rate, heals, mends, variation
+from gradrecipes.diagnosis.variation_facts import fixed_by, fixes, fixing_rate, variation
 from gradrecipes.diagnosis.verdict import LEARNING, OSCILLATING, STALLED, Verdict, losses, verdict
 
 REACHES_CHANCE = 10.0  # trials of further training; a loss that needs more to get to chance at its pace is held back
@@ -135,14 +136,14 @@ def offenders(trace: Trace) -> list[Offender]:
     return list(autopsy(trace).offenders)
 
 
-def holds_back(trace: Trace, seen: Verdict | None = None) -> bool:
+def is_held_back(trace: Trace, seen: Verdict | None = None) -> bool:
     """Say whether something is wrong with a run: it broke, ran away, stands still, or is on no way to chance.
 
     A run that learns, and at its own pace gets to chance within ten times as many steps, is let be, however far out
     it began; so is one that has come to rest far below chance.
     """
     seen = seen or verdict(trace)
-    over = number(seen.end_over_chance)
+    over = number(seen.end_over_baseline)
     if seen.unhealthy:
         return True
     if seen.state in (STALLED, OSCILLATING):
@@ -150,43 +151,43 @@ def holds_back(trace: Trace, seen: Verdict | None = None) -> bool:
     if seen.state != LEARNING or over is None:
         return False
     if over < AT_CHANCE[1]:
-        held = seen.start_over_chance >= FAR_START and not _still_falling(trace)
+        held = seen.start_over_baseline >= FAR_START and not _still_falling(trace)
         return over > AT_CHANCE[0] and (held or seen.slow)
     return _log_ratio(seen.start, seen.end) * REACHES_CHANCE < math.log(over)
 
 
-def suffers_from(trace: Trace, name: str, seen: Verdict) -> bool:
+def held_back_by(trace: Trace, tried: Variation, seen: Verdict) -> bool:
     """Say whether a run is held back, or learns no more than chance where only one variation learns.
 
     The second is asked of runs that seem to fall: thrown off by their first steps, they come back from there to the
     best constant answer, and no other rate brings them further.
     """
-    if holds_back(trace, seen):
+    if is_held_back(trace, seen):
         return True
-    over = number(seen.end_over_chance)
-    rates = healing_rate(trace, lower=True), healing_rate(trace, lower=False)
-    if over is None or not heals(trace, name) or rates != (None, None):
+    over = number(seen.end_over_baseline)
+    rates = fixing_rate(trace, lower=True), fixing_rate(trace, lower=False)
+    if over is None or not fixed_by(trace, tried) or rates != (None, None):
         return False
     loss = losses(trace)
     thrown_off = over > AT_CHANCE[1] and float(np.nanmax(loss)) > THROWN_OFF * abs(float(loss[0]))
     return thrown_off or (AT_CHANCE[0] < over < AT_CHANCE[1] and not _still_falling(trace))
 
 
-def leaves_behind(trace: Trace, name: str, seen: Verdict) -> bool:
+def improves(trace: Trace, tried: Variation, seen: Verdict) -> bool:
     """Say whether a variation leaves a run that holds back behind, though it has not yet learnt enough to heal it."""
-    result = variation(trace, name)
+    result = variation(trace, tried)
     if result is None or result.end is None or result.fall is None or not result.fall > 0:
         return False
-    over, before = result.over_baseline, number(seen.end_over_chance)
+    over, before = result.over_baseline, number(seen.end_over_baseline)
     if over is None or before is None:
-        return mends(result, seen)
+        return fixes(result, seen)
     return over < min(BETTER * before, 1.0)
 
 
-def first_loss_over_chance(trace: Trace, seen: Verdict) -> float:
+def first_loss_over_baseline(trace: Trace, seen: Verdict) -> float:
     """Return how far above chance the very first batch was; NaN where that is not known."""
     loss = losses(trace)
-    return float(loss[0]) / seen.chance if len(loss) and seen.chance > 0 else math.nan
+    return float(loss[0]) / seen.baseline if len(loss) and seen.baseline > 0 else math.nan
 
 
 def _still_falling(trace: Trace) -> bool:

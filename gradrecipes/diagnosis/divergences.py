@@ -9,8 +9,9 @@ import numpy as np
 
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import TrialReading, VariationResult
+from gradrecipes.core.trace.variation import Variation, at_rate
 from gradrecipes.diagnosis.readings import middle, nonfinite_gradients, nonfinite_losses
-from gradrecipes.diagnosis.varied import variation
+from gradrecipes.diagnosis.variation_facts import variation
 from gradrecipes.diagnosis.verdict import BROKEN, OSCILLATING, Verdict, losses, verdict
 
 EARLY_STEPS = 500  # steps within which a rate that is too high shows; later trouble has other causes
@@ -76,7 +77,7 @@ def risen(trace: Trace, update: float) -> Divergence | None:
 def stuck(trace: Trace, update: float) -> Divergence | None:
     """Return what a run did that stands still, or far out, for its steps are so long that it threw itself there."""
     seen = verdict(trace)
-    far_better = update >= LIVELY and any(_far_better(trace, f"rate_{factor:g}", seen) for factor in (0.1, 0.01, 0.001))
+    far_better = update >= LIVELY and any(_far_better(trace, at_rate(factor), seen) for factor in (0.1, 0.01, 0.001))
     if seen.learnt or not (update >= OWN_SIZE or seen.unhealthy or seen.state == OSCILLATING or far_better):
         return None
     loss = losses(trace)
@@ -97,8 +98,8 @@ def thrown(trace: Trace, update: float) -> Divergence | None:
     return None
 
 
-def _far_better(trace: Trace, name: str, seen: Verdict) -> bool:
-    end = (variation(trace, name) or VariationResult()).end
+def _far_better(trace: Trace, tried: Variation, seen: Verdict) -> bool:
+    end = (variation(trace, tried) or VariationResult()).end
     return end is not None and seen.end > 0 and end < FAR_BETTER * seen.end
 
 

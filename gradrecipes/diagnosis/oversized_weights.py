@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.variation import ALL_SCALED, FITTING_WEIGHTS
 from gradrecipes.diagnosis.readings import say
 from gradrecipes.diagnosis.remedies import normalize_before_the_activation, use_fitting_initializer
 from gradrecipes.diagnosis.signals import NORMALIZATIONS, count, kernels, layers
-from gradrecipes.diagnosis.varied import beats, confidence, heals, varied_evidence
+from gradrecipes.diagnosis.variation_facts import confidence, fixed_by, halved_by, variation_evidence
 from gradrecipes.diagnosis.verdict import FAR_START, verdict
 
 TOO_LARGE = 2.0  # times the largest usual standard deviation: four times the variance
@@ -19,13 +20,13 @@ def oversized_weights(trace: Trace) -> Finding | None:
     seen = verdict(trace)
     read = list(kernels(trace))
     large = [(weight, larger) for weight, larger, _ in read if larger > TOO_LARGE]
-    far = seen.start_over_chance >= FAR_START
+    far = seen.start_over_baseline >= FAR_START
     if len(large) < max(1.0, SHARE * len(read)):
         return None
     if count(trace, NORMALIZATIONS) > SHARE * len(read) and not seen.unhealthy:
         return None  # a normalization undoes the size of the weights before it
-    hurt = seen.unhealthy or far or (not seen.learnt and heals(trace, "fitting_weights", "all_scaled"))
-    if not hurt and not beats(trace, seen, "fitting_weights"):
+    hurt = seen.unhealthy or far or (not seen.learnt and fixed_by(trace, FITTING_WEIGHTS, ALL_SCALED))
+    if not hurt and not halved_by(trace, seen, FITTING_WEIGHTS):
         return None
     worst, larger = max(large, key=lambda pair: pair[1])
     activation = next((layer.activation for layer in layers(trace) if layer.name == worst.layer), None)
@@ -34,13 +35,13 @@ def oversized_weights(trace: Trace) -> Finding | None:
         f"worst, {worst.path!r}, have a size of {say(worst.rms)}, where an initializer "
         f"gives at most {say(worst.most)} for {worst.fan_in} inputs."
     )
-    start = f" The loss begins at {say(seen.start)}; a blind guess has {say(seen.chance)}." if far else ""
+    start = f" The loss begins at {say(seen.start)}; a blind guess has {say(seen.baseline)}." if far else ""
     return Finding(
         code="exploding_initialization",
         title=f"The initial weights of {worst.layer!r} are {say(larger)} times too large",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL if hurt else Severity.WARNING,
-        confidence=confidence(trace, "fitting_weights", "all_scaled"),
+        confidence=confidence(trace, FITTING_WEIGHTS, ALL_SCALED),
         explanation=(
             f"{statement}{start} Each such layer multiplies what passes through it, forwards and backwards, so that "
             "outputs, loss and gradients start far out and the first steps throw the weights away."
@@ -48,7 +49,7 @@ def oversized_weights(trace: Trace) -> Finding | None:
         layer=worst.layer,
         evidence=(
             Evidence(statement, worst.rms, worst.most, "Glorot, LeCun or He, by fan-in"),
-            *varied_evidence(trace, "fitting_weights", "all_scaled"),
+            *variation_evidence(trace, FITTING_WEIGHTS, ALL_SCALED),
         ),
         prescriptions=(
             use_fitting_initializer([weight for weight, _ in large], activation),

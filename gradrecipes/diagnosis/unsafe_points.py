@@ -7,7 +7,7 @@ from gradrecipes.core.offender import listed
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import ArrayReading
-from gradrecipes.diagnosis.data_facts import Head, heads, holds_back
+from gradrecipes.diagnosis.data_facts import Head, heads, is_held_back
 from gradrecipes.diagnosis.prescribe import guard
 from gradrecipes.diagnosis.prescribe_loss import safe_arithmetic, safe_cross_entropy, undivided_error
 from gradrecipes.diagnosis.readings import number, say
@@ -58,7 +58,7 @@ def percentage(trace: Trace) -> Said | None:
         share = target.share_zero or 0.0
         if head.loss != "mean_absolute_percentage_error" or not head.of_keras or share < ZERO_TARGETS:
             continue
-        if not (holds_back(trace, seen) or seen.start > HUGE):
+        if not (is_held_back(trace, seen) or seen.start > HUGE):
             continue
         statement = (
             f"{say(100 * share)} % of {target.name} are 0; the percentage error divides by them, or by 1e-7 in "

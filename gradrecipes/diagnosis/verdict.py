@@ -43,7 +43,7 @@ class Verdict:
         start: Median loss of the first batches.
         end: Median loss of the last ones, of the same batches if they came again.
         fall: (start - end) / |start|.
-        chance: The loss of the best constant guess; NaN where it is not known.
+        baseline: The loss of the best constant answer; NaN where it is not known.
         step: Where it broke or left its start, or None.
     """
 
@@ -51,7 +51,7 @@ class Verdict:
     start: float
     end: float
     fall: float
-    chance: float
+    baseline: float
     step: int | None = None
 
     @property
@@ -61,28 +61,28 @@ class Verdict:
 
     @property
     def suspicious(self) -> bool:
-        """Whether the run is worth a closer look: not learning, slow, far out at first, or no better than chance."""
-        return self.state != LEARNING or self.start_over_chance >= FAR_START or self.slow or not self.learnt
+        """Whether the run is worth a closer look: not learning, slow, far out at first, or below the baseline."""
+        return self.state != LEARNING or self.start_over_baseline >= FAR_START or self.slow or not self.learnt
 
     @property
     def slow(self) -> bool:
-        """Whether the loss fell by less than a tenth, or ends so near to chance: often sound, yet worth a look."""
-        return self.state == LEARNING and (self.fall < SLOW or self.end_over_chance > 1.0 - SLOW)
+        """Whether the loss fell by less than a tenth, or ends so near to the baseline."""
+        return self.state == LEARNING and (self.fall < SLOW or self.end_over_baseline > 1.0 - SLOW)
 
     @property
     def learnt(self) -> bool:
-        """Whether the net got better, and where chance is known, better than that."""
-        return self.state == LEARNING and not self.end_over_chance >= 1.0
+        """Whether the net got better, and where the baseline is known, better than that."""
+        return self.state == LEARNING and not self.end_over_baseline >= 1.0
 
     @property
-    def start_over_chance(self) -> float:
-        """Start over chance; NaN where that is not known."""
-        return self.start / self.chance if self.chance > 0 else math.nan
+    def start_over_baseline(self) -> float:
+        """Start over the baseline; NaN where that is not known."""
+        return self.start / self.baseline if self.baseline > 0 else math.nan
 
     @property
-    def end_over_chance(self) -> float:
-        """End over chance; NaN where that is not known."""
-        return self.end / self.chance if self.chance > 0 else math.nan
+    def end_over_baseline(self) -> float:
+        """End over the baseline; NaN where that is not known."""
+        return self.end / self.baseline if self.baseline > 0 else math.nan
 
 
 def verdict(trace: Trace) -> Verdict:
@@ -94,7 +94,7 @@ def verdict(trace: Trace) -> Verdict:
     trial = trace.probes.trial or TrialReading()
     loss = losses(trace)
     baseline = trial.constant_baseline_loss
-    chance = baseline if baseline is not None and baseline > 0 else math.nan
+    baseline = math.nan if baseline is None or baseline <= 0 else baseline
     bad = nonfinite_losses(trace) | nonfinite_gradients(trace)
     period = trial.batches or 0
     finite = loss[np.isfinite(loss)]
@@ -103,21 +103,21 @@ def verdict(trace: Trace) -> Verdict:
     if _broke(trace, bad, trial):
         row = int(np.argmax(bad)) if bad.any() else max(0, len(trace) - 1)
         step = int(trace.steps["step"][row]) if len(trace) else None
-        return Verdict(BROKEN, start, end, fall, chance, step)
+        return Verdict(BROKEN, start, end, fall, baseline, step)
     if len(finite) < SHORTEST:
-        return Verdict(UNKNOWN, start, end, fall, chance)
+        return Verdict(UNKNOWN, start, end, fall, baseline)
     if (first := _thrown_away_from(finite, end, max(1, period))) is not None:
         peak = int(trace.steps["step"][int(np.nanargmax(np.where(np.isfinite(loss), loss, -np.inf)))])
-        return Verdict(DIVERGING, first, end, (first - end) / abs(first), chance, peak)
+        return Verdict(DIVERGING, first, end, (first - end) / abs(first), baseline, peak)
     noise = _spread(finite[: max(SHORTEST, period)])
     if end - start > max((RISE - 1.0) * abs(start), NOISES * noise):
         above = loss - start > max((RISE - 1.0) * abs(start), NOISES * noise)
-        return Verdict(DIVERGING, start, end, fall, chance, int(trace.steps["step"][int(np.argmax(above))]))
+        return Verdict(DIVERGING, start, end, fall, baseline, int(trace.steps["step"][int(np.argmax(above))]))
     if fall < STILL or (fall < SLOW and start - end < SURE * _error_of_fall(finite, period)):
         last = finite[-max(SHORTEST, period, len(finite) // 4) :]
         wild = _spread(last) > WILD * abs(middle(last)) and _spread(last) > 3.0 * noise
-        return Verdict(OSCILLATING if wild else STALLED, start, end, fall, chance)
-    return Verdict(LEARNING, start, end, fall, chance)
+        return Verdict(OSCILLATING if wild else STALLED, start, end, fall, baseline)
+    return Verdict(LEARNING, start, end, fall, baseline)
 
 
 def _thrown_away_from(finite: np.ndarray, end: float, period: int) -> float | None:

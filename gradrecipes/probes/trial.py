@@ -18,18 +18,17 @@ from typing import Any
 import keras
 import numpy as np
 
-from gradrecipes.compat.keras_private import leaves, optimizers_of
-from gradrecipes.core.chance import chance_loss
+from gradrecipes.core.baseline import constant_baseline_loss
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import Probes, TrialReading, VariationResult
-from gradrecipes.diagnosis.varied import mends
+from gradrecipes.core.trace.variation import LARGER_BATCH, at_rate
+from gradrecipes.diagnosis.variation_facts import fixes
 from gradrecipes.diagnosis.verdict import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, verdict
 from gradrecipes.probes.failure import failure
 from gradrecipes.probes.pairing import pairs_samples
 from gradrecipes.probes.signal import signal
-from gradrecipes.probes.variations import fitting_weights, joined, standardized, without
+from gradrecipes.probes.variations import CHANGES, Context, bad_samples, fitting_weights, larger_batches, without
 from gradrecipes.training.trial.trial import Trial, finite
 from gradrecipes.training.trial.trial_data import TrialData
 
@@ -40,12 +39,7 @@ BATCHES = 25  # that it runs over, four times
 VARIED_STEPS = 40  # of each variation
 VARIED_BATCHES = 10  # that it runs over, four times
 SECONDS = 8.0  # for all variations together, or twice what the trial took, whichever is more
-SMALL_BATCH = 8  # samples; up to that a larger batch is tried
-LARGER = 8  # times larger
-LOWER, HIGHER = (0.1, 0.01, 0.001), (10.0, 100.0, 1e3, 1e5)  # times the learning rate
-FAR_FROM_UNIT = 3.0  # rms or mean of an input beyond which scaling is tried; standardized ones have 1 and 0
-SCALES_APART = 30.0  # largest over smallest standard deviation of a column
-FAR_TARGET = 3.0  # rms of targets beyond which scaling is tried
+LOWER_RATES, HIGHER_RATES = (0.1, 0.01, 0.001), (10.0, 100.0, 1e3, 1e5)  # times the learning rate
 
 
 def try_out(
@@ -61,8 +55,8 @@ def try_out(
     suspects = _suspects(probes)
     batches = data.cut(BATCHES, seed=seed, suspects=suspects)
     steps = STEPS // len(batches) * len(batches) if len(batches) < STEPS else STEPS
-    sound = _bad_samples(probes.data, batches)
-    baseline = _baseline(model, batches if sound is None else without(*sound))  # one absurd target would set it
+    marks = bad_samples(probes.data, batches)
+    baseline = _baseline(model, batches if marks is None else without(batches, marks))  # one absurd target would set it
     with contextlib.ExitStack() as stack:
         outputs = probes.signal.layers
         trial = Trial(model, batches, steps=max(steps, VARIED_STEPS), outputs=outputs)
@@ -94,7 +88,9 @@ def try_out(
         if seen.suspicious or odd:
             tell(f"the trial is {seen.state}: varying one thing at a time")
             began = time.monotonic()
-            for name, varied in _variations(trial, description, probes, seen, baseline):
+            trial.restart()  # weights and optimizer are read as they were at the start
+            context = Context(trial, description, probes, seen, trial.batches[:VARIED_BATCHES])
+            for name, varied in _variations(context, baseline):
                 if varied is not None:
                     variations[name] = varied
                 if time.monotonic() - began > max(SECONDS, 2.0 * run.seconds):
@@ -123,49 +119,31 @@ def _baseline(model: keras.Model, batches: list[Any]) -> float | None:
     loss = model.loss
     name = loss if isinstance(loss, str) or loss is None else getattr(loss, "name", getattr(loss, "__name__", None))
     try:
-        return chance_loss(name, np.concatenate([np.asarray(keras.tree.flatten(y)[0]) for y in ys]))
+        return constant_baseline_loss(name, np.concatenate([np.asarray(keras.tree.flatten(y)[0]) for y in ys]))
     except (TypeError, ValueError):  # targets of different lengths, or that are no numbers
         return None
 
 
-def _variations(
-    trial: Trial, description: Description, probes: Probes, seen: Verdict, baseline: float | None
-) -> Iterator[tuple[str, VariationResult | None]]:
+def _variations(context: Context, baseline: float | None) -> Iterator[tuple[str, VariationResult | None]]:
     """Yield (name, result) of each variation that is called for, those of the data first; None of one that raises."""
-    trial.restart()  # weights and optimizer are looked at below as they were at the start
-    batches = trial.batches[:VARIED_BATCHES]
-    changes: dict[str, dict[str, Any]] = {"as_it_is": {}}
-    if (bad := _bad_samples(probes.data, batches)) is not None:
-        changes["sound_data"] = {"batches": without(*bad)}
-    inputs = _far_inputs(probes)
-    if inputs:
-        changes["scaled_inputs"] = {"batches": standardized(batches, inputs=inputs)}
-    targets = _far_targets(description, probes)
-    if targets:
-        changes["scaled_targets"] = {"batches": standardized(batches, targets=True)}
-    weights = fitting_weights(trial.model, probes.signal.weights)
-    if weights:
-        changes["fitting_weights"] = {"weights": weights}
-    if len(changes) > 2:
-        together = standardized(batches, inputs=inputs, targets=targets) if inputs or targets else batches
-        changes["all_scaled"] = {"batches": together, "weights": weights}
-    if _has_memory(trial.model):
-        changes["fresh_optimizer"] = {"fresh_slots": True}
-    for name, change in changes.items():
-        yield name, _vary(trial, baseline, **{"batches": batches, **change})
-    for factor in _rates(seen):
+    trial, batches = context.trial, context.batches
+    for one, change in CHANGES:
+        changed = change(context)
+        if changed is not None:
+            yield one.name, _vary(trial, baseline, **{"batches": batches, **changed})
+    for factor in _rates(context.seen):
         varied = _vary(trial, baseline, rate=factor, batches=batches)
-        yield f"rate_{factor:g}", varied
-        if mends(varied, seen):
+        yield at_rate(factor).name, varied
+        if fixes(varied, context.seen):
             break
-    if len(keras.tree.flatten(batches[0])[0]) <= SMALL_BATCH and len(trial.batches) >= 2 * LARGER:
-        yield "larger_batch", _vary(trial, baseline, batches=joined(trial.batches, LARGER))
+    if (larger := larger_batches(context)) is not None:
+        yield LARGER_BATCH.name, _vary(trial, baseline, batches=larger)
 
 
 def _rates(seen: Verdict) -> tuple[float, ...]:
     if seen.state in (BROKEN, DIVERGING, OSCILLATING):
-        return LOWER
-    return (*HIGHER, *LOWER) if seen.state == STALLED else (*LOWER[:2], *HIGHER[:1])
+        return LOWER_RATES
+    return (*HIGHER_RATES, *LOWER_RATES) if seen.state == STALLED else (*LOWER_RATES[:2], *HIGHER_RATES[:1])
 
 
 def _vary(trial: Trial, baseline: float | None, **change: Any) -> VariationResult | None:
@@ -193,62 +171,4 @@ def _has_other_targets(batches: list[Any], others: list[Any]) -> bool:
     return any(
         one is not None and one.shape == other.shape and not np.array_equal(np.asarray(one), np.asarray(other))
         for one, other in pairs
-    )
-
-
-def _far_inputs(probes: Probes) -> list[int]:
-    """Return which of the flattened inputs are numbers far from unit size."""
-    far = []
-    for place, array in enumerate(probes.data.inputs):
-        largest, smallest = (array.columns.std_max, array.columns.std_min) if array.columns else (None, None)
-        apart = (largest or 0) > SCALES_APART * (smallest or 1e-9)
-        sized = max(array.rms or 0, abs(array.mean or 0), largest or 0)
-        if not array.feeds_embedding and (sized > FAR_FROM_UNIT or (apart and sized > 1.0) or sized < 0.01):
-            far.append(place)
-    return far
-
-
-def _far_targets(description: Description, probes: Probes) -> bool:
-    outputs, targets = description.outputs, probes.data.targets
-    regression = outputs and all(
-        (output.activation in (None, "linear") or not output.certain) and "crossentropy" not in str(output.loss)
-        for output in outputs
-    )
-    sized = max((array.rms or 0 for array in targets), default=0)
-    numbers = all("float" in array.dtype for array in targets)  # whole ones may be labels, or counts
-    return bool(regression and targets and sized > FAR_TARGET and (numbers or all(one.loss for one in outputs)))
-
-
-def _bad_samples(data: DataReading, batches: list[Any]) -> tuple[list[Any], list[np.ndarray]] | None:
-    """Return the batches and which of their samples are not finite or absurd; None where none is, or half are."""
-    read = [*data.inputs, *data.targets]
-    marks = []
-    for batch in batches:
-        arrays = [np.asarray(one) for one in keras.tree.flatten(batch) if one is not None]
-        bad = np.zeros(len(arrays[0]), bool)
-        for array, known in zip(arrays, read, strict=False):
-            if array.dtype.kind == "f":
-                bad |= _is_bad(array.astype(np.float64), known)
-        marks.append(bad)
-    return (batches, marks) if 0 < np.concatenate(marks).mean() < 0.5 else None
-
-
-def _is_bad(array: np.ndarray, known: ArrayReading) -> np.ndarray:
-    """Return bool `[samples]`: not finite, or at least half as far out as an outlier of the same column."""
-    rows = array.reshape(len(array), -1, array.shape[-1] if array.ndim > 1 else 1)
-    bad = ~np.isfinite(rows).all(axis=(1, 2))
-    for outlier in known.outliers:
-        if outlier.column < rows.shape[-1]:
-            bad |= np.abs(np.nan_to_num(rows[..., outlier.column])).max(axis=1) >= 0.5 * abs(outlier.value)
-    return bad
-
-
-def _has_memory(model: keras.Model) -> bool:
-    """Say whether the optimizer has already run, so that its state may be what is wrong."""
-    return any(
-        bool(np.any(np.asarray(variable) != 0))
-        for optimizer in optimizers_of(model)
-        for leaf in leaves(optimizer)
-        for variable in leaf.variables
-        if variable is not getattr(leaf, "_learning_rate", None)
     )

@@ -1,23 +1,44 @@
-"""What a trial changes, one thing at a time, to see whether that is what was wrong."""
+"""What a trial changes, one thing at a time, to see whether that is what was wrong: one entry a variation."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.core.trace.probes import WeightScale
+from gradrecipes.compat.keras_private import leaves, optimizers_of
+from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
+from gradrecipes.core.trace.description import Description
+from gradrecipes.core.trace.probes import Probes, SignalReading, WeightScale
+from gradrecipes.core.trace.variation import (
+    ALL_SCALED,
+    AS_IT_IS,
+    FINITE_DATA,
+    FITTING_WEIGHTS,
+    FRESH_OPTIMIZER,
+    SCALED_INPUTS,
+    SCALED_TARGETS,
+    Variation,
+)
+from gradrecipes.diagnosis.verdict import Verdict
+from gradrecipes.training.trial.trial import Trial
 
 LARGE = 1.6  # spread of a kernel over the largest that an initializer would give: above, it is shrunk to that
 SMALL = 0.4  # over the smallest: below, it is enlarged to that
 LARGEST_EMBEDDING = 0.5  # spread of an embedding; 1 is N(0, 1), as some libraries draw it, .03 is Keras' own
 USUAL_EMBEDDING = 0.05
 LARGEST_BIAS = 0.5  # magnitude of a constant bias; forget gates have 1 and are let be
+SMALL_BATCH = 8  # samples; up to that a larger batch is tried
+LARGER = 8  # times larger
+FAR_FROM_UNIT = 3.0  # rms or mean of an input beyond which scaling is tried; standardized ones have 1 and 0
+SCALES_APART = 30.0  # largest over smallest standard deviation of a column
+FAR_TARGET = 3.0  # rms of targets beyond which scaling is tried
 SPREAD_FLOOR = 1e-6  # standard deviation over the mean below which a column is constant
 
 
@@ -124,7 +145,7 @@ def fitting_weights(model: keras.Model, scales: Sequence[WeightScale]) -> dict[s
 def _correction(scale: WeightScale, value: np.ndarray) -> tuple[float, float]:
     """Return (factor, shift) that bring a weight to a usual size; (1, 0) for one that has it."""
     spread, mean = scale.std, scale.mean
-    if scale.role in ("kernel", "matrix") and (rms := scale.rms) > 0:
+    if scale.most is not None and scale.least is not None and (rms := scale.rms) > 0:
         if rms > LARGE * scale.most:
             return (scale.most / spread, mean) if spread > 0.1 * rms else (scale.most / rms, 0.0)
         small = scale.role == "kernel" and rms < SMALL * scale.least
@@ -146,3 +167,135 @@ def spectral_radius(kernel: np.ndarray) -> float:
         return math.nan
     blocks = np.split(kernel.astype(np.float64), kernel.shape[1] // units, axis=1)
     return max(float(np.abs(np.linalg.eigvals(block)).max()) for block in blocks)
+
+
+# -- the table ---------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Context:
+    """What a variation may look at.
+
+    Args:
+        trial: The trial, at its start.
+        description: Of the model.
+        probes: What was measured before the trial.
+        seen: How the trial went.
+        batches: The batches that a variation goes over.
+    """
+
+    trial: Trial
+    description: Description
+    probes: Probes
+    seen: Verdict
+    batches: Sequence[Any]
+
+
+Change = Callable[[Context], dict[str, Any] | None]
+
+
+def _finite_data(context: Context) -> dict[str, Any] | None:
+    marks = bad_samples(context.probes.data or DataReading(), context.batches)
+    return None if marks is None else {"batches": without(context.batches, marks)}
+
+
+def _scaled_inputs(context: Context) -> dict[str, Any] | None:
+    inputs = _far_inputs(context)
+    return {"batches": standardized(context.batches, inputs=inputs)} if inputs else None
+
+
+def _scaled_targets(context: Context) -> dict[str, Any] | None:
+    return {"batches": standardized(context.batches, targets=True)} if _far_targets(context) else None
+
+
+def _fitting_weights(context: Context) -> dict[str, Any] | None:
+    weights = fitting_weights(context.trial.model, (context.probes.signal or SignalReading()).weights)
+    return {"weights": weights} if weights else None
+
+
+def _all_scaled(context: Context) -> dict[str, Any] | None:
+    """Join the changes of data and weights, where there is more than one."""
+    changes = [change(context) for change in (_finite_data, _scaled_inputs, _scaled_targets, _fitting_weights)]
+    if sum(change is not None for change in changes) < 2:
+        return None
+    inputs, targets, weights = _far_inputs(context), _far_targets(context), changes[-1] or {}
+    scaled = standardized(context.batches, inputs=inputs, targets=targets) if inputs or targets else context.batches
+    return {"batches": scaled, **weights}
+
+
+def _fresh_optimizer(context: Context) -> dict[str, Any] | None:
+    return {"fresh_slots": True} if _has_state(context.trial.model) else None
+
+
+# What is worth trying returns arguments of `Trial.varied`, and None otherwise.
+CHANGES: tuple[tuple[Variation, Change], ...] = (
+    (AS_IT_IS, lambda context: {}),
+    (FINITE_DATA, _finite_data),
+    (SCALED_INPUTS, _scaled_inputs),
+    (SCALED_TARGETS, _scaled_targets),
+    (FITTING_WEIGHTS, _fitting_weights),
+    (ALL_SCALED, _all_scaled),
+    (FRESH_OPTIMIZER, _fresh_optimizer),
+)
+
+
+def larger_batches(context: Context) -> list[Any] | None:
+    """Return batches eight times larger, where they are small and there are enough of them."""
+    small = len(keras.tree.flatten(context.batches[0])[0]) <= SMALL_BATCH
+    return joined(context.trial.batches, LARGER) if small and len(context.trial.batches) >= 2 * LARGER else None
+
+
+def _far_inputs(context: Context) -> list[int]:
+    """Return which of the flattened inputs are numbers far from unit size."""
+    far = []
+    for place, array in enumerate((context.probes.data or DataReading()).inputs):
+        largest, smallest = (array.columns.std_max, array.columns.std_min) if array.columns else (None, None)
+        apart = (largest or 0) > SCALES_APART * (smallest or 1e-9)
+        sized = max(array.rms or 0, abs(array.mean or 0), largest or 0)
+        if not array.feeds_embedding and (sized > FAR_FROM_UNIT or (apart and sized > 1.0) or sized < 0.01):
+            far.append(place)
+    return far
+
+
+def _far_targets(context: Context) -> bool:
+    outputs, targets = context.description.outputs, (context.probes.data or DataReading()).targets
+    regression = outputs and all(
+        (output.activation in (None, "linear") or not output.certain) and "crossentropy" not in str(output.loss)
+        for output in outputs
+    )
+    sized = max((array.rms or 0 for array in targets), default=0)
+    numbers = all("float" in array.dtype for array in targets)  # whole ones may be labels, or counts
+    return bool(regression and targets and sized > FAR_TARGET and (numbers or all(one.loss for one in outputs)))
+
+
+def bad_samples(data: DataReading, batches: Sequence[Any]) -> list[np.ndarray] | None:
+    """Return for each batch which samples are not finite or outlying; None where none is, or half are."""
+    read = [*data.inputs, *data.targets]
+    marks = []
+    for batch in batches:
+        arrays = [np.asarray(one) for one in keras.tree.flatten(batch) if one is not None]
+        bad = np.zeros(len(arrays[0]), bool)
+        for array, known in zip(arrays, read, strict=False):
+            if array.dtype.kind == "f":
+                bad |= _is_bad(array.astype(np.float64), known)
+        marks.append(bad)
+    return marks if 0 < np.concatenate(marks).mean() < 0.5 else None
+
+
+def _is_bad(array: np.ndarray, known: ArrayReading) -> np.ndarray:
+    """Return bool `[samples]`: not finite, or at least half as far out as an outlier of the same column."""
+    rows = array.reshape(len(array), -1, array.shape[-1] if array.ndim > 1 else 1)
+    bad = ~np.isfinite(rows).all(axis=(1, 2))
+    for outlier in known.outliers:
+        if outlier.column < rows.shape[-1]:
+            bad |= np.abs(np.nan_to_num(rows[..., outlier.column])).max(axis=1) >= 0.5 * abs(outlier.value)
+    return bad
+
+
+def _has_state(model: keras.Model) -> bool:
+    """Return whether the optimizer has already run, so that its state may be what is wrong."""
+    return any(
+        bool(np.any(np.asarray(variable) != 0))
+        for optimizer in optimizers_of(model)
+        for leaf in leaves(optimizer)
+        for variable in leaf.variables
+        if variable is not getattr(leaf, "_learning_rate", None)
+    )

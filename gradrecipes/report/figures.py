@@ -9,12 +9,12 @@ from typing import Any
 
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import TrialReading
+from gradrecipes.core.trace.variation import variation_of
 from gradrecipes.plots.curves import TrainingCurves
 from gradrecipes.plots.heat_map import HeatMap
 from gradrecipes.plots.layer_profile import LayerProfile
 from gradrecipes.plots.trial import TrialCurves
 from gradrecipes.report.prediction import predicted_gradients
-from gradrecipes.report.trial_rows import variation_name
 
 DOTS_PER_INCH = 144  # twice the 72 points of the page, so that print and dense screens stay sharp
 
@@ -51,7 +51,7 @@ def pictures(trace: Trace) -> list[Picture]:
             "The same batches come again and again, so each pass is compared with the one before. "
             "An arrow runs from the first pass of a variation to its last; a cross is a run that broke."
         )
-        names = {name: variation_name(name) for name in variations}
+        names = {name: variation_of(name).label for name in variations}
         found.append(_picture("The trial and its variations", caption, TrialCurves.from_trace(trace, names=names)))
     heat_map = HeatMap.from_trace(trace)
     if heat_map.values.size:

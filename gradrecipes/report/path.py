@@ -82,13 +82,13 @@ def _gradient(trace: Trace) -> list[str]:
 
 
 def _start(seen: Verdict) -> list[str]:
-    if not seen.start_over_chance > FAR_START:
+    if not seen.start_over_baseline > FAR_START:
         return []
-    return [f"first loss {say(seen.start)} where guessing has {say(seen.chance)}"]
+    return [f"first loss {say(seen.start)} where guessing has {say(seen.baseline)}"]
 
 
 def _end(trace: Trace, seen: Verdict) -> list[str]:
-    chance = f" (guessing: {say(seen.chance)})" if math.isfinite(seen.chance) else ""
+    chance = f" (guessing: {say(seen.baseline)})" if math.isfinite(seen.baseline) else ""
     if seen.state == BROKEN:
         return [f"{_broken(trace, seen)} at step {seen.step}"]
     if seen.state == DIVERGING:
@@ -97,7 +97,7 @@ def _end(trace: Trace, seen: Verdict) -> list[str]:
         return [f"loss stays at {say(seen.end)}{chance}"]
     if seen.state == OSCILLATING:
         return [f"loss jumps about {say(seen.end)}{chance}"]
-    if seen.end_over_chance >= 1.0:
+    if seen.end_over_baseline >= 1.0:
         return [f"loss ends at {say(seen.end)}{chance}"]
     return []
 

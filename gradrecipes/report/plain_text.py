@@ -69,7 +69,7 @@ def _tried(diagnosis: Diagnosis) -> list[str]:
     if len(rows) < 2:
         return []
     cells = [("Tried", "loss from", "to", "over guess", "")]
-    cells += [(row.name, row.start, row.end, row.over_chance, row.outcome) for row in rows]
+    cells += [(row.name, row.start, row.end, row.over_baseline, row.outcome) for row in rows]
     widths = [max(len(line[column]) for line in cells) for column in range(4)]
     lines = [""]
     for name, *numbers, outcome in cells:

@@ -106,7 +106,7 @@ def _tried(diagnosis: Diagnosis) -> Iterator[Any]:
     table.add_column("")
     for row in rows:
         style = "bold green" if row.mends else ""
-        table.add_row(row.name, row.start, row.end, row.over_chance, row.outcome, style=style)
+        table.add_row(row.name, row.start, row.end, row.over_baseline, row.outcome, style=style)
     yield table
 
 

@@ -8,19 +8,10 @@ from typing import Any
 
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import VariationResult
-from gradrecipes.diagnosis.varied import mends
+from gradrecipes.core.trace.variation import variation_of
+from gradrecipes.diagnosis.variation_facts import fixes
 from gradrecipes.diagnosis.verdict import BROKEN, verdict
 from gradrecipes.report.wording import number
-
-NAMES = {
-    "sound_data": "bad samples replaced",
-    "scaled_inputs": "inputs scaled",
-    "scaled_targets": "targets scaled",
-    "fitting_weights": "initial weights of usual size",
-    "all_scaled": "inputs, targets, weights scaled",
-    "fresh_optimizer": "optimizer begins from nothing",
-    "larger_batch": "batches 8 times larger",
-}
 
 
 @dataclass(frozen=True)
@@ -31,7 +22,7 @@ class TrialRow:
         name: What was changed; "as it is" for nothing.
         start: Median loss of the first pass, for people.
         end: Median loss of the last one.
-        over_chance: End over the loss of the best constant guess.
+        over_baseline: End over the loss of the best constant guess.
         outcome: What came of it, in words.
         mends: Whether it mends what was wrong with the run as it is.
     """
@@ -39,16 +30,9 @@ class TrialRow:
     name: str
     start: str
     end: str
-    over_chance: str
+    over_baseline: str
     outcome: str
     mends: bool
-
-
-def variation_name(name: str) -> str:
-    """Return what a variation changed, for people: "rate x 0.1"."""
-    if name.startswith("rate_"):
-        return f"learning rate x {name[5:]}"
-    return NAMES.get(name, name.replace("_", " "))
 
 
 def trial_rows(trace: Trace) -> list[TrialRow]:
@@ -62,7 +46,7 @@ def trial_rows(trace: Trace) -> list[TrialRow]:
         "as it is",
         number(_known(seen.start)),
         "–" if ended else number(_known(seen.end)),
-        "–" if ended else number(_known(seen.end_over_chance)),
+        "–" if ended else number(_known(seen.end_over_baseline)),
         f"breaks at step {trial.broken}" if ended else seen.state,
         False,
     )
@@ -72,14 +56,14 @@ def trial_rows(trace: Trace) -> list[TrialRow]:
 def _row(name: str, result: VariationResult, seen: Any) -> TrialRow:
     if result.end is None:
         where = "" if result.broken is None else f" at step {result.broken}"
-        return TrialRow(variation_name(name), "–", "–", "–", f"breaks{where}", False)
-    mended = mends(result, seen)
+        return TrialRow(variation_of(name).label, "–", "–", "–", f"breaks{where}", False)
+    mended = fixes(result, seen)
     return TrialRow(
-        variation_name(name),
+        variation_of(name).label,
         number(result.start),
         number(result.end),
         number(result.over_baseline),
-        "mends it" if mended else "does not mend it",
+        "fixes it" if mended else "does not fix it",
         mended,
     )
 

@@ -13,7 +13,7 @@ from gradrecipes.tuning.oracles import HEARTBEAT
 
 _LOG = logging.getLogger(__name__)
 BEAT = 5.0  # seconds from one sign of life to the next
-PATIENCE = 60.0  # seconds of silence after which a worker is given up: twelve missed beats
+PATIENCE = 60.0  # seconds of silence after which a worker is given up: twelve missed halved_by
 LOOK = 0.5  # seconds between two looks of the chief at his workers
 POLL = 0.2  # seconds between two questions of a worker for which there is no trial yet
 LONELY = 600.0  # seconds without any worker after which the chief leaves: a cluster that restarts them is faster

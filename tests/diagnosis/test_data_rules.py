@@ -145,9 +145,9 @@ def test_an_absurd_sample_that_does_no_harm_is_let_be():
 
 
 def test_a_trial_without_it_makes_it_sure_or_doubtful():
-    healed = of_digits(with_absurd, run=STANDS_STILL, varied={"sound_data": (2.3, 1.2)})
+    healed = of_digits(with_absurd, run=STANDS_STILL, varied={"finite_data": (2.3, 1.2)})
     assert corrupt_batch(healed).confidence == 0.97
-    not_healed = of_digits(with_absurd, run=STANDS_STILL, varied={"sound_data": (2.3, 2.3)})
+    not_healed = of_digits(with_absurd, run=STANDS_STILL, varied={"finite_data": (2.3, 2.3)})
     assert corrupt_batch(not_healed).confidence == 0.75
 
 

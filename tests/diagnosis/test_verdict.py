@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 
 from gradrecipes.core.trace.probes import VariationResult
+from gradrecipes.core.trace.variation import FITTING_WEIGHTS, SCALED_INPUTS, at_rate
 from gradrecipes.diagnosis.engine import linked
 from gradrecipes.diagnosis.registry import rules
-from gradrecipes.diagnosis.varied import beats, confidence, healing_rate, heals, mends, varied_evidence
+from gradrecipes.diagnosis.variation_facts import (
+    confidence,
+    fixed_by,
+    fixes,
+    fixing_rate,
+    halved_by,
+    variation_evidence,
+)
 from gradrecipes.diagnosis.verdict import BROKEN, DIVERGING, LEARNING, OSCILLATING, STALLED, UNKNOWN, verdict
 from tests.diagnosis.hand_made import BROKEN as BREAKS
 from tests.diagnosis.hand_made import CLIMBING, FALLING, LEARNS, STANDING, STANDS, TRACES, trial
@@ -28,7 +36,7 @@ NOISE = np.random.default_rng(0).normal(size=100)
         (CLIMBING, DIVERGING),
         (BREAKS, BROKEN),
         (FALLING[:5], UNKNOWN),
-        (np.r_[2.3, 9.0, 30.0, 12.0, FALLING[4:]], LEARNING),  # a bump that heals
+        (np.r_[2.3, 9.0, 30.0, 12.0, FALLING[4:]], LEARNING),  # a bump that fixed_by
         (np.r_[2.3, 9e4, 8e4, 7e3, np.full(96, 2.5)], DIVERGING),  # thrown away, and back at a blind guess
         (-1.0 - 0.01 * np.arange(100), LEARNING),  # a loss below 0, as a likelihood has it
         (np.r_[STANDING[:60], 2.9 + 3.5 * np.sin(1.9 * np.arange(40))], OSCILLATING),
@@ -59,34 +67,34 @@ def test_what_mends_a_stall_must_learn_and_what_mends_a_break_must_hold():
     learns = VariationResult(2.3, 0.4, 0.83, over_baseline=0.17)
     holds = VariationResult(2.35, 2.3, 0.02, over_baseline=1.0)
     breaks = VariationResult(broken=3)
-    assert mends(learns, stalled) and mends(learns, broken)
-    assert not mends(holds, stalled) and mends(holds, broken)
-    assert not mends(breaks, broken) and not mends(None, broken)
+    assert fixes(learns, stalled) and fixes(learns, broken)
+    assert not fixes(holds, stalled) and fixes(holds, broken)
+    assert not fixes(breaks, broken) and not fixes(None, broken)
 
 
 def test_the_rate_nearest_to_the_users_own_is_prescribed():
     trace = trial(STANDING, varied={"rate_10": STANDS, "rate_100": LEARNS, "rate_1000": LEARNS, "rate_0.1": STANDS})
-    assert healing_rate(trace, lower=False) == 100.0
-    assert healing_rate(trace, lower=True) is None
+    assert fixing_rate(trace, lower=False) == 100.0
+    assert fixing_rate(trace, lower=True) is None
 
 
 def test_confidence_is_what_the_variations_say():
     proven = trial(STANDING, varied={"scaled_inputs": LEARNS})
     refuted = trial(STANDING, varied={"scaled_inputs": STANDS})
-    assert heals(proven, "scaled_inputs") and not heals(refuted, "scaled_inputs")
-    sure, unknown, unsure = (confidence(one, "scaled_inputs") for one in (proven, trial(STANDING), refuted))
+    assert fixed_by(proven, SCALED_INPUTS) and not fixed_by(refuted, SCALED_INPUTS)
+    sure, unknown, unsure = (confidence(one, SCALED_INPUTS) for one in (proven, trial(STANDING), refuted))
     assert sure > unknown > unsure
 
 
 def test_a_run_that_learns_is_beaten_only_by_the_same_steps():
     as_it_is = {**LEARNS, "end": 1.0}
     trace = trial(varied={"as_it_is": as_it_is, "scaled_inputs": {**LEARNS, "end": 0.3}, "fitting_weights": as_it_is})
-    assert beats(trace, verdict(trace), "scaled_inputs")
-    assert not beats(trace, verdict(trace), "fitting_weights")
+    assert halved_by(trace, verdict(trace), SCALED_INPUTS)
+    assert not halved_by(trace, verdict(trace), FITTING_WEIGHTS)
 
 
 def test_evidence_says_what_was_changed_and_what_came_of_it():
-    (fact,) = varied_evidence(trial(STANDING, varied={"rate_100": LEARNS}), "rate_100", "rate_10")
+    (fact,) = variation_evidence(trial(STANDING, varied={"rate_100": LEARNS}), at_rate(100), at_rate(10))
     assert "100 times the learning rate" in fact.statement and "2.3 to 0.4" in fact.statement
 
 

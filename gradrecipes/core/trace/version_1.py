@@ -9,6 +9,7 @@ from gradrecipes.core.trace.description import Description, LayerDescription
 from gradrecipes.core.trace.probes import Probes
 from gradrecipes.core.trace.record import field_types
 
+RENAMED = {"sound_data": "finite_data"}
 OPTIMIZER_FIELDS = ("name", "learning_rate", "schedule", "nonfinite_slots")
 
 
@@ -91,13 +92,18 @@ def _array(old: Mapping[str, Any]) -> dict[str, Any]:
 
 def _trial(old: Mapping[str, Any]) -> dict[str, Any]:
     varied = {
-        name: _without(_mapping(result), "over_chance") | {"over_baseline": result.get("over_chance")}
+        RENAMED.get(name, name): _without(_mapping(result), "over_chance")
+        | {"over_baseline": result.get("over_chance")}
         for name, result in _mapping(old.get("varied")).items()
     }
     found = _without(old, "chance", "varied") | {"constant_baseline_loss": old.get("chance"), "variations": varied}
     if found.get("autopsy") is not None:
         found["autopsy"] = _autopsy(_mapping(found["autopsy"]))
     return found
+
+
+def _variation(old: Mapping[str, Any]) -> dict[str, Any]:
+    return _without(old, "over_chance") | {"over_baseline": old.get("over_chance")}
 
 
 def _autopsy(old: Mapping[str, Any]) -> dict[str, Any]:

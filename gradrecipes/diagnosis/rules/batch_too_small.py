@@ -35,10 +35,11 @@ from gradrecipes.core.noise_scale import FAR
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import NoiseReading
+from gradrecipes.core.trace.variation import LARGER_BATCH
 from gradrecipes.diagnosis.keras_lines import optimizer_line, recorded_rate
 from gradrecipes.diagnosis.readings import out_of_proportion, say
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.varied import LIKELY, PROVEN, UNPROVEN, heals, variation, varied_evidence
+from gradrecipes.diagnosis.variation_facts import LIKELY, PROVEN, UNPROVEN, fixed_by, variation, variation_evidence
 from gradrecipes.diagnosis.verdict import OSCILLATING, STALLED, UNKNOWN, Verdict, verdict
 
 FEW = 2  # samples; BatchNormalization over them returns signs, or with one its offset. arXiv 1803.08494, figure 1
@@ -84,7 +85,7 @@ def _statistics(trace: Trace, size: int, seen: Verdict) -> Finding | None:
     returns = "its own offset, whatever came in" if size == 1 else "little more than which of the two is larger"
     layers = f"{count} BatchNormalization layer{'s' if count > 1 else ''}"
     statement = f"The net holds {layers}, and a batch has {size} sample{'s' if size > 1 else ''}."
-    tried, mended = variation(trace, "larger_batch"), heals(trace, "larger_batch")
+    tried, mended = variation(trace, LARGER_BATCH), fixed_by(trace, LARGER_BATCH)
     return Finding(
         code="batch_too_small",
         title=f"BatchNormalization over {'one sample' if size == 1 else 'two samples'} at a time",
@@ -99,7 +100,7 @@ def _statistics(trace: Trace, size: int, seen: Verdict) -> Finding | None:
         ),
         evidence=(
             Evidence(statement, float(size), float(USUAL), "arXiv 1803.08494: the error grows as batches shrink"),
-            *varied_evidence(trace, "larger_batch"),
+            *variation_evidence(trace, LARGER_BATCH),
         ),
         prescriptions=(_larger(USUAL), _other_normalization(), _accumulate(trace, max(2, USUAL // size))),
     )
@@ -111,8 +112,8 @@ def _noise(trace: Trace, size: int, seen: Verdict) -> Finding | None:
     noise = trace.probes.noise or NoiseReading()
     scale, low = noise.noise_scale, noise.low
     far = low is not None and low > FAR * size
-    mended = heals(trace, "larger_batch")
-    if not (far or mended) or (variation(trace, "larger_batch") is not None and not mended):
+    mended = fixed_by(trace, LARGER_BATCH)
+    if not (far or mended) or (variation(trace, LARGER_BATCH) is not None and not mended):
         return None
     better = int(min(MOST, max(USUAL, 2 ** round(low or 0.0).bit_length() if far else FAR * size)))
     measured = (
@@ -133,16 +134,16 @@ def _noise(trace: Trace, size: int, seen: Verdict) -> Finding | None:
             f"The loss {what}. {measured} Nearly all of each step is then chance, and steps of this length add up to a "
             "random walk instead of a descent."
         ),
-        evidence=(*facts, *varied_evidence(trace, "larger_batch")),
+        evidence=(*facts, *variation_evidence(trace, LARGER_BATCH)),
         prescriptions=(_larger(better), _accumulate(trace, max(2, better // size))),
     )
 
 
 def _harmed(trace: Trace, seen: Verdict) -> bool:
     """Say whether a run learnt nothing, or little with gradients that are out of proportion to the weights."""
-    if trace.description.vector_batch_normalizations and seen.end_over_chance > LITTLE:
+    if trace.description.vector_batch_normalizations and seen.end_over_baseline > LITTLE:
         return True  # where there are no positions, two samples leave nothing but a sign
-    return not seen.learnt or (out_of_proportion(trace) and seen.end_over_chance > LITTLE)
+    return not seen.learnt or (out_of_proportion(trace) and seen.end_over_baseline > LITTLE)
 
 
 def _batch_normalizations(trace: Trace) -> int:

@@ -34,13 +34,14 @@ from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.offender import Offender, listed
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import Outlier
-from gradrecipes.diagnosis.data_facts import ArrayReading, arrays, holds_back, names, offenders
+from gradrecipes.core.trace.variation import FINITE_DATA
+from gradrecipes.diagnosis.data_facts import ArrayReading, arrays, is_held_back, names, offenders
 from gradrecipes.diagnosis.prescribe import guard
 from gradrecipes.diagnosis.prescribe_data import clip_values, leave_out_samples, robust_loss
 from gradrecipes.diagnosis.readings import place, say
 from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.single_batches import Spikes, single_batches
-from gradrecipes.diagnosis.varied import heals, variation, varied_evidence
+from gradrecipes.diagnosis.variation_facts import fixed_by, variation, variation_evidence
 from gradrecipes.diagnosis.verdict import verdict
 
 ABSURD = 1000.0  # times the largest of all other samples; the ratio of the two largest Pareto values (exponent 1)
@@ -58,23 +59,23 @@ OF_DATA = {"input", "target"}  # kinds of offenders
 def corrupt_batch(trace: Trace) -> Finding | None:
     """Tell which samples are absurd, how far, and what they did to the run."""
     seen = verdict(trace)
-    healed = heals(trace, "sound_data")
+    healed = fixed_by(trace, FINITE_DATA)
     spikes = None if trace.description.loss_scaler else single_batches(trace)
     missing = any(array.nonfinite for array in arrays(trace, parts=("inputs", "targets", "sample_weight")))
     blamed = _blamed(trace)
     odd = _odd(trace, SUSPECT if healed or spikes or blamed else ABSURD)
-    hurt = holds_back(trace, seen) or spikes is not None
+    hurt = is_held_back(trace, seen) or spikes is not None
     if odd and not hurt:
         return None
     if not odd and (blamed is None and (spikes is None or missing)):
         return None
-    tried = variation(trace, "sound_data") is not None
+    tried = variation(trace, FINITE_DATA) is not None
     sure = 0.97 if healed or blamed else 0.9 if odd and not tried else 0.75
     return Finding(
         code="corrupt_batch",
         title=_title(odd, blamed, spikes),
         kind=Kind.CAUSE,
-        severity=Severity.CRITICAL if holds_back(trace, seen) else Severity.WARNING,
+        severity=Severity.CRITICAL if is_held_back(trace, seen) else Severity.WARNING,
         confidence=sure,
         explanation=_explanation(trace, odd, blamed, spikes),
         step=spikes.steps[0] if spikes else seen.step,
@@ -179,7 +180,7 @@ def _evidence(
                 "this run; the first pass is what is usual",
             )
         )
-    return (*found, *varied_evidence(trace, "sound_data"))
+    return (*found, *variation_evidence(trace, FINITE_DATA))
 
 
 def _prescriptions(trace: Trace, odd: list[tuple[ArrayReading, list[Outlier]]], blamed: Offender | None) -> tuple:

@@ -27,11 +27,12 @@ from __future__ import annotations
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.variation import FITTING_WEIGHTS
 from gradrecipes.diagnosis.readings import say
 from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.remedies import change_activation, set_learning_rate
 from gradrecipes.diagnosis.signals import cut_off, hidden, layers, weights
-from gradrecipes.diagnosis.varied import confidence, varied_evidence
+from gradrecipes.diagnosis.variation_facts import confidence, variation_evidence
 from gradrecipes.diagnosis.verdict import verdict
 
 DEAD = 0.9  # share of a layer's units; He weights leave a tenth dead on a batch, more than half is rare
@@ -85,7 +86,7 @@ def dead_units(trace: Trace) -> Finding | None:
         title=f"{say(100 * share)} % of the ReLU units of {worst.name!r} are dead",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
-        confidence=confidence(trace, "fitting_weights") if when == "before" else 0.6,
+        confidence=confidence(trace, FITTING_WEIGHTS) if when == "before" else 0.6,
         explanation=(
             f"{statement} Below zero the slope of a ReLU is 0, so that no gradient reaches their weights, nor, through "
             "them, the layers before."
@@ -94,7 +95,7 @@ def dead_units(trace: Trace) -> Finding | None:
         step=None if when == "before" or not len(trace) else int(trace.steps["step"][-1]),
         evidence=(
             Evidence(statement, share, 0.1, "arXiv 1903.06733"),
-            *(varied_evidence(trace, "fitting_weights") if when == "before" else ()),
+            *(variation_evidence(trace, FITTING_WEIGHTS) if when == "before" else ()),
         ),
         prescriptions=(
             *([zero] if biases else []),

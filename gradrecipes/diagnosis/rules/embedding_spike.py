@@ -34,12 +34,20 @@ from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import WeightScale
-from gradrecipes.diagnosis.data_facts import first_loss_over_chance
+from gradrecipes.core.trace.variation import ALL_SCALED, FITTING_WEIGHTS
+from gradrecipes.diagnosis.data_facts import first_loss_over_baseline
 from gradrecipes.diagnosis.prescribe import clip
 from gradrecipes.diagnosis.readings import layer_descriptions, middle, say
 from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.signals import weights
-from gradrecipes.diagnosis.varied import beats, confidence, healing_rate, heals, starts_near, varied_evidence
+from gradrecipes.diagnosis.variation_facts import (
+    confidence,
+    fixed_by,
+    fixing_rate,
+    halved_by,
+    starts_near_baseline,
+    variation_evidence,
+)
 from gradrecipes.diagnosis.verdict import FAR_START, Verdict, verdict
 
 EMBEDDINGS = {"Embedding", "ReversibleEmbedding", "TokenAndPositionEmbedding", "PositionEmbedding"}
@@ -63,14 +71,14 @@ LARGE = 0.5  # root mean square of the vectors; Keras draws .03; others draw N(0
 def embedding_spike(trace: Trace) -> Finding | None:
     """Tell whether the embedding is what throws the net off."""
     seen = verdict(trace)
-    if seen.learnt and not beats(trace, seen, "fitting_weights"):
+    if seen.learnt and not halved_by(trace, seen, FITTING_WEIGHTS):
         return None
     large = [weight for weight in weights(trace) if weight.role == "embedding" and weight.rms > LARGE]
     ratio, layer = _ratio(trace) if seen.unhealthy else (math.nan, None)
     if not (large or ratio > STANDS_OUT):
         return None
-    mended = heals(trace, "fitting_weights", "all_scaled") or beats(trace, seen, "fitting_weights")
-    mended = mended or starts_near(trace, seen, "fitting_weights") or _far_out(trace, large, seen)
+    mended = fixed_by(trace, FITTING_WEIGHTS, ALL_SCALED) or halved_by(trace, seen, FITTING_WEIGHTS)
+    mended = mended or starts_near_baseline(trace, seen, FITTING_WEIGHTS) or _far_out(trace, large, seen)
     if large and not mended and not ratio > STANDS_OUT:
         return None
     if large:
@@ -95,7 +103,7 @@ def embedding_spike(trace: Trace) -> Finding | None:
         layer=layer,
         evidence=(
             Evidence(statement, measured, expected, "arXiv 2312.16903"),
-            *(varied_evidence(trace, "fitting_weights") if large else ()),
+            *(variation_evidence(trace, FITTING_WEIGHTS) if large else ()),
         ),
         prescriptions=(
             Prescription(
@@ -116,13 +124,13 @@ def embedding_spike(trace: Trace) -> Finding | None:
 def _far_out(trace: Trace, large: list[WeightScale], seen: Verdict) -> bool:
     """Say whether vectors a hundred times too large go with a first loss far above chance, and no learning."""
     huge = any(weight.rms > HUGE for weight in large)
-    return huge and not seen.learnt and first_loss_over_chance(trace, seen) >= FAR_START
+    return huge and not seen.learnt and first_loss_over_baseline(trace, seen) >= FAR_START
 
 
 def _sure(trace: Trace, large: bool) -> float:
     if large:
-        return confidence(trace, "fitting_weights", "all_scaled")
-    return 0.6 if healing_rate(trace, lower=True) else 0.75  # where a lower rate mends the run, it was the rate
+        return confidence(trace, FITTING_WEIGHTS, ALL_SCALED)
+    return 0.6 if fixing_rate(trace, lower=True) else 0.75  # where a lower rate mends the run, it was the rate
 
 
 def _ratio(trace: Trace) -> tuple[float, str | None]:

@@ -54,7 +54,7 @@ def exploding_batch_normalization(trace: Trace) -> Finding | None:
     structure = trace.description
     normalized = count(trace, {"BatchNormalization"})
     seen = verdict(trace)
-    if normalized < LAYERS or (structure.plain_depth or normalized) < LAYERS or seen.end_over_chance < LEARNT:
+    if normalized < LAYERS or (structure.plain_depth or normalized) < LAYERS or seen.end_over_baseline < LEARNT:
         return None
     read = weighted(trace)
     ends = span(read, "output_gradient_norm")

@@ -4,7 +4,7 @@
 Fires when the loss rises far above its start within the first 500 steps and does not come back, or becomes NaN or
 infinite there, although the run began well: moderate gradients at the first sample and no exploding initialization.
 A loss that broke needs a second witness before it: an update as large as the weights, or a loss or gradient that was
-already climbing. So neither a bump that heals, nor noise, nor the edge of stability, nor one corrupt batch sets it
+already climbing. So neither a bump that fixed_by, nor noise, nor the edge of stability, nor one corrupt batch sets it
 off; nor does a run that starts with a giant loss and gradient, whose cause lies in its data or its weights.
 
 ## Why it is bad
@@ -37,6 +37,7 @@ from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.sharpness import Sharpness
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import VariationResult
+from gradrecipes.core.trace.variation import at_rate
 from gradrecipes.diagnosis.divergences import (
     EARLY_STEPS,
     OWN_SIZE,
@@ -65,7 +66,7 @@ from gradrecipes.diagnosis.readings import (
 )
 from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.rules.exploding_initialization import exploding_initialization
-from gradrecipes.diagnosis.varied import PROVEN, UNPROVEN, healing_rate, variation, varied_evidence
+from gradrecipes.diagnosis.variation_facts import PROVEN, UNPROVEN, fixing_rate, variation, variation_evidence
 from gradrecipes.diagnosis.verdict import verdict
 
 USUAL_UPDATE = 1e-3  # update norm over weight norm in sound training
@@ -101,7 +102,7 @@ EASED = 0.5  # share of its loss that a run loses at a lower rate, if not all th
 )
 def learning_rate_too_high(trace: Trace) -> Finding | None:
     """Tell whether the learning rate is too high, by what factor, and since which step."""
-    lower = healing_rate(trace, lower=True)
+    lower = fixing_rate(trace, lower=True)
     eased = lower or _easing_rate(trace)
     heard = bool(np.isfinite(trace.loss).any())
     if (lower is None and len(trace) < SHORTEST_RUN) or (eased is None and heard and _started_badly(trace)):
@@ -127,7 +128,7 @@ def learning_rate_too_high(trace: Trace) -> Finding | None:
         evidence=(
             *_evidence(trace, divergence, update),
             *_curvature(trace),
-            *(varied_evidence(trace, f"rate_{eased:g}") if eased else ()),
+            *(variation_evidence(trace, at_rate(eased)) if eased else ()),
         ),
         prescriptions=learning_rate_prescriptions(trace, rate, factor),
     )
@@ -146,7 +147,7 @@ def _easing_rate(trace: Trace) -> float | None:
     if not verdict(trace).unhealthy:
         return None
     for factor in (0.1, 0.01, 0.001):
-        result = variation(trace, f"rate_{factor:g}") or VariationResult()
+        result = variation(trace, at_rate(factor)) or VariationResult()
         if (number(result.fall) or 0.0) >= EASED:
             return factor
     return None

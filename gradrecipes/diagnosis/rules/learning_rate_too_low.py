@@ -31,11 +31,12 @@ import numpy as np
 from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.prescription import Prescription
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.variation import at_rate
 from gradrecipes.diagnosis.keras_lines import recorded_rate
 from gradrecipes.diagnosis.readings import middle, say
 from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.remedies import set_learning_rate
-from gradrecipes.diagnosis.varied import PROVEN, healing_rate, variation, varied_evidence
+from gradrecipes.diagnosis.variation_facts import PROVEN, fixing_rate, variation, variation_evidence
 from gradrecipes.diagnosis.verdict import LEARNING, STALLED, Verdict, verdict
 
 SHORT = 1e-4  # update norm over weight norm of a typical layer; 1e-3 is usual, fine-tuning has 1e-4
@@ -65,9 +66,9 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
     update = _typical_update(trace)
     if seen.unhealthy or not update < SHORT:
         return None
-    factor = healing_rate(trace, lower=False)
+    factor = fixing_rate(trace, lower=False)
     if factor is not None and seen.fall < GOOD_FALL:
-        result = variation(trace, f"rate_{factor:g}")
+        result = variation(trace, at_rate(factor))
         fall = None if result is None else result.fall
         proven = fall is not None and fall >= max(GOOD_FALL, GAIN * seen.fall)
     else:
@@ -96,7 +97,7 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
         ),
         evidence=(
             Evidence(statement, update, 1e-3, "update norm over weight norm"),
-            *varied_evidence(trace, f"rate_{factor:g}"),
+            *variation_evidence(trace, at_rate(factor)),
         ),
         prescriptions=(set_learning_rate(trace, factor, "With steps so much longer the same net learns at once."),),
     )

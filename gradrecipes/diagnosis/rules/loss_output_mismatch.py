@@ -30,7 +30,7 @@ from gradrecipes.core.finding import Evidence, Finding, Kind
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import TrialReading
 from gradrecipes.diagnosis.activation_mismatches import activation_mismatches
-from gradrecipes.diagnosis.data_facts import heads, holds_back
+from gradrecipes.diagnosis.data_facts import heads, is_held_back
 from gradrecipes.diagnosis.label_mismatches import all_with_all, label_mismatches
 from gradrecipes.diagnosis.mismatch import Mismatch
 from gradrecipes.diagnosis.registry import rule
@@ -48,7 +48,7 @@ def loss_output_mismatch(trace: Trace) -> Finding | None:
     seen = verdict(trace)
     structure = trace.description
     own = structure.own_train_step or structure.own_loss
-    held_back = holds_back(trace, seen) or trace.probes.failure is not None
+    held_back = is_held_back(trace, seen) or trace.probes.failure is not None
     found = []
     if not own or held_back:  # else the compiled loss is used in a way of its own, and it works
         found = [

@@ -31,11 +31,12 @@ from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.offender import listed
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import Columns
+from gradrecipes.core.trace.variation import FINITE_DATA
 from gradrecipes.diagnosis.data_facts import ArrayReading, arrays, names, offenders
 from gradrecipes.diagnosis.prescribe_data import drop_columns, fill_in, leave_out_nonfinite
 from gradrecipes.diagnosis.readings import say
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.varied import heals, varied_evidence
+from gradrecipes.diagnosis.variation_facts import fixed_by, variation_evidence
 from gradrecipes.diagnosis.verdict import BROKEN, UNKNOWN, verdict
 
 PARTS = ("inputs", "targets", "sample_weight")
@@ -67,10 +68,10 @@ def nonfinite_data(trace: Trace) -> Finding | None:
         title=_title(bad, "" if training else "validation "),
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL if broke else Severity.WARNING,
-        confidence=1.0 if broke and (blamed or heals(trace, "sound_data")) else 0.95 if blamed is not False else 0.7,
+        confidence=1.0 if broke and (blamed or fixed_by(trace, FINITE_DATA)) else 0.95 if blamed is not False else 0.7,
         explanation=_explanation(bad, bool(training), broke),
         step=seen.step if broke else None,
-        evidence=(*(_evidence(array) for array in bad), *varied_evidence(trace, "sound_data")),
+        evidence=(*(_evidence(array) for array in bad), *variation_evidence(trace, FINITE_DATA)),
         prescriptions=_prescriptions(trace, bad),
     )
 

@@ -34,10 +34,11 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.description import OptimizerDescription
 from gradrecipes.core.trace.probes import TrialReading
+from gradrecipes.core.trace.variation import FRESH_OPTIMIZER
 from gradrecipes.diagnosis.readings import layer_descriptions, middle, say
 from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.remedies import fresh_optimizer
-from gradrecipes.diagnosis.varied import heals, variation, varied_evidence
+from gradrecipes.diagnosis.variation_facts import fixed_by, variation, variation_evidence
 from gradrecipes.diagnosis.verdict import verdict
 
 NO_EPSILON = 1e-15  # below it an entry whose gradient is 0 is divided by 0; Keras' own are 1e-7, 1e-30 in Adafactor
@@ -85,7 +86,7 @@ def optimizer_state(trace: Trace) -> Finding | None:
         step=seen.step,
         evidence=(
             Evidence(statement[0].upper() + statement[1:] + ".", measured, expected, "arXiv 1412.6980"),
-            *varied_evidence(trace, "fresh_optimizer"),
+            *variation_evidence(trace, FRESH_OPTIMIZER),
         ),
         prescriptions=(fresh_optimizer(trace),),
     )
@@ -199,7 +200,7 @@ def _gradient_rms(trace: Trace) -> float | None:
 
 
 def _bad_memory(trace: Trace) -> Said | None:
-    if variation(trace, "fresh_optimizer") is None or not heals(trace, "fresh_optimizer"):
+    if variation(trace, FRESH_OPTIMIZER) is None or not fixed_by(trace, FRESH_OPTIMIZER):
         return None
     return (
         "the optimizer brings a memory along that spoils its steps; with an empty one the net learns",

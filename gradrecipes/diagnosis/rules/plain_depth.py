@@ -36,7 +36,7 @@ from gradrecipes.diagnosis.readings import say
 from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.remedies import add_residual_blocks, make_it_shallower, normalize_before_the_activation
 from gradrecipes.diagnosis.signals import NORMALIZATIONS, count, kernels, span, weighted
-from gradrecipes.diagnosis.varied import healing_rate
+from gradrecipes.diagnosis.variation_facts import fixing_rate
 from gradrecipes.diagnosis.verdict import verdict
 
 DEEP = 15  # weighted layers; with He weights ten train well and thirty do not
@@ -62,7 +62,7 @@ def plain_depth(trace: Trace) -> Finding | None:
     seen = verdict(trace)
     if depth < DEEP or count(trace, NORMALIZATIONS) >= depth // 3:
         return None
-    if healing_rate(trace, lower=False) or healing_rate(trace, lower=True):
+    if fixing_rate(trace, lower=False) or fixing_rate(trace, lower=True):
         return None
     read = list(kernels(trace))
     odd = [weight for weight, larger, smaller in read if larger > USUAL or smaller > USUAL]
@@ -70,7 +70,7 @@ def plain_depth(trace: Trace) -> Finding | None:
         return None
     widths = [weight.fan_out for weight, _, _ in read if weight.fan_out and weight.fan_out > 1]
     spread = finite_width_log_std(widths) if widths else 0.0
-    if seen.learnt and not seen.slow and not (spread >= LOTTERY and seen.end_over_chance > LEARNT):
+    if seen.learnt and not seen.slow and not (spread >= LOTTERY and seen.end_over_baseline > LEARNT):
         return None
     statement = f"{depth} weighted layers follow one another with no skip connection; {DEEP} are many without one."
     evidence = [Evidence(statement, float(depth), float(DEEP), "depth and accuracy on digits, widths of 64")]

@@ -53,7 +53,7 @@ SATURATED = 0.5  # share of a layer's outputs at a bound; Glorot weights and sca
 def saturated_units(trace: Trace) -> Finding | None:
     """Tell whether hidden units sit at the bounds of their activation."""
     seen = verdict(trace)
-    if seen.learnt and not seen.end_over_chance > LEARNT:
+    if seen.learnt and not seen.end_over_baseline > LEARNT:
         return None
     for when in ("before",) if seen.learnt else ("before", "after"):
         bad = [layer for layer in hidden(trace, when) if (layer.saturated_share or 0.0) > SATURATED]

@@ -62,7 +62,7 @@ def stalled_loss(trace: Trace) -> Finding | None:
     seen = verdict(trace)
     if seen.state != STALLED:
         return None
-    chance = f"; a blind guess has {say(seen.chance)}" if seen.chance > 0 else ""
+    chance = f"; a blind guess has {say(seen.baseline)}" if seen.baseline > 0 else ""
     statement = f"The loss was {say(seen.start)} at the start and is {say(seen.end)} after {len(trace)} steps{chance}."
     return Finding(
         code="stalled_loss",

@@ -55,16 +55,16 @@ FAR_START = 5.0  # loss at the start over that of a blind guess
 def unbounded_activation(trace: Trace) -> Finding | None:
     """Tell whether an activation makes the signal run away."""
     seen = verdict(trace)
-    if not (seen.unhealthy or seen.start_over_chance >= FAR_START or not seen.learnt):
+    if not (seen.unhealthy or seen.start_over_baseline >= FAR_START or not seen.learnt):
         return None
     gated = [layer for layer in layers(trace) if layer.kind in GATED and layer.activation in WITHOUT_BOUND]
     odd = [layer for layer in hidden(trace) if _runs_away(layer) and layer.kind not in GATED]
     if odd:
         return _of_layers(odd, seen.unhealthy)
     jump = _jump(trace)
-    if jump is not None and (seen.unhealthy or seen.start_over_chance >= FAR_START):
+    if jump is not None and (seen.unhealthy or seen.start_over_baseline >= FAR_START):
         return _of_operation(*jump)
-    if gated and (seen.unhealthy or seen.start_over_chance >= FAR_START):
+    if gated and (seen.unhealthy or seen.start_over_baseline >= FAR_START):
         return _of_cells(gated)
     return None
 

@@ -33,17 +33,18 @@ from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import Columns, DataReading
 from gradrecipes.core.trace.description import InputDescription
+from gradrecipes.core.trace.variation import ALL_SCALED, SCALED_INPUTS
 from gradrecipes.diagnosis.data_facts import (
     FAR_START,
     ArrayReading,
-    first_loss_over_chance,
-    leaves_behind,
-    suffers_from,
+    first_loss_over_baseline,
+    held_back_by,
+    improves,
 )
 from gradrecipes.diagnosis.prescribe_data import normalize_inputs
 from gradrecipes.diagnosis.readings import number, say
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.varied import beats, heals, variation, varied_evidence
+from gradrecipes.diagnosis.variation_facts import fixed_by, halved_by, variation, variation_evidence
 from gradrecipes.diagnosis.verdict import Verdict, verdict
 
 FAR = 10.0  # root mean square of what enters the first weights; standardized data have 1, bytes of pixels 100
@@ -51,7 +52,7 @@ SOMEWHAT_FAR = 3.0  # the same, where scaling mends the run
 APART = 100.0  # largest over smallest deviation of a column, one of the columns being larger than 3
 OFF_CENTER = 10.0  # mean of a column over its deviation, where that mean is larger than 3
 FAR_OUT = 5.0  # loss at the start over that of a blind guess, where columns of different scales still learn
-FAR_FROM_CHANCE = 2.0  # loss at the end of the trial over that of a blind guess, where scaling mends it
+FAR_FROM_CHANCE = 2.0  # loss at the end of the trial over that of a blind guess, where scaling fixes it
 TINY = 0.01  # root mean square below which all that the first layer makes of the inputs is its bias
 
 
@@ -64,12 +65,12 @@ TINY = 0.01  # root mean square below which all that the first layer makes of th
 def unscaled_inputs(trace: Trace) -> Finding | None:
     """Tell which inputs are far from unit size, and what becomes of the run with and without scaling."""
     seen = verdict(trace)
-    held = suffers_from(trace, "scaled_inputs", seen)
+    held = held_back_by(trace, SCALED_INPUTS, seen)
     if not held and not _slowed(trace, seen):
         return None
-    healed, tried = heals(trace, "scaled_inputs"), variation(trace, "scaled_inputs") is not None
-    better = leaves_behind(trace, "scaled_inputs", seen) and first_loss_over_chance(trace, seen) >= FAR_START
-    together = heals(trace, "all_scaled")
+    healed, tried = fixed_by(trace, SCALED_INPUTS), variation(trace, SCALED_INPUTS) is not None
+    better = improves(trace, SCALED_INPUTS, seen) and first_loss_over_baseline(trace, seen) >= FAR_START
+    together = fixed_by(trace, ALL_SCALED)
     far = [(array, odd) for array in _unscaled(trace) if (odd := _oddity(array, mended=healed)) is not None]
     if not far or (tried and not (healed or better or together)):
         return None
@@ -87,7 +88,7 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
             Evidence(f"{what}.", measured, expected, "the data; Efficient BackProp, section 4.3"),
             *_largest_columns(array),
             *_start(seen),
-            *varied_evidence(trace, "scaled_inputs", *(() if healed else ("all_scaled",))),
+            *variation_evidence(trace, SCALED_INPUTS, *(() if healed else (ALL_SCALED,))),
         ),
         prescriptions=normalize_inputs(array.name, (array.columns or Columns(1)).count, pixels=_pixels(array)),
     )
@@ -95,10 +96,10 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
 
 def _slowed(trace: Trace, seen: Verdict) -> bool:
     """Say whether a run that falls is far behind the same steps on scaled inputs, or behind a blind guess."""
-    if seen.end_over_chance > FAR_FROM_CHANCE and heals(trace, "scaled_inputs"):
+    if seen.end_over_baseline > FAR_FROM_CHANCE and fixed_by(trace, SCALED_INPUTS):
         return True
     apart = [array for array in _unscaled(trace) if _apart(array.columns)]
-    return bool(apart) and seen.start_over_chance >= FAR_OUT and beats(trace, seen, "scaled_inputs")
+    return bool(apart) and seen.start_over_baseline >= FAR_OUT and halved_by(trace, seen, SCALED_INPUTS)
 
 
 def _apart(columns: Columns | None) -> bool:
@@ -189,9 +190,9 @@ def _largest_columns(array: ArrayReading) -> tuple[Evidence, ...]:
 
 
 def _start(seen: Any) -> tuple[Evidence, ...]:
-    if not seen.start_over_chance >= SOMEWHAT_FAR:
+    if not seen.start_over_baseline >= SOMEWHAT_FAR:
         return ()
     statement = (
-        f"The run began at a loss of {say(seen.start)}; answering always the same would give {say(seen.chance)}."
+        f"The run began at a loss of {say(seen.start)}; answering always the same would give {say(seen.baseline)}."
     )
-    return (Evidence(statement, seen.start, seen.chance, "this trial, and the targets alone"),)
+    return (Evidence(statement, seen.start, seen.baseline, "this trial, and the targets alone"),)

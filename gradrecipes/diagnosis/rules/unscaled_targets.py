@@ -36,11 +36,12 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import ArrayReading
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.core.trace.probes import OutputReading
-from gradrecipes.diagnosis.data_facts import Head, arrays, heads, suffers_from
+from gradrecipes.core.trace.variation import ALL_SCALED, SCALED_TARGETS
+from gradrecipes.diagnosis.data_facts import Head, arrays, heads, held_back_by
 from gradrecipes.diagnosis.prescribe_data import scale_targets
 from gradrecipes.diagnosis.readings import number, say
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.varied import heals, variation, varied_evidence
+from gradrecipes.diagnosis.variation_facts import fixed_by, variation, variation_evidence
 from gradrecipes.diagnosis.verdict import verdict
 
 FAR = 10.0  # root mean square of the targets, in units of the loss; a new net answers within 1 of 0
@@ -60,11 +61,11 @@ ON_LABELS = ("crossentropy", "cross_entropy", "hinge", "ctc", "dice", "tversky",
 def unscaled_targets(trace: Trace) -> Finding | None:
     """Tell which targets are far from unit size, and what becomes of the run with and without scaling."""
     seen = verdict(trace)
-    held = suffers_from(trace, "scaled_targets", seen)
-    if not held and not seen.end_over_chance > FAR_FROM_CHANCE:
+    held = held_back_by(trace, SCALED_TARGETS, seen)
+    if not held and not seen.end_over_baseline > FAR_FROM_CHANCE:
         return None
-    healed, tried = heals(trace, "scaled_targets"), variation(trace, "scaled_targets") is not None
-    together = heals(trace, "all_scaled")
+    healed, tried = fixed_by(trace, SCALED_TARGETS), variation(trace, SCALED_TARGETS) is not None
+    together = fixed_by(trace, ALL_SCALED)
     judged = heads(trace) or (_own_heads(trace) if healed else [])
     far = [head for head in judged if _regression(head) and _size(head) > (FAR if held else VERY_FAR)]
     if not far or (tried and not healed and not together):
@@ -89,7 +90,7 @@ def unscaled_targets(trace: Trace) -> Finding | None:
             ),
             *_first_answers(head),
             *_start(seen),
-            *varied_evidence(trace, "scaled_targets", *(() if healed else ("all_scaled",))),
+            *variation_evidence(trace, SCALED_TARGETS, *(() if healed else (ALL_SCALED,))),
         ),
         prescriptions=scale_targets(target.name, positive=_positive(target)),
     )
@@ -150,7 +151,7 @@ def _first_answers(head: Head) -> tuple[Evidence, ...]:
 
 
 def _start(seen: Any) -> tuple[Evidence, ...]:
-    if not seen.start_over_chance >= 2.0:
+    if not seen.start_over_baseline >= 2.0:
         return ()
-    statement = f"The run began at a loss of {say(seen.start)}; answering always the same gives {say(seen.chance)}."
-    return (Evidence(statement, seen.start, seen.chance, "this trial, and the targets alone"),)
+    statement = f"The run began at a loss of {say(seen.start)}; answering always the same gives {say(seen.baseline)}."
+    return (Evidence(statement, seen.start, seen.baseline, "this trial, and the targets alone"),)

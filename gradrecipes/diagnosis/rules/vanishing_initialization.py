@@ -35,6 +35,7 @@ from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.signal_theory import derivative_moment
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import LayerSignal
+from gradrecipes.core.trace.variation import FITTING_WEIGHTS
 from gradrecipes.diagnosis.oversized_weights import TOO_LARGE
 from gradrecipes.diagnosis.readings import say
 from gradrecipes.diagnosis.registry import rule
@@ -44,7 +45,7 @@ from gradrecipes.diagnosis.remedies import (
     use_fitting_initializer,
 )
 from gradrecipes.diagnosis.signals import cut_off, kernels, span, weighted
-from gradrecipes.diagnosis.varied import confidence, varied_evidence
+from gradrecipes.diagnosis.variation_facts import confidence, variation_evidence
 from gradrecipes.diagnosis.verdict import LEARNING, verdict
 
 TOO_SMALL = 4.0  # times smaller than the smallest usual spread: a sixteenth of the variance
@@ -95,10 +96,10 @@ def _too_small(trace: Trace) -> Finding | None:
         "Each layer makes of what it receives a smaller copy, and of the gradient likewise, so that the output hardly "
         f"depends on the input and the first layers are hardly moved. {statement}",
         worst.layer,
-        confidence(trace, "fitting_weights"),
+        confidence(trace, FITTING_WEIGHTS),
         (
             Evidence(statement, worst.rms, usual, "Glorot, LeCun or He, by fan-in"),
-            *varied_evidence(trace, "fitting_weights"),
+            *variation_evidence(trace, FITTING_WEIGHTS),
         ),
         (use_fitting_initializer(bad, "relu"), normalize_before_the_activation()),
     )

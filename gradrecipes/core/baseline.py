@@ -11,7 +11,7 @@ _SQUARED = {"mse", "mean_squared_error"}
 _ABSOLUTE = {"mae", "mean_absolute_error"}
 
 
-def chance_loss(loss: str | None, targets: np.ndarray | None) -> float | None:
+def constant_baseline_loss(loss: str | None, targets: np.ndarray | None) -> float | None:
     """Return the loss of the best constant guess, or None for a loss or targets of another kind.
 
     For a cross-entropy that is the entropy of the labels, in nats; for a squared error their variance; for an
@@ -22,9 +22,9 @@ def chance_loss(loss: str | None, targets: np.ndarray | None) -> float | None:
         targets: Array `[samples, ...]`.
 
     Example:
-        >>> round(chance_loss("sparse_categorical_crossentropy", np.array([0, 1, 0, 1])), 4)
+        >>> round(constant_baseline_loss("sparse_categorical_crossentropy", np.array([0, 1, 0, 1])), 4)
         0.6931
-        >>> chance_loss("mse", np.array([1.0, 3.0]))
+        >>> constant_baseline_loss("mse", np.array([1.0, 3.0]))
         1.0
     """
     if loss is None or targets is None or not len(targets):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from gradrecipes.core.chance import chance_loss
+from gradrecipes.core.baseline import constant_baseline_loss
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.choice(4, size=200, p=[0.5, 0.3, 0.15, 0.05])
@@ -27,11 +27,11 @@ BITS = (RANDOM.random((200, 3)) < [0.1, 0.5, 0.8]).astype("float32")
 )
 def test_chance_is_what_keras_gives_for_the_best_constant(name, targets, guess):
     expected = float(np.mean(keras.losses.get(name)(targets, guess.astype("float32"))))
-    assert chance_loss(name, targets) == pytest.approx(expected, rel=1e-4)
+    assert constant_baseline_loss(name, targets) == pytest.approx(expected, rel=1e-4)
 
 
 def test_names_are_taken_as_classes_write_them():
-    assert chance_loss("MeanSquaredError", NUMBERS) == chance_loss("mse", NUMBERS)
+    assert constant_baseline_loss("MeanSquaredError", NUMBERS) == constant_baseline_loss("mse", NUMBERS)
 
 
 @pytest.mark.parametrize(
@@ -39,10 +39,12 @@ def test_names_are_taken_as_classes_write_them():
     [(None, LABELS), ("my_loss", LABELS), ("mse", None), ("mse", np.zeros(0)), ("binary_crossentropy", 9 * BITS)],
 )
 def test_what_it_cannot_know_is_none(name, targets):
-    assert chance_loss(name, targets) is None
+    assert constant_baseline_loss(name, targets) is None
 
 
 def test_missing_targets_are_left_out():
     broken = NUMBERS.copy()
     broken[3] = np.nan
-    assert chance_loss("mse", broken) == pytest.approx(float(np.var(np.delete(NUMBERS, 3, axis=0))), rel=1e-5)
+    assert constant_baseline_loss("mse", broken) == pytest.approx(
+        float(np.var(np.delete(NUMBERS, 3, axis=0))), rel=1e-5
+    )
