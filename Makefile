@@ -39,9 +39,10 @@ test-oldest: .venv-oldest/.dev  ## run the tests on the oldest releases that pyp
 keras-suite: .venv/.dev  ## run Keras' own tests, plain and with our callbacks in every fit, and compare (15 minutes)
 	$(BIN)/python tests/keras_suite/run.py $(SUITE_ARGS)
 
-lint: .venv/.dev  ## check style and format
+lint: .venv/.dev  ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: .venv/.dev  ## mend style and format where a machine can
 	$(BIN)/ruff check --fix .

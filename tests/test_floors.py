@@ -32,6 +32,7 @@ BESIDE = {("callbacks", "probes"), *((part, "compat") for part in ("gradients", 
 INDEX = "gradrecipes"  # gradrecipes/__init__.py: names every floor, lazily, so only the highest may use it
 LONGEST_FILE = 400
 LARGEST_FOLDER = 20  # files; rules/ apart
+NUMERICS = ("numpy", "scipy")
 GROWN = ("gradrecipes/core", "gradrecipes/diagnosis")  # larger than that, until they are divided
 PRIVATE = re.compile(r"keras[.]src|tensorflow[.]python|tf[.]__internal__")
 UNFINISHED = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME)\b")
@@ -128,8 +129,8 @@ def _floor_complaints(part: str, target: str, where: str) -> list[str]:
 
 
 def _foreign_complaints(part: str, top: str, inside_function: bool, where: str) -> list[str]:
-    if part in ("core", "diagnosis") and top != "numpy" and top not in sys.stdlib_module_names:
-        return [f"{where}: {part} needs numpy and the standard library only"]
+    if part in ("core", "diagnosis") and top not in (*NUMERICS, *sys.stdlib_module_names):
+        return [f"{where}: {part} needs numpy, scipy and the standard library only"]
     if top in ("keras_tuner", "kerastuner") and part != "tuning":
         return [f"{where}: only tuning imports keras_tuner"]
     if top == "matplotlib" and not inside_function:
@@ -216,7 +217,7 @@ def test_nothing_is_left_unfinished():
         ("gradrecipes.recipes.tuning", "import gradrecipes.doctor", "floor 6 may not import floor 6"),
         ("gradrecipes.recipes.tuning", "import gradrecipes as gr", "the index names every floor"),
         ("gradrecipes.recipes.tuning", "from gradrecipes import Trace", "the index names every floor"),
-        ("gradrecipes.diagnosis.rules", "import scipy.stats", "diagnosis needs numpy and the standard library only"),
+        ("gradrecipes.diagnosis.rules", "import pandas", "diagnosis needs numpy, scipy and the standard library only"),
         ("gradrecipes.diagnosis.rules", "import gradrecipes.plots", "diagnosis imports core only"),
         ("gradrecipes.recipes.tuning", "import keras_tuner", "only tuning imports keras_tuner"),
         ("gradrecipes.plots.curves", "from matplotlib import pyplot", "inside the function"),

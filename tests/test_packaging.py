@@ -15,7 +15,7 @@ from tests.oldest_versions import oldest
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-FIVE = {"numpy", "tensorflow", "keras", "keras-tuner", "tensorboard"}
+NEEDED = {"scipy", "numpy", "tensorflow", "keras", "keras-tuner", "tensorboard"}
 
 
 def name_of(requirement: str) -> str:
@@ -36,15 +36,15 @@ def extra(name: str) -> set[str]:
     return found
 
 
-def test_the_package_needs_five_others_within_bounds():
-    assert {name_of(requirement) for requirement in PROJECT["dependencies"]} == FIVE
+def test_the_package_needs_six_others_within_bounds():
+    assert {name_of(requirement) for requirement in PROJECT["dependencies"]} == NEEDED
     for requirement in PROJECT["dependencies"]:
         assert re.fullmatch(r"[a-z-]+>=[\d.]+,<[\d.]+", requirement)
 
 
-def test_requirements_are_the_five_and_what_the_scripts_need_with_the_same_bounds():
-    scripts = {"matplotlib", "jinja2", "scikit-learn", "mlxtend", "scipy"}
-    assert {name_of(requirement) for requirement in requirements()} == FIVE | scripts
+def test_requirements_are_the_six_and_what_the_scripts_need_with_the_same_bounds():
+    scripts = {"matplotlib", "jinja2", "scikit-learn", "mlxtend"}
+    assert {name_of(requirement) for requirement in requirements()} == NEEDED | scripts
     assert set(requirements()) == set(PROJECT["dependencies"]) | extra("demo") | extra("tuning")
 
 
@@ -60,7 +60,7 @@ def test_a_requirement_has_one_bound_everywhere():
 
 def test_the_oldest_versions_are_the_lower_bounds_of_all_that_the_package_imports():
     pinned = dict(line.split("==") for line in oldest(PROJECT))
-    assert pinned.keys() == FIVE | {"matplotlib", "jinja2", "scikit-learn", "mlxtend", "scipy"}
+    assert pinned.keys() == NEEDED | {"matplotlib", "jinja2", "scikit-learn", "mlxtend"}
     for requirement in PROJECT["dependencies"]:
         assert requirement.startswith(f"{name_of(requirement)}>={pinned[name_of(requirement)]},")
 

@@ -32,25 +32,17 @@ def explained_share(values: Sequence[Any], outcome: Sequence[float], *, bins: in
     References:
         Kelley 1935, "An unbiased correlation ratio measure", PNAS 21(9).
     """
-    outcome = np.asarray(outcome, np.float64)
+    outcomes = np.asarray(outcome, np.float64)
     groups = _groups(values, bins)
-    count, kinds = len(outcome), len(set(groups))
-    total = float(np.square(outcome - outcome.mean()).sum()) if count else 0.0
+    count, kinds = len(outcomes), len(set(groups))
+    total = float(np.square(outcomes - outcomes.mean()).sum()) if count else 0.0
     if count < FEWEST or count <= kinds or not total > 0:
         return math.nan
     if kinds == 1:
         return 0.0
-    members = [outcome[[group == one for group in groups]] for one in dict.fromkeys(groups)]
+    members = [outcomes[[group == one for group in groups]] for one in dict.fromkeys(groups)]
     within = sum(float(np.square(part - part.mean()).sum()) for part in members)
     return max(0.0, 1.0 - (within / (count - kinds)) / (total / (count - 1)))
-
-
-def ranks(scores: Sequence[float]) -> np.ndarray:
-    """Return the rank of each score, float64 `[n]`, equal ones sharing the mean of theirs."""
-    scores = np.asarray(scores, np.float64)
-    order = np.unique(scores, return_inverse=True, return_counts=True)
-    last = np.cumsum(order[2])
-    return (last - (order[2] - 1) / 2)[order[1]].astype(np.float64)
 
 
 def _groups(values: Sequence[Any], bins: int) -> list[Any]:

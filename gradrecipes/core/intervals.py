@@ -7,11 +7,8 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
-
-from gradrecipes.core.student import student_quantile
 
 ENUMERATED_AT_MOST = 8  # values: 6,435 different resamples; beyond that they are drawn
 RESAMPLES = 20_000  # drawn; the ends of a 95% interval then move by less than 2% of its width from seed to seed
@@ -76,21 +73,23 @@ def bootstrap_interval(
         Efron 1979, Bootstrap methods: another look at the jackknife. Hesterberg 2015, What teachers should know
         about the bootstrap, arXiv 1411.5279, section 5.3: the expanded percentiles.
     """
-    values = _finite(values)
+    from scipy.stats import norm, t  # its bootstrap draws resamples, and has no expanded percentiles
+
+    known = _finite(values)
     _check_level(level)
-    count = len(values)
+    count = len(known)
     if count == 1:
         return Interval(-math.inf, math.inf, level)
     tail = (1 - level) / 2
     if expanded:
-        reach = math.sqrt(count / (count - 1)) * student_quantile(1 - tail, count - 1)
-        tail = NormalDist().cdf(-reach)
+        reach = math.sqrt(count / (count - 1)) * t.ppf(1 - tail, count - 1)
+        tail = float(norm.cdf(-reach))
     if count <= ENUMERATED_AT_MOST:
         chosen, weights = _all_resamples(count)
-        means = values[chosen].mean(1)
+        means = known[chosen].mean(1)
     else:
         drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
-        means, weights = values[drawn].mean(1), np.full(resamples, 1.0 / resamples)
+        means, weights = known[drawn].mean(1), np.full(resamples, 1.0 / resamples)
     order = np.argsort(means, kind="stable")
     means, below = means[order], np.cumsum(weights[order])
     low = means[min(np.searchsorted(below, tail), len(means) - 1)]
@@ -124,12 +123,10 @@ def wilson_interval(events: int, count: int, *, level: float = 0.95) -> Interval
         raise ValueError(f"Of `count` runs `events` had it. Received: events={events!r}, count={count!r}.")
     if count == 0:
         return Interval(0.0, 1.0, level)
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share, weight = events / count, z**2 / count
-    centre = (share + weight / 2) / (1 + weight)
-    reach = z / (1 + weight) * math.sqrt(share * (1 - share) / count + weight / (4 * count))
-    low = 0.0 if events == 0 else max(0.0, centre - reach)
-    return Interval(low, 1.0 if events == count else min(1.0, centre + reach), level)
+    from scipy.stats import binomtest
+
+    found = binomtest(events, count).proportion_ci(level, method="wilson")
+    return Interval(float(found.low), float(found.high), level)
 
 
 @functools.cache
@@ -142,13 +139,13 @@ def _all_resamples(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _finite(values: Sequence[float]) -> np.ndarray:
-    values = np.asarray(values, np.float64)
-    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+    array = np.asarray(values, np.float64)
+    if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
         raise ValueError(
-            f"`values` must be one or more finite numbers. Received: {values.tolist()!r}. "
+            f"`values` must be one or more finite numbers. Received: {array.tolist()!r}. "
             "Count runs that diverged apart from the others."
         )
-    return values
+    return array
 
 
 def _check_level(level: float) -> None:

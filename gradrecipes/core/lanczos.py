@@ -35,6 +35,8 @@ def extreme_eigenvalues(
 ) -> Extremes | None:
     """Return the ends of the spectrum by the Lanczos recurrence, in about 20 products and with three vectors in memory.
 
+    `scipy.sparse.linalg.eigsh` counts restarts rather than products, and raises on a product that is not finite.
+
     Nothing is made orthogonal anew: that would need every vector, and lets only copies of eigenvalues appear that
     were found already, which the ends do not mind.
 

@@ -22,7 +22,6 @@ import numpy as np
 
 DECAY = 0.99  # weight of the past in the means during a training: some hundred batches
 FAR = 8.0  # times the noise scale, or that share of it: below, progress is a ninth short of proportional to the batch
-NORMAL_REACH = 1.959964  # standard deviations on either side that hold 95% of a normal distribution
 
 
 def estimate_signal_and_noise(
@@ -158,9 +157,11 @@ def advise_batch_size(estimate: NoiseScaleEstimate, batch_size: int) -> str:
 
 
 def _fieller(numerators: np.ndarray, denominators: np.ndarray) -> tuple[float, float]:
+    from scipy.stats import t
+
     covariance = np.cov(numerators, denominators) / len(numerators)
     top, bottom = numerators.mean(), denominators.mean()
-    reach = _student_reach(len(numerators) - 1)
+    reach = float(t.ppf(0.975, len(numerators) - 1))
     # The ratios r with (top - r * bottom)^2 <= reach^2 * variance of (top - r * bottom).
     a = bottom**2 - reach**2 * covariance[1, 1]
     b = top * bottom - reach**2 * covariance[0, 1]
@@ -172,14 +173,6 @@ def _fieller(numerators: np.ndarray, denominators: np.ndarray) -> tuple[float, f
     least_noise = top - reach * math.sqrt(covariance[0, 0])
     most_signal = bottom + reach * math.sqrt(covariance[1, 1])
     return float(max(least_noise, 0.0) / most_signal) if most_signal > 0 else 0.0, math.inf
-
-
-def _student_reach(freedom: int) -> float:
-    """Return the 97.5% point of Student's t, by its expansion about the normal one (within 0.01 from 5 up)."""
-    z = NORMAL_REACH
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def _samples(value: float) -> str:

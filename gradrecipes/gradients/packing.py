@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
 STACK_BELOW = 8192  # entries; measured on two cores: below it, one copy is cheaper than an op for each tensor
 
-TensorLike = tf.Tensor | tf.IndexedSlices
+TensorLike: TypeAlias = "tf.Tensor | tf.IndexedSlices"
 
 
 class PackedTensors:
@@ -26,7 +27,8 @@ class PackedTensors:
 
     def __init__(self, tensors: Sequence[TensorLike], *, xla: bool = False):
         members: dict[object, list[int]] = {}
-        self._tensors = tensors = without_repeated_indices(tensors, xla=xla)
+        tensors = without_repeated_indices(tensors, xla=xla)
+        self._tensors: Sequence[TensorLike] | None = tensors
         for index, tensor in enumerate(tensors):
             members.setdefault(_group_of(tensor, index), []).append(index)
         self._members = list(members.values())
@@ -42,7 +44,7 @@ class PackedTensors:
     @property
     def tensors(self) -> list[TensorLike]:
         """The tensors one by one, repeated indices summed."""
-        return self.unpacked() if self._tensors is None else self._tensors
+        return self.unpacked() if self._tensors is None else list(self._tensors)
 
     @property
     def members(self) -> list[list[int]]:

@@ -137,14 +137,13 @@ class Pipeline:
         due = is_due(self.step.read_value(), settings.sample_every) if sample else tf.constant(False)
         # Of a step with one update, the branch that finds the gradient not finite writes the sample itself.
         at_end = settings.record and (sample or not update.alone)
-        if settings.record and not at_end:
-            self._make_recorder(len(gradients), 0)
-        undescribed = tf.zeros([len(gradients) if at_end else 0, DETAILS])
+        recorder = self._make_recorder(len(gradients), 0) if settings.record and not at_end else None
+        undescribed, weights = tf.zeros([len(gradients) if at_end else 0, DETAILS]), update.weights or list
 
         def usual_step() -> list[Any]:
             if detector is not None:
                 detector.remember(pair)
-            before = [] if not sample else [nothing_like(weight, settings.xla) for weight in update.weights()]
+            before = [] if not sample else [nothing_like(weight, settings.xla) for weight in weights()]
             return [tf.constant(APPLIED, tf.int64), *squares.norms(), undescribed, *before]
 
         def other_step() -> list[Any]:
@@ -154,14 +153,14 @@ class Pipeline:
             describe, described = lambda: describe_gradients(packed, loss_scale), undescribed
             if at_end:
                 described = rare_cond(due | ~norms.finite, describe, lambda: undescribed)
-            elif settings.record:
-                self.recorder.write_nonfinite(describe, norms.finite, indices=self._indices(update.variables))
-            before = [] if not sample else copied_where(due, update.weights(), settings.xla)
+            elif recorder is not None:
+                recorder.write_nonfinite(describe, norms.finite, indices=self._indices(update.variables))
+            before = [] if not sample else copied_where(due, weights(), settings.xla)
             return [outcome, *norms, described, *before]
 
         usual = self._is_usual(squares, pair, update, detector) & ~due
         outcome, of_each, largest, of_scaled, finite, described, *before = rare_cond(usual, usual_step, other_step)
-        sampled = SampledUpdate(described, loss_scale, before if sample else None, update.weights) if at_end else None
+        sampled = SampledUpdate(described, loss_scale, before if sample else None, weights) if at_end else None
         return outcome, Norms(of_each, largest, of_scaled, finite), sampled
 
     def _is_usual(
@@ -230,7 +229,7 @@ class Pipeline:
         self, is_applied: tf.Tensor, outcome: tf.Tensor, update: Update, norms: Norms, loss_scale: tf.Tensor
     ) -> tf.Tensor:
         """Apply, and choose for each variable between before and after: XLA does both in one pass over it."""
-        variables = update.assigned()
+        variables = update.assigned() if update.assigned is not None else []
         before = [tf.convert_to_tensor(variable) for variable in variables]
         factor = self._apply_clipped(update, norms, loss_scale, learn=is_applied)
         for variable, value in zip(variables, before, strict=True):
@@ -264,14 +263,16 @@ class Pipeline:
     def _clipped(
         self, update: Update, packed: PackedTensors, norms: Norms, loss_scale: tf.Tensor, *, learn: tf.Tensor | bool
     ) -> Clipped:
-        from gradrecipes.gradients.step_gradients import StepGradients
+        from gradrecipes.gradients.step_gradients import Clipped, StepGradients
 
-        key = update.optimizer_key
+        clipping, weights, key = self.settings.clipping, update.weights, update.optimizer_key
+        if clipping is None:
+            return Clipped(packed, tf.ones(()))
         if self._tensors.setdefault(key, len(packed)) != len(packed):
             key = f"{key}_of_{len(packed)}"  # fewer gradients than at first: what is remembered is not of these
         if key not in self._clipping_states:
             with tf.init_scope():
-                self._clipping_states[key] = self.settings.clipping.make_state(len(packed))
+                self._clipping_states[key] = clipping.make_state(len(packed))
             self._resume()
         step = StepGradients(
             packed,
@@ -280,10 +281,10 @@ class Pipeline:
             any_norm=not self.settings.skip,
             state=self._clipping_states[key],
             learn=learn,
-            weights=None if update.weights is None else lambda: PackedTensors(update.weights()),
+            weights=None if weights is None else lambda: PackedTensors(weights()),
             unit_axes=update.unit_axes,
         )
-        return self.settings.clipping.clip(step)
+        return clipping.clip(step)
 
     def rate_cap(self, optimizer: str) -> tf.Variable:
         """Return the variable that bounds an optimizer's learning rate; it is infinite until a guard sets it."""
@@ -315,16 +316,16 @@ class Pipeline:
         if not self.settings.record:
             return whole
         indices = self._indices(whole.variables)
-        self._make_recorder(int(whole.norms.shape[0]), len(activations or ()))
+        recorder = self._make_recorder(int(whole.norms.shape[0]), len(activations or ()))
         sampled = [result for result in results if result.sampled is not None]
         if sampled:
-            joint, updates = combined(sampled), [result.sampled for result in sampled]
+            joint, updates = combined(sampled), [result.sampled for result in sampled if result.sampled is not None]
             of_updates = self._indices(joint.variables)
-            self.recorder.write_sample(updates, joint.finite, activations=activations, indices=of_updates)
+            recorder.write_sample(updates, joint.finite, activations=activations, indices=of_updates)
         loss = tf.constant(np.nan, tf.float32) if loss is None else tf.cast(loss, tf.float32)
         head = [loss, whole.gradient_norm, whole.clip_factor, tf.cast(whole.outcome, tf.float32)]
-        norms = in_columns(whole.norms, indices, self.recorder.gradients, combine_norms)
-        self.recorder.write_row(tf.concat([tf.stack(head), norms], axis=0))
+        norms = in_columns(whole.norms, indices, recorder.gradients, combine_norms)
+        recorder.write_row(tf.concat([tf.stack(head), norms], axis=0))
         return whole
 
     def _indices(self, variables: Sequence[Any] | None) -> Indices | None:
@@ -338,7 +339,7 @@ class Pipeline:
         if self.settings.clipping is not None:  # the factor of a step that was skipped is 1
             self.clipped_steps.assign_add(tf.cast(result.clip_factor < 1.0, tf.int64))
 
-    def _make_recorder(self, gradients: int, activations: int) -> None:
+    def _make_recorder(self, gradients: int, activations: int) -> Recorder:
         if self.recorder is None:
             self.recorder = Recorder(
                 gradients=gradients if self.columns is None else len(self.columns),
@@ -347,6 +348,7 @@ class Pipeline:
                 capacity=self.settings.capacity,
                 step=self.step,
             )
+        return self.recorder
 
     # -- state -------------------------------------------------------------------------------------
     @property

@@ -35,7 +35,7 @@ class Update:
     """
 
     gradients: Sequence[TensorLike]
-    apply: Callable[[Sequence[TensorLike]], None]
+    apply: Callable[..., None]
     measured: Sequence[TensorLike] | None = None
     loss: tf.Tensor | None = None
     loss_scale: tf.Tensor | float = 1.0

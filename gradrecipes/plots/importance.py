@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gradrecipes.core.importance import FEWEST, explained_share, ranks
+from gradrecipes.core.importance import FEWEST, explained_share
 from gradrecipes.core.search_trial import SearchTrial
 from gradrecipes.plots.canvas import BLUE, NONFINITE_COLOUR, Picture, annotate_empty, new_figure, short_name
 
@@ -35,7 +35,9 @@ class SettingImportance(Picture):
         ended = [one for one in trials if one.status != "running"]
         alive = [one for one in ended if one.score is not None]
         failed = [float(one.failed) for one in ended]
-        order = ranks([one.score for one in alive])
+        from scipy.stats import rankdata
+
+        order = rankdata([one.score for one in alive])
         self.names = tuple(names)
         self.failure = {name: explained_share([one.values.get(name) for one in ended], failed) for name in names}
         self.score = {name: explained_share([one.values.get(name) for one in alive], order) for name in names}

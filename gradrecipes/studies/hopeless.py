@@ -7,8 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-
-from gradrecipes.core.student import student_tail
+from scipy.stats import t as student
 
 LEAST = 3  # seeds, before anything is given up
 SAME = 1e-9  # of the largest difference: a spread below it is rounding
@@ -79,5 +78,5 @@ def _why(mine: np.ndarray, theirs: np.ndarray, other: str, level: float) -> str 
     spread = max(np.std(values, ddof=1) for values in (differences, mine[both], theirs[both]))
     if spread <= SAME * np.abs(differences).max() or differences.mean() <= 0:
         return None
-    p = 2 * student_tail(differences.mean() / spread * math.sqrt(len(differences)), len(differences) - 1)
+    p = 2 * student.sf(differences.mean() / spread * math.sqrt(len(differences)), len(differences) - 1)
     return f"far behind {other} after {len(mine)} seeds" if p <= level else None

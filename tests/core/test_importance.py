@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gradrecipes.core.importance import explained_share, ranks
+from gradrecipes.core.importance import explained_share
 from gradrecipes.core.search_trial import SpaceAxis
 
 
@@ -29,11 +29,6 @@ def test_what_decides_all_explains_all():
 @pytest.mark.parametrize("outcome", [[1.0] * 10, [1.0, 2.0]])
 def test_too_little_to_tell_is_not_a_number(outcome):
     assert math.isnan(explained_share(list(range(len(outcome))), outcome))
-
-
-def test_ranks_are_those_of_scipy():
-    scores = [3.0, 1.0, 2.0, 2.0, 5.0]
-    assert ranks(scores).tolist() == stats.rankdata(scores).tolist()
 
 
 def test_places_on_an_axis():

@@ -11,7 +11,6 @@ import pytest
 from gradrecipes.core.noise_scale import (
     NoiseScaleEstimate,
     RunningNoiseScale,
-    _student_reach,
     advise_batch_size,
     estimate_noise_scale,
     estimate_signal_and_noise,
@@ -89,8 +88,3 @@ def test_refusals():
         estimate_noise_scale([1.0, math.nan], [1.0, 1.0])
     with pytest.raises(ValueError, match="decay=1"):
         RunningNoiseScale(1)
-
-
-@pytest.mark.parametrize("freedom, reach", [(5, 2.5706), (9, 2.2622), (19, 2.0930), (60, 2.0003)])
-def test_the_reach_of_student(freedom, reach):
-    assert _student_reach(freedom) == pytest.approx(reach, abs=0.01)  # from a printed table

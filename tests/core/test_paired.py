@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from gradrecipes.core.paired import holm, paired_t_test, seeds_needed, sign_flip_test, smallest_p
-
-
-def mean_of_signs(values):
-    return np.mean(values)
+from gradrecipes.core.paired import holm, seeds_needed, sign_flip_test, smallest_p
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 8, 11])
-def test_the_exact_test_is_scipys_permutation_of_signs(count):
+def test_every_pattern_of_signs_is_counted(count):
     values = np.random.default_rng(count).normal(0.5, size=count)
-    theirs = scipy.stats.permutation_test(
-        (values,), mean_of_signs, permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
-    )
-    assert sign_flip_test(values) == pytest.approx(theirs.pvalue)
+    sums = [abs(np.dot(signs, values)) for signs in itertools.product((1.0, -1.0), repeat=count)]
+    assert sign_flip_test(values) == pytest.approx(np.mean(np.array(sums) >= abs(values.sum()) * (1 - 1e-12)))
 
 
 @pytest.mark.parametrize("count", [4, 6, 9, 12])
@@ -34,7 +29,7 @@ def test_with_an_infinite_difference_it_is_wilcoxons_test(count):
 
 def test_many_pairs_are_drawn_and_agree_with_the_normal_theory():
     values = np.random.default_rng(0).normal(0.3, size=40)
-    assert sign_flip_test(values) == pytest.approx(paired_t_test(values), abs=0.01)
+    assert sign_flip_test(values) == pytest.approx(scipy.stats.ttest_1samp(values, 0.0).pvalue, abs=0.01)
     assert sign_flip_test(values) == sign_flip_test(values)
 
 
@@ -49,19 +44,6 @@ def test_where_nothing_differs_it_cries_wolf_no_more_often_than_it_says():
     random = np.random.default_rng(0)
     alarms = [sign_flip_test(random.standard_t(2, size=8)) <= 0.05 for _ in range(1500)]
     assert np.mean(alarms) < 0.065
-
-
-@pytest.mark.parametrize("count", [2, 3, 5, 20])
-def test_students_paired_test_is_that_of_scipy(count):
-    one, other = np.random.default_rng(count).normal(size=(2, count))
-    assert paired_t_test(one - other) == pytest.approx(scipy.stats.ttest_rel(one, other).pvalue)
-
-
-def test_students_paired_test_at_its_edges():
-    assert paired_t_test([1.0]) == 1 and paired_t_test([0.0, 0.0]) == 1
-    assert paired_t_test([0.1, 0.1, 0.1]) == 0
-    with pytest.raises(ValueError, match="must be finite"):
-        paired_t_test([1.0, math.inf])
 
 
 def test_holm_by_hand_and_below_bonferroni():

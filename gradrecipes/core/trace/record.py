@@ -9,7 +9,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import cache
-from typing import Any, TypeVar, Union
+from typing import Any, Self, TypeVar, Union, cast
 
 import numpy as np
 
@@ -38,10 +38,10 @@ class Record:
         """Return plain JSON values; a number that JSON cannot hold becomes its name."""
         return to_json(self)
 
-    def filled_from(self: R, other: R) -> R:
+    def filled_from(self, other: Self) -> Self:
         """Return this record, with the fields of `other` where this one has None or nothing."""
-        names = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) in (None, "", (), {})]
-        return dataclasses.replace(self, **{name: getattr(other, name) for name in names})
+        names = [name for name in field_types(cast(Any, type(self))) if getattr(self, name) in (None, "", (), {})]
+        return dataclasses.replace(cast(Any, self), **{name: getattr(other, name) for name in names})
 
     @classmethod
     def from_json(cls: type[R], values: Any) -> R:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from typing import Any, Self
 
 import tensorflow as tf
 
@@ -23,10 +22,10 @@ class SerializableMethod:
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments."""
-        return asdict(self)
+        return dict(vars(self))
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Clipping:
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """Make the method from its arguments."""
         return cls(**config)
 

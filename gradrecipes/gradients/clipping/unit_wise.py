@@ -141,8 +141,9 @@ def unit_axes_by_rank(rank: int) -> tuple[int, ...]:
 
 
 def _stacks(step: StepGradients) -> list[_Stack]:
-    packed, weights = step.packed, step.weights()
-    given = step.unit_axes
+    if step.weights is None:
+        raise ValueError("Adaptive clipping compares gradients with weights. Received: no `weights`. Pass them.")
+    packed, weights, given = step.packed, step.weights(), step.unit_axes
     if given is not None and len(given) != len(packed):
         raise ValueError(
             f"`unit_axes` must have one entry for each of the {len(packed)} gradients. Received: {len(given)} entries. "
