@@ -33,7 +33,7 @@ from rich.progress import track
 from rich.table import Table
 
 import gradrecipes as gr
-from gradrecipes.core.finding import Kind
+from gradrecipes.core.findings.finding import Kind
 from tests.corpus.case import BLIND, SETS, Case
 from tests.corpus.verify import surroundings
 

@@ -4,7 +4,7 @@
 
 Plain Dense nets of random depth (5 to 100), width (16 to 1024), initializer and activation see one batch of digits,
 and the signal probe measures the root mean square of each layer's output and the norm of the loss's gradient there.
-`gradrecipes.core.finite_width` predicts both from sigma_w^2, the widths and the size of the inputs alone, with an
+`benchmarks.finite_width` predicts both from sigma_w^2, the widths and the size of the inputs alone, with an
 interval that should hold 95.45% of all draws. Printed is the share of nets within it: the outputs of the last hidden
 layer, the growth of the gradient from there to the first one, and the same at every layer in between. Nets of more
 than MOST_WEIGHTS weights are drawn anew. Ctrl-C prints what there is so far.
@@ -27,8 +27,8 @@ import keras
 import numpy as np
 from sklearn.datasets import load_digits
 
-from gradrecipes.core.finite_width import predict_growth
-from gradrecipes.core.signal_theory import forward_gain
+from benchmarks.finite_width import predict_growth
+from gradrecipes.core.theory.signal_theory import forward_gain
 from gradrecipes.probes.signal import signal
 
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "selu", "tanh", "gelu", "silu", "sigmoid")

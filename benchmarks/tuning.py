@@ -33,7 +33,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import gradrecipes as gr
-from gradrecipes.core.intervals import bootstrap_interval
+from gradrecipes.core.analysis.intervals import bootstrap_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, EPOCHS, TRIALS, HYPERBAND_EPOCHS = 64, 5, 16, 9

@@ -10,18 +10,18 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Trace": "gradrecipes.core.trace",
     "Event": "gradrecipes.core.trace.event",
-    "Finding": "gradrecipes.core.finding",
-    "Prescription": "gradrecipes.core.prescription",
+    "Finding": "gradrecipes.core.findings.finding",
+    "Prescription": "gradrecipes.core.findings.prescription",
     "Diagnosis": "gradrecipes.report.diagnosis",
     "diagnose": "gradrecipes.doctor",
     "Doctor": "gradrecipes.callbacks.doctor",
     "GradientMonitor": "gradrecipes.callbacks.gradient_monitor",
     "GradientGuard": "gradrecipes.callbacks.gradient_guard",
-    "ClippingReport": "gradrecipes.core.clipping_report",
-    "clipping_report": "gradrecipes.core.clipping_report",
+    "ClippingReport": "gradrecipes.core.analysis.clipping_report",
+    "clipping_report": "gradrecipes.core.analysis.clipping_report",
     "BlackBox": "gradrecipes.callbacks.black_box",
-    "Autopsy": "gradrecipes.core.offender",
-    "Offender": "gradrecipes.core.offender",
+    "Autopsy": "gradrecipes.core.trace.autopsy",
+    "Offender": "gradrecipes.core.trace.autopsy",
     "autopsy": "gradrecipes.training.autopsy",
     "BatchSizeAdvisor": "gradrecipes.callbacks.batch_size_advisor",
     "LearningRateFinder": "gradrecipes.callbacks.learning_rate_finder",
@@ -55,11 +55,11 @@ if TYPE_CHECKING:
     from gradrecipes.callbacks.gradient_monitor import GradientMonitor
     from gradrecipes.callbacks.learning_rate_finder import LearningRateFinder
     from gradrecipes.callbacks.nanproof_early_stopping import NanProofEarlyStopping
-    from gradrecipes.core.clipping_report import ClippingReport, clipping_report
-    from gradrecipes.core.finding import Finding
-    from gradrecipes.core.offender import Autopsy, Offender
-    from gradrecipes.core.prescription import Prescription
+    from gradrecipes.core.analysis.clipping_report import ClippingReport, clipping_report
+    from gradrecipes.core.findings.finding import Finding
+    from gradrecipes.core.findings.prescription import Prescription
     from gradrecipes.core.trace import Trace
+    from gradrecipes.core.trace.autopsy import Autopsy, Offender
     from gradrecipes.core.trace.event import Event
     from gradrecipes.doctor import diagnose
     from gradrecipes.gradients import clipping

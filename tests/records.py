@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from gradrecipes.core.offender import Autopsy, LayerReading, Offender
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.autopsy import Autopsy, LayerReading, Offender
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import TrialReading
 from gradrecipes.core.trace.version_1 import upgrade

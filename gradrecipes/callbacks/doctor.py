@@ -8,11 +8,11 @@ from typing import Any
 
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.core.arguments import require_flag, require_whole
-from gradrecipes.core.finding import Finding, Severity
+from gradrecipes.core.findings.finding import Finding, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import Probes
 from gradrecipes.diagnosis.engine import find
-from gradrecipes.diagnosis.verdict import verdict
+from gradrecipes.diagnosis.outcome.verdict import verdict
 from gradrecipes.probes.before_fit import look_before_fit
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.report.path import path

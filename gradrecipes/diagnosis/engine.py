@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from gradrecipes.core.finding import Finding, Kind, Severity
+from gradrecipes.core.findings.finding import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.registry import Rule, rules
 

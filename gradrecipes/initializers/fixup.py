@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from gradrecipes.core.fixup import fixup_gain
+from gradrecipes.core.theory.fixup import fixup_gain
 from gradrecipes.initializers.preset import ScaledInitializer
 from gradrecipes.initializers.seeds import checked_seed, seed_config
 

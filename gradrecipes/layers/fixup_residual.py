@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from gradrecipes.core.fixup import fixup_gain
+from gradrecipes.core.theory.fixup import fixup_gain
 from gradrecipes.layers.branch import build_shortcut, deserialized, require_layer
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gradrecipes.core.clipping_report import clipping_report
+from gradrecipes.core.analysis.clipping_report import clipping_report
 from gradrecipes.core.trace import Trace
 from gradrecipes.plots.canvas import (
     BLUE,

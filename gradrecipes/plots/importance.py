@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gradrecipes.core.importance import FEWEST, explained_share
-from gradrecipes.core.search_trial import SearchTrial
+from gradrecipes.core.analysis.importance import FEWEST, explained_share
+from gradrecipes.core.analysis.search_trial import SearchTrial
 from gradrecipes.plots.canvas import BLUE, NONFINITE_COLOUR, Picture, annotate_empty, new_figure, short_name
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gradrecipes.core.range_test import Suggestions, has_diverged, read_range, suggest_rates
+from gradrecipes.core.analysis.range_test import Suggestions, has_diverged, read_range, suggest_rates
 from gradrecipes.plots.canvas import BLUE, GREY, ORANGE, VERMILLION, Picture, annotate_empty, new_figure
 
 HIGHEST_SHOWN = 1.5  # of the span from the lowest smoothed loss to the first: above it the curve only diverges
@@ -21,7 +21,7 @@ class LearningRateRange(Picture):
         losses: float `[batches]`, its loss, that of the batch alone.
 
     Attributes:
-        valley, steepest, minimum_tenth: The suggestions, or None: see `gradrecipes.core.range_test.Suggestions`.
+        valley, steepest, minimum_tenth: The suggestions, or None; see `core.analysis.range_test.Suggestions`.
         diverged_at: The rate at which the test was stopped because the loss exploded, or None.
         axes_, figure_: The matplotlib axes and figure, after `plot`.
 

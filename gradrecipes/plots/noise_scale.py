@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gradrecipes.core.noise_scale import NoiseScaleEstimate, advise_batch_size, estimate_noise_scale
+from gradrecipes.core.analysis.noise_scale import NoiseScaleEstimate, advise_batch_size, estimate_noise_scale
 from gradrecipes.plots.canvas import BLUE, GREY, ORANGE, VERMILLION, Picture, annotate_empty, new_figure
 
 REACH = 64.0  # factors on either side of the noise scale and the batch that are drawn

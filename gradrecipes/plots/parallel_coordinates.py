@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gradrecipes.core.search_trial import SearchTrial, SpaceAxis
+from gradrecipes.core.analysis.search_trial import SearchTrial, SpaceAxis
 from gradrecipes.plots.canvas import GREY, NONFINITE_COLOUR, Picture, annotate_empty, new_figure, short_name
 
 TICKS = 5  # numbers beside an axis

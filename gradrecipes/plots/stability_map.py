@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gradrecipes.core.search_trial import SearchTrial, SpaceAxis
+from gradrecipes.core.analysis.search_trial import SearchTrial, SpaceAxis
 from gradrecipes.plots.canvas import NONFINITE_COLOUR, Picture, annotate_empty, new_figure
 
 GRID = 80  # points along each side on which the share of failures is estimated

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gradrecipes.core.intervals import Interval
+from gradrecipes.core.analysis.intervals import Interval
 from gradrecipes.plots.canvas import BLUE, GREY, NONFINITE_COLOUR, Picture, new_figure, short_name
 
 ROW = 0.7  # inches of height for an arm

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 
 from gradrecipes.compat.keras_private import leaves
-from gradrecipes.core.lanczos import Extremes, extreme_eigenvalues
-from gradrecipes.core.sharpness import Sharpness
-from gradrecipes.core.stability import KNOWN, StabilityLimit, stability_limit
+from gradrecipes.core.analysis.lanczos import Extremes, extreme_eigenvalues
+from gradrecipes.core.theory.stability import KNOWN, StabilityLimit, stability_limit
+from gradrecipes.core.trace.sharpness import Sharpness
 from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.trial.curvature import Curvature, divisor
 from gradrecipes.training.trial.sampling import draw_batches, is_arrays

@@ -18,13 +18,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from gradrecipes.core.baseline import constant_baseline_loss
+from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import Probes, TrialReading, VariationResult
 from gradrecipes.core.trace.variation import LARGER_BATCH, at_rate
-from gradrecipes.diagnosis.variation_facts import fixes
-from gradrecipes.diagnosis.verdict import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, verdict
+from gradrecipes.diagnosis.outcome.variation_facts import fixes
+from gradrecipes.diagnosis.outcome.verdict import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, verdict
 from gradrecipes.probes.failure import failure
 from gradrecipes.probes.pairing import pairs_samples
 from gradrecipes.probes.signal import signal

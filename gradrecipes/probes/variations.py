@@ -26,7 +26,7 @@ from gradrecipes.core.trace.variation import (
     SCALED_TARGETS,
     Variation,
 )
-from gradrecipes.diagnosis.verdict import Verdict
+from gradrecipes.diagnosis.outcome.verdict import Verdict
 from gradrecipes.training.trial.trial import Trial
 
 LARGE = 1.6  # spread of a kernel over the largest that an initializer would give: above, it is shrunk to that

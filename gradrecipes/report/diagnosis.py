@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gradrecipes.core.finding import Finding, Severity
+from gradrecipes.core.findings.finding import Finding, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.engine import in_reading_order
 from gradrecipes.report import plain_text, strict_json, wording

@@ -10,8 +10,8 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import LossReading, SignalReading, TrialReading
+from gradrecipes.diagnosis.outcome.verdict import BROKEN, verdict
 from gradrecipes.diagnosis.registry import rules
-from gradrecipes.diagnosis.verdict import BROKEN, verdict
 from gradrecipes.report.wording import number
 
 ARRAYS_NAMED = 4

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradrecipes.core.finding import Finding, Kind
+from gradrecipes.core.findings.finding import Finding, Kind
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.readings import say
-from gradrecipes.diagnosis.verdict import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, verdict
+from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.outcome.verdict import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, verdict
 
 if TYPE_CHECKING:
     from gradrecipes.report.diagnosis import Diagnosis

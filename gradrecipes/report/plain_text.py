@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from gradrecipes.core.finding import Finding
-from gradrecipes.core.prescription import Prescription
+from gradrecipes.core.findings.finding import Finding
+from gradrecipes.core.findings.prescription import Prescription
 from gradrecipes.report import wording
 from gradrecipes.report.looked_at import looked_at
 from gradrecipes.report.path import path

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from gradrecipes.core.signal_theory import finite_width_log_std
+from gradrecipes.core.theory.signal_theory import finite_width_log_std
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.chain import links, stretches
+from gradrecipes.diagnosis.facts.chain import links, stretches
 
 DEVIATIONS = 2.0  # standard deviations of the band
 NARROWEST = 1.05  # factor; a band thinner than that cannot be seen

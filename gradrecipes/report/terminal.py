@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from gradrecipes.core.finding import Finding, Severity
+from gradrecipes.core.findings.finding import Finding, Severity
 from gradrecipes.report import wording
 from gradrecipes.report.looked_at import looked_at
 from gradrecipes.report.path import path

@@ -9,8 +9,8 @@ from typing import Any
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import VariationResult
 from gradrecipes.core.trace.variation import variation_of
-from gradrecipes.diagnosis.variation_facts import fixes
-from gradrecipes.diagnosis.verdict import BROKEN, verdict
+from gradrecipes.diagnosis.outcome.variation_facts import fixes
+from gradrecipes.diagnosis.outcome.verdict import BROKEN, verdict
 from gradrecipes.report.wording import number
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from gradrecipes.core.finding import Finding, Severity
+from gradrecipes.core.findings.finding import Finding, Severity
 from gradrecipes.core.trace import Trace
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gradrecipes.core.intervals import Interval, bootstrap_interval, wilson_interval
-from gradrecipes.core.paired import holm, seeds_needed, sign_flip_test
+from gradrecipes.core.analysis.intervals import Interval, bootstrap_interval, wilson_interval
+from gradrecipes.core.analysis.paired import holm, seeds_needed, sign_flip_test
 from gradrecipes.studies.hopeless import without_hope
 from gradrecipes.studies.objective import Objective
 from gradrecipes.studies.run import Run

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gradrecipes.core.intervals import Interval
+from gradrecipes.core.analysis.intervals import Interval
 from gradrecipes.studies.judge import ArmSummary, Comparison, seen_from
 from gradrecipes.studies.objective import Objective
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from gradrecipes.core.paired import smallest_p
+from gradrecipes.core.analysis.paired import smallest_p
 from gradrecipes.studies.judge import LEVEL, ArmSummary, Comparison, seen_from
 from gradrecipes.studies.table import interval, more_seeds, number
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradrecipes.core.search_trial import SearchTrial, SpaceAxis
+from gradrecipes.core.analysis.search_trial import SearchTrial, SpaceAxis
 from gradrecipes.plots.importance import SettingImportance
 from gradrecipes.plots.parallel_coordinates import ParallelCoordinates
 from gradrecipes.plots.stability_map import StabilityMap

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 import pytest
 
-from gradrecipes.core.finding import Severity
-from gradrecipes.core.offender import Offender, OffenderKind
+from gradrecipes.core.findings.finding import Severity
 from gradrecipes.core.trace import SKIPPED_LOSS, Trace
+from gradrecipes.core.trace.autopsy import Offender, OffenderKind
 from gradrecipes.diagnosis.rules.corrupt_batch import corrupt_batch
 from gradrecipes.diagnosis.rules.nonfinite_data import nonfinite_data
 from gradrecipes.diagnosis.rules.unscaled_inputs import unscaled_inputs

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gradrecipes.core.finding import Severity
-from gradrecipes.core.offender import LayerReading, Offender
+from gradrecipes.core.findings.finding import Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.autopsy import LayerReading, Offender
 from gradrecipes.core.trace.probes import FailureReading
 from gradrecipes.diagnosis.rules.loss_output_mismatch import loss_output_mismatch
 from gradrecipes.diagnosis.rules.unsafe_loss import unsafe_loss

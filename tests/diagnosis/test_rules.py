@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradrecipes.core.finding import Kind
+from gradrecipes.core.findings.finding import Kind
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.diagnosis.registry import rules

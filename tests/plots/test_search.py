@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradrecipes.core.search_trial import SearchTrial, SpaceAxis
+from gradrecipes.core.analysis.search_trial import SearchTrial, SpaceAxis
 from gradrecipes.plots.importance import SettingImportance
 from gradrecipes.plots.parallel_coordinates import ParallelCoordinates
 from gradrecipes.plots.stability_map import StabilityMap

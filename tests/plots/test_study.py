@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from gradrecipes.core.intervals import Interval
+from gradrecipes.core.analysis.intervals import Interval
 from gradrecipes.plots.study import StudyPlot
 
 NAN = math.nan

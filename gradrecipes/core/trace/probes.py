@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gradrecipes.core.offender import Autopsy
-from gradrecipes.core.sharpness import Sharpness
+from gradrecipes.core.trace.autopsy import Autopsy
 from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.record import Record
+from gradrecipes.core.trace.sharpness import Sharpness
 
 
 @dataclass(frozen=True)

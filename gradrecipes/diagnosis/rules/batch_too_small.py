@@ -30,17 +30,24 @@ over more steps.
 
 from __future__ import annotations
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.noise_scale import FAR
-from gradrecipes.core.prescription import Prescription
+from gradrecipes.core.analysis.noise_scale import FAR
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import NoiseReading
 from gradrecipes.core.trace.variation import LARGER_BATCH
-from gradrecipes.diagnosis.keras_lines import optimizer_line, recorded_rate
-from gradrecipes.diagnosis.readings import out_of_proportion, say
+from gradrecipes.diagnosis.facts.readings import out_of_proportion, say
+from gradrecipes.diagnosis.outcome.variation_facts import (
+    LIKELY,
+    PROVEN,
+    UNPROVEN,
+    fixed_by,
+    variation,
+    variation_evidence,
+)
+from gradrecipes.diagnosis.outcome.verdict import OSCILLATING, STALLED, UNKNOWN, Verdict, verdict
+from gradrecipes.diagnosis.prescriptions.keras_lines import optimizer_line, recorded_rate
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.variation_facts import LIKELY, PROVEN, UNPROVEN, fixed_by, variation, variation_evidence
-from gradrecipes.diagnosis.verdict import OSCILLATING, STALLED, UNKNOWN, Verdict, verdict
 
 FEW = 2  # samples; BatchNormalization over them returns signs, or with one its offset. arXiv 1803.08494, figure 1
 USUAL = 32  # samples; Keras' default, from which the error of BatchNormalization no longer falls

@@ -30,19 +30,19 @@ from __future__ import annotations
 
 import math
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.offender import Offender, listed
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.autopsy import Offender, listed
 from gradrecipes.core.trace.data_reading import Outlier
 from gradrecipes.core.trace.variation import FINITE_DATA
-from gradrecipes.diagnosis.data_facts import ArrayReading, arrays, is_held_back, names, offenders
-from gradrecipes.diagnosis.prescribe import guard
-from gradrecipes.diagnosis.prescribe_data import clip_values, leave_out_samples, robust_loss
-from gradrecipes.diagnosis.readings import place, say
+from gradrecipes.diagnosis.facts.data_facts import ArrayReading, arrays, is_held_back, names, offenders
+from gradrecipes.diagnosis.facts.readings import place, say
+from gradrecipes.diagnosis.facts.single_batches import Spikes, single_batches
+from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, variation, variation_evidence
+from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.prescriptions.prescribe import guard
+from gradrecipes.diagnosis.prescriptions.prescribe_data import clip_values, leave_out_samples, robust_loss
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.single_batches import Spikes, single_batches
-from gradrecipes.diagnosis.variation_facts import fixed_by, variation, variation_evidence
-from gradrecipes.diagnosis.verdict import verdict
 
 ABSURD = 1000.0  # times the largest of all other samples; the ratio of the two largest Pareto values (exponent 1)
 # exceeds it once in a thousand data sets

@@ -24,16 +24,16 @@ slope on both sides (leaky ReLU, ELU, GELU).
 
 from __future__ import annotations
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.prescription import Prescription
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.variation import FITTING_WEIGHTS
-from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.facts.signals import cut_off, hidden, layers, weights
+from gradrecipes.diagnosis.outcome.variation_facts import confidence, variation_evidence
+from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.prescriptions.remedies import change_activation, set_learning_rate
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.remedies import change_activation, set_learning_rate
-from gradrecipes.diagnosis.signals import cut_off, hidden, layers, weights
-from gradrecipes.diagnosis.variation_facts import confidence, variation_evidence
-from gradrecipes.diagnosis.verdict import verdict
 
 DEAD = 0.9  # share of a layer's units; He weights leave a tenth dead on a batch, more than half is rare
 

@@ -19,12 +19,12 @@ This is a symptom: treat the cause. Until then a `GradientGuard` goes back to so
 
 from __future__ import annotations
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.prescribe import guard
-from gradrecipes.diagnosis.readings import place, say
+from gradrecipes.diagnosis.facts.readings import place, say
+from gradrecipes.diagnosis.outcome.verdict import DIVERGING, verdict
+from gradrecipes.diagnosis.prescriptions.prescribe import guard
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.verdict import DIVERGING, verdict
 
 
 @rule(

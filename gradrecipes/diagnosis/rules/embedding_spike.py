@@ -30,17 +30,15 @@ import math
 
 import numpy as np
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.prescription import Prescription
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import WeightScale
 from gradrecipes.core.trace.variation import ALL_SCALED, FITTING_WEIGHTS
-from gradrecipes.diagnosis.data_facts import first_loss_over_baseline
-from gradrecipes.diagnosis.prescribe import clip
-from gradrecipes.diagnosis.readings import layer_descriptions, middle, say
-from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.signals import weights
-from gradrecipes.diagnosis.variation_facts import (
+from gradrecipes.diagnosis.facts.data_facts import first_loss_over_baseline
+from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, say
+from gradrecipes.diagnosis.facts.signals import weights
+from gradrecipes.diagnosis.outcome.variation_facts import (
     confidence,
     fixed_by,
     fixing_rate,
@@ -48,7 +46,9 @@ from gradrecipes.diagnosis.variation_facts import (
     starts_near_baseline,
     variation_evidence,
 )
-from gradrecipes.diagnosis.verdict import FAR_START, Verdict, verdict
+from gradrecipes.diagnosis.outcome.verdict import FAR_START, Verdict, verdict
+from gradrecipes.diagnosis.prescriptions.prescribe import clip
+from gradrecipes.diagnosis.registry import rule
 
 EMBEDDINGS = {"Embedding", "ReversibleEmbedding", "TokenAndPositionEmbedding", "PositionEmbedding"}
 STANDS_OUT = 100.0  # gradient over weights of the embedding, over that of the median other layer

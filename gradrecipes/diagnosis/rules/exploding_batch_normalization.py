@@ -26,16 +26,16 @@ RMSNormalization in its place, which multiply the gradient by 1.00.
 
 from __future__ import annotations
 
-from gradrecipes.core.activation import ACTIVATIONS
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.signal_theory import batch_normalized_factor
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.theory.activation import ACTIVATIONS
+from gradrecipes.core.theory.signal_theory import batch_normalized_factor
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.data_facts import LEARNT
-from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.facts.data_facts import LEARNT
+from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.facts.signals import count, layers, span, weighted
+from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.prescriptions.remedies import add_residual_blocks, normalize_before_the_activation
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.remedies import add_residual_blocks, normalize_before_the_activation
-from gradrecipes.diagnosis.signals import count, layers, span, weighted
-from gradrecipes.diagnosis.verdict import verdict
 
 LAYERS = 10  # with BatchNormalization, in a row; sixteen of them make 21-fold and train
 TOTAL = 30.0  # output gradient of the first weighted layer over that of the last

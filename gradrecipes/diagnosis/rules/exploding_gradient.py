@@ -33,10 +33,9 @@ import math
 
 import numpy as np
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.prescribe import clip, guard
-from gradrecipes.diagnosis.readings import (
+from gradrecipes.diagnosis.facts.readings import (
     gradient_to_weight,
     middle,
     nonfinite_gradients,
@@ -44,6 +43,7 @@ from gradrecipes.diagnosis.readings import (
     place,
     say,
 )
+from gradrecipes.diagnosis.prescriptions.prescribe import clip, guard
 from gradrecipes.diagnosis.registry import rule
 
 HUGE_RATIO = (

@@ -38,17 +38,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.signal_theory import FLOAT32_MAX, SQUARE_OVERFLOW, overflow_depth
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.theory.signal_theory import FLOAT32_MAX, SQUARE_OVERFLOW, overflow_depth
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.chain import Link, Stage, growth_log_std, links, stretches
-from gradrecipes.diagnosis.data_facts import LEARNT
-from gradrecipes.diagnosis.keras_lines import initializer_for
-from gradrecipes.diagnosis.oversized_weights import oversized_weights
-from gradrecipes.diagnosis.prescribe import initialization_prescriptions
-from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.facts.chain import Link, Stage, growth_log_std, links, stretches
+from gradrecipes.diagnosis.facts.data_facts import LEARNT
+from gradrecipes.diagnosis.facts.oversized_weights import oversized_weights
+from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.outcome.verdict import FAR_START, verdict
+from gradrecipes.diagnosis.prescriptions.keras_lines import initializer_for
+from gradrecipes.diagnosis.prescriptions.prescribe import initialization_prescriptions
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.verdict import FAR_START, verdict
 
 TOTAL_GROWTH = 20.0  # factor over the stretch; sigma_w^2 = 4 with ReLU makes 32 in ten layers and costs .2 of accuracy
 GROWTH_PER_LAYER = 1.2  # factor per layer; He and LeCun give 1.00 to 1.15, sigma_w^2 = 4 with ReLU 1.41

@@ -26,15 +26,15 @@ loss; inputs and targets of unit size.
 
 from __future__ import annotations
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.offender import Autopsy, Offender
-from gradrecipes.core.prescription import Prescription
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.prescription import Prescription
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.autopsy import Autopsy, Offender
 from gradrecipes.core.trace.probes import LayerSignal, TrialReading
-from gradrecipes.diagnosis.readings import TOLERATED_BY_SCALER, left_out_by_scaler, say
+from gradrecipes.diagnosis.facts.readings import TOLERATED_BY_SCALER, left_out_by_scaler, say
+from gradrecipes.diagnosis.facts.signals import layers
+from gradrecipes.diagnosis.outcome.verdict import verdict
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.signals import layers
-from gradrecipes.diagnosis.verdict import verdict
 
 LARGEST = 65504.0  # largest float16
 SCALES = {"UnitNormalization", "LayerNormalization", "RMSNormalization", "Normalization", "Rescaling", "Lambda"}

@@ -33,12 +33,12 @@ import math
 
 import numpy as np
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.sharpness import Sharpness
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import VariationResult
+from gradrecipes.core.trace.sharpness import Sharpness
 from gradrecipes.core.trace.variation import at_rate
-from gradrecipes.diagnosis.divergences import (
+from gradrecipes.diagnosis.facts.divergences import (
     EARLY_STEPS,
     OWN_SIZE,
     RISE,
@@ -50,9 +50,7 @@ from gradrecipes.diagnosis.divergences import (
     stuck,
     thrown,
 )
-from gradrecipes.diagnosis.keras_lines import recorded_rate
-from gradrecipes.diagnosis.prescribe import learning_rate_prescriptions
-from gradrecipes.diagnosis.readings import (
+from gradrecipes.diagnosis.facts.readings import (
     first_sample,
     gradient_to_weight,
     layer_descriptions,
@@ -64,10 +62,12 @@ from gradrecipes.diagnosis.readings import (
     say,
     smallest_weight_norms,
 )
+from gradrecipes.diagnosis.outcome.variation_facts import PROVEN, UNPROVEN, fixing_rate, variation, variation_evidence
+from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.prescriptions.keras_lines import recorded_rate
+from gradrecipes.diagnosis.prescriptions.prescribe import learning_rate_prescriptions
 from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.rules.exploding_initialization import exploding_initialization
-from gradrecipes.diagnosis.variation_facts import PROVEN, UNPROVEN, fixing_rate, variation, variation_evidence
-from gradrecipes.diagnosis.verdict import verdict
 
 USUAL_UPDATE = 1e-3  # update norm over weight norm in sound training
 TARGET_UPDATE = 1e-2  # update norm over weight norm that the prescribed rate aims at: lively but safe

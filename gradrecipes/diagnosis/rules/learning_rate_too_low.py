@@ -28,16 +28,16 @@ import math
 
 import numpy as np
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.prescription import Prescription
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.variation import at_rate
-from gradrecipes.diagnosis.keras_lines import recorded_rate
-from gradrecipes.diagnosis.readings import middle, say
+from gradrecipes.diagnosis.facts.readings import middle, say
+from gradrecipes.diagnosis.outcome.variation_facts import PROVEN, fixing_rate, variation, variation_evidence
+from gradrecipes.diagnosis.outcome.verdict import LEARNING, STALLED, Verdict, verdict
+from gradrecipes.diagnosis.prescriptions.keras_lines import recorded_rate
+from gradrecipes.diagnosis.prescriptions.remedies import set_learning_rate
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.remedies import set_learning_rate
-from gradrecipes.diagnosis.variation_facts import PROVEN, fixing_rate, variation, variation_evidence
-from gradrecipes.diagnosis.verdict import LEARNING, STALLED, Verdict, verdict
 
 SHORT = 1e-4  # update norm over weight norm of a typical layer; 1e-3 is usual, fine-tuning has 1e-4
 SHORTEST = 1e-6  # the same, at which no trial is needed to say so

@@ -26,15 +26,15 @@ A linear last layer with `from_logits=True`, or a softmax (sigmoid) without; lab
 
 from __future__ import annotations
 
-from gradrecipes.core.finding import Evidence, Finding, Kind
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import TrialReading
-from gradrecipes.diagnosis.activation_mismatches import activation_mismatches
-from gradrecipes.diagnosis.data_facts import heads, is_held_back
-from gradrecipes.diagnosis.label_mismatches import all_with_all, label_mismatches
-from gradrecipes.diagnosis.mismatch import Mismatch
+from gradrecipes.diagnosis.facts.activation_mismatches import activation_mismatches
+from gradrecipes.diagnosis.facts.data_facts import heads, is_held_back
+from gradrecipes.diagnosis.facts.label_mismatches import all_with_all, label_mismatches
+from gradrecipes.diagnosis.facts.mismatch import Mismatch
+from gradrecipes.diagnosis.outcome.verdict import verdict
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.verdict import verdict
 
 
 @rule(

@@ -27,16 +27,16 @@ from __future__ import annotations
 
 import math
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.prescription import Prescription
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import LayerSignal
-from gradrecipes.diagnosis.oversized_weights import TOO_LARGE
-from gradrecipes.diagnosis.readings import out_of_proportion, say
+from gradrecipes.diagnosis.facts.oversized_weights import TOO_LARGE
+from gradrecipes.diagnosis.facts.readings import out_of_proportion, say
+from gradrecipes.diagnosis.facts.signals import NORMALIZATIONS, RECURRENT, WEIGHTED, count, kernels, layers, span
+from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.prescriptions.remedies import add_residual_blocks
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.remedies import add_residual_blocks
-from gradrecipes.diagnosis.signals import NORMALIZATIONS, RECURRENT, WEIGHTED, count, kernels, layers, span
-from gradrecipes.diagnosis.verdict import verdict
 
 SKIPS = 8  # places where branches are added; sqrt(2) each makes 16-fold
 TOTAL = 10.0  # growth of the sum from the first to the last of them

@@ -27,17 +27,17 @@ failed join, a division by 0, a text that was no number.
 
 from __future__ import annotations
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.offender import listed
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.autopsy import listed
 from gradrecipes.core.trace.data_reading import Columns
 from gradrecipes.core.trace.variation import FINITE_DATA
-from gradrecipes.diagnosis.data_facts import ArrayReading, arrays, names, offenders
-from gradrecipes.diagnosis.prescribe_data import drop_columns, fill_in, leave_out_nonfinite
-from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.facts.data_facts import ArrayReading, arrays, names, offenders
+from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, variation_evidence
+from gradrecipes.diagnosis.outcome.verdict import BROKEN, UNKNOWN, verdict
+from gradrecipes.diagnosis.prescriptions.prescribe_data import drop_columns, fill_in, leave_out_nonfinite
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.variation_facts import fixed_by, variation_evidence
-from gradrecipes.diagnosis.verdict import BROKEN, UNKNOWN, verdict
 
 PARTS = ("inputs", "targets", "sample_weight")
 MANY = 0.05  # share of the samples from which leaving them out costs too much

@@ -31,11 +31,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.prescription import Prescription
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.prescription import Prescription
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.prescribe import guard
-from gradrecipes.diagnosis.readings import nonfinite_gradients, nonfinite_losses, place, say
+from gradrecipes.diagnosis.facts.readings import nonfinite_gradients, nonfinite_losses, place, say
+from gradrecipes.diagnosis.prescriptions.prescribe import guard
 from gradrecipes.diagnosis.registry import rule
 
 FEW = 3  # non-finite batches, or as many as there were epochs, that still count as isolated

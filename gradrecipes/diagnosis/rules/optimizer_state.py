@@ -28,18 +28,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.offender import Autopsy
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.autopsy import Autopsy
 from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.description import OptimizerDescription
 from gradrecipes.core.trace.probes import TrialReading
 from gradrecipes.core.trace.variation import FRESH_OPTIMIZER
-from gradrecipes.diagnosis.readings import layer_descriptions, middle, say
+from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, say
+from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, variation, variation_evidence
+from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.prescriptions.remedies import fresh_optimizer
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.remedies import fresh_optimizer
-from gradrecipes.diagnosis.variation_facts import fixed_by, variation, variation_evidence
-from gradrecipes.diagnosis.verdict import verdict
 
 NO_EPSILON = 1e-15  # below it an entry whose gradient is 0 is divided by 0; Keras' own are 1e-7, 1e-30 in Adafactor
 EPSILON_OVER_GRADIENT = 100.0  # epsilon over the root mean square of a gradient's entries: it rules the division

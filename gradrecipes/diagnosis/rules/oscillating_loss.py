@@ -19,12 +19,12 @@ This is a symptom: treat the cause if one is named; otherwise a lower rate or la
 
 from __future__ import annotations
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.outcome.verdict import OSCILLATING, verdict
+from gradrecipes.diagnosis.prescriptions.remedies import set_learning_rate
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.remedies import set_learning_rate
-from gradrecipes.diagnosis.verdict import OSCILLATING, verdict
 
 
 @rule(

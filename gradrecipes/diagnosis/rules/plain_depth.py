@@ -28,16 +28,20 @@ Skip connections with a normalization before each block; else fewer layers.
 
 from __future__ import annotations
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.signal_theory import finite_width_log_std
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.theory.signal_theory import finite_width_log_std
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.data_facts import LEARNT
-from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.facts.data_facts import LEARNT
+from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.facts.signals import NORMALIZATIONS, count, kernels, span, weighted
+from gradrecipes.diagnosis.outcome.variation_facts import fixing_rate
+from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.prescriptions.remedies import (
+    add_residual_blocks,
+    make_it_shallower,
+    normalize_before_the_activation,
+)
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.remedies import add_residual_blocks, make_it_shallower, normalize_before_the_activation
-from gradrecipes.diagnosis.signals import NORMALIZATIONS, count, kernels, span, weighted
-from gradrecipes.diagnosis.variation_facts import fixing_rate
-from gradrecipes.diagnosis.verdict import verdict
 
 DEEP = 15  # weighted layers; with He weights ten train well and thirty do not
 LOTTERY = 4.0  # standard deviation of ln of the squared gradient, from which single draws differ fifty-fold and more

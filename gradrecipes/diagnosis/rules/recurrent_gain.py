@@ -37,13 +37,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import RecurrentReading
-from gradrecipes.diagnosis.readings import OUT_OF_PROPORTION, gradient_to_weight, number, say
-from gradrecipes.diagnosis.recurrent_remedies import recurrent_prescriptions
+from gradrecipes.diagnosis.facts.readings import OUT_OF_PROPORTION, gradient_to_weight, number, say
+from gradrecipes.diagnosis.outcome.verdict import OSCILLATING, STALLED, Verdict, verdict
+from gradrecipes.diagnosis.prescriptions.recurrent_remedies import recurrent_prescriptions
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.verdict import OSCILLATING, STALLED, Verdict, verdict
 
 EXPLODES = 3.0  # log10 of the growth over the sequence; a net that starts beyond it trains at no learning rate
 PER_STEP = 1.02  # growth per step; orthogonal tanh layers, LSTM and GRU start at .5 to .9, an identity RNN at 1

@@ -23,14 +23,18 @@ Scale the inputs; weights from Glorot's initializer; a normalization before the 
 
 from __future__ import annotations
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.data_facts import LEARNT
-from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.facts.data_facts import LEARNT
+from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.facts.signals import hidden, weights
+from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.prescriptions.remedies import (
+    change_activation,
+    normalize_before_the_activation,
+    use_fitting_initializer,
+)
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.remedies import change_activation, normalize_before_the_activation, use_fitting_initializer
-from gradrecipes.diagnosis.signals import hidden, weights
-from gradrecipes.diagnosis.verdict import verdict
 
 SATURATED = 0.5  # share of a layer's outputs at a bound; Glorot weights and scaled inputs give below .05
 

@@ -20,12 +20,12 @@ This is a symptom: treat the cause that is named beside it.
 
 from __future__ import annotations
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.outcome.verdict import STALLED, verdict
+from gradrecipes.diagnosis.prescriptions.remedies import find_the_range
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.remedies import find_the_range
-from gradrecipes.diagnosis.verdict import STALLED, verdict
 
 
 @rule(

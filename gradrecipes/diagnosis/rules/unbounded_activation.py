@@ -28,15 +28,15 @@ from __future__ import annotations
 
 import math
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import LayerSignal
-from gradrecipes.diagnosis.data_facts import arrays
-from gradrecipes.diagnosis.readings import number, say
+from gradrecipes.diagnosis.facts.data_facts import arrays
+from gradrecipes.diagnosis.facts.readings import number, say
+from gradrecipes.diagnosis.facts.signals import RECURRENT, WEIGHTED, hidden, layers, weights
+from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.prescriptions.remedies import change_activation, normalize_before_the_activation
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.remedies import change_activation, normalize_before_the_activation
-from gradrecipes.diagnosis.signals import RECURRENT, WEIGHTED, hidden, layers, weights
-from gradrecipes.diagnosis.verdict import verdict
 
 SUPERLINEAR = 1.25  # log10 of the answer to ten times the input; a ReLU has 1, a square 2
 AMPLIFIES = 1.1  # answer to a signal of size 1; a ReLU has .71, linear 1, a leaky ReLU of slope 2 has 1.58

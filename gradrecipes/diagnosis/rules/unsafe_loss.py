@@ -29,18 +29,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.offender import Offender, listed
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.autopsy import Offender, listed
 from gradrecipes.core.trace.probes import ForwardPassReading
-from gradrecipes.diagnosis.data_facts import autopsy_readings, heads, largest_output, offenders
-from gradrecipes.diagnosis.prescribe import guard
-from gradrecipes.diagnosis.prescribe_loss import safe_arithmetic, safe_cross_entropy
-from gradrecipes.diagnosis.readings import number, say
+from gradrecipes.diagnosis.facts.data_facts import autopsy_readings, heads, largest_output, offenders
+from gradrecipes.diagnosis.facts.readings import number, say
+from gradrecipes.diagnosis.facts.signals import layers
+from gradrecipes.diagnosis.facts.unsafe_points import Said, at_the_start, ends, percentage, points, word
+from gradrecipes.diagnosis.outcome.verdict import BROKEN, losses, verdict
+from gradrecipes.diagnosis.prescriptions.prescribe import guard
+from gradrecipes.diagnosis.prescriptions.prescribe_loss import safe_arithmetic, safe_cross_entropy
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.signals import layers
-from gradrecipes.diagnosis.unsafe_points import Said, at_the_start, ends, percentage, points, word
-from gradrecipes.diagnosis.verdict import BROKEN, losses, verdict
 
 SANE = 1e4  # output up to which a squared error, its sum and its gradient are far from overflowing
 EXPONENT = 50.0  # input up to which exp stays far from overflowing float32, which it does at 88.7

@@ -29,23 +29,23 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import Columns, DataReading
 from gradrecipes.core.trace.description import InputDescription
 from gradrecipes.core.trace.variation import ALL_SCALED, SCALED_INPUTS
-from gradrecipes.diagnosis.data_facts import (
+from gradrecipes.diagnosis.facts.data_facts import (
     FAR_START,
     ArrayReading,
     first_loss_over_baseline,
     held_back_by,
     improves,
 )
-from gradrecipes.diagnosis.prescribe_data import normalize_inputs
-from gradrecipes.diagnosis.readings import number, say
+from gradrecipes.diagnosis.facts.readings import number, say
+from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, halved_by, variation, variation_evidence
+from gradrecipes.diagnosis.outcome.verdict import Verdict, verdict
+from gradrecipes.diagnosis.prescriptions.prescribe_data import normalize_inputs
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.variation_facts import fixed_by, halved_by, variation, variation_evidence
-from gradrecipes.diagnosis.verdict import Verdict, verdict
 
 FAR = 10.0  # root mean square of what enters the first weights; standardized data have 1, bytes of pixels 100
 SOMEWHAT_FAR = 3.0  # the same, where scaling mends the run

@@ -31,18 +31,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import ArrayReading
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.core.trace.probes import OutputReading
 from gradrecipes.core.trace.variation import ALL_SCALED, SCALED_TARGETS
-from gradrecipes.diagnosis.data_facts import Head, arrays, heads, held_back_by
-from gradrecipes.diagnosis.prescribe_data import scale_targets
-from gradrecipes.diagnosis.readings import number, say
+from gradrecipes.diagnosis.facts.data_facts import Head, arrays, heads, held_back_by
+from gradrecipes.diagnosis.facts.readings import number, say
+from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, variation, variation_evidence
+from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.prescriptions.prescribe_data import scale_targets
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.variation_facts import fixed_by, variation, variation_evidence
-from gradrecipes.diagnosis.verdict import verdict
 
 FAR = 10.0  # root mean square of the targets, in units of the loss; a new net answers within 1 of 0
 VERY_FAR = 50.0  # the same, which a net that is on its way there does not reach in a reasonable time

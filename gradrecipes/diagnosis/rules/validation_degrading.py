@@ -22,10 +22,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.prescription import Prescription
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.prescription import Prescription
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.facts.readings import say
 from gradrecipes.diagnosis.registry import rule
 
 EPOCHS = 6  # fewer show no trend

@@ -20,13 +20,13 @@ This is a symptom: treat the cause if one is named. Otherwise: ReLU with He weig
 
 from __future__ import annotations
 
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.readings import say
+from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.facts.signals import span, weighted
+from gradrecipes.diagnosis.outcome.verdict import STALLED, verdict
+from gradrecipes.diagnosis.prescriptions.remedies import add_residual_blocks, normalize_before_the_activation
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.remedies import add_residual_blocks, normalize_before_the_activation
-from gradrecipes.diagnosis.signals import span, weighted
-from gradrecipes.diagnosis.verdict import STALLED, verdict
 
 LOST = 1e-5  # output gradient of the first weighted layer over that of the last
 

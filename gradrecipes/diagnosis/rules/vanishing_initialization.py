@@ -30,23 +30,23 @@ from __future__ import annotations
 
 import math
 
-from gradrecipes.core.activation import ACTIVATIONS
-from gradrecipes.core.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.signal_theory import derivative_moment
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.theory.activation import ACTIVATIONS
+from gradrecipes.core.theory.signal_theory import derivative_moment
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.core.trace.variation import FITTING_WEIGHTS
-from gradrecipes.diagnosis.oversized_weights import TOO_LARGE
-from gradrecipes.diagnosis.readings import say
-from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.remedies import (
+from gradrecipes.diagnosis.facts.oversized_weights import TOO_LARGE
+from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.facts.signals import cut_off, kernels, span, weighted
+from gradrecipes.diagnosis.outcome.variation_facts import confidence, variation_evidence
+from gradrecipes.diagnosis.outcome.verdict import LEARNING, verdict
+from gradrecipes.diagnosis.prescriptions.remedies import (
     change_activation,
     normalize_before_the_activation,
     use_fitting_initializer,
 )
-from gradrecipes.diagnosis.signals import cut_off, kernels, span, weighted
-from gradrecipes.diagnosis.variation_facts import confidence, variation_evidence
-from gradrecipes.diagnosis.verdict import LEARNING, verdict
+from gradrecipes.diagnosis.registry import rule
 
 TOO_SMALL = 4.0  # times smaller than the smallest usual spread: a sixteenth of the variance
 SHARE = 0.5  # of the kernels that are too small

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import leaves
-from gradrecipes.core.offender import Offender, OffenderKind, listed
+from gradrecipes.core.trace.autopsy import Offender, OffenderKind, listed
 from gradrecipes.training.autopsy.arrays import numbers_of
 from gradrecipes.training.autopsy.call_recorder import CapturedTensor
 from gradrecipes.training.autopsy.forward import LOW_PRECISION, first_source, owners_of

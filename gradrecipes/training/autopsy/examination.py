@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import has_own_train_step, sublayers
-from gradrecipes.core.offender import Autopsy, Offender, OffenderKind
+from gradrecipes.core.trace.autopsy import Autopsy, Offender, OffenderKind
 from gradrecipes.training.autopsy.arrays import numbers_of
 from gradrecipes.training.autopsy.backward import (
     broken_samples,

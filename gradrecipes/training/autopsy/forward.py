@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import sublayers
-from gradrecipes.core.offender import Offender, OffenderKind, listed
+from gradrecipes.core.trace.autopsy import Offender, OffenderKind, listed
 from gradrecipes.training.autopsy.arrays import ENTRIES_KEPT, Numbers, dense, leaves, numbers_of
 from gradrecipes.training.autopsy.call_recorder import Call, CapturedTensor, origin, time_step, unique_names
 from gradrecipes.training.autopsy.step import Batch, Step

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.core.offender import Offender, OffenderKind, listed
+from gradrecipes.core.trace.autopsy import Offender, OffenderKind, listed
 from gradrecipes.training.autopsy.arrays import (
     Outlier,
     dense,

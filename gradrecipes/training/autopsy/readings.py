@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from gradrecipes.core.offender import LayerReading, listed
+from gradrecipes.core.trace.autopsy import LayerReading, listed
 from gradrecipes.training.autopsy.arrays import Numbers
 from gradrecipes.training.autopsy.call_recorder import Call
 from gradrecipes.training.autopsy.forward import owners_of

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.core.offender import Autopsy
 from gradrecipes.core.trace import APPLIED, OUTCOMES, SKIPPED_LOSS_OUTLIER, Trace
+from gradrecipes.core.trace.autopsy import Autopsy
 from gradrecipes.training.autopsy import autopsy
 from gradrecipes.training.fit.session import FitSession
 

@@ -10,8 +10,8 @@ import keras
 import numpy as np
 
 from gradrecipes.compat.keras_private import sublayers
-from gradrecipes.core.activation import ACTIVATIONS
-from gradrecipes.core.signal_theory import forward_gain
+from gradrecipes.core.theory.activation import ACTIVATIONS
+from gradrecipes.core.theory.signal_theory import forward_gain
 from gradrecipes.core.trace.probes import WeightScale
 from gradrecipes.training.description.describe_layer import describe_layer
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.core.stability import MEMORY_OF_SIZES, MEMORY_OF_SQUARES
+from gradrecipes.core.theory.stability import MEMORY_OF_SIZES, MEMORY_OF_SQUARES
 
 DIFFERENCE = 1e-4  # length of a finite step over that of the weights; longer ones cross the kinks of ReLU nets
 Batch = tuple[Any, Any]

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.core.noise_scale import estimate_signal_and_noise
+from gradrecipes.core.analysis.noise_scale import estimate_signal_and_noise
 
 PARTS = 8  # micro-batches in a batch when nothing is said: more tell the noise better, and cost more passes
 

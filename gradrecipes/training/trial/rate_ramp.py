@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat import keras_private
-from gradrecipes.core.range_test import has_diverged
+from gradrecipes.core.analysis.range_test import has_diverged
 
 
 class RateRamp:

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from gradrecipes.core.analysis.range_test import MOST_BATCHES
 from gradrecipes.core.arguments import require_whole
-from gradrecipes.core.range_test import MOST_BATCHES
 
 
 def is_arrays(x: Any) -> bool:

@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat import keras_private
-from gradrecipes.core.offender import Autopsy
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.autopsy import Autopsy
 from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
 from gradrecipes.gradients.recorder import STEP_COLUMNS

@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
-from gradrecipes.core.clipping_report import clipping_report
-from gradrecipes.core.noise_scale import FAR
+from gradrecipes.core.analysis.clipping_report import clipping_report
+from gradrecipes.core.analysis.noise_scale import FAR
 from gradrecipes.core.trace import Trace
 from gradrecipes.gradients import clipping as methods
 from gradrecipes.schedules import WarmUp

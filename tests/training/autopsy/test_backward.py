@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gradrecipes.core.offender import OffenderKind
+from gradrecipes.core.trace.autopsy import OffenderKind
 from gradrecipes.training.autopsy import autopsy
 from tests.training.nets import digits, seeded, state, two_dense
 

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import gradrecipes as gr
-from gradrecipes.core.offender import OffenderKind
+from gradrecipes.core.trace.autopsy import OffenderKind
 from gradrecipes.training.autopsy import autopsy
 from tests.training.nets import assert_same_state, compiled, digits, recurrent, seeded, state, two_dense, with_state
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
-from gradrecipes.core.offender import OffenderKind
+from gradrecipes.core.trace.autopsy import OffenderKind
 from gradrecipes.training.autopsy import autopsy
 from gradrecipes.training.autopsy.arrays import sample_outlier, weight_outliers
 from tests.training.nets import digits, seeded, state, two_dense

@@ -1,0 +1,1 @@
+"""What a rule found and what to do about it."""

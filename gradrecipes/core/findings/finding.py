@@ -1,0 +1,117 @@
+"""What a rule found: the code, how sure, where, since when, on what evidence, and what to do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from gradrecipes.core.findings.prescription import Prescription
+
+
+class Severity(StrEnum):
+    """How bad it is. CRITICAL: the training is lost. WARNING: it is hurt. NOTICE: worth knowing."""
+
+    CRITICAL = "critical"
+    WARNING = "warning"
+    NOTICE = "notice"
+
+    @property
+    def rank(self) -> int:
+        """0 for the most severe."""
+        return list(Severity).index(self)
+
+
+class Kind(StrEnum):
+    """A cause explains; a symptom is what one sees of it."""
+
+    CAUSE = "cause"
+    SYMPTOM = "symptom"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One fact that speaks for a finding, in numbers.
+
+    Args:
+        statement: A whole sentence for somebody in trouble.
+        measured: The number that was measured, if there is one.
+        expected: What theory, or a healthy run, has in its place.
+        source: Where the expectation comes from: paper, section, or the run itself.
+    """
+
+    statement: str
+    measured: float | None = None
+    expected: float | None = None
+    source: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the evidence as plain JSON values; a number JSON cannot hold becomes its name."""
+        return {
+            "statement": self.statement,
+            "measured": _json_number(self.measured),
+            "expected": _json_number(self.expected),
+            "source": self.source,
+        }
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Say what is wrong, where, since when, why, how sure, and what to do.
+
+    Args:
+        code: The pathology, e.g. `"exploding_initialization"`; codes are never renamed.
+        title: One line for a headline.
+        kind: Whether it is a cause or a symptom.
+        severity: How bad it is.
+        confidence: From 0 to 1; another value is a `ValueError`.
+        explanation: A few sentences that teach.
+        layer: Name of the layer where it sits, or None for the whole model.
+        step: Step since when, or None for the state before training.
+        evidence: The facts it rests on.
+        prescriptions: What to do, the best first.
+        leads_to: Codes of the symptoms, and of the other causes, that this cause brings about.
+    """
+
+    code: str
+    title: str
+    kind: Kind
+    severity: Severity
+    confidence: float
+    explanation: str
+    layer: str | None = None
+    step: int | None = None
+    evidence: tuple[Evidence, ...] = ()
+    prescriptions: tuple[Prescription, ...] = ()
+    leads_to: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.confidence <= 1:
+            raise ValueError(
+                f"`confidence` must lie between 0 and 1. Received: confidence={self.confidence} "
+                f"in the finding {self.code!r}. Clip it where it is computed."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the finding as plain JSON values."""
+        return {
+            "code": self.code,
+            "title": self.title,
+            "kind": self.kind.value,
+            "severity": self.severity.value,
+            "confidence": float(self.confidence),
+            "explanation": self.explanation,
+            "layer": self.layer,
+            "step": None if self.step is None else int(self.step),
+            "evidence": [item.to_dict() for item in self.evidence],
+            "prescriptions": [item.to_dict() for item in self.prescriptions],
+            "leads_to": list(self.leads_to),
+        }
+
+
+def _json_number(value: float | None) -> float | str | None:
+    if value is None:
+        return None
+    number = float(value)
+    return number if math.isfinite(number) else str(number)

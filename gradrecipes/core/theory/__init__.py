@@ -1,0 +1,1 @@
+"""What mean-field theory and stability analysis predict, in numpy."""

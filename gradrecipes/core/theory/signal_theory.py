@@ -1,0 +1,211 @@
+"""Predict from the initial weights how fast signals and gradients grow from layer to layer.
+
+Mean-field theory of wide random nets. A layer's inputs of mean square m make pre-activations of variance
+`q = sigma_w^2 * m`, with `sigma_w^2 = fan_in * Var(W)`, and
+
+    q' = sigma_w^2 * E[phi(sqrt(q) z)^2] + sigma_b^2      the signal, forwards
+    chi = sigma_w^2 * E[phi'(sqrt(q) z)^2]                the squared gradient, backwards
+
+for z ~ N(0, 1). The expectations are integrated here, panel by panel: Gauss-Hermite over the whole line errs
+by up to 5e-3 where the derivative jumps.
+
+References:
+    Poole et al., arXiv 1606.05340; Schoenholz et al., arXiv 1611.01232; Yang et al., arXiv 1902.08129 (batch
+    normalization); Hanin and Nica, arXiv 1812.05994 (finite width).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from gradrecipes.core.theory.activation import Activation, resolve_activation
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)  # 3.4e38: a larger entry is infinite
+SQUARE_OVERFLOW = math.sqrt(FLOAT32_MAX)  # 1.84e19: a larger norm overflows when its squares are summed in float32
+FINITE_WIDTH_VARIANCE = 5.0  # variance of ln||g||^2 is 5 * sum(1 / width) in a ReLU net; arXiv 1812.05994
+
+_LARGEST_VARIANCE = 1e300  # what float64 can still square the root of
+_REACH = 12.0  # standard deviations integrated on either side; the tail beyond is below 1e-30
+_PANELS = 36  # each half line is cut at 12, 6, 3, ... so that every scale of sqrt(q) is resolved
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
+
+
+def second_moment(activation: str | Activation | None, q: float = 1.0) -> float:
+    """Return E[phi(sqrt(q) z)^2], the mean square of the outputs, to better than 1e-8 of its value.
+
+    Args:
+        activation: Keras name, or an `Activation`.
+        q: Variance of the pre-activations, at least 0.
+
+    Raises:
+        ValueError: An unknown activation, or a q that is negative or not finite.
+
+    Example:
+        >>> round(second_moment("relu"), 6)
+        0.5
+    """
+    activation = resolve_activation(activation)
+    return _moment(activation, _checked_variance(q), False)
+
+
+def derivative_moment(activation: str | Activation | None, q: float = 1.0) -> float:
+    """Return E[phi'(sqrt(q) z)^2]; arguments and errors as in `second_moment`."""
+    activation = resolve_activation(activation)
+    return _moment(activation, _checked_variance(q), True)
+
+
+def mean_output(activation: str | Activation | None, q: float = 1.0) -> float:
+    """Return E[phi(sqrt(q) z)]; arguments and errors as in `second_moment`."""
+    activation, q = resolve_activation(activation), _checked_variance(q)
+    if activation.closed_forms is not None:
+        return activation.closed_forms(q)[0]
+    return _integral(activation.function, activation.kinks, math.sqrt(q))
+
+
+def gaussian_mean(function: Callable[[np.ndarray], np.ndarray], activation: Activation, q: float) -> float:
+    """Return E[f(sqrt(q) z)] of a function that jumps or bends only where an activation does.
+
+    Args:
+        function: float64 array to float64 array of the same shape.
+        activation: Whose kinks divide the integral.
+        q: Variance, at least 0.
+    """
+    return _integral(function, activation.kinks, math.sqrt(_checked_variance(q)))
+
+
+def forward_gain(activation: str | Activation | None) -> float:
+    """Return the sigma_w that keeps the outputs' size at q = 1: 1.414 for ReLU, 1 for SELU."""
+    return 1.0 / math.sqrt(second_moment(activation))
+
+
+def backward_gain(activation: str | Activation | None) -> float:
+    """Return the sigma_w that keeps the gradients' size at q = 1."""
+    return 1.0 / math.sqrt(derivative_moment(activation))
+
+
+def forward_factor(
+    activation: str | Activation | None,
+    weight_variance_times_fan_in: float,
+    q: float = 1.0,
+    *,
+    bias_variance: float = 0.0,
+) -> float:
+    """Return the factor by which one layer multiplies the RMS of the pre-activations, sqrt(q'/q).
+
+    Args:
+        activation: Keras name, or an `Activation`.
+        weight_variance_times_fan_in: sigma_w^2 = fan_in * Var(W): 2 for He, 1 for LeCun.
+        q: Variance of the pre-activations that come in, above 0.
+        bias_variance: sigma_b^2.
+
+    Example:
+        >>> round(forward_factor("relu", 4.0, 1.0), 4)
+        1.4142
+    """
+    moment = second_moment(activation, q)
+    if q == 0:
+        raise ValueError("`q` must be positive: a signal of size 0 has no factor. Received: q=0.")
+    return math.sqrt((weight_variance_times_fan_in * moment + bias_variance) / q)
+
+
+def backward_factor(activation: str | Activation | None, weight_variance_times_fan_in: float, q: float = 1.0) -> float:
+    """Return the factor by which one layer multiplies the gradient norm on its way back, sqrt(chi)."""
+    return math.sqrt(weight_variance_times_fan_in * derivative_moment(activation, q))
+
+
+def layer_normalized_factor(activation: str | Activation | None) -> float:
+    """Return the gradient factor per layer with LayerNorm or RMSNorm before the activation, whatever the weights."""
+    return math.sqrt(derivative_moment(activation) / second_moment(activation))
+
+
+def batch_normalized_factor(activation: str | Activation | None) -> float:
+    """Return the gradient factor per layer with BatchNorm before the activation and no skip: 1.211 for ReLU."""
+    variance = second_moment(activation) - mean_output(activation) ** 2
+    return math.sqrt(derivative_moment(activation) / variance)
+
+
+def predict_output_rms(layers: Iterable[tuple[float, str | Activation | None]], input_rms: float = 1.0) -> np.ndarray:
+    """Return the output RMS that the weights of a plain chain predict, layer by layer.
+
+    Args:
+        layers: For each layer (sigma_w^2, activation), with sigma_w^2 = fan_in * Var(W); biases are 0.
+        input_rms: Root mean square of the inputs.
+
+    Returns:
+        float64 `[layers]`, root mean square of each layer's output, after its activation. It stops growing at
+        1e150, far beyond what float32 holds.
+
+    Example:
+        >>> predict_output_rms([(4.0, "relu")] * 3).round(3).tolist()
+        [1.414, 2.0, 2.828]
+    """
+    mean_square, outputs = float(input_rms) ** 2, []
+    for weight_variance_times_fan_in, activation in layers:
+        mean_square = second_moment(activation, min(weight_variance_times_fan_in * mean_square, _LARGEST_VARIANCE))
+        outputs.append(math.sqrt(mean_square))
+    return np.array(outputs, dtype=np.float64)
+
+
+def finite_width_log_std(widths: Sequence[float]) -> float:
+    """Return the standard deviation of ln||g||^2 over random weights, the error bar of every prediction.
+
+    ln||g||^2 ~ N(-beta/2, beta), beta = 5 * sum(1 / width); this is sqrt(beta), and ln||g|| has half of it.
+
+    Raises:
+        ValueError: A width below 1.
+    """
+    if any(not width >= 1 for width in widths):
+        raise ValueError(f"Every width must be at least 1. Received: widths={list(widths)}.")
+    return math.sqrt(FINITE_WIDTH_VARIANCE * math.fsum(1.0 / width for width in widths))
+
+
+def overflow_depth(growth_per_layer: float, *, output_gradient: float = 1.0, largest: float = FLOAT32_MAX) -> float:
+    """Return the number of layers after which a gradient that grows so fast is larger than `largest`.
+
+    Args:
+        growth_per_layer: Factor per layer. With a cross-entropy loss `backward_factor`; with a squared loss
+            `forward_factor * backward_factor`, because the error itself grows with the outputs.
+        output_gradient: Gradient norm at the output, where the growth starts.
+        largest: `FLOAT32_MAX` for single entries; `SQUARE_OVERFLOW` for a norm summed plainly, which fails at half
+            the depth.
+
+    Returns:
+        Layers, as a real number; infinite where nothing grows.
+    """
+    if not (growth_per_layer > 0 and output_gradient > 0):
+        raise ValueError(
+            "`growth_per_layer` and `output_gradient` must be positive. "
+            f"Received: growth_per_layer={growth_per_layer}, output_gradient={output_gradient}."
+        )
+    if growth_per_layer <= 1.0:
+        return math.inf
+    return max(0.0, math.log(largest / output_gradient) / math.log(growth_per_layer))
+
+
+def _checked_variance(q: float) -> float:
+    if not (math.isfinite(q) and q >= 0):
+        raise ValueError(f"`q` is a variance: it must be finite and not negative. Received: q={q}.")
+    return float(q)
+
+
+@lru_cache(maxsize=8192)
+def _moment(activation: Activation, q: float, of_derivative: bool) -> float:
+    if activation.closed_forms is not None:
+        return activation.closed_forms(q)[2 if of_derivative else 1]
+    function = activation.derivative if of_derivative else activation.function
+    return _integral(lambda x: np.square(function(x)), activation.kinks, math.sqrt(q))
+
+
+def _integral(function: Callable[[np.ndarray], np.ndarray], kinks: tuple[float, ...], scale: float) -> float:
+    half = _REACH * 2.0 ** -np.arange(_PANELS)
+    inner = [kink / scale for kink in kinks if 0 < abs(kink) < _REACH * scale]
+    edges = np.unique(np.concatenate([-half, [0.0], half, inner]))
+    centers, widths = (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
+    z = centers[:, None] + widths[:, None] * _NODES
+    density = np.exp(-0.5 * np.square(z)) / math.sqrt(2.0 * math.pi)
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.sum(widths[:, None] * _WEIGHTS * density * function(scale * z)))

@@ -1,0 +1,271 @@
+"""Losses that do not fit the last activation: logits that are none, probabilities that are none, ranges not reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradrecipes.core.findings.finding import Severity
+from gradrecipes.diagnosis.facts.data_facts import Head
+from gradrecipes.diagnosis.facts.mismatch import (
+    BINARY,
+    BY_ENTRY,
+    CATEGORICAL,
+    CROSS_ENTROPIES,
+    SPARSE,
+    Mismatch,
+    class_of,
+    compile_with,
+    from_logits,
+    last_layer,
+)
+from gradrecipes.diagnosis.facts.readings import number, say
+
+A_HAIR = 1e-3  # by which a probability may leave [0, 1] by rounding, in half precision too
+PROBABILITIES = {"softmax", "sigmoid", "hard_sigmoid"}
+NO_PROBABILITIES = {"linear", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "tanh", "softplus", "exponential"}
+NO_LOGITS = {"relu", "relu6", "tanh", "softplus", "exponential"}
+MEANINGFUL = 0.05  # share of the targets that lie out of reach
+MOST = 0.3  # share from which it hurts whatever the loss does; standardized targets beyond a tanh: .29
+# Ends that an activation cannot pass, and the share of the targets beyond them, as the data probe counts it.
+REACH: dict[str, tuple[str, tuple[str, ...]]] = {
+    "sigmoid": ("0 to 1", ("share_below_0", "share_above_1")),
+    "hard_sigmoid": ("0 to 1", ("share_below_0", "share_above_1")),
+    "softmax": ("0 to 1", ("share_below_0", "share_above_1")),
+    "tanh": ("-1 to 1", ("share_below_minus_1", "share_above_1")),
+    "hard_tanh": ("-1 to 1", ("share_below_minus_1", "share_above_1")),
+    "softsign": ("-1 to 1", ("share_below_minus_1", "share_above_1")),
+    "elu": ("-1 upwards", ("share_below_minus_1",)),
+    "relu": ("0 upwards", ("share_below_0",)),
+    "relu6": ("0 to 6", ("share_below_0",)),
+    "softplus": ("0 upwards", ("share_below_0",)),
+    "exponential": ("0 upwards", ("share_below_0",)),
+    "log_softmax": ("0 downwards", ("share_above_1",)),
+}
+
+
+def activation_mismatches(head: Head) -> Iterator[Mismatch]:
+    """Yield what does not fit between a loss of Keras and what the net can put out."""
+    if head.known and head.loss in CROSS_ENTROPIES:
+        yield from _one_unit(head)
+        yield from _no_logits(head) if head.from_logits else _no_probabilities(head)
+    yield from _softmax_twice(head)
+    if head.known:
+        yield from _sign(head)
+        yield from _out_of_reach(head)
+
+
+def _one_unit(head: Head) -> Iterator[Mismatch]:
+    softmax = head.activation == "softmax"
+    if head.units != 1 or not (softmax or head.loss in CATEGORICAL):
+        return
+    what = "A softmax over one unit is always 1" if softmax else f"With one unit, {head.loss} is 0 whatever comes"
+    yield Mismatch(
+        title="The output has one unit, and a softmax over one unit is always 1",
+        statement=f"{what}; the output {head.output.name!r} has one unit.",
+        consequence="The answer is the same for every sample, the gradient is 0, and nothing is ever learnt.",
+        measured=1.0,
+        expected=2.0,
+        prescription=compile_with(
+            from_logits("binary_crossentropy", True),
+            "For two classes: one linear unit and the binary cross-entropy of logits",
+            "One unit tells two classes apart by a sigmoid; a softmax needs one unit for each class.",
+            more=last_layer(1, None),
+            risk="The model then gives logits: apply keras.ops.sigmoid to get probabilities.",
+        ),
+    )
+
+
+def _no_logits(head: Head) -> Iterator[Mismatch]:
+    activation = head.activation
+    seen = head.measured.logits_seen
+    if activation == "unknown" and head.loss in CATEGORICAL | SPARSE and not seen:
+        shares = number(head.measured.sums_to_one)
+        activation = "softmax" if shares is not None and shares > 0.99 else activation
+    if activation in PROBABILITIES:
+        again = "softmax" if head.loss in CATEGORICAL | SPARSE else "sigmoid"
+        mended = bool(seen)
+        consequence = (
+            "This release of Keras notices, takes the logits from before the activation, and trains as it should; "
+            "under mixed precision, behind another operation or on another backend it does not."
+            if mended
+            else f"The loss applies a {again} to numbers between 0 and 1: even the best answer is far from certain, "
+            "gradients are a fraction of what they should be, and the loss stays high."
+        )
+        yield Mismatch(
+            title=f"from_logits=True on a {activation}: its outputs are probabilities, not logits",
+            statement=(
+                f"{class_of(head.loss)}(from_logits=True) gets the output {head.output.name!r} of a {activation}, "
+                f"which lies between {_range(head)}."
+            ),
+            consequence=consequence,
+            severity=Severity.NOTICE if mended else Severity.CRITICAL,
+            prescription=compile_with(
+                from_logits(head.loss, True),
+                f"Leave the {activation} out and keep from_logits=True",
+                "Loss and activation in one are computed without rounding a probability to 0 or 1.",
+                more=last_layer(head.units, None),
+                risk="The model then gives logits: apply the activation where you need probabilities.",
+            ),
+        )
+    elif activation in NO_LOGITS:
+        yield Mismatch(
+            title=f"Logits out of a {activation}: they cannot take every value",
+            statement=f"{class_of(head.loss)}(from_logits=True) gets what a {activation} puts out, {_range(head)}.",
+            consequence="Logits have to reach far to both sides; cut off, classes cannot be ruled out or be sure.",
+            severity=Severity.WARNING,
+            sure=0.8,
+            only_if_held_back=True,
+            prescription=compile_with(
+                from_logits(head.loss, True),
+                f"Leave the {activation} out of the last layer",
+                "A linear layer gives logits of every size.",
+                more=last_layer(head.units, None),
+            ),
+        )
+
+
+def _no_probabilities(head: Head) -> Iterator[Mismatch]:
+    low, high = number(head.measured.min), number(head.measured.max)
+    outside = low is not None and high is not None and (low < -A_HAIR or high > 1.0 + A_HAIR)
+    certain = head.activation in NO_PROBABILITIES
+    if certain or outside:
+        name = "no activation" if head.activation == "linear" else f"a {head.activation}"
+        name = "an operation" if head.activation == "unknown" else name
+        right = "sigmoid" if head.loss in BINARY else "softmax"
+        yield Mismatch(
+            title=f"{class_of(head.loss)} expects probabilities and gets the output of {name}",
+            statement=(
+                f"The output {head.output.name!r} comes out of {name} and lies between {_range(head)}, while "
+                f"{class_of(head.loss)} without from_logits=True takes it for probabilities."
+            ),
+            consequence=(
+                "Keras clips what it is given to the range from 1e-7 to 1: wherever the output lies outside of it, the "
+                "gradient is 0 or the loss jumps, and the net learns by chance or not at all."
+            ),
+            measured=low if low is not None and low < 0 else high,
+            expected=0.0 if low is not None and low < 0 else 1.0,
+            prescription=compile_with(
+                from_logits(head.loss, True),
+                "Tell the loss that it gets logits",
+                f"It then applies the {right} itself, in a way that neither overflows nor rounds to 0.",
+                risk=f"The model gives logits: apply keras.ops.{right} where you need probabilities.",
+                more="" if head.activation in ("linear", "unknown") else last_layer(head.units, None),
+            ),
+        )
+    elif head.activation == "sigmoid" and head.loss in CATEGORICAL | SPARSE and (head.units or 0) > 1:
+        seen = bool(head.measured.logits_seen)
+        yield Mismatch(
+            title=f"{head.units} sigmoids under {class_of(head.loss)}: they do not sum to 1",
+            statement=(
+                f"The output {head.output.name!r} has {head.units} units behind a sigmoid each, and "
+                f"{class_of(head.loss)} takes them for one distribution over {head.units} classes."
+            ),
+            consequence=(
+                "This release of Keras takes the logits from before the sigmoid, as if a softmax stood there; what the "
+                "model predicts is something else than what it is trained on."
+                if seen
+                else "Each unit may say yes to everything; the loss divides by their sum, and saturated units get no "
+                "gradient."
+            ),
+            severity=Severity.NOTICE if seen else Severity.WARNING,
+            prescription=compile_with(
+                repr(head.loss),
+                "Use a softmax for one class of several",
+                "Classes that exclude each other share one distribution.",
+                more=last_layer(head.units, "softmax"),
+                risk="If a sample may have several classes, keep the sigmoid and use the binary cross-entropy instead.",
+            ),
+        )
+
+
+def _softmax_twice(head: Head) -> Iterator[Mismatch]:
+    activations = head.output.activations
+    if len(activations) < 2 or activations[0] not in ("softmax", "sigmoid") or activations[1] not in PROBABILITIES:
+        return
+    both = f"{activations[0]} of a {activations[1]}"
+    yield Mismatch(
+        title=f"The output is the {both}: it can never be sure",
+        statement=f"Two activations stand in a row before the output {head.output.name!r}: the {both}.",
+        consequence=(
+            "The second one gets numbers between 0 and 1, so that its own output is nearly the same for all classes: "
+            "the loss cannot get near 0, and gradients are a fraction of what they should be."
+        ),
+        severity=Severity.WARNING,
+        prescription=compile_with(
+            repr(head.loss) if head.known else "model.loss",
+            "Keep one of the two",
+            "One activation turns logits into probabilities; a second one only flattens them.",
+            more=last_layer(head.units, activations[1]),
+        ),
+    )
+
+
+def _sign(head: Head) -> Iterator[Mismatch]:
+    low = number(head.measured.min)
+    unbounded = head.activation in {"linear", "tanh", "leaky_relu", "elu", "selu", "gelu", "silu"}
+    negative = low is not None and low < -A_HAIR
+    if head.loss == "poisson" and (unbounded or negative):
+        yield Mismatch(
+            title="The Poisson loss takes the logarithm of an output that may be negative",
+            statement=f"The output {head.output.name!r} lies between {_range(head)}; poisson takes its logarithm.",
+            consequence="The logarithm of a negative number is NaN: the first output below 0 breaks the net.",
+            measured=low,
+            expected=0.0,
+            prescription=compile_with(
+                "'poisson'",
+                "Let the last layer give positive numbers",
+                "An exponential, or a softplus, makes a rate out of any number.",
+                more=last_layer(head.units, "softplus"),
+            ),
+        )
+    elif head.loss == "kl_divergence" and (unbounded or negative):
+        yield Mismatch(
+            title="The Kullback-Leibler divergence gets an output that is no distribution",
+            statement=f"The output {head.output.name!r} lies between {_range(head)}, and not from 0 to 1.",
+            consequence="Keras clips it to [1e-7, 1]: outside, the gradient is 0.",
+            measured=low,
+            expected=0.0,
+            prescription=compile_with(
+                "'kl_divergence'",
+                "Let a softmax make a distribution of the output",
+                "The divergence compares distributions: positive, of sum 1.",
+                more=last_layer(head.units, "softmax"),
+            ),
+        )
+
+
+def _out_of_reach(head: Head) -> Iterator[Mismatch]:
+    if head.target is None or head.activation not in REACH or head.loss not in BY_ENTRY:
+        return
+    words, ends = REACH[head.activation]
+    share = sum(getattr(head.target, end) or 0.0 for end in ends)
+    if share < MEANINGFUL:
+        return
+    target = head.target
+    yield Mismatch(
+        title=f"{say(100 * share)} % of the targets lie where a {head.activation} cannot get",
+        statement=(
+            f"The output {head.output.name!r} leaves through a {head.activation}, which reaches {words}; "
+            f"{target.name} goes from {say(target.min)} to {say(target.max)}, {say(100 * share)} % of it out "
+            "of reach."
+        ),
+        consequence=(
+            "The last layer is pushed against the end of its activation, where the slope is 0, and the error stays."
+        ),
+        measured=share,
+        expected=0.0,
+        severity=Severity.CRITICAL if share >= MOST else Severity.WARNING,
+        only_if_held_back=share < MOST,
+        prescription=compile_with(
+            repr(head.loss),
+            "End with a linear layer",
+            "A linear output reaches every target; scale the targets to mean 0 and deviation 1 beside that.",
+            more=last_layer(head.units, None),
+            risk="Predictions may then leave the natural range; clip them afterwards if that matters.",
+        ),
+    )
+
+
+def _range(head: Head) -> str:
+    low, high = number(head.measured.min), number(head.measured.max)
+    return "ends that were not measured" if low is None or high is None else f"{say(low)} and {say(high)}"

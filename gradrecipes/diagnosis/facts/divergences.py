@@ -1,0 +1,108 @@
+"""How a run left its start for good, as long steps make it: broke, rose, stood far out, or shot up at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import TrialReading, VariationResult
+from gradrecipes.core.trace.variation import Variation, at_rate
+from gradrecipes.diagnosis.facts.readings import middle, nonfinite_gradients, nonfinite_losses
+from gradrecipes.diagnosis.outcome.variation_facts import variation
+from gradrecipes.diagnosis.outcome.verdict import BROKEN, OSCILLATING, Verdict, losses, verdict
+
+EARLY_STEPS = 500  # steps within which a rate that is too high shows; later trouble has other causes
+SHORTEST_RUN = 5  # steps; fewer show no trend
+RISE = 3.0  # loss at the end over loss at the start; noise and Adam's early spikes that heal stay below
+HIGH_PEAK = 10.0  # loss at its peak over its start
+HEALED = 0.5  # loss at the end over its start; a net killed by a high peak ends at chance, .6 to 1 of a usual start
+LAST_SHARE = 0.1  # of the steps, whose median loss is "the end"
+GRADIENT_RISE = 100.0  # gradient norm before the break over that of the start
+OWN_SIZE = 0.3  # update norm over weight norm: the update is of the weights' own size
+SHOT_UP = 30.0  # highest loss over the first, of a train step that computes its own; sound GANs stay within ten
+LIVELY = 0.02  # update norm over weight norm below which steps are not long, whatever a lower rate does
+FAR_BETTER = 0.5  # end of a run at a lower rate over that of the run as it is, after fewer steps
+ALL_BUT_ALL = 0.5  # share of the steps after the break that are lost too
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Hold what the loss did: its start, its peak and end, and where it left for good."""
+
+    step: int
+    start: float
+    peak: float
+    end: float
+    broken: bool
+
+
+def broken(trace: Trace, update: float) -> Divergence | None:
+    """Return the divergence of a run that broke early and stayed broken, if a witness saw it coming."""
+    bad = nonfinite_losses(trace) | nonfinite_gradients(trace)
+    if not bad[:EARLY_STEPS].any():
+        return None
+    row = int(np.argmax(bad))
+    if row == 0 or bad[row:].mean() < ALL_BUT_ALL:
+        return None
+    loss, norm = trace.loss[:row].astype(float), trace.gradient_norm[:row].astype(float)
+    start, peak = float(loss[0]), largest(loss)
+    climbing = peak >= HIGH_PEAK * abs(start) and peak > start
+    steeper = math.isfinite(norm[0]) and norm[0] > 0 and largest(norm) >= GRADIENT_RISE * norm[0]
+    if not (climbing or steeper or update >= OWN_SIZE):
+        return None
+    return Divergence(int(trace.steps["step"][row]), start, peak, math.nan, True)
+
+
+def risen(trace: Trace, update: float) -> Divergence | None:
+    """Return the divergence of a run whose loss left its start early, stayed a number, and did not come back."""
+    loss = trace.loss.astype(float)
+    finite = np.isfinite(loss)
+    if finite.sum() < SHORTEST_RUN or trace.skipped[finite].mean() > ALL_BUT_ALL:
+        return None
+    start = float(loss[0])
+    scale = abs(start)
+    end = middle(loss[finite][-max(SHORTEST_RUN, int(LAST_SHARE * finite.sum())) :])
+    peak = largest(loss[:EARLY_STEPS])
+    stays_high = end >= start + (RISE - 1.0) * scale and scale > 0
+    never_learnt = peak >= start + (HIGH_PEAK - 1.0) * scale and end >= HEALED * start and update >= OWN_SIZE
+    if not (stays_high or never_learnt) or peak < start + (RISE - 1.0) * scale:
+        return None
+    row = int(np.argmax(finite & (loss >= start + (RISE - 1.0) * scale)))
+    return Divergence(int(trace.steps["step"][row]), start, largest(loss), end, False)
+
+
+def stuck(trace: Trace, update: float) -> Divergence | None:
+    """Return what a run did that stands still, or far out, for its steps are so long that it threw itself there."""
+    seen = verdict(trace)
+    far_better = update >= LIVELY and any(_far_better(trace, at_rate(factor), seen) for factor in (0.1, 0.01, 0.001))
+    if seen.learnt or not (update >= OWN_SIZE or seen.unhealthy or seen.state == OSCILLATING or far_better):
+        return None
+    loss = losses(trace)
+    step = seen.step if seen.step is not None else int(trace.steps["step"][int(np.argmax(np.nan_to_num(loss)))])
+    return Divergence(step, float(loss[0]), largest(loss), seen.end, seen.state == BROKEN)
+
+
+def thrown(trace: Trace, update: float) -> Divergence | None:
+    """Return what a run did whose train step computes losses of its own, as a GAN's: one shot up at once."""
+    logs = (trace.probes.trial or TrialReading()).logs
+    if not update >= OWN_SIZE or np.isfinite(trace.loss).any():
+        return None
+    for told in logs.values():
+        values = np.array([value for value in told if value is not None], dtype=float)
+        if len(values) >= SHORTEST_RUN and values[0] > 0 and values.max() > SHOT_UP * values[0]:
+            step = int(trace.steps["step"][min(int(np.argmax(values)), len(trace) - 1)])
+            return Divergence(step, float(values[0]), float(values.max()), float(values[-1]), False)
+    return None
+
+
+def _far_better(trace: Trace, tried: Variation, seen: Verdict) -> bool:
+    end = (variation(trace, tried) or VariationResult()).end
+    return end is not None and seen.end > 0 and end < FAR_BETTER * seen.end
+
+
+def largest(values: np.ndarray) -> float:
+    """Return the largest finite value; minus infinity where there is none."""
+    return float(np.max(values, where=np.isfinite(values), initial=-math.inf))

@@ -1,0 +1,240 @@
+"""Labels that do not fit the output: out of range, of another shape, no distribution, of the wrong sign."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradrecipes.core.findings.finding import Severity
+from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.diagnosis.facts.data_facts import ArrayReading, Head
+from gradrecipes.diagnosis.facts.mismatch import (
+    BINARY,
+    CATEGORICAL,
+    SPARSE,
+    Mismatch,
+    class_of,
+    compile_with,
+    from_logits,
+    last_layer,
+)
+from gradrecipes.diagnosis.facts.readings import number, say
+from gradrecipes.diagnosis.facts.shape_mismatches import shape_mismatches
+
+A_HAIR = 1e-3  # by which a label may leave its range by rounding
+ROOM = 0.05  # by which a target of a binary cross-entropy may leave [0, 1]: interpolated images do
+SOME = 0.01  # share of the rows that may be no distribution: rows of zeros for samples without a label
+MANY = 0.05  # share of targets of the wrong sign
+
+
+def label_mismatches(head: Head) -> Iterator[Mismatch]:
+    """Yield what does not fit between targets, the loss of Keras on them, and the output."""
+    if head.target is None or head.target.min is None:
+        return
+    if head.known:
+        yield from shape_mismatches(head)
+    if head.known and head.loss in SPARSE:
+        yield from _class_indices(head, head.target)
+    elif head.known and head.loss in CATEGORICAL:
+        yield from _distributions(head, head.target)
+    elif head.known and head.loss in BINARY:
+        yield from _yes_or_no(head, head.target)
+    elif head.known:
+        yield from _signs(head, head.target)
+    if head.measured.pairs_samples is False:
+        yield all_with_all(f"The loss {head.name!r}", head.target.name)
+
+
+def _class_indices(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
+    ignored = number(head.output.config.get("ignore_class"))
+    values = [value for value in target.values if value != ignored]
+    complete = target.unique is not None and target.unique <= len(target.values)
+    low = values[0] if ignored is not None and values else number(target.min)
+    high = (values[-1] if complete and values else None) if ignored is not None else number(target.max)
+    share = number(target.integer_share)
+    if share is not None and share < 1.0 and not target.nonfinite:
+        yield Mismatch(
+            title="Class numbers that are not whole",
+            statement=f"{say(100 * (1 - share))} % of {target.name} are not whole; {head.loss} cuts them off.",
+            consequence="Targets with fractions are measurements: cut off, they are other labels, or all 0.",
+            measured=share,
+            expected=1.0,
+            prescription=compile_with(
+                "'mean_squared_error'",
+                "For measurements use a regression loss",
+                "A cross-entropy chooses among classes; a squared error measures how far off a number is.",
+                more=last_layer(1, None),
+            ),
+        )
+        return
+    units = head.units
+    beyond = high is not None and units is not None and high >= units
+    if not beyond and not (low is not None and low < 0):
+        return
+    one = units == 1
+    classes = target.unique
+    yield Mismatch(
+        title=(
+            f"Labels from {say(low)} to {say(high)} for {units} unit{'' if one else 's'}"
+            if high is not None
+            else f"Labels from {say(low)}: class numbers begin at 0"
+        ),
+        statement=(
+            f"{target.name} goes from {say(low)} to {say(target.max)}, while {head.output.name!r} has "
+            f"{units} unit{'' if one else 's'}: classes are numbered from 0 to {(units or 1) - 1}."
+        ),
+        consequence="A label without a unit is an error on a CPU, and NaN or a silent wrong loss on a GPU.",
+        measured=high if beyond else low,
+        expected=float((units or 1) - 1) if beyond else 0.0,
+        prescription=Prescription(
+            title="Number the classes from 0, and give the output a unit for each",
+            code=(
+                "import keras\nimport numpy as np\n\n"
+                "classes, y = np.unique(y, return_inverse=True)  # 0 .. len(classes) - 1\n"
+                f"last = keras.layers.Dense({classes or 'len(classes)'}{_ending(head)})\n"
+            ),
+            reason="The loss looks the unit up by the number of the class.",
+            risk="Keep `classes`: predictions are places in it.",
+            reference="https://keras.io/api/losses/probabilistic_losses/",
+        ),
+        sure=1.0,
+    )
+
+
+def _ending(head: Head) -> str:
+    return "" if head.from_logits else ", activation='softmax'"
+
+
+def _distributions(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
+    largest, low = number(target.row_sum_max), number(target.min)
+    if largest is None or low is None or (number(target.sums_to_one) or 0.0) >= 1.0 - SOME:
+        return
+    if low >= -A_HAIR and largest <= 1.0 + ROOM:
+        return  # rows of zeros: samples without a label
+    yield Mismatch(
+        title="The targets of the categorical cross-entropy are no distributions",
+        statement=(
+            f"Only {say(100 * (number(target.sums_to_one) or 0.0))} % of the rows of {target.name} sum to 1; "
+            f"the largest sum is {say(largest)}, the smallest entry {say(low)}."
+        ),
+        consequence=(
+            "The loss then pulls several units up at once while a softmax lets one win, and with entries below 0 it "
+            "has no lower end."
+        ),
+        measured=largest,
+        expected=1.0,
+        severity=Severity.CRITICAL if low < -A_HAIR else Severity.WARNING,
+        only_if_held_back=low >= -A_HAIR,
+        prescription=compile_with(
+            from_logits("binary_crossentropy", True),
+            "For several labels a sample: linear units and the binary cross-entropy of logits",
+            "Each class is then a question of its own.",
+            more=last_layer(head.units, None),
+            risk="If one label a sample is meant, mend the targets instead: rows of zeros with a single 1.",
+        ),
+    )
+
+
+def _yes_or_no(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
+    low, high = number(target.min), number(target.max)
+    if low is None or high is None or (low >= -ROOM and high <= 1.0 + ROOM):
+        return
+    values = target.values
+    signs = target.unique == 2 and values == (-1.0, 1.0)
+    classes = target.unique if target.integer_valued and low >= 0 else None
+    if signs:
+        advice = _convert("Turn the labels from -1 and 1 into 0 and 1", "y = (y + 1) / 2\n")
+    elif classes and classes <= 1000 and head.units == 1 and high < 200:
+        advice = compile_with(
+            "'sparse_categorical_crossentropy'",
+            "One unit for each class, a softmax, and the sparse categorical cross-entropy",
+            "One sigmoid tells two classes apart, not more.",
+            more=last_layer(int(high) + 1, "softmax"),
+        )
+    elif low >= 0:
+        advice = _convert("Scale the targets to the range from 0 to 1", f"y = y / {say(high).replace(',', '')}\n")
+    else:
+        advice = compile_with(
+            "'mean_squared_error'",
+            "For targets of both signs use a squared error behind a linear layer",
+            "A cross-entropy compares probabilities; these targets are none.",
+            more=last_layer(head.units, None),
+        )
+    yield Mismatch(
+        title=f"Targets from {say(low)} to {say(high)} for a loss on probabilities",
+        statement=(
+            f"{target.name} goes from {say(low)} to {say(high)}"
+            + (f" and holds {classes} different classes" if classes and classes > 2 and head.units == 1 else "")
+            + f"; {class_of(head.loss)} takes targets from 0 to 1."
+        ),
+        consequence=(
+            "Outside of that range the loss has no lower end: it falls below 0 and on, while the weights grow without "
+            "bound and the net says yes, or no, to everything."
+        ),
+        measured=high if high > 1 else low,
+        expected=1.0 if high > 1 else 0.0,
+        prescription=advice,
+    )
+
+
+def _convert(title: str, code: str) -> Prescription:
+    return Prescription(
+        title=title,
+        code=code,
+        reason="A probability lies between 0 and 1.",
+        risk="The same for validation data and all later targets.",
+        reference="https://keras.io/api/losses/probabilistic_losses/",
+    )
+
+
+def _signs(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
+    low, negative = number(target.min), number(target.share_below_0) or 0.0
+    values = set(target.values)
+    if head.loss in ("hinge", "squared_hinge") and not (
+        target.unique is not None and target.unique <= 3 and values <= {-1.0, 0.0, 1.0}
+    ):
+        yield Mismatch(
+            title="The hinge loss expects labels of -1 and 1",
+            statement=f"{target.name} goes from {say(target.min)} to {say(target.max)}, not from -1 to 1.",
+            consequence="The label is a factor of the loss: other numbers weight samples, or turn them round.",
+            severity=Severity.WARNING,
+            prescription=compile_with(
+                "keras.losses.CategoricalHinge()",
+                "For several classes use the categorical hinge on one-hot rows",
+                "It compares the right class with the best of the others.",
+                more="y = keras.utils.to_categorical(y)\n",
+            ),
+        )
+    elif head.loss in ("poisson", "mean_squared_logarithmic_error") and negative >= MANY:
+        yield Mismatch(
+            title=f"Negative targets for {head.loss}",
+            statement=f"{say(100 * negative)} % of {target.name} are negative, down to {say(low)}.",
+            consequence="Both losses take logarithms: a count or a size cannot be below 0.",
+            measured=low,
+            expected=0.0,
+            severity=Severity.WARNING,
+            prescription=compile_with(
+                "'mean_squared_error'",
+                "Use a squared error for targets of both signs",
+                "It asks nothing of the sign.",
+            ),
+        )
+
+
+def all_with_all(what: str, target: str) -> Mismatch:
+    """Return the mismatch of a loss that has lost which target belongs to which sample."""
+    return Mismatch(
+        title=f"{what} compares every prediction with every target",
+        statement=(
+            f"{target} has shape (batch,), the output (batch, 1): in arithmetic of one's own that makes "
+            "(batch, batch), and the loss stays the same when the targets change places."
+        ),
+        consequence="Which target belongs to which sample is lost: the net learns the mean, and nothing else.",
+        prescription=Prescription(
+            title="Give the targets a last axis",
+            code="y = y.reshape(-1, 1)  # or y[:, None]\n",
+            reason="Keras' own losses do it for you; keras.losses.Loss does not.",
+            risk="None.",
+            reference="https://keras.io/api/losses/#creating-custom-losses",
+        ),
+        sure=0.97,
+    )

@@ -1,0 +1,58 @@
+"""Weights that are too large where no stretch of plain chain tells it: by their size, and by what smaller ones do."""
+
+from __future__ import annotations
+
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.variation import ALL_SCALED, FITTING_WEIGHTS
+from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.facts.signals import NORMALIZATIONS, count, kernels, layers
+from gradrecipes.diagnosis.outcome.variation_facts import confidence, fixed_by, halved_by, variation_evidence
+from gradrecipes.diagnosis.outcome.verdict import FAR_START, verdict
+from gradrecipes.diagnosis.prescriptions.remedies import normalize_before_the_activation, use_fitting_initializer
+
+TOO_LARGE = 2.0  # times the largest usual standard deviation: four times the variance
+SHARE = 0.3  # of the kernels that are so
+
+
+def oversized_weights(trace: Trace) -> Finding | None:
+    """Return exploding_initialization where kernels are far larger than usual, and the run suffers from it."""
+    seen = verdict(trace)
+    read = list(kernels(trace))
+    large = [(weight, larger) for weight, larger, _ in read if larger > TOO_LARGE]
+    far = seen.start_over_baseline >= FAR_START
+    if len(large) < max(1.0, SHARE * len(read)):
+        return None
+    if count(trace, NORMALIZATIONS) > SHARE * len(read) and not seen.unhealthy:
+        return None  # a normalization undoes the size of the weights before it
+    hurt = seen.unhealthy or far or (not seen.learnt and fixed_by(trace, FITTING_WEIGHTS, ALL_SCALED))
+    if not hurt and not halved_by(trace, seen, FITTING_WEIGHTS):
+        return None
+    worst, larger = max(large, key=lambda pair: pair[1])
+    activation = next((layer.activation for layer in layers(trace) if layer.name == worst.layer), None)
+    statement = (
+        f"The weights of {len(large)} of {len(read)} layers are more than {say(TOO_LARGE)} times too large; the "
+        f"worst, {worst.path!r}, have a size of {say(worst.rms)}, where an initializer "
+        f"gives at most {say(worst.most)} for {worst.fan_in} inputs."
+    )
+    start = f" The loss begins at {say(seen.start)}; a blind guess has {say(seen.baseline)}." if far else ""
+    return Finding(
+        code="exploding_initialization",
+        title=f"The initial weights of {worst.layer!r} are {say(larger)} times too large",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL if hurt else Severity.WARNING,
+        confidence=confidence(trace, FITTING_WEIGHTS, ALL_SCALED),
+        explanation=(
+            f"{statement}{start} Each such layer multiplies what passes through it, forwards and backwards, so that "
+            "outputs, loss and gradients start far out and the first steps throw the weights away."
+        ),
+        layer=worst.layer,
+        evidence=(
+            Evidence(statement, worst.rms, worst.most, "Glorot, LeCun or He, by fan-in"),
+            *variation_evidence(trace, FITTING_WEIGHTS, ALL_SCALED),
+        ),
+        prescriptions=(
+            use_fitting_initializer([weight for weight, _ in large], activation),
+            normalize_before_the_activation(),
+        ),
+    )

@@ -1,0 +1,1 @@
+"""How a training went, and what the variations of its trial show."""

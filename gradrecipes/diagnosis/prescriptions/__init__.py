@@ -1,0 +1,1 @@
+"""What to do, as Keras lines that can be pasted."""

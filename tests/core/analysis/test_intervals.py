@@ -1,0 +1,96 @@
+"""Intervals beside scipy's, and how often they hold the truth."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from gradrecipes.core.analysis.intervals import bootstrap_interval, wilson_interval
+
+
+def scipy_bootstrap(values, **how):
+    return scipy.stats.bootstrap((values,), np.mean, rng=np.random.default_rng(0), **how).confidence_interval
+
+
+@pytest.mark.parametrize("count", [3, 5, 8, 12, 30])
+def test_the_plain_percentiles_are_those_of_scipy(count):
+    values = np.random.default_rng(count).gamma(2.0, size=count)
+    mine = bootstrap_interval(values, expanded=False)
+    theirs = scipy_bootstrap(values, method="percentile", n_resamples=200_000)
+    assert mine.low == pytest.approx(theirs.low, abs=0.02 * values.std())
+    assert mine.high == pytest.approx(theirs.high, abs=0.02 * values.std())
+
+
+def coverage(interval_of, draw, truth, *, runs=1500):
+    return np.mean([interval_of(draw()).low <= truth <= interval_of(draw.again).high for _ in range(runs)])
+
+
+class Draws:
+    """Draw samples one after the other, and remember the last."""
+
+    def __init__(self, distribution, count):
+        self.random, self.distribution, self.count = np.random.default_rng(0), distribution, count
+
+    def __call__(self):
+        self.again = getattr(self.random, self.distribution)(size=self.count)
+        return self.again
+
+
+@pytest.mark.parametrize(
+    ("distribution", "truth", "count", "least"),
+    [("normal", 0.0, 5, 0.91), ("normal", 0.0, 8, 0.93), ("normal", 0.0, 12, 0.93), ("uniform", 0.5, 5, 0.91)],
+)
+def test_the_expanded_interval_holds_the_truth_about_as_often_as_it_says(distribution, truth, count, least):
+    def expanded(values):
+        return bootstrap_interval(values, resamples=2000)
+
+    assert least <= coverage(expanded, Draws(distribution, count), truth) <= 0.97
+
+
+def test_for_five_values_plain_percentiles_and_the_bias_corrected_ones_fall_short():
+    def plain(values):
+        return bootstrap_interval(values, expanded=False)
+
+    def corrected(values):
+        return scipy_bootstrap(values, method="BCa", n_resamples=1000)
+
+    assert 0.80 < coverage(plain, Draws("normal", 5), 0.0) < 0.86
+    assert coverage(corrected, Draws("normal", 5), 0.0, runs=500) < 0.87
+
+
+def test_an_interval_is_the_same_each_time_and_moves_with_the_values():
+    values = np.random.default_rng(0).normal(size=20)
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    there = bootstrap_interval(values + 10)
+    assert there.low == pytest.approx(bootstrap_interval(values).low + 10)
+    assert values.mean() + 10 in there
+    assert bootstrap_interval([2.0, 2.0, 2.0]).width == 0
+
+
+def test_one_value_sets_no_ends():
+    interval = bootstrap_interval([0.5])
+    assert (interval.low, interval.high) == (-math.inf, math.inf)
+
+
+@pytest.mark.parametrize(("events", "count"), [(0, 5), (1, 5), (5, 5), (3, 20)])
+def test_the_share_is_that_of_scipy(events, count):
+    theirs = scipy.stats.binomtest(events, count).proportion_ci(method="wilson")
+    mine = wilson_interval(events, count)
+    assert (mine.low, mine.high) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+    assert (wilson_interval(0, 0).low, wilson_interval(0, 0).high) == (0, 1)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [1.0, math.inf], [[1.0]]])
+def test_what_is_no_list_of_finite_numbers_is_refused(values):
+    with pytest.raises(ValueError, match="must be one or more finite numbers"):
+        bootstrap_interval(values)
+
+
+def test_levels_and_counts_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="level=95"):
+        bootstrap_interval([1.0, 2.0], level=95)
+    with pytest.raises(ValueError, match="events=6"):
+        wilson_interval(6, 5)
