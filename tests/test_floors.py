@@ -197,6 +197,38 @@ def test_nothing_is_left_unfinished():
     assert marked == []
 
 
+def test_no_circle_of_files():
+    """Imports inside functions and those for type checkers count: a file in a circle cannot be read by itself."""
+    known = {module_of(path) for path in modules()} - {INDEX}
+    graph = {module_of(path): files_imported(path, known) for path in modules() if module_of(path) != INDEX}
+    assert circles(graph) == []
+
+
+def files_imported(path: Path, known: set[str]) -> set[str]:
+    """Return the modules of the package that a file imports anywhere, the lazy index apart."""
+    module = module_of(path)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        for target in _imported(node, package):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+            inner = {f"{target}.{name}" for name in names} & known
+            found |= inner or {target} & known
+    return found - {module}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Return the groups of modules that import each other: what cannot be put in order."""
+    left = {module: set(targets) for module, targets in graph.items()}
+    while ready := [module for module, targets in left.items() if not targets & left.keys()]:
+        for module in ready:
+            del left[module]
+    while ready := [module for module in left if not any(module in targets for targets in left.values())]:
+        for module in ready:
+            del left[module]
+    return [sorted(left)] if left else []
+
+
 # -- the walker itself ---------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("module", "source", "words"),
@@ -256,6 +288,12 @@ def test_the_walker_catches_a_planted_violation(module, source, words):
 )
 def test_the_walker_lets_good_files_be(module, source):
     assert complaints(source, module) == []
+
+
+def test_a_circle_is_found_and_what_only_hangs_on_it_is_not_named():
+    graph = {"top": {"a"}, "a": {"b"}, "b": {"c"}, "c": {"a", "base"}, "base": set()}
+    assert circles(graph) == [["a", "b", "c"]]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
 
 
 def test_a_package_resolves_its_own_relative_imports():

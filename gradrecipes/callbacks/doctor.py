@@ -135,7 +135,7 @@ class Doctor(AttachedCallback):
         steps = len(trace)
         self.findings.append(finding)
         self.steps[finding.code] = steps
-        way = path(finding, Diagnosis((finding,), trace))
+        way = path(finding, trace)
         remedy = f" Remedy: {finding.prescriptions[0].title}." if finding.prescriptions else ""
         _LOG.warning(
             "After %d steps it is %s: %s (%s).%s%s",

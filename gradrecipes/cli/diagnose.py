@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, metavar="SAMPLES", help="default: what the function tells, else 32")
     parser.add_argument("--html", type=Path, metavar="PATH", help="write the report as one HTML page, too")
     parser.add_argument("--trace", type=Path, metavar="PATH", help="keep what was measured, for `gradrecipes report`")
+    parser.add_argument("--full", action="store_true", help="print every finding with its evidence and remedies")
     parser.add_argument("--json", action="store_true", help="print the diagnosis as JSON and nothing else")
 
 
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(diagnosis.to_json())
     else:
-        print_diagnosis(diagnosis)
+        print_diagnosis(diagnosis, full=arguments.full)
     if arguments.trace is not None:
         _keep(diagnosis, arguments.trace)
     if arguments.html is not None:

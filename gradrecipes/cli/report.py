@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="where to write the page (default: beside the trace, ending in .html; with --json: nowhere)",
     )
+    parser.add_argument("--full", action="store_true", help="print every finding with its evidence and remedies")
     parser.add_argument("--json", action="store_true", help="print the diagnosis as JSON and nothing else")
 
 
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(diagnosis.to_json())
     else:
-        print_diagnosis(diagnosis)
+        print_diagnosis(diagnosis, full=arguments.full)
     if html is not None:
         write_page(diagnosis, html, needed=arguments.html is not None)
     return 0 if diagnosis.healthy else 1
@@ -56,8 +57,11 @@ def load_trace(path: Path) -> Trace:
         raise UsageError(str(error)) from error
 
 
-def print_diagnosis(diagnosis: Diagnosis) -> None:
-    """Print a diagnosis for people, in colour where the terminal has it."""
+def print_diagnosis(diagnosis: Diagnosis, *, full: bool) -> None:
+    """Print a diagnosis for people: one screen, in colour where the terminal has it, or everything."""
+    if full:
+        print(diagnosis.full())
+        return
     try:
         from rich.console import Console
     except ImportError:

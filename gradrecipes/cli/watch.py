@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what `gradrecipes watch` takes."""
     parser.add_argument("--out", type=Path, default=Path("out/watch"), metavar="DIR", help="default: out/watch")
     parser.add_argument("--sample-every", type=int, default=50, metavar="STEPS", help="default: 50")
+    parser.add_argument("--full", action="store_true", help="print every finding with its evidence and remedies")
     parser.add_argument("--json", action="store_true", help="print the diagnoses as JSON behind the script's output")
     parser.add_argument("script", type=Path, help="the training script, run as `python script` would run it")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="what the script takes")
@@ -123,7 +124,7 @@ def _tell(diagnoses: list[tuple[str, Diagnosis]], arguments: argparse.Namespace)
         return
     for name, diagnosis in diagnoses:
         print(f"\n== {name}: {len(diagnosis.trace)} steps ==")
-        print_diagnosis(diagnosis)
+        print_diagnosis(diagnosis, full=arguments.full)
     if not diagnoses:
         return
     page = arguments.out / f"{arguments.script.stem}.html"

@@ -10,6 +10,7 @@ import numpy as np
 
 from gradrecipes.core.findings.finding import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.joint_remedy import with_joint_remedy
 from gradrecipes.diagnosis.registry import Rule, rules
 
 CONFIDENCE_STEPS = 5  # confidences that differ by less than a fifth count as equal; the deeper cause then goes first
@@ -36,7 +37,7 @@ def find(trace: Trace) -> list[Finding]:
     """
     table = rules()
     found = [finding for rule in table.values() if (finding := _judge(rule, trace)) is not None]
-    return in_reading_order(linked(found, table), table)
+    return in_reading_order(linked(with_joint_remedy(found, trace), table), table)
 
 
 def linked(findings: Sequence[Finding], table: Mapping[str, Rule]) -> list[Finding]:

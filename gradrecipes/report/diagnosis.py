@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-from gradrecipes.core.findings.finding import Finding, Severity
-from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.engine import in_reading_order
-from gradrecipes.report import plain_text, strict_json, wording
+from gradrecipes.report import plain_text, screen, strict_json
+from gradrecipes.report.findings import OrderedFindings
 from gradrecipes.report.looked_at import looked_at
 from gradrecipes.report.path import path
 
@@ -18,11 +15,11 @@ FORMAT = "gradrecipes.diagnosis"
 VERSION = 1
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Diagnosis:
+class Diagnosis(OrderedFindings):
     """Tell whether a training is healthy, what is wrong with it, why, and what to do.
 
-    Print it, show it in a notebook, `save_html` it for a colleague, or `to_json` it for a program.
+    Print it for one screen that says what to do first, or its `full()` for everything; show it in a notebook,
+    `save_html` it for a colleague, or `to_json` it for a program.
 
     Args:
         findings: The findings, in any order. They are kept as a tuple in the order in which to read them:
@@ -39,30 +36,6 @@ class Diagnosis:
         True
     """
 
-    findings: tuple[Finding, ...]
-    trace: Trace
-
-    def __post_init__(self) -> None:
-        found = tuple(self.findings)
-        strangers = [item for item in found if not isinstance(item, Finding)]
-        if strangers or not isinstance(self.trace, Trace):
-            raise TypeError(
-                "A Diagnosis is made of findings and a Trace. "
-                f"Received: {type((strangers or [self.trace])[0]).__name__}. "
-                "`gradrecipes.diagnose(trace)` makes one from a Trace."
-            )
-        object.__setattr__(self, "findings", tuple(in_reading_order(list(found))))
-
-    @property
-    def healthy(self) -> bool:
-        """Whether no finding is critical or a warning; notices do not count."""
-        return all(finding.severity is Severity.NOTICE for finding in self.findings)
-
-    @property
-    def verdict(self) -> str:
-        """One line that says how the training is."""
-        return wording.verdict(self)
-
     # -- for programs ----------------------------------------------------------------------------
     def to_dict(self) -> dict[str, Any]:
         """Return the diagnosis as plain JSON values; a number JSON cannot hold becomes its name ("nan")."""
@@ -73,7 +46,7 @@ class Diagnosis:
                 "version": VERSION,
                 "healthy": self.healthy,
                 "verdict": self.verdict,
-                "findings": [{**finding.to_dict(), "path": path(finding, self)} for finding in self.findings],
+                "findings": [{**finding.to_dict(), "path": path(finding, trace)} for finding in self.findings],
                 "looked_at": dict(looked_at(trace)),
                 "probes": trace.probes.to_json(),
                 "trace": {
@@ -102,11 +75,21 @@ class Diagnosis:
 
         write_html(path, [("", self)])
 
-    def __str__(self) -> str:
+    def full(self) -> str:
+        """Return all there is to say as text: every finding with evidence, remedies and sources, what was tried.
+
+        Example:
+            >>> from gradrecipes.core.trace import Trace
+            >>> print(Diagnosis((), Trace(layers=["dense"])).full())
+            Nothing to judge: the trace holds no training step.
+        """
         return plain_text.render(self)
 
+    def __str__(self) -> str:
+        return "\n".join(line for line, _ in screen.render(self))
+
     def __repr__(self) -> str:
-        return f"<Diagnosis: {self.verdict} ({wording.tally(self)})>"
+        return f"<Diagnosis: {self.verdict} ({self.tally})>"
 
     def _repr_html_(self) -> str | None:
         """Return a page fragment for notebooks, or None (so that the text is shown) without jinja2."""
@@ -118,7 +101,8 @@ class Diagnosis:
             return None
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        """Yield what rich prints in a terminal."""
-        from gradrecipes.report.terminal import render
+        """Yield what rich prints in a terminal: the lines of `print(diagnosis)` in colour."""
+        from rich.text import Text
 
-        yield from render(self)
+        for line, style in screen.render(self):  # a Text, not markup: "[bold]" in a layer name stays as it is
+            yield Text(line, style=style, no_wrap=True, overflow="ignore")

@@ -6,23 +6,21 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gradrecipes import __version__
 from gradrecipes.diagnosis.registry import rules
 from gradrecipes.report import run_facts, wording
+from gradrecipes.report.findings import OrderedFindings
 from gradrecipes.report.looked_at import looked_at
 from gradrecipes.report.path import path
 from gradrecipes.report.rule_page import RulePage, rule_page
 from gradrecipes.report.trial_rows import trial_rows
 
-if TYPE_CHECKING:
-    from gradrecipes.report.diagnosis import Diagnosis
-
 EVENTS_AT_MOST = 200  # events that are listed one by one; the counts cover all of them
 
 
-def write_html(path: str | os.PathLike[str], diagnoses: Sequence[tuple[str, Diagnosis]]) -> None:
+def write_html(path: str | os.PathLike[str], diagnoses: Sequence[tuple[str, OrderedFindings]]) -> None:
     """Write one self-contained page about one run or several.
 
     Args:
@@ -39,7 +37,7 @@ def write_html(path: str | os.PathLike[str], diagnoses: Sequence[tuple[str, Diag
     path.write_bytes(page.encode("utf-8", errors="xmlcharrefreplace"))
 
 
-def render_page(diagnoses: Sequence[tuple[str, Diagnosis]]) -> str:
+def render_page(diagnoses: Sequence[tuple[str, OrderedFindings]]) -> str:
     """Return the page that `write_html` writes."""
     if not diagnoses:
         raise ValueError(
@@ -55,7 +53,7 @@ def render_page(diagnoses: Sequence[tuple[str, Diagnosis]]) -> str:
     return environment.get_template("page.html.j2").render(runs=runs, version=__version__)
 
 
-def render_fragment(diagnosis: Diagnosis) -> str:
+def render_fragment(diagnosis: OrderedFindings) -> str:
     """Return a part of a page, with its own style and without pictures, for a notebook cell."""
     run = _run(1, "", diagnosis)
     return _environment().get_template("fragment.html.j2").render(run=run)
@@ -88,7 +86,7 @@ def _page(code: str) -> RulePage | None:
     return rule_page(code) if code in rules() else None
 
 
-def _run(place: int, name: str, diagnosis: Diagnosis) -> dict[str, Any]:
+def _run(place: int, name: str, diagnosis: OrderedFindings) -> dict[str, Any]:
     trace = diagnosis.trace
     anchors = {id(finding): f"run-{place}-finding-{count}" for count, finding in enumerate(diagnosis.findings, 1)}
 
@@ -101,7 +99,7 @@ def _run(place: int, name: str, diagnosis: Diagnosis) -> dict[str, Any]:
         "name": name,
         "state": ("healthy" if diagnosis.healthy else "unhealthy") if judged else "unknown",
         "verdict": diagnosis.verdict,
-        "tally": wording.tally(diagnosis),
+        "tally": diagnosis.tally,
         "findings": [
             {
                 "finding": finding,
@@ -110,11 +108,11 @@ def _run(place: int, name: str, diagnosis: Diagnosis) -> dict[str, Any]:
                 "since": wording.since(finding, trace),
                 "symptoms": [
                     linked(symptom) if symptom else {"title": f"{code} (not seen in this run)", "anchor": ""}
-                    for code, symptom in wording.symptoms(finding, diagnosis)
+                    for code, symptom in diagnosis.symptoms(finding)
                 ],
-                "path": path(finding, diagnosis),
+                "path": path(finding, trace),
                 "page": _page(finding.code),
-                "causes": [linked(cause) for cause in wording.causes(finding, diagnosis)],
+                "causes": [linked(cause) for cause in diagnosis.causes(finding)],
             }
             for finding in diagnosis.findings
         ],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,9 +11,6 @@ from gradrecipes.core.findings.finding import Finding, Kind
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.readings import say
 from gradrecipes.diagnosis.outcome.verdict import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, verdict
-
-if TYPE_CHECKING:
-    from gradrecipes.report.diagnosis import Diagnosis
 
 ARROW = " → "
 SHORT = {
@@ -46,14 +42,13 @@ LARGE_NORM, SMALL_NORM = 1e2, 1e-5  # gradient norms that belong on the way; bet
 FAR_START = 5.0  # first loss over chance from which on it belongs on the way
 
 
-def path(finding: Finding, diagnosis: Diagnosis) -> str:
+def path(finding: Finding, trace: Trace) -> str:
     """Return "weights too large → forward growth 8.0 per layer (theory 8.0) → … → loss NaN at step 2".
 
     Empty for a symptom, and for a cause that nothing was seen of.
     """
     if finding.kind is not Kind.CAUSE:
         return ""
-    trace = diagnosis.trace
     seen = verdict(trace)
     links = [*_growth(finding), *_gradient(trace), *_start(seen), *_end(trace, seen)]
     if finding.code == "failing_step" or not links:

@@ -1,29 +1,26 @@
-"""A diagnosis as plain text: no colours, no control codes, fit for logs and mails."""
+"""A diagnosis in full as plain text: no colours, no control codes, fit for logs and mails."""
 
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
 
 from gradrecipes.core.findings.finding import Finding
 from gradrecipes.core.findings.prescription import Prescription
 from gradrecipes.report import wording
+from gradrecipes.report.findings import OrderedFindings
 from gradrecipes.report.looked_at import looked_at
 from gradrecipes.report.path import path
 from gradrecipes.report.run_facts import event_counts
 from gradrecipes.report.trial_rows import trial_rows
 
-if TYPE_CHECKING:
-    from gradrecipes.report.diagnosis import Diagnosis
-
-WIDTH = 100  # characters of a line
+WIDTH = 80  # characters of a line
 
 
-def render(diagnosis: Diagnosis) -> str:
+def render(diagnosis: OrderedFindings) -> str:
     """Return the whole diagnosis as text."""
     lines = [diagnosis.verdict]
     if diagnosis.findings:
-        lines.append(f"{wording.tally(diagnosis)} in {len(diagnosis.trace):,} recorded steps")
+        lines.append(f"{diagnosis.tally} in {len(diagnosis.trace):,} recorded steps")
     for place, finding in enumerate(diagnosis.findings, 1):
         lines += ["", *_finding(place, finding, diagnosis)]
     lines += _tried(diagnosis)
@@ -39,12 +36,12 @@ def render(diagnosis: Diagnosis) -> str:
     return wording.printable("\n".join(lines))
 
 
-def _finding(place: int, finding: Finding, diagnosis: Diagnosis) -> list[str]:
+def _finding(place: int, finding: Finding, diagnosis: OrderedFindings) -> list[str]:
     lines = [
         f"{place}. [{finding.severity.value.upper()}, {finding.kind.value}] {finding.title}",
         f"   {finding.code}: {wording.confidence(finding.confidence)}, in {wording.place(finding)}, "
         f"{wording.since(finding, diagnosis.trace)}",
-        *_wrapped(path(finding, diagnosis), "     ", first="   "),
+        *_wrapped(path(finding, diagnosis.trace), "     ", first="   "),
         *_wrapped(finding.explanation, "   "),
     ]
     for fact in finding.evidence:
@@ -57,14 +54,14 @@ def _finding(place: int, finding: Finding, diagnosis: Diagnosis) -> list[str]:
         numbers += [f"source: {fact.source}"] if fact.source else []
         if numbers:
             lines += _wrapped("; ".join(numbers), "     ")
-    for code, symptom in wording.symptoms(finding, diagnosis):
+    for code, symptom in diagnosis.symptoms(finding):
         lines.append(f"   leads to: {symptom.title if symptom else f'{code} (not seen in this run)'}")
     for number, prescription in enumerate(finding.prescriptions, 1):
         lines += _prescription(number, prescription)
     return lines
 
 
-def _tried(diagnosis: Diagnosis) -> list[str]:
+def _tried(diagnosis: OrderedFindings) -> list[str]:
     rows = trial_rows(diagnosis.trace)
     if len(rows) < 2:
         return []

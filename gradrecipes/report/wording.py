@@ -1,15 +1,12 @@
-"""The words that every form of a report shares: verdict, confidence, place, numbers, cause and symptoms."""
+"""The words that every form of a report shares: confidence, place, time, numbers."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gradrecipes.core.findings.finding import Finding, Severity
+from gradrecipes.core.findings.finding import Finding
 from gradrecipes.core.trace import Trace
-
-if TYPE_CHECKING:
-    from gradrecipes.report.diagnosis import Diagnosis
 
 # Lowest probability for each word: Mastrandrea et al. (2010), guidance note for IPCC authors, table 1.
 CONFIDENCE_WORDS = (
@@ -19,11 +16,6 @@ CONFIDENCE_WORDS = (
     (0.33, "about as likely as not"),
     (0.0, "unlikely"),
 )
-COUNTED = {
-    Severity.CRITICAL: ("critical finding", "critical findings"),
-    Severity.WARNING: ("warning", "warnings"),
-    Severity.NOTICE: ("notice", "notices"),
-}
 
 
 def printable(text: Any) -> str:
@@ -33,25 +25,6 @@ def printable(text: Any) -> str:
         letter if letter.isprintable() or letter == "\n" else " " if letter.isspace() else "\N{REPLACEMENT CHARACTER}"
         for letter in text
     )
-
-
-def verdict(diagnosis: Diagnosis) -> str:
-    """Return one line that says how the training is."""
-    if not len(diagnosis.trace) and not diagnosis.findings:
-        return "Nothing to judge: the trace holds no training step."
-    if diagnosis.healthy:
-        steps = len(diagnosis.trace)
-        if diagnosis.trace.probes.trial is not None:
-            return f"Healthy: nothing alarming in the data, the net, and {steps:,} trial steps."
-        return f"Healthy: nothing alarming in {steps:,} recorded {'step' if steps == 1 else 'steps'}."
-    return f"Unhealthy: {diagnosis.findings[0].title}"
-
-
-def tally(diagnosis: Diagnosis) -> str:
-    """Return how many findings of each severity there are: "1 critical finding, 2 warnings"."""
-    counts = {level: sum(finding.severity is level for finding in diagnosis.findings) for level in Severity}
-    parts = [f"{count} {COUNTED[level][count > 1]}" for level, count in counts.items() if count]
-    return ", ".join(parts) or "no findings"
 
 
 def confidence(value: float) -> str:
@@ -77,7 +50,7 @@ def since(finding: Finding, trace: Trace) -> str:
 
 
 def number(value: Any) -> str:
-    """Return a number with four significant digits, or a dash for None."""
+    """Return a number with four significant digits, thousands in groups, or a dash for None."""
     if value is None:
         return "–"
     value = float(value)
@@ -85,19 +58,6 @@ def number(value: Any) -> str:
         return "NaN"
     if math.isinf(value):
         return "infinite" if value > 0 else "minus infinite"
-    if value == int(value) and abs(value) < 1e6:
-        return f"{int(value)}"
+    if abs(value) < 1e6 and (value == int(value) or abs(value) >= 1e3):
+        return f"{value:,.0f}"
     return f"{value:.4g}"
-
-
-def symptoms(finding: Finding, diagnosis: Diagnosis) -> list[tuple[str, Finding | None]]:
-    """Return what a cause brings about: for each code the finding that shows it here, or None when nothing does."""
-    seen: dict[str, Finding] = {}
-    for other in diagnosis.findings:
-        seen.setdefault(other.code, other)
-    return [(code, seen.get(code)) for code in finding.leads_to]
-
-
-def causes(finding: Finding, diagnosis: Diagnosis) -> list[Finding]:
-    """Return the findings that name this one among what they lead to."""
-    return [other for other in diagnosis.findings if finding.code in other.leads_to]

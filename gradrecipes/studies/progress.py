@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from gradrecipes.studies.study import Study
+from gradrecipes.studies.study_runs import StudyRuns
 
 
 class Progress(contextlib.AbstractContextManager):
@@ -18,7 +17,7 @@ class Progress(contextlib.AbstractContextManager):
         shown: Whether to show it; None: on a terminal.
     """
 
-    def __init__(self, study: Study, *, shown: bool | None = None):
+    def __init__(self, study: StudyRuns, *, shown: bool | None = None):
         self._study = study
         self._total = len(study.arms) * len(study.seeds)
         self._bar: Any = None

@@ -12,12 +12,9 @@ import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gradrecipes.studies.store import Store
-
-if TYPE_CHECKING:
-    from gradrecipes.studies.study import Study
+from gradrecipes.studies.study_runs import StudyRuns
 
 CREW = "KERASTUNER_TUNER_ID"  # keras-tuner's own: set in the chief and in every worker
 WORKER = "gradrecipes.studies.worker"
@@ -38,7 +35,7 @@ def in_a_crew() -> bool:
     return CREW in os.environ
 
 
-def join(study: Study, *, give_up: bool, name: str | None = None) -> None:
+def join(study: StudyRuns, *, give_up: bool, name: str | None = None) -> None:
     """Take part in a study whose processes share a directory, as chief or as worker.
 
     Each run is a trial of keras-tuner's distributed mode: the chief hands them out, and takes up those of workers
@@ -77,7 +74,7 @@ def join(study: Study, *, give_up: bool, name: str | None = None) -> None:
         )
 
 
-def launch(study: Study, *, workers: int, give_up: bool, on_look: Callable[..., None]) -> None:
+def launch(study: StudyRuns, *, workers: int, give_up: bool, on_look: Callable[..., None]) -> None:
     """Start a chief and workers on this machine, and wait until they have run the study.
 
     Args:
@@ -109,16 +106,7 @@ def launch(study: Study, *, workers: int, give_up: bool, on_look: Callable[..., 
                 study.move_to(None)
 
 
-def moved(store: Store, directory: str | os.PathLike[str] | None, study: Study) -> Store:
-    """Return a store elsewhere with all that a store holds."""
-    other = Store(directory, fingerprints=study.fingerprints)
-    for runs in study.runs.values():
-        for run in runs:
-            other.put(run)
-    return other
-
-
-def _packed(study: Study, give_up: bool) -> bytes:
+def _packed(study: StudyRuns, give_up: bool) -> bytes:
     # What multiprocessing tells a new process of this one: where modules are found, and the script that was started.
     preparation = multiprocessing.spawn.get_preparation_data("study")
     preparation.pop("authkey", None)

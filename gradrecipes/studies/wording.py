@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from gradrecipes.core.analysis.paired import smallest_p
 from gradrecipes.studies.judge import LEVEL, ArmSummary, Comparison, seen_from
+from gradrecipes.studies.objective import Objective
 from gradrecipes.studies.table import interval, more_seeds, number
 
-if TYPE_CHECKING:
-    from gradrecipes.studies.study import Study
 
+def verdict(
+    summaries: Sequence[ArmSummary], comparisons: Sequence[Comparison], *, best: str | None, objective: Objective
+) -> str:
+    """Return what the runs so far say, one sentence a line.
 
-def verdict(study: Study) -> str:
-    """Return what the runs so far say, one sentence a line."""
-    summaries, best = study.summaries, study.best
+    Args:
+        summaries: How each arm did.
+        comparisons: How any two of them compare.
+        best: Name of the arm with the best mean rank; None before any run.
+        objective: What is compared.
+    """
     if best is None:
         return "No run has been made yet."
-    comparisons = study.comparisons
-    lines = [_best(next(one for one in summaries if one.arm == best), study)]
+    lines = [_best(next(one for one in summaries if one.arm == best), objective)]
     for comparison in (seen_from(one, best) for one in comparisons if best in (one.one, one.other)):
         lines.append(_against(comparison))
     lines += [f"{one.arm}: no hope, {one.hopeless}." for one in summaries if one.hopeless is not None]
@@ -34,11 +39,11 @@ def verdict(study: Study) -> str:
     return "\n".join(lines)
 
 
-def _best(one: ArmSummary, study: Study) -> str:
+def _best(one: ArmSummary, objective: Objective) -> str:
     if math.isnan(one.mean):
         return f"Every run diverged; {one.arm} stands for all of them."
     where = f" (95% interval {interval(one.interval)})" if interval(one.interval) else ""
-    return f"Best so far: {one.arm}, {study.objective.name} {number(one.mean)}{where} over {one.runs} seeds."
+    return f"Best so far: {one.arm}, {objective.name} {number(one.mean)}{where} over {one.runs} seeds."
 
 
 def _against(comparison: Comparison) -> str:

@@ -118,6 +118,15 @@ def test_without_jinja2_the_terminal_still_works(asked, healthy, monkeypatch, ca
     assert "pip install 'gradrecipes[report]'" in captured.err
 
 
+def test_full_prints_what_one_screen_leaves_out(unhealthy, capsys):
+    assert main(["report", str(unhealthy)]) == 1
+    screen = capsys.readouterr().out
+    assert main(["report", str(unhealthy), "--full"]) == 1
+    full = capsys.readouterr().out
+    assert len(screen.splitlines()) <= 40
+    assert "print(diagnosis.full())" in screen and "Remedy 1:" in full and "Remedy 1:" not in screen
+
+
 def test_without_rich_the_plain_text_is_printed(healthy, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert main(["report", str(healthy)]) == 0

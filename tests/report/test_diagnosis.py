@@ -136,8 +136,8 @@ def test_arrays_sets_and_strangers_become_plain():
     }
 
 
-def test_the_text_says_everything_without_control_codes():
-    text = str(full())
+def test_the_full_text_says_everything_without_control_codes():
+    text = full().full()
     for words in (
         "Unhealthy: title of exploding_initialization",
         "2 critical findings in 4 recorded steps",

@@ -100,5 +100,5 @@ def variation_evidence(trace: Trace, *variations: Variation) -> tuple[Evidence, 
         else:
             then = f"it goes from {say(result.start)} to {say(result.end)}"
         statement = f"As it is, the loss {as_it_is} in a short trial; {one.words}, {then}."
-        found.append(Evidence(statement, result.end, seen.end if seen.end == seen.end else None, "this trial"))
+        found.append(Evidence(statement, result.end, source="this trial"))
     return tuple(found)

@@ -90,8 +90,13 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
             *_start(seen),
             *variation_evidence(trace, SCALED_INPUTS, *(() if healed else (ALL_SCALED,))),
         ),
-        prescriptions=normalize_inputs(array.name, (array.columns or Columns(1)).count, pixels=_pixels(array)),
+        prescriptions=normalize_inputs(array.name, (array.columns or Columns(1)).count, pixels=is_pixels(array)),
     )
+
+
+def far_inputs(trace: Trace) -> list[ArrayReading]:
+    """Return the inputs whose scale is odd enough to be mended where a trial shows that scaling helps."""
+    return [array for array in _unscaled(trace) if _oddity(array, mended=True) is not None]
 
 
 def _slowed(trace: Trace, seen: Verdict) -> bool:
@@ -148,7 +153,8 @@ def _oddity(array: ArrayReading, *, mended: bool) -> tuple[str, float, float] | 
     return None
 
 
-def _pixels(array: ArrayReading) -> bool:
+def is_pixels(array: ArrayReading) -> bool:
+    """Return whether an array holds whole numbers from 0 to 255."""
     low, high = number(array.min), number(array.max)
     whole = bool(array.integer_valued)
     return whole and low is not None and low >= 0 and high is not None and 200 <= high <= 255

@@ -66,11 +66,9 @@ def unscaled_targets(trace: Trace) -> Finding | None:
         return None
     healed, tried = fixed_by(trace, SCALED_TARGETS), variation(trace, SCALED_TARGETS) is not None
     together = fixed_by(trace, ALL_SCALED)
-    judged = heads(trace) or (_own_heads(trace) if healed else [])
-    far = [head for head in judged if _regression(head) and _size(head) > (FAR if held else VERY_FAR)]
-    if not far or (tried and not healed and not together):
+    head = _far_head(trace, FAR if held else VERY_FAR, own=healed)
+    if head is None or (tried and not healed and not together):
         return None
-    head = max(far, key=_size)
     target = head.target or ArrayReading("")
     what = f"{target.name} has a root mean square of {say(_size(head))}"
     return Finding(
@@ -94,6 +92,17 @@ def unscaled_targets(trace: Trace) -> Finding | None:
         ),
         prescriptions=scale_targets(target.name, positive=_positive(target)),
     )
+
+
+def far_target(trace: Trace) -> ArrayReading | None:
+    """Return the targets of a regression that are furthest from unit size, or None where none are far."""
+    head = _far_head(trace, FAR, own=False)
+    return None if head is None else head.target
+
+
+def _far_head(trace: Trace, size: float, *, own: bool) -> Head | None:
+    judged = heads(trace) or (_own_heads(trace) if own else [])
+    return max((head for head in judged if _regression(head) and _size(head) > size), key=_size, default=None)
 
 
 def _own_heads(trace: Trace) -> list[Head]:

@@ -1,0 +1,150 @@
+"""A diagnosis on one screen: the verdict, how it came about, the evidence, and the one thing to do first."""
+
+from __future__ import annotations
+
+import textwrap
+
+from gradrecipes.core.findings.finding import Evidence, Finding, Severity
+from gradrecipes.report import wording
+from gradrecipes.report.code_lines import narrow
+from gradrecipes.report.findings import OrderedFindings
+from gradrecipes.report.looked_at import looked_at
+from gradrecipes.report.path import ARROW, path
+
+WIDTH, HEIGHT = 80, 40  # columns and lines: the size of a terminal window, with some lines for the prompt
+MAX_NUMBERS = 5  # pieces of evidence with a number; more is for the full text
+NUMBER_WIDTH = 10  # columns of a number in the table of evidence
+STATEMENT_WIDTH = WIDTH - 2 * (NUMBER_WIDTH + 2)
+MAX_HEAD_LINES = 3  # lines of the verdict
+MAX_TEXT_LINES = 4  # lines of a paragraph
+HEADING, PLAIN, QUIET, CODE = "bold", "", "dim", "green"
+REST = "In full: --full or print(diagnosis.full()). A page: diagnosis.save_html(path)."
+
+Line = tuple[str, str]  # text and style, as rich names it
+
+
+def render(diagnosis: OrderedFindings) -> list[Line]:
+    """Return at most 40 lines of at most 80 columns, each with its style.
+
+    What a screen has no room for is left out from the least useful on: other findings, evidence, the reason.
+    """
+    head = [
+        (line, "bold green" if diagnosis.healthy else "bold red") for line in _cut(diagnosis.verdict, MAX_HEAD_LINES)
+    ]
+    if diagnosis.findings:
+        head.append((f"{diagnosis.tally} in {len(diagnosis.trace):,} recorded steps", QUIET))
+    foot = [("", PLAIN), *((line, QUIET) for line in textwrap.wrap(REST, WIDTH))]
+    room = HEIGHT - len(head) - len(foot)
+    body = _healthy(diagnosis, room) if diagnosis.healthy else _unhealthy(diagnosis, room)
+    return [(wording.printable(line), style) for line, style in [*head, *body, *(foot if body else [])]]
+
+
+def _healthy(diagnosis: OrderedFindings, room: int) -> list[Line]:
+    notices = _others(diagnosis.findings, 1, "Worth knowing", room // 3)
+    seen = looked_at(diagnosis.trace)
+    if not seen:
+        return notices
+    lines: list[Line] = [("", PLAIN), ("What was looked at", HEADING)]
+    for part, words in seen:
+        for line in _cut(f"{part}: {words}", MAX_TEXT_LINES, indent="    ", first="  "):
+            lines.append((line, PLAIN))
+    return _fitting(lines, room - len(notices)) + notices
+
+
+def _unhealthy(diagnosis: OrderedFindings, room: int) -> list[Line]:
+    first, others = diagnosis.findings[0], diagnosis.findings[1:]
+    way = _way(first, diagnosis)
+    remedy = _remedy(first, room - len(way) - 6)  # six lines: one fact, one other finding, with their headings
+    room -= len(way) + len(remedy)
+    least = min(len(others), 1) + 2 if others else 0  # a heading, and a line that tells of the others
+    evidence = _evidence(first, diagnosis, room - max(least, min(len(others) + 2, room // 2) if others else 0))
+    return [*way, *evidence, *remedy, *_others(others, 2, "Other findings", room - len(evidence))]
+
+
+def _way(first: Finding, diagnosis: OrderedFindings) -> list[Line]:
+    way = path(first, diagnosis.trace)
+    if not way:
+        symptoms = [symptom.title for _, symptom in diagnosis.symptoms(first) if symptom is not None]
+        way = ARROW.join([first.title, *symptoms]) if symptoms else ""
+    where = f"Where: {wording.place(first)}, {wording.since(first, diagnosis.trace)}."
+    sure = f"Finding 1, {first.code}, is {wording.confidence(first.confidence)}."
+    lines: list[Line] = [("", PLAIN), ("From the cause to what you see", HEADING)] if way else [("", PLAIN)]
+    lines += [(line, "cyan") for line in _cut(way, MAX_TEXT_LINES, indent="  ")] if way else []
+    return lines + [(line, PLAIN) for line in _cut(f"{where} {sure}", 2, indent="  " if way else "")]
+
+
+def _evidence(first: Finding, diagnosis: OrderedFindings, room: int) -> list[Line]:
+    """Return a table of the facts with a number, or the plain facts where none has one."""
+    numbered = [fact for fact in first.evidence if fact.measured is not None][:MAX_NUMBERS]
+    facts = numbered or list(first.evidence[:2])
+    if not facts:
+        paragraph = [(line, PLAIN) for line in _cut(first.explanation, MAX_TEXT_LINES, indent="  ")]
+        return [("", PLAIN), ("Why", HEADING), *paragraph][: max(room, 0)]
+    header = f"{'Evidence'.ljust(STATEMENT_WIDTH)}  {'measured':>{NUMBER_WIDTH}}  {'expected':>{NUMBER_WIDTH}}"
+    lines: list[Line] = [("", PLAIN), (header if numbered else "Evidence", HEADING)]
+    for fact in facts:
+        rows = _fact(fact) if numbered else _cut(fact.statement, MAX_TEXT_LINES, indent="    ", first="  ")
+        if len(lines) + len(rows) > room and len(lines) > 2:
+            break
+        lines += [(row, PLAIN) for row in rows]
+    return lines
+
+
+def _fact(fact: Evidence) -> list[str]:
+    statement = _cut(fact.statement, MAX_TEXT_LINES - 1, indent="    ", first="  ", width=STATEMENT_WIDTH)
+    numbers = (f"{wording.number(value):>{NUMBER_WIDTH}}" for value in (fact.measured, fact.expected))
+    return [f"{statement[0].ljust(STATEMENT_WIDTH)}  {'  '.join(numbers)}", *statement[1:]]
+
+
+def _remedy(first: Finding, room: int) -> list[Line]:
+    """Return the first prescription of a finding whose lines fit."""
+    for prescription in first.prescriptions:
+        title = _cut(f"Do this first: {prescription.title}", 2)
+        code = narrow(prescription.code, WIDTH)
+        if len(title) + len(code) + 2 > room:
+            continue
+        lines = [("", PLAIN), *((line, HEADING) for line in title), ("", PLAIN), *((line, CODE) for line in code)]
+        reason = (
+            ["", *_cut(f"Why: {prescription.reason}", MAX_TEXT_LINES, indent="  ", first="")]
+            if prescription.reason
+            else []
+        )
+        return lines + [(line, PLAIN) for line in reason if len(lines) + len(reason) <= room]
+    if not first.prescriptions:
+        return []
+    title = _cut(f"Do this first: {first.prescriptions[0].title}", 2)
+    pointer = "print(diagnosis.findings[0].prescriptions[0].code)  # too long for this screen"
+    return [("", PLAIN), *((line, HEADING) for line in title), ("", PLAIN), (pointer, CODE)]
+
+
+def _others(findings: tuple[Finding, ...], start: int, heading: str, room: int) -> list[Line]:
+    if not findings:
+        return []
+    lines: list[Line] = [("", PLAIN), (heading, HEADING)]
+    places = max(1, room - 2)
+    shown = findings if len(findings) <= places else findings[: places - 1]
+    for number, finding in enumerate(shown, start):
+        mild = "" if finding.severity is Severity.CRITICAL else f" ({finding.severity.value})"
+        lines.append((_one_line(f"  {number}. {finding.code}{mild}: {finding.title}"), PLAIN))
+    left = len(findings) - len(shown)
+    return lines + ([(f"  and {left} more", QUIET)] if left else [])
+
+
+def _one_line(text: str) -> str:
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 2].rstrip()} …"
+
+
+def _fitting(lines: list[Line], room: int) -> list[Line]:
+    return lines if len(lines) <= room else [*lines[: max(0, room - 1)], ("  …", QUIET)]
+
+
+def _cut(text: str, lines: int, *, indent: str = "", first: str | None = None, width: int = WIDTH) -> list[str]:
+    """Return text in lines of a width, cut with an ellipsis after so many lines."""
+    return textwrap.wrap(
+        wording.printable(text),
+        width,
+        initial_indent=indent if first is None else first,
+        subsequent_indent=indent,
+        max_lines=lines,
+        placeholder=" …",
+    )
