@@ -202,7 +202,7 @@ class GridSearch(SurvivingTuner, keras_tuner.GridSearch):
 class BayesianOptimization(SurvivingTuner, keras_tuner.BayesianOptimization):
     """Propose settings by a Gaussian process that learns from divergence where not to look.
 
-    For the arguments see `gr.tuning.SurvivingTuner`. Needs scikit-learn and scipy: `gradrecipes[tuning]`.
+    For the arguments see `gr.tuning.SurvivingTuner`. Needs scikit-learn: `gradrecipes[tuning]`.
     """
 
     oracle_class = oracles.BayesianOptimizationOracle

@@ -43,9 +43,10 @@ def sign_flip_test(differences: Sequence[float], *, seed: int = 0) -> float:
     values = _scores(differences)
     if len(values) == 1:
         return 1.0  # scipy asks for two
+    unit = SAME * np.abs(values).sum() or 1.0  # scipy's own tolerance vanishes with the sum that was observed
     test = permutation_test(
         (values,),
-        lambda part, axis: np.mean(part, axis=axis),
+        lambda part, axis: np.round(np.sum(part, axis=axis) / unit),
         permutation_type="samples",
         n_resamples=2**ENUMERATED_AT_MOST if len(values) <= ENUMERATED_AT_MOST else PATTERNS,
         vectorized=True,

@@ -27,6 +27,11 @@ def test_with_an_infinite_difference_it_is_wilcoxons_test(count):
     assert sign_flip_test(values) == pytest.approx(theirs.pvalue)
 
 
+@pytest.mark.parametrize("values", [[-1.0, 1.7, 2.1, -0.8, -0.7, -1.3], [0.1, 0.2, -0.3], [0.7, -0.6, -0.1, 0.0]])
+def test_sums_that_cancel_up_to_rounding_are_the_least_extreme(values):
+    assert sign_flip_test(values) == 1.0
+
+
 def test_many_pairs_are_drawn_and_agree_with_the_normal_theory():
     values = np.random.default_rng(0).normal(0.3, size=40)
     assert sign_flip_test(values) == pytest.approx(scipy.stats.ttest_1samp(values, 0.0).pvalue, abs=0.01)
