@@ -13,8 +13,9 @@ from gradrecipes.report.path import ARROW, path
 
 WIDTH, HEIGHT = 80, 40  # columns and lines: the size of a terminal window, with some lines for the prompt
 MAX_NUMBERS = 5  # pieces of evidence with a number; more is for the full text
-NUMBER_WIDTH = 10  # columns of a number in the table of evidence
+NUMBER_WIDTH = 11  # columns of a number in the table of evidence: -1.234e-308
 STATEMENT_WIDTH = WIDTH - 2 * (NUMBER_WIDTH + 2)
+MIN_EVIDENCE_LINES = 6  # a blank line, the header, and one fact
 MAX_HEAD_LINES = 3  # lines of the verdict
 MAX_TEXT_LINES = 4  # lines of a paragraph
 HEADING, PLAIN, QUIET, CODE = "bold", "", "dim", "green"
@@ -54,10 +55,11 @@ def _healthy(diagnosis: OrderedFindings, room: int) -> list[Line]:
 def _unhealthy(diagnosis: OrderedFindings, room: int) -> list[Line]:
     first, others = diagnosis.findings[0], diagnosis.findings[1:]
     way = _way(first, diagnosis)
-    remedy = _remedy(first, room - len(way) - 6)  # six lines: one fact, one other finding, with their headings
+    least = 2 + min(len(others), 2) if others else 0  # a blank line, a heading, one finding, how many more
+    remedy = _remedy(first, room - len(way) - least - MIN_EVIDENCE_LINES)
     room -= len(way) + len(remedy)
-    least = min(len(others), 1) + 2 if others else 0  # a heading, and a line that tells of the others
-    evidence = _evidence(first, diagnosis, room - max(least, min(len(others) + 2, room // 2) if others else 0))
+    wanted = min(len(others) + 2, room // 2) if others else 0
+    evidence = _evidence(first, diagnosis, room - max(least, wanted))
     return [*way, *evidence, *remedy, *_others(others, 2, "Other findings", room - len(evidence))]
 
 
@@ -92,8 +94,9 @@ def _evidence(first: Finding, diagnosis: OrderedFindings, room: int) -> list[Lin
 
 def _fact(fact: Evidence) -> list[str]:
     statement = _cut(fact.statement, MAX_TEXT_LINES - 1, indent="    ", first="  ", width=STATEMENT_WIDTH)
-    numbers = (f"{wording.number(value):>{NUMBER_WIDTH}}" for value in (fact.measured, fact.expected))
-    return [f"{statement[0].ljust(STATEMENT_WIDTH)}  {'  '.join(numbers)}", *statement[1:]]
+    numbers = [wording.number(value).replace("minus ", "-") for value in (fact.measured, fact.expected)]
+    aligned = "  ".join(number.rjust(NUMBER_WIDTH) for number in numbers)
+    return [f"{statement[0].ljust(STATEMENT_WIDTH)}  {aligned}", *statement[1:]]
 
 
 def _remedy(first: Finding, room: int) -> list[Line]:

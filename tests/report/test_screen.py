@@ -62,8 +62,7 @@ def assert_one_screen(diagnosis):
     compile(code, "screen", "exec")
     if not diagnosis.healthy and diagnosis.findings[0].prescriptions:
         assert "Do this first: " in text and code
-    for finding in diagnosis.findings[1:4]:
-        assert finding.code in text
+    assert all(finding.code in text for finding in diagnosis.findings[1:2])
     assert diagnosis.healthy or "print(diagnosis.full())" in lines[-1]
     return text
 
@@ -100,13 +99,14 @@ def many(count, **options):
 
 @pytest.mark.parametrize("findings", [1, 30])
 @pytest.mark.parametrize("facts", [0, 40])
-@pytest.mark.parametrize("lines", [0, 1, 12, 90])
+@pytest.mark.parametrize("lines", [*range(9), 12, 90])
 def test_the_longest_texts_are_cut_and_the_code_is_whole_or_left_out(findings, facts, lines):
-    evidence = tuple(Evidence(f"Fact {n} is long. " * 20, float(n), 1e300) for n in range(facts))
+    evidence = tuple(Evidence(f"Fact {n} is long. " * 20, -np.inf if n else -1.2345e300, 1e300) for n in range(facts))
     line = "value = function(argument, 'a string, with commas', other=[1, 2, 3], more=4, last=5)  # why\n"
     remedies = (Prescription("do something " * 20, line * lines, "A reason. " * 40),) if lines else ()
     diagnosis = Diagnosis(many(findings, evidence=evidence, prescriptions=remedies), Trace())
     text = assert_one_screen(diagnosis)
+    assert ("Fact 0" in text) is (facts > 0)
     assert len(set(re.findall(r"Fact \d+ is", text))) <= MAX_NUMBERS
     if lines == 1:
         assert "    last=5)" in text
