@@ -19,17 +19,21 @@ class GradientMonitor(AttachedCallback):
     non-finite entries, weights, updates, layer outputs and their gradients, histograms of log2|g|.
 
     Training is not changed: with the monitor on, the weights after `fit` equal those of a plain `fit`, and
-    when `fit` ends nothing of the monitor remains on the model. `gradient_norm` reaches the logs, so that
-    CSVLogger, TensorBoard and every tracker that reads logs show it. Where the forward pass draws with seeded
+    when `fit` ends nothing of the monitor remains on the model. `gradient_norm` and `gradient_norm_max` reach the logs,
+    the mean and the largest norm of the updates of the epoch so far, so that CSVLogger, TensorBoard and every tracker
+    that reads logs show them. Where the forward pass draws with seeded
     operations of TensorFlow itself (`tf.random.normal`, `tf.nn.dropout`), the same numbers are drawn; sums with
     them may differ in the last bit, where TensorFlow would have merged them.
 
-    A step with several updates is one row: its norm is that of all of them together.
+    A step with several updates is one row: its norm is that of all of them together. Where the optimizer accumulates
+    gradients, a row is an update: its norm is that of the mean that is applied, its loss the mean over the batches.
+    A batch that a guard or a loss scaler leaves out has a row of its own.
 
     Args:
         sample_every: Steps from one sample of the expensive statistics to the next, at least 1. None: 100, and 200 for
             models of more than a million trainable parameters.
-        logs: Whether `gradient_norm`, and what a guard counts, reach the logs; the trace has them anyway.
+        logs: Whether `gradient_norm`, `gradient_norm_max`, and what a guard counts, reach the logs; the trace has them
+            anyway.
         histogram_dir: Directory in which TensorBoard finds histograms of log2|g| by layer, or None.
 
     Attributes:

@@ -220,13 +220,11 @@ def accumulated(
     gradients: list[Any],
     variables: list[Any],
     unit: tf.Tensor | float,
-) -> list[Any] | None:
-    """Return the mean over the accumulated micro-batches and this one, or None without accumulation.
+) -> list[Any]:
+    """Return the mean over the accumulated micro-batches and this one; the gradient itself without accumulation.
 
     What is held is unscaled; the mean comes multiplied by `unit`, as the gradients do.
     """
-    if not any(optimizer.gradient_accumulation_steps for optimizer in optimizers):
-        return None
     held = {}
     for optimizer in optimizers:
         if count := optimizer.gradient_accumulation_steps:
@@ -240,6 +238,17 @@ def accumulated(
         return (tf.convert_to_tensor(gradient) + accumulator * unit) / count
 
     return [mean(gradient, variable) for gradient, variable in zip(gradients, variables, strict=True)]
+
+
+def completes_update(optimizers: list[keras.optimizers.Optimizer], variables: list[Any]) -> list[tf.Tensor]:
+    """Return for each variable, as bool scalars, whether the next gradient that is applied updates it."""
+    of_variable = {}
+    for optimizer in optimizers:
+        count = optimizer.gradient_accumulation_steps or 1
+        complete = tf.equal((tf.convert_to_tensor(optimizer._iterations) + 1) % count, 0)
+        of_variable |= dict.fromkeys(map(optimizer._var_key, optimizer._trainable_variables), complete)
+    always = tf.constant(True)
+    return [of_variable.get(optimizers[0]._var_key(variable), always) for variable in variables]
 
 
 def _accumulators(optimizer: keras.optimizers.Optimizer) -> list[tf.Tensor]:

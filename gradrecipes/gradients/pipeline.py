@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,13 +19,15 @@ from gradrecipes.core.trace import (
     SKIPPED_NORM_OUTLIER,
     SKIPPED_OVERFLOW,
 )
+from gradrecipes.gradients.accumulation import AccumulatedSteps, apply_accumulated
+from gradrecipes.gradients.clipper import Clipper
 from gradrecipes.gradients.columns import Columns, Indices, combine_norms, in_columns
+from gradrecipes.gradients.epoch_norms import EpochNorms
 from gradrecipes.gradients.norms import (
     MAX_PLAIN_NORM,
     MAX_SINGLE_FACTOR_NORM,
     Norms,
     PlainSquares,
-    measure_norms,
     plain_squares,
     scaled_norms,
 )
@@ -40,37 +42,11 @@ from gradrecipes.gradients.recorder import (
     is_due,
     nothing_like,
 )
-from gradrecipes.gradients.update import StepResult, Update, combined
+from gradrecipes.gradients.settings import PipelineSettings
+from gradrecipes.gradients.update import StepResult, Update, combined, lower_scale, updates_weights
 
 if TYPE_CHECKING:
     from gradrecipes.gradients.outliers import OutlierDetector
-    from gradrecipes.gradients.step_gradients import Clipped, Clipping
-
-
-@dataclass(frozen=True)
-class PipelineSettings:
-    """What a pipeline does.
-
-    Args:
-        clipping: A method of `gradrecipes.clipping`, or None.
-        skip: Whether steps with a non-finite loss or gradient are left out.
-        sigmas: Standard deviations above the mean from which on a finite loss or norm is an outlier and the step
-            left out as well; None for never.
-        record: Whether the readings are kept for the host.
-        sample_every: Steps from one sample to the next.
-        capacity: Steps that the record holds until the host takes them.
-        xla: Whether the step is compiled by XLA.
-        fused: Whether the update goes through TensorFlow's fused kernels.
-    """
-
-    clipping: Clipping | None = None
-    skip: bool = False
-    sigmas: float | None = None
-    record: bool = False
-    sample_every: int = 50
-    capacity: int = 256
-    xla: bool = False
-    fused: bool = False
 
 
 class Pipeline:
@@ -87,7 +63,9 @@ class Pipeline:
         settings: What to do.
 
     Attributes:
+        clipper: Clips, and owns what the clipping method remembers.
         columns: Which variables the record has columns for; None while they are those of the first step.
+        accumulated: The batches seen, where a step of the record may be an update of several; None elsewhere.
         last_loss: float32, what the logs hold for the loss before an epoch's first step that is applied: the loss of
             the epoch before, and the largest number there is in the first. No improvement for a callback that saves or
             stops by it, and finite, since `TerminateOnNaN` would end the training for a step that was left out.
@@ -98,8 +76,9 @@ class Pipeline:
         self.columns: Columns | None = None
         self.recorder: Recorder | None = None
         self.detectors: dict[str, OutlierDetector] = {}
-        self._clipping_states: dict[str, tuple[tf.Variable, ...]] = {}
-        self._tensors: dict[str, int] = {}
+        self.accumulated: AccumulatedSteps | None = None
+        self._epoch_norms: EpochNorms | None = None
+        self.clipper = Clipper(settings, new_state=self._resume)
         self.step = plain_variable(0, dtype=tf.int64, name="step")
         self.skipped_steps = plain_variable(0, dtype=tf.int64, name="skipped_steps")
         self.consecutive_skips = plain_variable(0, dtype=tf.int64, name="consecutive_skips")
@@ -119,25 +98,40 @@ class Pipeline:
             What happened, as tensors; `record` takes it at the end of the step.
         """
         loss_scale = tf.cast(update.loss_scale, tf.float32)
-        outcome, norms, sampled = self._measure_and_decide(update, loss_scale, sample)
-        factor = self._transform_and_apply(update, outcome, norms, loss_scale)
+        if update.accumulation is not None and not self.settings.by_batch:
+            return apply_accumulated(self, update, update.accumulation, loss_scale, sample=sample)
+        outcome, norms, sampled = self.measure_and_decide(
+            update, loss_scale, sample=sample, record=self.settings.record
+        )
+        factor = self.transform_and_apply(update, outcome, norms, loss_scale)
         total, of_each = norms.total / loss_scale, norms.of_each / loss_scale
-        return StepResult(outcome, total, factor, of_each, norms.finite, sampled, update.variables)
+        is_update = updates_weights(update, outcome, norms) if self.settings.skip or update.lower_scale else None
+        return StepResult(outcome, total, factor, of_each, norms.finite, sampled, update.variables, is_update)
 
     # -- measure and decide ------------------------------------------------------------------------
-    def _measure_and_decide(
-        self, update: Update, loss_scale: tf.Tensor, sample: bool
+    def measure_and_decide(
+        self, update: Update, loss_scale: tf.Tensor, *, sample: bool = False, record: bool = False
     ) -> tuple[tf.Tensor, Norms, SampledUpdate | None]:
+        """Measure the gradients and decide what becomes of them.
+
+        Args:
+            update: The gradients and what is known of them.
+            loss_scale: float32 scalar, what they come multiplied by.
+            sample: Whether samples may be due in the graph that is being built.
+            record: Whether the record needs more than the norms.
+
+        Returns:
+            The outcome, the norms of the gradients as they came, and what a sample is made of.
+        """
         settings = self.settings
-        gradients = update.gradients if update.measured is None else update.measured
-        gradients = without_repeated_indices(gradients, xla=settings.xla)
+        gradients = without_repeated_indices(update.gradients, xla=settings.xla)
         squares = plain_squares(gradients)
         pair = tf.stack([_float32_or_zero(update.loss), tf.sqrt(squares.total) / loss_scale])
         detector = self._detector(update.optimizer_key)
         due = is_due(self.step.read_value(), settings.sample_every) if sample else tf.constant(False)
         # Of a step with one update, the branch that finds the gradient not finite writes the sample itself.
-        at_end = settings.record and (sample or not update.alone)
-        recorder = self._make_recorder(len(gradients), 0) if settings.record and not at_end else None
+        at_end = record and (sample or not update.alone)
+        recorder = self._make_recorder(len(gradients), 0) if record and not at_end else None
         undescribed, weights = tf.zeros([len(gradients) if at_end else 0, DETAILS]), update.weights or list
 
         def usual_step() -> list[Any]:
@@ -204,9 +198,8 @@ class Pipeline:
         return tf.cast(outcome, tf.int64)
 
     # -- transform and apply -----------------------------------------------------------------------
-    def _transform_and_apply(
-        self, update: Update, outcome: tf.Tensor, norms: Norms, loss_scale: tf.Tensor
-    ) -> tf.Tensor:
+    def transform_and_apply(self, update: Update, outcome: tf.Tensor, norms: Norms, loss_scale: tf.Tensor) -> tf.Tensor:
+        """Clip and apply the gradients unless they are to be skipped, and return the factor that clipping had."""
         if not self.settings.skip:
             # Measured first: an update that has begun could no longer reuse the memory of a gradient read after it.
             with tf.control_dependencies([outcome]):
@@ -220,7 +213,7 @@ class Pipeline:
             return self._apply_clipped(update, norms, loss_scale, learn=norms.finite)
 
         def skipped() -> tf.Tensor:
-            _lower_scale(update, outcome)
+            lower_scale(update, outcome)
             return tf.ones(())
 
         return rare_cond(is_applied, optimized(applied), skipped)
@@ -234,57 +227,22 @@ class Pipeline:
         factor = self._apply_clipped(update, norms, loss_scale, learn=is_applied)
         for variable, value in zip(variables, before, strict=True):
             variable.assign(tf.where(is_applied, tf.convert_to_tensor(variable), value))
-        _lower_scale(update, outcome)
+        lower_scale(update, outcome)
         return tf.where(is_applied, factor, 1.0)
 
     def _apply_clipped(self, update: Update, norms: Norms, loss_scale: tf.Tensor, *, learn: tf.Tensor) -> tf.Tensor:
         if self.settings.clipping is None:
             update.apply(update.gradients)
             return tf.ones(())
-        if update.measured is not None:  # with accumulation `clip` bounds the mean, at the update
-            packed = PackedTensors(update.measured, xla=self.settings.xla)
-            factor = self._clipped(update, packed, norms, loss_scale, learn=False).factor
-            update.apply(update.gradients)
-            return factor
+        if update.accumulation is not None:
+            return self.clipper.apply_accumulating(update, learn)
         packed = PackedTensors(update.gradients, xla=self.settings.xla)
-        clipped = self._clipped(update, packed, norms, loss_scale, learn=learn)
+        clipped = self.clipper.clipped(update, packed, norms, loss_scale, learn=learn)
         if clipped.scale is None:
             update.apply(clipped.packed.unpacked())
         else:
             update.apply(packed.tensors, scale=clipped.scale)
         return clipped.factor
-
-    def clip(self, update: Update, gradients: Sequence[TensorLike]) -> list[TensorLike]:
-        """Clip gradients that were measured elsewhere: the unscaled mean of accumulated micro-batches."""
-        packed = PackedTensors(gradients, xla=self.settings.xla)
-        norms = measure_norms(packed)
-        return self._clipped(update, packed, norms, tf.ones(()), learn=norms.finite).scaled().unpacked()
-
-    def _clipped(
-        self, update: Update, packed: PackedTensors, norms: Norms, loss_scale: tf.Tensor, *, learn: tf.Tensor | bool
-    ) -> Clipped:
-        from gradrecipes.gradients.step_gradients import Clipped, StepGradients
-
-        clipping, weights, key = self.settings.clipping, update.weights, update.optimizer_key
-        if clipping is None:
-            return Clipped(packed, tf.ones(()))
-        if self._tensors.setdefault(key, len(packed)) != len(packed):
-            key = f"{key}_of_{len(packed)}"  # fewer gradients than at first: what is remembered is not of these
-        if key not in self._clipping_states:
-            with tf.init_scope():
-                self._clipping_states[key] = clipping.make_state(len(packed))
-            self._resume()
-        step = StepGradients(
-            packed,
-            norms,
-            loss_scale,
-            any_norm=not self.settings.skip,
-            state=self._clipping_states[key],
-            learn=learn,
-            weights=None if weights is None else lambda: PackedTensors(weights()),
-            unit_axes=update.unit_axes,
-        )
-        return clipping.clip(step)
 
     def rate_cap(self, optimizer: str) -> tf.Variable:
         """Return the variable that bounds an optimizer's learning rate; it is infinite until a guard sets it."""
@@ -317,16 +275,56 @@ class Pipeline:
             return whole
         indices = self._indices(whole.variables)
         recorder = self._make_recorder(int(whole.norms.shape[0]), len(activations or ()))
+        loss = tf.constant(np.nan, tf.float32) if loss is None else tf.cast(loss, tf.float32)
+        if whole.is_step is None:
+            self._write(recorder, results, whole, indices, loss, activations)
+            return whole
+        if self.accumulated is None:
+            self.accumulated = AccumulatedSteps()
+            self._resume()
+        batch, loss = self.accumulated.add(whole, loss)
+
+        def write() -> tf.Tensor:
+            self._write(recorder, results, whole, indices, loss, activations, batch=batch)
+            return tf.constant(True)
+
+        rare_cond(whole.is_step, write, lambda: tf.constant(False))
+        return whole
+
+    def _write(
+        self,
+        recorder: Recorder,
+        results: Sequence[StepResult],
+        whole: StepResult,
+        indices: Indices | None,
+        loss: tf.Tensor,
+        activations: Sequence[Activation] | None,
+        batch: tf.Tensor | None = None,
+    ) -> None:
         sampled = [result for result in results if result.sampled is not None]
         if sampled:
             joint, updates = combined(sampled), [result.sampled for result in sampled if result.sampled is not None]
             of_updates = self._indices(joint.variables)
             recorder.write_sample(updates, joint.finite, activations=activations, indices=of_updates)
-        loss = tf.constant(np.nan, tf.float32) if loss is None else tf.cast(loss, tf.float32)
         head = [loss, whole.gradient_norm, whole.clip_factor, tf.cast(whole.outcome, tf.float32)]
         norms = in_columns(whole.norms, indices, recorder.gradients, combine_norms)
-        recorder.write_row(tf.concat([tf.stack(head), norms], axis=0))
-        return whole
+        recorder.write_row(tf.concat([tf.stack(head), norms], axis=0), batch=batch)
+
+    def epoch_norms(self, result: StepResult) -> dict[str, tf.Tensor]:
+        """Count a step and return what the logs hold of the norms: their mean and maximum in this epoch."""
+        if self._epoch_norms is None:
+            self._epoch_norms = EpochNorms()
+        return self._epoch_norms.add(result)
+
+    def begin_epoch(self) -> None:
+        """Begin anew with the mean and the maximum of the norms."""
+        if self._epoch_norms is not None:
+            self._epoch_norms.reset()
+
+    @property
+    def batches(self) -> int:
+        """Batches seen, as many as there were steps unless an optimizer accumulates."""
+        return int((self.step if self.accumulated is None else self.accumulated.batches).numpy())
 
     def _indices(self, variables: Sequence[Any] | None) -> Indices | None:
         return None if self.columns is None or variables is None else self.columns.indices(variables)
@@ -356,16 +354,18 @@ class Pipeline:
         """All state that decides about later steps, by name: what a resumed run needs beside the model's own."""
         found = {name: getattr(self, name) for name in ("skipped_steps", "clipped_steps", "last_loss")}
         found |= {f"rate_cap_{name}": cap for name, cap in self.rate_caps.items()}
+        found |= {} if self.accumulated is None else self.accumulated.variables
         for key, detector in self.detectors.items():
             found |= {f"outliers_{key}/{name}": variable for name, variable in detector.variables.items()}
-        for key, state in self._clipping_states.items():
+        for key, state in self.clipper.states.items():
             found |= {f"clipping_{key}/{index}": variable for index, variable in enumerate(state)}
         return found
 
     def course(self) -> list[tf.Variable]:
         """Return the variables that describe the course of the training so far: they go back when it does."""
         detectors = [variable for detector in self.detectors.values() for variable in detector.variables.values()]
-        return detectors + [variable for state in self._clipping_states.values() for variable in state]
+        gathered = [] if self.accumulated is None else list(self.accumulated.variables.values())
+        return gathered + detectors + [variable for state in self.clipper.states.values() for variable in state]
 
     def restore(self, values: dict[str, np.ndarray]) -> None:
         """Set the state of `variables` to saved values; what does not exist before the first step is set then."""
@@ -388,13 +388,3 @@ def _identity(gradient: TensorLike) -> TensorLike:
     if isinstance(gradient, tf.IndexedSlices):
         return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
     return values
-
-
-def _lower_scale(update: Update, outcome: tf.Tensor) -> None:
-    if update.lower_scale is not None:
-        too_high = tf.equal(outcome, SKIPPED_GRADIENT)
-        tf.cond(too_high, lambda: _done(update.lower_scale()), lambda: tf.constant(False))
-
-
-def _done(_: None) -> tf.Tensor:
-    return tf.constant(True)

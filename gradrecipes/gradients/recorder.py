@@ -49,12 +49,14 @@ class Rows(NamedTuple):
 
     Attributes:
         first: Step of the first row.
+        batches: int64 `[rows]`, the number of each row's batch, the last of its update where an optimizer accumulates.
         steps: float32 `[rows, 4 + n]`: `STEP_COLUMNS`, then the norm of each of n gradients.
         sample_steps: int64 `[samples]`.
         samples: float32 `[samples, columns]`, see `Recorder.split_sample`.
     """
 
     first: int
+    batches: np.ndarray
     steps: np.ndarray
     sample_steps: np.ndarray
     samples: np.ndarray
@@ -101,12 +103,22 @@ class Recorder:
         self._sample_count = plain_variable(0, dtype=tf.int64)
         self._nonfinite_run = plain_variable(0, dtype=tf.int64)
         self._last_nonfinite = plain_variable(-2, dtype=tf.int64)
+        self._batches: tf.Variable | None = None
         self._taken = 0
         self._samples_taken = 0
 
-    def write_row(self, row: tf.Tensor) -> None:
-        """Write the row of this step, float32 `[4 + n]`: `STEP_COLUMNS`, then the norms; and count the step."""
+    def write_row(self, row: tf.Tensor, *, batch: tf.Tensor | None = None) -> None:
+        """Write the row of this step, and count the step.
+
+        Args:
+            row: float32 `[4 + n]`: `STEP_COLUMNS`, then the norms.
+            batch: int64 scalar, the number of its batch; None where each step is one batch.
+        """
         step = self.step.read_value()
+        if batch is not None:
+            if self._batches is None:
+                self._batches = plain_variable(np.zeros([self.capacity], np.int64))
+            self._batches.scatter_nd_update([[step % self.capacity]], batch[None])
         self._rows.scatter_nd_update([[step % self.capacity]], row[None])
         self.step.assign_add(1)
 
@@ -199,9 +211,11 @@ class Recorder:
         step, count = int(self.step.numpy()), int(self._sample_count.numpy())
         first = max(self._taken, step - self.capacity)
         first_sample = max(self._samples_taken, count - self._sample_capacity)
-        rows = self._rows.numpy()[np.arange(first, step) % self.capacity]
+        numbers = np.arange(first, step)
+        rows = self._rows.numpy()[numbers % self.capacity]
+        batches = numbers if self._batches is None else self._batches.numpy()[numbers % self.capacity]
         places = np.arange(first_sample, count) % self._sample_capacity
-        taken = Rows(first, rows, self._sample_steps.numpy()[places], self._samples.numpy()[places])
+        taken = Rows(first, batches, rows, self._sample_steps.numpy()[places], self._samples.numpy()[places])
         self._taken, self._samples_taken = step, count
         return taken
 

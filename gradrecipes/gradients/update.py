@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
+from gradrecipes.core.trace import APPLIED, SKIPPED_GRADIENT
+from gradrecipes.gradients.norms import Norms
 from gradrecipes.gradients.packing import TensorLike
 from gradrecipes.gradients.recorder import SampledUpdate
+
+if TYPE_CHECKING:
+    from gradrecipes.gradients.accumulation import Accumulation
 
 
 @dataclass(frozen=True)
@@ -19,8 +24,8 @@ class Update:
     Args:
         gradients: What `apply` takes, none of them None.
         apply: Applies them through the optimizer; called once, perhaps inside a `tf.cond`.
-        measured: The true gradients where they differ from what is handed on (gradient accumulation);
-            they are measured and not clipped here.
+        accumulation: How the optimizer gathers the gradients of several batches, or None where it does not. Their mean
+            is clipped within `apply`, by `Pipeline.clip`.
         loss: float scalar, the loss of the batch; None when it is not known.
         loss_scale: What the gradients come multiplied by.
         bounded_elsewhere: Whether a later bound makes a gradient above 1.8e19 harmless.
@@ -36,7 +41,7 @@ class Update:
 
     gradients: Sequence[TensorLike]
     apply: Callable[..., None]
-    measured: Sequence[TensorLike] | None = None
+    accumulation: Accumulation | None = None
     loss: tf.Tensor | None = None
     loss_scale: tf.Tensor | float = 1.0
     bounded_elsewhere: bool = False
@@ -55,12 +60,17 @@ class StepResult:
 
     Attributes:
         outcome: int64 scalar, a key of `gradrecipes.core.trace.OUTCOMES`.
-        gradient_norm: float32 scalar, global norm of the unscaled gradient before clipping.
+        gradient_norm: float32 scalar, global norm of the unscaled gradient before clipping. Where an optimizer
+            accumulates: that of the mean with which the weights are updated, and in between that of the batch.
         clip_factor: float32 scalar, what the gradient was multiplied by; 1 in a step that was skipped.
         norms: float32 `[n]`, norm of each unscaled gradient before clipping.
         finite: bool scalar, whether every entry of the gradient is finite.
         sampled: What else was measured, in a graph that samples at the end of the step.
         variables: What the gradients belong to, where that is known.
+        is_update: bool scalar, whether the weights were updated: not where the step was skipped, a loss scaler left it
+            out, or the gradients were only accumulated. None for always.
+        is_step: bool scalar, whether it is a step of the record: an update, or a batch that was left out. None for
+            always.
     """
 
     outcome: tf.Tensor
@@ -70,19 +80,51 @@ class StepResult:
     finite: tf.Tensor
     sampled: SampledUpdate | None = None
     variables: Sequence[Any] | None = None
+    is_update: tf.Tensor | None = None
+    is_step: tf.Tensor | None = None
 
 
 def combined(results: Sequence[StepResult]) -> StepResult:
     """Return the result of a step of several updates, whether of several optimizers or of one."""
     if len(results) == 1:
         return results[0]
-    totals = tf.stack([result.gradient_norm for result in results])
+    outcome = tf.reduce_max(tf.stack([result.outcome for result in results]))
+    totals = tf.stack([_norm_of_step(result) for result in results])
     largest = tf.maximum(tf.reduce_max(totals), 1.0)
+    is_update = _any([result.is_update for result in results])
     return StepResult(
-        tf.reduce_max(tf.stack([result.outcome for result in results])),
+        outcome,
         largest * tf.sqrt(tf.reduce_sum(tf.square(totals / largest))),
         tf.reduce_min(tf.stack([result.clip_factor for result in results])),
         tf.concat([result.norms for result in results], axis=0),
         tf.reduce_all(tf.stack([result.finite for result in results])),
         variables=[variable for result in results for variable in result.variables or ()] or None,
+        is_update=None if is_update is None else is_update & tf.equal(outcome, APPLIED),
+        is_step=_any([result.is_step for result in results]),
     )
+
+
+def _norm_of_step(result: StepResult) -> tf.Tensor:
+    return result.gradient_norm if result.is_step is None else tf.where(result.is_step, result.gradient_norm, 0.0)
+
+
+def _any(conditions: Sequence[tf.Tensor | None]) -> tf.Tensor | None:
+    """Return whether one of several conditions holds, None standing for one that always does."""
+    return None if any(one is None for one in conditions) else tf.reduce_any(tf.stack(conditions))
+
+
+def updates_weights(update: Update, outcome: tf.Tensor, norms: Norms) -> tf.Tensor:
+    """Return whether a step changes the weights: it is applied, and no loss scaler leaves it out by itself."""
+    applied = tf.equal(outcome, APPLIED)
+    return applied if update.lower_scale is None else applied & norms.finite
+
+
+def lower_scale(update: Update, outcome: tf.Tensor) -> None:
+    """Let a loss scaler lower its scale where a step was skipped for a gradient that is not finite."""
+    if update.lower_scale is not None:
+        too_high = tf.equal(outcome, SKIPPED_GRADIENT)
+        tf.cond(too_high, lambda: _done(update.lower_scale()), lambda: tf.constant(False))
+
+
+def _done(_: None) -> tf.Tensor:
+    return tf.constant(True)

@@ -145,7 +145,7 @@ def test_what_other_callbacks_write_into_the_logs_need_not_be_numbers():
     guard = gr.GradientGuard()
     fit_again(seeded(two_dense, metrics=[]), Extra(), guard)
     (event,) = [event for event in guard.trace.events if event.kind == "epoch"]
-    assert {"loss", "gradient_norm", "skipped_steps", "count"} == set(event.details["logs"])
+    assert {"loss", "gradient_norm", "gradient_norm_max", "skipped_steps", "count"} == set(event.details["logs"])
 
 
 def test_after_an_error_that_is_still_held_the_model_is_plain():

@@ -90,7 +90,7 @@ def test_the_keys_reach_history_csv_and_tensorboard_and_have_no_false_twin(tmp_p
     ]
     model = seeded(two_dense)
     history = fit(model, *callbacks, epochs=2, validation_data=(x, y))
-    keys = {"gradient_norm", "skipped_steps", "clipped_steps"}
+    keys = {"gradient_norm", "gradient_norm_max", "skipped_steps", "clipped_steps"}
     assert keys <= set(history)
     assert not {f"val_{key}" for key in keys} & set(history)
     with open(tmp_path / "log.csv", newline="") as file:

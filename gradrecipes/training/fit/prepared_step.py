@@ -12,8 +12,9 @@ import keras
 from gradrecipes.compat import keras_private
 from gradrecipes.compat.graphs import dismantle
 from gradrecipes.core.trace import Trace
-from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
+from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.recorder import is_due
+from gradrecipes.gradients.settings import PipelineSettings
 from gradrecipes.training.fit.request import Request
 from gradrecipes.training.fit.trace_writer import TraceWriter
 from gradrecipes.training.step.instrumented_step import InstrumentedStep
@@ -38,7 +39,7 @@ class PreparedStep:
     Attributes:
         pipeline: What measures, decides, clips and records.
         writer: What writes the readings into a Trace.
-        next_step: The host's own count of steps; `collect` corrects it by the device's.
+        next_step: The host's own count of batches; `collect` corrects it by the device's.
 
     Raises:
         ValueError: A layer was made trainable after the model was compiled and trained.
@@ -105,6 +106,8 @@ class PreparedStep:
 
     def _function_for(self, steps: int, now: float) -> Callable[[Any], Any]:
         every = self.pipeline.settings.sample_every
+        if self.pipeline.accumulated is not None:  # which batch completes a step is known on the device alone
+            return self._function
         if self._lean is None and not self._began:
             return self._function
         if any(is_due(step, every) for step in range(self.next_step, self.next_step + steps)):
@@ -125,6 +128,11 @@ class PreparedStep:
     def _free_when_dropped(self, step: InstrumentedStep) -> None:
         weakref.finalize(self, dismantle, step.graphs).atexit = False
 
+    @property
+    def steps_run(self) -> int:
+        """How many steps have run, by the host's own count where each is one batch."""
+        return self.next_step if self.pipeline.accumulated is None else int(self.pipeline.step.numpy())
+
     def begin_epoch(self, epoch: int) -> None:
         """Assign the steps from here on to an epoch."""
         self.writer.begin_epoch(epoch)
@@ -138,7 +146,7 @@ class PreparedStep:
         return self.writer.trace
 
     def _correct_count(self) -> None:
-        self.next_step = int(self.pipeline.step.numpy())
+        self.next_step = self.pipeline.batches
 
 
 def _settings(model: keras.Model, wanted: list[Request], every: int) -> PipelineSettings:

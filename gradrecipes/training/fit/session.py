@@ -241,8 +241,8 @@ class FitSession:
 
     @property
     def steps_run(self) -> int:
-        """How many steps have run, by the host's own count."""
-        return 0 if self._prepared is None else self._prepared.next_step
+        """How many steps have run: updates, and batches that were left out."""
+        return 0 if self._prepared is None else self._prepared.steps_run
 
     @property
     def pipeline(self) -> Pipeline | None:

@@ -46,7 +46,8 @@ class TraceWriter:
     def begin_epoch(self, epoch: int) -> None:
         """Assign the steps from here on to an epoch."""
         self.epoch = epoch
-        self._epoch_starts.append((int(self._pipeline.step.numpy()), epoch))
+        self._epoch_starts.append((self._pipeline.batches, epoch))
+        self._pipeline.begin_epoch()
 
     def collect(self) -> None:
         """Add to the trace what the device has written since the last time, and an event for every skipped step."""
@@ -58,7 +59,7 @@ class TraceWriter:
             self._begin_trace()
         if len(rows.steps):
             norms = rows.steps[:, len(STEP_COLUMNS) :][:, indices]
-            self._add_steps(rows.first + np.arange(len(rows.steps)), rows.steps, norms)
+            self._add_steps(rows.first + np.arange(len(rows.steps)), rows.batches, rows.steps, norms)
         if len(rows.sample_steps):
             sample = recorder.split_sample(rows.samples).items()
             of_variables = {name: part if name in ACTIVATION_COLUMNS else part[:, indices] for name, part in sample}
@@ -86,15 +87,15 @@ class TraceWriter:
                 spreads[place] = (math.sqrt(max(variance, 0.0)), mean)
         self.trace.description = self.trace.description.with_initial_weights(spreads)
 
-    def _add_steps(self, steps: np.ndarray, rows: np.ndarray, norms: np.ndarray) -> None:
+    def _add_steps(self, steps: np.ndarray, batches: np.ndarray, rows: np.ndarray, norms: np.ndarray) -> None:
         starts = np.array([start for start, _ in self._epoch_starts] or [0])
         epochs = np.array([epoch for _, epoch in self._epoch_starts] or [0])
-        place = np.maximum(np.searchsorted(starts, steps, side="right") - 1, 0)
+        place = np.maximum(np.searchsorted(starts, batches, side="right") - 1, 0)
         columns = dict(zip(STEP_COLUMNS, rows[:, : len(STEP_COLUMNS)].T, strict=True))
         self.trace.extend(
             step=steps + self._offset,
             epoch=epochs[place],
-            batch=steps - starts[place],
+            batch=batches - starts[place],
             **columns,
             layer_gradient_norm=self.layer_map.norms(norms),
         )

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from gradrecipes.core.arguments import require_flag
 from gradrecipes.gradients.clipping import Clipping, require_clipping
-from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
+from gradrecipes.gradients.pipeline import Pipeline
+from gradrecipes.gradients.settings import PipelineSettings
 from gradrecipes.gradients.update import StepResult
 from gradrecipes.training.step import replicas
 from gradrecipes.training.step.optimizer_hook import OptimizerHook, gradients_intercepted

@@ -67,6 +67,7 @@ class InstrumentedStep:
         self._variables: list[Any] = []
         self._updates: dict[str, int] = {}
         self._whole: StepResult | None = None
+        self._norms: dict[str, tf.Tensor] = {}
         self._state: Any = None
         self._inside = 0
         self._shadows = contextlib.ExitStack()
@@ -113,12 +114,14 @@ class InstrumentedStep:
         if activations is not None:
             activations = [(_of_all_replicas(output), _of_all_replicas(gradient)) for output, gradient in activations]
         self._whole = self.pipeline.record(self._results, loss=self._loss, activations=activations)
+        if self._logs_results:
+            self._norms = self.pipeline.epoch_norms(self._whole)
 
     def _own_logs(self) -> dict[str, tf.Tensor]:
         settings = self.pipeline.settings
         if not self._logs_results:
             return {}
-        logs = {"gradient_norm": self._whole.gradient_norm}
+        logs = dict(self._norms)
         if settings.skip:
             logs["skipped_steps"] = tf.cast(self.pipeline.skipped_steps, tf.float32)
         if settings.clipping is not None:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from gradrecipes.compat import keras_private
 from gradrecipes.compat.keras_private import replaced
+from gradrecipes.gradients.accumulation import Accumulation
 from gradrecipes.gradients.packing import PackedTensors
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.update import StepResult, Update
@@ -114,7 +115,7 @@ class OptimizerHook:
             with contextlib.ExitStack() as stack:
                 for leaf, rate in zip(leaves, rates, strict=True):
                     stack.enter_context(self._configured(leaf, rate, scale))
-                    if clips and update.measured is not None:
+                    if clips and update.accumulation is not None:
                         part = _part_of(leaf, update, variables, alone=len(leaves) == 1)
                         stack.enter_context(replaced(leaf, "_clip_gradients", self._clip_accumulated(leaf, part)))
                 apply_gradients(transformed)
@@ -122,7 +123,7 @@ class OptimizerHook:
         update = Update(
             gradients,
             update_weights,
-            measured=keras_private.accumulated(leaves, gradients, variables, loss_scale),
+            accumulation=_accumulation(leaves, gradients, variables, loss_scale),
             loss=loss,
             loss_scale=loss_scale,
             bounded_elsewhere=all(leaf.clipvalue is not None for leaf in leaves),
@@ -176,13 +177,22 @@ class OptimizerHook:
         clip_as_compiled = leaf._clip_gradients
 
         def clip(gradients: list[Any]) -> list[Any]:
-            return clip_as_compiled(self._pipeline.clip(update, gradients))
+            return clip_as_compiled(self._pipeline.clipper.clip(update, gradients))
 
         return clip
 
 
 def _all_assigned(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> list[Any]:
     return list({id(variable): variable for variable in [*variables, *optimizer.variables]}.values())
+
+
+def _accumulation(
+    leaves: list[keras.optimizers.Optimizer], gradients: list[Any], variables: list[Any], loss_scale: Any
+) -> Accumulation | None:
+    if not any(leaf.gradient_accumulation_steps for leaf in leaves):
+        return None
+    means = functools.partial(keras_private.accumulated, leaves, gradients, variables, loss_scale)
+    return Accumulation(means, keras_private.completes_update(leaves, variables))
 
 
 def _read(variables: list[Any]) -> list[tf.Tensor]:

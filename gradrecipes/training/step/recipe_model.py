@@ -15,7 +15,8 @@ from gradrecipes.compat.fused_updates import require_fusible
 from gradrecipes.compat.keras_private import compile_identity, leaves, same_identity
 from gradrecipes.core.arguments import require_flag
 from gradrecipes.gradients.clipping import Clipping, by_global_norm, require_clipping
-from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
+from gradrecipes.gradients.pipeline import Pipeline
+from gradrecipes.gradients.settings import PipelineSettings
 from gradrecipes.regularizers.penalty import GradientCombination, Penalty
 from gradrecipes.training.fit.active_fits import is_attached
 from gradrecipes.training.step.instrumented_step import InstrumentedStep
@@ -89,9 +90,9 @@ class RecipeModelMixin:
         a guard's own clipping takes the place of the model's.
 
         Returns:
-            The logs of `keras.Model.train_step`, and `gradient_norm` (before clipping), `clipped_steps`,
-            `skipped_steps` where they apply. `train_on_batch` returns them too, after those of `metrics_names`,
-            by the alphabet; ask it for `return_dict=True`.
+            The logs of `keras.Model.train_step`, and `gradient_norm`, `gradient_norm_max` (mean and largest before
+            clipping, since the metrics were reset), `clipped_steps`, `skipped_steps` where they apply. `train_on_batch`
+            returns them too, after those of `metrics_names`, by the alphabet; ask it for `return_dict=True`.
         """
         if is_attached(self):
             return self._penalized_step(data)
@@ -113,6 +114,12 @@ class RecipeModelMixin:
     def _penalized_step(self, data: Any) -> dict[str, Any]:
         with penalized(self, data, self.penalty):
             return super().train_step(data)
+
+    def reset_metrics(self) -> None:
+        """Begin anew with all means, that of the gradient norm too."""
+        super().reset_metrics()
+        if self._own_step is not None:
+            self._own_step.pipeline.begin_epoch()
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluate one batch, as `keras.Model.test_step` does."""

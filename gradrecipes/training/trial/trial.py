@@ -17,8 +17,9 @@ from gradrecipes.compat import keras_private
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Autopsy
 from gradrecipes.core.trace.probes import LayerSignal
-from gradrecipes.gradients.pipeline import Pipeline, PipelineSettings
+from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.recorder import STEP_COLUMNS
+from gradrecipes.gradients.settings import PipelineSettings
 from gradrecipes.training.autopsy import autopsy
 from gradrecipes.training.fit.trace_writer import TraceWriter
 from gradrecipes.training.recovery.model_state import variables_of
@@ -100,7 +101,7 @@ class Trial:
         for optimizer in keras_private.optimizers_of(model):
             for leaf in keras_private.leaves(optimizer):
                 self._stack.enter_context(keras_private.rate_multiplied(leaf, self._rate))
-        settings = PipelineSettings(record=True, capacity=2 * self.steps, xla=bool(model.jit_compile))
+        settings = PipelineSettings(record=True, capacity=2 * self.steps, by_batch=True, xla=bool(model.jit_compile))
         self._pipeline = Pipeline(settings)
         self._instrumented = InstrumentedStep(model, model.train_step, self._pipeline)
         self._step = keras_private.compile_train_step(model, self._instrumented)
@@ -192,6 +193,7 @@ class Trial:
         in_a_row, broken, began = 0, None, time.monotonic()
         for step in range(steps):
             self.model.reset_metrics()  # else the logs show means over all steps so far
+            self._pipeline.begin_epoch()
             sampled = samples is not None and (step < EARLY_SAMPLES or step % RARE_SAMPLES == 0)
             if sampled:
                 samples.before(step)
