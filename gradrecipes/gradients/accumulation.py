@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,64 +12,58 @@ from gradrecipes.compat.plain_variable import plain_variable
 from gradrecipes.core.trace import APPLIED
 from gradrecipes.gradients.columns import MISSING
 from gradrecipes.gradients.norms import Norms, measure_norms
-from gradrecipes.gradients.packing import PackedTensors, TensorLike, without_repeated_indices
-from gradrecipes.gradients.recorder import DETAILS, SampledUpdate, copied_where, describe_gradients, is_due
-from gradrecipes.gradients.update import StepResult, Update
-
-if TYPE_CHECKING:
-    from gradrecipes.gradients.pipeline import Pipeline
+from gradrecipes.gradients.packing import PackedTensors, without_repeated_indices
+from gradrecipes.gradients.recorder import DETAILS, SampledUpdate, copied_where, describe_gradients
+from gradrecipes.gradients.settings import PipelineSettings
+from gradrecipes.gradients.update import Accumulation, StepResult, Update
 
 
-@dataclass(frozen=True)
-class Accumulation:
-    """How optimizers gather the gradients of several batches before they update the weights.
-
-    Args:
-        means: Returns for each gradient the mean over the batches of its update, this one included, multiplied by the
-            loss scale; to be called before the update.
-        completes: bool scalars, one for each gradient: whether its update is made with this batch.
-    """
-
-    means: Callable[[], list[TensorLike]]
-    completes: Sequence[tf.Tensor]
-
-
-def apply_accumulated(
-    pipeline: Pipeline, update: Update, accumulation: Accumulation, loss_scale: tf.Tensor, *, sample: bool
+def measure_accumulated(
+    update: Update,
+    accumulation: Accumulation,
+    outcome: tf.Tensor,
+    of_batch: Norms,
+    settings: PipelineSettings,
+    *,
+    due: tf.Tensor | None,
 ) -> StepResult:
-    """Decide by the gradient of the batch; measure, clip and record the mean with which the weights are updated.
+    """Measure the mean with which the weights will be updated; where they will not, keep what is known of the batch.
 
-    A batch that is skipped does not enter the mean, and another one takes its place.
+    The decision is by the gradient of the batch: one that is skipped does not enter the mean, and another one takes its
+    place.
 
     Args:
-        pipeline: What decides, transforms and applies.
         update: The gradients of the batch.
         accumulation: How they are gathered.
-        loss_scale: float32 scalar, what the gradients come multiplied by.
-        sample: Whether samples may be due in the graph that is being built.
+        outcome: What was decided of the batch.
+        of_batch: The norms of its gradients, multiplied by the loss scale.
+        settings: Of the pipeline.
+        due: bool scalar, whether a sample is due; None in a graph that takes none.
+
+    Returns:
+        What happens, but for the factor of the clipping.
     """
-    outcome, of_batch, _ = pipeline.measure_and_decide(update, loss_scale)
+    loss_scale = tf.cast(update.loss_scale, tf.float32)
     taken_in = tf.equal(outcome, APPLIED)
     if update.lower_scale is not None:  # the loss scaler leaves the batch out by itself
         taken_in &= of_batch.finite
     completes = list({id(one): one for one in accumulation.completes}.values())
     is_update = taken_in & tf.reduce_any(tf.stack(completes))
     is_step = is_update | ~taken_in
-    measured, described, before = _measure(
-        pipeline, update, accumulation, of_batch, is_update, is_step, loss_scale, sample
-    )
-    factor = pipeline.transform_and_apply(update, outcome, of_batch, loss_scale)
+    sample = tf.constant(False) if due is None else is_step & due
+    measured, described = _measure(update, accumulation, of_batch, settings, is_update, is_step, sample)
     of_each = measured.of_each / loss_scale
     if len(completes) > 1:
         of_each = tf.where(tf.stack(accumulation.completes) | ~taken_in, of_each, MISSING)
     of_each = tf.where(is_step, of_each, MISSING)
     sampled = None
-    if pipeline.settings.record:
+    if settings.record:
+        before = None if due is None else copied_where(due, (update.weights or list)(), settings.xla)
         sampled = SampledUpdate(described, loss_scale, before, update.weights)
     return StepResult(
         outcome,
         measured.total / loss_scale,
-        factor,
+        tf.ones(()),
         of_each,
         measured.finite | ~is_step,
         sampled,
@@ -82,25 +74,22 @@ def apply_accumulated(
 
 
 def _measure(
-    pipeline: Pipeline,
     update: Update,
     accumulation: Accumulation,
     of_batch: Norms,
+    settings: PipelineSettings,
     is_update: tf.Tensor,
     is_step: tf.Tensor,
-    loss_scale: tf.Tensor,
-    sample: bool,
-) -> tuple[Norms, tf.Tensor, list[tf.Tensor] | None]:
-    """Measure the mean where the weights are updated, else describe the batch if it was left out."""
-    settings = pipeline.settings
-    due = is_due(pipeline.step.read_value(), settings.sample_every) if sample else tf.constant(False)
+    sample: tf.Tensor,
+) -> tuple[Norms, tf.Tensor]:
+    loss_scale = tf.cast(update.loss_scale, tf.float32)
     width = len(update.gradients) if settings.record else 0
     nothing = tf.fill([width, DETAILS], MISSING)
 
     def describe(packed: PackedTensors, finite: tf.Tensor) -> tf.Tensor:
         if not settings.record:
             return nothing
-        return rare_cond((due & is_step) | ~finite, lambda: describe_gradients(packed, loss_scale), lambda: nothing)
+        return rare_cond(sample | ~finite, lambda: describe_gradients(packed, loss_scale), lambda: nothing)
 
     def mean() -> list[tf.Tensor]:
         pairs = zip(accumulation.means(), accumulation.completes, strict=True)
@@ -117,8 +106,7 @@ def _measure(
         return [*of_batch, describe(packed, of_batch.finite | ~is_step)]
 
     *norms, described = rare_cond(is_update, mean, batch)
-    before = copied_where(due, (update.weights or list)(), settings.xla) if sample else None
-    return Norms(*norms), described, before
+    return Norms(*norms), described
 
 
 class AccumulatedSteps:

@@ -19,7 +19,7 @@ from gradrecipes.core.trace import (
     SKIPPED_NORM_OUTLIER,
     SKIPPED_OVERFLOW,
 )
-from gradrecipes.gradients.accumulation import AccumulatedSteps, apply_accumulated
+from gradrecipes.gradients.accumulation import AccumulatedSteps, measure_accumulated
 from gradrecipes.gradients.clipper import Clipper
 from gradrecipes.gradients.columns import Columns, Indices, combine_norms, in_columns
 from gradrecipes.gradients.epoch_norms import EpochNorms
@@ -43,7 +43,7 @@ from gradrecipes.gradients.recorder import (
     nothing_like,
 )
 from gradrecipes.gradients.settings import PipelineSettings
-from gradrecipes.gradients.update import StepResult, Update, combined, lower_scale, updates_weights
+from gradrecipes.gradients.update import Accumulation, StepResult, Update, combined, lower_scale, updates_weights
 
 if TYPE_CHECKING:
     from gradrecipes.gradients.outliers import OutlierDetector
@@ -99,30 +99,27 @@ class Pipeline:
         """
         loss_scale = tf.cast(update.loss_scale, tf.float32)
         if update.accumulation is not None and not self.settings.by_batch:
-            return apply_accumulated(self, update, update.accumulation, loss_scale, sample=sample)
-        outcome, norms, sampled = self.measure_and_decide(
+            return self._apply_accumulated(update, update.accumulation, loss_scale, sample)
+        outcome, norms, sampled = self._measure_and_decide(
             update, loss_scale, sample=sample, record=self.settings.record
         )
-        factor = self.transform_and_apply(update, outcome, norms, loss_scale)
+        factor = self._transform_and_apply(update, outcome, norms, loss_scale)
         total, of_each = norms.total / loss_scale, norms.of_each / loss_scale
         is_update = updates_weights(update, outcome, norms) if self.settings.skip or update.lower_scale else None
         return StepResult(outcome, total, factor, of_each, norms.finite, sampled, update.variables, is_update)
 
+    def _apply_accumulated(
+        self, update: Update, accumulation: Accumulation, loss_scale: tf.Tensor, sample: bool
+    ) -> StepResult:
+        outcome, norms, _ = self._measure_and_decide(update, loss_scale)
+        due = is_due(self.step.read_value(), self.settings.sample_every) if sample else None
+        result = measure_accumulated(update, accumulation, outcome, norms, self.settings, due=due)
+        return replace(result, clip_factor=self._transform_and_apply(update, outcome, norms, loss_scale))
+
     # -- measure and decide ------------------------------------------------------------------------
-    def measure_and_decide(
+    def _measure_and_decide(
         self, update: Update, loss_scale: tf.Tensor, *, sample: bool = False, record: bool = False
     ) -> tuple[tf.Tensor, Norms, SampledUpdate | None]:
-        """Measure the gradients and decide what becomes of them.
-
-        Args:
-            update: The gradients and what is known of them.
-            loss_scale: float32 scalar, what they come multiplied by.
-            sample: Whether samples may be due in the graph that is being built.
-            record: Whether the record needs more than the norms.
-
-        Returns:
-            The outcome, the norms of the gradients as they came, and what a sample is made of.
-        """
         settings = self.settings
         gradients = without_repeated_indices(update.gradients, xla=settings.xla)
         squares = plain_squares(gradients)
@@ -198,8 +195,9 @@ class Pipeline:
         return tf.cast(outcome, tf.int64)
 
     # -- transform and apply -----------------------------------------------------------------------
-    def transform_and_apply(self, update: Update, outcome: tf.Tensor, norms: Norms, loss_scale: tf.Tensor) -> tf.Tensor:
-        """Clip and apply the gradients unless they are to be skipped, and return the factor that clipping had."""
+    def _transform_and_apply(
+        self, update: Update, outcome: tf.Tensor, norms: Norms, loss_scale: tf.Tensor
+    ) -> tf.Tensor:
         if not self.settings.skip:
             # Measured first: an update that has begun could no longer reuse the memory of a gradient read after it.
             with tf.control_dependencies([outcome]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tensorflow as tf
 
@@ -13,8 +13,19 @@ from gradrecipes.gradients.norms import Norms
 from gradrecipes.gradients.packing import TensorLike
 from gradrecipes.gradients.recorder import SampledUpdate
 
-if TYPE_CHECKING:
-    from gradrecipes.gradients.accumulation import Accumulation
+
+@dataclass(frozen=True)
+class Accumulation:
+    """How optimizers gather the gradients of several batches before they update the weights.
+
+    Args:
+        means: Returns for each gradient the mean over the batches of its update, this one included, multiplied by the
+            loss scale; to be called before the update.
+        completes: bool scalars, one for each gradient: whether its update is made with this batch.
+    """
+
+    means: Callable[[], list[TensorLike]]
+    completes: Sequence[tf.Tensor]
 
 
 @dataclass(frozen=True)

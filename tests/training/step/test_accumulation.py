@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from gradrecipes.core.clipping_report import clipping_report
 
 import gradrecipes as gr
+from gradrecipes.core.analysis.clipping_report import clipping_report
 
 SAMPLES, BATCH, MICRO = 96, 4, 4  # 24 batches an epoch, 6 updates
 UPDATES = SAMPLES // BATCH // MICRO
