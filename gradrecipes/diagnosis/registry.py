@@ -27,6 +27,7 @@ class Rule:
             confidence; a symptom is shown below the causes that explain it.
         needs_cause: Whether it is reported only if a cause explains it.
         find: Returns a finding, or None.
+        short: What it finds, in a few words for the path from a cause to a symptom; empty for symptoms.
     """
 
     code: str
@@ -36,13 +37,21 @@ class Rule:
     explained_by: tuple[str, ...]
     needs_cause: bool
     find: Find
+    short: str = ""
 
 
 _RULES: dict[str, Rule] = {}
 
 
 def rule(
-    *, code: str, kind: Kind, title: str, order: int, explained_by: tuple[str, ...] = (), needs_cause: bool = False
+    *,
+    code: str,
+    kind: Kind,
+    title: str,
+    order: int,
+    short: str = "",
+    explained_by: tuple[str, ...] = (),
+    needs_cause: bool = False,
 ) -> Callable[[Find], Find]:
     """Enter a function into the table of rules. For the arguments see `Rule`.
 
@@ -55,7 +64,7 @@ def rule(
             raise ValueError(
                 f"Two rules have the code {code!r}, in {_RULES[code].find.__module__} and {find.__module__}."
             )
-        _RULES[code] = Rule(code, kind, title, order, explained_by, needs_cause, find)
+        _RULES[code] = Rule(code, kind, title, order, explained_by, needs_cause, find, short)
         return find
 
     return enter

@@ -11,32 +11,9 @@ from gradrecipes.core.findings.finding import Finding, Kind
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.readings import say
 from gradrecipes.diagnosis.outcome.verdict import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, verdict
+from gradrecipes.diagnosis.registry import rules
 
 ARROW = " → "
-SHORT = {
-    "failing_step": "a step that cannot be run",
-    "nonfinite_data": "NaN or infinity in the data",
-    "corrupt_batch": "absurd samples in the data",
-    "loss_output_mismatch": "loss, output and labels that do not belong together",
-    "unsafe_loss": "a loss that is no number somewhere",
-    "float16_overflow": "half precision",
-    "optimizer_state": "the optimizer's settings or memory",
-    "unscaled_inputs": "inputs far from unit size",
-    "unscaled_targets": "targets far from unit size",
-    "exploding_initialization": "weights too large",
-    "vanishing_initialization": "weights too small",
-    "unbounded_activation": "an activation that outgrows its input",
-    "embedding_spike": "an embedding out of proportion",
-    "recurrent_gain": "a recurrence that multiplies",
-    "exploding_batch_normalization": "batch normalization without skips",
-    "missing_normalization": "sums that nothing keeps in size",
-    "dead_units": "dead units",
-    "saturated_units": "saturated units",
-    "plain_depth": "too many layers in a row",
-    "learning_rate_too_high": "learning rate too high",
-    "learning_rate_too_low": "learning rate too low",
-    "batch_too_small": "batches too small",
-}
 PER_LAYER = re.compile(r"^(Forwards|Backwards)\b.*per layer", re.DOTALL)
 LARGE_NORM, SMALL_NORM = 1e2, 1e-5  # gradient norms that belong on the way; between them they tell nothing
 FAR_START = 5.0  # first loss over chance from which on it belongs on the way
@@ -53,7 +30,7 @@ def path(finding: Finding, trace: Trace) -> str:
     links = [*_growth(finding), *_gradient(trace), *_start(seen), *_end(trace, seen)]
     if finding.code == "failing_step" or not links:
         return ""
-    return ARROW.join([SHORT.get(finding.code, finding.title), *links])
+    return ARROW.join([_short(finding), *links])
 
 
 def _growth(finding: Finding) -> list[str]:
@@ -103,3 +80,8 @@ def _broken(trace: Trace, seen: Verdict) -> str:
     if math.isfinite(loss):
         return "gradient not finite"
     return "loss infinite" if math.isinf(loss) else "loss NaN"
+
+
+def _short(finding: Finding) -> str:
+    known = rules().get(finding.code)
+    return finding.title if known is None or not known.short else known.short

@@ -59,6 +59,7 @@ MOST = 4096  # samples that are prescribed
     code="batch_too_small",
     kind=Kind.CAUSE,
     title="The batches are too small: their gradients are mostly noise",
+    short="batches too small",
     order=220,
     explained_by=(
         "nonfinite_data",

@@ -54,6 +54,7 @@ OF_DATA = {"input", "target"}  # kinds of offenders
     code="corrupt_batch",
     kind=Kind.CAUSE,
     title="A few samples are absurd beside all others",
+    short="outlying samples in the data",
     order=40,
 )
 def corrupt_batch(trace: Trace) -> Finding | None:

@@ -42,6 +42,7 @@ DEAD = 0.9  # share of a layer's units; He weights leave a tenth dead on a batch
     code="dead_units",
     kind=Kind.CAUSE,
     title="ReLU units are zero for every sample",
+    short="dead units",
     order=170,
     explained_by=(
         "unscaled_inputs",

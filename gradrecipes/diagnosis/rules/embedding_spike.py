@@ -60,6 +60,7 @@ LARGE = 0.5  # root mean square of the vectors; Keras draws .03; others draw N(0
     code="embedding_spike",
     kind=Kind.CAUSE,
     title="The embedding is out of proportion to the rest of the net",
+    short="an embedding out of proportion",
     order=130,
     explained_by=(
         "nonfinite_data",

@@ -47,6 +47,7 @@ PER_LAYER = 1.06  # factor; ReLU is predicted 1.21, tanh 1.085, and a sound resi
     code="exploding_batch_normalization",
     kind=Kind.CAUSE,
     title="Batch normalization without skip connections multiplies the gradients",
+    short="batch normalization without skips",
     order=140,
 )
 def exploding_batch_normalization(trace: Trace) -> Finding | None:

@@ -95,6 +95,7 @@ class Growth:
     code="exploding_initialization",
     kind=Kind.CAUSE,
     title="The initial weights are too large for the depth and the activation",
+    short="weights too large",
     order=100,
     explained_by=("unbounded_activation",),
 )

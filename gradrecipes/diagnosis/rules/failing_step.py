@@ -43,6 +43,7 @@ _LOOK = Prescription(
     code="failing_step",
     kind=Kind.CAUSE,
     title="A training step cannot be run at all",
+    short="a step that cannot be run",
     order=10,
     explained_by=(
         "nonfinite_data",

@@ -45,6 +45,7 @@ NEAR = 0.5  # of it: the next few steps pass it
     code="float16_overflow",
     kind=Kind.CAUSE,
     title="Half precision is too narrow for what the net computes",
+    short="half precision",
     order=60,
     explained_by=(
         "nonfinite_data",

@@ -82,6 +82,7 @@ EASED = 0.5  # share of its loss that a run loses at a lower rate, if not all th
     code="learning_rate_too_high",
     kind=Kind.CAUSE,
     title="The steps are too long: the loss climbs instead of falling",
+    short="learning rate too high",
     order=200,
     explained_by=(
         "nonfinite_data",

@@ -52,6 +52,7 @@ ALIVE = 0.1  # last gradient norm over the first: the gradients are still there
     code="learning_rate_too_low",
     kind=Kind.CAUSE,
     title="The steps are too short to learn anything",
+    short="learning rate too low",
     order=210,
     explained_by=(
         "vanishing_initialization",

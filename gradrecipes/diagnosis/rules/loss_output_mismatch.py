@@ -41,6 +41,7 @@ from gradrecipes.diagnosis.registry import rule
     code="loss_output_mismatch",
     kind=Kind.CAUSE,
     title="Loss, last activation and labels do not fit together",
+    short="loss, output and labels that do not fit together",
     order=30,
 )
 def loss_output_mismatch(trace: Trace) -> Finding | None:

@@ -50,6 +50,7 @@ SAME = 1e-4  # relative difference up to which what one block gives is what the 
     code="missing_normalization",
     kind=Kind.CAUSE,
     title="Residual sums grow, for nothing sets their size",
+    short="residual sums without normalization",
     order=150,
 )
 def missing_normalization(trace: Trace) -> Finding | None:

@@ -48,6 +48,7 @@ OF_DATA = {"input", "target", "sample_weight"}  # kinds of offenders
     code="nonfinite_data",
     kind=Kind.CAUSE,
     title="The data hold NaN or infinite values",
+    short="NaN or infinity in the data",
     order=20,
 )
 def nonfinite_data(trace: Trace) -> Finding | None:

@@ -57,6 +57,7 @@ BOUNDS = ("clipnorm", "global_clipnorm", "clipvalue")
     code="optimizer_state",
     kind=Kind.CAUSE,
     title="The optimizer's settings or memory spoil its steps",
+    short="the optimizer's settings or state",
     order=70,
     explained_by=(
         "nonfinite_data",

@@ -52,6 +52,7 @@ USUAL = 2.5  # times larger or smaller than a usual spread up to which the weigh
     code="plain_depth",
     kind=Kind.CAUSE,
     title="Too many layers in a row with no way around them",
+    short="too many layers in a row",
     order=190,
     explained_by=(
         "exploding_initialization",

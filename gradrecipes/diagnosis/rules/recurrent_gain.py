@@ -72,6 +72,7 @@ class Gain(NamedTuple):
     code="recurrent_gain",
     kind=Kind.CAUSE,
     title="The recurrent weights multiply the gradient at every time step",
+    short="a recurrence that multiplies gradients",
     order=120,
 )
 def recurrent_gain(trace: Trace) -> Finding | None:

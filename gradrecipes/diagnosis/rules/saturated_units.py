@@ -43,6 +43,7 @@ SATURATED = 0.5  # share of a layer's outputs at a bound; Glorot weights and sca
     code="saturated_units",
     kind=Kind.CAUSE,
     title="Bounded units sit at their bounds",
+    short="saturated units",
     order=180,
     explained_by=(
         "unscaled_inputs",

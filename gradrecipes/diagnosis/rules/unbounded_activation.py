@@ -50,6 +50,7 @@ FAR_START = 5.0  # loss at the start over that of a blind guess
     code="unbounded_activation",
     kind=Kind.CAUSE,
     title="An activation grows faster than what it is given",
+    short="an activation that grows faster than its input",
     order=110,
 )
 def unbounded_activation(trace: Trace) -> Finding | None:

@@ -50,6 +50,7 @@ EXPONENT = 50.0  # input up to which exp stays far from overflowing float32, whi
     code="unsafe_loss",
     kind=Kind.CAUSE,
     title="The loss is NaN or infinite for outputs that can occur",
+    short="a loss that is not finite somewhere",
     order=50,
     explained_by=(
         "nonfinite_data",

@@ -60,6 +60,7 @@ TINY = 0.01  # root mean square below which all that the first layer makes of th
     code="unscaled_inputs",
     kind=Kind.CAUSE,
     title="The inputs are far from unit size",
+    short="inputs far from unit size",
     order=80,
 )
 def unscaled_inputs(trace: Trace) -> Finding | None:

@@ -55,6 +55,7 @@ ON_LABELS = ("crossentropy", "cross_entropy", "hinge", "ctc", "dice", "tversky",
     code="unscaled_targets",
     kind=Kind.CAUSE,
     title="The targets are far from unit size",
+    short="targets far from unit size",
     order=90,
     explained_by=("loss_output_mismatch",),
 )

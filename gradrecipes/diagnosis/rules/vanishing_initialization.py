@@ -59,6 +59,7 @@ SHRINKS = 0.75  # theory's gradient factor per layer below which the activation 
     code="vanishing_initialization",
     kind=Kind.CAUSE,
     title="The initial weights lose the signal or the gradient",
+    short="weights too small",
     order=160,
 )
 def vanishing_initialization(trace: Trace) -> Finding | None:
