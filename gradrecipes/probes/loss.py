@@ -73,7 +73,7 @@ def _judged(
 ) -> OutputReading:
     """Return the reading of an output with what its loss and targets add."""
     read = replace(read, target_shape=tuple(int(size) for size in target.shape[1:]))
-    loss = _as_loss(one.loss)
+    loss = as_loss(one.loss)
     if loss is None:
         return read
     about = describe_loss(one.loss)
@@ -89,7 +89,7 @@ def _judged(
 
 
 def _points(one: OutputLoss, activation: str | None, output: Any, target: tf.Tensor) -> Iterator[LossPoint]:
-    loss = _as_loss(one.loss)
+    loss = as_loss(one.loss)
     if loss is None:
         return
     for at, prediction in _predictions(activation, output, target):
@@ -150,7 +150,8 @@ class _Function(keras.losses.Loss):
         return self.function(y_true, y_pred)
 
 
-def _as_loss(given: Any) -> Any:
+def as_loss(given: Any) -> Any:
+    """Return what `compile` was given as a function of targets and predictions; None for a name that is not known."""
     if isinstance(given, str):
         if given.lower() in ("crossentropy", "ce"):
             return None

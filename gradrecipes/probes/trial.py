@@ -1,18 +1,20 @@
 """A short trial with the user's own optimizer and batches, and, if it goes wrong, again with one thing changed.
 
 A hundred steps over a few batches, again and again, so that each batch is compared with itself. Where that run breaks,
-diverges, stands still or ends no better than chance, the same steps are run from the same start with one thing changed:
-the inputs scaled, the targets scaled, the weights of usual size, another learning rate, bad samples replaced, larger
-batches. What mends the run is what was wrong with it; that is evidence of another kind than a threshold.
+diverges, stands still or ends no better than a constant answer, the same steps are run from the same start with one
+thing changed: scaled inputs or targets, weights of usual size, another learning rate, warm-up, larger batches. What
+fixes the run, also in twice the steps, is what was wrong with it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import keras
@@ -22,10 +24,11 @@ from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import Probes, TrialReading, VariationResult
-from gradrecipes.core.trace.variation import LARGER_BATCH, at_rate
+from gradrecipes.core.trace.variation import AS_IT_IS, LARGER_BATCH, at_rate, variation_of
 from gradrecipes.diagnosis.outcome.variation_facts import fixes
 from gradrecipes.diagnosis.outcome.verdict import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, verdict
 from gradrecipes.probes.failure import failure
+from gradrecipes.probes.output_losses import OutputLosses
 from gradrecipes.probes.pairing import pairs_samples
 from gradrecipes.probes.signal import signal
 from gradrecipes.probes.variations import CHANGES, Context, bad_samples, fitting_weights, larger_batches, without
@@ -38,6 +41,7 @@ STEPS = 100  # of the trial; what breaks later than that breaks for other reason
 BATCHES = 25  # that it runs over, four times
 VARIED_STEPS = 40  # of each variation
 VARIED_BATCHES = 10  # that it runs over, four times
+MAX_CONFIRMED = 3  # variations that fix the run and are run for twice as many steps
 SECONDS = 8.0  # for all variations together, or twice what the trial took, whichever is more
 LOWER_RATES, HIGHER_RATES = (0.1, 0.01, 0.001), (10.0, 100.0, 1e3, 1e5)  # times the learning rate
 
@@ -56,7 +60,10 @@ def try_out(
     batches = data.cut(BATCHES, seed=seed, suspects=suspects)
     steps = STEPS // len(batches) * len(batches) if len(batches) < STEPS else STEPS
     marks = bad_samples(probes.data, batches)
-    baseline = _baseline(model, batches if marks is None else without(batches, marks))  # one absurd target would set it
+    usable = batches if marks is None else without(batches, marks)  # one outlying target would set the baseline
+    baselines = Baselines(model, description, usable)
+    losses = OutputLosses(model, description, batches)
+    before = losses.measured()
     with contextlib.ExitStack() as stack:
         outputs = probes.signal.layers
         trial = Trial(model, batches, steps=max(steps, VARIED_STEPS), outputs=outputs)
@@ -69,15 +76,17 @@ def try_out(
             return trace
         trace = trial.trace
         trace.description = _described(description, trace)
+        outputs = losses.compared(before, losses.measured())
         reading = TrialReading(
             steps=len(run.loss),
             batches=len(batches),
-            constant_baseline_loss=baseline,
+            constant_baseline_loss=baselines.of_trial,
             broken=run.broken,
             broken_batch=trial.broken_batch,
             autopsy=trial.autopsy,
             logs={name: tuple(finite(value) for value in values) for name, values in run.logs.items()},
             seconds=run.seconds,
+            outputs=outputs,
         )
         trace.probes = replace(probes, trial=reading, signal_after=signal(model, batches[0]))
         if description.own_train_step:
@@ -90,11 +99,12 @@ def try_out(
             began = time.monotonic()
             trial.restart()  # weights and optimizer are read as they were at the start
             context = Context(trial, description, probes, seen, trial.batches[:VARIED_BATCHES])
-            for name, varied in _variations(context, baseline):
+            for name, varied in _variations(context, baselines):
                 if varied is not None:
                     variations[name] = varied
                 if time.monotonic() - began > max(SECONDS, 2.0 * run.seconds):
                     break
+            variations |= dict(_confirmed(context, baselines, variations))
         trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
     return trace
 
@@ -112,56 +122,107 @@ def _suspects(probes: Probes) -> list[int]:
     return list(dict.fromkeys([*odd[:2], *bad[:2], *passed[:2], *odd, *bad, *passed]))
 
 
-def _baseline(model: keras.Model, batches: list[Any]) -> float | None:
-    ys = [keras.utils.unpack_x_y_sample_weight(batch)[1] for batch in batches]
-    if any(len(keras.tree.flatten(y)) != 1 for y in ys):
-        return None
-    loss = model.loss
-    name = loss if isinstance(loss, str) or loss is None else getattr(loss, "name", getattr(loss, "__name__", None))
-    try:
-        return constant_baseline_loss(name, np.concatenate([np.asarray(keras.tree.flatten(y)[0]) for y in ys]))
-    except (TypeError, ValueError):  # targets of different lengths, or that are no numbers
-        return None
+class Baselines:
+    """The loss of the best constant answers to the targets of some batches; None where it is not known.
+
+    Args:
+        model: A compiled model.
+        description: Of the model.
+        batches: Those of the trial.
+    """
+
+    def __init__(self, model: keras.Model, description: Description, batches: list[Any]):
+        weighted = bool((model.get_compile_config() or {}).get("loss_weights")) if model.compiled else False
+        own = description.own_train_step or description.own_loss
+        several = len(description.outputs) > 1
+        self._outputs = () if several and (weighted or own) else description.outputs
+        self._loss = description.loss
+        self.of_trial = self.of(batches)
+
+    def of(self, batches: list[Any]) -> float | None:
+        """Return the sum over the outputs of the loss of their best constant answer."""
+        ys = [keras.tree.flatten(keras.utils.unpack_x_y_sample_weight(batch)[1]) for batch in batches]
+        if any(len(y) != len(ys[0]) for y in ys) or not ys[0]:
+            return None
+        if len(ys[0]) == 1:
+            return self._of_target([y[0] for y in ys], self._loss)
+        parts = [
+            None if one.target is None else self._of_target([y[one.target] for y in ys], one.loss)
+            for one in self._outputs
+            if one.loss is not None
+        ]
+        known = [part for part in parts if part is not None]
+        return sum(known) if known and len(known) == len(parts) else None
+
+    def _of_target(self, arrays: list[Any], loss: str | None) -> float | None:
+        try:
+            return constant_baseline_loss(loss, np.concatenate([np.asarray(array) for array in arrays]))
+        except (TypeError, ValueError):  # targets of different lengths, or that are no numbers
+            return None
 
 
-def _variations(context: Context, baseline: float | None) -> Iterator[tuple[str, VariationResult | None]]:
+def _variations(context: Context, baselines: Baselines) -> Iterator[tuple[str, VariationResult | None]]:
     """Yield (name, result) of each variation that is called for, those of the data first; None of one that raises."""
     trial, batches = context.trial, context.batches
     for one, change in CHANGES:
         changed = change(context)
         if changed is not None:
-            yield one.name, _vary(trial, baseline, **{"batches": batches, **changed})
+            yield one.name, _vary(trial, baselines, **{"batches": batches, **changed})
     for factor in _rates(context.seen):
-        varied = _vary(trial, baseline, rate=factor, batches=batches)
+        varied = _vary(trial, baselines, rate=factor, batches=batches)
         yield at_rate(factor).name, varied
         if fixes(varied, context.seen):
             break
     if (larger := larger_batches(context)) is not None:
-        yield LARGER_BATCH.name, _vary(trial, baseline, batches=larger)
+        yield LARGER_BATCH.name, _vary(trial, baselines, batches=larger)
+
+
+def _confirmed(
+    context: Context, baselines: Baselines, variations: dict[str, VariationResult]
+) -> Iterator[tuple[str, VariationResult]]:
+    """Yield (name, result) of the variations that fix the run, run again for twice as many steps."""
+    trial, batches = context.trial, context.batches
+    fixing = [(name, one) for name, one in variations.items() if name != AS_IT_IS.name and fixes(one, context.seen)]
+    fixing.sort(key=lambda pair: math.inf if pair[1].over_baseline is None else pair[1].over_baseline)
+    changes = {one.name: change for one, change in CHANGES}
+    for name, _ in fixing[:MAX_CONFIRMED]:
+        rate = variation_of(name).rate
+        if rate is not None:
+            changed: dict[str, Any] | None = {"rate": rate}
+        elif name == LARGER_BATCH.name:
+            changed = {"batches": larger_batches(context) or batches}
+        else:
+            changed = changes[name](context)
+        again = _vary(trial, baselines, steps=2 * VARIED_STEPS, **{"batches": batches, **(changed or {})})
+        if again is not None:
+            yield name, again
 
 
 def _rates(seen: Verdict) -> tuple[float, ...]:
     if seen.state in (BROKEN, DIVERGING, OSCILLATING):
         return LOWER_RATES
-    return (*HIGHER_RATES, *LOWER_RATES) if seen.state == STALLED else (*LOWER_RATES[:2], *HIGHER_RATES[:1])
+    if seen.state != STALLED:
+        return (*LOWER_RATES[:2], *HIGHER_RATES[:1])
+    pairs = zip_longest(HIGHER_RATES, LOWER_RATES)  # a deep net may stand still at a rate that is too high, too
+    return tuple(rate for pair in pairs for rate in pair if rate is not None)
 
 
-def _vary(trial: Trial, baseline: float | None, **change: Any) -> VariationResult | None:
+def _vary(trial: Trial, baselines: Baselines, *, steps: int = VARIED_STEPS, **change: Any) -> VariationResult | None:
     batches = change["batches"]
     try:
-        run = trial.varied(VARIED_STEPS, **change)
-    except Exception:  # a train step of the user's own may ask for something that the change has spoilt
+        run = trial.varied(steps, **change)
+    except Exception:  # a train step of the user's own may need something that the change has altered
         logger.debug("A variation could not be run.", exc_info=True)
         return None
-    if _has_other_targets(batches, trial.batches):
-        baseline = _baseline(trial.model, batches)
+    other = _has_other_targets(batches, trial.batches)
+    baseline = baselines.of(batches) if other else baselines.of_trial
     loss = run.loss[np.isfinite(run.loss)]
     period = min(len(batches), max(1, len(loss) // 2))
     if run.broken is not None or len(loss) < 2:
-        return VariationResult(broken=run.broken)
+        return VariationResult(broken=run.broken, steps=steps)
     start, end = float(np.median(loss[:period])), float(np.median(loss[-period:]))
     fall = (start - end) / abs(start) if start else 0.0
-    return VariationResult(start, end, fall, over_baseline=end / baseline if baseline else None)
+    return VariationResult(start, end, fall, over_baseline=end / baseline if baseline else None, steps=steps)
 
 
 def _has_other_targets(batches: list[Any], others: list[Any]) -> bool:

@@ -24,9 +24,10 @@ from gradrecipes.core.trace.variation import (
     FRESH_OPTIMIZER,
     SCALED_INPUTS,
     SCALED_TARGETS,
+    WARM_UP,
     Variation,
 )
-from gradrecipes.diagnosis.outcome.verdict import Verdict
+from gradrecipes.diagnosis.outcome.verdict import OSCILLATING, STALLED, Verdict
 from gradrecipes.training.trial.trial import Trial
 
 LARGE = 1.6  # spread of a kernel over the largest that an initializer would give: above, it is shrunk to that
@@ -34,6 +35,7 @@ SMALL = 0.4  # over the smallest: below, it is enlarged to that
 LARGEST_EMBEDDING = 0.5  # spread of an embedding; 1 is N(0, 1), as some libraries draw it, .03 is Keras' own
 USUAL_EMBEDDING = 0.05
 LARGEST_BIAS = 0.5  # magnitude of a constant bias; forget gates have 1 and are let be
+DEEP = 10  # weighted layers in a row from which on warm-up is tried
 SMALL_BATCH = 8  # samples; up to that a larger batch is tried
 LARGER = 8  # times larger
 FAR_FROM_UNIT = 3.0  # rms or mean of an input beyond which scaling is tried; standardized ones have 1 and 0
@@ -42,7 +44,7 @@ FAR_TARGET = 3.0  # rms of targets beyond which scaling is tried
 SPREAD_FLOOR = 1e-6  # standard deviation over the mean below which a column is constant
 
 
-def standardized(batches: Sequence[Any], *, inputs: Iterable[int] = (), targets: bool = False) -> list[Any]:
+def standardized(batches: Sequence[Any], *, inputs: Iterable[int] = (), targets: Iterable[int] = ()) -> list[Any]:
     """Return the batches with inputs, or targets, brought to mean 0 and standard deviation 1.
 
     Columns are the entries of the last axis, measured over all the batches; what is not finite becomes the mean.
@@ -50,7 +52,7 @@ def standardized(batches: Sequence[Any], *, inputs: Iterable[int] = (), targets:
     Args:
         batches: What `train_step` gets.
         inputs: Which of the flattened inputs.
-        targets: Whether the targets.
+        targets: Which of the flattened targets.
     """
     parts = [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches]
     wanted = set(inputs)
@@ -60,10 +62,12 @@ def standardized(batches: Sequence[Any], *, inputs: Iterable[int] = (), targets:
         for arrays, array in zip(xs, changed, strict=True):
             arrays[place] = array
     ys = [part[1] for part in parts]
-    if targets:
-        flat = [keras.tree.flatten(y) for y in ys]
-        columns = [_standardized([np.asarray(arrays[place]) for arrays in flat]) for place in range(len(flat[0]))]
-        ys = [keras.tree.pack_sequence_as(y, [column[index] for column in columns]) for index, y in enumerate(ys)]
+    flat = [keras.tree.flatten(y) for y in ys]
+    for place in set(targets):
+        changed = _standardized([np.asarray(arrays[place]) for arrays in flat])
+        for arrays, array in zip(flat, changed, strict=True):
+            arrays[place] = array
+    ys = [keras.tree.pack_sequence_as(y, arrays) for y, arrays in zip(ys, flat, strict=True)]
     return [
         keras.utils.pack_x_y_sample_weight(keras.tree.pack_sequence_as(part[0], x), y, part[2])
         for part, x, y in zip(parts, xs, ys, strict=True)
@@ -203,7 +207,8 @@ def _scaled_inputs(context: Context) -> dict[str, Any] | None:
 
 
 def _scaled_targets(context: Context) -> dict[str, Any] | None:
-    return {"batches": standardized(context.batches, targets=True)} if _far_targets(context) else None
+    targets = _far_targets(context)
+    return {"batches": standardized(context.batches, targets=targets)} if targets else None
 
 
 def _fitting_weights(context: Context) -> dict[str, Any] | None:
@@ -225,6 +230,14 @@ def _fresh_optimizer(context: Context) -> dict[str, Any] | None:
     return {"fresh_slots": True} if _has_state(context.trial.model) else None
 
 
+def _warm_up(context: Context) -> dict[str, Any] | None:
+    """Warm up where the run broke, diverged or stands still, and nets with attention or normalization may need it."""
+    attention = any("Attention" in kind for kind in context.description.kinds)
+    deep = (context.description.plain_depth or 0) >= DEEP
+    suspicious = context.seen.unhealthy or context.seen.state in (STALLED, OSCILLATING) or not context.seen.learnt
+    return {"warm_up": True} if suspicious and (attention or deep or context.description.normalizations) else None
+
+
 # What is worth trying returns arguments of `Trial.varied`, and None otherwise.
 CHANGES: tuple[tuple[Variation, Change], ...] = (
     (AS_IT_IS, lambda context: {}),
@@ -234,6 +247,7 @@ CHANGES: tuple[tuple[Variation, Change], ...] = (
     (FITTING_WEIGHTS, _fitting_weights),
     (ALL_SCALED, _all_scaled),
     (FRESH_OPTIMIZER, _fresh_optimizer),
+    (WARM_UP, _warm_up),
 )
 
 
@@ -255,15 +269,20 @@ def _far_inputs(context: Context) -> list[int]:
     return far
 
 
-def _far_targets(context: Context) -> bool:
-    outputs, targets = context.description.outputs, (context.probes.data or DataReading()).targets
-    regression = outputs and all(
-        (output.activation in (None, "linear") or not output.certain) and "crossentropy" not in str(output.loss)
-        for output in outputs
-    )
-    sized = max((array.rms or 0 for array in targets), default=0)
-    numbers = all("float" in array.dtype for array in targets)  # whole ones may be labels, or counts
-    return bool(regression and targets and sized > FAR_TARGET and (numbers or all(one.loss for one in outputs)))
+def _far_targets(context: Context) -> list[int]:
+    """Return which of the flattened targets are numbers far from unit size, compared by a loss of regression."""
+    outputs = context.description.outputs
+    far = []
+    for place, array in enumerate((context.probes.data or DataReading()).targets):
+        judged = [one for one in outputs if one.target == place] or [one for one in outputs if one.target is None]
+        regression = judged and all(
+            (one.activation in (None, "linear") or not one.certain) and "crossentropy" not in str(one.loss)
+            for one in judged
+        )
+        numbers = "float" in array.dtype or all(one.loss for one in judged)  # whole ones may be labels, or counts
+        if regression and numbers and (array.rms or 0) > FAR_TARGET:
+            far.append(place)
+    return far
 
 
 def bad_samples(data: DataReading, batches: Sequence[Any]) -> list[np.ndarray] | None:

@@ -224,6 +224,7 @@ TRACES: dict[str, Callable[[], Trace]] = {
     "trial_embedding_huge": lambda: trial(STANDING, weights=_embedding, varied={"fitting_weights": LEARNS}),
     "trial_embedding_huge_learns": lambda: trial(weights=_embedding),
     "trial_vanishes": lambda: trial(STANDING, layers=lambda one, place: {"output_gradient_norm": 10.0 ** (3 * place)}),
+    "trial_learns_with_warm_up": lambda: trial(STANDING, varied={"rate_0.1": STANDS, "warm_up": LEARNS}),
     "trial_jumps": lambda: trial(np.r_[2.3 + 0.05 * np.sin(np.arange(60)), 2.9 + 3.5 * np.sin(1.9 * np.arange(40))]),
     "trial_climbs": lambda: trial(CLIMBING),
     "validation_climbs": lambda: epochs(
@@ -362,6 +363,7 @@ FIRES: dict[str, tuple[str, ...]] = {
     "stalled_loss": ("trial_stands", "trial_deep_stands"),
     "diverging_loss": ("trial_climbs",),
     "oscillating_loss": ("trial_jumps",),
+    "missing_warm_up": ("trial_learns_with_warm_up",),
     "validation_degrading": ("validation_climbs",),
     "nonfinite_data": ("data_with_nan",),
     "corrupt_batch": ("data_with_outlier",),

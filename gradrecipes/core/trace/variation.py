@@ -34,6 +34,9 @@ ALL_SCALED = Variation(
 )
 FRESH_OPTIMIZER = Variation("fresh_optimizer", "optimizer state reset", "with an optimizer whose state was reset")
 LARGER_BATCH = Variation("larger_batch", "batches 8 times larger", "with batches eight times larger")
+WARM_UP = Variation(
+    "warm_up", "learning rate warmed up", "with a learning rate that rises from 0 over the first half of the steps"
+)
 VARIATIONS = {
     one.name: one
     for one in (
@@ -45,6 +48,7 @@ VARIATIONS = {
         ALL_SCALED,
         FRESH_OPTIMIZER,
         LARGER_BATCH,
+        WARM_UP,
     )
 }
 _RATE = "rate_"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from gradrecipes.core.findings.finding import Evidence
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import TrialReading, VariationResult
@@ -31,12 +33,12 @@ def fixes(result: VariationResult | None, seen: Verdict) -> bool:
     if result is None or result.start is None or result.end is None or result.fall is None:
         return False
     start, end, over = result.start, result.end, result.over_baseline
+    if _many_times_faster(result, seen):
+        return True
     if seen.unhealthy or seen.end_over_baseline > 1.0 / HALVED:
         ended = end <= start + (BACK - 1.0) * abs(start) if over is None else over <= BACK
         better = seen.state == BROKEN or over is None or over <= HALVED * seen.end_over_baseline
         return bool(ended and better)
-    if seen.state == STALLED and result.fall > max(BEGINS, FASTER * max(seen.fall, LEAST_FALL)):
-        return True
     if over is not None:
         return bool(over < LEARNS and end < start)
     return bool(start - end > (1.0 - LEARNS) * abs(start))
@@ -70,11 +72,16 @@ def fixed_by(trace: Trace, *variations: Variation) -> bool:
 
 
 def fixing_rate(trace: Trace, *, lower: bool) -> float | None:
-    """Return the factor of the learning rate, below or above 1, with which the run learns; the nearest to 1."""
+    """Return the factor of the learning rate, below or above 1, with which the run learns; the nearest to 1.
+
+    A rate does not count where another variation gets to less than half of where the rate gets: a lower rate lets
+    many a run fall for a while that has another cause.
+    """
     varied = (trace.probes.trial or TrialReading()).variations
     seen = verdict(trace)
     rates = [(variation_of(name).rate, result) for name, result in varied.items()]
-    factors = [rate for rate, result in rates if rate is not None and fixes(result, seen)]
+    best = min([_over(result) for rate, result in rates if rate is None and fixes(result, seen)], default=math.inf)
+    factors = [rate for rate, result in rates if rate is not None and fixes(result, seen) and _over(result) <= 2 * best]
     fitting = [factor for factor in factors if (factor < 1) == lower]
     return (max if lower else min)(fitting, default=None)
 
@@ -102,3 +109,18 @@ def variation_evidence(trace: Trace, *variations: Variation) -> tuple[Evidence, 
         statement = f"As it is, the loss {as_it_is} in a short trial; {one.words}, {then}."
         found.append(Evidence(statement, result.end, source="this trial"))
     return tuple(found)
+
+
+def _many_times_faster(result: VariationResult, seen: Verdict) -> bool:
+    """Return whether a loss that stood still, or fell slowly, falls many times faster, and ends no higher."""
+    if result.fall is None or seen.unhealthy or not (seen.state == STALLED or seen.slow):
+        return False
+    if _over(result) > max(1.0, seen.end_over_baseline) or (
+        math.isinf(_over(result)) and (result.end or 0.0) > seen.end
+    ):
+        return False
+    return result.fall > max(BEGINS, FASTER * max(seen.fall, LEAST_FALL))
+
+
+def _over(result: VariationResult) -> float:
+    return math.inf if result.over_baseline is None else result.over_baseline

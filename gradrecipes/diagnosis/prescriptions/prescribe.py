@@ -141,13 +141,6 @@ def learning_rate_prescriptions(trace: Trace, rate: float | None, factor: float)
         better = rate / factor
         lower = "import keras\n\n" + compile_lines(optimizer_line(trace, better))
         title = f"Lower the learning rate to {better:.2g}, {times} times less"
-    warmed = (
-        "import keras\n\n"
-        "learning_rate = keras.optimizers.schedules.CosineDecay(\n"
-        f"    initial_learning_rate=0.0, warmup_target={better * WARM_UP_RAISES:.2g}, warmup_steps={WARM_UP_STEPS},\n"
-        f"    decay_steps={DECAY_STEPS},  # set it to epochs * steps per epoch, less the warm-up\n"
-        ")\n" + compile_lines(optimizer_line(trace, "learning_rate"))
-    )
     return (
         Prescription(
             title=title,
@@ -156,15 +149,33 @@ def learning_rate_prescriptions(trace: Trace, rate: float | None, factor: float)
             risk="Too low is slow. When it trains, double the rate until it no longer does, and halve it once.",
             reference="arXiv 1506.01186 (range test)",
         ),
-        Prescription(
-            title="Warm the learning rate up",
-            code=warmed,
-            reason=(
-                "The first steps are the dangerous ones: the weights are random and the curvature is high. A rate that "
-                "rises from 0 lets the net move to flatter ground, and then bears a higher rate."
-            ),
-            risk="It helps with the beginning only; a rate that is too high for the rest still diverges after it.",
-            reference="arXiv 1706.02677",
-        ),
+        warm_up(trace, better * WARM_UP_RAISES),
         clip(trace, "Clip the gradient by its global norm", repairs=True, learning_rate=better),
+    )
+
+
+def warm_up(trace: Trace, highest: float | None = None) -> Prescription:
+    """Return the advice to let the learning rate rise from 0.
+
+    Args:
+        trace: The record.
+        highest: The rate to rise to; that of the run by default.
+    """
+    highest = highest or recorded_rate(trace) or 1e-3
+    schedule = (
+        "import keras\n\n"
+        "learning_rate = keras.optimizers.schedules.CosineDecay(\n"
+        f"    initial_learning_rate=0.0, warmup_target={highest:.2g}, warmup_steps={WARM_UP_STEPS},\n"
+        f"    decay_steps={DECAY_STEPS},  # set it to epochs * steps per epoch, less the warm-up\n"
+        ")\n" + compile_lines(optimizer_line(trace, "learning_rate"))
+    )
+    return Prescription(
+        title="Warm the learning rate up",
+        code=schedule,
+        reason=(
+            "The first steps are the dangerous ones: the weights are random and the curvature is high. A rate that "
+            "rises from 0 lets the net move to flatter ground, where a higher rate is stable."
+        ),
+        risk="It helps with the beginning only; a rate that is too high for the rest still diverges after it.",
+        reference="arXiv 1706.02677",
     )

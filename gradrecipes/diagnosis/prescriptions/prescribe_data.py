@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from gradrecipes.core.findings.prescription import Prescription
@@ -136,14 +137,22 @@ def normalize_inputs(name: str, columns: int | None, *, pixels: bool) -> tuple[P
     return inside, outside
 
 
-def scale_targets(name: str, *, positive: bool) -> tuple[Prescription, ...]:
-    """Return the advice to train on targets of unit size, and to give back the user's units."""
+def scale_targets(name: str, *, positive: bool, units: int = 1) -> tuple[Prescription, ...]:
+    """Return the advice to train on targets of unit size, and to give back the user's units.
+
+    Args:
+        name: Of the array, such as `"y"`, `"y['box']"` or `"y[1]"`; the structure of the targets is kept.
+        positive: Whether all targets are positive and span orders of magnitude.
+        units: Entries of the output.
+    """
+    replaced, part = _replaced(name, f"({name} - mean) / std"), name.replace("y", "predictions", 1)
     standardize = Prescription(
         title="Train on standardized targets, and scale the predictions back",
         code=(
             f"mean, std = {name}.mean(axis=0), {name}.std(axis=0)\n"
-            f"model.fit(x, ({name} - mean) / std)\n"
-            "predictions = model.predict(x) * std + mean\n"
+            f"model.fit(x, {replaced})\n"
+            f"predictions = model.predict(x)\n"
+            f"{part} = {part} * std + mean\n"
         ),
         reason="A net answers near 0 at first. Targets of unit size make its first errors, and so its steps, sane.",
         risk="Losses and metrics are then in standard deviations: multiply by std (or its square) to compare.",
@@ -153,7 +162,7 @@ def scale_targets(name: str, *, positive: bool) -> tuple[Prescription, ...]:
         title="Or let the last layer begin at the mean",
         code=(
             "import keras\n\n"
-            f"last = keras.layers.Dense(1, bias_initializer=keras.initializers.Constant(float({name}.mean())))\n"
+            f"last = keras.layers.Dense({units}, bias_initializer=keras.initializers.Constant(float({name}.mean())))\n"
         ),
         reason="The mean, the larger part of the error, is then right from the first step on.",
         risk="It leaves the spread: where that is far from 1 too, standardize.",
@@ -161,12 +170,29 @@ def scale_targets(name: str, *, positive: bool) -> tuple[Prescription, ...]:
     )
     logarithm = Prescription(
         title="Or learn the logarithm",
-        code=f"import numpy as np\n\nmodel.fit(x, np.log1p({name}))\npredictions = np.expm1(model.predict(x))\n",
+        code=(
+            f"import numpy as np\n\nmodel.fit(x, {_replaced(name, f'np.log1p({name})')})\n"
+            f"predictions = model.predict(x)\n{part} = np.expm1({part})\n"
+        ),
         reason="Prices, counts and incomes spread over orders of magnitude; their logarithms do not.",
         risk="The net then predicts medians rather than means.",
         reference="Box and Cox 1964",
     )
     return (standardize, start, logarithm) if positive else (standardize, start)
+
+
+def _replaced(name: str, value: str) -> str:
+    """Return the targets with one of their arrays replaced, as an expression that keeps their structure.
+
+    Example:
+        >>> _replaced("y['box']", "z"), _replaced("y[1]", "z"), _replaced("y", "z")
+        ("{**y, 'box': z}", '[*y[:1], z, *y[2:]]', 'z')
+    """
+    inner = re.fullmatch(r"y\[(.+)\]", name)
+    if inner is None:
+        return value
+    key = inner[1]
+    return f"[*y[:{key}], {value}, *y[{int(key) + 1}:]]" if key.isdigit() else f"{{**y, {key}: {value}}}"
 
 
 def _kept(names: Sequence[str]) -> str:

@@ -47,6 +47,7 @@ from gradrecipes.diagnosis.registry import rule
         "missing_normalization",
         "plain_depth",
         "learning_rate_too_high",
+        "missing_warm_up",
         "batch_too_small",
     ),
 )

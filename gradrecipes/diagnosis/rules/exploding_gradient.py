@@ -81,6 +81,7 @@ STRONG_CLIP = 0.1  # clip factor: the step was shortened to a tenth or less
         "missing_normalization",
         "plain_depth",
         "learning_rate_too_high",
+        "missing_warm_up",
         "batch_too_small",
     ),
 )

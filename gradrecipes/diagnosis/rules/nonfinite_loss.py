@@ -72,6 +72,7 @@ class First(NamedTuple):
         "missing_normalization",
         "plain_depth",
         "learning_rate_too_high",
+        "missing_warm_up",
     ),
 )
 def nonfinite_loss(trace: Trace) -> Finding | None:

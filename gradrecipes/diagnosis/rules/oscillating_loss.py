@@ -44,6 +44,7 @@ from gradrecipes.diagnosis.registry import rule
         "embedding_spike",
         "exploding_batch_normalization",
         "learning_rate_too_high",
+        "missing_warm_up",
         "batch_too_small",
     ),
     needs_cause=True,

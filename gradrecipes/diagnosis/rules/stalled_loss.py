@@ -52,6 +52,7 @@ from gradrecipes.diagnosis.registry import rule
         "saturated_units",
         "plain_depth",
         "learning_rate_too_high",
+        "missing_warm_up",
         "learning_rate_too_low",
         "batch_too_small",
     ),

@@ -39,6 +39,7 @@ from gradrecipes.core.trace.probes import OutputReading
 from gradrecipes.core.trace.variation import ALL_SCALED, SCALED_TARGETS
 from gradrecipes.diagnosis.facts.data_facts import Head, arrays, heads, held_back_by
 from gradrecipes.diagnosis.facts.readings import number, say
+from gradrecipes.diagnosis.outcome.judgement import outputs
 from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, variation, variation_evidence
 from gradrecipes.diagnosis.outcome.verdict import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe_data import scale_targets
@@ -62,7 +63,7 @@ ON_LABELS = ("crossentropy", "cross_entropy", "hinge", "ctc", "dice", "tversky",
 def unscaled_targets(trace: Trace) -> Finding | None:
     """Tell which targets are far from unit size, and what becomes of the run with and without scaling."""
     seen = verdict(trace)
-    held = held_back_by(trace, SCALED_TARGETS, seen)
+    held = held_back_by(trace, SCALED_TARGETS, seen) or not all(one.learned for one in outputs(trace))
     if not held and not seen.end_over_baseline > FAR_FROM_CHANCE:
         return None
     healed, tried = fixed_by(trace, SCALED_TARGETS), variation(trace, SCALED_TARGETS) is not None
@@ -91,7 +92,7 @@ def unscaled_targets(trace: Trace) -> Finding | None:
             *_start(seen),
             *variation_evidence(trace, SCALED_TARGETS, *(() if healed else (ALL_SCALED,))),
         ),
-        prescriptions=scale_targets(target.name, positive=_positive(target)),
+        prescriptions=scale_targets(target.name, positive=_positive(target), units=head.units or 1),
     )
 
 

@@ -154,6 +154,7 @@ class Trial:
         batches: Sequence[Any] | None = None,
         weights: dict[str, np.ndarray] | None = None,
         fresh_slots: bool = False,
+        warm_up: bool = False,
     ) -> TrialRun:
         """Run the same steps with one thing changed, from the start.
 
@@ -163,6 +164,7 @@ class Trial:
             batches: Other batches of the same shapes and dtypes.
             weights: Other initial values, by the paths of the variables.
             fresh_slots: Whether the optimizer begins from nothing instead of from where it was.
+            warm_up: Whether the learning rate rises linearly from 0 over the first half of the steps.
         """
         self.restart()
         by_path = {variable.path: variable for variable in self.model.variables}
@@ -174,8 +176,9 @@ class Trial:
                     variable.assign(value)
         self._readings()
         self._rate.assign(rate)
+        ramp = max(1, steps // 2) if warm_up else 0
         try:
-            run = self._run(self.batches if batches is None else batches, steps)
+            run = self._run(self.batches if batches is None else batches, steps, ramp=ramp)
         finally:
             self._rate.assign(1.0)
         rows = self._readings()
@@ -188,10 +191,14 @@ class Trial:
             return np.zeros((0, len(STEP_COLUMNS)))
         return recorder.take().steps[:, : len(STEP_COLUMNS)].astype(float)
 
-    def _run(self, batches: Sequence[Any], steps: int, *, samples: WeightSamples | None = None) -> TrialRun:
+    def _run(
+        self, batches: Sequence[Any], steps: int, *, samples: WeightSamples | None = None, ramp: int = 0
+    ) -> TrialRun:
         logs: dict[str, list[float]] = {}
         in_a_row, broken, began = 0, None, time.monotonic()
         for step in range(steps):
+            if step <= ramp > 0:
+                self._rate.assign(min(1.0, (step + 1) / ramp))
             self.model.reset_metrics()  # else the logs show means over all steps so far
             self._pipeline.begin_epoch()
             sampled = samples is not None and (step < EARLY_SAMPLES or step % RARE_SAMPLES == 0)

@@ -1,0 +1,103 @@
+"""Whether a training is healthy, unhealthy, or neither was seen: healthy means that it was seen to learn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradrecipes.core.findings.finding import Finding, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import OutputTrial, TrialReading
+from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.outcome.verdict import BROKEN, DIVERGING, LEARNING, UNKNOWN, Verdict, losses, verdict
+
+HEALTHY, UNHEALTHY, UNDECIDED = "healthy", "unhealthy", "undecided"
+STANDARD_ERRORS = 2.0  # by which the end of a run has to lie below the loss of the best constant answer
+AT_REST = 0.9  # end over the baseline below which a run that no longer falls has learned before
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Say how a training is, and why.
+
+    Args:
+        verdict: `"healthy"`, `"unhealthy"` or `"undecided"`.
+        reason: A sentence; of an undecided training also what to do next.
+    """
+
+    verdict: str
+    reason: str
+
+
+def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
+    """Return the verdict on a training.
+
+    It is unhealthy where a finding is critical or a warning, or where the run broke or diverged; healthy where it was
+    seen to learn: where the loss fell by more than its noise and, where the loss of the best constant answer is known,
+    ended below it, on every output. Otherwise neither was seen.
+
+    Args:
+        trace: The record.
+        findings: What the rules found in it.
+    """
+    worst = next((finding for finding in findings if finding.severity is not Severity.NOTICE), None)
+    if worst is not None:
+        return Judgement(UNHEALTHY, f"{worst.title}")
+    if not len(trace):
+        return Judgement(UNDECIDED, "The record holds no training step.")
+    seen, steps = verdict(trace), f"{len(trace):,} {'step' if len(trace) == 1 else 'steps'}"
+    if seen.state == BROKEN:
+        return Judgement(
+            UNHEALTHY, f"The loss or the gradient is not finite from step {seen.step} on; no cause is known."
+        )
+    if seen.state == DIVERGING:
+        return Judgement(UNHEALTHY, f"The loss climbs from {say(seen.start)} to {say(seen.end)}; no cause is known.")
+    loss = losses(trace)
+    if not np.isfinite(loss).any():
+        return Judgement(UNDECIDED, f"The loss was not seen in {steps}: the train step returns none.")
+    if seen.state == UNKNOWN:
+        return Judgement(UNDECIDED, f"{steps.capitalize()} are too few to tell. {_longer(trace)}")
+    behind = [one for one in outputs(trace) if not one.learned]
+    if behind:
+        one = behind[0]
+        return Judgement(
+            UNDECIDED,
+            f"The output {one.name!r} ends {steps} at a loss of {say(one.end)}, where a constant answer has "
+            f"{say(one.baseline)}. {_longer(trace)}",
+        )
+    if _learned(seen, loss, trace):
+        return Judgement(HEALTHY, f"The loss fell from {say(seen.start)} to {say(seen.end)} in {steps}.")
+    against = f", where a constant answer has {say(seen.baseline)}" if math.isfinite(seen.baseline) else ""
+    return Judgement(
+        UNDECIDED, f"The loss went from {say(seen.start)} to {say(seen.end)} in {steps}{against}. {_longer(trace)}"
+    )
+
+
+def outputs(trace: Trace) -> tuple[OutputTrial, ...]:
+    """Return how each of several outputs did in the trial; empty for a single one."""
+    return (trace.probes.trial or TrialReading()).outputs
+
+
+def _learned(seen: Verdict, loss: np.ndarray, trace: Trace) -> bool:
+    if not math.isfinite(seen.baseline):
+        return seen.state == LEARNING
+    if seen.state == LEARNING:
+        return seen.end < seen.baseline - STANDARD_ERRORS * _error_of_end(loss, trace)
+    return seen.end_over_baseline < AT_REST
+
+
+def _error_of_end(loss: np.ndarray, trace: Trace) -> float:
+    """Return the standard error of the loss at the end, over the batches of the last pass."""
+    finite = loss[np.isfinite(loss)]
+    period = (trace.probes.trial or TrialReading()).batches or max(2, len(finite) // 4)
+    last = finite[-period:]
+    return float(np.std(last, ddof=1) / math.sqrt(len(last))) if len(last) > 1 else 0.0
+
+
+def _longer(trace: Trace) -> str:
+    if trace.probes.trial is None:
+        return "Train for longer, then diagnose the record again."
+    return f"To look further, pass steps={10 * max(100, len(trace))} to diagnose."

@@ -1,0 +1,105 @@
+"""missing_warm_up: the full learning rate from the first step throws off a net that would learn after a warm-up.
+
+## What it does
+Reads the variations of the trial. It fires where the run broke, diverged, jumps or stands still, where the same steps
+learn with a learning rate that rises linearly from 0, and where no other cause was shown to fix it: neither scaled
+data, nor other initial weights.
+
+## Why it is bad
+At the start, gradients of the last layers of a post-norm transformer are large, and the variance that an adaptive
+optimizer divides by is estimated from a few steps. Full steps in random directions saturate attention and
+normalization, and the net does not come back.
+
+## Example
+```python
+model.compile(optimizer=keras.optimizers.Adam(1e-3), loss="sparse_categorical_crossentropy")  # a post-norm transformer
+```
+
+## Remedy
+Let the learning rate rise over the first hundreds to thousands of steps; or place the normalization before attention
+and feed-forward layers (pre-norm), which needs no warm-up.
+
+## References
+- Xiong et al., "On layer normalization in the transformer architecture", arXiv 2002.04745: warm-up and post-norm.
+- Liu et al., arXiv 1908.03265: the variance of the adaptive learning rate.
+"""
+
+from __future__ import annotations
+
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.variation import (
+    ALL_SCALED,
+    FINITE_DATA,
+    FITTING_WEIGHTS,
+    SCALED_INPUTS,
+    SCALED_TARGETS,
+    WARM_UP,
+)
+from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, fixing_rate, variation_evidence
+from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.prescriptions.prescribe import warm_up
+from gradrecipes.diagnosis.prescriptions.remedies import set_learning_rate
+from gradrecipes.diagnosis.registry import rule
+
+CERTAIN, WITH_A_RATE = 0.9, 0.7  # confidence where only the warm-up fixes the run; where a lower rate does so too
+
+
+@rule(
+    code="missing_warm_up",
+    kind=Kind.CAUSE,
+    title="The learning rate is at its height before the net can bear it",
+    short="no warm-up of the learning rate",
+    order=195,
+    explained_by=(
+        "nonfinite_data",
+        "corrupt_batch",
+        "loss_output_mismatch",
+        "unsafe_loss",
+        "float16_overflow",
+        "optimizer_state",
+        "unscaled_inputs",
+        "unscaled_targets",
+        "exploding_initialization",
+        "embedding_spike",
+        "unbounded_activation",
+        "recurrent_gain",
+        "exploding_batch_normalization",
+        "missing_normalization",
+    ),
+)
+def missing_warm_up(trace: Trace) -> Finding | None:
+    """Tell whether a learning rate that rises from 0 lets a run learn that fails at the full rate."""
+    seen = verdict(trace)
+    if not fixed_by(trace, WARM_UP):
+        return None
+    if fixed_by(trace, SCALED_INPUTS, SCALED_TARGETS, FITTING_WEIGHTS, ALL_SCALED, FINITE_DATA):
+        return None
+    lower = fixing_rate(trace, lower=True)
+    attention = sum(count for kind, count in trace.description.kinds.items() if "Attention" in kind)
+    if lower is not None and not attention:
+        return None  # the rate is too high; that it rises slowly only hides it for some steps
+    held = f" The net has {attention} attention layers." if attention else ""
+    statement = f"At the full learning rate the loss is {seen.state}; with a rate that rises from 0 it learns."
+    return Finding(
+        code="missing_warm_up",
+        title="The net learns only if the learning rate rises from 0 at first",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL if seen.unhealthy else Severity.WARNING,
+        confidence=WITH_A_RATE if lower is not None else CERTAIN,
+        explanation=(
+            f"{statement}{held} The first steps are taken in directions that are hardly known yet, and at the full "
+            "rate they are long enough to saturate what follows. The loss went from "
+            f"{say(seen.start)} to {say(seen.end)}."
+        ),
+        step=seen.step,
+        evidence=(
+            Evidence(f"With warm-up the same steps learn; as it is the run is {seen.state}.", source="this trial"),
+            *variation_evidence(trace, WARM_UP),
+        ),
+        prescriptions=(
+            warm_up(trace),
+            *((set_learning_rate(trace, lower, "A lower rate trains too, but more slowly."),) if lower else ()),
+        ),
+    )

@@ -1,0 +1,83 @@
+"""The loss of each of several outputs: a sum that falls may hide an output that stays at chance."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gradrecipes.core.analysis.baseline import constant_baseline_loss
+from gradrecipes.core.trace.description import Description
+from gradrecipes.core.trace.probes import OutputTrial
+from gradrecipes.probes.loss import as_loss
+from gradrecipes.training.description.describe_loss import losses_of
+from gradrecipes.training.recovery.model_state import preserve_state
+
+logger = logging.getLogger(__name__)
+
+
+class OutputLosses:
+    """Measure the loss of every output of a model with several, over some batches.
+
+    A model with one output, or with a train step of its own, has no losses here.
+
+    Args:
+        model: A compiled, built model. It is left as it was.
+        description: Of the model.
+        batches: What `train_step` gets.
+    """
+
+    def __init__(self, model: keras.Model, description: Description, batches: Sequence[Any]):
+        several = len(description.outputs) > 1 and not (description.own_train_step or description.own_loss)
+        self._model, self._description = model, description
+        self._batches = [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches] if several else []
+
+    def measured(self) -> list[np.ndarray]:
+        """Return for each output float64 `[batches]`, its loss on each batch; empty where it cannot be measured."""
+        if not self._batches:
+            return []
+        try:
+            with preserve_state(self._model):
+                rows = [self._of_batch(x, y) for x, y, _ in self._batches]
+        except Exception:  # a model whose targets do not match its outputs one by one
+            logger.debug("The losses of the outputs could not be measured.", exc_info=True)
+            return []
+        return [np.array(column, np.float64) for column in zip(*rows, strict=True)]
+
+    def compared(self, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> tuple[OutputTrial, ...]:
+        """Return how each output did between two measurements."""
+        if not before or len(before) != len(after):
+            return ()
+        found = []
+        for place, (start, end) in enumerate(zip(before, after, strict=True)):
+            about = self._description.outputs[place]
+            if about.loss is None or not (np.isfinite(start).all() and np.isfinite(end).all()):
+                continue
+            noise = float(end.std(ddof=1) / np.sqrt(len(end))) if len(end) > 1 else 0.0
+            baseline = self._baseline(place)
+            found.append(OutputTrial(place, about.name, float(start.mean()), float(end.mean()), baseline, noise))
+        return tuple(found)
+
+    def _of_batch(self, x: Any, y: Any) -> list[float]:
+        outputs = keras.tree.flatten(self._model(x, training=False))
+        targets = keras.tree.flatten(y)
+        row = []
+        for one in losses_of(self._model, len(outputs)):
+            loss = None if one.loss is None or one.target is None else as_loss(one.loss)
+            target = None if loss is None else tf.convert_to_tensor(targets[one.target])
+            row.append(float("nan") if loss is None else float(tf.reduce_mean(loss(target, outputs[one.output]))))
+        return row
+
+    def _baseline(self, place: int) -> float | None:
+        about = self._description.outputs[place]
+        if about.target is None:
+            return None
+        parts = [np.asarray(keras.tree.flatten(y)[about.target]) for _, y, _ in self._batches]
+        try:
+            return constant_baseline_loss(about.loss, np.concatenate(parts))
+        except (TypeError, ValueError):
+            return None
