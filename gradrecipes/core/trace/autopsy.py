@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -75,6 +75,26 @@ class Offender:
 
 
 @dataclass(frozen=True)
+class Operation:
+    """Name the innermost operation that made NaN or Inf out of finite numbers.
+
+    Args:
+        name: Its path in the traced step, which names layers and sub-layers.
+        type: TensorFlow's type, such as `"Log"`.
+        words: What it does wrong, such as "the logarithm of 0".
+        backward: Whether it belongs to the backward pass.
+    """
+
+    name: str
+    type: str
+    words: str
+    backward: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.words}{' in the backward pass' if self.backward else ''} (operation {self.name})"
+
+
+@dataclass(frozen=True)
 class LayerReading:
     """What one layer showed in the step; a layer that ran several times is joined over its calls.
 
@@ -127,6 +147,7 @@ class Autopsy:
         reached: How far the first offender got, in sentences.
         notes: What could not be analysed, and what else is worth knowing.
         complete: Whether the step could be run to its end.
+        operation: The innermost operation that broke; None where it could not be seen.
 
     Example:
         >>> offender = Offender(OffenderKind.INPUT, "x", "nan", "The data hold a NaN.", samples=(5,))
@@ -144,6 +165,7 @@ class Autopsy:
     reached: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     complete: bool = True
+    operation: Operation | None = None
 
     @property
     def first(self) -> Offender | None:
@@ -179,6 +201,7 @@ class Autopsy:
             "reached": list(self.reached),
             "notes": list(self.notes),
             "complete": bool(self.complete),
+            "operation": None if self.operation is None else asdict(self.operation),
         }
 
     def __str__(self) -> str:
@@ -189,6 +212,8 @@ class Autopsy:
             lines += ["Nothing to blame: weights, batch, outputs, loss, gradients and optimizer are finite and sane."]
         else:
             lines += [f"First offender: {self.first}", *self.reached]
+        if self.operation is not None:
+            lines.append(f"Operation: {self.operation}")
         for number, offender in enumerate(self.offenders[1:], start=2):
             lines.append(f"Offender {number}: {offender}")
         if (heaviest := self.heaviest_sample) is not None:

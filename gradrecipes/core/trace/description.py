@@ -27,6 +27,7 @@ class LayerDescription(Record):
         weight_mean: Mean of the initial kernel; None until the first sample.
         parameters: Entries of its trainable variables.
         trainable: Whether it is trained.
+        custom: Whether its class is the user's own.
     """
 
     name: str
@@ -39,6 +40,7 @@ class LayerDescription(Record):
     weight_mean: float | None = None
     parameters: int | None = None
     trainable: bool | None = None
+    custom: bool = False
 
 
 @dataclass(frozen=True)

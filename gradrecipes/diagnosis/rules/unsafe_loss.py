@@ -33,7 +33,7 @@ from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Offender, listed
 from gradrecipes.core.trace.probes import ForwardPassReading
-from gradrecipes.diagnosis.facts.data_facts import autopsy_readings, heads, largest_output, offenders
+from gradrecipes.diagnosis.facts.data_facts import autopsy, autopsy_readings, heads, largest_output, offenders
 from gradrecipes.diagnosis.facts.readings import number, say
 from gradrecipes.diagnosis.facts.signals import layers
 from gradrecipes.diagnosis.facts.unsafe_points import Said, at_the_start, ends, percentage, points, word
@@ -106,8 +106,8 @@ def _broken_loss(trace: Trace) -> Said | None:
     statement = f"The step broke in {name}: {part} became {word(first.found)}{where}, while all that entered was finite"
     largest_said = "" if largest is None else f" and at most {say(largest)} in size"
     return (
-        f"{name[0].upper()}{name[1:]} gives {word(first.found)} for predictions that are finite",
-        f"{statement}{largest_said}. {first.sentence}",
+        _title(trace, name) or f"{name[0].upper()}{name[1:]} gives {word(first.found)} for predictions that are finite",
+        f"{statement}{largest_said}. {first.sentence} {_arithmetic(trace)}".rstrip(),
         Severity.CRITICAL,
         0.95,
         (
@@ -118,6 +118,20 @@ def _broken_loss(trace: Trace) -> Said | None:
         (safe_arithmetic(), *safe_cross_entropy(own), guard()),
         first.layer if added else None,
     )
+
+
+def _title(trace: Trace, where: str) -> str:
+    operation = autopsy(trace).operation
+    return "" if operation is None else f"{operation.words[0].upper()}{operation.words[1:]}, in {where}"
+
+
+def _arithmetic(trace: Trace) -> str:
+    """Return which operation broke, in a sentence; empty where it could not be seen."""
+    operation = autopsy(trace).operation
+    if operation is None:
+        return ""
+    when = " in the backward pass" if operation.backward else ""
+    return f"The operation that breaks{when} is {operation.words}: {operation.name} ({operation.type})."
 
 
 def _swept(trace: Trace) -> tuple[Evidence, ...]:
@@ -137,7 +151,7 @@ def _broken_operation(trace: Trace) -> Said | None:
         return None
     layer = first.layer
     about = next((one for one in trace.description.layers if one.name == layer), None)
-    if about is not None and ((about.parameters or 0) > 0 or about.activation):
+    if about is not None and not about.custom and ((about.parameters or 0) > 0 or about.activation):
         return None  # weights or an activation that overflow have other causes
     reading = next((one for one in autopsy_readings(trace) if one.layer == layer), None)
     entered = None if reading is None else number(reading.input_rms)
@@ -152,9 +166,9 @@ def _broken_operation(trace: Trace) -> Said | None:
     size = "" if entered is None else f" of root mean square {say(entered)}"
     statement = f"The step broke in {what}: {part} it became {word(first.found)}, while its input{size} was finite"
     return (
-        f"An operation in {layer!r} gives {word(first.found)} for numbers that are finite",
-        f"{statement}. {first.sentence} It holds no weights, so that it is its arithmetic that is unsafe: a "
-        "logarithm or a root at 0, or a division by 0.",
+        _title(trace, repr(layer))
+        or f"An operation in {layer!r} gives {word(first.found)} for numbers that are finite",
+        f"{statement}. {first.sentence} {_arithmetic(trace)}",
         Severity.CRITICAL,
         0.9,
         (Evidence(f"{statement}.", None, None, "autopsy of the step that broke"), *_swept(trace)),

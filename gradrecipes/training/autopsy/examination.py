@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import has_own_train_step, sublayers
-from gradrecipes.core.trace.autopsy import Autopsy, Offender, OffenderKind
+from gradrecipes.core.trace.autopsy import Autopsy, Offender, OffenderKind, Operation
 from gradrecipes.training.autopsy.arrays import numbers_of
 from gradrecipes.training.autopsy.backward import (
     broken_samples,
@@ -27,6 +27,7 @@ from gradrecipes.training.autopsy.forward import (
     owners_of,
     weight_offenders,
 )
+from gradrecipes.training.autopsy.operations import broken_operation
 from gradrecipes.training.autopsy.outliers import outlying_offenders
 from gradrecipes.training.autopsy.readings import layer_readings, what_was_reached
 from gradrecipes.training.autopsy.step import (
@@ -110,6 +111,9 @@ class _Examination:
         broken = self._broken(step, harm, moved)
         if not broken and not step.failed:
             broken = self._try("the optimizer's update", lambda: self._update(step))
+        operation = self._operation(broken)
+        if operation is not None and not broken:
+            broken = [_of_the_train_step(model, operation)]
         if broken and any(isinstance(layer, keras.layers.BatchNormalization) for layer in sublayers(model)):
             self.notes.append("BatchNormalization joins the samples: one that is not finite makes all after it so.")
         norms = self._norms(step) if not step.failed and harm.none else []
@@ -125,7 +129,19 @@ class _Examination:
             reached=tuple(self._try("how far it got", lambda: what_was_reached(step))) if offenders else (),
             notes=tuple(self.notes),
             complete=not step.failed,
+            operation=operation,
         )
+
+    def _operation(self, broken: list[Offender]) -> Operation | None:
+        """Return the innermost operation that breaks, where neither the data nor a weight was broken before."""
+        own = has_own_train_step(self.model)
+        if broken and broken[0].kind not in (OffenderKind.LAYER_OUTPUT, OffenderKind.LOSS, OffenderKind.GRADIENT):
+            return None
+        if not broken and not own:
+            return None
+        batch = self.batch
+        data = keras.utils.pack_x_y_sample_weight(batch.x, batch.y, batch.sample_weight)
+        return broken_operation(self.model, data, own_train_step=own)
 
     # -- judging -----------------------------------------------------------------------------------
     def _harm(self, step: Step, moved: list[Any]) -> Harm:
@@ -249,3 +265,13 @@ def _about(model: keras.Model) -> list[str]:
     if not getattr(model, "compiled", False):
         notes.append("The model is not compiled, so it has no loss and no optimizer to look at.")
     return notes
+
+
+def _of_the_train_step(model: keras.Model, operation: Operation) -> Offender:
+    """Return the offender of a train step of the user's own whose arithmetic breaks outside of all layers."""
+    sentence = (
+        f"The train step of {model.name!r} breaks outside of its layers: {operation}. Keep what goes into it away from "
+        "there: add a small constant, clip, or compute from logits."
+    )
+    kind = OffenderKind.GRADIENT if operation.backward else OffenderKind.LOSS
+    return Offender(kind, "the train step", "nan", sentence)

@@ -34,7 +34,13 @@ def describe_layer(layer: keras.layers.Layer, *, name: str | None = None) -> Lay
         units=None if kernel is None else int(kernel.shape[-1]),
         parameters=int(sum(np.prod(variable.shape) for variable in layer.trainable_variables)),
         trainable=bool(layer.trainable),
+        custom=is_custom(layer),
     )
+
+
+def is_custom(layer: Any) -> bool:
+    """Return whether the class of a layer is not one of Keras'."""
+    return type(layer).__module__.split(".")[0] not in ("keras", "keras_hub", "keras_nlp", "keras_cv")
 
 
 def kernel_of(layer: keras.layers.Layer) -> Any:

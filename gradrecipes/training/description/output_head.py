@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from gradrecipes.training.description.describe_layer import ACTIVATION_LAYERS
+from gradrecipes.training.description.describe_layer import ACTIVATION_LAYERS, is_custom
 from gradrecipes.training.description.model_graph import MERGES, NORMALIZATIONS, ModelGraph, Node, is_weighted
 
 UNKNOWN = "unknown"
@@ -54,6 +54,8 @@ def last_activations(graph: ModelGraph, place: int) -> list[str]:
     while True:
         node = graph.nodes[place]
         own = activation_of(node.operation)
+        if own is None and node.weighted and is_custom(node.operation):
+            own = UNKNOWN  # whatever it does behind its weights
         if own is not None and own != "linear":
             found.append(own)
         if node.weighted or node.kind in NORMALIZATIONS or own == UNKNOWN or node.kind == "Embedding":
