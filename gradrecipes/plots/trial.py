@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.probes import TrialReading, VariationResult
+from gradrecipes.core.trace.trial_reading import TrialReading, VariationResult
 from gradrecipes.plots.canvas import BLUE, GREY, NONFINITE_COLOUR, ORANGE, Picture, annotate_empty, two_axes
 
 SPAN_OF_A_LINEAR_AXIS = 20.0  # largest over smallest value; above that the axis is logarithmic

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.core.trace.description import Description
-from gradrecipes.core.trace.probes import OutputTrial
+from gradrecipes.core.trace.trial_reading import OutputTrial
 from gradrecipes.probes.loss import as_loss
 from gradrecipes.training.description.describe_loss import losses_of
 from gradrecipes.training.recovery.model_state import preserve_state

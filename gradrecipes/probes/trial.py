@@ -23,7 +23,8 @@ import numpy as np
 from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description
-from gradrecipes.core.trace.probes import Probes, TrialReading, VariationResult
+from gradrecipes.core.trace.probes import Probes
+from gradrecipes.core.trace.trial_reading import TrialReading, VariationResult
 from gradrecipes.core.trace.variation import AS_IT_IS, LARGER_BATCH, at_rate, variation_of
 from gradrecipes.diagnosis.outcome.variation_facts import fixes
 from gradrecipes.diagnosis.outcome.verdict import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, verdict

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.probes import TrialReading
+from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.core.trace.variation import variation_of
 from gradrecipes.plots.curves import TrainingCurves
 from gradrecipes.plots.heat_map import HeatMap

@@ -9,7 +9,8 @@ import numpy as np
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
 from gradrecipes.core.trace.description import Description
-from gradrecipes.core.trace.probes import LossReading, SignalReading, TrialReading
+from gradrecipes.core.trace.probes import LossReading, SignalReading
+from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.diagnosis.outcome.verdict import BROKEN, verdict
 from gradrecipes.diagnosis.registry import rules
 from gradrecipes.report.wording import number

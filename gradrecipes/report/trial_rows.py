@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.probes import VariationResult
+from gradrecipes.core.trace.trial_reading import VariationResult
 from gradrecipes.core.trace.variation import variation_of
 from gradrecipes.diagnosis.outcome.variation_facts import fixes
 from gradrecipes.diagnosis.outcome.verdict import BROKEN, verdict

@@ -13,7 +13,8 @@ from sklearn.datasets import load_diabetes, load_digits, load_wine
 from gradrecipes.core.findings.finding import Finding
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description
-from gradrecipes.core.trace.probes import Probes, TrialReading, VariationResult
+from gradrecipes.core.trace.probes import Probes
+from gradrecipes.core.trace.trial_reading import TrialReading, VariationResult
 from gradrecipes.probes.data import data_probe
 from gradrecipes.probes.loss import loss_probe
 from gradrecipes.training.description.describe import describe_model

@@ -1,14 +1,14 @@
-"""What the probes measured without training, and what a short trial and its variations did."""
+"""What the probes measured without training."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gradrecipes.core.trace.autopsy import Autopsy
 from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.record import Record
 from gradrecipes.core.trace.sharpness import Sharpness
+from gradrecipes.core.trace.trial_reading import TrialReading
 
 
 @dataclass(frozen=True)
@@ -281,88 +281,6 @@ class FailureReading(Record):
     stage: str
     type: str
     message: str
-
-
-@dataclass(frozen=True)
-class VariationResult(Record):
-    """What the trial did with one thing changed.
-
-    Args:
-        start: Median loss of the first pass over its batches; None where it broke.
-        end: Median loss of the last pass; None where it broke.
-        fall: (start - end) / |start|; None where it broke.
-        broken: Step at which it broke, or None.
-        over_baseline: `end` over the loss of the best constant answer; None where that is not known.
-        steps: How many were run; None in older records. What fixes the trial is run for twice as many.
-    """
-
-    start: float | None = None
-    end: float | None = None
-    fall: float | None = None
-    broken: int | None = None
-    over_baseline: float | None = None
-    steps: int | None = None
-
-
-@dataclass(frozen=True)
-class OutputTrial(Record):
-    """How one of several outputs did in the trial.
-
-    Args:
-        output: Position among the flattened outputs.
-        name: Name of the output.
-        start: Mean loss of this output over the trial's batches before the first step.
-        end: The same after the last step.
-        baseline: Loss of the best constant answer; None where it is not known.
-        noise: Standard error of `end` over the batches.
-    """
-
-    output: int
-    name: str
-    start: float | None = None
-    end: float | None = None
-    baseline: float | None = None
-    noise: float = 0.0
-
-    @property
-    def learned(self) -> bool:
-        """Whether it ends below the baseline beyond its noise; without a baseline, below its own start."""
-        if self.start is None or self.end is None:
-            return True  # not measured
-        against = self.start if self.baseline is None else self.baseline
-        return self.end < against - 2.0 * self.noise
-
-
-@dataclass(frozen=True)
-class TrialReading(Record):
-    """A short trial with the user's own optimizer and batches.
-
-    Args:
-        steps: How many were run.
-        batches: How many batches they went over, again and again.
-        constant_baseline_loss: Loss of the best constant answer; None where it is not known.
-        broken: Step at which it broke, or None.
-        broken_batch: Index of the batch of that step, or None.
-        autopsy: Of the step that broke, or None.
-        logs: What the train step returned at each step, by name.
-        seconds: How long it took.
-        variations: What the trial did with one thing changed, by the name of the variation.
-        outputs: Each of several outputs; empty for a model with one.
-        pairs_samples: False where the loss of a user's train step does not depend on which target belongs to which
-            sample; None where that is no question.
-    """
-
-    steps: int = 0
-    batches: int = 0
-    constant_baseline_loss: float | None = None
-    broken: int | None = None
-    broken_batch: int | None = None
-    autopsy: Autopsy | None = None
-    logs: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
-    seconds: float | None = None
-    variations: Mapping[str, VariationResult] = field(default_factory=dict)
-    outputs: tuple[OutputTrial, ...] = ()
-    pairs_samples: bool | None = None
 
 
 @dataclass(frozen=True)

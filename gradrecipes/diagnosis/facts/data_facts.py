@@ -11,7 +11,8 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Autopsy, LayerReading, Offender
 from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
 from gradrecipes.core.trace.description import OutputDescription
-from gradrecipes.core.trace.probes import LossPoint, LossReading, OutputReading, TrialReading
+from gradrecipes.core.trace.probes import LossPoint, LossReading, OutputReading
+from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.core.trace.variation import Variation
 from gradrecipes.diagnosis.facts.readings import number
 from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, fixes, fixing_rate, variation

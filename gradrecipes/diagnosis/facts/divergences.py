@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.probes import TrialReading, VariationResult
+from gradrecipes.core.trace.trial_reading import TrialReading, VariationResult
 from gradrecipes.core.trace.variation import Variation, at_rate
 from gradrecipes.diagnosis.facts.readings import middle, nonfinite_gradients, nonfinite_losses
 from gradrecipes.diagnosis.outcome.variation_facts import variation

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradrecipes.core.findings.finding import Finding, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.probes import OutputTrial, TrialReading
+from gradrecipes.core.trace.trial_reading import OutputTrial, TrialReading
 from gradrecipes.diagnosis.facts.readings import say
 from gradrecipes.diagnosis.outcome.verdict import BROKEN, DIVERGING, LEARNING, UNKNOWN, Verdict, losses, verdict
 

@@ -6,7 +6,7 @@ import math
 
 from gradrecipes.core.findings.finding import Evidence
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.probes import TrialReading, VariationResult
+from gradrecipes.core.trace.trial_reading import TrialReading, VariationResult
 from gradrecipes.core.trace.variation import AS_IT_IS, Variation, variation_of
 from gradrecipes.diagnosis.facts.readings import say
 from gradrecipes.diagnosis.outcome.verdict import BROKEN, FAR_START, STALLED, Verdict, verdict

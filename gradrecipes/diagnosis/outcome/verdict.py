@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.probes import TrialReading
+from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.diagnosis.facts.readings import TOLERATED_BY_SCALER, middle, nonfinite_gradients, nonfinite_losses
 
 BROKEN, DIVERGING, STALLED, OSCILLATING, LEARNING, UNKNOWN = (

@@ -30,7 +30,8 @@ from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.findings.prescription import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Autopsy, Offender
-from gradrecipes.core.trace.probes import LayerSignal, TrialReading
+from gradrecipes.core.trace.probes import LayerSignal
+from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.diagnosis.facts.readings import TOLERATED_BY_SCALER, left_out_by_scaler, say
 from gradrecipes.diagnosis.facts.signals import layers
 from gradrecipes.diagnosis.outcome.verdict import verdict

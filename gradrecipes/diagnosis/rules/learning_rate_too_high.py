@@ -35,8 +35,8 @@ import numpy as np
 
 from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.probes import VariationResult
 from gradrecipes.core.trace.sharpness import Sharpness
+from gradrecipes.core.trace.trial_reading import VariationResult
 from gradrecipes.core.trace.variation import at_rate
 from gradrecipes.diagnosis.facts.divergences import (
     EARLY_STEPS,

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from gradrecipes.core.findings.finding import Evidence, Finding, Kind
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.probes import TrialReading
+from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.diagnosis.facts.activation_mismatches import activation_mismatches
 from gradrecipes.diagnosis.facts.data_facts import heads, is_held_back
 from gradrecipes.diagnosis.facts.label_mismatches import all_with_all, label_mismatches

@@ -33,7 +33,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Autopsy
 from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.description import OptimizerDescription
-from gradrecipes.core.trace.probes import TrialReading
+from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.core.trace.variation import FRESH_OPTIMIZER
 from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, say
 from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, variation, variation_evidence

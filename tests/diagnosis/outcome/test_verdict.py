@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gradrecipes.core.trace.probes import VariationResult
+from gradrecipes.core.trace.trial_reading import VariationResult
 from gradrecipes.core.trace.variation import FITTING_WEIGHTS, SCALED_INPUTS, at_rate
 from gradrecipes.diagnosis.engine import linked
 from gradrecipes.diagnosis.outcome.variation_facts import (
