@@ -39,6 +39,7 @@ _SUBPACKAGES = {
     "layers": "gradrecipes.layers",
     "probes": "gradrecipes.probes",
     "regularizers": "gradrecipes.regularizers",
+    "rescue": "gradrecipes.rescue",
     "schedules": "gradrecipes.schedules",
     "studies": "gradrecipes.studies",
     "tuning": "gradrecipes.tuning",
@@ -47,7 +48,18 @@ _SUBPACKAGES = {
 __all__ = [*_PUBLIC, *_SUBPACKAGES, "__version__"]
 
 if TYPE_CHECKING:
-    from gradrecipes import initializers, layers, plots, probes, recipes, regularizers, schedules, studies, tuning
+    from gradrecipes import (
+        initializers,
+        layers,
+        plots,
+        probes,
+        recipes,
+        regularizers,
+        rescue,
+        schedules,
+        studies,
+        tuning,
+    )
     from gradrecipes.callbacks.batch_size_advisor import BatchSizeAdvisor
     from gradrecipes.callbacks.black_box import BlackBox
     from gradrecipes.callbacks.doctor import Doctor

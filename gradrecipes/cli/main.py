@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": ("gradrecipes.cli.demo", "show a training that dies, why, and the repair, on real data"),
     "watch": ("gradrecipes.cli.watch", "run an unchanged Keras script with every fit in it monitored, then diagnose"),
     "diagnose": ("gradrecipes.cli.diagnose", "say what is wrong with a model and its data, before they are trained"),
+    "rescue": ("gradrecipes.cli.rescue", "find by trials the smallest set of changes that makes a training work"),
     "tune": ("gradrecipes.cli.tune", "search for settings that train, and survive those that diverge"),
     "report": ("gradrecipes.cli.report", "say what a saved trace means, and write it as one HTML page"),
     "recipes": ("gradrecipes.cli.recipes", "list the six best practices and what each of them was measured to do"),

@@ -1,0 +1,84 @@
+"""`gradrecipes rescue`: the training that works, found by trials, for the one that a function returns."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradrecipes.cli.errors import UsageError
+from gradrecipes.cli.progress import PartsShown
+from gradrecipes.cli.target import load_training
+
+if TYPE_CHECKING:
+    from gradrecipes.rescue.verdict import Rescue
+
+TAKEN = ("sample_weight", "batch_size", "validation_data", "seed", "epochs")  # of what the function returns
+DEFAULT_EPOCHS = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `gradrecipes rescue` takes."""
+    parser.add_argument(
+        "target",
+        metavar="MODULE:FUNCTION",
+        help="a function that returns (model, x, y), the model compiled, or a dict; also path/to/file.py:function",
+    )
+    parser.add_argument("--epochs", type=int, help=f"default: what the function returns, else {DEFAULT_EPOCHS}")
+    parser.add_argument("--budget", type=int, metavar="STEPS", help="training steps in all; default: three trainings")
+    parser.add_argument("--journal", type=Path, metavar="PATH", help="keep results here, and resume from them")
+    parser.add_argument("--html", type=Path, metavar="PAGE", help="write the answer as one HTML page, too")
+    parser.add_argument("--save", type=Path, metavar="PATH", help="save the repaired, untrained model (.keras)")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON and nothing else")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Load model and data, search, print the answer; return 0 for rescued or nothing needed, else 1."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for name in ("epochs", "budget"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise UsageError(f"--{name} must be at least 1. Received: {value}.")
+    with PartsShown(quiet=arguments.json) as parts:
+        parts.tell(f"loading {arguments.target}")
+        # What the user's program prints must not stand between the lines of a JSON document.
+        with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
+            training = load_training(arguments.target)
+            answer = _rescue(training, arguments, parts)
+    print(answer.to_json() if arguments.json else answer)
+    _keep(answer, arguments)
+    return 1 if answer.verdict == "not rescued" else 0
+
+
+def _rescue(training: dict[str, Any], arguments: argparse.Namespace, parts: PartsShown) -> Rescue:
+    from gradrecipes.rescue.entry import rescue
+
+    options = {name: training[name] for name in TAKEN if training.get(name) is not None}
+    options["epochs"] = arguments.epochs or options.get("epochs") or DEFAULT_EPOCHS
+    logging.getLogger("gradrecipes").setLevel(logging.ERROR)
+    try:
+        return rescue(
+            training["model"],
+            training["x"],
+            training["y"],
+            budget=arguments.budget,
+            journal=arguments.journal,
+            tell=parts.tell,
+            **options,
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _keep(answer: Rescue, arguments: argparse.Namespace) -> None:
+    try:
+        if arguments.html is not None:
+            answer.save_html(arguments.html)
+        if arguments.save is not None:
+            arguments.save.parent.mkdir(parents=True, exist_ok=True)
+            answer.model.save(arguments.save)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"The answer cannot be written: {error}. Choose another place.") from error

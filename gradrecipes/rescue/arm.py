@@ -1,0 +1,167 @@
+"""One arm of the search: a setup with a seed, trained as far as it is asked for, and scored there."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from gradrecipes.callbacks.gradient_guard import GradientGuard
+from gradrecipes.compat.model_copy import global_tensorflow_seed_kept
+from gradrecipes.rescue.feed import Feed
+from gradrecipes.rescue.setup import Setup
+from gradrecipes.rescue.task import WORST, Score, Task
+from gradrecipes.training.recovery.random_numbers import random_numbers_kept
+
+_LOG = logging.getLogger(__name__)
+
+LAST = 20  # steps whose mean loss is the training loss of an arm
+PATIENCE = 25  # consecutive steps with a loss that is not finite after which an arm is given up
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Say how an arm did.
+
+    Args:
+        steps: Training steps it was asked for.
+        score: On what is held back.
+        loss: Mean training loss of the last steps; NaN where it broke.
+        broken: Step after which the loss stayed not finite, or None.
+        error: What it raised, or an empty string.
+        peak: The highest loss over the first, both means of a few steps.
+    """
+
+    steps: int
+    score: Score
+    loss: float = math.nan
+    broken: int | None = None
+    error: str = ""
+    peak: float = math.nan
+
+
+class Arm:
+    """Train one setup with one seed, a part at a time; what was trained is never trained again.
+
+    Args:
+        setup: The setup.
+        seed: Of weights, dropout and the order of the samples.
+        build: Returns the compiled model of a setup and a seed.
+        feed: The data.
+        task: Scores the model.
+    """
+
+    def __init__(self, setup: Setup, seed: int, *, build: Callable[[Setup, int], keras.Model], feed: Feed, task: Task):
+        self.setup = setup
+        self.seed = seed
+        self._build, self._feed, self._task = build, feed, task
+        self._model: keras.Model | None = None
+        self._losses: list[float] = []
+        self._done = 0
+        self._error = ""
+        self._broken: int | None = None
+        self.seconds = 0.0
+
+    def train(self, steps: int) -> Result:
+        """Train up to so many steps in all, and score."""
+        began = time.monotonic()
+        with random_numbers_kept(), global_tensorflow_seed_kept():
+            keras.utils.set_random_seed(self.seed)
+            try:
+                if self._model is None:
+                    self._model = self._build(self.setup, self.seed)
+                if self._broken is None and steps > self._done:
+                    self._advance(steps - self._done)
+                score = self._scored()
+            except (KeyboardInterrupt, MemoryError):
+                raise
+            except Exception as error:  # an edit that this model does not take is one that is not advised
+                _LOG.debug("An arm could not be run.", exc_info=True)
+                self._error = (
+                    f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:160] if str(error) else ''}"
+                )
+                score = Score(WORST)
+        self.seconds += time.monotonic() - began
+        losses = np.array(self._losses)
+        last = float(losses[-LAST:].mean()) if len(losses) else math.nan
+        first = float(np.median(losses[:3])) if len(losses) else math.nan
+        peak = float(np.max(losses) / abs(first)) if len(losses) and first else math.nan
+        return Result(steps, score, last, self._broken, self._error, peak)
+
+    def release(self) -> None:
+        """Give the model's memory back; the arm cannot be trained further."""
+        self._model = None
+        self._losses = []
+        self._done = 0
+
+    @property
+    def done(self) -> int:
+        """Steps that were trained."""
+        return self._done
+
+    def _advance(self, count: int) -> None:
+        stream = _Steps(self._feed, self.setup.batch_size, self.seed, self._done, count)
+        watch = _Watch()
+        guard = [GradientGuard()] if self.setup.guard else []
+        self._model.fit(stream, epochs=1, verbose=0, shuffle=False, callbacks=[*guard, watch])
+        self._losses += watch.losses
+        self._done += len(watch.losses)
+        if watch.broken is not None:
+            self._broken = self._done
+        self._done = self._done if self._broken is not None else max(self._done, stream.end)
+
+    def _scored(self) -> Score:
+        if self._broken is not None and not self._finite():
+            return Score(WORST)
+        logged = float(np.mean(self._losses[-LAST:])) if self._losses else math.nan
+        return self._task.score(self._model, self.setup, logged=logged)
+
+    def _finite(self) -> bool:
+        return all(np.isfinite(np.asarray(one, np.float64)).all() for one in self._model.get_weights())
+
+
+class _Steps(keras.utils.PyDataset):
+    """Give `fit` a part of the steps, each with its own samples whenever it is asked for."""
+
+    def __init__(self, feed: Feed, batch_size: int, seed: int, skip: int, count: int):
+        super().__init__()
+        self._feed, self._size, self._seed, self._skip, self._count = feed, batch_size, seed, skip, count
+
+    @property
+    def end(self) -> int:
+        return self._skip + self._count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Any:
+        return next(self._feed.batches(batch_size=self._size, seed=self._seed, skip=self._skip + index, count=1))
+
+
+class _Watch(keras.callbacks.Callback):
+    """Keep the batch losses, and stop a run that stays not finite."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses: list[float] = []
+        self.broken: int | None = None
+        self._in_a_row = 0
+        self._seen, self._total = 0, 0.0
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        logs = logs or {}
+        mean = float(np.mean(logs["loss"])) if "loss" in logs else float(np.mean(next(iter(logs.values()), 0.0)))
+        self._seen += 1
+        own = mean * self._seen - self._total  # `logs` has the mean since the beginning
+        self._total = mean * self._seen
+        self.losses.append(own)
+        self._in_a_row = 0 if math.isfinite(mean) else self._in_a_row + 1
+        if self._in_a_row >= PATIENCE:
+            self.broken = batch
+            self.model.stop_training = True

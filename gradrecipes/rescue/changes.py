@@ -1,0 +1,247 @@
+"""The changes that a rescue may try, each one edit of a setup, and which of them a diagnosis suggests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+
+from gradrecipes.compat.model_copy import compile_arguments
+from gradrecipes.core.finding import Kind
+from gradrecipes.rescue.original import Original
+from gradrecipes.rescue.scaling import Scaling
+from gradrecipes.rescue.setup import OWN, Setup, optimizer_config
+from gradrecipes.rescue.task import NUMBERS, Task, fitted
+
+ADAM_RATE = 1e-3  # Keras' default
+FAST_ADAM_RATE = 1e-2  # for nets of a few layers and trainings of a few hundred steps
+CLIP_NORM = "1.0"  # Pascanu et al. 2013, arXiv 1211.5063: of the order of the average norm
+WARM_UP_SHARE = 0.1  # of all steps
+LARGER_BATCH = 8  # times
+DEFAULT_RATES = {"SGD": 0.01, "Adam": 1e-3, "AdamW": 1e-3, "RMSprop": 1e-3, "Adagrad": 1e-2, "Nadam": 1e-3}
+SHALLOW = 4  # hidden layers up to which normalization and skip connections are no remedy for depth
+
+
+@dataclass(frozen=True)
+class Change:
+    """Name one edit of a setup.
+
+    Args:
+        name: Short and unique, such as `"rate_0.1"`.
+        title: Imperative, for people.
+        risk: 0 for what leaves the net as it is (rate, clipping, guard, scaling), 1 for new weights or another loss,
+            2 for another net.
+        apply: Returns the changed setup.
+    """
+
+    name: str
+    title: str
+    risk: int
+    apply: Callable[[Setup], Setup]
+
+
+Changes = tuple[Change, ...]
+
+
+def setup_after(base: Setup, changes: Changes) -> Setup:
+    """Return the setup after all the changes, one after the other."""
+    for change in changes:
+        base = change.apply(base)
+    return base
+
+
+def catalogue(base: Setup, original: Original, scaling: Scaling, task: Task, *, steps: int) -> dict[str, Change]:
+    """Return every change that this model, its data and its setup allow, by name, the safest first.
+
+    Args:
+        base: The user's setup.
+        original: The user's model.
+        scaling: Of the data.
+        task: What is to be learnt.
+        steps: Training steps of the user's own training.
+    """
+    return {change.name: change for change in _allowed(base, original, scaling, task, steps)}
+
+
+def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, steps: int) -> Iterator[Change]:
+    if base.optimizer != OWN:
+        for factor in (0.1, 0.01, 0.001, 10.0, 100.0):
+            words = f"divide the learning rate by {1 / factor:g}" if factor < 1 else f"multiply it by {factor:g}"
+            words = words.replace("multiply it", "multiply the learning rate")
+            yield _with(f"rate_{factor:g}", words, 0, rate_factor=factor)
+        if base.schedule is not None and (rate := schedule_rate(original.model)) is not None:
+            words = f"use a constant learning rate of {rate:g} instead of {base.schedule}"
+            yield _with("constant_rate", words, 0, learning_rate=rate, schedule=None)
+        if base.schedule is not None or base.settings.get("weight_decay") or base.clipping or _odd(base):
+            rate = base.learning_rate or DEFAULT_RATES.get(base.optimizer, ADAM_RATE)
+            yield _with(
+                "plain_optimizer",
+                f"use {base.optimizer}({rate:g}) with its default settings and a constant rate",
+                0,
+                **{"learning_rate": rate, "schedule": None, "settings": {}, "clipping": ()},
+            )
+        yield _with(
+            "adam",
+            f"use Adam({ADAM_RATE:g})",
+            0,
+            **{"optimizer": "Adam", "learning_rate": ADAM_RATE, "schedule": None, "settings": {}, "clipping": ()},
+        )
+        yield _with(
+            "adam_fast",
+            f"use Adam({FAST_ADAM_RATE:g})",
+            0,
+            **{"optimizer": "Adam", "learning_rate": FAST_ADAM_RATE, "schedule": None, "settings": {}, "clipping": ()},
+        )
+        yield _with("clip", "clip gradients at a global norm of 1", 0, clipping=("global_clipnorm", CLIP_NORM))
+        yield _with("warm_up", "warm the learning rate up", 0, warm_up=max(1, round(WARM_UP_SHARE * steps)))
+    yield _with("guard", "skip steps that are not finite or outliers", 0, guard=True)
+    if base.batch_size <= 8:
+        size = base.batch_size * LARGER_BATCH
+        yield _with("larger_batch", f"use batches of {size} samples", 0, batch_size=size)
+    if original.wrappable and any(one is not None for one in scaling.inputs):
+        yield _with("inputs", "standardize the inputs within the model", 0, inputs="standardized")
+    if original.wrappable and task.kind == NUMBERS and scaling.target is not None:
+        yield _with("targets", "standardize the targets within the model", 0, targets="standardized")
+    if base.precision not in (OWN, "float32", "float64") and original.surgical:
+        yield _with("float32", "compute in float32", 0, precision="float32")
+    fit = fitted(task, base) if original.surgical else None
+    if fit is not None and not (fit.units != base.units and original.kept):
+        words = f"use the loss {fit.loss} on a {fit.head} output"
+        fields = {name: getattr(fit, name) for name in ("loss", "from_logits", "head", "units")}
+        yield _with("head_and_loss", words, 1, **fields)
+    yield _with("initializers", "draw the weights anew by fitting initializers", 1, initializers="fitting")
+    if not original.surgical:
+        return
+    if original.activations or original.recurrent:
+        for name in ("relu", "elu"):
+            words = f"use {name} in the hidden layers, with initializers that fit"
+            yield _with(f"activation_{name}", words, 2, activation=name, initializers="fitting")
+    if original.hidden or original.normalizations:
+        yield _with("normalization", "use LayerNormalization after the hidden layers", 2, normalization="layer")
+    if len(original.hidden) > SHALLOW:
+        yield _with(
+            "residual",
+            "add skip connections and LayerNormalization, with initializers that fit",
+            2,
+            **{"skips": True, "normalization": "layer", "initializers": "fitting"},
+        )
+
+
+def _with(name: str, title: str, risk: int, **fields: Any) -> Change:
+    return Change(name, title, risk, lambda setup: replace(setup, **fields))
+
+
+def schedule_rate(model: Any) -> float | None:
+    """Return the rate that a schedule is named for: the target of its warm-up, or what it begins with."""
+    optimizer = keras.optimizers.get((compile_arguments(model) or {}).get("optimizer", "sgd"))
+    rate = optimizer_config(optimizer).get("learning_rate")
+    config = rate.get("config", {}) if isinstance(rate, dict) else {}
+    for name in ("warmup_target", "initial_learning_rate"):
+        if isinstance(config.get(name), int | float) and config[name] > 0:
+            return float(config[name])
+    return None
+
+
+def _odd(base: Setup) -> bool:
+    """Return whether the optimizer has settings other than Keras' defaults."""
+    defaults = getattr(keras.optimizers, base.optimizer)().get_config()
+    return any(name in defaults and defaults[name] != value for name, value in base.settings.items())
+
+
+# Which changes act on which cause, the first ones first.
+BY_CAUSE: dict[str, tuple[str, ...]] = {
+    "exploding_initialization": ("initializers", "normalization"),
+    "vanishing_initialization": ("initializers", "activation_relu", "residual"),
+    "plain_depth": ("residual", "normalization", "initializers"),
+    "recurrent_gain": ("initializers", "activation_elu", "clip"),
+    "unbounded_activation": ("activation_elu", "activation_relu", "initializers"),
+    "saturated_units": ("activation_relu", "initializers", "inputs"),
+    "dead_units": ("initializers", "activation_elu", "rate_0.1", "inputs"),
+    "exploding_batch_normalization": ("normalization", "residual"),
+    "missing_normalization": ("normalization", "initializers", "residual"),
+    "learning_rate_too_high": ("rate_0.1", "rate_0.01", "rate_0.001", "constant_rate", "plain_optimizer"),
+    "learning_rate_too_low": ("rate_10", "rate_100", "constant_rate", "plain_optimizer"),
+    "unscaled_inputs": ("inputs",),
+    "unscaled_targets": ("targets",),
+    "nonfinite_data": ("guard", "inputs"),
+    "corrupt_batch": ("guard", "inputs", "clip"),
+    "loss_output_mismatch": ("head_and_loss",),
+    "unsafe_loss": ("head_and_loss", "guard"),
+    "float16_overflow": ("float32", "guard"),
+    "optimizer_state": ("plain_optimizer", "adam"),
+    "embedding_spike": ("initializers", "clip", "rate_0.1"),
+    "batch_too_small": ("larger_batch", "rate_0.1"),
+}
+GENERAL = (
+    "adam",
+    "constant_rate",
+    "plain_optimizer",
+    "inputs",
+    "head_and_loss",
+    "rate_0.1",
+    "rate_10",
+    "initializers",
+    "targets",
+    "guard",
+)
+GENERAL += (
+    "activation_relu",
+    "normalization",
+    "clip",
+    "rate_0.01",
+    "residual",
+    "activation_elu",
+    "rate_100",
+    "warm_up",
+)
+ALL_STANDARD = ("adam", "inputs", "targets", "float32", "head_and_loss", "initializers")
+
+
+def candidates(findings: Sequence[Any], known: dict[str, Change]) -> list[Changes]:
+    """Return what to try, the most promising first: changes that the causes suggest, alone and together.
+
+    Args:
+        findings: Of the diagnosis, the surest first.
+        known: What `catalogue` returned.
+    """
+    causes = [finding.code for finding in findings if finding.kind is Kind.CAUSE]
+    suggested = list(dict.fromkeys(name for code in causes for name in BY_CAUSE.get(code, ()) if name in known))
+    first = [next((name for name in BY_CAUSE.get(code, ()) if name in known), None) for code in causes]
+    first = list(dict.fromkeys(name for name in first if name))
+    found: list[tuple[str, ...]] = [(name,) for name in suggested[:3]]
+    if len(first) > 1:
+        found.append(tuple(first))
+    found.append(ALL_STANDARD)
+    found.append(("adam_fast", *ALL_STANDARD[1:]))
+    found.append((*first, "adam"))
+    found += [(name,) for name in suggested[3:]]
+    found.append((*ALL_STANDARD, "activation_relu"))
+    found.append((*ALL_STANDARD, "residual" if "residual" in known else "normalization"))
+    found += [(name,) for name in GENERAL]
+    found += [("inputs", "targets"), ("initializers", "inputs"), ("initializers", "rate_0.1"), ("clip", "rate_0.1")]
+    return _distinct(found, known)
+
+
+def _distinct(found: list[tuple[str, ...]], known: dict[str, Change]) -> list[Changes]:
+    kept: dict[frozenset[str], Changes] = {}
+    order = list(known)
+    for names in found:
+        chosen: list[str] = []
+        for name in names:
+            clash = [one for one in chosen if _kind(one) == _kind(name)]
+            if name in known and name not in chosen and not clash:
+                chosen.append(name)
+        if chosen:
+            changes = tuple(known[name] for name in sorted(chosen, key=order.index))
+            kept.setdefault(frozenset(chosen), changes)
+    return list(kept.values())
+
+
+def _kind(name: str) -> str:
+    if name in ("constant_rate", "plain_optimizer", "adam", "adam_fast"):
+        return "optimizer"
+    if name in ("normalization", "residual"):
+        return "normalization"
+    return next((kind for kind in ("rate_", "activation_") if name.startswith(kind)), name)

@@ -1,0 +1,179 @@
+"""From a failing training to one that works: diagnose, search by trials, and hand back the proven model."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import keras
+
+from gradrecipes.compat.model_copy import global_tensorflow_seed_kept
+from gradrecipes.core.arguments import require_whole
+from gradrecipes.diagnosis.engine import find
+from gradrecipes.probes.examine import examine, require_compiled
+from gradrecipes.report.diagnosis import Diagnosis
+from gradrecipes.rescue.arm import Arm
+from gradrecipes.rescue.changes import candidates, catalogue, setup_after
+from gradrecipes.rescue.facts import looked_up_inputs, output_count
+from gradrecipes.rescue.feed import Feed, read_feed
+from gradrecipes.rescue.journal import Journal, fingerprint_of
+from gradrecipes.rescue.lab import Lab
+from gradrecipes.rescue.original import read_original
+from gradrecipes.rescue.rebuild import rebuild
+from gradrecipes.rescue.scaling import scaling_of
+from gradrecipes.rescue.search import Found, search
+from gradrecipes.rescue.setup import Setup, setup_of
+from gradrecipes.rescue.task import OWN_LOSS, WORDS, Task, task_of
+from gradrecipes.rescue.verdict import NOT_RESCUED, NOTHING_NEEDED, RESCUED, AdvisedChange, Rescue, RescueEvidence
+from gradrecipes.training.recovery.random_numbers import random_numbers_kept
+from gradrecipes.training.trial.trial import build_on
+
+TRAININGS = 3.0  # of the user's own that a rescue may cost by default
+LEAST_BUDGET = 1500  # steps; for a training of seconds more trials are no cost
+FIRST_STEPS = 3  # whose loss stands for the one before training where a model cannot be evaluated
+
+
+def rescue(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    *,
+    sample_weight: Any = None,
+    batch_size: int = 32,
+    epochs: int,
+    validation_data: Any = None,
+    seed: int = 0,
+    budget: int | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Rescue:
+    """Repair a training that fails: find the smallest set of changes that makes it work, proven by trials.
+
+    Each change is applied to a copy of the model and trained beside the model as it is: the same data in the same
+    order, the same seeds. What is advised has won on data held back from training, by more than chance, and each
+    change of it is needed. Of a healthy model nothing is changed. The given model, its optimizer, all seeds and
+    global settings stay as they were.
+
+    Args:
+        model: A compiled model: Sequential and Functional ones are built again with the changes; of a subclassed one
+            the optimizer, the scaling of the data, the initial weights and the callbacks are changed.
+        x: What `model.fit` takes: arrays (nested), a `tf.data.Dataset`, a `keras.utils.PyDataset`.
+        y: Targets; None where `x` brings them.
+        sample_weight: Weights of the samples, or None.
+        batch_size: Samples in a batch of arrays.
+        epochs: Passes over the data that the training is meant to have.
+        validation_data: `(x, y)` or a dataset that decides which training is better; without it a fifth of the data
+            is held back.
+        seed: Fixes the split, the order of the data and the weights drawn anew.
+        budget: Training steps that may be used; by default three trainings, at least 1500 steps.
+        journal: A file in which results are kept; a rescue that was stopped resumes from it.
+        tell: Called with a few words about each part and each trial.
+
+    Returns:
+        The verdict, the repaired model, the changes and the evidence.
+
+    Raises:
+        TypeError: No Keras model, or data that hold no numbers.
+        ValueError: The model is not compiled, a number is out of range, or the data do not belong together.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(200, 4)).astype("float32")
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> model.compile(keras.optimizers.SGD(100.0), "mse")
+        >>> found = rescue(model, x, x.sum(axis=1), epochs=20)
+        >>> found.verdict
+        'rescued'
+    """
+    require_compiled(model)
+    require_whole("epochs", epochs, least=1, remedy="Pass what you pass to model.fit.")
+    require_whole("seed", seed, least=0, remedy="Another seed draws other weights.")
+    if budget is not None:
+        require_whole("budget", budget, least=1, remedy="Leave it out for three trainings.")
+    tell = tell or (lambda words: None)
+    began = time.monotonic()
+    feed, size = read_feed(
+        x, y, sample_weight=sample_weight, batch_size=batch_size, validation_data=validation_data, seed=seed
+    )
+    tell("diagnosing")
+    trace = examine(
+        model, feed.x, feed.y, sample_weight=feed.sample_weight, batch_size=min(size, feed.samples), seed=seed
+    )
+    diagnosis = Diagnosis(tuple(find(trace)), trace)
+    with random_numbers_kept(), global_tensorflow_seed_kept():
+        build_on(model, next(feed.batches(batch_size=size, seed=0, skip=0, count=1)))
+        original = read_original(model)
+        base = setup_of(model, trace.description, batch_size=size, epochs=epochs)
+    scaling = scaling_of(feed.x, feed.y, looked_up_inputs(trace))
+    task = task_of(feed, base, output_count(model, trace))
+
+    def build(setup: Setup, drawn: int) -> keras.Model:
+        return rebuild(original, base, setup, scaling=scaling, seed=drawn)
+
+    task = _with_reference(task, base, build, feed)
+    steps = feed.steps_per_epoch(size) * epochs
+    lab = Lab(
+        base,
+        feed,
+        task,
+        build,
+        Journal(journal, fingerprint_of(model, feed.x, feed.y, feed.x_val, feed.y_val) if journal else ""),
+        budget if budget is not None else max(LEAST_BUDGET, math.ceil(TRAININGS * steps)),
+        tell,
+        seconds={"diagnosis": time.monotonic() - began},
+    )
+    known = catalogue(base, original, scaling, task, steps=steps)
+    found = search(lab, candidates(diagnosis.findings, known), known, healthy=diagnosis.healthy)
+    return _answer(model, lab, found, diagnosis, build, arrays=_is_arrays(x))
+
+
+def _answer(
+    model: keras.Model, lab: Lab, found: Found, diagnosis: Diagnosis, build: Callable[..., keras.Model], *, arrays: bool
+) -> Rescue:
+    after = setup_after(lab.base, found.changes)
+    verdict = RESCUED if found.changes else NOT_RESCUED
+    if not found.changes and not found.fails and found.control is not None and found.complete:
+        verdict = NOTHING_NEEDED
+    evidence = RescueEvidence(
+        WORDS[lab.task.kind],
+        lab.task.chance,
+        found.proof,
+        tuple(lab.trials),
+        None if found.control is None else found.control.score.value,
+        lab.full,
+        lab.spent,
+        lab.seconds,
+        found.complete,
+        lab.feed.complete,
+    )
+    changes = tuple(AdvisedChange(one.name, one.title, found.needed.get(one.name)) for one in found.changes)
+
+    def make(seed: int) -> keras.Model:
+        with random_numbers_kept(), global_tensorflow_seed_kept():
+            keras.utils.set_random_seed(seed)
+            return build(after, seed)
+
+    return Rescue(verdict, changes, evidence, diagnosis, lab.base, after, model, make, arrays)
+
+
+def _with_reference(task: Task, base: Setup, build: Callable[..., keras.Model], feed: Feed) -> Task:
+    """Return the task with the loss before training, where that is what scores are measured by."""
+    if task.kind != OWN_LOSS:
+        return task
+    with random_numbers_kept(), global_tensorflow_seed_kept():
+        try:
+            loss = task.loss_of(build(base, 0))
+        except Exception:  # a model that cannot be copied: the control arm will say so
+            return task
+    if not math.isfinite(loss):
+        loss = Arm(base, 0, build=build, feed=feed, task=task).train(FIRST_STEPS).loss
+    return replace(task, reference=loss)
+
+
+def _is_arrays(x: Any) -> bool:
+    from gradrecipes.training.trial.sampling import is_arrays
+
+    return is_arrays(x) or isinstance(x, list | tuple | dict)

@@ -1,0 +1,147 @@
+"""The data of a rescue: read once, divided once, and given to every arm in the same order."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gradrecipes.training.trial.trial_data import trial_data
+
+HELD_BACK = 0.2  # share of the samples that is kept for validation where the user gives none
+MAX_BYTES = 2**29  # of a dataset that are read into memory; the rest is not used
+MAX_VALIDATION = 4000  # samples that a score is measured on; the standard error of an accuracy is then below 0.008
+
+
+@dataclass(frozen=True, eq=False)
+class Feed:
+    """Hold the rows to train on and those held back.
+
+    Args:
+        x: Training inputs, nested as the model takes them.
+        y: Targets, or None.
+        sample_weight: Weights, or None.
+        x_val: Validation inputs.
+        y_val: Their targets, or None.
+        samples: Training samples.
+        complete: Whether all of the user's data were read.
+    """
+
+    x: Any
+    y: Any
+    sample_weight: Any
+    x_val: Any
+    y_val: Any
+    samples: int
+    complete: bool
+
+    def batches(self, *, batch_size: int, seed: int, skip: int, count: int) -> Iterator[tuple[Any, ...]]:
+        """Yield `count` batches after the first `skip`, epoch after epoch, each in an order fixed by the seed."""
+        per_epoch = self.steps_per_epoch(batch_size)
+        for step in range(skip, skip + count):
+            epoch, place = divmod(step, per_epoch)
+            order = _order(seed, epoch, self.samples)
+            yield self.take(order[place * batch_size : (place + 1) * batch_size])
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Return the steps of an epoch, the last of which may be smaller."""
+        return -(-self.samples // batch_size)
+
+    def take(self, index: np.ndarray) -> tuple[Any, ...]:
+        """Return some samples as `train_step` takes them."""
+        parts = (self.x, self.y, self.sample_weight)
+        parts = tuple(keras.tree.map_structure(lambda a: a[index], one) for one in parts if one is not None)
+        return parts if len(parts) > 1 else (parts[0],)
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, samples: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(samples)
+
+
+def read_feed(
+    x: Any, y: Any, *, sample_weight: Any = None, batch_size: int, validation_data: Any = None, seed: int = 0
+) -> tuple[Feed, int]:
+    """Return the feed of what `model.fit` takes, and the batch size, which a dataset brings itself.
+
+    Args:
+        x: Arrays (nested), a `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator.
+        y: Targets; None where `x` brings them.
+        sample_weight: Weights of the samples, or None.
+        batch_size: Samples in a batch of arrays.
+        validation_data: `(x, y)`, `(x, y, sample_weight)` or a dataset; without it a fifth is held back, drawn by
+            the seed.
+        seed: Of that draw.
+
+    Raises:
+        TypeError: Data that hold no numbers, or batches that cannot be joined.
+        ValueError: Data that are empty or do not belong together.
+    """
+    x, y, weights, size, complete = _arrays(x, y, sample_weight, batch_size)
+    samples = len(keras.tree.flatten(x)[0])
+    if validation_data is not None:
+        given = tuple(validation_data) if isinstance(validation_data, tuple | list) else (validation_data, None)
+        x_val, y_val = _arrays(given[0], given[1] if len(given) > 1 else None, None, size)[:2]
+        kept = np.arange(samples)
+    else:
+        order = np.random.default_rng(seed).permutation(samples)
+        held = min(max(1, round(HELD_BACK * samples)), samples - 1) if samples > 1 else 0
+        if held == 0:
+            raise ValueError("A rescue needs at least two samples, one to train on and one held back. Received: 1.")
+        x_val, y_val = (_rows(part, np.sort(order[:held])) for part in (x, y))
+        kept = np.sort(order[held:])
+        x, y, weights = (_rows(part, kept) for part in (x, y, weights))
+    few = np.random.default_rng(seed).permutation(len(keras.tree.flatten(x_val)[0]))[:MAX_VALIDATION]
+    x_val, y_val = _rows(x_val, np.sort(few)), _rows(y_val, np.sort(few))
+    return Feed(x, y, weights, x_val, y_val, len(kept), complete), size
+
+
+def _rows(part: Any, index: np.ndarray) -> Any:
+    return None if part is None else keras.tree.map_structure(lambda array: np.asarray(array)[index], part)
+
+
+def _arrays(x: Any, y: Any, sample_weight: Any, batch_size: int) -> tuple[Any, Any, Any, int, bool]:
+    read = trial_data(x, y, sample_weight=sample_weight, batch_size=batch_size)  # refuses what cannot be used
+    if read.batches is None:
+        return read.x, read.y, read.sample_weight, read.batch_size, True
+    if read.complete or not isinstance(x, tf.data.Dataset | keras.utils.PyDataset):
+        batches, complete = list(read.batches), read.complete
+    else:
+        batches, complete = _all_batches(x)
+    parts = [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches]
+    joined = []
+    for place in range(3):
+        held = [part[place] for part in parts]
+        try:
+            joined.append(None if held[0] is None else keras.tree.map_structure(_concatenated, *held))
+        except ValueError as error:
+            raise TypeError(
+                f"The batches of the {type(x).__name__} have samples of different shapes, so a part cannot be held "
+                "back. Pad them to one shape."
+            ) from error
+    return (*joined, read.batch_size, complete)
+
+
+def _concatenated(*arrays: Any) -> np.ndarray:
+    return np.concatenate([np.asarray(array) for array in arrays])
+
+
+def _all_batches(source: Any) -> tuple[list[Any], bool]:
+    if isinstance(source, keras.utils.PyDataset):
+        count = len(source) if source.num_batches is None else source.num_batches
+        stream = (source[index] for index in range(count))
+    else:
+        stream = iter(source)
+    found, held = [], 0
+    for batch in stream:
+        found.append(tuple(batch) if isinstance(batch, list) else batch)
+        held += sum(int(np.asarray(part).nbytes) for part in keras.tree.flatten(batch) if part is not None)
+        if held > MAX_BYTES:
+            return found, next(iter(itertools.islice(stream, 1)), None) is None
+    return found, True

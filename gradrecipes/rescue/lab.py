@@ -1,0 +1,151 @@
+"""Run arms within a budget of steps: each is trained once, found again in the journal, and counted."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+
+from gradrecipes.rescue.arm import Arm, Result
+from gradrecipes.rescue.changes import Changes, setup_after
+from gradrecipes.rescue.feed import Feed
+from gradrecipes.rescue.journal import Journal
+from gradrecipes.rescue.setup import Setup
+from gradrecipes.rescue.task import OWN_LOSS, Score, Task
+
+LIVE_MODELS = 3  # arms whose models are kept at a time, so that they can be trained further
+STANDARD_ERRORS = 2.0  # a difference of fewer is within chance
+LEAST_DIFFERENCE = 0.01  # of a score; less than that is nothing to anybody
+UNKNOWN_ERROR = 0.02  # standard error of a score of which only the mean is known
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Say what one arm came to, as evidence.
+
+    Args:
+        changes: Names of the changes; none for the control arm, which is the user's own training.
+        seed: Of weights and order.
+        steps: Training steps.
+        score: On what is held back.
+        loss: Mean training loss of the last steps; NaN where it broke.
+        broken: Step at which the loss was no longer finite, or None.
+        error: What it raised, or an empty string.
+    """
+
+    changes: tuple[str, ...]
+    seed: int
+    steps: int
+    score: float
+    loss: float
+    broken: int | None
+    error: str = ""
+
+
+@dataclass(eq=False)
+class Lab:
+    """Train the arms of one rescue.
+
+    Args:
+        base: The user's setup.
+        feed: The data.
+        task: What is to be learnt.
+        build: Returns the compiled model of a setup and a seed.
+        journal: Where results are kept.
+        budget: Training steps that may be used, in batches of the user's size.
+        tell: Called with a few words about each arm.
+    """
+
+    base: Setup
+    feed: Feed
+    task: Task
+    build: Callable[[Setup, int], keras.Model]
+    journal: Journal
+    budget: int
+    tell: Callable[[str], None]
+    spent: float = 0.0
+    trials: list[Trial] = field(default_factory=list)
+    _arms: dict[Any, Arm] = field(default_factory=dict)
+    _results: dict[Any, Result] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def full(self) -> int:
+        """Steps of the user's own training."""
+        return self.steps_of(self.base, 1.0)
+
+    @property
+    def left(self) -> float:
+        """Steps that may still be used."""
+        return self.budget - self.spent
+
+    def steps_of(self, setup: Setup, share: float) -> int:
+        """Return the steps of a share of a training with a setup."""
+        whole = self.feed.steps_per_epoch(setup.batch_size) * setup.epochs
+        return max(1, min(whole, math.ceil(share * whole - 1e-9)))
+
+    def run(self, changes: Changes, *, seed: int = 0, share: float = 1.0, part: str = "") -> Result:
+        """Return what an arm scores after a share of the training, and train it as far as that needs."""
+        names = tuple(change.name for change in changes)
+        setup = setup_after(self.base, changes)
+        steps = self.steps_of(setup, share)
+        key = (names, seed, steps)
+        if key in self._results:
+            return self._results[key]
+        result = self.journal.get(setup, seed, steps)
+        if result is None:
+            began = time.monotonic()
+            arm = self._arm(names, setup, seed)
+            before = arm.done
+            try:
+                result = arm.train(steps)
+            finally:
+                self.spent += max(0, arm.done - before) * setup.batch_size / self.base.batch_size
+                self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - began
+            self.journal.put(setup, seed, result)
+        self._results[key] = result
+        self.trials.append(Trial(names, seed, steps, result.score.value, result.loss, result.broken, result.error))
+        title = " + ".join(names) or "as it is"
+        self.tell(f"{title}, seed {seed}, {steps} steps: {result.error or self.shown(result.score.value)}")
+        return result
+
+    def shown(self, value: float) -> str:
+        """Return a score in words."""
+        return f"{value:.3f}"
+
+    def compared(self, one: Score, other: Score) -> tuple[float, float]:
+        """Return (difference, standard error) of two scores on the same samples."""
+        difference = one.value - other.value
+        if one.samples is None or other.samples is None or len(one.samples) != len(other.samples):
+            return difference, UNKNOWN_ERROR
+        apart = one.samples - other.samples
+        return difference, float(apart.std() / math.sqrt(len(apart))) if len(apart) > 1 else UNKNOWN_ERROR
+
+    def better(self, one: Score, other: Score) -> bool:
+        """Return whether one score is above another by more than chance."""
+        difference, error = self.compared(one, other)
+        return difference > max(LEAST_DIFFERENCE, STANDARD_ERRORS * error)
+
+    def learns(self, result: Result) -> bool:
+        """Return whether an arm got better than the best constant guess by more than chance."""
+        if result.error or result.broken is not None:
+            return False
+        if self.task.kind == OWN_LOSS:
+            return result.score.value > LEAST_DIFFERENCE
+        samples = result.score.samples
+        error = UNKNOWN_ERROR if samples is None or len(samples) < 2 else float(np.std(samples)) / len(samples) ** 0.5
+        return result.score.value > self.task.chance + max(0.05, STANDARD_ERRORS * error)
+
+    def _arm(self, names: tuple[str, ...], setup: Setup, seed: int) -> Arm:
+        arm = self._arms.pop((names, seed), None)
+        if arm is None:
+            arm = Arm(setup, seed, build=self.build, feed=self.feed, task=self.task)
+        self._arms[names, seed] = arm
+        while len(self._arms) > LIVE_MODELS:
+            self._arms.pop(next(iter(self._arms))).release()
+        return arm

@@ -1,0 +1,208 @@
+"""What a model is to learn, read from its targets, and how well it does, in one number that any loss leaves alone."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from gradrecipes.rescue.setup import OWN, Setup
+
+_LOG = logging.getLogger(__name__)
+
+CLASSES, ONE_HOT, BINARY, NUMBERS, OWN_LOSS = "classes", "one_hot", "binary", "numbers", "own_loss"
+WORDS = {
+    CLASSES: "balanced accuracy",
+    ONE_HOT: "balanced accuracy",
+    BINARY: "balanced accuracy",
+    NUMBERS: "R squared",
+    OWN_LOSS: "relative fall of the loss",
+}
+MAX_CLASSES = 1000  # distinct whole numbers that are taken for labels
+LABELS_SHARE = 0.2  # distinct labels over samples; more of them are numbers
+WORST = -1.0  # score of predictions that are not finite, or worse than any guess
+PREDICTED_AT_ONCE = 256  # samples
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """Say how well a model does on what is held back.
+
+    Args:
+        value: 1 is perfect, 0 no better than a guess for numbers; between `WORST` and 1.
+        samples: float64 `[samples]`, the part of each sample, whose mean is the value; None where only the mean
+            is known.
+    """
+
+    value: float
+    samples: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Hold what is to be learnt, and score models at it.
+
+    Args:
+        kind: `"classes"`, `"one_hot"`, `"binary"`, `"numbers"` or `"own_loss"`.
+        units: Entries of the last axis that the output needs, or None.
+        chance: Score of the best constant guess.
+        x: Validation inputs.
+        y: Validation targets.
+        reference: Loss before training, for `"own_loss"`.
+    """
+
+    kind: str
+    units: int | None
+    chance: float
+    x: Any
+    y: Any
+    reference: float = math.nan
+
+    def score(self, model: keras.Model, setup: Setup, *, logged: float = math.nan) -> Score:
+        """Return the score of a model.
+
+        Args:
+            model: The model.
+            setup: How it was built: it says which activation the output left through.
+            logged: Mean training loss of the last steps, for a model that cannot be evaluated.
+        """
+        if self.kind == OWN_LOSS:
+            return self._by_loss(model, logged)
+        predicted = np.asarray(model.predict(self.x, batch_size=PREDICTED_AT_ONCE, verbose=0), np.float64)
+        samples = self._samples(predicted, np.asarray(keras.tree.flatten(self.y)[0]), setup)
+        if samples is None:
+            return Score(WORST, None)
+        return Score(float(np.clip(samples.mean(), WORST, 1.0)), samples)
+
+    def loss_of(self, model: keras.Model, logged: float = math.nan) -> float:
+        """Return the loss on what is held back, or, where it cannot be evaluated, the given one."""
+        try:
+            logs = model.evaluate(self.x, self.y, batch_size=PREDICTED_AT_ONCE, verbose=0, return_dict=True)
+            value = logs["loss"] if "loss" in logs else next(iter(logs.values()))
+            return float(np.mean(value))
+        except Exception:  # a train step without a test step
+            _LOG.debug("The model cannot be evaluated.", exc_info=True)
+            return logged
+
+    def _by_loss(self, model: keras.Model, logged: float) -> Score:
+        loss = self.loss_of(model, logged)
+        if not math.isfinite(loss):
+            return Score(WORST)
+        size = abs(self.reference) if math.isfinite(self.reference) and self.reference else 1.0
+        return Score(float(np.clip((self.reference - loss) / size, WORST, 1.0)) if size else 0.0)
+
+    def _samples(self, predicted: np.ndarray, y: np.ndarray, setup: Setup) -> np.ndarray | None:
+        finite = np.isfinite(predicted.reshape(len(predicted), -1)).all(axis=1)
+        known = np.isfinite(y.reshape(len(y), -1).astype(np.float64)).all(axis=1)
+        if self.kind == NUMBERS:
+            return _explained(predicted, y.astype(np.float64), finite, known)
+        if self.kind == BINARY:
+            bound = 0.0 if setup.head in ("linear", "tanh", "softsign") or y.min() < 0 else 0.5
+            right = (predicted > bound).reshape(len(y), -1) == (y > (0.0 if y.min() < 0 else 0.5)).reshape(len(y), -1)
+            labels = y.reshape(len(y), -1)
+        else:
+            labels = y.argmax(-1) if self.kind == ONE_HOT else y
+            labels = labels.reshape(predicted.shape[:-1]) if labels.size == predicted[..., 0].size else labels
+            chosen = np.where(np.isfinite(predicted), predicted, -np.inf).argmax(-1)
+            if chosen.shape != labels.shape:
+                return None
+            right = chosen == labels
+        right = right & finite.reshape(-1, *[1] * (right.ndim - 1))
+        return _balanced(right[known], labels[known])
+
+
+def task_of(feed: Any, setup: Setup, outputs: int) -> Task:
+    """Read from the targets, the loss and the output what is to be learnt.
+
+    Args:
+        feed: The data.
+        setup: The user's setup.
+        outputs: How many outputs the model has.
+    """
+    targets = [] if feed.y is None else keras.tree.flatten(feed.y)
+    if len(targets) != 1 or outputs != 1 or setup.units is None:
+        return Task(OWN_LOSS, None, 0.0, feed.x_val, feed.y_val)
+    y = np.asarray(targets[0])
+    kind, units = _kind(y, setup)
+    task = Task(kind, units, 0.0, feed.x_val, feed.y_val)
+    return replace(task, chance=_chance(kind, y, units))
+
+
+def fitted(task: Task, setup: Setup) -> Setup | None:
+    """Return the setup with head and loss made to fit the targets; None where they do, or no such fit is known."""
+    wanted: dict[str, Any] = {}
+    linear = setup.head == "linear"
+    if task.kind in (CLASSES, ONE_HOT):
+        name = "sparse_categorical_crossentropy" if task.kind == CLASSES else "categorical_crossentropy"
+        head = setup.head if setup.head in ("softmax", "linear") else "softmax"
+        wanted = {"loss": name, "head": head, "from_logits": linear, "units": max(task.units or 0, setup.units or 0)}
+    elif task.kind == BINARY:
+        wanted = {"loss": "binary_crossentropy", "head": "linear" if linear else "sigmoid", "from_logits": linear}
+    elif task.kind == NUMBERS:
+        wanted = {"loss": "mse", "head": "linear", "from_logits": None}
+        squared = setup.loss in ("mse", "mean_squared_error", "mae", "mean_absolute_error", "huber", "log_cosh")
+        wanted["loss"] = setup.loss if squared else "mse"
+        if setup.loss == "binary_crossentropy":  # shares between 0 and 1, as an autoencoder has them
+            return None
+    changed = replace(setup, **wanted)
+    if task.kind in (CLASSES, ONE_HOT, BINARY):
+        proper = changed.loss == setup.loss and changed.head == setup.head and changed.units == setup.units
+        if proper and bool(setup.from_logits) == linear:
+            return None
+    return None if changed == setup or setup.head in (OWN, "unknown") else changed
+
+
+def _kind(y: np.ndarray, setup: Setup) -> tuple[str, int | None]:
+    units, loss = setup.units, setup.loss
+    values = y[np.isfinite(y.astype(np.float64))] if y.dtype.kind == "f" else y
+    if not values.size:
+        return OWN_LOSS, None
+    whole = bool((values == np.round(values.astype(np.float64))).all())
+    distinct = np.unique(values) if whole else ()
+    wide = y.ndim > 1 and y.shape[-1] > 1
+    if whole and len(distinct) <= 2 and wide and y.shape[-1] == units and set(distinct) <= {0, 1}:
+        return (ONE_HOT, units) if (y.sum(-1) == 1).all() else (BINARY, units)
+    if whole and set(np.asarray(distinct).tolist()) in ({0, 1}, {-1, 1}) and units == 1:
+        return BINARY, 1
+    labels = whole and 2 <= len(distinct) <= min(MAX_CLASSES, max(2, LABELS_SHARE * y.size)) and values.min() >= 0
+    classifies = "crossentropy" in loss or setup.head == "softmax" or (units or 0) > 1
+    if labels and classifies and not (wide and y.shape[-1] == units):
+        return CLASSES, int(values.max()) + 1
+    same = (y.ndim == 1 and units == 1) or (y.ndim > 1 and y.shape[-1] == units)
+    if "crossentropy" in loss and labels:
+        return CLASSES, int(values.max()) + 1
+    return (NUMBERS, units) if same else (OWN_LOSS, None)
+
+
+def _chance(kind: str, y: np.ndarray, units: int | None) -> float:
+    if kind in (CLASSES, BINARY):
+        return 1.0 / max(2, len(np.unique(y))) if kind == CLASSES else 0.5
+    return 1.0 / max(2, units or 2) if kind == ONE_HOT else 0.0
+
+
+def _balanced(right: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the part of each sample in the mean of the classes' own accuracies; of sequences the plain share."""
+    if right.ndim > 1 and right[0].size > 1:
+        return right.reshape(len(right), -1).mean(axis=1)
+    right, labels = right.reshape(len(right)), labels.reshape(len(right))
+    _, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return right * (len(labels) / (len(counts) * counts))[place]
+
+
+def _explained(predicted: np.ndarray, y: np.ndarray, finite: np.ndarray, known: np.ndarray) -> np.ndarray | None:
+    if predicted.size != y.size:
+        return None
+    predicted, y = predicted.reshape(len(y), -1)[known], y.reshape(len(y), -1)[known]
+    if len(y) == 0:
+        return None
+    low, high = np.percentile(y, [1, 99], axis=0)
+    y = np.clip(y, low - 3 * (high - low), high + 3 * (high - low))  # one absurd target must not be all there is
+    variance = max(float(y.var(axis=0).mean()), float(np.finfo(np.float32).tiny))
+    with np.errstate(all="ignore"):
+        parts = 1.0 - ((predicted - y) ** 2).mean(axis=1) / variance
+    parts = np.where(finite[known], parts, WORST)
+    return np.clip(np.nan_to_num(parts, nan=WORST, posinf=1.0, neginf=10 * WORST), 10 * WORST, 1.0)

@@ -1,0 +1,169 @@
+import json
+import random
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import gradrecipes as gr
+from gradrecipes.rescue.setup import OWN
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(300, 5)).astype("float32")
+Y = X @ np.array([1.0, -2.0, 0.5, 1.5, -1.0], "float32")
+
+
+def regression(rate=30.0, **layers):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(rate), "mse", metrics=["mae"])
+    return model
+
+
+@pytest.fixture(scope="module")
+def rescued():
+    model = regression()
+    return model, gr.rescue(model, X, Y, batch_size=32, epochs=12)
+
+
+def test_a_rate_that_is_too_high_is_rescued(rescued):
+    model, found = rescued
+    assert found.verdict == "rescued"
+    assert found.evidence.proof.wins
+    assert len(found.evidence.proof.control) == 3
+    assert found.model is not model
+    found.model.fit(X, Y, epochs=12, verbose=0, **found.fit_arguments)
+    residual = found.model.predict(X, verbose=0)[:, 0] - Y
+    assert (residual**2).mean() < 0.1 * Y.var()
+
+
+def test_the_answer_is_one_screen_and_json_and_a_page(rescued, tmp_path):
+    _, found = rescued
+    lines = str(found).splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
+    told = json.loads(found.to_json())
+    assert told["verdict"] == "rescued"
+    assert len(told["evidence"]["trials"]) == len(found.evidence.trials)
+    assert "+ optimizer=" in found.as_code()
+    found.save_html(tmp_path / "page.html")
+    assert "Rescued" in (tmp_path / "page.html").read_text()
+
+
+def test_each_change_has_a_measured_need(rescued):
+    _, found = rescued
+    assert all(change.needed > 0 for change in found.changes)
+
+
+def test_nothing_of_the_users_is_touched():
+    model = regression()
+    model.fit(X, Y, epochs=1, verbose=0)  # slots and counters that must stay
+    before = [np.array(one) for one in [*model.variables, *model.optimizer.variables]]
+    function = model.train_function
+    random.seed(3), np.random.seed(3), tf.random.set_seed(3)
+    expected = random.random(), np.random.uniform(), float(tf.random.uniform(()))
+    random.seed(3), np.random.seed(3), tf.random.set_seed(3)
+    gr.rescue(model, X, Y, epochs=2, budget=100)
+    assert (random.random(), np.random.uniform(), float(tf.random.uniform(()))) == expected
+    after = [np.array(one) for one in [*model.variables, *model.optimizer.variables]]
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(before, after, strict=True))
+    assert model.train_function is function
+
+
+def test_a_healthy_model_is_returned_as_it_was():
+    model = regression(0.03)
+    found = gr.rescue(model, X, Y, epochs=15)
+    assert found.verdict == "nothing needed"
+    assert found.model is model
+    assert found.changes == ()
+    assert found.as_code() == ""
+    assert found.before == found.after
+
+
+@pytest.mark.slow
+def test_targets_that_are_noise_are_not_rescued():
+    noise = RNG.normal(size=300).astype("float32")
+    found = gr.rescue(regression(), X, noise, epochs=3, budget=800)
+    assert found.verdict == "not rescued"
+    assert found.changes == ()
+
+
+@pytest.mark.slow
+def test_a_rescue_resumes_from_its_journal(tmp_path, monkeypatch):
+    journal, told = tmp_path / "journal.jsonl", []
+    first = gr.rescue(regression(), X, Y, epochs=3, budget=300, journal=journal)
+    monkeypatch.setattr("gradrecipes.rescue.arm.Arm.train", lambda *_: pytest.fail("trained again"))
+    again = gr.rescue(regression(), X, Y, epochs=3, budget=300, journal=journal, tell=told.append)
+    assert [one.score for one in again.evidence.trials] == pytest.approx([one.score for one in first.evidence.trials])
+    assert again.verdict == first.verdict
+    assert told
+
+
+def test_an_interrupt_gives_what_is_proven_by_then():
+    def interrupt(words):
+        if "rate_0.01" in words:
+            raise KeyboardInterrupt
+
+    found = gr.rescue(regression(), X, Y, epochs=3, tell=interrupt)
+    assert not found.evidence.complete
+    assert found.verdict == "not rescued"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dataset", "py_dataset", "nested"])
+def test_every_kind_of_data_is_read(kind):
+    model, x, y = regression(), X, Y
+    if kind == "dataset":
+        x, y = tf.data.Dataset.from_tensor_slices((X, Y)).batch(32), None
+    elif kind == "py_dataset":
+
+        class Batches(keras.utils.PyDataset):
+            def __len__(self):
+                return 9
+
+            def __getitem__(self, index):
+                return X[index * 32 : (index + 1) * 32], Y[index * 32 : (index + 1) * 32]
+
+        x, y = Batches(), None
+    else:
+        keras.utils.set_random_seed(1)
+        inputs = {"a": keras.Input((5,), name="a"), "b": keras.Input((5,), name="b")}
+        model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Concatenate()(list(inputs.values()))))
+        model.compile(keras.optimizers.SGD(30.0), "mse")
+        x = {"a": X, "b": X[:, ::-1].copy()}
+    found = gr.rescue(model, x, y, epochs=5, budget=400)
+    assert found.verdict == "rescued"
+    assert ("batch_size" in found.fit_arguments) == (kind == "nested")
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.hidden = keras.layers.Dense(8, activation="relu")
+        self.head = keras.layers.Dense(1)
+
+    def call(self, x):
+        return self.head(self.hidden(x))
+
+
+@pytest.mark.slow
+def test_a_subclassed_model_is_rescued_by_its_settings():
+    keras.utils.set_random_seed(1)
+    model = Subclassed()
+    model.compile(keras.optimizers.SGD(30.0), "mse")
+    found = gr.rescue(model, X, Y, epochs=8)
+    assert found.verdict == "rescued"
+    assert isinstance(found.model, keras.Model)
+    assert found.after.activation == OWN
+
+
+@pytest.mark.parametrize(("argument", "value"), [("epochs", 0), ("budget", 0), ("seed", -1), ("batch_size", 0)])
+def test_a_number_out_of_range_is_refused(argument, value):
+    with pytest.raises(ValueError, match=argument):
+        gr.rescue(regression(), X, Y, **{"epochs": 1, argument: value})
+
+
+def test_a_model_that_is_not_compiled_is_refused():
+    with pytest.raises(ValueError, match="not compiled"):
+        gr.rescue(keras.Sequential([keras.layers.Dense(1)]), X, Y, epochs=1)

@@ -1,0 +1,200 @@
+import itertools
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+
+from gradrecipes.rescue.original import read_original
+from gradrecipes.rescue.rebuild import rebuild
+from gradrecipes.rescue.scaling import scaling_of
+from gradrecipes.rescue.setup import setup_of
+
+RNG = np.random.default_rng(0)
+X = (RNG.normal(size=(64, 8)) * 50 + 100).astype("float32")
+Y = (X[:, :1] * 30 + 7).astype("float32")
+SCALING = scaling_of(X, Y, (False,))
+
+
+def stack():
+    yield keras.layers.Dense(8, activation="sigmoid", kernel_initializer=keras.initializers.RandomNormal(0, 3, seed=1))
+    yield keras.layers.Dense(8)
+    yield keras.layers.ReLU()
+    yield keras.layers.BatchNormalization()
+    yield keras.layers.Dropout(0.1)
+    yield keras.layers.Dense(8, activation="relu", name="last_hidden")
+    yield keras.layers.Dense(1, name="head")
+
+
+def sequential():
+    return keras.Sequential([keras.Input((8,)), *stack()])
+
+
+def functional():
+    inputs = keras.Input((8,))
+    hidden = inputs
+    for layer in stack():
+        hidden = layer(hidden)
+    return keras.Model(inputs, hidden + 0.0 * keras.ops.sum(inputs, axis=-1, keepdims=True))
+
+
+def nested():
+    inner = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6, activation="tanh"), keras.layers.Dense(4)])
+    inputs = {"a": keras.Input((8,), name="a")}
+    return keras.Model(inputs, keras.layers.Dense(1)(inner(inputs["a"])))
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.net = keras.Sequential(list(stack()))
+        self.double = lambda value: 2.0 * value
+
+    def call(self, x):
+        return self.net(self.double(x))
+
+
+MODELS = {"sequential": sequential, "functional": functional, "nested": nested, "subclassed": Subclassed}
+
+
+def prepared(kind):
+    keras.utils.set_random_seed(3)
+    model = MODELS[kind]()
+    x = {"a": X} if kind == "nested" else X
+    model(x)
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse", metrics=["mae"])
+    base = setup_of(model, None, batch_size=32, epochs=1)
+    return model, x, read_original(model), base
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_built_again_without_edits_predicts_the_same(kind):
+    model, x, original, base = prepared(kind)
+    made = rebuild(original, base, base, scaling=scaling_of(x, Y, (False,)))
+    assert np.array_equal(np.asarray(made(x)), np.asarray(model(x)))
+    assert made.optimizer.get_config()["momentum"] == 0.9
+    assert made.optimizer is not model.optimizer
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_training_a_rebuilt_model_leaves_the_original_alone(kind):
+    model, x, original, base = prepared(kind)
+    before = [np.array(one) for one in model.variables]
+    made = rebuild(original, base, replace(base, learning_rate=1e-5), scaling=scaling_of(x, Y, (False,)))
+    made.fit(x, Y, verbose=0)
+    assert all(np.array_equal(one, np.array(now)) for one, now in zip(before, model.variables, strict=True))
+    assert any(not np.array_equal(a, b) for a, b in zip(made.get_weights(), model.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_another_seed_draws_other_weights(kind):
+    _, x, original, base = prepared(kind)
+    one, two, again = (
+        rebuild(original, base, base, scaling=scaling_of(x, Y, (False,)), seed=seed).get_weights() for seed in (1, 2, 1)
+    )
+    assert not np.array_equal(one[0], two[0])
+    assert all(np.array_equal(a, b) for a, b in zip(one, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["sequential", "functional", "subclassed"])
+def test_fitting_initializers_draw_weights_of_usual_size(kind):
+    model, _, original, base = prepared(kind)
+    made = rebuild(original, base, replace(base, initializers="fitting"), scaling=SCALING)
+    assert np.std(model.get_weights()[0]) > 2.0
+    assert np.std(made.get_weights()[0]) < 0.6
+
+
+@pytest.mark.parametrize("kind", ["sequential", "functional"])
+def test_activations_are_exchanged_in_hidden_layers_only(kind):
+    _, _, original, base = prepared(kind)
+    made = rebuild(original, base, replace(base, activation="elu"), scaling=SCALING)
+    found = [layer.activation.__name__ for layer in made.layers if hasattr(layer, "activation")]
+    assert sorted(found) == ["elu", "elu", "elu", "linear", "linear"]
+    assert made.get_layer("head").activation.__name__ == "linear"
+
+
+@pytest.mark.parametrize("kind", ["sequential", "functional"])
+def test_layer_normalization_stands_in_for_batch_normalization(kind):
+    _, _, original, base = prepared(kind)
+    made = rebuild(original, base, replace(base, normalization="layer"), scaling=SCALING)
+    kinds = [type(layer).__name__ for layer in made.layers]
+    assert "BatchNormalization" not in kinds
+    assert kinds.count("LayerNormalization") == 1
+
+
+def test_layer_normalization_is_inserted_after_each_hidden_layer():
+    model = keras.Sequential([keras.Input((8,)), *[keras.layers.Dense(8, "relu") for _ in range(3)]])
+    model.add(keras.layers.Dense(1))
+    model.compile("sgd", "mse")
+    original, base = read_original(model), setup_of(model, None, batch_size=32, epochs=1)
+    made = rebuild(original, base, replace(base, normalization="layer", skips=True), scaling=SCALING)
+    kinds = [type(layer).__name__ for layer in made.layers]
+    assert kinds.count("LayerNormalization") == kinds.count("Add") == 3
+
+
+@pytest.mark.parametrize(("kind", "inputs"), list(itertools.product(MODELS, ["own", "standardized"])))
+def test_scaled_targets_keep_the_users_units(kind, inputs, tmp_path):
+    _, x, original, base = prepared(kind)
+    setup = replace(base, inputs=inputs, targets="standardized", initializers="fitting", learning_rate=1e-3)
+    made = rebuild(original, base, setup, scaling=scaling_of(x, Y, (False,)))
+    predicted = made.predict(x, verbose=0)
+    assert abs(predicted.mean() - Y.mean()) < 5 * Y.std() if inputs == "standardized" else predicted.shape == Y.shape
+    if kind == "subclassed":
+        return
+    made.save(tmp_path / "made.keras")
+    opened = keras.models.load_model(tmp_path / "made.keras")
+    assert np.allclose(opened.predict(x, verbose=0), predicted, rtol=1e-5)
+
+
+def test_standardized_inputs_are_of_unit_size_within_the_model():
+    _, x, original, base = prepared("sequential")
+    made = rebuild(original, base, replace(base, inputs="standardized"), scaling=SCALING)
+    inner = next(layer for layer in made.layers if type(layer).__name__ == "Normalization")
+    scaled = np.asarray(inner(x))
+    assert np.abs(scaled.mean(axis=0)).max() < 0.1
+    assert np.abs(scaled.std(axis=0) - 1.0).max() < 0.1
+
+
+def test_what_is_not_finite_becomes_the_mean_of_its_column():
+    x = X.copy()
+    x[3, 2], x[5, 1] = np.nan, 1e9
+    _, _, original, base = prepared("sequential")
+    made = rebuild(original, base, replace(base, inputs="standardized"), scaling=scaling_of(x, Y, (False,)))
+    assert np.isfinite(made.predict(x, verbose=0)).all()
+
+
+def test_frozen_and_pretrained_weights_are_kept():
+    inputs = keras.Input((64,))
+    frozen = keras.layers.Dense(64, activation="relu", trainable=False, name="frozen")
+    loaded = keras.layers.Dense(64, activation="relu", name="loaded")
+    model = keras.Model(inputs, keras.layers.Dense(1, name="head")(loaded(frozen(inputs))))
+    values = np.where(RNG.uniform(size=(64, 64)) < 0.5, -0.1, 0.1).astype("float32")
+    loaded.set_weights([values, np.zeros(64, "float32")])
+    model.compile("sgd", "mse")
+    original, base = read_original(model), setup_of(model, None, batch_size=32, epochs=1)
+    assert original.kept == {"frozen", "loaded"}
+    made = rebuild(original, base, replace(base, initializers="fitting"), scaling=SCALING, seed=1)
+    for name in ("frozen", "loaded"):
+        assert np.array_equal(made.get_layer(name).get_weights()[0], model.get_layer(name).get_weights()[0])
+    assert not np.array_equal(made.get_layer("head").get_weights()[0], model.get_layer("head").get_weights()[0])
+    assert not made.get_layer("frozen").trainable
+
+
+def test_the_rate_of_a_schedule_is_scaled():
+    model, _, _, _ = prepared("sequential")
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.9)
+    model.compile(keras.optimizers.SGD(schedule), "mse")
+    base = setup_of(model, None, batch_size=32, epochs=1)
+    made = rebuild(read_original(model), base, replace(base, rate_factor=0.1), scaling=SCALING)
+    assert float(made.optimizer.learning_rate) == pytest.approx(0.05)
+
+
+def test_head_and_loss_are_made_to_fit():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3, activation="sigmoid", name="head")])
+    model.compile("sgd", "mse")
+    base = replace(setup_of(model, None, batch_size=32, epochs=1), head="sigmoid", units=3, loss="mse")
+    wanted = replace(base, head="softmax", units=5, loss="sparse_categorical_crossentropy", from_logits=False)
+    made = rebuild(read_original(model), base, wanted, scaling=SCALING)
+    assert made.output_shape == (None, 5)
+    assert made.get_layer("head").activation.__name__ == "softmax"
+    assert made.loss.get_config()["from_logits"] is False

@@ -1,0 +1,98 @@
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+
+from gradrecipes.rescue.feed import read_feed
+from gradrecipes.rescue.setup import Setup
+from gradrecipes.rescue.task import BINARY, CLASSES, NUMBERS, ONE_HOT, OWN_LOSS, fitted, task_of
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(100, 4)).astype("float32")
+LABELS = RNG.integers(3, size=100)
+SETUP = Setup(batch_size=32, epochs=1, loss="mse", head="linear", units=1)
+
+
+class Fixed:
+    """A model that always predicts the same."""
+
+    def __init__(self, predicted):
+        self.predicted = predicted
+
+    def predict(self, x, **_):
+        return self.predicted
+
+
+def task(y, outputs=1, **settings):
+    feed, _ = read_feed(X, y, batch_size=32, validation_data=(X, y))
+    return task_of(feed, replace(SETUP, **settings), outputs)
+
+
+@pytest.mark.parametrize(
+    ("y", "settings", "kind"),
+    [
+        (LABELS, {"units": 3, "loss": "sparse_categorical_crossentropy"}, CLASSES),
+        (LABELS, {"units": 1, "head": "softmax"}, CLASSES),
+        (LABELS.astype("float32"), {"units": 3}, CLASSES),
+        (np.eye(3)[LABELS], {"units": 3}, ONE_HOT),
+        (LABELS % 2, {"head": "sigmoid", "loss": "binary_crossentropy"}, BINARY),
+        (X[:, 0], {}, NUMBERS),
+        (LABELS.astype("float32"), {}, NUMBERS),
+        (X, {"units": 4}, NUMBERS),
+        (X, {"units": 7}, OWN_LOSS),
+    ],
+)
+def test_the_task_is_read_from_the_targets(y, settings, kind):
+    assert task(y, **settings).kind == kind
+
+
+def test_several_outputs_are_scored_by_their_loss():
+    assert task(X[:, 0], outputs=2).kind == OWN_LOSS
+
+
+def test_a_perfect_model_scores_one_and_a_guess_scores_chance():
+    classes = task(LABELS, units=3)
+    assert classes.score(Fixed(np.eye(3)[LABELS]), SETUP).value == pytest.approx(1.0)
+    assert classes.score(Fixed(np.tile([1.0, 0, 0], (100, 1))), SETUP).value == pytest.approx(1 / 3)
+    numbers = task(X[:, 0])
+    assert numbers.score(Fixed(X[:, :1]), SETUP).value == pytest.approx(1.0)
+    assert numbers.score(Fixed(np.full((100, 1), X[:, 0].mean())), SETUP).value == pytest.approx(0.0, abs=1e-6)
+
+
+def test_constant_columns_do_not_decide_the_score():
+    y = np.column_stack([X[:, 0], np.zeros(100)])
+    assert task(y, units=2).score(Fixed(y + 0.01), SETUP).value > 0.99
+
+
+def test_predictions_that_are_not_finite_score_worst():
+    assert task(X[:, 0]).score(Fixed(np.full((100, 1), np.nan)), SETUP).value == -1.0
+    assert task(LABELS, units=3).score(Fixed(np.full((100, 3), np.nan)), SETUP).value == 0.0
+
+
+def test_a_loss_that_does_not_fit_is_replaced():
+    logits = {"units": 3, "loss": "sparse_categorical_crossentropy", "head": "linear", "from_logits": False}
+    changed = fitted(task(LABELS, **logits), replace(SETUP, **logits))
+    assert (changed.head, changed.from_logits) == ("linear", True)
+    bounded = fitted(task(X[:, 0] * 50, head="sigmoid"), replace(SETUP, head="sigmoid"))
+    assert (bounded.head, bounded.loss) == ("linear", "mse")
+    few = {"units": 2, "loss": "sparse_categorical_crossentropy", "head": "softmax", "from_logits": False}
+    assert fitted(task(LABELS, **few), replace(SETUP, **few)).units == 3
+
+
+@pytest.mark.parametrize(
+    ("y", "settings"),
+    [
+        (LABELS, {"units": 3, "loss": "sparse_categorical_crossentropy", "head": "linear", "from_logits": True}),
+        (LABELS, {"units": 3, "loss": "sparse_categorical_crossentropy", "head": "softmax", "from_logits": False}),
+        (LABELS % 2, {"head": "sigmoid", "loss": "binary_crossentropy", "from_logits": False}),
+        (X[:, 0], {"loss": "mae"}),
+    ],
+)
+def test_a_loss_that_fits_is_left_alone(y, settings):
+    assert fitted(task(y, **settings), replace(SETUP, **settings)) is None
+
+
+def test_a_model_can_be_scored_itself():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    assert -1.0 <= task(X[:, 0]).score(model, SETUP).value <= 1.0
