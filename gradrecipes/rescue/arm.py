@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +110,8 @@ class Arm:
         stream = _Steps(self._feed, self.setup.batch_size, self.seed, self._done, count)
         watch = _Watch()
         guard = [GradientGuard()] if self.setup.guard else []
-        self._model.fit(stream, epochs=1, verbose=0, shuffle=False, callbacks=[*guard, watch])
+        with _quiet():
+            self._model.fit(stream, epochs=1, verbose=0, shuffle=False, callbacks=[*guard, watch])
         self._losses += watch.losses
         self._done += len(watch.losses)
         if watch.broken is not None:
@@ -124,6 +126,18 @@ class Arm:
 
     def _finite(self) -> bool:
         return all(np.isfinite(np.asarray(one, np.float64)).all() for one in self._model.get_weights())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the warnings of a guard for the training that its user sees."""
+    logger = logging.getLogger("gradrecipes")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 class _Steps(keras.utils.PyDataset):

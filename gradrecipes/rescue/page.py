@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from gradrecipes.rescue.verdict import Rescue
+from typing import Any
 
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
@@ -15,8 +12,8 @@ STYLE = (
 )
 
 
-def page(rescue: Rescue) -> str:
-    """Return the page."""
+def page(rescue: Any) -> str:
+    """Return the page of a `Rescue`."""
     evidence = rescue.evidence
     rows = "".join(
         f"<tr><td>{escape(' + '.join(trial.changes) or 'as it is')}</td><td>{trial.seed}</td><td>{trial.steps}</td>"

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from gradrecipes.rescue.verdict import Rescue
+from typing import Any
 
 LINES, COLUMNS = 40, 80
 TRIED_SHOWN = 6  # other trials that are listed
 CODE_LINES = 16
 
 
-def screen(rescue: Rescue) -> str:
-    """Return the answer as plain text."""
+def screen(rescue: Any) -> str:
+    """Return a `Rescue` as plain text."""
     evidence, proof = rescue.evidence, rescue.evidence.proof
     lines = [rescue.verdict.upper() + ("" if evidence.complete else " (stopped early)"), ""]
     if rescue.diagnosis.findings:

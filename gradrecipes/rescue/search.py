@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradrecipes.core.intervals import Interval, bootstrap_interval
+from gradrecipes.core.analysis.intervals import Interval, bootstrap_interval
 from gradrecipes.rescue.arm import Result
 from gradrecipes.rescue.changes import Change, Changes
 from gradrecipes.rescue.lab import Lab

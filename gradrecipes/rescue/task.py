@@ -25,7 +25,7 @@ WORDS = {
 MAX_CLASSES = 1000  # distinct whole numbers that are taken for labels
 LABELS_SHARE = 0.2  # distinct labels over samples; more of them are numbers
 WORST = -1.0  # score of predictions that are not finite, or worse than any guess
-PREDICTED_AT_ONCE = 256  # samples
+PREDICTED_AT_ONCE = 500  # samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ class Task:
         """
         if self.kind == OWN_LOSS:
             return self._by_loss(model, logged)
-        predicted = np.asarray(model.predict(self.x, batch_size=PREDICTED_AT_ONCE, verbose=0), np.float64)
+        predicted = self._predicted(model)
         samples = self._samples(predicted, np.asarray(keras.tree.flatten(self.y)[0]), setup)
         if samples is None:
             return Score(WORST, None)
@@ -87,6 +87,16 @@ class Task:
         except Exception:  # a train step without a test step
             _LOG.debug("The model cannot be evaluated.", exc_info=True)
             return logged
+
+    def _predicted(self, model: keras.Model) -> np.ndarray:
+        """Return predictions without a trace, which would cost more than the few batches that are asked for."""
+        count = len(keras.tree.flatten(self.x)[0])
+        parts = []
+        for start in range(0, count, PREDICTED_AT_ONCE):
+            rows = slice(start, start + PREDICTED_AT_ONCE)
+            part = keras.tree.map_structure(lambda array, rows=rows: keras.ops.convert_to_tensor(array[rows]), self.x)
+            parts.append(keras.ops.convert_to_numpy(keras.tree.flatten(model(part, training=False))[0]))
+        return np.concatenate(parts).astype(np.float64)
 
     def _by_loss(self, model: keras.Model, logged: float) -> Score:
         loss = self.loss_of(model, logged)

@@ -14,6 +14,8 @@ from gradrecipes.report import strict_json
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.rescue.code import code_of
 from gradrecipes.rescue.lab import Trial
+from gradrecipes.rescue.page import page
+from gradrecipes.rescue.screen import screen
 from gradrecipes.rescue.search import Proof
 from gradrecipes.rescue.setup import Setup
 
@@ -158,16 +160,12 @@ class Rescue:
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
         """Write the answer as one HTML page without scripts or links."""
-        from gradrecipes.rescue.page import page
-
         text = page(self)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
     def __str__(self) -> str:
-        from gradrecipes.rescue.screen import screen
-
         return screen(self)
 
     __repr__ = __str__
