@@ -72,7 +72,7 @@ def test_every_trace_is_diagnosed_and_told(trace):
     assert not said, said
     json.loads(diagnosis.to_json(), parse_constant=pytest.fail)
     assert str(diagnosis)
-    assert diagnosis.verdict in repr(diagnosis)
+    assert diagnosis.summary in repr(diagnosis)
     assert repr(gr.clipping_report(trace)) and repr(trace)
 
 

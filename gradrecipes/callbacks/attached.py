@@ -12,6 +12,8 @@ from gradrecipes.training.fit.joining import join
 from gradrecipes.training.fit.request import Request
 from gradrecipes.training.fit.session import FitSession
 
+RECENT_MODELS = 4  # fitted last, whose prepared steps are kept: models that are fitted in turn are traced once each
+
 
 class AttachedCallback(keras.callbacks.Callback):
     """Join the pipeline of a fit when Keras hands over the model, and leave it when the fit ends.
@@ -24,6 +26,7 @@ class AttachedCallback(keras.callbacks.Callback):
         super().__init__()
         self._request = request
         self._session: FitSession | None = None
+        self._recent: list[FitSession] = []  # of the models that were fitted last
 
     @property
     def trace(self) -> Trace:
@@ -33,7 +36,10 @@ class AttachedCallback(keras.callbacks.Callback):
     def set_model(self, model: keras.Model) -> None:
         """Join the fit that begins on this model."""
         super().set_model(model)
-        self._session = join(self, model, self._request, previous=self._session)
+        previous = next((session for session in self._recent if session.model is model), None)
+        self._session = join(self, model, self._request, previous=previous)
+        others = [session for session in self._recent if session is not self._session and session.model is not model]
+        self._recent = [self._session, *others][:RECENT_MODELS]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Put the pipeline in place."""
@@ -58,4 +64,4 @@ class AttachedCallback(keras.callbacks.Callback):
         return self._session.active and self._session.leads(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_session": None, "_model": None}
+        return {**self.__dict__, "_session": None, "_recent": [], "_model": None}

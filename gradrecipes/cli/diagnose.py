@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         _keep(diagnosis, arguments.trace)
     if arguments.html is not None:
         write_page(diagnosis, arguments.html, needed=True)
-    return 0 if diagnosis.healthy else 1
+    return 1 if diagnosis.verdict == "unhealthy" else 0
 
 
 def _diagnose(training: dict[str, Any], parts: PartsShown) -> Diagnosis:

@@ -64,7 +64,7 @@ def _run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="gradrecipes",
         description="Detect, explain, prevent and recover from exploding gradients in Keras.",
-        epilog="Exit codes: 0 healthy or done, 1 the training is unhealthy, 2 wrong use.",
+        epilog="Exit codes: 0 healthy, done or undecided, 1 the training is unhealthy, 2 wrong use.",
     )
     parser.add_argument("--version", action="version", version=f"gradrecipes {__version__}")
     choices = parser.add_subparsers(dest="command", metavar="command", required=True)

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_diagnosis(diagnosis, full=arguments.full)
     if html is not None:
         write_page(diagnosis, html, needed=arguments.html is not None)
-    return 0 if diagnosis.healthy else 1
+    return 1 if diagnosis.verdict == "unhealthy" else 0
 
 
 def load_trace(path: Path) -> Trace:

@@ -14,7 +14,7 @@ from gradrecipes.cli.target import print_traceback
 
 if TYPE_CHECKING:
     from gradrecipes.report.diagnosis import Diagnosis
-    from gradrecipes.training.fit.watching import WatchedFits
+    from gradrecipes.training.fit.watching import WatchedFits, WatchedModel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,10 +34,18 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"There is no script at {str(script)!r}. Expected the path of a Python file that trains.")
     if arguments.sample_every < 1:
         raise UsageError(f"--sample-every must be at least 1 step. Received: {arguments.sample_every}.")
-    watcher = _Watcher(arguments.sample_every)
+    watcher = _Watcher(arguments.sample_every, script)
     failure = watcher.run(script, arguments.arguments)
-    diagnoses = _diagnose(watcher.fits, arguments.out / script.stem)
+    models = [] if watcher.fits is None else watcher.fits.models
+    diagnoses = _diagnose(models, arguments.out / script.stem, script.name)
     _tell(diagnoses, arguments)
+    for model in models:
+        if model.not_recorded is not None:
+            print(
+                f"gradrecipes: the fit {_name(model, script.name)} is not watched, and ran as without it: "
+                f"{model.not_recorded}",
+                file=sys.stderr,
+            )
     if isinstance(failure, KeyboardInterrupt):
         raise failure
     if isinstance(failure, SystemExit):
@@ -48,19 +56,22 @@ def run(arguments: argparse.Namespace) -> int:
             f"The script {str(script)!r} raised {type(failure).__name__}: {failure} (its traceback stands above). "
             "What was recorded until then is diagnosed above; run it with plain python to see whether it fails there."
         )
-    if not diagnoses:
+    if not models:
         raise UsageError(
             f"The script {str(script)!r} called no keras.Model.fit, so there is nothing to diagnose. "
             "In a loop of your own, use gr.GradientPipeline."
         )
-    return 0 if all(diagnosis.healthy for _, diagnosis in diagnoses) else 1
+    if not diagnoses:
+        print("gradrecipes: undecided: no step of a fit was recorded.", file=sys.stderr)
+    return 1 if any(diagnosis.verdict == "unhealthy" for _, diagnosis in diagnoses) else 0
 
 
 class _Watcher:
     """Run a script as `__main__`, and watch Keras from the moment the script imports it."""
 
-    def __init__(self, sample_every: int):
+    def __init__(self, sample_every: int, script: Path):
         self._sample_every = sample_every
+        self._script = script
         self._stack: Any = None
         self.fits: WatchedFits | None = None
 
@@ -94,6 +105,7 @@ class _Watcher:
     def _watch(self, keras: Any) -> None:
         if keras.backend.backend() != "tensorflow":
             raise UsageError(f"gradrecipes works on Keras' TensorFlow backend. Received: {keras.backend.backend()!r}.")
+        from gradrecipes.callbacks.fit_recorder import FitRecorder
         from gradrecipes.callbacks.gradient_monitor import GradientMonitor
         from gradrecipes.probes.before_fit import look_before_fit
         from gradrecipes.training.fit.watching import WatchedFits
@@ -102,18 +114,24 @@ class _Watcher:
             taken = ("x", "y", "sample_weight", "batch_size")
             return look_before_fit(model, **{name: arguments[name] for name in taken if name in arguments})
 
-        self.fits = WatchedFits(lambda: GradientMonitor(sample_every=self._sample_every), look=look)
+        self.fits = WatchedFits(
+            lambda: FitRecorder(sample_every=self._sample_every), own=GradientMonitor, look=look, script=self._script
+        )
         self._stack.enter_context(self.fits.watching())
 
 
-def _diagnose(fits: WatchedFits | None, out: Path) -> list[tuple[str, Diagnosis]]:
+def _diagnose(models: list[WatchedModel], out: Path, script: str) -> list[tuple[str, Diagnosis]]:
     from gradrecipes.doctor import diagnose
 
     diagnoses = []
-    for number, (name, trace) in enumerate(fits.traces if fits is not None else [], start=1):
-        trace.save(out.with_name(f"{out.name}-{number}.trace"))
-        diagnoses.append((name, diagnose(trace)))
+    for number, model in enumerate((model for model in models if len(model.kept)), start=1):
+        model.kept.save(out.with_name(f"{out.name}-{number}.trace"))
+        diagnoses.append((_name(model, script), diagnose(model.kept)))
     return diagnoses
+
+
+def _name(model: WatchedModel, script: str) -> str:
+    return model.name if model.line is None else f"{model.name} ({script}, line {model.line})"
 
 
 def _tell(diagnoses: list[tuple[str, Diagnosis]], arguments: argparse.Namespace) -> None:
@@ -122,7 +140,14 @@ def _tell(diagnoses: list[tuple[str, Diagnosis]], arguments: argparse.Namespace)
 
         print(dumps([{"model": name, **diagnosis.to_dict()} for name, diagnosis in diagnoses]))
         return
+    if len(diagnoses) > 1:
+        print()
     for name, diagnosis in diagnoses:
+        if len(diagnoses) > 1:
+            print(f"{name}, {len(diagnosis.trace)} steps: {diagnosis.summary}")
+    for name, diagnosis in diagnoses:
+        if len(diagnoses) > 1 and diagnosis.healthy and not arguments.full:
+            continue
         print(f"\n== {name}: {len(diagnosis.trace)} steps ==")
         print_diagnosis(diagnosis, full=arguments.full)
     if not diagnoses:

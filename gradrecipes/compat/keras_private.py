@@ -89,16 +89,19 @@ def compile_train_step(model: keras.Model, train_step: Callable[[Any], dict[str,
 def build_metrics(model: keras.Model, data: Any) -> None:
     """Create the state of the compiled metrics before the first step, so that it can be read before a step.
 
-    A train step of the user's own may take its batch apart as it likes; where it does, Keras creates them in the step.
+    A train step of the user's own may do without `call`, or hand its metrics something else than what `call` returns.
+    There, and where the outputs of a subclassed model differ between training and inference, Keras creates them in the
+    step.
     """
-    if has_own_train_step(model) and not (isinstance(data, tuple | list) and 2 <= len(data) <= 3):
+    if has_own_train_step(model):
         return
     metrics = getattr(model, "_compile_metrics", None)
     loss = getattr(model, "_compile_loss", None)
     unbuilt = [part for part in (metrics, loss) if part is not None and not part.built]
     if unbuilt:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        model._symbolic_build(data_batch=(x, y, sample_weight))
+        with contextlib.suppress(Exception):
+            model._symbolic_build(data_batch=(x, y, sample_weight))
 
 
 def build_metrics_by_spec(model: keras.Model, spec: Any) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from keras.src.backend.common import global_state
 from tensorflow.python.eager import context as tensorflow_context
+from tensorflow.python.ops import stateful_random_ops
 
 
 @contextlib.contextmanager
@@ -41,3 +42,16 @@ def global_seed_kept() -> Iterator[None]:
             global_state.set_global_attribute(name, None)
         else:
             generator.state.assign(before)
+
+
+@contextlib.contextmanager
+def global_generator_kept() -> Iterator[None]:
+    """Put back TensorFlow's global generator; one that came into being is forgotten."""
+    before = stateful_random_ops.global_generator
+    state = None if before is None else np.array(before.state)
+    try:
+        yield
+    finally:
+        stateful_random_ops.global_generator = before
+        if before is not None:
+            before.state.assign(state)

@@ -53,15 +53,17 @@ def look_before_fit(
         >>> found.data.samples == len(x), found.trial
         (True, None)
     """
-    with random_numbers_kept():
+    with random_numbers_kept(model, *sublayers(model)):
         description = describe_model(model)
         probes = Probes(nonfinite_slots=_try("optimizer", lambda: nonfinite_slots(model)))
         data = _data(x, y, sample_weight, batch_size)
         if data is None:
             return probes
         probes = replace(probes, data=_try("data", lambda: _read(data, description, x)))
-        if model.distribute_strategy.num_replicas_in_sync > 1 or not all(layer.built for layer in sublayers(model)):
+        if model.distribute_strategy.num_replicas_in_sync > 1:
             return probes
+        if not all(layer.built for layer in (model, *sublayers(model))):
+            return probes  # a look would draw the initial weights from seeds that are drawn again in the fit
         batch = data.cut(1)[0]
         measured = _try("signal", lambda: signal(model, batch))
         return replace(probes, signal=measured, loss=_try("loss", lambda: loss_probe(model, batch, description)))

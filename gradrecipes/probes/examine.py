@@ -28,7 +28,7 @@ from gradrecipes.probes.signal import signal
 from gradrecipes.probes.trial import try_out
 from gradrecipes.training.description.describe import describe_model
 from gradrecipes.training.step.replicas import require_supported
-from gradrecipes.training.trial.trial import build_on
+from gradrecipes.training.trial.trial import build_on, step_works
 from gradrecipes.training.trial.trial_data import TrialData, trial_data
 
 HESSIAN_PRODUCTS = 12  # of the sharpness: the largest eigenvalue is known to some percent by then
@@ -81,10 +81,11 @@ def examine(
     try:
         build_on(model, batch)
     except Exception as error:
-        description = describe_model(model, batch_size=data.batch_size)
-        trace = Trace(description=description)
-        trace.probes = Probes(data=_read(data, description), failure=failure("build", error))
-        return trace
+        if not step_works(model, batch):  # which builds it as well
+            description = describe_model(model, batch_size=data.batch_size)
+            trace = Trace(description=description)
+            trace.probes = Probes(data=_read(data, description), failure=failure("build", error))
+            return trace
     _require_trainable(model)
     tell("reading data and model")
     description = describe_model(model, batch_size=data.batch_size)

@@ -33,7 +33,8 @@ from gradrecipes.probes.output_losses import OutputLosses
 from gradrecipes.probes.pairing import pairs_samples
 from gradrecipes.probes.signal import signal
 from gradrecipes.probes.variations import CHANGES, Context, bad_samples, fitting_weights, larger_batches, without
-from gradrecipes.training.trial.trial import Trial, finite
+from gradrecipes.training.trial.error_words import essence
+from gradrecipes.training.trial.trial import Trial, finite, step_works
 from gradrecipes.training.trial.trial_data import TrialData
 
 logger = logging.getLogger(__name__)
@@ -71,9 +72,14 @@ def try_out(
         try:
             run = stack.enter_context(trial).recorded(steps)
         except Exception as error:
+            stack.close()
             trace = trial.trace
             trace.description = _described(description, trace)
-            trace.probes = replace(probes, failure=failure("step", error, batch=batches[0]))
+            trace.probes = probes
+            if step_works(model, batches[0]):  # what the record of the step raised is no fault of the program
+                logger.warning("The trial of %r could not be recorded: %s", model.name, essence(error))
+            else:
+                trace.probes = replace(probes, failure=failure("step", error, batch=batches[0]))
             return trace
         trace = trial.trace
         trace.description = _described(description, trace)

@@ -32,8 +32,8 @@ class Diagnosis(OrderedFindings):
 
     Example:
         >>> from gradrecipes.core.trace import Trace
-        >>> Diagnosis((), Trace(layers=["dense"])).healthy
-        True
+        >>> Diagnosis((), Trace(layers=["dense"])).verdict
+        'undecided'
     """
 
     # -- for programs ----------------------------------------------------------------------------
@@ -46,6 +46,7 @@ class Diagnosis(OrderedFindings):
                 "version": VERSION,
                 "healthy": self.healthy,
                 "verdict": self.verdict,
+                "summary": self.summary,
                 "findings": [{**finding.to_dict(), "path": path(finding, trace)} for finding in self.findings],
                 "looked_at": dict(looked_at(trace)),
                 "probes": trace.probes.to_json(),
@@ -89,7 +90,7 @@ class Diagnosis(OrderedFindings):
         return "\n".join(line for line, _ in screen.render(self))
 
     def __repr__(self) -> str:
-        return f"<Diagnosis: {self.verdict} ({self.tally})>"
+        return f"<Diagnosis: {self.summary} ({self.tally})>"
 
     def _repr_html_(self) -> str | None:
         """Return a page fragment for notebooks, or None (so that the text is shown) without jinja2."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from gradrecipes.core.findings.finding import Finding, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.engine import in_reading_order
+from gradrecipes.diagnosis.outcome.verdict import losses
 
+HEALTHY, UNHEALTHY, UNDECIDED = "healthy", "unhealthy", "undecided"
 COUNTED = {
     Severity.CRITICAL: ("critical finding", "critical findings"),
     Severity.WARNING: ("warning", "warnings"),
@@ -43,20 +47,41 @@ class OrderedFindings:
 
     @property
     def healthy(self) -> bool:
-        """Whether no finding is critical or a warning; notices do not count."""
-        return all(finding.severity is Severity.NOTICE for finding in self.findings)
+        """Whether the verdict is "healthy"."""
+        return self.verdict == HEALTHY
 
     @property
     def verdict(self) -> str:
+        """How the training is: "healthy", "unhealthy", or "undecided" where the trace does not show it.
+
+        It is unhealthy when a finding is critical or a warning; notices do not count.
+        """
+        if any(finding.severity is not Severity.NOTICE for finding in self.findings):
+            return UNHEALTHY
+        return HEALTHY if self._undecided is None else UNDECIDED
+
+    @property
+    def _undecided(self) -> str | None:
+        """Why nothing can be said of a training without an alarming finding, or None."""
+        if not len(self.trace):
+            if self.findings or not self.trace.probes:
+                return "Nothing to judge: the trace holds no training step."
+            return "Undecided: no training step was recorded; nothing else is alarming."
+        if not np.isfinite(losses(self.trace)).any():
+            return f"Undecided: the loss was not seen in {_steps(self.trace)}; nothing else is alarming."
+        return None
+
+    @property
+    def summary(self) -> str:
         """One line that says how the training is."""
         steps = len(self.trace)
-        if not steps and not self.findings:
-            return "Nothing to judge: the trace holds no training step."
-        if not self.healthy:
+        if self.verdict == UNHEALTHY:
             return f"Unhealthy: {self.findings[0].title}"
+        if self._undecided is not None:
+            return self._undecided
         if self.trace.probes.trial is not None:
             return f"Healthy: nothing alarming in the data, the net, and {steps:,} trial steps."
-        return f"Healthy: nothing alarming in {steps:,} recorded {'step' if steps == 1 else 'steps'}."
+        return f"Healthy: nothing alarming in {_steps(self.trace)}."
 
     @property
     def tally(self) -> str:
@@ -75,3 +100,7 @@ class OrderedFindings:
     def causes(self, finding: Finding) -> list[Finding]:
         """Return the findings that name this one among what they lead to."""
         return [other for other in self.findings if finding.code in other.leads_to]
+
+
+def _steps(trace: Trace) -> str:
+    return f"{len(trace):,} recorded {'step' if len(trace) == 1 else 'steps'}"

@@ -93,12 +93,11 @@ def _run(place: int, name: str, diagnosis: OrderedFindings) -> dict[str, Any]:
     def linked(finding: Any) -> dict[str, Any]:
         return {"title": finding.title, "anchor": anchors[id(finding)]}
 
-    judged = bool(len(trace) or diagnosis.findings)
     return {
         "anchor": f"run-{place}",
         "name": name,
-        "state": ("healthy" if diagnosis.healthy else "unhealthy") if judged else "unknown",
-        "verdict": diagnosis.verdict,
+        "state": diagnosis.verdict,
+        "summary": diagnosis.summary,
         "tally": diagnosis.tally,
         "findings": [
             {

@@ -18,7 +18,7 @@ WIDTH = 80  # characters of a line
 
 def render(diagnosis: OrderedFindings) -> str:
     """Return the whole diagnosis as text."""
-    lines = [diagnosis.verdict]
+    lines = [diagnosis.summary]
     if diagnosis.findings:
         lines.append(f"{diagnosis.tally} in {len(diagnosis.trace):,} recorded steps")
     for place, finding in enumerate(diagnosis.findings, 1):

@@ -7,7 +7,7 @@ import textwrap
 from gradrecipes.core.findings.finding import Evidence, Finding, Severity
 from gradrecipes.report import wording
 from gradrecipes.report.code_lines import narrow
-from gradrecipes.report.findings import OrderedFindings
+from gradrecipes.report.findings import HEALTHY, UNDECIDED, UNHEALTHY, OrderedFindings
 from gradrecipes.report.looked_at import looked_at
 from gradrecipes.report.path import ARROW, path
 
@@ -19,6 +19,7 @@ MIN_EVIDENCE_LINES = 6  # a blank line, the header, and one fact
 MAX_HEAD_LINES = 3  # lines of the verdict
 MAX_TEXT_LINES = 4  # lines of a paragraph
 HEADING, PLAIN, QUIET, CODE = "bold", "", "dim", "green"
+HEAD_STYLES = {HEALTHY: "bold green", UNHEALTHY: "bold red", UNDECIDED: "bold yellow"}
 REST = "In full: --full or print(diagnosis.full()). A page: diagnosis.save_html(path)."
 
 Line = tuple[str, str]  # text and style, as rich names it
@@ -29,14 +30,12 @@ def render(diagnosis: OrderedFindings) -> list[Line]:
 
     What a screen has no room for is left out from the least useful on: other findings, evidence, the reason.
     """
-    head = [
-        (line, "bold green" if diagnosis.healthy else "bold red") for line in _cut(diagnosis.verdict, MAX_HEAD_LINES)
-    ]
+    head = [(line, HEAD_STYLES[diagnosis.verdict]) for line in _cut(diagnosis.summary, MAX_HEAD_LINES)]
     if diagnosis.findings:
         head.append((f"{diagnosis.tally} in {len(diagnosis.trace):,} recorded steps", QUIET))
     foot = [("", PLAIN), *((line, QUIET) for line in textwrap.wrap(REST, WIDTH))]
     room = HEIGHT - len(head) - len(foot)
-    body = _healthy(diagnosis, room) if diagnosis.healthy else _unhealthy(diagnosis, room)
+    body = _unhealthy(diagnosis, room) if diagnosis.verdict == UNHEALTHY else _healthy(diagnosis, room)
     return [(wording.printable(line), style) for line, style in [*head, *body, *(foot if body else [])]]
 
 

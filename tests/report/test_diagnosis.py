@@ -67,7 +67,7 @@ def test_the_severe_come_first_then_causes_then_the_sure(found):
     ]
     assert keys == sorted(keys)
     assert sorted(map(id, diagnosis.findings)) == sorted(map(id, found))
-    assert diagnosis.healthy == all(f.severity is Severity.NOTICE for f in found)
+    assert (diagnosis.verdict != "unhealthy") == all(f.severity is Severity.NOTICE for f in found)
 
 
 def test_a_mild_cause_stands_before_the_severe_symptom_it_explains():
@@ -75,17 +75,19 @@ def test_a_mild_cause_stands_before_the_severe_symptom_it_explains():
     symptom = finding("symptom", severity=Severity.CRITICAL, confidence=1.0)
     diagnosis = Diagnosis((symptom, cause), trace_of())
     assert [f.code for f in diagnosis.findings] == ["cause", "symptom"]
-    assert diagnosis.verdict == "Unhealthy: title of cause"
+    assert diagnosis.verdict == "unhealthy"
+    assert diagnosis.summary == "Unhealthy: title of cause"
 
 
 @pytest.mark.parametrize("severity", Severity)
 def test_only_notices_leave_a_training_healthy(severity):
-    assert Diagnosis((finding(severity=severity),), Trace()).healthy == (severity is Severity.NOTICE)
+    verdict = Diagnosis((finding(severity=severity),), trace_of(1)).verdict
+    assert verdict == ("healthy" if severity is Severity.NOTICE else "unhealthy")
 
 
 def test_the_verdict_of_an_empty_trace_claims_nothing():
-    assert Diagnosis((), Trace()).verdict.startswith("Nothing to judge")
-    assert Diagnosis((), trace_of(1)).verdict == "Healthy: nothing alarming in 1 recorded step."
+    assert Diagnosis((), Trace()).summary.startswith("Nothing to judge")
+    assert Diagnosis((), trace_of(1)).summary == "Healthy: nothing alarming in 1 recorded step."
 
 
 def test_it_cannot_be_changed():

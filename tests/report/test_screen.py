@@ -57,7 +57,7 @@ def assert_one_screen(diagnosis):
     lines = text.split("\n")
     assert len(lines) <= HEIGHT == 40, text
     assert max(map(len, lines)) <= WIDTH == 80, text
-    assert " ".join(lines[0].split()[:3]) == " ".join(diagnosis.verdict.split()[:3])
+    assert " ".join(lines[0].split()[:3]) == " ".join(diagnosis.summary.split()[:3])
     code = "\n".join(line for line, style in render(diagnosis) if style == "green")
     compile(code, "screen", "exec")
     if not diagnosis.healthy and diagnosis.findings[0].prescriptions:

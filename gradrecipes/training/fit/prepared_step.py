@@ -49,6 +49,8 @@ class PreparedStep:
         self._model = model
         self._identity = keras_private.compile_identity(model)
         self._requests = dict(requests)
+        self._steps: list[InstrumentedStep] = []
+        self._finalizers: list[weakref.finalize] = []
         wanted = list(requests.values())
         every = min((request.sample_interval(model) for request in wanted if request.samples), default=0)
         self.pipeline = Pipeline(_settings(model, wanted, every))
@@ -67,8 +69,8 @@ class PreparedStep:
                     require_fusible(leaf, "GradientGuard" if any(r.fused for r in wanted) else type(model).__name__)
         said = [request.log for request in wanted]
         self._log = True in said and False not in said
-        self._step = InstrumentedStep(model, model.train_step, self.pipeline, sample=bool(every), log=self._log)
-        self._free_when_dropped(self._step)
+        self._optional = all(request.optional for request in wanted)
+        self._step = self._instrumented(sample=bool(every))
         self._function = keras_private.compile_train_step(model, self._step)
         self._lean: Callable[[Any], Any] | None = None if every else self._function
         self._began = 0.0
@@ -121,12 +123,37 @@ class PreparedStep:
 
         if any(draws_by_itself(graph()) for graph in self._step.graphs):  # which go on within one graph only
             return self._function
-        step = InstrumentedStep(self._model, self._model.train_step, self.pipeline, log=self._log)
+        return keras_private.compile_train_step(self._model, self._instrumented())
+
+    def _instrumented(self, *, sample: bool = False) -> InstrumentedStep:
+        step = InstrumentedStep(
+            self._model,
+            self._model.train_step,
+            self.pipeline,
+            sample=sample,
+            log=self._log,
+            optional=self._optional,
+        )
         self._free_when_dropped(step)
-        return keras_private.compile_train_step(self._model, step)
+        self._steps.append(step)
+        return step
+
+    def hand_over(self) -> Callable[[Any], Any]:
+        """Return the function that has run, to be used on without this object."""
+        for finalizer in self._finalizers:
+            finalizer.detach()
+        return self._function
+
+    @property
+    def not_instrumented(self) -> str | None:
+        """Why the fit is to go on without this step, which then has changed nothing; None where it works."""
+        reasons = [step.not_instrumented for step in self._steps if step.not_instrumented is not None]
+        return reasons[0] if reasons else None
 
     def _free_when_dropped(self, step: InstrumentedStep) -> None:
-        weakref.finalize(self, dismantle, step.graphs).atexit = False
+        finalizer = weakref.finalize(self, dismantle, step.graphs)
+        finalizer.atexit = False
+        self._finalizers.append(finalizer)
 
     @property
     def steps_run(self) -> int:

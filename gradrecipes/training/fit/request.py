@@ -30,6 +30,7 @@ class Request:
         fused: Whether the update is to go through TensorFlow's fused kernels.
         check: Called on the host between executions.
         check_every: Steps from one check to the next: the host waits for the device there.
+        optional: Whether the fit goes on without the callback where its train step cannot be instrumented.
         renewed: Called when the step was prepared anew in the middle of the fit: what a callback keeps of pipeline and
             weights is of the past then.
     """
@@ -44,6 +45,7 @@ class Request:
     fused: bool = False
     check: Callable[[], None] | None = None
     check_every: int = 8
+    optional: bool = False
     renewed: Callable[[], None] | None = None
 
     def sample_interval(self, model: Any) -> int:

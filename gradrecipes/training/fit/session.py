@@ -48,6 +48,7 @@ class FitSession:
         self._checked: list[Request] = []
         self._keeps_batches = False
         self._replaced = False
+        self.not_instrumented: str | None = None  # why the fit went on without the callbacks
         self.batch: Any = None  # of the last step, while a callback wants it kept
 
     # -- coming and going ------------------------------------------------------------------------
@@ -140,12 +141,18 @@ class FitSession:
             if not caller.calls():
                 return self._run_plain(iterator)
             try:
-                return self._execute(iterator)
+                logs = self._execute(iterator)
             except _END_OF_DATA:
                 raise
             except BaseException as error:
-                self._interrupt(error)
-                raise
+                if self._prepared.not_instrumented is None or self._runs_eagerly():
+                    self._interrupt(error)
+                    raise
+            else:
+                if self._prepared.not_instrumented is not None:
+                    self._go_on_plain()
+                return logs
+            return self._go_on_plain(iterator)  # the error was raised while the step was traced: none has run
 
         return train_function
 
@@ -159,6 +166,21 @@ class FitSession:
             if self._function_before is None:
                 self._function_before = keras_private.compile_train_step(self.model, self.model.train_step)
             return self._function_before(iterator)
+
+    def _runs_eagerly(self) -> bool:
+        return self.model.run_eagerly or tf.config.functions_run_eagerly()
+
+    def _go_on_plain(self, iterator: Any = None) -> Any:
+        """Finish, and let the rest of the fit run without the callbacks; run the step that could not be traced."""
+        reason = self._prepared.not_instrumented
+        self.finish()
+        if iterator is None:  # what was traced runs on: random operations of TensorFlow go on within one graph only
+            self.model.train_function, logs = self._prepared.hand_over(), None
+        else:
+            self.model.train_function = keras_private.compile_train_step(self.model, self.model.train_step)
+            logs = self.model.train_function(iterator)
+        self.not_instrumented = reason  # where the plain step raises as well, the reason lies in the program
+        return logs
 
     def renew(self) -> None:
         """Prepare again in the middle of the fit: the model was compiled anew, or other weights are to be trained."""

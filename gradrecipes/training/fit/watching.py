@@ -1,13 +1,15 @@
-"""Put a monitor into every `fit` of a program that knows nothing of it."""
+"""Put a recorder into every `fit` of a program that knows nothing of it."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 import logging
+import sys
 import weakref
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -18,36 +20,74 @@ from gradrecipes.core.trace.probes import Probes
 logger = logging.getLogger(__name__)
 
 Look = Callable[[keras.Model, dict[str, Any]], Probes]
+RECENT_MODELS = 4  # fitted last, whose recorders are kept: programs that fit some models in turn are traced once each
+
+
+@dataclass(eq=False)
+class WatchedModel:
+    """What is known of the fits of one model.
+
+    Attributes:
+        name: Name of the model.
+        line: Number of the line of the script that fitted it first, or None.
+        trace: The record of all its fits.
+        not_recorded: Why it is not recorded, or None.
+    """
+
+    name: str
+    line: int | None
+    model: weakref.ref
+    recorder: Any = None
+    probes: Probes = field(default_factory=Probes)
+    not_recorded: str | None = None
+    kept: Trace = field(default_factory=Trace)
+
+    def keep(self) -> None:
+        """Take the record out of the recorder, as far as it came."""
+        if self.recorder is None:
+            return
+        self.kept = self.recorder.trace
+        self.kept.probes = self.kept.probes.filled_from(self.probes)
+        self.not_recorded = getattr(self.recorder, "not_recorded", None)
 
 
 class WatchedFits:
     """Keep the record of every model that is fitted while watching.
 
     Args:
-        make_monitor: Makes a monitor: a callback with a `trace`.
+        make_recorder: Makes a recorder: a callback with a `trace`.
+        own: The class of a callback that a program may bring itself; its record is taken then.
         look: Looks at (model, arguments of its first fit) before the first step, without changing anything, and returns
             what joins the `probes` of the trace; None for no look.
-
-    Attributes:
-        traces: (name of the model, its Trace), in the order in which the models were first fitted.
+        script: The file whose lines name the fits, or None.
     """
 
-    def __init__(self, make_monitor: Callable[[], Any], *, look: Look | None = None):
-        self._make_monitor = make_monitor
+    def __init__(
+        self,
+        make_recorder: Callable[[], Any],
+        *,
+        own: type | None = None,
+        look: Look | None = None,
+        script: Path | None = None,
+    ):
+        self._make_recorder = make_recorder
+        self._own = own
         self._look = look
-        self._probes: list[Probes] = []
-        self._kind = type(make_monitor())
-        self._models: list[weakref.ref] = []
-        self._names: list[str] = []
-        self._traces: list[Trace] = []
-        self._monitor: Any = None
+        self._script = None if script is None else str(script)
+        self._watched: list[WatchedModel] = []
+        self._recent: list[WatchedModel] = []  # the model that was fitted last comes first
+
+    @property
+    def models(self) -> list[WatchedModel]:
+        """The models that were fitted, in the order of their first fits."""
+        for watched in self._watched:
+            watched.keep()
+        return list(self._watched)
 
     @property
     def traces(self) -> list[tuple[str, Trace]]:
-        """(name of the model, its Trace) of every fit so far."""
-        if self._monitor is not None:
-            self._keep(self._monitor.trace)
-        return [(name, trace) for name, trace in zip(self._names, self._traces, strict=True) if len(trace)]
+        """(name of the model, its Trace) of every model that is recorded."""
+        return [(watched.name, watched.kept) for watched in self.models if len(watched.kept)]
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -58,9 +98,14 @@ class WatchedFits:
         watched = self
 
         def fit(model, *args, **kwargs):
-            bound = signature.bind(model, *args, **kwargs)
-            watched.join(model, bound.arguments)
-            return original(*bound.args, **bound.kwargs)
+            positional, named = (model, *args), kwargs
+            try:
+                bound = signature.bind(model, *args, **kwargs)
+                watched.join(model, bound.arguments)
+                positional, named = bound.args, bound.kwargs
+            except Exception:  # wrong arguments, which the original refuses, or callbacks of an unknown kind
+                logger.debug("A fit of %r is not watched.", model, exc_info=True)
+            return original(*positional, **named)
 
         fit.__doc__, fit.__name__, fit.__signature__ = original.__doc__, "fit", signature
         keras.Model.fit = fit
@@ -73,18 +118,27 @@ class WatchedFits:
                 keras.Model.fit = original
 
     def join(self, model: keras.Model, arguments: dict[str, Any]) -> None:
-        """Add a monitor to the callbacks of a fit, unless the program brings its own."""
+        """Add a recorder to the callbacks of a fit, unless the program brings its own."""
         callbacks = arguments.get("callbacks")
         if isinstance(callbacks, keras.callbacks.CallbackList):
             present = callbacks.callbacks
         else:
             present = [] if callbacks is None else list(keras.tree.flatten(callbacks))
-        own = next((one for one in present if isinstance(one, self._kind)), None)
-        fits_before = len(self._models)
-        monitor = self._monitor_of(model, own)
-        added = [] if own is not None else [monitor]
-        if self._look is not None and len(self._models) > fits_before:
-            added.append(_Looking(self._look, arguments, partial(self._probes.__setitem__, len(self._probes) - 1)))
+        own = None if self._own is None else next((one for one in present if isinstance(one, self._own)), None)
+        watched = next((one for one in reversed(self._watched) if one.model() is model), None)
+        is_first = watched is None
+        if watched is not None:
+            watched.keep()
+            if watched.not_recorded is not None:
+                return
+        recorder = own or (None if watched is None else watched.recorder)
+        if watched is None or watched.recorder is None or (own is not None and own is not watched.recorder):
+            watched = WatchedModel(model.name, self._line(), weakref.ref(model), recorder or self._make_recorder())
+            self._watched.append(watched)
+        self._let_go(watched)
+        added = [] if own is not None else [watched.recorder]
+        if is_first and self._look is not None:
+            added.append(_Looking(self._look, arguments, watched))
         if not added:
             return
         if isinstance(callbacks, keras.callbacks.CallbackList):
@@ -96,30 +150,30 @@ class WatchedFits:
         else:
             arguments["callbacks"] = [*added, *present]
 
-    def _monitor_of(self, model: keras.Model, own: Any) -> Any:
-        last = self._models[-1]() if self._models else None
-        if own is None and last is model:
-            return self._monitor
-        if self._monitor is not None:
-            self._keep(self._monitor.trace)  # only the record is kept; the model may go
-        self._models.append(weakref.ref(model))
-        self._names.append(model.name)
-        self._traces.append(Trace())
-        self._probes.append(Probes())
-        self._monitor = self._make_monitor() if own is None else own
-        return self._monitor
+    def _let_go(self, current: WatchedModel) -> None:
+        """Keep only the records of models that were not fitted lately, so that the models may go."""
+        self._recent = [current, *(watched for watched in self._recent if watched is not current)]
+        for watched in self._recent[1:]:
+            if watched.recorder is current.recorder or watched in self._recent[RECENT_MODELS:]:
+                watched.keep()
+                watched.recorder = None
+        self._recent = [watched for watched in self._recent if watched.recorder is not None]
 
-    def _keep(self, trace: Trace) -> None:
-        trace.probes = trace.probes.filled_from(self._probes[-1])
-        self._traces[-1] = trace
+    def _line(self) -> int | None:
+        frame = sys._getframe(2)
+        while frame is not None and self._script is not None:
+            if frame.f_code.co_filename == self._script:
+                return frame.f_lineno
+            frame = frame.f_back
+        return None
 
 
 class _Looking(keras.callbacks.Callback):
     """Look at a model when Keras has built it and no step has run; then be of no more use."""
 
-    def __init__(self, look: Look, arguments: dict[str, Any], keep: Callable[[Probes], None]):
+    def __init__(self, look: Look, arguments: dict[str, Any], watched: WatchedModel):
         super().__init__()
-        self._look, self._keep = look, keep
+        self._look, self._watched = look, watched
         self._arguments: dict[str, Any] | None = dict(arguments)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -127,6 +181,6 @@ class _Looking(keras.callbacks.Callback):
             return
         arguments, self._arguments = self._arguments, None
         try:
-            self._keep(self._look(self.model, arguments))
+            self._watched.probes = self._look(self.model, arguments)
         except Exception:  # the script of somebody else runs here
             logger.debug("The look at %r before its fit failed.", self.model, exc_info=True)

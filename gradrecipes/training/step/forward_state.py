@@ -78,15 +78,19 @@ class ForwardState:
         self._variables.append(variable)
         _ASSIGNED[self._model][key] = variable
 
-    def kept_where(self, applied: tf.Tensor, logs: dict[str, Any]) -> dict[str, Any]:
+    def kept_where(self, applied: tf.Tensor, logs: Any) -> Any:
         """Put the state back unless the step was applied; return the logs that go with the state."""
-        names = [name for name in logs if name in self._model.get_metrics_result()]
+        names = self._metrics_in(logs)
         # Replicas may not meet inside a condition, and for a few small variables a condition costs more.
         if replicas.spread() or self._is_small():
             for variable, before in zip(self._variables, self._before, strict=True):
                 variable.assign(tf.where(applied, tf.convert_to_tensor(variable), before))
-            result = self._result()
-            return {**logs, **{name: tf.nest.map_structure(_as_before, result[name], logs[name]) for name in names}}
+            if not names:
+                return logs
+            kept = {name: logs[name] for name in names}
+            before = self._results_as_before(names, logs)
+            kept = tf.nest.map_structure(lambda new, old: tf.where(applied, new, old), kept, before)
+            return {**logs, **kept}
 
         def as_they_are() -> dict[str, Any]:
             return {name: tf.nest.map_structure(tf.convert_to_tensor, logs[name]) for name in names}
@@ -94,10 +98,26 @@ class ForwardState:
         def put_back() -> dict[str, Any]:
             for variable, before in zip(self._variables, self._before, strict=True):
                 variable.assign(before)
-            result = self._result()
-            return {name: tf.nest.map_structure(_as_before, result[name], logs[name]) for name in names}
+            return self._results_as_before(names, logs) if names else {"": tf.constant(False)}
 
+        if not names:
+            rare_cond(applied, lambda: {"": tf.constant(True)}, put_back)
+            return logs
         return {**logs, **rare_cond(applied, as_they_are, put_back)}
+
+    def _metrics_in(self, logs: Any) -> list[str]:
+        """Return the names of the logs that are results of the model's metrics, if it returns logs by name."""
+        if not isinstance(logs, dict):
+            return []
+        try:
+            results = self._model.get_metrics_result()
+        except ValueError:  # Keras: a compiled metric that was never updated has no result
+            return []
+        return [name for name in logs if name in results and _same_structure(results[name], logs[name])]
+
+    def _results_as_before(self, names: list[str], logs: dict[str, Any]) -> dict[str, Any]:
+        result = self._result()
+        return {name: tf.nest.map_structure(_as_before, result[name], logs[name]) for name in names}
 
     def _is_small(self) -> bool:
         entries = [tf.TensorShape(variable.shape).num_elements() for variable in self._variables]
@@ -112,6 +132,15 @@ class ForwardState:
             loss = tf.convert_to_tensor(result["loss"])
             result = {**result, "loss": tf.where(nothing, tf.cast(self._last_loss, loss.dtype), loss)}
         return result
+
+
+def _same_structure(one: Any, other: Any) -> bool:
+    try:
+        tf.nest.assert_same_structure(one, other)
+    except (TypeError, ValueError):
+        return False
+    shapes = [[tf.convert_to_tensor(part).shape for part in tf.nest.flatten(values)] for values in (one, other)]
+    return all(a.is_compatible_with(b) for a, b in zip(*shapes, strict=True))
 
 
 def _as_before(value: Any, before: Any) -> tf.Tensor:

@@ -24,6 +24,8 @@ from gradrecipes.training.step import replicas
 from gradrecipes.training.step.activation_capture import ActivationCapture
 from gradrecipes.training.step.optimizer_hook import OptimizerHook, gradients_intercepted
 
+MAX_REASON = 300  # characters of an error that are kept
+
 TrainStep = Callable[[Any], dict[str, Any]]
 
 
@@ -43,22 +45,33 @@ class InstrumentedStep:
         pipeline: What measures, decides, clips and records.
         sample: Whether samples are taken when they are due: layer outputs, weights, updates, histograms.
         log: Whether the norm and the counts join the step's logs.
+        optional: Whether a step that cannot be instrumented is to be left as it is, without an error.
 
     Attributes:
         columns: The variables that had a gradient in the first trace, in the order in which they had it.
         captured_layers: The layers whose outputs are sampled, in the order of their calls.
         graphs: Weak references to the graphs of its traces.
+        not_instrumented: Why an optional step could not be instrumented, or None.
     """
 
     def __init__(
-        self, model: keras.Model, train_step: TrainStep, pipeline: Pipeline, *, sample: bool = False, log: bool = True
+        self,
+        model: keras.Model,
+        train_step: TrainStep,
+        pipeline: Pipeline,
+        *,
+        sample: bool = False,
+        log: bool = True,
+        optional: bool = False,
     ):
         self.model = model
-        self.train_step = inlined(train_step)
         self.pipeline = pipeline
         self.columns: Columns | None = None
         self.captured_layers: list[keras.layers.Layer] = []
         self.graphs: list[weakref.ref] = []
+        self.not_instrumented: str | None = None
+        self._optional = optional
+        self.train_step = self._inlined(train_step)
         self._capture = ActivationCapture(model) if sample else None
         self._logs_results = log
         self._of_replica = threading.local()
@@ -72,18 +85,52 @@ class InstrumentedStep:
         self._inside = 0
         self._shadows = contextlib.ExitStack()
 
-    def __call__(self, data: Any) -> dict[str, Any]:
+    def __call__(self, data: Any) -> Any:
         """Run one step on a batch, as `keras.Model.train_step` does, and return its logs with ours."""
-        model = self.model
+        if self.not_instrumented is not None:
+            return self.train_step(data)
+        try:
+            logs = self._run_instrumented(data)
+        except Exception as error:
+            self._leave_alone(error)
+            raise
+        if not self._results and not self.model.trainable_weights:
+            return replicas.as_logs(logs, self.model)  # nothing is trained, and nothing to record
+        if self.not_instrumented is not None:
+            return replicas.as_logs(logs, self.model)
+        try:
+            return self._recorded(logs)
+        except Exception as error:
+            if not self._optional:
+                raise
+            self._leave_alone(error)
+            return replicas.as_logs(logs, self.model)
+
+    def _inlined(self, train_step: TrainStep) -> TrainStep:
+        try:
+            return inlined(train_step)
+        except ValueError as error:
+            if not self._optional:
+                raise
+            self._leave_alone(error)
+            return train_step
+
+    def _leave_alone(self, error: Exception) -> None:
+        """Note why the step, if it is optional, is from now on run as it is."""
+        if self._optional and self.not_instrumented is None:
+            self.not_instrumented = f"{type(error).__name__}: {' '.join(str(error).split())}"[:MAX_REASON]
+
+    def _run_instrumented(self, data: Any) -> Any:
         self._results, self._variables, self._updates, self._loss, self._whole = [], [], {}, None, None
         self._of_replica.loss, self._of_replica.graph = None, current_graph()
         if self._of_replica.graph != "eager":
             self.graphs.append(weakref.ref(self._of_replica.graph))
-        state = self._forward_state(data)
+        state = self._state = self._forward_state(data)
         with self._shadowed(), contextlib.nullcontext() if state is None else state.watching_assignments():
-            logs = self.train_step(data)
-        if not self._results and not model.trainable_weights:
-            return replicas.as_logs(logs, model)  # nothing is trained, and nothing to record
+            return self.train_step(data)
+
+    def _recorded(self, logs: Any) -> Any:
+        model, state = self.model, self._state
         if not self._results:
             raise ValueError(
                 f"The train_step of {model.name!r} applied no gradients through an optimizer of the model, so there is "
@@ -96,7 +143,9 @@ class InstrumentedStep:
         replicas.once(self._record, *([] if self._capture is None else [self._capture.tensors(self.captured_layers)]))
         if state is not None:
             logs = state.kept_where(tf.equal(self._whole.outcome, APPLIED), logs)
-        return replicas.as_logs({**logs, **self._own_logs()}, model)
+        if isinstance(logs, dict):  # Keras takes a train step that returns something else as it is
+            logs = {**logs, **self._own_logs()}
+        return replicas.as_logs(logs, model)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # a copied or unpickled model makes a step of its own
@@ -107,8 +156,7 @@ class InstrumentedStep:
         from gradrecipes.training.step.forward_state import ForwardState
 
         keras_private.build_metrics(self.model, data)
-        self._state = ForwardState(self.model, self.pipeline.last_loss)
-        return self._state
+        return ForwardState(self.model, self.pipeline.last_loss)
 
     def _record(self, activations: list[tuple[Any, Any]] | None = None) -> None:
         if activations is not None:
@@ -164,7 +212,26 @@ class InstrumentedStep:
         return compute_and_keep
 
     def _receive(self, key, optimizer, alone, gradients, variables, apply_gradients) -> None:
-        require_same_graph(self._of_replica.graph, optimizer)
+        if self.not_instrumented is not None:
+            apply_gradients(gradients)
+            return
+        applied = False
+
+        def apply_and_note(gradients: list[Any]) -> None:
+            nonlocal applied
+            applied = True
+            apply_gradients(gradients)
+
+        try:
+            require_same_graph(self._of_replica.graph, optimizer)
+            self._send(key, optimizer, alone, gradients, variables, apply_and_note)
+        except Exception as error:
+            if applied or not self._optional:
+                raise
+            self._leave_alone(error)  # to raise it in a `tf.function` of the program would leave that one spoilt
+            apply_gradients(gradients)
+
+    def _send(self, key, optimizer, alone, gradients, variables, apply_gradients) -> None:
         hook = OptimizerHook(optimizer, self.pipeline, key=key, model=self.model, sample=self._capture is not None)
 
         def run(summed: list[Any], loss: tf.Tensor | None, apply_everywhere: Callable[[Any], Any]) -> None:

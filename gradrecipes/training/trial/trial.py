@@ -63,14 +63,24 @@ class Trial:
         steps: The most steps that a run may have.
         outputs: What the signal probe read of the layers, in the order of their calls: they are listed in the record,
             and their outputs stand in its first sample.
+        plain: Whether the steps run as the model's own, without a record.
 
     Attributes:
         trace: The record of the recorded run.
         autopsy: What broke the recorded run, or None.
     """
 
-    def __init__(self, model: keras.Model, batches: Sequence[Any], *, steps: int, outputs: Sequence[LayerSignal] = ()):
+    def __init__(
+        self,
+        model: keras.Model,
+        batches: Sequence[Any],
+        *,
+        steps: int,
+        outputs: Sequence[LayerSignal] = (),
+        plain: bool = False,
+    ):
         self.model = model
+        self._plain = plain
         self._outputs = list(outputs)
         self.batches = list(batches)
         self.steps = steps
@@ -103,8 +113,9 @@ class Trial:
                 self._stack.enter_context(keras_private.rate_multiplied(leaf, self._rate))
         settings = PipelineSettings(record=True, capacity=2 * self.steps, by_batch=True, xla=bool(model.jit_compile))
         self._pipeline = Pipeline(settings)
-        self._instrumented = InstrumentedStep(model, model.train_step, self._pipeline)
-        self._step = keras_private.compile_train_step(model, self._instrumented)
+        self._instrumented = InstrumentedStep(model, model.train_step, self._pipeline, optional=True)
+        train_step = model.train_step if self._plain else self._instrumented
+        self._step = keras_private.compile_train_step(model, train_step)
         self._writer = TraceWriter(self._pipeline, self._instrumented, trace=self.trace)
 
     def __exit__(self, *exception: object) -> None:
@@ -130,6 +141,11 @@ class Trial:
         ]
         pairs = [pair for optimizer in made for pair in keras_private.initial_slots(optimizer)]
         return [(variable, value) for variable, value in pairs if id(variable) not in known]
+
+    def run_once(self) -> None:
+        """Run the first step, and go back."""
+        self._step([self.batches[0]])
+        self.restart()
 
     def recorded(self, steps: int) -> TrialRun:
         """Run the first steps as the user would, keep the record in `trace`, and stay at the last sound step."""
@@ -218,9 +234,11 @@ class Trial:
                 break
         return TrialRun(np.zeros(0), np.zeros(0), broken, logs, time.monotonic() - began)
 
-    def _note(self, logs: dict[str, list[float]], returned: dict[str, Any]) -> None:
+    def _note(self, logs: dict[str, list[float]], returned: Any) -> None:
+        if not isinstance(returned, dict):
+            return
         for name, value in returned.items():
-            if np.ndim(value) == 0:
+            if value is not None and not isinstance(value, dict | list | tuple) and np.ndim(value) == 0:
                 logs.setdefault(name, []).append(float(value))
 
     def _examine(self, step: int) -> None:
@@ -249,6 +267,16 @@ class Trial:
         self.model.train_function, self.model.stop_training = train_function, stop_training
         if history is not None:
             self.model.history = history
+
+
+def step_works(model: keras.Model, batch: Any) -> bool:
+    """Return whether the model's own train step runs on a batch; the model is afterwards what it was."""
+    try:
+        with Trial(model, [batch], steps=1, plain=True) as trial:
+            trial.run_once()
+    except Exception:
+        return False
+    return True
 
 
 def build_on(model: keras.Model, batch: Any) -> None:
