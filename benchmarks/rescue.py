@@ -1,0 +1,254 @@
+"""Score the rescue on the corpus: how often the repaired training reaches the known fix, at what cost, beside others.
+
+    python benchmarks/rescue.py --set tuning_half --every 5           every fifth program of a set
+    python benchmarks/rescue.py --set tuning_half --baselines         the baselines too
+    python benchmarks/rescue.py --set set_aside                       totals only
+
+A program counts as rescued if `rescue.model`, trained for the user's epochs, reaches within 5% of the metric of the
+known fix in at least two of three seeds. Of a healthy program, "nothing needed" is right. Every row is appended to the
+file of results, and programs that stand there are not run again. The baselines get as many training steps as the
+rescue took, and their winner is judged in the same way:
+
+    random    random sets of one to three of the same changes, a third of a training each, the best one kept
+    rate/10   the learning rate divided by 10, again and again, until the loss ends finite and lower than it began
+    clip      global_clipnorm=1
+    list      activation, clip, normalization, initializers, optimizer: each trained in full, the best kept
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import keras
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import gradrecipes as gr
+from gradrecipes.probes.examine import examine
+from gradrecipes.rescue.arm import Arm
+from gradrecipes.rescue.changes import catalogue, setup_after
+from gradrecipes.rescue.facts import looked_up_inputs, output_count
+from gradrecipes.rescue.feed import read_feed
+from gradrecipes.rescue.original import read_original
+from gradrecipes.rescue.rebuild import rebuild
+from gradrecipes.rescue.scaling import scaling_of
+from gradrecipes.rescue.setup import setup_of
+from gradrecipes.rescue.task import task_of
+from tests.corpus.case import BLIND, SETS, Case, Program
+from tests.corpus.verify import surroundings
+
+SEEDS = (0, 1, 2)
+WITHIN = 0.05  # of the known fix's metric
+LISTED = ("activation_elu", "clip", "normalization", "initializers", "adam")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--set", choices=SETS, action="append", help="default: all")
+    parser.add_argument("--every", type=int, default=1, help="take every so manieth program of a set")
+    parser.add_argument("--baselines", action="store_true")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no program after so long")
+    parser.add_argument("--out", type=Path, default=Path("out/rescue.jsonl"))
+    arguments = parser.parse_args()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
+    known, began = {(row["set"], row["name"]) for row in rows}, time.monotonic()
+    for name in arguments.set or SETS:
+        for case in importlib.import_module(f"tests.corpus.{name}").CASES[:: arguments.every]:
+            if (name, case.name) in known or time.monotonic() - began > 60 * arguments.minutes:
+                continue
+            row = {"set": name, **judge(case, baselines=arguments.baselines)}
+            rows.append(row)
+            with arguments.out.open("a") as file:
+                file.write(json.dumps(row, default=float) + "\n")
+    console = Console(width=120)
+    for name in arguments.set or SETS:
+        console.print(totals(name, [row for row in rows if row["set"] == name]))
+        if name != BLIND:
+            for row in rows:
+                if row["set"] == name and not row["right"]:
+                    console.print(
+                        f"  {row['name']} ({row['cause']}): {row['verdict']}, {row['changes']} {row['error']}"
+                    )
+
+
+def judge(case: Case, *, baselines: bool) -> dict[str, Any]:
+    """Rescue one program, and train what comes of it as its user would."""
+    keras.backend.clear_session()
+    row: dict[str, Any] = {"name": case.name, "cause": case.cause, "error": "", "verdict": "", "changes": []}
+    with surroundings(case.needs):
+        program, began = case.build(), time.perf_counter()
+        try:
+            found = gr.rescue(
+                program.model,
+                program.x,
+                program.y,
+                batch_size=program.batch_size,
+                epochs=program.epochs,
+                validation_data=program.validation_data,
+            )
+        except Exception as error:
+            return row | {"error": repr(error)[:200], "right": False, "trainings": 0.0, "seconds": 0.0, "needed": []}
+        row |= {
+            "verdict": found.verdict,
+            "changes": [change.name for change in found.changes],
+            "needed": [change.needed for change in found.changes],
+            "trainings": found.evidence.trainings,
+            "seconds": time.perf_counter() - began,
+            "parts": found.evidence.seconds,
+        }
+        if case.cause is None:
+            return row | {"right": found.verdict == "nothing needed"}
+        known = metric_of(case.repaired(), None, {})
+        row["known"] = known
+        reached = [metric_of(program, found.build(seed=seed), found.fit_arguments) for seed in SEEDS]
+        row |= {"reached": reached, "right": sum(reaches(one, known) for one in reached) >= 2}
+        if baselines:
+            row["baselines"] = rivals(case, program, found, known)
+    return row
+
+
+def metric_of(program: Program, model: keras.Model | None, arguments: dict[str, Any]) -> tuple[str, float]:
+    """Train, and return the last value of the first metric, of validation where there is any; else R squared."""
+    model = model or program.model
+    options = {"batch_size": program.batch_size, **arguments}
+    try:
+        logs = model.fit(
+            program.x, program.y, epochs=program.epochs, validation_data=program.validation_data, verbose=0, **options
+        ).history
+    except Exception as error:
+        return type(error).__name__, float("nan")
+    named = [key for key in logs if not key.endswith("loss") and key not in ("skipped_steps", "clipped_steps")]
+    for key in [key for key in named if key.startswith("val_")] + named:
+        return key, float(np.mean(logs[key][-1]))
+    if program.y is None or isinstance(program.y, dict | list | tuple):
+        return "loss", float(logs["loss"][-1])
+    try:
+        target = np.asarray(program.y, "float64").reshape(len(program.y), -1)
+        predicted = np.asarray(model.predict(program.x, verbose=0), "float64").reshape(len(target), -1)
+        return "R2", float(1 - ((target - predicted) ** 2).sum() / ((target - target.mean(axis=0)) ** 2).sum())
+    except Exception:  # labels, or a model without a call
+        return "loss", float(logs["loss"][-1]) if "loss" in logs else float("nan")
+
+
+def reaches(one: tuple[str, float], known: tuple[str, float]) -> bool:
+    """Return whether a metric is within 5% of that of the known fix, or better."""
+    if not np.isfinite(one[1]):
+        return False
+    if any(word in known[0] for word in ("acc", "R2", "auc", "precision", "recall")):
+        return one[1] >= (1 - WITHIN) * known[1]
+    return one[1] <= known[1] + WITHIN * abs(known[1])
+
+
+def rivals(case: Case, program: Program, found: Any, known: tuple[str, float]) -> dict[str, bool]:
+    """Return for each baseline whether its training reaches the known fix in two of three seeds."""
+    bench = Bench(case.build().model, program)
+    steps, picked = found.evidence.spent_steps, {}
+    picked["random"] = bench.random(steps)
+    picked["rate/10"] = bench.lower_rates(steps)
+    picked["clip"] = bench.only("clip")
+    picked["list"] = bench.listed()
+    return {
+        name: sum(reaches(metric_of(program, bench.build(changes, seed), {}), known) for seed in SEEDS) >= 2
+        for name, changes in picked.items()
+    }
+
+
+class Bench:
+    """Train the same changes without a diagnosis."""
+
+    def __init__(self, model: keras.Model, program: Program):
+        self.feed, size = read_feed(
+            program.x, program.y, batch_size=program.batch_size, validation_data=program.validation_data
+        )
+        trace = examine(model, self.feed.x, self.feed.y, batch_size=min(size, self.feed.samples))
+        self.original = read_original(model)
+        self.base = setup_of(model, trace.description, batch_size=size, epochs=program.epochs)
+        self.scaling = scaling_of(self.feed.x, self.feed.y, looked_up_inputs(trace))
+        self.task = task_of(self.feed, self.base, output_count(model, trace))
+        self.full = self.feed.steps_per_epoch(size) * program.epochs
+        self.known = catalogue(self.base, self.original, self.scaling, self.task, steps=self.full)
+
+    def build(self, changes: tuple[str, ...], seed: int) -> keras.Model:
+        """Return the compiled model of some changes."""
+        keras.utils.set_random_seed(seed)
+        return self._built(setup_after(self.base, tuple(self.known[name] for name in changes)), seed)
+
+    def _built(self, setup: Any, seed: int) -> keras.Model:
+        return rebuild(self.original, self.base, setup, scaling=self.scaling, seed=seed)
+
+    def score(self, changes: tuple[str, ...], share: float) -> float:
+        """Return the score after a share of the training."""
+        setup = setup_after(self.base, tuple(self.known[name] for name in changes))
+        arm = Arm(setup, 0, build=self._built, feed=self.feed, task=self.task)
+        result = arm.train(max(1, round(share * self.full)))
+        return -np.inf if result.error or result.broken is not None else result.score.value
+
+    def only(self, *names: str) -> tuple[str, ...]:
+        """Return those of the changes that this program allows."""
+        return tuple(name for name in names if name in self.known)
+
+    def random(self, steps: float) -> tuple[str, ...]:
+        """Return the best of random sets of changes."""
+        rng, best, value = np.random.default_rng(0), (), -np.inf
+        for _ in range(max(1, int(3 * steps / self.full))):
+            names = sorted(rng.choice(list(self.known), size=min(len(self.known), rng.integers(1, 4)), replace=False))
+            if (score := self.score(tuple(names), 1 / 3)) > value:
+                best, value = tuple(names), score
+        return best
+
+    def lower_rates(self, steps: float) -> tuple[str, ...]:
+        """Return the highest of ever lower rates with which the training gets better than a guess."""
+        for name in self.only("rate_0.1", "rate_0.01", "rate_0.001"):
+            if self.score((name,), 1.0) > self.task.chance + 0.05:
+                return (name,)
+        return self.only("rate_0.001")
+
+    def listed(self) -> tuple[str, ...]:
+        """Return the best change of a fixed list."""
+        return max(((name,) for name in self.only(*LISTED)), key=lambda names: self.score(names, 1.0), default=())
+
+
+def totals(name: str, rows: list[dict[str, Any]]) -> Table:
+    """Return the table of a set."""
+    failing = [row for row in rows if row["cause"] is not None]
+    healthy = [row for row in rows if row["cause"] is None]
+    table = Table(title=f"{name}: {len(failing)} failing programs, {len(healthy)} healthy ones")
+    for column in ("", "rescued", "said to be rescued", "nothing needed (healthy)", "changes needed"):
+        table.add_column(column, justify="left" if not column else "right")
+    needs = [value for row in failing if row["verdict"] == "rescued" for value in row["needed"] if value is not None]
+    table.add_row(
+        "gr.rescue",
+        share([row["right"] for row in failing]),
+        share([row["verdict"] == "rescued" for row in failing]),
+        share([row["right"] for row in healthy]),
+        share([value > 0.01 for value in needs]),
+    )
+    compared = [row for row in failing if "baselines" in row]
+    for rival in compared[0]["baselines"] if compared else ():
+        table.add_row(rival, share([row["baselines"][rival] for row in compared]), "-", "-", "-")
+    costs = np.array([row["trainings"] for row in rows] or [0.0])
+    seconds = np.array([row["seconds"] for row in rows] or [0.0])
+    table.caption = (
+        f"Cost in trainings: median {np.median(costs):.1f}, most {costs.max():.1f}. "
+        f"Seconds: median {np.median(seconds):.0f}, most {seconds.max():.0f}."
+    )
+    return table
+
+
+def share(marks: list[bool]) -> str:
+    """Return a share in words."""
+    return f"{sum(marks)} of {len(marks)}" if marks else "-"
+
+
+if __name__ == "__main__":
+    main()
