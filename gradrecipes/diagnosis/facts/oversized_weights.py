@@ -53,6 +53,6 @@ def oversized_weights(trace: Trace) -> Finding | None:
         ),
         prescriptions=(
             use_fitting_initializer([weight for weight, _ in large], activation),
-            normalize_before_the_activation(),
+            normalize_before_the_activation(trace),
         ),
     )

@@ -12,6 +12,7 @@ from gradrecipes.core.trace.description import LayerDescription
 
 OUT_OF_PROPORTION = 10.0  # ||g||/||W|| of a layer at the first step; sound nets have .01 to 2
 TOLERATED_BY_SCALER = 0.3  # share of steps that a loss scaler may leave out while it looks for its scale
+MIN_PARAMETERS = 16  # of a layer; the norm of fewer weights is a matter of chance
 SMALLEST_WEIGHT_RMS = 1e-3  # root mean square of a layer's weights; below it (zero heads, ReZero) ratios mean nothing
 
 
@@ -98,7 +99,9 @@ def gradient_to_weight(trace: Trace) -> np.ndarray:
 def out_of_proportion(trace: Trace) -> bool:
     """Say whether some layer's gradient is, at the first sample, far larger than its weights."""
     ratios = gradient_to_weight(trace)
-    return bool(np.any(ratios[np.isfinite(ratios)] >= OUT_OF_PROPORTION))
+    sizes = np.array([layer.parameters or math.inf for layer in layer_descriptions(trace)])
+    usable = np.isfinite(ratios) & (sizes >= MIN_PARAMETERS)
+    return bool(np.any(ratios[usable] >= OUT_OF_PROPORTION))
 
 
 def smallest_weight_norms(trace: Trace) -> np.ndarray:

@@ -20,6 +20,7 @@ NORMALIZATIONS = {
 MERGES = {"Add", "Concatenate", "Average", "Multiply", "Maximum"}
 WEIGHTED = {"Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D", "DepthwiseConv2D", "SeparableConv2D"}
 RECURRENT = {"SimpleRNN", "LSTM", "GRU", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D"}
+MIN_ENTRIES = 8  # of a kernel; the root mean square of so many normal numbers is below a fourth of theirs once in 1e4
 
 
 def layers(trace: Trace, when: str = "before") -> list[LayerSignal]:
@@ -43,6 +44,9 @@ def hidden(trace: Trace, when: str = "before") -> list[LayerSignal]:
 def kernels(trace: Trace) -> Iterator[tuple[WeightScale, float, float]]:
     """Yield (weight, how many times larger than the largest usual, how many times smaller than the smallest)."""
     for weight in weights(trace):
+        entries = math.prod(weight.shape)
+        if entries < MIN_ENTRIES:
+            continue  # the size of a few random numbers says nothing
         if weight.role in ("kernel", "matrix") and weight.most and weight.least is not None:
             rms = weight.rms
             yield weight, rms / weight.most, weight.least / rms if rms > 0 else math.inf

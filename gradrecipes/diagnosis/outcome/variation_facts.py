@@ -101,11 +101,14 @@ def variation_evidence(trace: Trace, *variations: Variation) -> tuple[Evidence, 
         result = variation(trace, one)
         if result is None:
             continue
-        as_it_is = "breaks" if seen.state == BROKEN else f"goes from {say(seen.start)} to {say(seen.end)}"
+        as_it_is = "breaks" if seen.state == BROKEN else _moves(seen.start, seen.end)
         if result.end is None:
             then = "it breaks all the same" if seen.state == BROKEN else "it breaks"
         else:
-            then = f"it goes from {say(result.start)} to {say(result.end)}"
+            moves = say(result.start) != say(result.end)
+            then = (
+                f"it goes from {say(result.start)} to {say(result.end)}" if moves else f"it stays at {say(result.end)}"
+            )
         statement = f"As it is, the loss {as_it_is} in a short trial; {one.words}, {then}."
         found.append(Evidence(statement, result.end, source="this trial"))
     return tuple(found)
@@ -124,3 +127,7 @@ def _many_times_faster(result: VariationResult, seen: Verdict) -> bool:
 
 def _over(result: VariationResult) -> float:
     return math.inf if result.over_baseline is None else result.over_baseline
+
+
+def _moves(start: float | None, end: float | None) -> str:
+    return f"goes from {say(start)} to {say(end)}" if say(start) != say(end) else f"stays at {say(end)}"

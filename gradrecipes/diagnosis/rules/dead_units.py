@@ -101,6 +101,6 @@ def dead_units(trace: Trace) -> Finding | None:
         prescriptions=(
             *([zero] if biases else []),
             *([slower] if when == "after" else []),
-            change_activation("relu", "leaky_relu"),
+            *change_activation(trace, "relu", "leaky_relu"),
         ),
     )

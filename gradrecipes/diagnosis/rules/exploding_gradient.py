@@ -36,16 +36,20 @@ import numpy as np
 from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.readings import (
+    MIN_PARAMETERS,
     gradient_to_weight,
+    layer_descriptions,
     middle,
     nonfinite_gradients,
     nonfinite_losses,
     place,
     say,
 )
+from gradrecipes.diagnosis.outcome.verdict import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import clip, guard
 from gradrecipes.diagnosis.registry import rule
 
+FAR_BELOW = 1e-3  # end over the baseline of a run that nothing kept from learning
 HUGE_RATIO = (
     1e3  # ||g||/||W|| of a layer; simulated: He <= 4, squared loss of targets near 22 <= 310, sigma_w^2=4 > 1e3
 )
@@ -154,7 +158,12 @@ def _overflow(trace: Trace) -> Finding | None:
 
 def _disproportion(trace: Trace) -> Finding | None:
     ratio = gradient_to_weight(trace)
+    sizes = np.array([layer.parameters or math.inf for layer in layer_descriptions(trace)])
+    ratio = np.where(sizes >= MIN_PARAMETERS, ratio, np.nan)  # a net of a few weights has no proportion to keep
     if not np.isfinite(ratio).any() or np.nanmax(ratio) < HUGE_RATIO:
+        return None
+    seen = verdict(trace)
+    if seen.learnt and seen.end_over_baseline < FAR_BELOW:
         return None
     worst, step = int(np.nanargmax(ratio)), int(trace.samples["step"].min())
     layer, size = trace.layers[worst], float(ratio[worst])

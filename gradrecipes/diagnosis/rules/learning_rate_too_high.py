@@ -51,6 +51,7 @@ from gradrecipes.diagnosis.facts.divergences import (
     thrown,
 )
 from gradrecipes.diagnosis.facts.readings import (
+    OUT_OF_PROPORTION,
     first_sample,
     gradient_to_weight,
     layer_descriptions,
@@ -250,7 +251,7 @@ def _evidence(trace: Trace, divergence: Divergence, update: float) -> tuple[Evid
             )
         )
     ratio = middle(gradient_to_weight(trace))
-    if math.isfinite(ratio):
+    if ratio < OUT_OF_PROPORTION:  # else the gradients speak against it
         evidence.append(
             Evidence(
                 f"The gradients were moderate at the start: {say(ratio)} times the weights in the median layer.",

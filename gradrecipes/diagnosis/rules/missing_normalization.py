@@ -83,7 +83,7 @@ def missing_normalization(trace: Trace) -> Finding | None:
         layer=sums[-1].name,
         evidence=(Evidence(statement, per_skip, 1.0, "arXiv 1901.09321, section 2"),),
         prescriptions=(
-            add_residual_blocks(),
+            add_residual_blocks(trace),
             Prescription(
                 title="Begin each branch as zero (ReZero)",
                 code=(

@@ -106,15 +106,15 @@ def plain_depth(trace: Trace) -> Finding | None:
         severity=Severity.CRITICAL,
         confidence=0.85,
         explanation=(
-            f"{statement} The initial weights have the right size, but random differences between so many layers "
+            f"{statement} Even with initial weights of a usual size, random differences between so many layers "
             "multiply up, and two different inputs look more alike after each layer, until the last ones cannot tell "
             f"them apart. In the trial the loss went from {say(seen.start)} to {say(seen.end)}."
         ),
         layer=None,
         evidence=tuple(evidence),
         prescriptions=(
-            add_residual_blocks(max(set(widths), key=widths.count) if widths else None),
-            normalize_before_the_activation(),
+            add_residual_blocks(trace),
+            normalize_before_the_activation(trace),
             make_it_shallower(depth),
         ),
     )

@@ -71,7 +71,7 @@ def saturated_units(trace: Trace) -> Finding | None:
     moment = "before the first step" if when == "before" else "at the end of the trial, though not at its beginning"
     statement = f"{say(100 * share)} % of the outputs of {worst.name!r} ({name}) lie at a bound, {moment}."
     own = [weight for weight in weights(trace) if weight.layer == worst.name]
-    advice = [normalize_before_the_activation(), change_activation(str(name), "relu")]
+    advice = [normalize_before_the_activation(trace), *change_activation(trace, str(name), "relu")]
     return Finding(
         code="saturated_units",
         title=f"{say(100 * share)} % of {worst.name!r} is saturated",

@@ -61,12 +61,12 @@ def unbounded_activation(trace: Trace) -> Finding | None:
     gated = [layer for layer in layers(trace) if layer.kind in GATED and layer.activation in WITHOUT_BOUND]
     odd = [layer for layer in hidden(trace) if _runs_away(layer) and layer.kind not in GATED]
     if odd:
-        return _of_layers(odd, seen.unhealthy)
+        return _of_layers(trace, odd, seen.unhealthy)
     jump = _jump(trace)
     if jump is not None and (seen.unhealthy or seen.start_over_baseline >= FAR_START):
-        return _of_operation(*jump)
+        return _of_operation(trace, *jump)
     if gated and (seen.unhealthy or seen.start_over_baseline >= FAR_START):
-        return _of_cells(gated)
+        return _of_cells(trace, gated)
     return None
 
 
@@ -78,7 +78,7 @@ def _runs_away(layer: LayerSignal) -> bool:
     return (exponent > SUPERLINEAR and of_ten > 10.0 * AMPLIFIES) or (gain > AMPLIFIES and exponent > 0.9)
 
 
-def _of_layers(odd: list[LayerSignal], broke: bool) -> Finding:
+def _of_layers(trace: Trace, odd: list[LayerSignal], broke: bool) -> Finding:
     worst = max(odd, key=lambda layer: (layer.activation_exponent or 0.0, layer.activation_gain or 0.0))
     name = worst.activation or worst.kind
     exponent, gain = worst.activation_exponent or 0.0, worst.activation_gain or 0.0
@@ -100,7 +100,7 @@ def _of_layers(odd: list[LayerSignal], broke: bool) -> Finding:
         ),
         layer=worst.name,
         evidence=(Evidence(statement, exponent, 1.0, "the activation itself, on quantiles of a normal signal"),),
-        prescriptions=(change_activation(name, "relu"), normalize_before_the_activation()),
+        prescriptions=(*change_activation(trace, name, "relu"), normalize_before_the_activation(trace)),
     )
 
 
@@ -118,7 +118,7 @@ def _jump(trace: Trace) -> tuple[LayerSignal, float] | None:
     return None
 
 
-def _of_operation(layer: LayerSignal, entered: float) -> Finding:
+def _of_operation(trace: Trace, layer: LayerSignal, entered: float) -> Finding:
     size = layer.output_rms
     became = "more than float32 holds" if size is None else f"a size of {say(size)}"
     statement = (
@@ -138,17 +138,17 @@ def _of_operation(layer: LayerSignal, entered: float) -> Finding:
         ),
         layer=layer.name,
         evidence=(Evidence(statement, size, entered, "this batch, before the trial"),),
-        prescriptions=(normalize_before_the_activation("LayerNormalization"),),
+        prescriptions=(normalize_before_the_activation(trace),),
     )
 
 
-def _of_cells(gated: list[LayerSignal]) -> Finding:
+def _of_cells(trace: Trace, gated: list[LayerSignal]) -> Finding:
     worst = gated[0]
     statement = (
         f"{worst.name!r} is an {worst.kind} whose state passes through {worst.activation} instead of tanh: it "
         "is added to at every time step and nothing bounds it."
     )
-    advice = change_activation(str(worst.activation), "tanh")
+    advice = change_activation(trace, str(worst.activation), "tanh")
     return Finding(
         code="unbounded_activation",
         title=f"{worst.activation} in {worst.name!r} leaves the recurrent state without a bound",
@@ -158,5 +158,5 @@ def _of_cells(gated: list[LayerSignal]) -> Finding:
         explanation=f"{statement} Over a long sequence the state, and the gradient through it, grow without end.",
         layer=worst.name,
         evidence=(Evidence(statement, source="keras.layers.LSTM: activation='tanh' by default"),),
-        prescriptions=(advice,),
+        prescriptions=advice,
     )

@@ -41,13 +41,14 @@ from gradrecipes.diagnosis.facts.data_facts import Head, arrays, heads, held_bac
 from gradrecipes.diagnosis.facts.readings import number, say
 from gradrecipes.diagnosis.outcome.judgement import outputs
 from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, variation, variation_evidence
-from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.outcome.verdict import LEARNING, Verdict, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe_data import scale_targets
 from gradrecipes.diagnosis.registry import rule
 
 FAR = 10.0  # root mean square of the targets, in units of the loss; a new net answers within 1 of 0
 VERY_FAR = 50.0  # the same, which a net that is on its way there does not reach in a reasonable time
 FAR_FROM_CHANCE = 2.0  # end over that of a blind guess, where the same steps on scaled targets get below it
+ADAPTIVE = {"Adam", "AdamW", "Adamax", "Nadam", "RMSprop", "Adagrad", "Adadelta", "Adafactor", "Lion"}
 BOUNDED = {"sigmoid", "softmax", "tanh", "hard_sigmoid", "hard_tanh", "softsign", "relu6", "log_softmax"}
 ON_LABELS = ("crossentropy", "cross_entropy", "hinge", "ctc", "dice", "tversky", "cosine", "kl_div", "circle")
 
@@ -77,7 +78,7 @@ def unscaled_targets(trace: Trace) -> Finding | None:
         code="unscaled_targets",
         title=f"The targets are not scaled: {what}",
         kind=Kind.CAUSE,
-        severity=Severity.CRITICAL,
+        severity=_severity(trace, head, seen),
         confidence=0.95 if healed else 0.7,
         explanation=_explanation(trace, head, what),
         step=seen.step,
@@ -105,6 +106,13 @@ def far_target(trace: Trace) -> ArrayReading | None:
 def _far_head(trace: Trace, size: float, *, own: bool) -> Head | None:
     judged = heads(trace) or (_own_heads(trace) if own else [])
     return max((head for head in judged if _regression(head) and _size(head) > size), key=_size, default=None)
+
+
+def _severity(trace: Trace, head: Head, seen: Verdict) -> Severity:
+    """Return a notice where an adaptive optimizer is on its way to targets of moderate size all the same."""
+    adaptive = trace.description.optimizer is not None and trace.description.optimizer.name in ADAPTIVE
+    learns = seen.state == LEARNING and all(one.learned for one in outputs(trace))
+    return Severity.NOTICE if adaptive and learns and _size(head) < VERY_FAR else Severity.CRITICAL
 
 
 def _own_heads(trace: Trace) -> list[Head]:
@@ -135,7 +143,7 @@ def _regression(head: Head) -> bool:
 
 def _explanation(trace: Trace, head: Head, what: str) -> str:
     name = "" if trace.description.optimizer is None else trace.description.optimizer.name
-    adaptive = any(word in name for word in ("Adam", "RMSprop", "Adagrad", "Nadam", "Lion", "Adafactor"))
+    adaptive = name in ADAPTIVE
     rate = trace.description.learning_rate
     if adaptive and rate:
         steps = f" At {say(rate)} a step and weight, {name} is long under way to answers of that size."

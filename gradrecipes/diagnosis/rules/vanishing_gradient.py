@@ -66,5 +66,5 @@ def vanishing_gradient(trace: Trace) -> Finding | None:
         explanation=f"{statement} The layers there are not moved, and the loss stands still.",
         layer=read[0].name,
         evidence=(Evidence(statement, left, 1.0, "this batch, before any update"),),
-        prescriptions=(normalize_before_the_activation(), add_residual_blocks()),
+        prescriptions=(normalize_before_the_activation(trace), add_residual_blocks(trace)),
     )

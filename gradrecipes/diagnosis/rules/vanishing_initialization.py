@@ -102,7 +102,7 @@ def _too_small(trace: Trace) -> Finding | None:
             Evidence(statement, worst.rms, usual, "Glorot, LeCun or He, by fan-in"),
             *variation_evidence(trace, FITTING_WEIGHTS),
         ),
-        (use_fitting_initializer(bad, "relu"), normalize_before_the_activation()),
+        (use_fitting_initializer(bad, "relu"), normalize_before_the_activation(trace)),
     )
 
 
@@ -129,7 +129,7 @@ def _shrinking(trace: Trace) -> Finding | None:
         read[0].name,
         0.9,
         (Evidence(statement, measured, predicted, "mean-field theory, arXiv 1611.01232"),),
-        (change_activation(activation, "relu"), normalize_before_the_activation()),
+        (*change_activation(trace, activation, "relu"), normalize_before_the_activation(trace)),
     )
 
 
