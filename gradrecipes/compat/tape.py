@@ -1,8 +1,10 @@
-"""See the gradient that arrives at a tensor, without a gradient function that TensorFlow would keep for ever."""
+"""See what a tape differentiates and the gradients that it brings back, and leave nothing behind in TensorFlow."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -27,3 +29,20 @@ def with_arriving_gradient(tensor: tf.Tensor, receive: Callable[[Any], None]) ->
         if name.startswith("_keras"):  # masks, and the logits behind a softmax: Keras' losses look for them
             setattr(passed, name, value)
     return passed
+
+
+@contextlib.contextmanager
+def targets_reported(report: Callable[[Any, Any], None]) -> Iterator[None]:
+    """Call `report(target, sources)` for whatever a `tf.GradientTape` differentiates within the `with` block."""
+    original = tf.GradientTape.gradient
+
+    @functools.wraps(original)
+    def gradient(tape: tf.GradientTape, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
+        report(target, sources)
+        return original(tape, target, sources, *args, **kwargs)
+
+    tf.GradientTape.gradient = gradient
+    try:
+        yield
+    finally:
+        tf.GradientTape.gradient = original

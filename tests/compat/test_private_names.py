@@ -50,6 +50,7 @@ def test_every_private_module_still_has_the_name(module, name):
         ("tensorflow.python.eager.record", ("record_operation", "stop_recording")),
         ("keras.src.backend.common.global_state", ("get_global_attribute", "set_global_attribute")),
         ("tensorflow.python.framework.op_def_registry", ("get",)),
+        ("tensorflow.python.ops.stateful_random_ops", ("global_generator",)),
     ],
 )
 def test_modules_that_are_taken_whole_have_what_is_called(module, names):

@@ -15,13 +15,13 @@ import tensorflow as tf
 
 from gradrecipes.compat import keras_private
 from gradrecipes.compat.graphs import current_graph, inlined, require_same_graph
-from gradrecipes.compat.keras_private import replaced
 from gradrecipes.core.trace import APPLIED
 from gradrecipes.gradients.columns import Columns
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.update import StepResult
 from gradrecipes.training.step import replicas
 from gradrecipes.training.step.activation_capture import ActivationCapture
+from gradrecipes.training.step.loss_capture import LossCapture
 from gradrecipes.training.step.optimizer_hook import OptimizerHook, gradients_intercepted
 
 MAX_REASON = 300  # characters of an error that are kept
@@ -75,6 +75,7 @@ class InstrumentedStep:
         self._capture = ActivationCapture(model) if sample else None
         self._logs_results = log
         self._of_replica = threading.local()
+        self._losses = LossCapture(model)
         self._loss: tf.Tensor | None = None
         self._results: list[StepResult] = []
         self._variables: list[Any] = []
@@ -122,7 +123,8 @@ class InstrumentedStep:
 
     def _run_instrumented(self, data: Any) -> Any:
         self._results, self._variables, self._updates, self._loss, self._whole = [], [], {}, None, None
-        self._of_replica.loss, self._of_replica.graph = None, current_graph()
+        self._of_replica.graph = current_graph()
+        self._losses.begin()
         if self._of_replica.graph != "eager":
             self.graphs.append(weakref.ref(self._of_replica.graph))
         state = self._state = self._forward_state(data)
@@ -137,6 +139,8 @@ class InstrumentedStep:
                 "nothing to monitor or guard. Received a model whose train_step does its updates elsewhere; in a "
                 "custom loop, use gr.GradientPipeline(optimizer).apply(gradients, variables, loss=loss) instead."
             )
+        returned = self._losses.of_step(logs)
+        self._loss = self._loss if returned is None else returned
         self._assign_columns()
         if self.columns is None:
             self._learn_columns()
@@ -193,23 +197,13 @@ class InstrumentedStep:
     def _make_shadows(self) -> contextlib.ExitStack:
         optimizers = keras_private.optimizers_of(self.model)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(replaced(self.model, "compute_loss", self._keeping_loss(self.model.compute_loss)))
+            stack.enter_context(self._losses.installed())
             for number, optimizer in enumerate(optimizers):
                 receive = functools.partial(self._receive, str(number), optimizer, len(optimizers) == 1)
                 stack.enter_context(gradients_intercepted(optimizer, receive))
             if self._capture is not None:
                 stack.enter_context(self._capture.installed())
             return stack.pop_all()
-
-    def _keeping_loss(self, compute_loss: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(compute_loss)
-        def compute_and_keep(*args, **kwargs):
-            loss = compute_loss(*args, **kwargs)
-            if tf.is_tensor(loss) and current_graph() is self._of_replica.graph:
-                self._of_replica.loss = loss if loss.shape.rank == 0 else tf.reduce_mean(tf.cast(loss, tf.float32))
-            return loss  # of a loss of each sample, Keras too logs the mean
-
-        return compute_and_keep
 
     def _receive(self, key, optimizer, alone, gradients, variables, apply_gradients) -> None:
         if self.not_instrumented is not None:
@@ -232,6 +226,7 @@ class InstrumentedStep:
             apply_gradients(gradients)
 
     def _send(self, key, optimizer, alone, gradients, variables, apply_gradients) -> None:
+        loss = self._losses.at_update(variables, keras_private.loss_scale(optimizer), alone=alone)
         hook = OptimizerHook(optimizer, self.pipeline, key=key, model=self.model, sample=self._capture is not None)
 
         def run(summed: list[Any], loss: tf.Tensor | None, apply_everywhere: Callable[[Any], Any]) -> None:
@@ -244,7 +239,7 @@ class InstrumentedStep:
             self._results.append(result)
 
         with contextlib.nullcontext() if self._state is None else self._state.ignoring():
-            replicas.sum_once(run, gradients, variables, self._of_replica.loss, apply_gradients)
+            replicas.sum_once(run, gradients, variables, loss, apply_gradients)
 
     # -- what the record needs to know ---------------------------------------------------------------
     @property
