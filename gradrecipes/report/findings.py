@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradrecipes.core.findings.finding import Finding, Severity
+from gradrecipes.core.findings.finding import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.engine import in_reading_order
-from gradrecipes.diagnosis.outcome.verdict import losses
+from gradrecipes.diagnosis.outcome.verdict import OSCILLATING, STALLED, losses
+from gradrecipes.diagnosis.outcome.verdict import verdict as outcome_of
 
 HEALTHY, UNHEALTHY, UNDECIDED = "healthy", "unhealthy", "undecided"
+# Steps of a fit from which a symptom without a cause is reported; before, only a run that breaks or diverges is. The
+# callback `Doctor` waits as long: a slow start is not a fault.
+MIN_STEPS_OF_SYMPTOM = 100
 COUNTED = {
     Severity.CRITICAL: ("critical finding", "critical findings"),
     Severity.WARNING: ("warning", "warnings"),
@@ -56,13 +60,27 @@ class OrderedFindings:
 
         It is unhealthy when a finding is critical or a warning; notices do not count.
         """
-        if any(finding.severity is not Severity.NOTICE for finding in self.findings):
+        if self._alarming and not self._too_short:
             return UNHEALTHY
         return HEALTHY if self._undecided is None else UNDECIDED
 
     @property
+    def _alarming(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.severity is not Severity.NOTICE]
+
+    @property
+    def _too_short(self) -> bool:
+        """Whether a fit of few steps has not learnt yet, and shows symptoms without a cause."""
+        if self.trace.probes.trial is not None or not 0 < len(self.trace) < MIN_STEPS_OF_SYMPTOM:
+            return False
+        only_symptoms = all(finding.kind is Kind.SYMPTOM for finding in self._alarming)
+        return only_symptoms and outcome_of(self.trace).state in (STALLED, OSCILLATING)
+
+    @property
     def _undecided(self) -> str | None:
-        """Why nothing can be said of a training without an alarming finding, or None."""
+        """Why nothing can be said of the training, or None."""
+        if self._alarming:
+            return f"Undecided: {_steps(self.trace)} are too few to tell. So far: {self._alarming[0].title}"
         if not len(self.trace):
             if self.findings or not self.trace.probes:
                 return "Nothing to judge: the trace holds no training step."

@@ -35,7 +35,8 @@ def render(diagnosis: OrderedFindings) -> list[Line]:
         head.append((f"{diagnosis.tally} in {len(diagnosis.trace):,} recorded steps", QUIET))
     foot = [("", PLAIN), *((line, QUIET) for line in textwrap.wrap(REST, WIDTH))]
     room = HEIGHT - len(head) - len(foot)
-    body = _unhealthy(diagnosis, room) if diagnosis.verdict == UNHEALTHY else _healthy(diagnosis, room)
+    alarming = any(finding.severity is not Severity.NOTICE for finding in diagnosis.findings)
+    body = _unhealthy(diagnosis, room) if alarming else _healthy(diagnosis, room)
     return [(wording.printable(line), style) for line, style in [*head, *body, *(foot if body else [])]]
 
 

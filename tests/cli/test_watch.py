@@ -315,3 +315,29 @@ def test_a_probe_that_fails_does_not_break_the_script(watch, monkeypatch):
     assert code == 0 and "not today" not in err
     (trace,) = traces()
     assert None not in (trace.probes.data, trace.probes.loss) and trace.probes.signal is None
+
+
+def test_of_several_fits_each_has_one_line_and_only_the_unhealthy_one_a_page(watch):
+    code, out, _ = watch(HEALTHY + HEALTHY + EXPLODING, options=())
+    assert code == 1
+    lines = [line for line in out.splitlines() if "train.py, line" in line and not line.startswith("==")]
+    assert [("Healthy" in line, "Unhealthy" in line) for line in lines] == [(True, False), (True, False), (False, True)]
+    assert out.count("\n== ") == 1
+
+
+def test_a_fit_that_cannot_be_watched_is_named_and_leaves_the_verdict_undecided(watch):
+    lines = (
+        "import tensorflow as tf\n"
+        "class Assigned(keras.Sequential):\n"
+        "    def train_step(self, data):\n"
+        "        for weight in self.trainable_weights:\n"
+        "            weight.assign(0.9 * weight)\n"
+        "        return {'done': tf.constant(1.0)}\n"
+        "model = Assigned([keras.Input((8,)), keras.layers.Dense(1)])\n"
+        "model.compile('sgd', 'mse', run_eagerly=True)\n"
+        "assert list(model.fit(x, y, verbose=0).history) == ['done']\n"
+    )
+    code, _, err = watch(lines, options=())
+    assert code == 0, err
+    assert err.count("is not watched") == 1
+    assert "undecided" in err

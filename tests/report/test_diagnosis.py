@@ -195,3 +195,13 @@ def test_numbers_are_short(value, text):
 def test_a_step_that_is_not_in_the_record_is_named_all_the_same():
     assert wording.since(finding(step=99), trace_of()) == "since step 99"
     assert wording.since(finding(), trace_of()) == "from the start, before training"
+
+
+@pytest.mark.parametrize(
+    ("steps", "kind", "verdict"),
+    [(22, Kind.SYMPTOM, "undecided"), (22, Kind.CAUSE, "unhealthy"), (440, Kind.SYMPTOM, "unhealthy")],
+)
+def test_symptoms_without_a_cause_are_too_early_to_tell_in_a_short_fit(steps, kind, verdict):
+    diagnosis = Diagnosis((finding(kind=kind, severity=Severity.CRITICAL),), trace_of(steps))
+    assert diagnosis.verdict == verdict
+    assert ("22 recorded steps are too few" in diagnosis.summary) == (verdict == "undecided")
