@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import keras
@@ -27,11 +28,12 @@ class AttachedCallback(keras.callbacks.Callback):
         self._request = request
         self._session: FitSession | None = None
         self._recent: list[FitSession] = []  # of the models that were fitted last
+        self._copied_trace = Trace()  # that of the callback of which this one is a copy
 
     @property
     def trace(self) -> Trace:
         """The record of the fit, up to date whenever it is read; an empty one before the first fit."""
-        return Trace() if self._session is None else self._session.collect()
+        return self._copied_trace if self._session is None else self._session.collect()
 
     def set_model(self, model: keras.Model) -> None:
         """Join the fit that begins on this model."""
@@ -64,4 +66,5 @@ class AttachedCallback(keras.callbacks.Callback):
         return self._session.active and self._session.leads(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_session": None, "_recent": [], "_model": None}
+        copied = {"_session": None, "_recent": [], "_model": None, "_copied_trace": copy.deepcopy(self.trace)}
+        return {**self.__dict__, **copied}

@@ -11,14 +11,22 @@ import numpy as np
 
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.callbacks.guard_arguments import check_guard_arguments
-from gradrecipes.compat.keras_private import learning_rates, optimizers_of
+from gradrecipes.compat.keras_private import learning_rates, loss_scale, lower_scale, optimizers_of
 from gradrecipes.core.arguments import require_choice, require_directory, require_flag
-from gradrecipes.core.trace import OUTCOMES, SKIPPED_LOSS_OUTLIER
+from gradrecipes.core.trace import (
+    APPLIED,
+    OUTCOMES,
+    SKIPPED_GRADIENT,
+    SKIPPED_LOSS,
+    SKIPPED_LOSS_OUTLIER,
+    SKIPPED_OVERFLOW,
+)
 from gradrecipes.core.trace.event import Event
 from gradrecipes.gradients.clipping import Clipping
+from gradrecipes.gradients.outliers import EARLY_RATIO
 from gradrecipes.training.fit.request import Request
 from gradrecipes.training.recovery.guard_state import load_guard_state, save_guard_state
-from gradrecipes.training.recovery.policy import Action, Readings, Recovery
+from gradrecipes.training.recovery.policy import DIVERGED, FASTER, FIRST_FACTOR, LATEST, Action, Readings, Recovery
 from gradrecipes.training.recovery.snapshots import SNAPSHOT_PLACES, SnapshotRing
 
 _LOG = logging.getLogger(__name__)
@@ -33,12 +41,19 @@ class GradientGuard(AttachedCallback):
     optimizer slot, moving average, seed, metric and counter as it was: as if the batch had never come. Zeroing the
     gradient, as is often done, is no skip, since moments still decay and weight decay still acts.
 
-    **Roll back and back off.** After `max_consecutive_skips` in a row, when the loss is back where it began after
-    half of it had been learned away or is twice that, or when a weight is not finite at an epoch's end or at a
-    snapshot, weights, optimizer, moving averages, seeds and metrics go back to the newest finite snapshot, at first
-    that of the fit's beginning, and the training goes on with the *next* data; its learning rate is from then on
-    bounded by half of what it was when all was well, then by a tenth of that each time it fails again before it has
-    recovered. That works under a schedule too: the rate is bounded inside the step.
+    **Tell weights from data.** Before the weights are saved, evaluated or read, at an epoch's end and at that of the
+    fit, and after `max_consecutive_skips` in a row, the batch with which the fit began is tried again, where there is
+    something to doubt: steps that were skipped just before, or weights that have moved far. If it is as good as ever,
+    the weights are kept, and skipping goes on; else they go back, so that whoever looks at them finds good ones.
+
+    **Roll back and back off.** When the weights are bad after `max_consecutive_skips` in a row or at such a look, when
+    the loss is back where it began after half of it had been learned away or is twice that, or when a weight is not
+    finite at an epoch's end or at a snapshot, weights, optimizer, moving averages, seeds and metrics go back to the
+    newest finite snapshot, at first that of the fit's beginning, and the training goes on with the *next* data. Its
+    learning rate is then bounded by half of what it was when all was well, by a tenth where nothing is known of it yet,
+    and by a tenth of that each time the training fails again before it has recovered. That works under a schedule too:
+    the rate is bounded inside the step. After the next snapshot the bound doubles, up to the rate of the time when all
+    was well; with each further rollback of the fit this takes twice as many snapshots.
 
     **Give way.** A *finite* loss never stops a training. Where earlier weights do no better, or `max_rollbacks` have
     not helped, it is the data or the loss itself that has changed: the guard accepts the new level and takes the
@@ -74,7 +89,7 @@ class GradientGuard(AttachedCallback):
 
     Attributes:
         events: What the guard did: a list of `gradrecipes.Event`, of the kinds `"skip"`, `"rollback"`,
-            `"back_off"`, `"gave_way"` and `"stop"`.
+            `"back_off"`, `"speed_up"`, `"gave_way"` and `"stop"`.
         stop_reason: None, or the code for which the training was stopped: `"too_many_skips"`,
             `"training_lost"`, `"nonfinite_weights"` or `"too_many_rollbacks"`.
         trace: The record of the fit.
@@ -119,6 +134,8 @@ class GradientGuard(AttachedCallback):
                 fused=fused,
                 check=self._check,
                 renewed=self._begin_recovery,
+                before_look=self._check_thoroughly,
+                keep_reference=snapshot_every is not None,
             )
         )
         self.clipping = clipping
@@ -132,12 +149,13 @@ class GradientGuard(AttachedCallback):
         self.stop_reason: str | None = None
         self._recovery: Recovery | None = None
         self._caps_before: dict[str, float] = {}  # the bounds of the rates when all was well
+        self._rates_before: dict[str, float] = {}  # up to which the bounds are raised again
         self._resumed = False
 
     @property
     def events(self) -> list[Event]:
         """What the guard did, in order, each with step, epoch, batch and reason."""
-        kinds = ("skip", "rollback", "back_off", "gave_way", "stop")
+        kinds = ("skip", "rollback", "back_off", "speed_up", "gave_way", "stop")
         return [event for event in self.trace.events if event.kind in kinds]
 
     # -- Keras calls -------------------------------------------------------------------------------
@@ -174,11 +192,6 @@ class GradientGuard(AttachedCallback):
             self._recovery.begin(self._session.steps_run)
         self._resumed = True
 
-    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Check the weights before validation."""
-        if self._session is not None and self._session.active:
-            self._check(thoroughly=True)
-
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Check the weights, bring the record up to date, and save the guard's own state."""
         self._check(thoroughly=True)
@@ -187,6 +200,11 @@ class GradientGuard(AttachedCallback):
             state = self._session.pipeline.variables | self._seeds()
             values = {name: keras.ops.convert_to_numpy(variable) for name, variable in state.items()}
             save_guard_state(self.backup_dir, values, iterations=self._iterations())
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Check the weights that are left, and give the model its own train function back."""
+        self._check(thoroughly=True)
+        super().on_train_end(logs)
 
     def _iterations(self) -> int:
         return sum(int(keras.ops.convert_to_numpy(one.iterations)) for one in optimizers_of(self.model))
@@ -201,6 +219,10 @@ class GradientGuard(AttachedCallback):
         return {**super().__getstate__(), "_recovery": None}
 
     # -- between two steps -------------------------------------------------------------------------
+    def _check_thoroughly(self) -> None:
+        if self._session.steps_run:
+            self._check(thoroughly=True)
+
     def _check(self, *, thoroughly: bool = False) -> None:
         if self.stop_reason is not None:
             return
@@ -208,7 +230,9 @@ class GradientGuard(AttachedCallback):
         consecutive = int(pipeline.consecutive_skips.numpy())
         detector = next(iter(pipeline.detectors.values()), None)
         losses = np.zeros(0, np.float32) if detector is None else detector.remembered()
-        readings = Readings(self._session.steps_run, consecutive, losses, self._skips_were_finite(consecutive))
+        at_fault = self._weights_at_fault(consecutive, losses) if self._is_suspect(consecutive, thoroughly) else None
+        finite = self._skips_were_finite(consecutive)
+        readings = Readings(self._session.steps_run, consecutive, losses, finite, at_fault)
         trying = self._recovery.rollbacks > 0
         action = self._recovery.consider(readings, thoroughly=thoroughly)
         if action is Action.NOTHING:
@@ -217,6 +241,8 @@ class GradientGuard(AttachedCallback):
             self._caps_before = {name: float(cap.numpy()) for name, cap in pipeline.rate_caps.items()}
         if action is Action.ROLL_BACK:
             self._roll_back(readings)
+        elif action is Action.SPEED_UP:
+            self._speed_up()
         else:  # a smaller rate did not help: it was not the rate
             for name, cap in pipeline.rate_caps.items():
                 cap.assign(self._caps_before.get(name, np.inf))
@@ -227,7 +253,33 @@ class GradientGuard(AttachedCallback):
             self._recovery.forget_level()
             self._session.add_event("gave_way", self._recovery.reason, {"consecutive_skips": consecutive})
         elif action is Action.STOP:
-            self._stop(consecutive)
+            self._stop(consecutive, weights_are_good=at_fault is False)
+
+    def _is_suspect(self, consecutive: int, thoroughly: bool) -> bool:
+        if self._recovery.ring is None:
+            return False
+        if thoroughly:
+            return consecutive > 0 or self._recovery.ring.moved_far()
+        return consecutive >= self.max_consecutive_skips
+
+    def _is_rescaling(self) -> bool:
+        """Return whether an optimizer can still lower its loss scale, down to 1."""
+        return any(lower_scale(one) is not None and float(loss_scale(one)) > 1 for one in optimizers_of(self.model))
+
+    def _weights_at_fault(self, consecutive: int, losses: np.ndarray) -> bool | None:
+        """Return whether a batch that once was good is bad with the present weights; None where it is not known."""
+        retrial = self._session.retry_reference()
+        if retrial is None:
+            return None
+        if retrial.outcome == SKIPPED_GRADIENT and np.isfinite(retrial.loss) and self._is_rescaling():
+            return None
+        if retrial.outcome in (SKIPPED_LOSS, SKIPPED_GRADIENT, SKIPPED_OVERFLOW):
+            return True
+        limit = EARLY_RATIO * retrial.first_loss
+        learned_nothing = len(losses) > 0 and float(np.median(losses[-LATEST:])) > limit
+        absurd = 0 < limit < retrial.loss and (learned_nothing or retrial.loss > EARLY_RATIO * max(losses, default=0))
+        worse = 0 < DIVERGED * retrial.first_loss <= retrial.loss
+        return bool(absurd or (consecutive and worse and retrial.outcome != APPLIED))
 
     def _skips_were_finite(self, consecutive: int) -> bool:
         if not consecutive:
@@ -239,8 +291,14 @@ class GradientGuard(AttachedCallback):
         recovery, pipeline = self._recovery, self._session.pipeline
         rates = learning_rates(self.model)
         snapshot = recovery.ring.restore()
+        while len(recovery.ring) > 1 and self._weights_at_fault(readings.consecutive_skips, readings.losses):
+            recovery.ring.drop_newest()  # it was kept after the step that ruined the weights
+            snapshot = recovery.ring.restore()
         for name, cap in pipeline.rate_caps.items():
-            cap.assign(recovery.back_off * min(rates[name], snapshot.rates[name], float(cap.numpy())))
+            rate = min(rates[name], snapshot.rates[name], float(cap.numpy()))
+            cap.assign(recovery.back_off * rate)
+            if recovery.rollbacks == 1:  # those of later ones are bounds already
+                self._rates_before[name] = rate if snapshot.proven else FIRST_FACTOR * rate
         pipeline.consecutive_skips.assign(0)
         lost, now = (
             readings.step - snapshot.step,
@@ -259,7 +317,18 @@ class GradientGuard(AttachedCallback):
             ", ".join(f"{rate:.3g}" for rate in now.values()),
         )
 
-    def _stop(self, consecutive: int) -> None:
+    def _speed_up(self) -> None:
+        rates, caps = learning_rates(self.model), self._session.pipeline.rate_caps
+        if all(np.isinf(float(cap.numpy())) for cap in caps.values()):
+            return
+        for name, cap in caps.items():
+            faster = min(FASTER * float(cap.numpy()), self._rates_before[name])
+            cap.assign(np.inf if faster >= rates[name] else faster)
+        at_most = {name: float(cap.numpy()) for name, cap in caps.items()}
+        details = {"learning_rates": rates, "at_most": {k: v if np.isfinite(v) else None for k, v in at_most.items()}}
+        self._session.add_event("speed_up", self._recovery.reason, details)
+
+    def _stop(self, consecutive: int, *, weights_are_good: bool) -> None:
         self.stop_reason = self._recovery.reason
         event = self._session.add_event("stop", self.stop_reason, {"consecutive_skips": consecutive})
         outcome = self._session.trace.steps["outcome"]
@@ -272,7 +341,7 @@ class GradientGuard(AttachedCallback):
             event.batch + 1,
             self.stop_reason,
             skipped,
-            self._leave_sound(consecutive),
+            "The weights are those before the first of them." if weights_are_good else self._leave_sound(consecutive),
         )
         self._session.pipeline.consecutive_skips.assign(0)
         self.model.stop_training = True

@@ -45,6 +45,21 @@ class FitCaller:
         return _called_by_fit(callback_list)
 
 
+def runs_in_fit(callback_list: keras.callbacks.CallbackList | None) -> bool:
+    """Return whether a method of Keras that trains holds this list; else a loop of the user's own drives it."""
+    return any(
+        _list_of(frame) is callback_list and frame.f_globals.get("__name__", "").startswith("keras.")
+        for frame in _stack()
+    )
+
+
+def called_by_a_fit() -> bool:
+    """Return whether a `fit` of Keras is among those that call."""
+    return any(
+        _list_of(frame) is not None and frame.f_globals.get("__name__", "").startswith("keras.") for frame in _stack()
+    )
+
+
 def _called_by_fit(callback_list: keras.callbacks.CallbackList | None) -> bool:
     for frame in _stack():
         if frame.f_code.co_name == "train_on_batch":

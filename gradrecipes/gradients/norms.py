@@ -13,6 +13,7 @@ from gradrecipes.gradients.packing import PackedTensors, TensorLike, values_of
 MAX_PLAIN_SQUARE = 3.0e38  # float32 ends at 3.4e38; a sum of squares above this is taken again, scaled
 MIN_PLAIN_SQUARE = 1.0e-24  # below it the squares of single entries fall under float32's 1.2e-38
 MAX_PLAIN_NORM = 1.7e19  # the square root of the first: above it no optimizer can hold the squares
+MAX_PLAIN_NORM_FLOAT64 = 1.3e154  # that of float64, which ends at 1.8e308
 MAX_SINGLE_FACTOR_NORM = 1e30  # above it, bound / norm nears float32's smallest number: divide in two steps
 
 
@@ -85,6 +86,33 @@ def scaled_norms(packed: PackedTensors) -> Norms:
     of_scaled = tf.sqrt(tf.reduce_sum(tf.square(largest_of_each / largest) * scaled_squares))
     nothing = tf.where(tf.reduce_any(tf.math.is_nan(largest_of_each)), float("nan"), float("inf"))
     return Norms(of_each, tf.where(finite, largest, 1.0), tf.where(finite, of_scaled, nothing), finite)
+
+
+def judge_range(norms: Norms, tensors: Sequence[TensorLike], loss_scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Judge gradients by the range of their own dtypes, which are also those of the optimizer's slots.
+
+    Args:
+        norms: Their norms.
+        tensors: Tensors, or `tf.IndexedSlices` without repeated indices.
+        loss_scale: float32 scalar, what they come multiplied by.
+
+    Returns:
+        bool scalars: whether every entry is finite, and whether a norm is above what an optimizer can square.
+    """
+    if all(values_of(tensor).dtype != tf.float64 for tensor in tensors):
+        return norms.finite, norms.total > MAX_PLAIN_NORM * loss_scale
+    finite, overflows = [], []
+    for wide, bound in ((True, MAX_PLAIN_NORM_FLOAT64), (False, MAX_PLAIN_NORM)):
+        values = [values_of(tensor) for tensor in tensors if (values_of(tensor).dtype == tf.float64) is wide]
+        if not values:
+            continue
+        values = [tf.cast(part, tf.float64) for part in values]
+        finite += [tf.reduce_all(tf.math.is_finite(part)) for part in values]
+        largest = tf.reduce_max(tf.stack([tf.reduce_max(tf.abs(part), axis=None) for part in values]))
+        divisor = tf.where(largest > 0, largest, 1.0)
+        squares = tf.add_n([tf.reduce_sum(tf.square(part / divisor)) for part in values])
+        overflows.append(divisor * tf.sqrt(squares) > bound * tf.cast(loss_scale, tf.float64))
+    return tf.reduce_all(tf.stack(finite)), tf.reduce_any(tf.stack(overflows))
 
 
 def measure_norms(packed: PackedTensors) -> Norms:

@@ -25,20 +25,24 @@ class Outliers(NamedTuple):
     Attributes:
         loss: bool scalar.
         norm: bool scalar.
+        harmful: bool scalar, whether the norm is an outlier among those of the whole training too.
     """
 
     loss: tf.Tensor
     norm: tf.Tensor
+    harmful: tf.Tensor
 
 
 class OutlierDetector:
     r"""Compare each step's loss and gradient norm with the last 128: an outlier has x > μ + kσ and x > 2·max.
 
     One-sided: a value may fall as it likes. The second condition is for small batches, whose losses and norms have
-    heavy tails: a hard example is no fault. Values that are not finite never enter the statistics; outliers enter
-    as the limit, so that one of them hardly moves it, while a lasting change of level (a new phase of the data) is
-    accepted within a few steps, as the limit doubles with each. Of the first steps, before there are statistics, only
-    a value above a hundred times all earlier ones is an outlier.
+    heavy tails: a hard example is no fault. Harmful is only a step whose norm is above twice the largest of the whole
+    training as well: late in a training that learns, a hard example has a large loss, and a gradient such as there
+    were at the beginning, where it did no harm. A loss by itself moves no weight. Values that are not finite never
+    enter the statistics; outliers enter as the limit, so that one of them hardly moves it, while a lasting change of
+    level (a new phase of the data) is accepted within a few steps, as the limit doubles with each. Of the first steps,
+    before there are statistics, only a value above a hundred times all earlier ones is an outlier.
 
     The limits are stored, and computed anew every 32 steps (8 in the first 64): in between, a step costs one
     comparison. A value above a stored limit is judged again by statistics that include the step before it, so that
@@ -61,6 +65,7 @@ class OutlierDetector:
         self.values = plain_variable(np.zeros([WINDOW, 2], np.float32), name="remembered")
         self.count = plain_variable(0, dtype=tf.int64, name="remembered_count")
         self.limits = plain_variable(np.full(2, NO_LIMIT, np.float32), name="outlier_limits")
+        self.largest_norm = plain_variable(0.0, dtype=tf.float32, name="largest_norm")
 
     def needs_judgement(self, pair: tf.Tensor) -> tf.Tensor:
         """Return whether a step has to go through `judge`; else `remember` is enough.
@@ -85,6 +90,7 @@ class OutlierDetector:
         mean = tf.linalg.matvec(values, share, transpose_a=True)
         variance = tf.linalg.matvec(tf.square(values - mean), share, transpose_a=True)
         largest = tf.reduce_max(values, axis=0)
+        all_time = tf.maximum(self.largest_norm.read_value(), largest[1])
         late = tf.maximum(mean + self.sigmas * tf.sqrt(variance), MIN_RATIO * largest)
         limit = tf.where(seen >= WARM_UP, late, tf.where(seen >= EARLY_STEPS, EARLY_RATIO * largest, np.inf))
         limit = tf.where(limit > 0, tf.minimum(limit, NO_LIMIT), NO_LIMIT)  # a loss below 0 has no largest to go by
@@ -97,7 +103,8 @@ class OutlierDetector:
         self._write(tf.where(enters & tf.math.is_finite(kept), kept, before), count)
         self.count.assign_add(tf.cast(enters, tf.int64))
         self.limits.assign(tf.where(outlying, tf.minimum(MIN_RATIO * limit, NO_LIMIT), limit))
-        return Outliers(outlying[0], outlying[1])
+        self.largest_norm.assign(all_time)
+        return Outliers(outlying[0], outlying[1], outlying[1] & (pair[1] > MIN_RATIO * all_time))
 
     def _write(self, pair: tf.Tensor, count: tf.Tensor) -> None:
         self.values.scatter_nd_update([[count % WINDOW]], pair[None])
@@ -107,6 +114,7 @@ class OutlierDetector:
         self.values.assign(tf.zeros([WINDOW, 2]))
         self.count.assign(0)
         self.limits.assign(tf.fill([2], NO_LIMIT))
+        self.largest_norm.assign(0.0)
 
     def remembered(self) -> np.ndarray:
         """Return the losses, oldest first, float32 `[n]`; empty while none is known."""
@@ -117,4 +125,4 @@ class OutlierDetector:
     @property
     def variables(self) -> dict[str, tf.Variable]:
         """The state, by name, to be saved with a run."""
-        return {"values": self.values, "count": self.count, "limits": self.limits}
+        return {"values": self.values, "count": self.count, "limits": self.limits, "largest_norm": self.largest_norm}

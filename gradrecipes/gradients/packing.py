@@ -164,6 +164,14 @@ def values_of(tensor: TensorLike) -> tf.Tensor:
     return tensor.values if isinstance(tensor, tf.IndexedSlices) else tensor
 
 
+def identity(tensor: TensorLike) -> TensorLike:
+    """Return a tensor, or slices, read where this is called."""
+    values = tf.identity(values_of(tensor))
+    if isinstance(tensor, tf.IndexedSlices):
+        return tf.IndexedSlices(values, tensor.indices, tensor.dense_shape)
+    return values
+
+
 def without_repeated_indices(tensors: Sequence[TensorLike], *, xla: bool) -> list[TensorLike]:
     """Return gradients whose norm is that of the dense gradients; under XLA slices are made dense."""
     return [_sum_repeated_indices(tensor, xla) for tensor in tensors]

@@ -24,14 +24,14 @@ from gradrecipes.gradients.clipper import Clipper
 from gradrecipes.gradients.columns import Columns, Indices, combine_norms, in_columns
 from gradrecipes.gradients.epoch_norms import EpochNorms
 from gradrecipes.gradients.norms import (
-    MAX_PLAIN_NORM,
     MAX_SINGLE_FACTOR_NORM,
     Norms,
     PlainSquares,
+    judge_range,
     plain_squares,
     scaled_norms,
 )
-from gradrecipes.gradients.packing import PackedTensors, TensorLike, values_of, without_repeated_indices
+from gradrecipes.gradients.packing import PackedTensors, identity, without_repeated_indices
 from gradrecipes.gradients.recorder import (
     DETAILS,
     Activation,
@@ -42,8 +42,16 @@ from gradrecipes.gradients.recorder import (
     is_due,
     nothing_like,
 )
-from gradrecipes.gradients.settings import PipelineSettings
-from gradrecipes.gradients.update import Accumulation, StepResult, Update, combined, lower_scale, updates_weights
+from gradrecipes.gradients.settings import NO_LOSS, PipelineSettings
+from gradrecipes.gradients.update import (
+    Accumulation,
+    StepResult,
+    Update,
+    combined,
+    is_rescaled,
+    lower_scale,
+    updates_weights,
+)
 
 if TYPE_CHECKING:
     from gradrecipes.gradients.outliers import OutlierDetector
@@ -83,7 +91,7 @@ class Pipeline:
         self.skipped_steps = plain_variable(0, dtype=tf.int64, name="skipped_steps")
         self.consecutive_skips = plain_variable(0, dtype=tf.int64, name="consecutive_skips")
         self.clipped_steps = plain_variable(0, dtype=tf.int64, name="clipped_steps")
-        self.last_loss = plain_variable(tf.float32.max, name="last_loss")
+        self.last_loss = plain_variable(NO_LOSS, dtype=tf.float32, name="last_loss")
         self.rate_caps: dict[str, tf.Variable] = {}
         self._to_resume: dict[str, np.ndarray] = {}
 
@@ -106,7 +114,10 @@ class Pipeline:
         factor = self._transform_and_apply(update, outcome, norms, loss_scale)
         total, of_each = norms.total / loss_scale, norms.of_each / loss_scale
         is_update = updates_weights(update, outcome, norms) if self.settings.skip or update.lower_scale else None
-        return StepResult(outcome, total, factor, of_each, norms.finite, sampled, update.variables, is_update)
+        rescaled = is_rescaled(update, outcome, loss_scale) if self.settings.skip else None
+        return StepResult(
+            outcome, total, factor, of_each, norms.finite, sampled, update.variables, is_update, rescaled=rescaled
+        )
 
     def _apply_accumulated(
         self, update: Update, accumulation: Accumulation, loss_scale: tf.Tensor, sample: bool
@@ -140,7 +151,9 @@ class Pipeline:
         def other_step() -> list[Any]:
             packed = PackedTensors(gradients, xla=settings.xla)
             norms = Norms(*rare_cond(squares.within_float32, squares.norms, lambda: scaled_norms(packed)))
-            outcome = self._decide(norms, loss_scale, update, detector)
+            finite, overflows = judge_range(norms, gradients, loss_scale)
+            norms = norms._replace(finite=finite)
+            outcome = self._decide(norms, loss_scale, update, detector, overflows)
             describe, described = lambda: describe_gradients(packed, loss_scale), undescribed
             if at_end:
                 described = rare_cond(due | ~norms.finite, describe, lambda: undescribed)
@@ -173,7 +186,12 @@ class Pipeline:
         return self.detectors[optimizer_key]
 
     def _decide(
-        self, norms: Norms, loss_scale: tf.Tensor, update: Update, detector: OutlierDetector | None
+        self,
+        norms: Norms,
+        loss_scale: tf.Tensor,
+        update: Update,
+        detector: OutlierDetector | None,
+        overflows: tf.Tensor,
     ) -> tf.Tensor:
         if not self.settings.skip:
             return tf.constant(APPLIED, tf.int64)
@@ -181,13 +199,11 @@ class Pipeline:
             overflows = norms.total > MAX_SINGLE_FACTOR_NORM
         elif update.bounded_elsewhere:
             overflows = tf.constant(False)
-        else:
-            overflows = norms.total > MAX_PLAIN_NORM * loss_scale
         outcome = tf.constant(APPLIED)
         if detector is not None:
             outliers = detector.judge(tf.stack([_float32_or_zero(update.loss), norms.total / loss_scale]))
-            outcome = tf.where(outliers.norm, SKIPPED_NORM_OUTLIER, outcome)
-            outcome = tf.where(outliers.loss, SKIPPED_LOSS_OUTLIER, outcome)
+            reason = tf.where(outliers.loss, SKIPPED_LOSS_OUTLIER, SKIPPED_NORM_OUTLIER)
+            outcome = tf.where(outliers.harmful, reason, outcome)
         outcome = tf.where(overflows, SKIPPED_OVERFLOW, outcome)
         outcome = tf.where(norms.finite, outcome, SKIPPED_GRADIENT)
         if update.loss is not None:
@@ -201,7 +217,7 @@ class Pipeline:
         if not self.settings.skip:
             # Measured first: an update that has begun could no longer reuse the memory of a gradient read after it.
             with tf.control_dependencies([outcome]):
-                update = replace(update, gradients=[_identity(gradient) for gradient in update.gradients])
+                update = replace(update, gradients=[identity(gradient) for gradient in update.gradients])
             return self._apply_clipped(update, norms, loss_scale, learn=norms.finite)
         is_applied = tf.equal(outcome, APPLIED)
         if self.settings.xla and update.assigned is not None:
@@ -331,7 +347,9 @@ class Pipeline:
         if self.settings.skip:
             skipped = tf.minimum(result.outcome, 1)  # every other outcome than `APPLIED`, which is 0
             self.skipped_steps.assign_add(skipped)
-            self.consecutive_skips.assign((self.consecutive_skips.read_value() + 1) * skipped)
+            # While a loss scale comes down, as it does without us, steps without an update are no sign of anything.
+            counted = skipped if result.rescaled is None else skipped * tf.cast(~result.rescaled, tf.int64)
+            self.consecutive_skips.assign((self.consecutive_skips.read_value() + counted) * skipped)
         if self.settings.clipping is not None:  # the factor of a step that was skipped is 1
             self.clipped_steps.assign_add(tf.cast(result.clip_factor < 1.0, tf.int64))
 
@@ -379,10 +397,3 @@ class Pipeline:
 
 def _float32_or_zero(loss: tf.Tensor | None) -> tf.Tensor:
     return tf.zeros(()) if loss is None else tf.cast(loss, tf.float32)
-
-
-def _identity(gradient: TensorLike) -> TensorLike:
-    values = tf.identity(values_of(gradient))
-    if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
-    return values

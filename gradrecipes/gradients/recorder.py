@@ -219,6 +219,16 @@ class Recorder:
         self._taken, self._samples_taken = step, count
         return taken
 
+    def outcome_and_loss(self, step: int) -> tuple[int, float]:
+        """Return what one of the last steps came to."""
+        row = dict(zip(STEP_COLUMNS, self._rows[step % self.capacity].numpy(), strict=False))
+        return int(row["outcome"]), float(row["loss"])
+
+    @property
+    def counts(self) -> list[tf.Variable]:
+        """What says where the next row and the next sample are written."""
+        return [self.step, self._sample_count, self._nonfinite_run, self._last_nonfinite]
+
     def split_sample(self, samples: np.ndarray) -> dict[str, np.ndarray]:
         """Name the columns of samples: float32 `[samples, n]` each, `histogram` `[samples, n, bins]`."""
         sizes = self._sample_sizes()

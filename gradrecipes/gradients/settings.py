@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from gradrecipes.gradients.step_gradients import Clipping
 
 
+NO_LOSS = 3.4028234663852886e38  # the largest float32: finite, and no improvement to what saves or stops by it
+
+
 @dataclass(frozen=True)
 class PipelineSettings:
     """What a pipeline does.

@@ -82,6 +82,8 @@ class StepResult:
             out, or the gradients were only accumulated. None for always.
         is_step: bool scalar, whether it is a step of the record: an update, or a batch that was left out. None for
             always.
+        rescaled: bool scalar, whether all that was wrong is a loss scale that is too high, and was lowered. None
+            without a loss scaler.
     """
 
     outcome: tf.Tensor
@@ -93,6 +95,7 @@ class StepResult:
     variables: Sequence[Any] | None = None
     is_update: tf.Tensor | None = None
     is_step: tf.Tensor | None = None
+    rescaled: tf.Tensor | None = None
 
 
 def combined(results: Sequence[StepResult]) -> StepResult:
@@ -112,6 +115,7 @@ def combined(results: Sequence[StepResult]) -> StepResult:
         variables=[variable for result in results for variable in result.variables or ()] or None,
         is_update=None if is_update is None else is_update & tf.equal(outcome, APPLIED),
         is_step=_any([result.is_step for result in results]),
+        rescaled=_any([result.rescaled for result in results]),
     )
 
 
@@ -128,6 +132,11 @@ def updates_weights(update: Update, outcome: tf.Tensor, norms: Norms) -> tf.Tens
     """Return whether a step changes the weights: it is applied, and no loss scaler leaves it out by itself."""
     applied = tf.equal(outcome, APPLIED)
     return applied if update.lower_scale is None else applied & norms.finite
+
+
+def is_rescaled(update: Update, outcome: tf.Tensor, loss_scale: tf.Tensor) -> tf.Tensor | None:
+    """Return whether a step was skipped for a loss scale that can still be lowered; None without a loss scaler."""
+    return None if update.lower_scale is None else tf.equal(outcome, SKIPPED_GRADIENT) & (loss_scale > 1.0)
 
 
 def lower_scale(update: Update, outcome: tf.Tensor) -> None:

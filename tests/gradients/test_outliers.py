@@ -62,7 +62,7 @@ def traced():
             return tf.constant([False, False])
 
         usual = tf.reduce_all(tf.math.is_finite(pair)) & ~detector.needs_judgement(pair)
-        return tf.cond(usual, remember, lambda: tf.stack(detector.judge(pair)))
+        return tf.cond(usual, remember, lambda: tf.stack(detector.judge(pair)[:2]))
 
     judge = tf.function(step, autograph=False)
     return detector, lambda loss, norm: [bool(v) for v in judge(tf.constant([loss, norm], tf.float32))]
@@ -173,3 +173,14 @@ def test_between_two_renewals_only_a_value_above_the_stored_limit_is_judged(trac
         assert judge(1.9, 1.0) == [False, False]  # of which the true limit rises to 3.8
     assert judge(3.7, 1.0) == [False, False]  # above the stored limit, judged again, and no outlier
     assert judge(9.0, 1.0) == [True, False]
+
+
+def test_a_norm_such_as_there_were_earlier_in_the_training_is_not_harmful():
+    detector = OutlierDetector(6.0)
+    judge = tf.function(lambda loss, norm: detector.judge(tf.stack([loss, norm])), autograph=False)
+    for value in [*healthy(WINDOW, level=100.0), *healthy(2 * WINDOW)]:
+        judge(tf.constant(1.0), tf.constant(value, tf.float32))
+    harmless = judge(tf.constant(50.0), tf.constant(150.0))
+    assert (bool(harmless.loss), bool(harmless.norm), bool(harmless.harmful)) == (True, True, False)
+    assert not bool(judge(tf.constant(1e6), tf.constant(1.0)).harmful)  # a loss by itself moves no weight
+    assert bool(judge(tf.constant(1.0), tf.constant(1e4)).harmful)

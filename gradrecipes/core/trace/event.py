@@ -48,6 +48,9 @@ class Event:
         """Return the event as plain JSON values."""
         return asdict(self) | {"step": int(self.step), "epoch": int(self.epoch), "batch": int(self.batch)}
 
+    def __repr__(self) -> str:
+        return f"<Event: {self}>"
+
     def __str__(self) -> str:
         reason = f": {self.reason}" if self.reason else ""
         return f"{self.kind} at epoch {self.epoch + 1}, batch {self.batch + 1}{reason}"

@@ -106,6 +106,10 @@ class PreparedStep:
             self.collect()
         return logs
 
+    def retry(self, iterator: Any) -> None:
+        """Run one execution that does not count."""
+        (self._lean or self._function)(iterator)
+
     def _function_for(self, steps: int, now: float) -> Callable[[Any], Any]:
         every = self.pipeline.settings.sample_every
         if self.pipeline.accumulated is not None:  # which batch completes a step is known on the device alone

@@ -27,8 +27,10 @@ class Request:
         sample_every: Steps from sample to sample; None for what suits the size of the model.
         log: Whether readings join the logs. True: on, unless another callback says False. None: no preference.
         keep_batches: Whether the batch of the last step is to be held; steps of one execution are then run one by one.
+        keep_reference: Whether a batch is to be kept, on which a step can be tried again.
         fused: Whether the update is to go through TensorFlow's fused kernels.
         check: Called on the host between executions.
+        before_look: Called before the weights are saved, evaluated or read while the fit runs.
         check_every: Steps from one check to the next: the host waits for the device there.
         optional: Whether the fit goes on without the callback where its train step cannot be instrumented.
         renewed: Called when the step was prepared anew in the middle of the fit: what a callback keeps of pipeline and
@@ -42,8 +44,10 @@ class Request:
     sample_every: int | None = None
     log: bool | None = True
     keep_batches: bool = False
+    keep_reference: bool = False
     fused: bool = False
     check: Callable[[], None] | None = None
+    before_look: Callable[[], None] | None = None
     check_every: int = 8
     optional: bool = False
     renewed: Callable[[], None] | None = None

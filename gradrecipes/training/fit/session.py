@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import weakref
 from collections.abc import Callable
@@ -12,15 +14,20 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat import keras_private
-from gradrecipes.compat.call_stack import FitCaller, is_running
-from gradrecipes.core.trace import Trace
+from gradrecipes.compat.call_stack import FitCaller, called_by_a_fit, is_running, runs_in_fit
+from gradrecipes.core.trace import APPLIED, Trace
 from gradrecipes.core.trace.event import Event
 from gradrecipes.gradients.pipeline import Pipeline
+from gradrecipes.gradients.settings import NO_LOSS
 from gradrecipes.training.fit import active_fits
 from gradrecipes.training.fit.prepared_step import PreparedStep
+from gradrecipes.training.fit.reference_batch import ReferenceBatch, Retrial, preserve_pipeline, take_batches
 from gradrecipes.training.fit.request import Request
+from gradrecipes.training.recovery.model_state import preserve_state
+from gradrecipes.training.step.forward_state import assigned_outside
 
 _END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
+_LOOKS = ("save", "save_weights", "export", "get_weights", "evaluate", "predict")  # methods that read the weights
 _LOG = logging.getLogger(__name__)
 
 
@@ -46,9 +53,12 @@ class FitSession:
         self._registered_by: Callable[[], Any] = _nothing
         self._history: Any = None
         self._checked: list[Request] = []
-        self._keeps_batches = False
+        self._keeps_batches = self._keeps_reference = False
+        self._by_hand = False  # whether a loop of the user's own drives the callbacks, around `train_on_batch`
         self._replaced = False
         self.not_instrumented: str | None = None  # why the fit went on without the callbacks
+        self._reference: ReferenceBatch | None = None
+        self._shadows = contextlib.ExitStack()
         self.batch: Any = None  # of the last step, while a callback wants it kept
 
     # -- coming and going ------------------------------------------------------------------------
@@ -85,6 +95,8 @@ class FitSession:
         Raises:
             ValueError: The fit within which this one runs has the same callbacks.
         """
+        if self.active and self._by_hand and callback_list is not self._list():
+            self.finish()  # a loop that did not call `on_train_end`
         if self.active:
             if callback_list is not None and callback_list is not self._list():
                 raise ValueError(
@@ -95,13 +107,17 @@ class FitSession:
         if self._prepared is None or not self._prepared.serves(self.model, self.requests):
             self._prepared = PreparedStep(self.model, self.requests, self.trace)
         self._replaced = False
-        self.pipeline.last_loss.assign(tf.float32.max)
+        self._by_hand = callback_list is not None and not runs_in_fit(callback_list)
+        self.pipeline.last_loss.assign(np.nan if self._by_hand else NO_LOSS)
         checked = [request for request in self.requests.values() if request.check is not None]
         # What keeps the batch reads the weights before another callback puts them back.
         self._checked = sorted(checked, key=lambda request: not request.keep_batches)
         self._keeps_batches = any(request.keep_batches for request in self.requests.values())
+        self._keeps_reference = any(request.keep_reference for request in self.requests.values())
+        self._reference = None
         self._function_before = self.model.train_function
         self._installed = self.model.train_function = self._guarded_function()
+        self._announce_looks([request.before_look for request in self.requests.values() if request.before_look])
         active_fits.enter(self.model, self)
         self._list = _nothing
         if callback_list is not None:
@@ -112,6 +128,8 @@ class FitSession:
     @property
     def running(self) -> bool:
         """Whether the fit is among the callers: one that broke off is active until this is noticed."""
+        if self._by_hand:
+            return self.active and self._list() is not None
         return self.active and is_running(self._list())
 
     def _finish_installed(self, installed: Callable[[Any], Any]) -> None:
@@ -129,16 +147,40 @@ class FitSession:
         if not self.active:
             return
         active_fits.leave(self.model, self)
+        self._shadows.close()
         self.collect()
         if self.model.train_function is self._installed:
             self.model.train_function = self._function_before
         self._installed = self._function_before = None
 
+    def _announce_looks(self, called_before: list[Callable[[], None]]) -> None:
+        """Call something before a method of the model that reads its weights, whoever calls it during the fit."""
+        looking = False
+
+        def announced(method: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(method)
+            def look(*args: Any, **kwargs: Any) -> Any:
+                nonlocal looking
+                if not looking:
+                    looking = True
+                    try:
+                        for call in called_before:
+                            call()
+                    finally:
+                        looking = False
+                return method(*args, **kwargs)
+
+            return look
+
+        self._shadows.close()
+        for name in _LOOKS if called_before else ():
+            self._shadows.enter_context(keras_private.replaced(self.model, name, announced(getattr(self.model, name))))
+
     def _guarded_function(self) -> Callable[[Any], Any]:
         caller = FitCaller(lambda: self._list())
 
         def train_function(iterator):
-            if not caller.calls():
+            if called_by_a_fit() if self._by_hand else not caller.calls():
                 return self._run_plain(iterator)
             try:
                 logs = self._execute(iterator)
@@ -191,6 +233,7 @@ class FitSession:
         self.pipeline.restore(kept)  # a clipping method remembers the tensors that were
         self._prepared.begin_epoch(before.writer.epoch)
         self._function_before, self.model.train_function = None, self._installed
+        self._reference = None
         for request in self.requests.values():
             if request.renewed is not None:
                 request.renewed()
@@ -198,16 +241,51 @@ class FitSession:
     def _execute(self, iterator: Any) -> Any:
         steps = self.model.steps_per_execution
         if not self._keeps_batches:
-            return self._run(iterator, steps)
+            return self._run(self._with_reference(iterator, steps), steps)
         held = [batch for _, batch in zip(range(steps), iterator, strict=False)]
         if not held:
             raise StopIteration
         for batch in held:  # one by one, so that a check finds the weights of that moment
             self.batch = batch
+            if self._keeps_reference and self._reference is None:
+                self._reference = ReferenceBatch([batch], None, self._prepared.next_step)
             logs = self._run([batch], 1)
             if self.model.stop_training:
                 break
         return logs
+
+    def _with_reference(self, iterator: Any, steps: int) -> Any:
+        if not self._keeps_reference or self._reference is not None:
+            return iterator
+        taken = take_batches(iterator, steps, self._prepared.next_step)
+        if taken is None:
+            self._keeps_reference = False
+            return iterator
+        if not len(taken):
+            raise StopIteration
+        self._reference = taken
+        return taken.iterator()
+
+    def retry_reference(self) -> Retrial | None:
+        """Run a step on the reference batch with the present weights, and put everything back.
+
+        Returns:
+            What it gave; None where there is no such batch, or it was skipped itself when it came.
+        """
+        if self._reference is None or not self.steps_run:
+            return None
+        steps = self.collect().steps
+        row = int(np.searchsorted(steps["step"], self._reference.step))
+        if row >= len(steps["step"]) or steps["outcome"][row] != APPLIED:
+            self._reference = None  # the next execution gives another
+            return None
+        with preserve_state(self.model, also=assigned_outside(self.model)), preserve_pipeline(self.pipeline):
+            now = int(self.pipeline.step.numpy())
+            self._prepared.retry(self._reference.iterator())
+            if int(self.pipeline.step.numpy()) == now:  # its gradient was only accumulated
+                return None
+            outcome, loss = self.pipeline.recorder.outcome_and_loss(now)
+        return Retrial(outcome, loss, float(steps["loss"][row]))
 
     def _run(self, iterator: Any, steps: int) -> Any:
         logs = self._prepared.run(iterator, steps)
@@ -237,7 +315,7 @@ class FitSession:
         self.collect()
         numbers = {name: number for name, value in logs.items() if (number := _number(value)) is not None}
         self._add_event("epoch", "", {"logs": numbers}, epoch=epoch)
-        if np.isfinite(numbers.get("loss", np.nan)):
+        if np.isfinite(numbers.get("loss", np.nan)) and not self._by_hand:
             self.pipeline.last_loss.assign(numbers["loss"])
 
     def add_event(self, kind: str, reason: str, details: dict[str, Any]) -> Event:

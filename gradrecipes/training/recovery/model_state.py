@@ -16,12 +16,16 @@ State = Sequence[Any] | Mapping[str, Any] | None
 
 
 @contextlib.contextmanager
-def preserve_state(model: keras.Model) -> Iterator[None]:
+def preserve_state(model: keras.Model, also: Sequence[Any] = ()) -> Iterator[None]:
     """Put back weights, moving statistics, seeds, metrics and optimizer after the `with` block, whatever happens in it.
 
     Metrics that came into being within the block start from nothing.
+
+    Args:
+        model: The model.
+        also: Further variables that are put back.
     """
-    variables = variables_of(model)
+    variables = [*variables_of(model), *also]
     before = [(part, tf.identity(tf.convert_to_tensor(part))) for one in variables for part in _parts(one)]
     known = {id(variable) for variable in variables}
     try:

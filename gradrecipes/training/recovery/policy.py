@@ -10,7 +10,8 @@ import numpy as np
 from gradrecipes.training.recovery.snapshots import SnapshotRing
 
 FIRST_FACTOR = 0.5  # of the learning rate at the first rollback: what has been asked of Keras since 2017, issue 8332
-NEXT_FACTOR = 0.1  # at each further one before the training has recovered: the rate may be wrong by orders
+NEXT_FACTOR = 0.1  # at each further one before the training has recovered, and where nothing is known of the rate
+FASTER = 2.0  # times the bound of the learning rate at each recovery: two undo most of the first rollback
 RECENT = 32  # losses that tell the present level; a quarter of the window
 LATEST = 8  # losses that tell a level that has just changed: those since the device was asked last
 BEGINNING = 16  # losses that tell the level at the beginning
@@ -26,6 +27,7 @@ class Action(StrEnum):
 
     NOTHING = "nothing"
     ROLL_BACK = "rollback"
+    SPEED_UP = "speed_up"
     GIVE_WAY = "gave_way"
     STOP = "stop"
 
@@ -39,21 +41,31 @@ class Readings:
         consecutive_skips: How many of the last steps were skipped in a row.
         losses: float32 `[n]`, the remembered losses, oldest first; empty where they are not known.
         finite: Whether the loss and gradient of the last step were finite.
+        weights_at_fault: Whether a batch that once was good is bad with the present weights; None where it was not
+            tried.
     """
 
     step: int
     consecutive_skips: int
     losses: np.ndarray
     finite: bool
+    weights_at_fault: bool | None = None
 
 
 class Recovery:
     """Keep snapshots of a healthy training, and decide what to do when it does not make progress.
 
-    Too many skips in a row, a loss that is back at its first level after half of it had been learned away or at twice
-    that level, or a weight that is not finite when a snapshot is due, send the training back to the newest snapshot,
-    with a smaller learning rate and with later data. The last attempt goes to an older one. The first snapshot is that
-    of the beginning.
+    Too many skips in a row that are not the fault of the data, a loss that is back at its first level after half of it
+    had been learned away or at twice that level, or a weight that is not finite when a snapshot is due, send the
+    training back to the newest snapshot, with a smaller learning rate and with later data. The last attempt goes to an
+    older one. The first snapshot is that of the beginning; where training goes back to it, no rate has been seen to
+    train, and the rate falls by an order at once.
+
+    Where a batch that was good is still good with the present weights, the skipped batches are bad themselves. Then
+    nothing goes back, and skipping goes on for as long as `max_rollbacks` would have taken.
+
+    The bound of the rate is raised again after the next snapshot: what went wrong may have been one batch or one bit.
+    After each further rollback of the fit, the training has to last for twice as many snapshots before that.
 
     A loss may also rise because the data change, or the loss itself, as under an annealed penalty. Then the weights of
     the snapshot do no better on the present data, or were at nearly the same level, and the training gives way: the
@@ -83,6 +95,7 @@ class Recovery:
         self._last_kept = -every
         self._beginning = self._best = self._kept_level = float("nan")
         self._lost_at: tuple[int, float] | None = None  # step and level of the last rollback for a lost level
+        self._rollbacks_of_fit = self._kept_since = 0
 
     def begin(self, step: int) -> None:
         """Keep a snapshot of the beginning; nothing is known yet of its learning rate."""
@@ -99,8 +112,13 @@ class Recovery:
         recent = self._learn_level(readings.losses)
         learned = 0 <= self._best <= LEARNED * self._beginning
         lost = recent >= (LOST if learned else DIVERGED) * self._beginning
+        if readings.weights_at_fault:
+            reason = "too_many_skips" if readings.consecutive_skips else "training_lost"
+            return self._recover(reason if self.ring.state_is_finite() else "nonfinite_weights", readings)
         if readings.consecutive_skips >= self.max_consecutive_skips:
-            return self._recover("too_many_skips", readings)
+            if readings.weights_at_fault is None or self.ring is None:
+                return self._recover("too_many_skips", readings)
+            return self._bear_bad_data(readings)
         if self.ring is None:
             return Action.NOTHING
         if self._in_vain(readings):
@@ -111,6 +129,10 @@ class Recovery:
         finite = self._keep_if_sound(readings, recent) and (not thoroughly or self.ring.state_is_finite())
         if not finite:
             return self._recover("nonfinite_weights", replace(readings, finite=False))
+        if self._rollbacks_of_fit and self._kept_since >= 2 ** (self._rollbacks_of_fit - 1):
+            self._kept_since = 0
+            self.reason = "recovered"
+            return Action.SPEED_UP
         return Action.NOTHING
 
     def forget_level(self) -> None:
@@ -138,6 +160,7 @@ class Recovery:
             return False  # a ReLU may turn NaN into 0: no loss and no gradient shows the NaN in a weight before it
         self._last_kept, self._kept_level = readings.step, recent
         self.rollbacks = 0
+        self._kept_since += 1
         return True
 
     def _lose(self, level: float, readings: Readings) -> Action:
@@ -169,7 +192,6 @@ class Recovery:
         if self.ring is None or not len(self.ring):
             return Action.STOP
         self.rollbacks += 1
-        self.back_off = FIRST_FACTOR if self.rollbacks == 1 else NEXT_FACTOR
         if self.rollbacks > self.max_rollbacks:
             return self._give_up("too_many_rollbacks", finite)
         changes = not self.ring.is_current()
@@ -177,7 +199,16 @@ class Recovery:
             self.ring.drop_newest()
         elif not changes:
             return self._give_up(reason, finite)
+        self._rollbacks_of_fit += 1
+        self._kept_since = 0
+        self.back_off = FIRST_FACTOR if self.rollbacks == 1 and self.ring.newest.proven else NEXT_FACTOR
         return Action.ROLL_BACK
+
+    def _bear_bad_data(self, readings: Readings) -> Action:
+        """Go on with weights that are good: going back is for weights that are bad."""
+        if readings.consecutive_skips < (self.max_rollbacks + 1) * self.max_consecutive_skips:
+            return Action.NOTHING
+        return self._give_up("too_many_skips", readings.finite)
 
     def _give_up(self, reason: str, finite: bool) -> Action:
         if finite:

@@ -14,6 +14,7 @@ from gradrecipes.compat.keras_private import learning_rates
 from gradrecipes.training.recovery.model_state import variables_of
 from gradrecipes.training.recovery.stacked_state import Copy, StackedState
 
+MAX_MOVE = 1.0  # times the weights' own norm between two snapshots: beyond, little of what they were is left
 SNAPSHOT_PLACES = ("host", None)
 
 
@@ -105,6 +106,19 @@ class SnapshotRing:
     def state_is_finite(self) -> bool:
         """Return whether every number of the state as it is now is finite."""
         return self._judge(self._read()[1])
+
+    def moved_far(self) -> bool:
+        """Return whether the weights have moved farther from the newest snapshot than they are large in it."""
+        if not len(self):
+            return False
+        now, then = self._read()[0], self.newest.values
+        moved = size = 0.0
+        for key in (id(weight) for weight in self._model.trainable_variables):
+            if key in then:
+                old, new = (np.asarray(copies[key].value).astype(np.float64) for copies in (then, now))
+                size += float(np.sum(np.square(old)))
+                moved += float(np.sum(np.square(new - old)))
+        return not moved <= MAX_MOVE**2 * size
 
     def drop_newest(self) -> None:
         """Forget the newest one: it was no good."""

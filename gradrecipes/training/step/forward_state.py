@@ -14,6 +14,7 @@ from gradrecipes.compat import keras_private
 from gradrecipes.compat.assignments import assignments_reported, reading_before
 from gradrecipes.compat.control_flow import rare_cond
 from gradrecipes.compat.graphs import current_graph
+from gradrecipes.core.trace import APPLIED, SKIPPED_GRADIENT, SKIPPED_LOSS
 from gradrecipes.training.recovery.model_state import recurrent_states
 from gradrecipes.training.step import replicas
 
@@ -21,6 +22,11 @@ FEW_VARIABLES, FEW_ENTRIES = 16, 65_536  # put back by a choice for each, withou
 
 # What traces of a model's step have assigned: a `tf.function` called in it reports nothing once it is traced.
 _ASSIGNED: weakref.WeakKeyDictionary[keras.Model, dict[int, Any]] = weakref.WeakKeyDictionary()
+
+
+def assigned_outside(model: keras.Model) -> list[Any]:
+    """Return what traces of a model's step have assigned that is neither the model's nor its optimizers'."""
+    return list(_ASSIGNED.get(model, {}).values())
 
 
 class ForwardState:
@@ -39,6 +45,7 @@ class ForwardState:
         self._last_loss = last_loss
         variables = [*model.non_trainable_variables, *model.metrics_variables, *recurrent_states(model)]
         self._variables = list({id(v): v for v in variables}.values())
+        self._metrics = {id(variable) for variable in model.metrics_variables}
         self._watches = not tf.distribute.has_strategy()
         self._graph = current_graph()
         self._in_optimizer = 0
@@ -78,13 +85,19 @@ class ForwardState:
         self._variables.append(variable)
         _ASSIGNED[self._model][key] = variable
 
-    def kept_where(self, applied: tf.Tensor, logs: Any) -> Any:
-        """Put the state back unless the step was applied; return the logs that go with the state."""
+    def kept_where(self, outcome: tf.Tensor, logs: Any) -> Any:
+        """Put the state back unless the step was applied; return the logs that go with the state.
+
+        The metrics go back only for a step that was not finite: leaving a hard batch out makes no model better.
+        """
+        applied = tf.equal(outcome, APPLIED)
+        is_finite = ~(tf.equal(outcome, SKIPPED_LOSS) | tf.equal(outcome, SKIPPED_GRADIENT))
         names = self._metrics_in(logs)
         # Replicas may not meet inside a condition, and for a few small variables a condition costs more.
         if replicas.spread() or self._is_small():
             for variable, before in zip(self._variables, self._before, strict=True):
-                variable.assign(tf.where(applied, tf.convert_to_tensor(variable), before))
+                wanted = is_finite if id(variable) in self._metrics else applied
+                variable.assign(tf.where(wanted, tf.convert_to_tensor(variable), before))
             if not names:
                 return logs
             kept = {name: logs[name] for name in names}
@@ -97,6 +110,8 @@ class ForwardState:
 
         def put_back() -> dict[str, Any]:
             for variable, before in zip(self._variables, self._before, strict=True):
+                if id(variable) in self._metrics:
+                    before = tf.where(is_finite, tf.convert_to_tensor(variable), before)
                 variable.assign(before)
             return self._results_as_before(names, logs) if names else {"": tf.constant(False)}
 

@@ -15,7 +15,6 @@ import tensorflow as tf
 
 from gradrecipes.compat import keras_private
 from gradrecipes.compat.graphs import current_graph, inlined, require_same_graph
-from gradrecipes.core.trace import APPLIED
 from gradrecipes.gradients.columns import Columns
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.update import StepResult
@@ -136,8 +135,9 @@ class InstrumentedStep:
         if not self._results:
             raise ValueError(
                 f"The train_step of {model.name!r} applied no gradients through an optimizer of the model, so there is "
-                "nothing to monitor or guard. Received a model whose train_step does its updates elsewhere; in a "
-                "custom loop, use gr.GradientPipeline(optimizer).apply(gradients, variables, loss=loss) instead."
+                "nothing to monitor or guard. Received a model whose train_step does its updates elsewhere. A "
+                "gr.GradientPipeline in it measures and skips by itself: leave the callback out, or apply gradients "
+                "through an optimizer of the model."
             )
         returned = self._losses.of_step(logs)
         self._loss = self._loss if returned is None else returned
@@ -146,7 +146,7 @@ class InstrumentedStep:
             self._learn_columns()
         replicas.once(self._record, *([] if self._capture is None else [self._capture.tensors(self.captured_layers)]))
         if state is not None:
-            logs = state.kept_where(tf.equal(self._whole.outcome, APPLIED), logs)
+            logs = state.kept_where(self._whole.outcome, logs)
         if isinstance(logs, dict):  # Keras takes a train step that returns something else as it is
             logs = {**logs, **self._own_logs()}
         return replicas.as_logs(logs, model)

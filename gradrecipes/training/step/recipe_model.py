@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from gradrecipes.compat.fused_updates import require_fusible
 from gradrecipes.compat.keras_private import compile_identity, leaves, same_identity
 from gradrecipes.core.arguments import require_flag
 from gradrecipes.gradients.clipping import Clipping, by_global_norm, require_clipping
 from gradrecipes.gradients.pipeline import Pipeline
-from gradrecipes.gradients.settings import PipelineSettings
+from gradrecipes.gradients.settings import NO_LOSS, PipelineSettings
 from gradrecipes.regularizers.penalty import GradientCombination, Penalty
 from gradrecipes.training.fit.active_fits import is_attached
 from gradrecipes.training.step.instrumented_step import InstrumentedStep
@@ -83,8 +85,25 @@ class RecipeModelMixin:
         with naming_lost_workers(self):
             return super().fit(*args, **kwargs)
 
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Train on one batch, as `keras.Model.train_on_batch` does; the loss of a step that is skipped is NaN."""
+        self._report_unknown_loss_as(math.nan)
+        try:
+            return super().train_on_batch(*args, **kwargs)
+        finally:
+            self._report_unknown_loss_as(NO_LOSS)
+
+    def _report_unknown_loss_as(self, value: float) -> None:
+        self.__dict__["_unknown_loss"] = value
+        if self._own_step is not None:
+            self._own_step.pipeline.last_loss.assign(value)
+
     def train_step(self, data: Any) -> dict[str, Any]:
         """Run one step: forward, backward, measure, decide, clip, apply.
+
+        In `fit`, the loss of an epoch in which no step was applied yet is the largest float32, which no callback takes
+        for the best; `train_on_batch` gives NaN for it.
 
         With a `GradientMonitor` or `GradientGuard` in the fit, their pipeline does this in the same order;
         a guard's own clipping takes the place of the model's.
@@ -107,6 +126,8 @@ class RecipeModelMixin:
             )
             self.__dict__["_own_identity"] = identity
             pipeline = Pipeline(settings)
+            with tf.init_scope():
+                pipeline.last_loss.assign(self._unknown_loss)
             pipeline.restore(self._memory)
             self.__dict__["_own_step"] = InstrumentedStep(self, self._penalized_step, pipeline)
         return self._own_step(data)
@@ -149,6 +170,7 @@ class RecipeModelMixin:
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
     _own_step: InstrumentedStep | None = None
+    _unknown_loss: float = NO_LOSS
     _own_identity: tuple[Any, ...] = ()
     _memory: Mapping[str, np.ndarray] = MappingProxyType({})
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -26,12 +29,14 @@ class Ring:
 
     def __init__(self):
         self.kept, self.finite, self.current = [], True, False
+        self.newest = SimpleNamespace(proven=True)
 
     def __len__(self):
         return len(self.kept)
 
     def keep(self, step, *, proven=True):
         if self.finite:
+            self.newest = SimpleNamespace(proven=proven)
             self.kept = [*self.kept, step][-3:]
         return self.finite
 
@@ -75,7 +80,7 @@ def test_the_beginning_is_kept_and_weights_that_break_at_once_go_back_to_it():
     judge.begin(0)
     ring.finite = False
     assert judge.consider(at(4), thoroughly=True) is Action.ROLL_BACK
-    assert (judge.reason, judge.back_off, ring.kept) == ("nonfinite_weights", FIRST_FACTOR, [0])
+    assert (judge.reason, judge.back_off, ring.kept) == ("nonfinite_weights", NEXT_FACTOR, [0])  # no rate has trained
 
 
 def test_weights_that_are_broken_from_the_beginning_stop_it():
@@ -85,6 +90,45 @@ def test_weights_that_are_broken_from_the_beginning_stop_it():
     judge.begin(0)
     assert judge.consider(at(4)) is Action.STOP
     assert judge.reason == "nonfinite_weights"
+
+
+def test_the_rate_is_raised_after_a_snapshot_and_after_twice_as_many_with_each_further_rollback():
+    ring = Ring()
+    judge = recovery(ring)
+    judge.consider(at(0))
+    step, waits = 0, []
+    for _ in range(3):
+        assert judge.consider(at(step + 4, skips=3)) is Action.ROLL_BACK
+        assert judge.back_off == FIRST_FACTOR
+        start, done = len(waits), []
+        while Action.SPEED_UP not in done:
+            step += 14
+            done.append(judge.consider(at(step)))
+        waits.append(len(done))
+        assert judge.reason == "recovered"
+        assert len(waits) == start + 1
+    assert waits == [1, 2, 4]
+
+
+@pytest.mark.parametrize(("finite", "last"), [(False, Action.STOP), (True, Action.GIVE_WAY)])
+def test_where_the_weights_are_good_bad_data_are_borne_and_nothing_goes_back(finite, last):
+    ring = Ring()
+    judge = recovery(ring)
+    judge.consider(at(0))
+    for skips in (3, 6, 11):
+        readings = replace(at(10 + skips, skips=skips, finite=finite), weights_at_fault=False)
+        assert judge.consider(readings) is Action.NOTHING
+    assert judge.consider(replace(readings, consecutive_skips=12)) is last
+    assert judge.reason == "too_many_skips"
+    assert ring.kept == [0]
+
+
+@pytest.mark.parametrize("skips", [0, 1])
+def test_weights_that_are_at_fault_go_back_at_once(skips):
+    judge = recovery(Ring())
+    judge.consider(at(0))
+    assert judge.consider(replace(at(4, skips=skips), weights_at_fault=True)) is Action.ROLL_BACK
+    assert judge.reason == ("too_many_skips" if skips else "training_lost")
 
 
 def run(judge, levels):
@@ -123,7 +167,7 @@ def test_where_earlier_weights_do_better_it_goes_on_from_them():
     judge = recovery(Ring(), every=40)
     judge.begin(0)
     done = run(judge, [*[1.0] * 20, 8.0, 8.0, 1.0, *[1.0] * 8])
-    assert done == [Action.ROLL_BACK]
+    assert done == [Action.ROLL_BACK, Action.SPEED_UP]
     assert judge.back_off == FIRST_FACTOR
 
 

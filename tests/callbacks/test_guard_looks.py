@@ -1,0 +1,140 @@
+"""Whoever looks at the weights during a guarded fit finds weights that are good, and good weights are not given up."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+import gradrecipes as gr
+
+BATCH, STEPS = 32, 20
+
+
+def data():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(BATCH * STEPS, 10)).astype("float32")
+    return x, (x @ random.normal(size=(10, 1))).astype("float32")
+
+
+def net(**how):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.01), "mse", **how)
+    return model
+
+
+class Jump(keras.callbacks.Callback):
+    """Set the learning rate to 1000 before a step, counted from 1."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.left = at
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.left -= 1
+        if self.left == 0:
+            self.model.optimizer.learning_rate = 1e3
+
+
+@pytest.mark.parametrize(
+    ("at", "how"),
+    [(33, {}), (40, {}), (39, {"jit_compile": True}), (10, {"steps_per_execution": 4}), (33, {"run_eagerly": True})],
+)
+def test_a_fit_that_ends_in_bad_steps_or_with_the_step_that_ruins_leaves_good_weights(at, how):
+    x, y = data()
+    model, guard = net(**how), gr.GradientGuard()
+    at_first = model.evaluate(x, y, verbose=0)
+    history = model.fit(
+        x, y, batch_size=BATCH, epochs=2, verbose=0, validation_data=(x, y), callbacks=[guard, Jump(at)]
+    ).history
+    assert max(history["val_loss"]) <= 1.01 * at_first
+    assert model.evaluate(x, y, verbose=0) <= 1.01 * at_first
+    assert [event.kind for event in guard.events if event.kind != "skip"] == ["rollback", "back_off"]
+    assert not {"save", "evaluate", "get_weights"} & set(vars(model))
+
+
+def test_what_is_saved_between_two_steps_is_good(tmp_path):
+    x, y = data()
+    model = net()
+    at_first = model.evaluate(x, y, verbose=0)
+    saving = keras.callbacks.ModelCheckpoint(
+        str(tmp_path / "{epoch}_{batch}.weights.h5"), save_weights_only=True, save_freq=3
+    )
+    model.fit(x, y, batch_size=BATCH, epochs=2, verbose=0, callbacks=[gr.GradientGuard(), Jump(26), saving])
+    saved = list(tmp_path.iterdir())
+    assert len(saved) == 13
+    for path in saved:
+        model.load_weights(path)
+        assert model.evaluate(x, y, verbose=0) < 2 * at_first
+
+
+def batches(x, y, bad, good):
+    """Yield so many good batches, then bad ones for good."""
+    for number in range(10_000):
+        at = slice(number % STEPS * BATCH, (number % STEPS + 1) * BATCH)
+        yield (x[at] if number < good else bad(x[at])), y[at]
+
+
+@pytest.mark.filterwarnings("ignore:.*shuffle=True.*:UserWarning")
+@pytest.mark.parametrize("good", [8, 13])
+def test_good_weights_are_kept_where_the_data_turn_bad_for_good(good):
+    x, y = data()
+    model, plain, guard = net(), net(), gr.GradientGuard(max_consecutive_skips=4, max_rollbacks=2)
+    model.fit(batches(x, y, lambda x: x * np.nan, good), steps_per_epoch=40, epochs=2, verbose=0, callbacks=[guard])
+    plain.fit(x[: good * BATCH], y[: good * BATCH], batch_size=BATCH, shuffle=False, verbose=0)
+    for mine, theirs in zip(model.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+    assert guard.stop_reason == "too_many_skips"
+    assert [event.kind for event in guard.events if event.kind != "skip"] == ["stop"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, 1e6])
+def test_a_bad_last_batch_of_every_epoch_sends_nothing_back(bad):
+    x, y = data()
+    spoiled = x.copy()
+    spoiled[-5] = bad
+    model, guard = net(), gr.GradientGuard()
+    at_first = model.evaluate(x, y, verbose=0)
+    model.fit(spoiled, y, batch_size=BATCH, shuffle=False, epochs=3, verbose=0, callbacks=[guard])
+    assert [event.kind for event in guard.events] == ["skip"] * 3
+    assert model.evaluate(x, y, verbose=0) < at_first / 5
+
+
+def test_a_second_look_leaves_no_trace():
+    x, y = data()
+    model = net(metrics=["mae"])
+    guard = gr.GradientGuard(clipping=gr.clipping.by_percentile(90.0))
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 11:
+                state = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+                state += guard._session.pipeline.variables.values()
+                before = [np.array(variable) for variable in state]
+                rows = len(guard.trace)
+                retrial = guard._session.retry_reference()
+                seen.append(retrial)
+                for variable, value in zip(state, before, strict=True):
+                    np.testing.assert_array_equal(np.array(variable), value)
+                assert len(guard.trace) == rows
+
+    model.fit(x, y, batch_size=BATCH, verbose=0, callbacks=[guard, Look()])
+    assert seen[0].outcome == 0 and 0 < seen[0].loss < seen[0].first_loss
+    assert len(guard.trace) == STEPS
+
+
+def test_a_hard_batch_late_in_a_training_is_used_and_an_absurd_one_that_is_left_out_shows_in_the_loss():
+    x, y = data()
+    y_hard, x_absurd = y.copy(), x.copy()
+    y_hard[12 * BATCH] += 20.0  # within what the gradients of the first epoch were
+    x_absurd[12 * BATCH] *= 1e4
+    for x_late, y_late, kinds in ((x, y_hard, set()), (x_absurd, y, {"skip"})):
+        model, guard = net(), gr.GradientGuard()
+        how = {"batch_size": BATCH, "shuffle": False, "verbose": 0, "callbacks": [guard]}
+        model.fit(x, y, epochs=8, **how)
+        before = model.history.history["loss"][-1]
+        model.fit(x_late, y_late, **how)
+        assert {event.kind for event in guard.events} == kinds
+        assert model.history.history["loss"][-1] > 2 * before
