@@ -139,7 +139,7 @@ def _print(story: Story, chains: list[ChainRun], seconds: float, out: Path) -> N
     console.print(f"\n[bold]Why (a) died[/bold]: {first.title} [dim]({first.code})[/dim]")
     for evidence in first.evidence[:2]:
         console.print(f"  {evidence.statement}")
-    console.print(f"[bold]Prescribed, and trained as (d)[/bold]: {story.prescription}")
+    console.print(f"[bold]Found by trials, and trained as (d)[/bold]: {story.prescription}")
     console.print(f"\nRead {out / 'report.html'}; see {out / 'heat_map.png'}; keep {out / 'guarded.trace'}.")
     console.print(f"[dim]{seconds:.0f} seconds[/dim]")
 
@@ -168,5 +168,6 @@ def _as_dict(story: Story, chains: list[ChainRun], seconds: float) -> dict[str, 
         "chains": [vars(chain) for chain in chains],
         "diagnosis": story.diagnosis.to_dict(),
         "prescription": story.prescription,
+        "rescue": story.rescue.to_dict(),
         "seconds": seconds,
     }

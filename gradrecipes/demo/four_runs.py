@@ -1,4 +1,4 @@
-"""One deep net, four times: plain, clipped by Keras, monitored and guarded, and with the prescription applied."""
+"""One deep net, four times: plain, clipped by Keras, monitored and guarded, and rescued."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from gradrecipes.demo.digits import Digits
 from gradrecipes.doctor import diagnose
 from gradrecipes.gradients.clipping import by_global_norm
 from gradrecipes.report.diagnosis import Diagnosis
+from gradrecipes.rescue.entry import rescue
+from gradrecipes.rescue.verdict import Rescue
 
 DEPTH, WIDTH = 30, 64
 WEIGHT_VARIANCE = 4.0  # times 1 / fan_in; ReLU needs 2
 LEARNING_RATE, BATCH_SIZE, EPOCHS = 0.01, 32, 6
+RESCUE_STEPS = 600  # of the rescue: about three trainings
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Story:
-    """The four runs, and what was said between the third and the fourth."""
+    """The four runs, and what was found between the third and the fourth."""
 
     runs: tuple[Run, ...]
     diagnosis: Diagnosis
-    prescription: str
+    rescue: Rescue
+
+    @property
+    def prescription(self) -> str:
+        """What the fourth run does differently."""
+        return "; ".join(change.title for change in self.rescue.changes) or self.rescue.verdict
 
 
 def tell_story(data: Digits, *, seed: int = 0, progress: Callable[[str], list[Any]] = lambda name: []) -> Story:
@@ -72,12 +80,20 @@ def tell_story(data: Digits, *, seed: int = 0, progress: Callable[[str], list[An
         for name, arguments, callbacks in sick
     ]
     diagnosis = diagnose(runs[-1].trace)
-    prescription = diagnosis.findings[0].prescriptions[0]
-    name = "(d) as prescribed"
-    runs.append(
-        _train(name, prescribed_net(prescription.code, seed), data, seed, {}, [GradientMonitor(), *progress(name)])
+    found = rescue(
+        _compiled(deep_net(seed), {}),
+        data.x_train,
+        data.y_train,
+        batch_size=BATCH_SIZE,
+        epochs=EPOCHS,
+        seed=seed,
+        budget=RESCUE_STEPS,
     )
-    return Story(tuple(runs), diagnosis, prescription.title)
+    name = "(d) as gr.rescue returns it"
+    guards = found.fit_arguments.get("callbacks", [])
+    callbacks = [GradientMonitor(), *guards, *progress(name)]
+    runs.append(_train(name, found.model, data, seed, None, callbacks, batch_size=found.after.batch_size))
+    return Story(tuple(runs), diagnosis, found)
 
 
 def deep_net(seed: int) -> keras.Model:
@@ -95,24 +111,31 @@ def deep_net(seed: int) -> keras.Model:
     return keras.Sequential([keras.Input((64,)), *hidden, keras.layers.Dense(10, name="output")])
 
 
-def prescribed_net(code: str, seed: int) -> keras.Model:
-    """Return the net that the lines of the prescription build, run as they stand, under the same output layer."""
-    keras.utils.set_random_seed(seed)
-    lines: dict[str, Any] = {}
-    exec(compile(code, "<prescription>", "exec"), lines)  # our own lines, and the proof that they run
-    inputs = keras.Input((64,))
-    return keras.Model(inputs, keras.layers.Dense(10)(lines["hidden"](inputs)))
-
-
-def _train(name: str, model: keras.Model, data: Digits, seed: int, arguments: dict[str, Any], callbacks: list) -> Run:
-    keras.utils.set_random_seed(seed)
+def _compiled(model: keras.Model, arguments: dict[str, Any]) -> keras.Model:
     model.compile(
         optimizer=keras.optimizers.SGD(LEARNING_RATE, **arguments),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
+    return model
+
+
+def _train(
+    name: str,
+    model: keras.Model,
+    data: Digits,
+    seed: int,
+    arguments: dict[str, Any] | None,
+    callbacks: list,
+    *,
+    batch_size: int | None = None,
+) -> Run:
+    keras.utils.set_random_seed(seed)
+    if arguments is not None:
+        _compiled(model, arguments)
+    size = batch_size or BATCH_SIZE
     history = model.fit(
-        data.x_train, data.y_train, batch_size=BATCH_SIZE, epochs=EPOCHS, verbose=0, callbacks=callbacks
+        data.x_train, data.y_train, batch_size=size, epochs=EPOCHS, verbose=0, callbacks=callbacks
     ).history
     _, accuracy = model.evaluate(data.x_test, data.y_test, verbose=0)
     weights = model.get_weights()

@@ -17,6 +17,7 @@ from gradrecipes.callbacks.gradient_guard import GradientGuard
 from gradrecipes.compat.model_copy import global_tensorflow_seed_kept
 from gradrecipes.rescue.feed import Feed
 from gradrecipes.rescue.setup import Setup
+from gradrecipes.rescue.stage import Stage, graph_of
 from gradrecipes.rescue.task import WORST, Score, Task
 from gradrecipes.training.recovery.random_numbers import random_numbers_kept
 
@@ -56,9 +57,21 @@ class Arm:
         build: Returns the compiled model of a setup and a seed.
         feed: The data.
         task: Scores the model.
+        stages: Traced models by what their graphs have in common, shared with other arms; None to share nothing.
     """
 
-    def __init__(self, setup: Setup, seed: int, *, build: Callable[[Setup, int], keras.Model], feed: Feed, task: Task):
+    def __init__(
+        self,
+        setup: Setup,
+        seed: int,
+        *,
+        build: Callable[[Setup, int], keras.Model],
+        feed: Feed,
+        task: Task,
+        stages: dict[str, Stage] | None = None,
+    ):
+        self._stages = stages
+        self._stage: Stage | None = None
         self.setup = setup
         self.seed = seed
         self._build, self._feed, self._task = build, feed, task
@@ -76,7 +89,9 @@ class Arm:
             keras.utils.set_random_seed(self.seed)
             try:
                 if self._model is None:
-                    self._model = self._build(self.setup, self.seed)
+                    self._enter(self._build(self.setup, self.seed))
+                elif self._stage is not None:
+                    self._stage.resume(self)
                 if self._broken is None and steps > self._done:
                     self._advance(steps - self._done)
                 score = self._scored()
@@ -97,7 +112,9 @@ class Arm:
 
     def release(self) -> None:
         """Give the model's memory back; the arm cannot be trained further."""
-        self._model = None
+        if self._stage is not None:
+            self._stage.leave(self)
+        self._model = self._stage = None
         self._losses = []
         self._done = 0
 
@@ -105,6 +122,17 @@ class Arm:
     def done(self) -> int:
         """Steps that were trained."""
         return self._done
+
+    def _enter(self, fresh: keras.Model) -> None:
+        """Train on the traced model of an arm with the same graph, if there is one."""
+        graph = graph_of(self.setup)
+        self._model = fresh
+        if self._stages is None or graph is None:
+            return
+        key = str(graph)
+        stage = self._stages.setdefault(key, Stage(fresh))
+        if stage.begin(self, fresh):
+            self._model, self._stage = stage.model, stage
 
     def _advance(self, count: int) -> None:
         stream = _Steps(self._feed, self.setup.batch_size, self.seed, self._done, count)

@@ -123,6 +123,7 @@ def rescue(
         Journal(journal, fingerprint_of(model, feed.x, feed.y, feed.x_val, feed.y_val) if journal else ""),
         budget if budget is not None else max(LEAST_BUDGET, math.ceil(TRAININGS * steps)),
         tell,
+        stages={} if original.wrappable else None,
         seconds={"diagnosis": time.monotonic() - began},
     )
     known = catalogue(base, original, scaling, task, steps=steps)

@@ -16,9 +16,11 @@ from gradrecipes.rescue.changes import Changes, setup_after
 from gradrecipes.rescue.feed import Feed
 from gradrecipes.rescue.journal import Journal
 from gradrecipes.rescue.setup import Setup
+from gradrecipes.rescue.stage import Stage
 from gradrecipes.rescue.task import OWN_LOSS, Score, Task
 
 LIVE_MODELS = 3  # arms whose models are kept at a time, so that they can be trained further
+LIVE_GRAPHS = 4  # traced models that are kept for other arms
 STANDARD_ERRORS = 2.0  # a difference of fewer is within chance
 LEAST_DIFFERENCE = 0.01  # of a score; less than that is nothing to anybody
 UNKNOWN_ERROR = 0.02  # standard error of a score of which only the mean is known
@@ -59,6 +61,7 @@ class Lab:
         journal: Where results are kept.
         budget: Training steps that may be used, in batches of the user's size.
         tell: Called with a few words about each arm.
+        stages: Where arms of one graph share a traced model; None for models that hold state elsewhere.
     """
 
     base: Setup
@@ -68,6 +71,7 @@ class Lab:
     journal: Journal
     budget: int
     tell: Callable[[str], None]
+    stages: dict[str, Stage] | None = None
     spent: float = 0.0
     trials: list[Trial] = field(default_factory=list)
     _arms: dict[Any, Arm] = field(default_factory=dict)
@@ -144,8 +148,10 @@ class Lab:
     def _arm(self, names: tuple[str, ...], setup: Setup, seed: int) -> Arm:
         arm = self._arms.pop((names, seed), None)
         if arm is None:
-            arm = Arm(setup, seed, build=self.build, feed=self.feed, task=self.task)
+            arm = Arm(setup, seed, build=self.build, feed=self.feed, task=self.task, stages=self.stages)
         self._arms[names, seed] = arm
         while len(self._arms) > LIVE_MODELS:
             self._arms.pop(next(iter(self._arms))).release()
+        while self.stages is not None and len(self.stages) > LIVE_GRAPHS:
+            self.stages.pop(next(iter(self.stages)))
         return arm

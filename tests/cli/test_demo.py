@@ -19,6 +19,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(four_runs, "DEPTH", 12)
     monkeypatch.setattr(four_runs, "EPOCHS", 1)
     monkeypatch.setattr(four_runs, "BATCH_SIZE", 256)
+    monkeypatch.setattr(four_runs, "RESCUE_STEPS", 20)
     monkeypatch.setattr(demo, "CHAINS", (4,))
     original = four_runs.tell_story
     monkeypatch.setattr(

@@ -1,0 +1,54 @@
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+
+from gradrecipes.rescue.arm import Arm
+from gradrecipes.rescue.feed import read_feed
+from gradrecipes.rescue.original import read_original
+from gradrecipes.rescue.rebuild import rebuild
+from gradrecipes.rescue.scaling import scaling_of
+from gradrecipes.rescue.setup import setup_of
+from gradrecipes.rescue.stage import graph_of
+from gradrecipes.rescue.task import task_of
+
+X = np.random.default_rng(0).normal(size=(128, 4)).astype("float32")
+Y = X.sum(axis=1)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(6, "relu"), keras.layers.Dropout(0.2), keras.layers.BatchNormalization()]
+    model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse")
+    feed, _ = read_feed(X, Y, batch_size=16, validation_data=(X, Y))
+    base = replace(setup_of(model, None, batch_size=16, epochs=2), head="linear", units=1)
+    original, scaling = read_original(model), scaling_of(X, Y, (False,))
+    task = task_of(feed, base, 1)
+    return base, {
+        "build": lambda setup, seed: rebuild(original, base, setup, scaling=scaling, seed=seed),
+        "feed": feed,
+        "task": task,
+    }
+
+
+def test_arms_that_take_turns_on_one_traced_model_train_as_if_alone(parts):
+    base, arguments = parts
+    setups = [(base, 0), (replace(base, rate_factor=0.1), 0), (replace(base, initializers="fitting"), 1)]
+    alone = [Arm(setup, seed, **arguments).train(10).score.value for setup, seed in setups]
+    stages = {}
+    shared = [Arm(setup, seed, stages=stages, **arguments) for setup, seed in setups]
+    for arm in shared:
+        arm.train(4)
+    assert len(stages) == 1
+    assert [arm.train(10).score.value for arm in shared] == pytest.approx(alone, abs=1e-6)
+
+
+def test_a_graph_of_its_own_is_not_shared(parts):
+    base, _ = parts
+    assert graph_of(base) == graph_of(replace(base, learning_rate=1.0))
+    assert graph_of(base) != graph_of(replace(base, clipping=("clipnorm", "1.0")))
+    assert graph_of(replace(base, warm_up=5)) != graph_of(replace(base, warm_up=5, rate_factor=0.1))
+    assert graph_of(replace(base, guard=True)) is None
