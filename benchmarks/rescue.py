@@ -36,12 +36,11 @@ import gradrecipes as gr
 from gradrecipes.probes.examine import examine
 from gradrecipes.rescue.arm import Arm
 from gradrecipes.rescue.changes import catalogue, setup_after
-from gradrecipes.rescue.facts import looked_up_inputs, output_count
 from gradrecipes.rescue.feed import read_feed
 from gradrecipes.rescue.original import read_original
 from gradrecipes.rescue.rebuild import rebuild
 from gradrecipes.rescue.scaling import scaling_of
-from gradrecipes.rescue.setup import setup_of
+from gradrecipes.rescue.setup import looked_up_inputs, output_count, setup_of
 from gradrecipes.rescue.task import task_of
 from tests.corpus.case import BLIND, SETS, Case, Program
 from tests.corpus.verify import surroundings

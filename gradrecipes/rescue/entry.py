@@ -18,7 +18,6 @@ from gradrecipes.probes.examine import examine, require_compiled
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.rescue.arm import Arm
 from gradrecipes.rescue.changes import candidates, catalogue, setup_after
-from gradrecipes.rescue.facts import looked_up_inputs, output_count
 from gradrecipes.rescue.feed import Feed, read_feed
 from gradrecipes.rescue.journal import Journal, fingerprint_of
 from gradrecipes.rescue.lab import Lab
@@ -26,7 +25,7 @@ from gradrecipes.rescue.original import read_original
 from gradrecipes.rescue.rebuild import rebuild
 from gradrecipes.rescue.scaling import scaling_of
 from gradrecipes.rescue.search import Found, search
-from gradrecipes.rescue.setup import Setup, setup_of
+from gradrecipes.rescue.setup import Setup, looked_up_inputs, output_count, setup_of
 from gradrecipes.rescue.task import OWN_LOSS, WORDS, Task, task_of
 from gradrecipes.rescue.verdict import NOT_RESCUED, NOTHING_NEEDED, RESCUED, AdvisedChange, Rescue, RescueEvidence
 from gradrecipes.training.recovery.random_numbers import random_numbers_kept

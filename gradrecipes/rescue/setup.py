@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from gradrecipes.compat.model_copy import compile_arguments
+from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.record import Record
 
@@ -145,3 +146,15 @@ def optimizer_config(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
     config = dict(unwrapped(optimizer).get_config())
     config.pop("name", None)
     return config
+
+
+def looked_up_inputs(trace: Trace) -> tuple[bool, ...]:
+    """Return for each flattened input whether its numbers are only looked up in a table."""
+    data = trace.probes.data
+    return tuple(bool(one.feeds_embedding) for one in data.inputs) if data is not None else ()
+
+
+def output_count(model: keras.Model, trace: Trace) -> int:
+    """Return how many outputs a model has; one where nothing else is known."""
+    outputs: Any = trace.description.outputs
+    return len(outputs) if outputs else 1
