@@ -230,6 +230,7 @@ TRACES: dict[str, Callable[[], Trace]] = {
     "validation_climbs": lambda: epochs(
         [2.0, 1.5, 1.0, 0.7, 0.5, 0.3, 0.2, 0.1], [2.1, 1.8, 1.7, 1.9, 2.2, 2.6, 3.0, 3.4]
     ),
+    "validation_breaks": lambda: epochs([2.0, 1.5, 1.0, 0.7], [2.1, float("nan"), 1.7, float("nan")]),
     "validation_falls": lambda: epochs(
         [2.0, 1.5, 1.0, 0.7, 0.5, 0.3, 0.2, 0.1], [2.1, 1.8, 1.7, 1.6, 1.6, 1.5, 1.5, 1.5]
     ),
@@ -365,6 +366,7 @@ FIRES: dict[str, tuple[str, ...]] = {
     "oscillating_loss": ("trial_jumps",),
     "missing_warm_up": ("trial_learns_with_warm_up",),
     "validation_degrading": ("validation_climbs",),
+    "nonfinite_validation": ("validation_breaks",),
     "nonfinite_data": ("data_with_nan",),
     "corrupt_batch": ("data_with_outlier",),
     "unscaled_inputs": ("data_far",),

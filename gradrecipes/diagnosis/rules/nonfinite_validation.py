@@ -1,0 +1,137 @@
+"""nonfinite_validation: a validation metric is NaN or infinite while the training loss is finite.
+
+## What it does
+Reads the logs of the epochs. It fires where a `val_` value was NaN or infinite in an epoch in which every training step
+that was applied had a finite loss, and says whether the weights can have been the reason: training that went on with
+finite losses rules them out.
+
+## Why it is bad
+Nothing was measured. `EarlyStopping`, `ModelCheckpoint` and `ReduceLROnPlateau` compare with NaN, which nothing
+improves: they keep the first epoch, save nothing, or lower the rate for ever.
+
+## Example
+One NaN among 500 validation samples; a BatchNormalization whose moving statistics are not finite, which only inference
+reads; a `log` of a prediction that is 0 on a validation sample.
+
+## Remedy
+Find the validation samples whose loss is not finite. Where there are none, look at what inference does and training
+does not.
+
+## References
+- Keras: `keras.callbacks.EarlyStopping`, whose comparison with NaN is always False.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.event import Event
+from gradrecipes.diagnosis.facts.readings import nonfinite_losses
+from gradrecipes.diagnosis.registry import rule
+
+
+@rule(
+    code="nonfinite_validation",
+    kind=Kind.SYMPTOM,
+    title="A validation metric is NaN or infinite while the training loss is finite",
+    order=245,
+    explained_by=("nonfinite_data", "unsafe_loss", "loss_output_mismatch", "float16_overflow"),
+)
+def nonfinite_validation(trace: Trace) -> Finding | None:
+    """Tell in which epochs validation alone was not finite."""
+    epochs = [event for event in trace.events if event.kind == "epoch" and _validated(event)]
+    broken = [event for event in epochs if _broken_keys(event) and _trained_finitely(trace, event)]
+    if not broken:
+        return None
+    first, keys = broken[0], _broken_keys(broken[0])
+    lasting = broken[-1] is epochs[-1]
+    statement = (
+        f"{_listed(keys)} {'is' if len(keys) == 1 else 'are'} NaN or infinite in {len(broken)} of {len(epochs)} "
+        f"validated epochs, first in epoch {first.epoch + 1}, in which every applied training step had a finite loss."
+    )
+    return Finding(
+        code="nonfinite_validation",
+        title=f"Validation is not finite in epoch {first.epoch + 1}, while the training loss is",
+        kind=Kind.SYMPTOM,
+        severity=Severity.CRITICAL if lasting else Severity.WARNING,
+        confidence=1.0,
+        explanation=f"{statement} {_origin(trace, first)}",
+        step=first.step,
+        evidence=(Evidence(statement, float(len(broken)), 0.0, "the logs of the epochs"),),
+        prescriptions=(_find_samples(), _look_at_inference()),
+    )
+
+
+def _validated(event: Event) -> bool:
+    return any(name.startswith("val_") for name in event.logs)
+
+
+def _broken_keys(event: Event) -> list[str]:
+    values = {name: value for name, value in event.logs.items() if name.startswith("val_")}
+    # A trace that was saved holds None for what is not finite in strict JSON.
+    return [name for name, value in values.items() if value is None or not math.isfinite(value)]
+
+
+def _trained_finitely(trace: Trace, event: Event) -> bool:
+    logged = event.logs.get("loss")
+    if logged is None or not math.isfinite(logged):
+        return False
+    rows = trace.steps["epoch"] == event.epoch
+    return not bool((nonfinite_losses(trace) & rows & ~trace.skipped).any())
+
+
+def _origin(trace: Trace, event: Event) -> str:
+    """Say what the training after the first such epoch tells of the weights."""
+    later = (trace.steps["step"] > event.step) & ~trace.skipped
+    losses = trace.loss[later]
+    if not len(losses):
+        return (
+            "Nothing was trained after it, so the last update may have broken the weights, or it is the validation "
+            "data, or what only inference does."
+        )
+    if np.isfinite(losses).all():
+        return (
+            f"The {len(losses)} steps that were trained afterwards have finite losses, so the weights are finite: it "
+            "is the validation data, or what only inference does, such as the moving statistics of a normalization."
+        )
+    return "The training loss broke afterwards too: the last updates of that epoch made the weights bad."
+
+
+def _listed(keys: list[str]) -> str:
+    return ", ".join(f"`{key}`" for key in keys)
+
+
+def _find_samples() -> Prescription:
+    return Prescription(
+        title="Find the validation samples whose values or predictions are not finite",
+        code=(
+            "import numpy as np\n\n"
+            "for name, values in (('x', x_validation), ('y', y_validation), ('output', model.predict(x_validation))):\n"
+            "    values = np.asarray(values, dtype=float).reshape(len(values), -1)\n"
+            "    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))\n"
+            "    print(name, 'rows that are not finite:', bad[:20])\n"
+        ),
+        reason="A NaN in the data shows in x or y; where only outputs are bad, it is the net on these samples.",
+        risk="None: it only reads.",
+        reference="",
+    )
+
+
+def _look_at_inference() -> Prescription:
+    return Prescription(
+        title="Look at what only inference reads",
+        code=(
+            "import numpy as np\n\n"
+            "for weight in model.non_trainable_weights:\n"
+            "    if not np.isfinite(weight.numpy()).all():\n"
+            "        print(weight.path, 'is not finite')\n"
+        ),
+        reason="Training normalizes by the batch, inference by moving statistics, which one bad batch ruins for good.",
+        risk="None: it only reads.",
+        reference="keras.layers.BatchNormalization",
+    )
