@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import time
@@ -12,6 +13,7 @@ import numpy as np
 from keras_tuner import oracles
 
 from gradrecipes.core.analysis.trial_failure import CAUSES, DIGEST_MODULUS, Failure, penalized_score
+from gradrecipes.tuning import records
 from gradrecipes.tuning.acquisition import evenly_spread, rank_candidates
 from gradrecipes.tuning.keras_tuner_private import Float, Trial, TrialStatus
 
@@ -94,9 +96,24 @@ class SurvivingOracle:
             self.halted = f"All {len(ended)} trials so far failed with one and the same error."
 
     def get_best_trials(self, num_trials: int = 1) -> list[Trial]:
-        """Return the best trials; those that failed come last, whatever their number."""
+        """Return the best trials; those that failed come last, as `get_trial` returns them."""
         best = super().get_best_trials(len(self.trials))
-        return sorted(best, key=lambda trial: failure_of(trial) is not None)[:num_trials]
+        best.sort(key=lambda trial: failure_of(trial) is not None)
+        return [self._reported(trial) for trial in best[:num_trials]]
+
+    def get_trial(self, trial_id: str) -> Trial:
+        """Return a trial. Of one that failed, a copy without a score, whose status and message say so."""
+        return self._reported(super().get_trial(trial_id))
+
+    def _reported(self, trial: Trial) -> Trial:
+        if (cause := failure_of(trial)) is None:
+            return trial
+        outcome = records.read_outcome(self._get_trial_dir(trial.trial_id))
+        known = outcome.failure.message if outcome is not None and outcome.failure is not None else ""
+        reported = copy.copy(trial)
+        reported.status, reported.score = TrialStatus.FAILED, None
+        reported.message = f"Failed: {cause.replace('_', ' ')}" + (f", {known}" if known else "")
+        return reported
 
     # -- what the trainers of trials ask ---------------------------------------------------------------
     @keras_tuner.synchronized

@@ -35,7 +35,7 @@ class Outcome:
     steps: int = 0
     seconds: float = 0.0
     values: list[float | None] = field(default_factory=list)
-    failure: dict[str, Any] | None = None
+    failure: Failure | None = None
     worker: str = ""
     first_epoch: int = 0
     before: list[float | None] = field(default_factory=list)
@@ -47,18 +47,22 @@ class Outcome:
 
     def fail(self, failure: Failure) -> None:
         """Note that the trial failed."""
-        self.status, self.failure = FAILED, failure.to_dict()
+        self.status, self.failure = FAILED, failure
 
 
 def write_outcome(folder: str | os.PathLike[str], outcome: Outcome) -> None:
     """Write the file of a trial in one move, so that nobody reads half of it."""
-    write_json(Path(folder) / NAME, asdict(outcome))
+    failure = None if outcome.failure is None else outcome.failure.to_dict()
+    write_json(Path(folder) / NAME, {**asdict(outcome), "failure": failure})
 
 
 def read_outcome(folder: str | os.PathLike[str]) -> Outcome | None:
     """Return what is known of the trial in a folder, or None."""
     content = read_json(Path(folder) / NAME)
-    return None if content is None else Outcome(**content)
+    if content is None:
+        return None
+    failure = None if content["failure"] is None else Failure.from_dict(content["failure"])
+    return Outcome(**{**content, "failure": failure})
 
 
 def read_curves(project: str | os.PathLike[str]) -> list[list[float]]:

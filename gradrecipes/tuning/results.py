@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradrecipes.core.analysis.search_trial import SearchTrial, SpaceAxis
+from gradrecipes.core.analysis.trial_failure import Failure
 from gradrecipes.plots.importance import SettingImportance
 from gradrecipes.plots.parallel_coordinates import ParallelCoordinates
 from gradrecipes.plots.stability_map import StabilityMap
@@ -179,7 +180,7 @@ class SearchResults:
                 "steps": self.steps,
                 "failed": len(self.failures),
                 "importance": self.importance().to_dict(),
-                "trials": [vars(one) for one in self.trials],
+                "trials": [one.to_dict() for one in self.trials],
             }
         )
 
@@ -210,7 +211,7 @@ def _trial(folder: Path, state: dict[str, Any]) -> SearchTrial:
     if outcome is None or state["status"] not in ("COMPLETED", "FAILED"):
         lost = state["metrics"]["metrics"].get("failure_cause")  # a worker that was lost left no file
         status = records.FAILED if lost and state["status"] == "COMPLETED" else "running"
-        failure = {"cause": "error", "message": "its workers were lost"} if status == records.FAILED else None
+        failure = Failure("error", message="its workers were lost") if status == records.FAILED else None
         return SearchTrial(state["trial_id"], values, None, status, failure)
     failed = outcome.status == records.FAILED
     return SearchTrial(
@@ -244,7 +245,7 @@ def _fate(trial: SearchTrial) -> str:
         return f"stopped after epoch {len(trial.curve)}: not among the best two in five"
     if not trial.failed:
         return trial.status
-    message = str((trial.failure or {}).get("message") or "")
+    message = trial.failure.message if trial.failure else ""
     return f"{trial.cause.replace('_', ' ')}: {message.splitlines()[0][:80]}" if message else trial.cause
 
 

@@ -16,11 +16,18 @@ import numpy as np
 from gradrecipes.core.analysis.trial_failure import Failure
 from gradrecipes.tuning import oracles, records
 from gradrecipes.tuning.chief import WorkerManners, serve
-from gradrecipes.tuning.keras_tuner_private import DefaultObjective, Trial, has_chief_oracle, is_chief_oracle
+from gradrecipes.tuning.keras_tuner_private import (
+    DefaultObjective,
+    Trial,
+    TrialStatus,
+    has_chief_oracle,
+    is_chief_oracle,
+)
 from gradrecipes.tuning.results import SearchResults
 from gradrecipes.tuning.watch import TrialWatch
 
 _LOG = logging.getLogger(__name__)
+FAILURES_NAMED = 5  # in an error
 LONGEST_MESSAGE = 2000  # characters of an error that are kept
 
 
@@ -106,6 +113,34 @@ class SurvivingTuner(WorkerManners):
             raise SearchError(self._why_halted())
         return self.results()
 
+    def get_best_models(self, num_models: int = 1) -> list[keras.Model]:
+        """Return the models of the best trials that did not fail.
+
+        Raises:
+            SearchError: There is no such trial.
+        """
+        return super().get_best_models(min(num_models, self._count_successes()))
+
+    def get_best_hyperparameters(self, num_trials: int = 1) -> list[Any]:
+        """Return the settings of the best trials that did not fail.
+
+        Raises:
+            SearchError: There is no such trial.
+        """
+        return super().get_best_hyperparameters(min(num_trials, self._count_successes()))
+
+    def _count_successes(self) -> int:
+        trials = self.oracle.get_best_trials(len(self.oracle.trials))
+        count = sum(trial.status == TrialStatus.COMPLETED for trial in trials)
+        if not count:
+            messages = [f"trial {trial.trial_id}: {trial.message}" for trial in trials if trial.message]
+            raise SearchError(
+                "There is no best trial, since none worked. Expected at least one that did not fail. Received: "
+                f"{len(trials)} trials. {'; '.join(messages[:FAILURES_NAMED])}. "
+                "Search again with settings that train, such as lower learning rates, or with `clipping`."
+            )
+        return count
+
     def results(self) -> SearchResults:
         """Return what is known of all trials that have ended."""
         return SearchResults.from_directory(self.project_dir)
@@ -115,7 +150,7 @@ class SurvivingTuner(WorkerManners):
         return {"tuner": type(self).__name__, "objective": objective.name, "direction": objective.direction}
 
     def _why_halted(self) -> str:
-        failures = [trial.failure["message"] for trial in self.results().trials if trial.failure is not None]
+        failures = [trial.failure.message for trial in self.results().trials if trial.failure is not None]
         last = failures[-1] if failures else ""
         return f"{self.oracle.halted} Mend it and search again. It is: {last}"
 

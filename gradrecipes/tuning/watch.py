@@ -18,6 +18,7 @@ from gradrecipes.training.fit.request import Request
 
 CHECK_EVERY = 4  # steps
 SKIPS_KEPT = 64  # rows beside the last sixteen that may have been left out by a guard
+MOST_SKIPPED = 0.5  # share of the steps; above it, most of the training did not take place
 NONFINITE_EPOCHS = 2  # in a row without a finite objective: moving statistics that are lost do not come back
 
 
@@ -25,7 +26,9 @@ class TrialWatch(AttachedCallback):
     """Stop a training of a search within a few steps of its divergence, and keep the reason.
 
     Without a guard in the same `fit` a loss or gradient that is not finite is the end. With one it is the guard that
-    decides, by stopping; the level of the losses is watched all the same.
+    decides, by stopping; the level of the losses is watched all the same. At its end a guarded training has failed too
+    if the guard went back and bounded the learning rate for good, or left out most of the steps: the score would be
+    that of other settings, or of the initial weights.
 
     Args:
         objective: Name of the objective in the logs.
@@ -114,8 +117,20 @@ class TrialWatch(AttachedCallback):
         """Look a last time: at the last steps, at the guard, and at the weights."""
         super().on_train_end(logs)
         self._check(ended=True)
+        if self.failure is None and self._guard is not None:
+            self._judge_guarded(self._guard)
         if self.failure is None and not all(np.isfinite(weight).all() for weight in _floating_weights(self.model)):
             self._fail("nonfinite_weights", "a weight is not finite, though the loss is")
+
+    def _judge_guarded(self, guard: GradientGuard) -> None:
+        going_back = [event for event in guard.events if event.kind in ("rollback", "gave_way")]
+        rollbacks = [event for event in going_back if event.kind == "rollback"]
+        skipped = self.trace.skipped
+        if rollbacks and going_back[-1].kind == "rollback":
+            reason = f"{rollbacks[0].reason}, weights put back {len(rollbacks)} times and the learning rate bounded"
+            self._fail("guard_rolled_back", reason, step=rollbacks[0].step)
+        elif len(skipped) and skipped.mean() > MOST_SKIPPED:
+            self._fail("guard_skipped", f"{int(skipped.sum())} of {len(skipped)} steps were skipped")
 
     def _check(self, *, ended: bool = False) -> None:
         if self.failure is not None:

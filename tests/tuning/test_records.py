@@ -14,7 +14,7 @@ def test_an_outcome_comes_back_as_it_was(tmp_path):
     write_outcome(tmp_path / "trial_0", outcome)
     back = read_outcome(tmp_path / "trial_0")
     assert back.values == [0.5, None] and back.curve == [0.9, 0.5, None]
-    assert (back.status, back.steps, back.failure["cause"]) == ("failed", 12, "diverging_loss")
+    assert (back.status, back.steps, back.failure.cause) == ("failed", 12, "diverging_loss")
     assert read_outcome(tmp_path / "trial_1") is None
 
 

@@ -44,7 +44,7 @@ def test_what_diverges_is_stopped_scored_and_explained(tmp_path):
     good, bad = sorted(results.trials, key=lambda one: one.values["rate"])
     assert (good.status, good.steps, len(good.curve)) == ("completed", 3 * STEPS, 3)
     assert bad.failed and bad.score is None and 0 < bad.steps <= 24
-    assert bad.failure["cause"] in ("nonfinite_loss", "nonfinite_gradient", "gradient_overflow")
+    assert bad.failure.cause in ("nonfinite_loss", "nonfinite_gradient", "gradient_overflow")
     assert results.best is good or results.best == good
     scores = [tuner.oracle.trials[one.trial_id].score for one in (good, bad)]
     assert scores[0] == pytest.approx(good.score) and np.isfinite(scores[1]) and scores[1] > scores[0]
@@ -86,7 +86,7 @@ def test_other_errors_are_recorded_and_end_nothing(tmp_path):
     hp.Fixed("armed", True)
     # The space is declared by the first build, at the default of each setting, which does not fail.
     _, results = search(tmp_path, "grid", build_by, hp)
-    assert [one.failure["message"] for one in results.failures] == ["ValueError: no such layer"]
+    assert [one.failure.message for one in results.failures] == ["ValueError: no such layer"]
     assert len(results.successes) == 2
 
 
@@ -109,8 +109,8 @@ def test_a_guard_of_the_user_decides_and_its_reason_is_kept(tmp_path):
         hypermodel, max_trials=1, directory=str(tmp_path), project_name="guarded", hyperparameters=fixed(0.01)
     )
     results = tuner.search(X, bad, shuffle=False, validation_data=(X[:32], Y[:32]), batch_size=8, epochs=2)
-    assert results.trials[0].failure["cause"] == "guard_gave_up"
-    assert results.trials[0].failure["message"] == "too_many_skips"
+    assert results.trials[0].failure.cause == "guard_gave_up"
+    assert results.trials[0].failure.message == "too_many_skips"
 
 
 def test_callbacks_survive_the_copies_of_a_search(tmp_path):
@@ -157,3 +157,43 @@ def test_an_unknown_setting_is_refused_with_the_known_ones(tmp_path):
     _, results = search(tmp_path)
     with pytest.raises(ValueError, match="these settings: rate"):
         results.stability_map("rate", "batch_size")
+
+
+def test_where_all_trials_failed_the_best_of_them_is_an_error_that_names_them(tmp_path, capsys):
+    tuner, results = search(tmp_path, hyperparameters=fixed(50.0, 1e20))
+    assert len(results.failures) == 2
+    for trial in tuner.oracle.get_best_trials(2):
+        assert (trial.status, trial.score) == ("FAILED", None)
+        assert trial.message.startswith("Failed: ")
+        assert tuner.oracle.get_trial(trial.trial_id).status == "FAILED"
+    tuner.results_summary()
+    said = capsys.readouterr().out
+    assert said.count("Failed: ") == 2 and "Score" not in said
+    for ask in (tuner.get_best_models, tuner.get_best_hyperparameters):
+        with pytest.raises(SearchError, match=r"none worked.*2 trials. trial .*Failed: .*step"):
+            ask()
+
+
+def test_the_best_are_only_those_that_worked(tmp_path):
+    tuner, _ = search(tmp_path)
+    assert len(tuner.get_best_models(2)) == 1
+    assert [one.values["rate"] for one in tuner.get_best_hyperparameters(2)] == [0.01]
+
+
+@pytest.mark.parametrize("optimizer", [keras.optimizers.SGD, keras.optimizers.Adam])
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_a_trial_whose_weights_a_guard_put_back_does_not_win(tmp_path, optimizer, epochs):
+    def build_poorly(hp):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        model.compile(optimizer(hp.Choice("rate", [1e20, 1e-6])), "mse")  # the second learns next to nothing
+        return model
+
+    guard = GradientGuard(max_consecutive_skips=3, snapshot_every=10)
+    fit = {"callbacks": [guard], "epochs": epochs}
+    tuner, results = search(tmp_path, hypermodel=build_poorly, hyperparameters=fixed(1e20, 1e-6), fit=fit)
+    lost = next(one for one in results.trials if one.values["rate"] == 1e20)
+    assert lost.failed
+    assert lost.failure.cause in ("guard_rolled_back", "guard_skipped", "guard_gave_up", "diverging_loss")
+    assert results.best.values == {"rate": 1e-6}
+    assert tuner.get_best_hyperparameters()[0].values["rate"] == 1e-6

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from gradrecipes.core.analysis.trial_failure import Failure
+
 
 @dataclass(frozen=True)
 class SearchTrial:
@@ -19,7 +21,7 @@ class SearchTrial:
         values: Its settings, by name.
         score: The objective, or None if it failed or has not ended.
         status: `"completed"`, `"failed"`, `"hopeless"` or `"running"`.
-        failure: What is known of a failure: `cause`, `step`, `message` and others; or None.
+        failure: Why it failed, or None.
         steps: Training steps that ran.
         seconds: Wall time.
         curve: The objective after each epoch.
@@ -30,7 +32,7 @@ class SearchTrial:
     values: dict[str, Any]
     score: float | None = None
     status: str = "completed"
-    failure: dict[str, Any] | None = None
+    failure: Failure | None = None
     steps: int = 0
     seconds: float = 0.0
     curve: list[float | None] = field(default_factory=list)
@@ -44,7 +46,11 @@ class SearchTrial:
     @property
     def cause(self) -> str:
         """Why it failed, or an empty word."""
-        return str(self.failure["cause"]) if self.failure else ""
+        return self.failure.cause if self.failure else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**vars(self), "failure": None if self.failure is None else self.failure.to_dict()}
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 # The place in this tuple is the number by which a worker tells the chief of a cause: add at the end only.
@@ -28,7 +28,10 @@ CAUSES = (
     "nonfinite_objective",
     "guard_gave_up",
     "parent_failed",
+    "guard_rolled_back",
+    "guard_skipped",
 )
+MILD_CAUSES = ("diverging_loss", "zero_gradient", "guard_gave_up", "guard_rolled_back")  # the loss may be finite
 WEIGHT_OF_PROGRESS = 0.75  # of the severity: how long a training lived tells more than how bad its end was
 MARGIN = 0.1  # of the spread of the successes, between the worst of them and the mildest failure
 DECADES = 6.0  # of the loss over its first value, at which an end counts as bad as one that is not finite
@@ -70,7 +73,7 @@ class Failure:
     @property
     def mildness(self) -> float:
         """How bad the end was: 1 for a loss no larger than the first, 0 for one that is not finite."""
-        if self.cause not in ("diverging_loss", "zero_gradient", "guard_gave_up") or not self.loss_ratio > 0:
+        if self.cause not in MILD_CAUSES or not self.loss_ratio > 0:
             return 0.0
         return 1.0 - min(1.0, max(0.0, math.log10(self.loss_ratio)) / DECADES)
 
@@ -82,6 +85,12 @@ class Failure:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self) | {"severity": self.severity}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Failure:
+        """Return the failure of which `to_dict` made plain values, JSON's null standing for NaN."""
+        values = {one.name: content[one.name] for one in fields(cls)}
+        return cls(**{**values, "loss_ratio": math.nan if values["loss_ratio"] is None else values["loss_ratio"]})
 
 
 def penalized_score(severity: float, successes: Sequence[float], *, maximize: bool) -> float:
