@@ -54,6 +54,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--set", choices=SETS, action="append", help="default: all")
     parser.add_argument("--every", type=int, default=1, help="take every so manieth program of a set")
+    parser.add_argument(
+        "--program", action="append", help="take these programs only; not from the set that is set aside"
+    )
     parser.add_argument("--baselines", action="store_true")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no program after so long")
     parser.add_argument("--out", type=Path, default=Path("out/rescue.jsonl"))
@@ -63,7 +66,8 @@ def main() -> None:
     known, began = {(row["set"], row["name"]) for row in rows}, time.monotonic()
     for name in arguments.set or SETS:
         for case in importlib.import_module(f"tests.corpus.{name}").CASES[:: arguments.every]:
-            if (name, case.name) in known or time.monotonic() - began > 60 * arguments.minutes:
+            unwanted = arguments.program and (name == BLIND or case.name not in arguments.program)
+            if unwanted or (name, case.name) in known or time.monotonic() - began > 60 * arguments.minutes:
                 continue
             row = {"set": name, **judge(case, baselines=arguments.baselines)}
             rows.append(row)
