@@ -54,9 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--set", choices=SETS, action="append", help="default: all")
     parser.add_argument("--every", type=int, default=1, help="take every so manieth program of a set")
-    parser.add_argument(
-        "--program", action="append", help="take these programs only; not from the set that is set aside"
-    )
+    parser.add_argument("--program", action="append", help="take only these; not of the set that is set aside")
     parser.add_argument("--baselines", action="store_true")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no program after so long")
     parser.add_argument("--out", type=Path, default=Path("out/rescue.jsonl"))

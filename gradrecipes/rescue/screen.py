@@ -22,7 +22,7 @@ def screen(rescue: Any) -> str:
     if evidence.control is not None:
         lines += _wrapped(f"As it is: {evidence.measured} {evidence.control:.3f} (chance {evidence.chance:.3f}).")
     if rescue.changes and proof is not None:
-        lines += ["", "Changes, each of them needed:"]
+        lines += ["", "Changes:"]
         for change in rescue.changes:
             loss = "" if change.needed is None else f" (without it {-change.needed:+.3f})"
             lines += _wrapped(f"- {change.title}{loss}")
