@@ -19,6 +19,7 @@ def diagnose(
     batch_size: int = 32,
     validation_data: Any = None,
     seed: int = 0,
+    steps: int = 100,
     tell: Callable[[str], None] | None = None,
 ) -> Diagnosis:
     """Tell what is wrong with a training, where, since when, why, how sure that is, and what to do.
@@ -37,6 +38,7 @@ def diagnose(
         batch_size: Samples in a batch of arrays.
         validation_data: `(x, y)`, looked at beside the training data, or None.
         seed: Fixes which batches are tried.
+        steps: Training steps of the trial, at least 10; more look further, and take longer.
         tell: Called with a few words at the beginning of each part, for a display of progress.
 
     Returns:
@@ -71,6 +73,7 @@ def diagnose(
         batch_size=batch_size,
         validation_data=validation_data,
         seed=seed,
+        steps=steps,
         tell=tell,
     )
     return Diagnosis(tuple(find(trace)), trace)

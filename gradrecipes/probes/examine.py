@@ -47,6 +47,7 @@ def examine(
     batch_size: int = 32,
     validation_data: Any = None,
     seed: int = 0,
+    steps: int = 100,
     tell: Tell | None = None,
 ) -> Trace:
     """Return the record of all probes and of a short trial; the model is afterwards what it was, to the bit.
@@ -59,6 +60,7 @@ def examine(
         batch_size: Samples in a batch of arrays.
         validation_data: `(x, y)` or `(x, y, sample_weight)` to be looked at beside the training data, or None.
         seed: Fixes which batches are tried.
+        steps: Training steps of the trial, at least 10.
         tell: Called with a few words at the beginning of each part.
 
     Returns:
@@ -70,6 +72,7 @@ def examine(
         TypeError: No model, or data that hold no numbers.
     """
     require_compiled(model)
+    require_whole("steps", steps, least=10, remedy="100 are usual.")
     require_whole("seed", seed, least=0, remedy="Another seed draws other batches.")
     if tell is not None and not callable(tell):
         raise TypeError(f"`tell` must be a function of a few words. Received: tell={tell!r}. Try tell=print.")
@@ -103,7 +106,7 @@ def examine(
     tell("passing all the data through the net")
     probes = replace(probes, forward_pass=forward_pass(model, data))
     tell("training for a few steps")
-    trace = try_out(model, data, description, probes, seed=seed, tell=tell)
+    trace = try_out(model, data, description, probes, seed=seed, steps=steps, tell=tell)
     _look_closer(model, data, trace, seed=seed, tell=tell)
     return trace
 

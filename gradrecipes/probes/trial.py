@@ -55,12 +55,13 @@ def try_out(
     probes: Probes,
     *,
     seed: int,
+    steps: int = STEPS,
     tell: Callable[[str], None],
 ) -> Trace:
     """Run the trial and, where it is called for, its variations; return its record, `probes.trial` filled in."""
     suspects = _suspects(probes)
     batches = data.cut(BATCHES, seed=seed, suspects=suspects)
-    steps = STEPS // len(batches) * len(batches) if len(batches) < STEPS else STEPS
+    steps = steps // len(batches) * len(batches) if len(batches) < steps else steps
     marks = bad_samples(probes.data, batches)
     usable = batches if marks is None else without(batches, marks)  # one outlying target would set the baseline
     baselines = Baselines(model, description, usable)

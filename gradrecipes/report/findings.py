@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
-import numpy as np
-
-from gradrecipes.core.findings.finding import Finding, Kind, Severity
+from gradrecipes.core.findings.finding import Finding, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.engine import in_reading_order
-from gradrecipes.diagnosis.outcome.verdict import OSCILLATING, STALLED, losses
-from gradrecipes.diagnosis.outcome.verdict import verdict as outcome_of
+from gradrecipes.diagnosis.outcome.judgement import HEALTHY, Judgement, judge
 
-HEALTHY, UNHEALTHY, UNDECIDED = "healthy", "unhealthy", "undecided"
-# Steps of a fit from which a symptom without a cause is reported; before, only a run that breaks or diverges is. The
-# callback `Doctor` waits as long: a slow start is not a fault.
-MIN_STEPS_OF_SYMPTOM = 100
 COUNTED = {
     Severity.CRITICAL: ("critical finding", "critical findings"),
     Severity.WARNING: ("warning", "warnings"),
@@ -54,52 +48,24 @@ class OrderedFindings:
         """Whether the verdict is "healthy"."""
         return self.verdict == HEALTHY
 
+    @cached_property
+    def judgement(self) -> Judgement:
+        """The verdict with its reason."""
+        return judge(self.trace, self.findings)
+
     @property
     def verdict(self) -> str:
-        """How the training is: "healthy", "unhealthy", or "undecided" where the trace does not show it.
+        """How the training is: "healthy" where it was seen to learn, "unhealthy", or "undecided".
 
-        It is unhealthy when a finding is critical or a warning; notices do not count.
+        It is unhealthy when a finding is critical or a warning, or when the run broke or diverged; notices do not
+        count. It is undecided where neither that nor learning was seen.
         """
-        if self._alarming and not self._too_short:
-            return UNHEALTHY
-        return HEALTHY if self._undecided is None else UNDECIDED
-
-    @property
-    def _alarming(self) -> list[Finding]:
-        return [finding for finding in self.findings if finding.severity is not Severity.NOTICE]
-
-    @property
-    def _too_short(self) -> bool:
-        """Whether a fit of few steps has not learnt yet, and shows symptoms without a cause."""
-        if self.trace.probes.trial is not None or not 0 < len(self.trace) < MIN_STEPS_OF_SYMPTOM:
-            return False
-        only_symptoms = all(finding.kind is Kind.SYMPTOM for finding in self._alarming)
-        return only_symptoms and outcome_of(self.trace).state in (STALLED, OSCILLATING)
-
-    @property
-    def _undecided(self) -> str | None:
-        """Why nothing can be said of the training, or None."""
-        if self._alarming:
-            return f"Undecided: {_steps(self.trace)} are too few to tell. So far: {self._alarming[0].title}"
-        if not len(self.trace):
-            if self.findings or not self.trace.probes:
-                return "Nothing to judge: the trace holds no training step."
-            return "Undecided: no training step was recorded; nothing else is alarming."
-        if not np.isfinite(losses(self.trace)).any():
-            return f"Undecided: the loss was not seen in {_steps(self.trace)}; nothing else is alarming."
-        return None
+        return self.judgement.verdict
 
     @property
     def summary(self) -> str:
-        """One line that says how the training is."""
-        steps = len(self.trace)
-        if self.verdict == UNHEALTHY:
-            return f"Unhealthy: {self.findings[0].title}"
-        if self._undecided is not None:
-            return self._undecided
-        if self.trace.probes.trial is not None:
-            return f"Healthy: nothing alarming in the data, the net, and {steps:,} trial steps."
-        return f"Healthy: nothing alarming in {_steps(self.trace)}."
+        """One line that says how the training is, and why."""
+        return f"{self.verdict.capitalize()}: {self.judgement.reason}"
 
     @property
     def tally(self) -> str:
@@ -118,7 +84,3 @@ class OrderedFindings:
     def causes(self, finding: Finding) -> list[Finding]:
         """Return the findings that name this one among what they lead to."""
         return [other for other in self.findings if finding.code in other.leads_to]
-
-
-def _steps(trace: Trace) -> str:
-    return f"{len(trace):,} recorded {'step' if len(trace) == 1 else 'steps'}"

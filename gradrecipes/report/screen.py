@@ -5,9 +5,10 @@ from __future__ import annotations
 import textwrap
 
 from gradrecipes.core.findings.finding import Evidence, Finding, Severity
+from gradrecipes.diagnosis.outcome.judgement import HEALTHY, UNDECIDED, UNHEALTHY
 from gradrecipes.report import wording
 from gradrecipes.report.code_lines import narrow
-from gradrecipes.report.findings import HEALTHY, UNDECIDED, UNHEALTHY, OrderedFindings
+from gradrecipes.report.findings import OrderedFindings
 from gradrecipes.report.looked_at import looked_at
 from gradrecipes.report.path import ARROW, path
 

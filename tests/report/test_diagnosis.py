@@ -86,8 +86,8 @@ def test_only_notices_leave_a_training_healthy(severity):
 
 
 def test_the_verdict_of_an_empty_trace_claims_nothing():
-    assert Diagnosis((), Trace()).summary.startswith("Nothing to judge")
-    assert Diagnosis((), trace_of(1)).summary == "Healthy: nothing alarming in 1 recorded step."
+    assert Diagnosis((), Trace()).summary == "Undecided: The record holds no training step."
+    assert Diagnosis((), trace_of(1)).summary.startswith("Undecided: 1 step ")
 
 
 def test_it_cannot_be_changed():

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradrecipes.core.findings.finding import Finding, Severity
+from gradrecipes.core.findings.finding import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import OutputTrial, TrialReading
 from gradrecipes.diagnosis.facts.readings import say
-from gradrecipes.diagnosis.outcome.verdict import BROKEN, DIVERGING, LEARNING, UNKNOWN, Verdict, losses, verdict
+from gradrecipes.diagnosis.outcome.verdict import BROKEN, DIVERGING, LEARNING, OSCILLATING, STALLED, UNKNOWN, Verdict, losses, verdict
 
 HEALTHY, UNHEALTHY, UNDECIDED = "healthy", "unhealthy", "undecided"
 STANDARD_ERRORS = 2.0  # by which the end of a run has to lie below the loss of the best constant answer
+# Steps of a fit from which a symptom without a cause is reported; before, only a run that breaks or diverges is.
+MIN_STEPS_OF_SYMPTOM = 100
 AT_REST = 0.9  # end over the baseline below which a run that no longer falls has learned before
 
 
@@ -43,12 +45,14 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
         trace: The record.
         findings: What the rules found in it.
     """
-    worst = next((finding for finding in findings if finding.severity is not Severity.NOTICE), None)
-    if worst is not None:
-        return Judgement(UNHEALTHY, f"{worst.title}")
+    seen, steps = verdict(trace), f"{len(trace):,} {'step' if len(trace) == 1 else 'steps'}"
+    alarming = [finding for finding in findings if finding.severity is not Severity.NOTICE]
+    if alarming and _too_short(trace, seen, alarming):
+        return Judgement(UNDECIDED, f"{steps} are too few to tell. So far: {alarming[0].title}.")
+    if alarming:
+        return Judgement(UNHEALTHY, findings[0].title)
     if not len(trace):
         return Judgement(UNDECIDED, "The record holds no training step.")
-    seen, steps = verdict(trace), f"{len(trace):,} {'step' if len(trace) == 1 else 'steps'}"
     if seen.state == BROKEN:
         return Judgement(
             UNHEALTHY, f"The loss or the gradient is not finite from step {seen.step} on; no cause is known."
@@ -59,7 +63,7 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
     if not np.isfinite(loss).any():
         return Judgement(UNDECIDED, f"The loss was not seen in {steps}: the train step returns none.")
     if seen.state == UNKNOWN:
-        return Judgement(UNDECIDED, f"{steps.capitalize()} are too few to tell. {_longer(trace)}")
+        return Judgement(UNDECIDED, f"{steps} {'is' if len(trace) == 1 else 'are'} too few to tell. {_longer(trace)}")
     behind = [one for one in outputs(trace) if not one.learned]
     if behind:
         one = behind[0]
@@ -74,6 +78,13 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
     return Judgement(
         UNDECIDED, f"The loss went from {say(seen.start)} to {say(seen.end)} in {steps}{against}. {_longer(trace)}"
     )
+
+
+def _too_short(trace: Trace, seen: Verdict, alarming: Sequence[Finding]) -> bool:
+    """Return whether a fit of few steps has not learned yet, and shows symptoms without a cause."""
+    if trace.probes.trial is not None or not 0 < len(trace) < MIN_STEPS_OF_SYMPTOM:
+        return False
+    return all(finding.kind is Kind.SYMPTOM for finding in alarming) and seen.state in (STALLED, OSCILLATING)
 
 
 def outputs(trace: Trace) -> tuple[OutputTrial, ...]:

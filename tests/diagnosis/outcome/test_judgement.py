@@ -1,0 +1,78 @@
+"""Healthy means that a training was seen to learn; where neither that nor a fault was seen, it is undecided."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+
+import gradrecipes as gr
+from gradrecipes.core.findings.finding import Finding, Kind, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.trial_reading import OutputTrial
+from gradrecipes.diagnosis.outcome.judgement import judge
+from tests.diagnosis.hand_made import BROKEN, CLIMBING, FALLING, STANDING, trial
+
+
+def finding(severity: Severity) -> Finding:
+    return Finding("code", "A title", Kind.CAUSE, severity, 0.9, "Why.")
+
+
+@pytest.mark.parametrize(
+    ("trace", "verdict"),
+    [
+        (trial(FALLING), "healthy"),
+        (trial(STANDING), "undecided"),
+        (trial(BROKEN), "unhealthy"),
+        (trial(CLIMBING), "unhealthy"),
+        (trial(np.linspace(9.0, 2.6, 100)), "undecided"),  # it falls, and ends above a constant answer
+        (trial(np.full(100, 0.2)), "healthy"),  # it has learned before
+        (trial(np.full(100, np.nan)[:0]), "undecided"),
+        (trial(FALLING[:5]), "undecided"),
+        (Trace(), "undecided"),
+    ],
+)
+def test_a_run_without_findings(trace, verdict):
+    judged = judge(trace, ())
+    assert judged.verdict == verdict and judged.reason.endswith(".")
+    assert ("steps=" in judged.reason) == (verdict == "undecided" and len(trace) > 0)
+
+
+def test_findings_decide_and_notices_do_not():
+    assert judge(trial(FALLING), (finding(Severity.WARNING),)).verdict == "unhealthy"
+    assert judge(trial(FALLING), (finding(Severity.NOTICE),)).verdict == "healthy"
+
+
+def test_one_output_that_stays_at_its_constant_answer_leaves_it_undecided():
+    trace = trial(FALLING)
+    outputs = (OutputTrial(0, "box", 4e4, 3e2, 6e3, 10.0), OutputTrial(1, "class", 1.6, 1.5, 1.4, 0.02))
+    trace.probes = replace(trace.probes, trial=replace(trace.probes.trial, outputs=outputs))
+    judged = judge(trace, ())
+    assert judged.verdict == "undecided" and "'class'" in judged.reason
+
+
+def test_a_record_whose_loss_was_not_seen_is_undecided():
+    trace = Trace(["dense"])
+    trace.extend(step=range(50), gradient_norm=np.ones(50))
+    assert "not seen" in judge(trace, ()).reason
+
+
+def test_each_head_is_judged_and_the_prescription_keeps_the_structure():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(512, 16)).astype(np.float32)
+    y = {"class": x[:, :4].argmax(axis=1), "box": (x[:, 4:8] * 80 + 200).astype(np.float32)}
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((16,))
+    hidden = keras.layers.Dense(64, activation="relu")(inputs)
+    heads = {
+        "class": keras.layers.Dense(4, activation="softmax", name="class")(hidden),
+        "box": keras.layers.Dense(4, name="box")(hidden),
+    }
+    model = keras.Model(inputs, heads)
+    model.compile(keras.optimizers.SGD(0.01), {"class": "sparse_categorical_crossentropy", "box": "mse"})
+    diagnosis = gr.diagnose(model, x, y)
+    first = diagnosis.findings[0]
+    assert diagnosis.verdict == "unhealthy" and first.code == "unscaled_targets"
+    assert "{**y, 'box': (y['box'] - mean) / std}" in first.prescriptions[0].code
