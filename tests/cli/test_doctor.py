@@ -15,7 +15,7 @@ def test_a_trace_becomes_a_diagnosis():
     diagnosis = diagnose(trace)
     assert isinstance(diagnosis, Diagnosis)
     assert diagnosis.trace is trace
-    assert diagnosis.healthy
+    assert diagnosis.verdict == "undecided"
 
 
 @pytest.mark.parametrize(

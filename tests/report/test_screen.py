@@ -60,10 +60,10 @@ def assert_one_screen(diagnosis):
     assert " ".join(lines[0].split()[:3]) == " ".join(diagnosis.summary.split()[:3])
     code = "\n".join(line for line, style in render(diagnosis) if style == "green")
     compile(code, "screen", "exec")
-    if not diagnosis.healthy and diagnosis.findings[0].prescriptions:
+    if diagnosis.verdict == "unhealthy" and diagnosis.findings[0].prescriptions:
         assert "Do this first: " in text and code
     assert all(finding.code in text for finding in diagnosis.findings[1:2])
-    assert diagnosis.healthy or "print(diagnosis.full())" in lines[-1]
+    assert diagnosis.verdict != "unhealthy" or "print(diagnosis.full())" in lines[-1]
     return text
 
 

@@ -12,7 +12,17 @@ from gradrecipes.core.findings.finding import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import OutputTrial, TrialReading
 from gradrecipes.diagnosis.facts.readings import say
-from gradrecipes.diagnosis.outcome.verdict import BROKEN, DIVERGING, LEARNING, OSCILLATING, STALLED, UNKNOWN, Verdict, losses, verdict
+from gradrecipes.diagnosis.outcome.verdict import (
+    BROKEN,
+    DIVERGING,
+    LEARNING,
+    OSCILLATING,
+    STALLED,
+    UNKNOWN,
+    Verdict,
+    losses,
+    verdict,
+)
 
 HEALTHY, UNHEALTHY, UNDECIDED = "healthy", "unhealthy", "undecided"
 STANDARD_ERRORS = 2.0  # by which the end of a run has to lie below the loss of the best constant answer
