@@ -135,15 +135,20 @@ class Lab:
         difference, error = self.compared(one, other)
         return difference > max(LEAST_DIFFERENCE, STANDARD_ERRORS * error)
 
-    def learns(self, result: Result) -> bool:
-        """Return whether an arm got better than the best constant guess by more than chance."""
+    def learns(self, result: Result, *, standard_errors: float = STANDARD_ERRORS) -> bool:
+        """Return whether an arm got better than the best constant guess.
+
+        Args:
+            result: Of the arm.
+            standard_errors: By how many of its score. One is enough where a comparison over several seeds follows.
+        """
         if result.error or result.broken is not None:
             return False
         if self.task.kind == OWN_LOSS:
             return result.score.value > LEAST_DIFFERENCE
         samples = result.score.samples
         error = UNKNOWN_ERROR if samples is None or len(samples) < 2 else float(np.std(samples)) / len(samples) ** 0.5
-        return result.score.value > self.task.chance + max(0.05, STANDARD_ERRORS * error)
+        return result.score.value > self.task.chance + max(LEAST_DIFFERENCE, standard_errors * error)
 
     def _arm(self, names: tuple[str, ...], setup: Setup, seed: int) -> Arm:
         arm = self._arms.pop((names, seed), None)

@@ -144,7 +144,7 @@ class _Progress:
     def so_far(self, *, complete: bool = True) -> Found:
         """Return what is proven by now."""
         proof = self._proof() if self.winner and self.pairs else None
-        wins = proof is not None and proof.wins
+        wins = proof is not None and proof.wins and min(proof.changed) > self.lab.task.chance
         changes = self.winner if wins else ()
         needed = {name: self.needed[name] for name in (change.name for change in changes) if name in self.needed}
         return Found(changes, proof, needed, self.control, self.fails, complete)
@@ -157,7 +157,7 @@ class _Progress:
         if self.lab.task.kind == OWN_LOSS:
             return last.peak > FINAL_PEAK and last.score.value < -0.5
         late = any(self.lab.better(one.score, last.score) for one in checkpoints[:-1])
-        return late or not self.lab.learns(last)
+        return late or not self.lab.learns(last, standard_errors=1.0)
 
     def _against_late_failure(self) -> Found:
         """Train with each remedy in full, the safest first, until one stays learnt to the end."""
@@ -245,13 +245,13 @@ class _Progress:
             if done and (lab.left < lab.full or (lab.learns(done[0][1]) and done[0][1].score.value > 0.95)):
                 break
             done.append((changes, lab.run(changes, share=1.0, part="finals")))
-        sound = [pair for pair in done if pair[1].broken is None and lab.learns(pair[1])]
+        sound = [pair for pair in done if lab.learns(pair[1], standard_errors=1.0)]
         for name in LATE if not sound else ():
             if lab.left < lab.full or name not in self.known:
                 continue
             safer = (*finalists[0], self.known[name])
             done.append((safer, lab.run(safer, share=1.0, part="finals")))
-            sound = [pair for pair in done if pair[1].broken is None and lab.learns(pair[1])]
+            sound = [pair for pair in done if lab.learns(pair[1], standard_errors=1.0)]
             if sound:
                 break
         if not sound:
