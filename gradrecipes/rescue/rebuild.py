@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from gradrecipes.compat.keras_private import sublayers
+from gradrecipes.compat.keras_private import replaced, sublayers
 from gradrecipes.compat.model_copy import copied_model
 from gradrecipes.rescue import layer_edits as edits
 from gradrecipes.rescue.compiling import compile_as
@@ -65,13 +66,14 @@ def _rebuilt(original: Original, base: Setup, setup: Setup, seed: int) -> keras.
 
     model = original.model
     restructured = setup.skips or setup.normalization != OWN
-    if isinstance(model, keras.Sequential) and not restructured:
-        made = keras.models.clone_model(model, clone_function=again)
-        if not made.built:
-            made.build(model.input_shape)
-    else:
-        graph = keras.Model(model.inputs, model.outputs) if isinstance(model, keras.Sequential) else model
-        made = keras.models.clone_model(graph, clone_function=again, call_function=call)
+    with replaced(model, "compiled", False):  # else the copy is compiled from a config, which may not hold the loss
+        if isinstance(model, keras.Sequential) and not restructured:
+            made = keras.models.clone_model(model, clone_function=again)
+            if not made.built:
+                made.build(model.input_shape)
+        else:
+            graph = keras.Model(model.inputs, model.outputs) if isinstance(model, keras.Sequential) else model
+            made = keras.models.clone_model(graph, clone_function=again, call_function=call)
     for layer, twin, drawn in pairs:
         values = layer.get_weights()
         if not drawn and [value.shape for value in values] == [tuple(one.shape) for one in twin.weights]:
@@ -87,7 +89,12 @@ def _layer(
     name, kind = layer.name, type(layer)
     if kind.__name__ == "BatchNormalization" and setup.normalization == "layer":
         return keras.layers.LayerNormalization(axis=layer.axis, name=name, dtype=layer.dtype_policy), True
-    config = layer.get_config()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a lambda in a file; nothing is written here
+            config = layer.get_config()
+    except NotImplementedError:
+        return copied_model(layer), False
     changes = [edits.with_seeds(name, seed)]
     drawn = bool(seed)
     if setup.activation != OWN and name in original.activations:
@@ -109,7 +116,14 @@ def _layer(
         drawn = True
     if setup.precision not in (OWN, base.precision):
         changes.append(edits.with_dtype(setup.precision))
-    return kind.from_config(edits.edited(config, *changes)), drawn and name not in original.kept
+    config = edits.edited(config, *changes)
+    own = getattr(layer, "activation", None)
+    if isinstance(config.get("activation"), dict) and callable(own):
+        config["activation"] = own  # a function of the user's own, which no config names
+    try:
+        return kind.from_config(config), drawn and name not in original.kept
+    except Exception:  # its config does not describe it whole, so it is copied as it is
+        return copied_model(layer), False
 
 
 def _next_activation(layer: keras.layers.Layer, original: Original, setup: Setup) -> str | None:

@@ -198,3 +198,24 @@ def test_head_and_loss_are_made_to_fit():
     assert made.output_shape == (None, 5)
     assert made.get_layer("head").activation.__name__ == "softmax"
     assert made.loss.get_config()["from_logits"] is False
+
+
+def test_functions_and_layers_that_no_config_describes_are_kept():
+    class Scaled(keras.layers.Layer):
+        def __init__(self, function):
+            super().__init__()
+            self.function, self.dense = function, keras.layers.Dense(4)
+
+        def call(self, x):
+            return self.function(self.dense(x))
+
+    inputs = keras.Input((8,))
+    hidden = keras.layers.Dense(8, activation=lambda value: value**3)(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1)(Scaled(lambda value: 2.0 * value)(hidden)))
+    model.compile("sgd", "mse")
+    original, base = read_original(model), setup_of(model, None, batch_size=32, epochs=1)
+    made = rebuild(original, base, base, scaling=SCALING)
+    assert np.array_equal(np.asarray(made(X)), np.asarray(model(X)))
+    before = model.get_weights()
+    made.fit(X / 100, Y, verbose=0)
+    assert all(np.array_equal(one, now) for one, now in zip(before, model.get_weights(), strict=True))
