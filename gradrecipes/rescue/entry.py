@@ -13,6 +13,7 @@ import keras
 
 from gradrecipes.compat.model_copy import global_tensorflow_seed_kept
 from gradrecipes.core.arguments import require_whole
+from gradrecipes.core.findings.finding import Severity
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.probes.examine import examine, require_compiled
 from gradrecipes.report.diagnosis import Diagnosis
@@ -125,8 +126,10 @@ def rescue(
         stages={} if original.wrappable else None,
         seconds={"diagnosis": time.monotonic() - began},
     )
+    # An undecided diagnosis found nothing either: whether the training learns, the control arm shows.
+    nothing_found = all(finding.severity is Severity.NOTICE for finding in diagnosis.findings)
     known = catalogue(base, original, scaling, task, steps=steps)
-    found = search(lab, candidates(diagnosis.findings, known), known, healthy=diagnosis.healthy)
+    found = search(lab, candidates(diagnosis.findings, known), known, healthy=nothing_found)
     return _answer(model, lab, found, diagnosis, build, arrays=_is_arrays(x))
 
 
