@@ -28,13 +28,13 @@ _REMAKE = "make_train_function"
 
 
 def enter(model: keras.Model, session: ActiveFit) -> None:
-    """Note an session whose fit begins, perhaps within another."""
+    """Note a session whose fit begins, perhaps within another."""
     _ACTIVE.setdefault(model, []).append(session)
     model.__dict__[_REMAKE] = _remaking(model)
 
 
 def leave(model: keras.Model, session: ActiveFit) -> None:
-    """Forget an session whose fit ends; those within it broke off before."""
+    """Forget a session whose fit ends; those within it broke off before."""
     sessions = _ACTIVE[model]
     while sessions[-1] is not session:
         sessions[-1].break_off()
