@@ -53,7 +53,9 @@ class Raising(keras.Model):
         return self.dense(x)
 
     def train_step(self, data):
-        raise KeyError("labels")
+        if self.where == "step":
+            raise KeyError("labels")
+        return super().train_step(data)
 
 
 class LosesAFile(keras.utils.PyDataset):

@@ -42,6 +42,7 @@ def loss_probe(model: keras.Model, batch: Any, description: Description) -> Loss
         description: Of the model.
 
     Example:
+        >>> from gradrecipes.training.description.describe import describe_model
         >>> found = loss_probe(model, (x[:8], y[:8]), describe_model(model))
         >>> [(point.at, point.value, point.gradient) for point in found.points]
         [('outputs', 'finite', 'finite'), ('targets', 'finite', 'finite')]

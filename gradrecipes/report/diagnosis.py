@@ -82,7 +82,7 @@ class Diagnosis(OrderedFindings):
         Example:
             >>> from gradrecipes.core.trace import Trace
             >>> print(Diagnosis((), Trace(layers=["dense"])).full())
-            Nothing to judge: the trace holds no training step.
+            Undecided: The record holds no training step.
         """
         return plain_text.render(self)
 

@@ -212,8 +212,9 @@ def test_a_loss_scale_that_is_too_high_comes_down_as_without_the_guard(exponent)
 
 @pytest.mark.parametrize("scale", [1e25, 1e50])
 def test_float64_is_judged_by_its_own_range(scale):
-    before = keras.config.floatx()
+    before, policy = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")  # which keeps the floatx of the process' first layer
     try:
         x = np.random.default_rng(0).normal(size=(2 * BATCH, 64))
         y = scale * x[:, :1]
@@ -229,6 +230,7 @@ def test_float64_is_judged_by_its_own_range(scale):
         assert history["skipped_steps"] == [1]
     finally:
         keras.config.set_floatx(before)
+        keras.config.set_dtype_policy(policy)
 
 
 def test_the_bound_of_the_guard_takes_the_place_of_the_models():

@@ -125,7 +125,7 @@ def test_callbacks_are_copied_before_and_after_a_fit():
     def copies():
         for copied in (copy.deepcopy(callbacks), pickle.loads(pickle.dumps(callbacks))):
             assert (copied[0].sample_every, copied[1].clipping) == (7, gr.clipping.by_norm(0.5))
-            assert len(copied[0].trace) == 0
+            assert len(copied[0].trace) == len(callbacks[0].trace)
             yield copied
 
     early = list(copies())

@@ -81,7 +81,6 @@ class InstrumentedStep:
         self._updates: dict[str, int] = {}
         self._whole: StepResult | None = None
         self._norms: dict[str, tf.Tensor] = {}
-        self._state: Any = None
         self._inside = 0
         self._shadows = contextlib.ExitStack()
 
@@ -126,12 +125,12 @@ class InstrumentedStep:
         self._losses.begin()
         if self._of_replica.graph != "eager":
             self.graphs.append(weakref.ref(self._of_replica.graph))
-        state = self._state = self._forward_state(data)
+        state = self._of_replica.state = self._forward_state(data)
         with self._shadowed(), contextlib.nullcontext() if state is None else state.watching_assignments():
             return self.train_step(data)
 
     def _recorded(self, logs: Any) -> Any:
-        model, state = self.model, self._state
+        model, state = self.model, self._of_replica.state
         if not self._results:
             raise ValueError(
                 f"The train_step of {model.name!r} applied no gradients through an optimizer of the model, so there is "
@@ -238,7 +237,7 @@ class InstrumentedStep:
             result = hook.send(summed, variables, apply_everywhere, loss=loss, earlier=earlier, alone=alone)
             self._results.append(result)
 
-        with contextlib.nullcontext() if self._state is None else self._state.ignoring():
+        with contextlib.nullcontext() if self._of_replica.state is None else self._of_replica.state.ignoring():
             replicas.sum_once(run, gradients, variables, loss, apply_gradients)
 
     # -- what the record needs to know ---------------------------------------------------------------
