@@ -50,14 +50,14 @@ def main() -> None:
     for name in arguments.set or SETS:
         results[name] = score(name)
         console.print(totals(name, results[name]))
-        console.print(breakdown(results[name]))
-        if name != BLIND:
+        if name not in BLIND:
+            console.print(breakdown(results[name]))
             for row in results[name]:
                 if not row["right"]:
                     expected = row["cause"] or "nothing"
                     console.print(f"  {row['name']}: expected {expected}, found {row['found'][:3]} {row['error']}")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    shown = {name: rows for name, rows in results.items() if name != BLIND}
+    shown = {name: rows for name, rows in results.items() if name not in BLIND}
     arguments.out.write_text(json.dumps(shown, indent=1))
 
 

@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--set", choices=SETS, action="append", help="default: all")
     parser.add_argument("--every", type=int, default=1, help="take every so manieth program of a set")
-    parser.add_argument("--program", action="append", help="take only these; not of the set that is set aside")
+    parser.add_argument("--program", action="append", help="take only these; not of the blind sets")
     parser.add_argument("--baselines", action="store_true")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no program after so long")
     parser.add_argument("--out", type=Path, default=Path("out/rescue.jsonl"))
@@ -64,7 +64,7 @@ def main() -> None:
     known, began = {(row["set"], row["name"]) for row in rows}, time.monotonic()
     for name in arguments.set or SETS:
         for case in importlib.import_module(f"tests.corpus.{name}").CASES[:: arguments.every]:
-            unwanted = arguments.program and (name == BLIND or case.name not in arguments.program)
+            unwanted = arguments.program and (name in BLIND or case.name not in arguments.program)
             if unwanted or (name, case.name) in known or time.monotonic() - began > 60 * arguments.minutes:
                 continue
             row = {"set": name, **judge(case, baselines=arguments.baselines)}
@@ -74,7 +74,7 @@ def main() -> None:
     console = Console(width=120)
     for name in arguments.set or SETS:
         console.print(totals(name, [row for row in rows if row["set"] == name]))
-        if name != BLIND:
+        if name not in BLIND:
             for row in rows:
                 if row["set"] == name and not row["right"]:
                     console.print(

@@ -9,8 +9,8 @@ from typing import Any
 
 import keras
 
-SETS = ("tuning_half", "once_set_aside", "second_tuning_set", "third_tuning_set", "set_aside")
-BLIND = "set_aside"  # the set of which only totals are ever shown
+SETS = ("tuning_half", "once_set_aside", "second_tuning_set", "third_tuning_set", "set_aside", "fresh")
+BLIND = ("set_aside", "fresh")  # the sets of which only totals are ever shown
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,16 @@ CAUSES = [
     "embedding_spike",
     "batch_too_small",
 ]
+# Causes that programs of the blind sets have, and that no rule is named after.
+UNNAMED = [
+    "attention_logit_growth",
+    "failing_step",
+    "frozen_weights",
+    "missing_warmup",
+    "unbalanced_loss_terms",
+    "unbounded_loss",
+    "unsafe_arithmetic",
+]
 FEWEST_SOUND = {"third_tuning_set": 10}  # of its programs only those stayed whose training was proved
 
 
@@ -55,9 +65,10 @@ def test_a_set_has_failing_programs_and_sound_ones_beside_them(name: str):
 @pytest.mark.parametrize("name", SETS)
 def test_a_case_says_where_it_comes_from_and_what_mends_it(name: str):
     for position, case in enumerate(cases(name)):
-        label = f"number {position}" if name == BLIND else case.name
+        label = f"number {position}" if name in BLIND else case.name
         assert case.name and case.source, label
-        assert {case.cause, *case.accepted} <= {*CAUSES, None}, label
+        known = {*CAUSES, *UNNAMED, None} if name in BLIND else {*CAUSES, None}
+        assert {case.cause, *case.accepted} <= known, label
         assert not {case.cause, None} & set(case.accepted), label
         assert (case.repaired is None) == (case.cause is None), label
 
