@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import sys
+from collections.abc import Sequence
 from typing import Any
 
+from gradrecipes.core.analysis.paired import smallest_p
 from gradrecipes.plots.study import StudyPlot
 from gradrecipes.report.strict_json import plain
 from gradrecipes.studies import spread
-from gradrecipes.studies.judge import ArmSummary, Comparison, compare, leader, seen_from, summarize
-from gradrecipes.studies.progress import Progress
+from gradrecipes.studies.judge import LEVEL, ArmSummary, Comparison, compare, leader, seen_from, summarize
+from gradrecipes.studies.objective import Objective
 from gradrecipes.studies.study_runs import StudyRuns
-from gradrecipes.studies.table import StudyTable
-from gradrecipes.studies.wording import verdict
+from gradrecipes.studies.table import StudyTable, interval, more_seeds, number
 
 
 class Study(StudyRuns):
@@ -181,3 +185,105 @@ class Study(StudyRuns):
 
 def _ends(interval: Any) -> Any:
     return None if interval is None else vars(interval)
+
+
+class Progress(contextlib.AbstractContextManager):
+    """A bar on the terminal (standard error), which is gone when the study is over.
+
+    Args:
+        study: The study.
+        shown: Whether to show it; None: on a terminal.
+    """
+
+    def __init__(self, study: StudyRuns, *, shown: bool | None = None):
+        self._study = study
+        self._total = len(study.arms) * len(study.seeds)
+        self._bar: Any = None
+        self._task: Any = None
+        self._shown = sys.stderr.isatty() if shown is None else shown
+
+    def __enter__(self) -> Progress:
+        if self._shown:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            console = Console(stderr=True)
+            self._bar = Bar(*columns, console=console, transient=console.is_terminal)
+            self._bar.start()
+            self._task = self._bar.add_task("study", total=self._total)
+            self.refresh()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def begins(self, arm: str, seed: int) -> None:
+        """Name the run that begins."""
+        if self._bar is not None:
+            from rich.markup import escape
+
+            self._bar.update(self._task, description=f"{escape(arm)}, seed {seed}")
+
+    def refresh(self, *_: Any) -> None:
+        """Count the runs that have ended, and those that are not made since their arm was given up."""
+        if self._bar is None:
+            return
+        runs, given_up = self._study.runs, self._study.given_up()
+        left_out = sum(max(0, len(self._study.seeds) - len(runs[arm])) for arm in given_up)
+        ended = sum(map(len, runs.values()))
+        diverged = sum(run.diverged is not None for found in runs.values() for run in found)
+        description = {"description": f"study, {diverged} diverged"} if diverged else {}
+        self._bar.update(self._task, completed=min(self._total, ended + left_out), **description)
+
+
+def verdict(
+    summaries: Sequence[ArmSummary], comparisons: Sequence[Comparison], *, best: str | None, objective: Objective
+) -> str:
+    """Return what the runs so far say, one sentence a line.
+
+    Args:
+        summaries: How each arm did.
+        comparisons: How any two of them compare.
+        best: Name of the arm with the best mean rank; None before any run.
+        objective: What is compared.
+    """
+    if best is None:
+        return "No run has been made yet."
+    lines = [_best(next(one for one in summaries if one.arm == best), objective)]
+    for comparison in (seen_from(one, best) for one in comparisons if best in (one.one, one.other)):
+        lines.append(_against(comparison))
+    lines += [f"{one.arm}: no hope, {one.hopeless}." for one in summaries if one.hopeless is not None]
+    lines += [_divergence(one) for one in summaries if one.diverged and one.hopeless is None]
+    pairs = min((one.pairs for one in comparisons), default=0)
+    if comparisons and smallest_p(pairs) > LEVEL / len(comparisons):
+        lines.append(
+            f"With {pairs} seeds nothing here can be beyond doubt: the exact test of {pairs} pairs cannot fall below "
+            f"p = {smallest_p(pairs):.3g}, and for a level of {LEVEL:g} over {len(comparisons)} "
+            f"comparison{'s' if len(comparisons) > 1 else ''} it has to reach {LEVEL / len(comparisons):.3g}."
+        )
+    return "\n".join(lines)
+
+
+def _best(one: ArmSummary, objective: Objective) -> str:
+    if math.isnan(one.mean):
+        return f"Every run diverged; {one.arm} stands for all of them."
+    where = f" (95% interval {interval(one.interval)})" if interval(one.interval) else ""
+    return f"Best so far: {one.arm}, {objective.name} {number(one.mean)}{where} over {one.runs} seeds."
+
+
+def _against(comparison: Comparison) -> str:
+    told = f"{comparison.one} against {comparison.other}: {number(comparison.difference, sign=True) or 'no pair'}"
+    if interval(comparison.interval):
+        told += f" (95% interval {interval(comparison.interval)})"
+    told += f", p = {comparison.adjusted_p:.3g} after Holm's correction: "
+    return told + (
+        f"{comparison.verdict}." if comparison.verdict != "undecided" else f"undecided, {more_seeds(comparison)}."
+    )
+
+
+def _divergence(one: ArmSummary) -> str:
+    ends = f"{one.divergence.low:.0%} to {one.divergence.high:.0%}"
+    return f"{one.arm}: {one.diverged} of {one.runs} runs diverged (95% interval of the share: {ends})."

@@ -194,7 +194,6 @@ class SearchResults:
         Args:
             directory: The log directory, to be opened with `tensorboard --logdir`.
         """
-        from gradrecipes.tuning.hparams import write_hparams
 
         write_hparams(self, directory)
 
@@ -251,3 +250,32 @@ def _fate(trial: SearchTrial) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)[:LONG]
+
+
+def write_hparams(results: Any, directory: str | os.PathLike[str]) -> None:
+    """Write one run for each trial that has ended: its settings, its score, whether it failed, its steps.
+
+    Args:
+        results: A `SearchResults`.
+        directory: The log directory.
+    """
+    import tensorflow as tf
+    from tensorboard.plugins.hparams import api
+
+    metrics = [api.Metric(name) for name in (results.objective, "failed", "training_steps")]
+    root = Path(directory)
+    writer = tf.summary.create_file_writer(str(root))
+    with writer.as_default():
+        api.hparams_config(hparams=[api.HParam(axis.name) for axis in results.axes], metrics=metrics)
+    writer.close()
+    for trial in results.trials:
+        if trial.status == "running":
+            continue
+        writer = tf.summary.create_file_writer(str(root / f"trial_{trial.trial_id}"))
+        with writer.as_default():
+            api.hparams({**trial.values, "cause": trial.cause or "none"}, trial_id=trial.trial_id)
+            if trial.score is not None:
+                tf.summary.scalar(results.objective, trial.score, step=0)
+            tf.summary.scalar("failed", float(trial.failed), step=0)
+            tf.summary.scalar("training_steps", float(trial.steps), step=0)
+        writer.close()

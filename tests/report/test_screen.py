@@ -13,9 +13,8 @@ import gradrecipes as gr
 from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.findings.prescription import Prescription
 from gradrecipes.core.trace import Trace
-from gradrecipes.report.code_lines import narrow
 from gradrecipes.report.diagnosis import Diagnosis
-from gradrecipes.report.screen import HEIGHT, MAX_NUMBERS, WIDTH, render
+from gradrecipes.report.screen import HEIGHT, MAX_NUMBERS, WIDTH, narrow, render
 from tests.diagnosis.conftest import FIRES, SILENT, TRACES
 
 FIRING = sorted({name for names in FIRES.values() for name in names})

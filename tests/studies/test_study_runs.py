@@ -10,7 +10,7 @@ import numpy as np
 
 import gradrecipes as gr
 from gradrecipes.studies.arm import Arm
-from gradrecipes.studies.describe import describe, fingerprint
+from gradrecipes.studies.study_runs import describe, fingerprint
 
 
 def made(text):
