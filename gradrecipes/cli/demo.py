@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradrecipes.cli.errors import UsageError
+from gradrecipes.cli.start_up import silence_tensorflow_notes
 
 if TYPE_CHECKING:
     from gradrecipes.demo.chain import ChainRun
@@ -28,10 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train, print one table, and write report, trace and heat map; return 0 when the demo is done."""
     import logging
-    import os
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     started = time.perf_counter()
+    silence_tensorflow_notes()
     try:
         from gradrecipes.demo.digits import load_digits
 

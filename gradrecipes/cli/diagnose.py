@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gradrecipes.cli.errors import UsageError
 from gradrecipes.cli.progress import PartsShown
 from gradrecipes.cli.report import print_diagnosis, write_page
+from gradrecipes.cli.start_up import silence_tensorflow_notes
 from gradrecipes.cli.target import load_training
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Load model and data, diagnose them, print what was found; return 0 for a healthy training, else 1."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    silence_tensorflow_notes()
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UsageError(f"--batch-size must be at least 1 sample. Received: {arguments.batch_size}.")
     with PartsShown(quiet=arguments.json) as parts:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradrecipes.cli.errors import UsageError
 from gradrecipes.cli.progress import PartsShown
+from gradrecipes.cli.start_up import silence_tensorflow_notes
 from gradrecipes.cli.target import load_training
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Load model and data, search, print the answer; return 0 for rescued or nothing needed, else 1."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    silence_tensorflow_notes()
     for name in ("epochs", "budget"):
         if (value := getattr(arguments, name)) is not None and value < 1:
             raise UsageError(f"--{name} must be at least 1. Received: {value}.")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradrecipes.cli.errors import UsageError
+from gradrecipes.cli.start_up import silence_tensorflow_notes
 from gradrecipes.cli.target import load_function, print_traceback
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Search, tell what was found; return 0 if a trial worked, else 1."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    silence_tensorflow_notes()
     for name in ("trials", "workers", "epochs"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
