@@ -3,7 +3,7 @@
 BIN := .venv/bin
 STAMPED := pyproject.toml requirements.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 # Without it TensorFlow opens every run with notes on the processor and on the lack of a GPU.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
@@ -20,21 +20,26 @@ ABSOLUTE = -e 's,(!\[[^]]*\]\()([^):]+\)),\1$(SOURCE_URL)/raw/$(REVISION)/\2,g' 
 	-e 's,\]\(([^):]+\)),]($(SOURCE_URL)/blob/$(REVISION)/\1,g'
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-slow test-oldest keras-suite lint format wheel docs docs-serve notebooks clean help
+.PHONY: demo test test-all test-slow test-nightly test-oldest keras-suite lint format wheel docs docs-serve notebooks clean help
 
 demo: .venv/.demo  ## show the main job on real data
 	$(BIN)/gradrecipes demo
 
-test: .venv/.dev  ## run the tests, a few long ones left out; PYTEST_ARGS="-k trace" for some of them
-	$(BIN)/python -m pytest -q --durations=10 -m "not slow and not alone" $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -q -m "not slow and alone"
+test: .venv/.dev  ## run the first tier of the tests; PYTEST_ARGS="-k trace" for some of them
+	$(BIN)/python -m pytest -q --durations=10 -m "not slow and not nightly and not alone" $(PYTEST_ARGS)
 
-test-slow: .venv/.dev  ## run the tests that `make test` leaves out for their length
-	$(BIN)/python -m pytest -q --durations=10 -m "slow and not alone" $(PYTEST_ARGS)
+test-slow: .venv/.dev  ## run the second tier: documentation, recipe scripts, processes, several replicas
+	$(BIN)/python -m pytest -q --durations=20 -m "slow and not nightly and not alone" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m "alone and not nightly"
+
+test-all: test test-slow  ## run both tiers, as .ci/run does
+
+test-nightly: .venv/.dev  ## run the tests that train for minutes
+	$(BIN)/python -m pytest -q --durations=20 -m nightly $(PYTEST_ARGS)
 
 test-oldest: .venv-oldest/.dev  ## run the tests on the oldest releases that pyproject.toml admits
-	$(OLD_BIN)/python -m pytest -q --durations=10 -m "not slow and not alone" $(PYTEST_ARGS)
-	$(OLD_BIN)/python -m pytest -q -m "not slow and alone"
+	$(OLD_BIN)/python -m pytest -q --durations=10 -m "not slow and not nightly and not alone" $(PYTEST_ARGS)
+	$(OLD_BIN)/python -m pytest -q -m "alone and not slow and not nightly"
 
 keras-suite: .venv/.dev  ## run Keras' own tests, plain and with our callbacks in every fit, and compare (15 minutes)
 	$(BIN)/python tests/keras_suite/run.py $(SUITE_ARGS)

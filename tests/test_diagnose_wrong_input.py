@@ -202,6 +202,7 @@ def test_a_batch_larger_than_the_data_and_a_single_sample_are_taken():
     assert gr.diagnose(net(), X[:1], Y[:1], batch_size=1000).trace.description.batch_size == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(5))
 def test_an_interruption_anywhere_leaves_the_model_as_it_was(part):
     model = net()

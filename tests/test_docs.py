@@ -29,12 +29,6 @@ WRITTEN = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for pat
 GENERATED = HOOKS.generated_pages()
 PAGES = {**WRITTEN, **GENERATED}
 WITH_SNIPPETS = [name for name, page in PAGES.items() if {kind for kind, _ in blocks(page)} & RUN]
-LONG = {  # several nets, each traced anew
-    "tutorial.md",
-    "how-to/how-deep-and-wide.md",
-    "how-to/how-strong-a-penalty.md",
-    "how-to/tune-what-diverges.md",
-}
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +52,8 @@ def folder(tmp_path):
     os.chdir(before)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in WITH_SNIPPETS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_SNIPPETS)
 def test_every_snippet_of_a_page_runs(name, given, folder):
     done, _ = run(PAGES[name], f"docs/{name}", folder, dict(given) if name in GENERATED else None)
     assert done == [number for number, (kind, _) in enumerate(blocks(PAGES[name])) if kind in RUN]

@@ -38,6 +38,7 @@ def names():
     return {"keras": keras, "tf": tf, "np": np, "gr": gr, "model": model, "x": x, "y": x[:, :1]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", EXAMPLES)
 def test_the_examples_of_a_module_give_what_they_say(module, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -58,7 +58,7 @@ def test_the_script_is_one_to_copy(script):
     assert "assert " in text
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")  # those of the client, about event loops; the kernel's are not heard here
 @pytest.mark.parametrize("name", EXECUTED)
 def test_the_notebook_runs_from_top_to_bottom(name, monkeypatch):

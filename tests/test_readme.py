@@ -35,6 +35,7 @@ def ran(tmp_path_factory):
     return done, names, folder
 
 
+@pytest.mark.slow
 def test_every_block_that_can_run_was_run(ran):
     done, _, _ = ran
     assert done == [number for number, (kind, _) in enumerate(BLOCKS) if kind in ("python", "console")]
@@ -48,6 +49,7 @@ def test_a_block_that_is_not_run_holds_make_and_pip_lines_only():
     assert starts <= {"make", "pip"}
 
 
+@pytest.mark.slow
 def test_the_snippets_left_what_the_text_says(ran):
     _, names, folder = ran
     assert names["diagnosis"].healthy
@@ -74,6 +76,7 @@ def test_the_number_of_codes_is_the_one_it_gives():
     assert re.search(told, README.replace("\n", " "))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("make") and shutil.which("sed")), reason="needs make and sed")
 def test_what_make_wheel_writes_for_an_index_has_no_relative_link(tmp_path):
     folder = tmp_path / "build" / "source" / "gradrecipes-0"

@@ -28,6 +28,7 @@ def quick(monkeypatch):
     return told
 
 
+@pytest.mark.slow
 def test_the_demo_prints_the_numbers_of_its_runs_and_leaves_files_that_load(quick, tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path / "deep" / "out"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)

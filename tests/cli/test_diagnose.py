@@ -64,6 +64,7 @@ def test_a_healthy_training_gives_0_and_says_what_was_looked_at(called):
     assert "training for a few steps" in err
 
 
+@pytest.mark.slow
 def test_an_exploding_one_gives_1_a_page_and_a_trace(called, tmp_path):
     code, out, err = called("exploding", "--html", "deep/page.html", "--trace", "deep/kept.trace")
     assert code == 1
@@ -75,6 +76,7 @@ def test_an_exploding_one_gives_1_a_page_and_a_trace(called, tmp_path):
     assert gr.diagnose(trace).findings[0].code == "exploding_initialization"
 
 
+@pytest.mark.slow
 def test_json_prints_json_only(called):
     code, out, err = called("exploding", "--json", "--batch-size", "64")
     read = json.loads(out)

@@ -196,6 +196,7 @@ def test_ctrl_c_is_130_without_a_traceback(monkeypatch, capsys):
     assert capsys.readouterr().err == "gradrecipes: interrupted\n"
 
 
+@pytest.mark.slow
 def test_help_loads_nothing_heavy():
     script = (
         "import sys; from gradrecipes.cli.main import main; code = main(['--help']);"
@@ -207,6 +208,7 @@ def test_help_loads_nothing_heavy():
     assert not {"keras", "tensorflow", "numpy", "matplotlib", "jinja2", "rich"} & set(loaded)
 
 
+@pytest.mark.slow
 def test_a_report_needs_no_keras(healthy):
     script = (
         f"import sys; from gradrecipes.cli.main import main; code = main(['report', {str(healthy)!r}]);"
@@ -215,6 +217,7 @@ def test_a_report_needs_no_keras(healthy):
     subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "code"), [("healthy", 0), ("unhealthy", 1), ("missing", 2)])
 def test_the_module_ends_with_the_exit_code(name, code, healthy, unhealthy, tmp_path):
     command_line = [sys.executable, "-m", "gradrecipes", "report", str(tmp_path / f"{name}.trace"), "--json"]

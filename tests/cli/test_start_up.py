@@ -12,6 +12,8 @@ I0000 00:00:1795924732.833687    2971 port.cc:153] oneDNN custom operations are 
 """
 ERROR = "F0000 00:00:1795924732.9 cpu_feature_guard.cc:110] compiled to use AVX instructions, but there are none.\n"
 
+pytestmark = pytest.mark.slow  # each starts a process
+
 
 def run(script, level=None, path=()):
     environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}

@@ -52,6 +52,7 @@ def program(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_search_tells_the_best_and_why_the_others_failed(program, capsys):
     assert main(["tune", "program.py:make", "--tuner", "grid", "--epochs", "2"]) == 0
     said = capsys.readouterr().out
@@ -60,6 +61,7 @@ def test_a_search_tells_the_best_and_why_the_others_failed(program, capsys):
     assert {"results.json", "settings.png", "importance.png", "search"} <= written
 
 
+@pytest.mark.slow
 def test_with_json_nothing_else_is_printed(program, capsys):
     arguments = ["tune", "program.py:a_model", "--tuner", "random", "--trials", "1", "--json", "--out", "there"]
     assert main(arguments) == 0
@@ -70,6 +72,7 @@ def test_with_json_nothing_else_is_printed(program, capsys):
     assert len(json.loads(capsys.readouterr().out)["trials"]) == 2
 
 
+@pytest.mark.slow
 def test_a_search_in_which_nothing_worked_has_exit_code_1(program, capsys):
     assert main(["tune", "program.py:lost", "--tuner", "grid"]) == 1
     assert "No trial worked" in capsys.readouterr().out

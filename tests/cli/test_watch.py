@@ -78,6 +78,7 @@ def test_a_healthy_script_gives_0_and_a_trace_that_loads(watch):
     assert np.isfinite(trace.gradient_norm).all()
 
 
+@pytest.mark.slow
 def test_an_exploding_script_gives_1_and_says_why_in_the_terminal_and_on_a_page(watch):
     code, out, err = watch(EXPLODING, options=())
     assert code == 1
@@ -86,6 +87,7 @@ def test_an_exploding_script_gives_1_and_says_why_in_the_terminal_and_on_a_page(
     assert Path("seen/train.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
+@pytest.mark.slow
 def test_a_script_that_raises_gives_2_its_own_traceback_and_the_diagnosis_of_what_was_recorded(watch):
     code, out, err = watch(EXPLODING + "def broken():\n    return [][0]\n\nbroken()\n")
     assert code == 2
@@ -96,6 +98,7 @@ def test_a_script_that_raises_gives_2_its_own_traceback_and_the_diagnosis_of_wha
     assert len(traces()) == 1
 
 
+@pytest.mark.slow
 def test_a_fit_that_raises_in_the_middle_keeps_what_was_recorded(watch):
     stop = "class Stop(keras.callbacks.Callback):\n    def on_train_batch_end(self, batch, logs=None):\n"
     stop += "        if batch == 5:\n            raise RuntimeError('disk full')\n"
@@ -137,6 +140,7 @@ def test_the_script_sees_its_own_arguments_name_and_folder(watch, tmp_path):
     assert codes(out) == [[]]
 
 
+@pytest.mark.slow
 def test_every_model_has_a_trace_of_its_own_and_one_that_goes_on_has_one(watch):
     code, out, _ = watch(
         "first, second = net(), net()\n"
@@ -148,12 +152,14 @@ def test_every_model_has_a_trace_of_its_own_and_one_that_goes_on_has_one(watch):
     assert traces()[0].steps["step"].tolist() == list(range(20))
 
 
+@pytest.mark.slow
 def test_one_bad_fit_among_good_ones_gives_1(watch):
     code, out, _ = watch(HEALTHY + EXPLODING)
     assert code == 1
     assert [one["healthy"] for one in json.loads(out)] == [True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "call",
     [
@@ -175,6 +181,7 @@ def test_the_callbacks_of_the_script_still_run(call, watch):
     assert [len(trace) for trace in traces()] == [10]
 
 
+@pytest.mark.slow
 def test_a_monitor_of_the_script_is_used_and_stays_its_own(watch):
     lines = "import gradrecipes as gr\nown = gr.GradientMonitor(sample_every=5)\nmodel = net()\n"
     lines += "model.fit(x, y, batch_size=32, verbose=0, callbacks=[own])\nassert len(own.trace) == 10\n"
@@ -184,6 +191,7 @@ def test_a_monitor_of_the_script_is_used_and_stays_its_own(watch):
     assert {0, 5} <= set(trace.samples["step"].tolist())
 
 
+@pytest.mark.slow
 def test_a_guard_of_the_script_is_joined_by_a_monitor(watch):
     lines = "import gradrecipes as gr\nmodel = net()\n"
     lines += "model.fit(x, y, batch_size=32, verbose=0, callbacks=[gr.GradientGuard()])\n"
@@ -193,6 +201,7 @@ def test_a_guard_of_the_script_is_joined_by_a_monitor(watch):
     assert np.isfinite(trace.samples["weight_norm"]).any()
 
 
+@pytest.mark.slow
 def test_a_failing_exit_code_of_the_script_is_named_and_a_good_one_is_none(watch):
     code, out, err = watch(HEALTHY + "import sys\nsys.exit(3)\n")
     assert code == 2
@@ -214,6 +223,7 @@ def test_a_script_without_fit_gives_2_and_points_to_the_pipeline(watch):
     assert "called no keras.Model.fit" in err and "GradientPipeline" in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_diagnoses_what_was_recorded_and_gives_130(watch):
     code, out, err = watch(EXPLODING + "raise KeyboardInterrupt\n")
     assert code == 130
@@ -222,6 +232,7 @@ def test_ctrl_c_diagnoses_what_was_recorded_and_gives_130(watch):
     assert len(traces()) == 1
 
 
+@pytest.mark.slow
 def test_without_jinja2_the_diagnosis_is_printed_all_the_same(watch, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     code, out, err = watch(HEALTHY, options=())
@@ -247,6 +258,7 @@ def test_watching_changes_no_weight():
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_process_that_has_not_imported_keras_yet_is_watched_too(tmp_path):
     script = "import os\nos.environ['KERAS_BACKEND'] = 'tensorflow'\nimport sys\nassert 'keras' not in sys.modules\n"
     (tmp_path / "train.py").write_text(script + SCRIPT.replace("EAGERLY = True", "EAGERLY = False") + EXPLODING)
@@ -279,6 +291,7 @@ np.savez(sys.argv[1], *[np.array(one) for one in model.variables], np.array(more
 """
 
 
+@pytest.mark.slow
 def test_a_watched_script_comes_to_the_same_bits_and_its_probes_join_the_trace(watch, tmp_path):
     (tmp_path / "plain.py").write_text(SCRIPT + LAYERED)
     argv = sys.argv
@@ -299,12 +312,14 @@ def test_a_watched_script_comes_to_the_same_bits_and_its_probes_join_the_trace(w
     assert trace.probes.data.samples == 320
 
 
+@pytest.mark.slow
 def test_causes_that_only_the_data_show_are_named(watch):
     code, out, _ = watch("x[7, 3] = np.nan\n" + HEALTHY)
     assert code == 1
     assert "nonfinite_data" in codes(out)[0]
 
 
+@pytest.mark.slow
 def test_a_probe_that_fails_does_not_break_the_script(watch, monkeypatch):
     def fails(*arguments, **options):
         raise RuntimeError("not today")
@@ -317,6 +332,7 @@ def test_a_probe_that_fails_does_not_break_the_script(watch, monkeypatch):
     assert None not in (trace.probes.data, trace.probes.loss) and trace.probes.signal is None
 
 
+@pytest.mark.slow
 def test_of_several_fits_each_has_one_line_and_only_the_unhealthy_one_a_page(watch):
     code, out, _ = watch(HEALTHY + HEALTHY + EXPLODING, options=())
     assert code == 1
@@ -325,6 +341,7 @@ def test_of_several_fits_each_has_one_line_and_only_the_unhealthy_one_a_page(wat
     assert out.count("\n== ") == 1
 
 
+@pytest.mark.slow
 def test_a_fit_that_cannot_be_watched_is_named_and_leaves_the_verdict_undecided(watch):
     lines = (
         "import tensorflow as tf\n"

@@ -173,7 +173,7 @@ def accuracies(model, digits, *, learning_rates, epochs):
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["rezero", "fixup"])
 def test_a_hundred_blocks_train_without_normalization(kind, digits):
     def block(hidden):
@@ -185,7 +185,7 @@ def test_a_hundred_blocks_train_without_normalization(kind, digits):
     assert accuracies(deep(block), digits, learning_rates=[0.03], epochs=8)[0] > 0.8
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_hundred_blocks_of_he_die_at_every_rate(digits):
     rates = [1e-1, 1e-3, 1e-5, 1e-7, 1e-9]
     found = accuracies(deep(he, head="he_normal"), digits, learning_rates=rates, epochs=1)

@@ -190,7 +190,7 @@ NETS = {
     "a generator": (sequential, as_generator),
     "tensors": (sequential, as_tensors),
 }
-LONG = {"compiled by XLA", "a stateful LSTM", "a GAN", "an exploding net", "mixed_float16", "several steps at once"}
+FIRST_TIER = {"Sequential", "functional", "subclassed", "a dataset"}
 
 
 def variables(model):
@@ -235,7 +235,7 @@ def drawn(act):
     return everybodys_random_numbers()
 
 
-CASES = [pytest.param(name, False, marks=pytest.mark.slow if name in LONG else ()) for name in NETS]
+CASES = [pytest.param(name, False, marks=() if name in FIRST_TIER else pytest.mark.slow) for name in NETS]
 CASES += [pytest.param(name, True, marks=pytest.mark.slow) for name in ("functional", "a GAN", "a schedule")]
 
 

@@ -187,7 +187,7 @@ def test_lanczos_against_numpy():
         extreme_eigenvalues(lambda v: v, np.zeros(3))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_full_batch_descent_comes_to_rest_at_the_edge_of_stability():
     """METHODS, result 7: tanh 64-40-40-10, squared loss, 500 digits, rate .3; a lower rate leaves room for a time."""
     x, labels = digits(500)

@@ -119,14 +119,14 @@ def test_schedules_slots_scales_and_metrics_begin_anew(make):
     assert [run.reused for run in runs] == [False, True]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", sorted(PLAIN_OPTIMIZERS - {"LossScaleOptimizer", "Adam"}))
 def test_every_optimizer_whose_slots_are_known_to_be_plain(name):
     runs = study_and_loop_agree(stateful, ({"optimizer": name},))
     assert [run.reused for run in runs] == [False, True]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", [name for name in NETS if name not in ("with_state", "two_dense")])
 def test_every_kind_of_net(name):
     def make():

@@ -111,7 +111,7 @@ def test_the_bayesian_strategy_gets_out_of_a_space_nearly_all_of_which_diverges(
     assert min(successes) >= 4  # drawn at random it would be one of the twelve
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_plain_keras_tuner_is_drawn_to_an_infinite_score(tmp_path):
     oracle = keras_tuner.oracles.BayesianOptimizationOracle(
         keras_tuner.Objective("score", "min"), max_trials=16, num_initial_points=8, hyperparameters=space(), seed=1

@@ -59,7 +59,7 @@ def test_what_diverges_is_stopped_scored_and_explained(tmp_path):
     assert len(list((tmp_path / "logs").rglob("events*"))) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_hyperband_does_not_train_on_what_has_diverged(tmp_path):
     def mostly_lost(hp):
         model = build(hp)

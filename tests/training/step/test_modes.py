@@ -111,8 +111,20 @@ MODES = {
     "nested": Mode(net=nets.nested),
     "moving_statistics_and_seeds": Mode(net=nets.stateful),
 }
-SLOW = {"xla", "accumulation_xla", "embedding_xla", "masked_recurrent"}
-TABLE = [pytest.param(mode, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, mode in MODES.items()]
+FIRST_TIER = {
+    "graph",
+    "steps_per_execution",
+    "accumulation",
+    "loss_scaler",
+    "mixed_float16",
+    "several_inputs_outputs_losses",
+    "own_train_step",
+    "embedding",
+    "moving_statistics_and_seeds",
+}
+TABLE = [
+    pytest.param(mode, id=name, marks=[pytest.mark.slow] * (name not in FIRST_TIER)) for name, mode in MODES.items()
+]
 UNUSED = pytest.mark.filterwarnings("ignore:Gradients do not exist for variables")  # so says Keras of the unused layer
 
 

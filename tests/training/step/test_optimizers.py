@@ -45,6 +45,8 @@ MAKERS = {
     "MultiOptimizer in LossScaleOptimizer": lambda: shipped.LossScaleOptimizer(by_path(), initial_scale=256.0),
 }
 ABSTRACT = {"Optimizer"}
+# One of each way an update is made; the others in the second tier.
+FIRST_TIER = {"Adam", "SGD", "Muon, accumulating", "MultiOptimizer in LossScaleOptimizer"}
 
 
 def kinds() -> set[str]:
@@ -57,7 +59,7 @@ def rows() -> list:
     for name, make in MAKERS.items():
         named = set(name.replace(",", "").split())
         if named & set(MAKERS) <= kinds():
-            found.append(pytest.param(make, id=name))
+            found.append(pytest.param(make, id=name, marks=() if name in FIRST_TIER else pytest.mark.slow))
     return found
 
 
