@@ -20,6 +20,8 @@ def diagnose(
     validation_data: Any = None,
     seed: int = 0,
     steps: int = 100,
+    epochs: int | None = None,
+    steps_per_epoch: int | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Diagnosis:
     """Tell what is wrong with a training, where, since when, why, how sure that is, and what to do.
@@ -39,6 +41,10 @@ def diagnose(
         validation_data: `(x, y)`, looked at beside the training data, or None.
         seed: Fixes which batches are tried.
         steps: Training steps of the trial, at least 10; more look further, and take longer.
+        epochs: Epochs that you train for, or None. A learning-rate schedule is read over the whole training, and where
+            it rises above the rates of the trial, steps are tried at its highest; without them it is read over the
+            steps that its own settings name.
+        steps_per_epoch: Steps of an epoch, where `x` is a dataset or a generator that is not read to its end.
         tell: Called with a few words at the beginning of each part, for a display of progress.
 
     Returns:
@@ -74,6 +80,8 @@ def diagnose(
         validation_data=validation_data,
         seed=seed,
         steps=steps,
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
         tell=tell,
     )
     return Diagnosis(tuple(find(trace)), trace)

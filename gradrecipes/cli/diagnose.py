@@ -23,6 +23,7 @@ TAKEN = (
     "batch_size",
     "validation_data",
     "seed",
+    "epochs",
 )  # of what the function tells, by gradrecipes.diagnose
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -48,6 +49,8 @@ def examine(
     validation_data: Any = None,
     seed: int = 0,
     steps: int = 100,
+    epochs: int | None = None,
+    steps_per_epoch: int | None = None,
     tell: Tell | None = None,
 ) -> Trace:
     """Return the record of all probes and of a short trial; the model is afterwards what it was, to the bit.
@@ -61,6 +64,8 @@ def examine(
         validation_data: `(x, y)` or `(x, y, sample_weight)` to be looked at beside the training data, or None.
         seed: Fixes which batches are tried.
         steps: Training steps of the trial, at least 10.
+        epochs: Epochs of the training that is planned; None where that is not known.
+        steps_per_epoch: Steps of an epoch; None for what arrays and a batch size make.
         tell: Called with a few words at the beginning of each part.
 
     Returns:
@@ -74,6 +79,14 @@ def examine(
     require_compiled(model)
     require_whole("steps", steps, least=10, remedy="100 are usual.")
     require_whole("seed", seed, least=0, remedy="Another seed draws other batches.")
+    for name, value in (("epochs", epochs), ("steps_per_epoch", steps_per_epoch)):
+        if value is not None:
+            require_whole(name, value, least=1, remedy="Pass what you pass to model.fit.")
+    if steps_per_epoch is not None and epochs is None:
+        raise ValueError(
+            f"`steps_per_epoch` needs `epochs` to say how long the training is. Received: "
+            f"steps_per_epoch={steps_per_epoch}, epochs=None. Pass epochs=, as to model.fit."
+        )
     if tell is not None and not callable(tell):
         raise TypeError(f"`tell` must be a function of a few words. Received: tell={tell!r}. Try tell=print.")
     tell = tell or (lambda words: None)
@@ -106,9 +119,17 @@ def examine(
     tell("passing all the data through the net")
     probes = replace(probes, forward_pass=forward_pass(model, data))
     tell("training for a few steps")
-    trace = try_out(model, data, description, probes, seed=seed, steps=steps, tell=tell)
+    planned = _planned_steps(data, epochs, steps_per_epoch)
+    trace = try_out(model, data, description, probes, seed=seed, steps=steps, planned_steps=planned, tell=tell)
     _look_closer(model, data, trace, seed=seed, tell=tell)
     return trace
+
+
+def _planned_steps(data: TrialData, epochs: int | None, steps_per_epoch: int | None) -> int | None:
+    """Return the steps of the training, or None where they are not known: a dataset may go on after what was read."""
+    if epochs is None or (steps_per_epoch is None and not data.complete):
+        return None
+    return epochs * (steps_per_epoch or math.ceil(data.samples / data.batch_size))
 
 
 def _look_closer(model: keras.Model, data: TrialData, trace: Trace, *, seed: int, tell: Tell) -> None:

@@ -31,6 +31,7 @@ from gradrecipes.diagnosis.outcome.verdict import BROKEN, DIVERGING, OSCILLATING
 from gradrecipes.probes.failure import failure
 from gradrecipes.probes.output_losses import OutputLosses
 from gradrecipes.probes.pairing import pairs_samples
+from gradrecipes.probes.planned_rates import read_planned_rates, try_highest_rate
 from gradrecipes.probes.signal import signal
 from gradrecipes.probes.variations import CHANGES, Context, bad_samples, fitting_weights, larger_batches, without
 from gradrecipes.training.trial.error_words import essence
@@ -56,6 +57,7 @@ def try_out(
     *,
     seed: int,
     steps: int = STEPS,
+    planned_steps: int | None = None,
     tell: Callable[[str], None],
 ) -> Trace:
     """Run the trial and, where it is called for, its variations; return its record, `probes.trial` filled in."""
@@ -70,6 +72,7 @@ def try_out(
     with contextlib.ExitStack() as stack:
         outputs = probes.signal.layers
         trial = Trial(model, batches, steps=max(steps, VARIED_STEPS), outputs=outputs)
+        rates = read_planned_rates(model, description, trial_steps=steps, steps=planned_steps)
         try:
             run = stack.enter_context(trial).recorded(steps)
         except Exception as error:
@@ -95,11 +98,14 @@ def try_out(
             logs={name: tuple(finite(value) for value in values) for name, values in run.logs.items()},
             seconds=run.seconds,
             outputs=outputs,
+            rates=rates,
         )
         trace.probes = replace(probes, trial=reading, signal_after=signal(model, batches[0]))
         if description.own_train_step:
             reading = replace(reading, pairs_samples=pairs_samples(trial, probes.loss.outputs))
         seen = verdict(trace)
+        rates = try_highest_rate(trial, rates, seen, trial_steps=steps, tell=tell)
+        reading = replace(reading, rates=rates)
         odd = bool(fitting_weights(model, probes.signal.weights))
         variations: dict[str, VariationResult] = {}
         if seen.suspicious or odd:

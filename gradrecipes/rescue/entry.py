@@ -100,7 +100,14 @@ def rescue(
     )
     tell("diagnosing")
     trace = examine(
-        model, feed.x, feed.y, sample_weight=feed.sample_weight, batch_size=min(size, feed.samples), seed=seed
+        model,
+        feed.x,
+        feed.y,
+        sample_weight=feed.sample_weight,
+        batch_size=min(size, feed.samples),
+        seed=seed,
+        epochs=epochs,
+        steps_per_epoch=feed.steps_per_epoch(size),
     )
     diagnosis = Diagnosis(tuple(find(trace)), trace)
     with random_numbers_kept(), global_tensorflow_seed_kept():

@@ -6,9 +6,11 @@ import ast
 import importlib
 from pathlib import Path
 
+import keras
 import pytest
 
 import gradrecipes.compat
+from gradrecipes.compat.schedules import schedule_of
 
 COMPAT = Path(gradrecipes.compat.__file__).parent
 PRIVATE = ("keras.src", "tensorflow.python")
@@ -55,3 +57,13 @@ def test_every_private_module_still_has_the_name(module, name):
 )
 def test_modules_that_are_taken_whole_have_what_is_called(module, names):
     assert [name for name in names if not hasattr(importlib.import_module(module), name)] == []
+
+
+def test_the_schedule_of_an_optimizer_is_read_with_its_next_batch():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
+    optimizer = keras.optimizers.SGD(schedule, gradient_accumulation_steps=4)
+    weight = keras.Variable([1.0])
+    for _ in range(3):
+        optimizer.apply([keras.ops.ones(1)], [weight])
+    assert schedule_of(optimizer) == (schedule, 3)
+    assert schedule_of(keras.optimizers.SGD(0.1)) is None

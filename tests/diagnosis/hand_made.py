@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.event import Event
+from gradrecipes.core.trace.trial_reading import PlannedRates, VariationResult
 from tests.records import with_records
 
 BATCHES, STEPS, DEPTH = 10, 100, 4
@@ -160,6 +162,15 @@ def _lstm(one: dict[str, Any], place: int) -> dict[str, Any]:
     return {"kind": "LSTM", "activation": "relu", "activation_exponent": 1.0} if place == 0 else {}
 
 
+def planned(trace: Trace, at_highest: dict[str, Any], **changes: Any) -> Trace:
+    """Return the trial with a schedule that rises to .3 at step 1,000 of 5,000, and what steps at that rate did."""
+    result = VariationResult(**{"start": 0.2, "steps": 350} | at_highest)
+    rates = PlannedRates(5000, True, 0.0, 0.03, 0.3, 1000, result, **{"raised_over": 300} | changes)
+    trace.probes = replace(trace.probes, trial=replace(trace.probes.trial, rates=rates))
+    return trace
+
+
+FORGETS = {"end": 2.3, "over_baseline": 1.0}
 FAILURE = {"stage": "step", "type": "InvalidArgumentError", "message": "a label of 10 lies outside of [0, 10)"}
 TRACES: dict[str, Callable[[], Trace]] = {
     "trial_learns": trial,
@@ -197,6 +208,15 @@ TRACES: dict[str, Callable[[], Trace]] = {
     "trial_rate_too_low": lambda: trial(STANDING, update=1e-6, varied={"rate_10": STANDS, "rate_100": LEARNS}),
     "trial_nothing_helps": lambda: trial(STANDING, update=1e-6, varied={"rate_10": STANDS, "rate_100": STANDS}),
     "trial_rate_too_high": lambda: trial(CLIMBING, update=0.5, varied={"rate_0.1": LEARNS}),
+    "trial_breaks_at_the_peak": lambda: planned(trial(), {"broken": 200}, broken_rate=0.2),
+    "trial_diverges_at_the_peak": lambda: planned(trial(), {"end": 9.0, "over_baseline": 3.9}),
+    "trial_forgets_at_the_peak": lambda: planned(trial(), FORGETS, raised_over=900, in_full=True),
+    "trial_breaks_after_a_steep_rise": lambda: planned(trial(), {"broken": 60}, raised_over=75),
+    "trial_forgets_after_a_steep_rise": lambda: planned(trial(), FORGETS),
+    "trial_learns_at_the_peak": lambda: planned(trial(), {"end": 0.1, "over_baseline": 0.04}),
+    "trial_learns_only_at_the_peak": lambda: planned(
+        trial(STANDING, update=1e-6, varied={"rate_100": LEARNS}), {"end": 0.1, "over_baseline": 0.04}
+    ),
     "trial_float16": lambda: trial(
         BROKEN, description={"precision": "mixed_float16"}, after=at(1, dtype="float16", nonfinite_share=0.2)
     ),
@@ -353,7 +373,10 @@ FIRES: dict[str, tuple[str, ...]] = {
     "saturated_units": ("trial_saturated",),
     "dead_units": ("trial_dead", "trial_dies", "trial_answers_dead"),
     "learning_rate_too_low": ("trial_rate_too_low",),
-    "learning_rate_too_high": ("trial_rate_too_high", "trial_dies"),
+    "learning_rate_too_high": (
+        *("trial_rate_too_high", "trial_dies", "trial_breaks_at_the_peak", "trial_diverges_at_the_peak"),
+        "trial_forgets_at_the_peak",
+    ),
     "float16_overflow": ("trial_float16", "trial_float16_swallows"),
     "optimizer_state": (
         *("trial_momentum_of_one", "trial_no_epsilon", "trial_bad_memory", "trial_slots_broken"),
@@ -379,7 +402,10 @@ FIRES: dict[str, tuple[str, ...]] = {
 SILENT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(FIRES, (*SOUND, "data_sound_stands", "data_sound_breaks")),
     "stalled_loss": (*SOUND, "data_sound_breaks"),
-    "learning_rate_too_high": (*SOUND, "data_sound_stands", "trial_dead", "trial_deep_stands"),
+    "learning_rate_too_high": (
+        *(*SOUND, "data_sound_stands", "trial_dead", "trial_deep_stands", "trial_learns_at_the_peak"),
+        *("trial_breaks_after_a_steep_rise", "trial_forgets_after_a_steep_rise"),
+    ),
     "vanishing_initialization": (
         *(*SOUND, "trial_stands", "trial_deep_stands", "trial_rate_too_high"),
         "trial_weights_alike_and_huge",
@@ -388,7 +414,13 @@ SILENT: dict[str, tuple[str, ...]] = {
         *(*SOUND, "trial_stands", "trial_deep_mended_by_rate", "trial_batch_norm_explodes"),
         *("trial_deep_and_wide", "trial_deep_and_narrow_learns"),
     ),
-    "learning_rate_too_low": (*SOUND, "trial_nothing_helps", "trial_stands", "trial_rate_too_high"),
+    "learning_rate_too_low": (
+        *SOUND,
+        "trial_nothing_helps",
+        "trial_stands",
+        "trial_rate_too_high",
+        "trial_learns_only_at_the_peak",
+    ),
     "float16_overflow": (*SOUND, "trial_bfloat16_breaks", "trial_weights_huge"),
     "optimizer_state": (
         *(*SOUND, "trial_stands", "trial_deep_stands", "trial_rate_too_high"),

@@ -60,6 +60,37 @@ class OutputTrial(Record):
 
 
 @dataclass(frozen=True)
+class PlannedRates(Record):
+    """The learning rates of a whole training, beside those of the trial.
+
+    Args:
+        steps: Steps that were read: those that are planned, or those that the schedule itself names; None where neither
+            is known.
+        planned: Whether these are the steps that the caller plans.
+        trial_lowest: Lowest rate within the trial.
+        trial_highest: Highest rate within the trial.
+        highest: Highest rate within `steps`.
+        highest_step: First step at which it is read.
+        at_highest: What steps at the highest rate did: `start` is the loss of the trial's last pass, `end` that of the
+            last pass at the highest rate. None where the rate rises no higher than in the trial, or was not tried.
+        raised_over: Steps over which the rate was raised from that of the trial to the highest.
+        in_full: Whether these are as many steps as the schedule itself takes from there.
+        broken_rate: The rate at which the loss broke on the way, or None.
+    """
+
+    steps: int | None = None
+    planned: bool = False
+    trial_lowest: float | None = None
+    trial_highest: float | None = None
+    highest: float | None = None
+    highest_step: int | None = None
+    at_highest: VariationResult | None = None
+    raised_over: int | None = None
+    in_full: bool = False
+    broken_rate: float | None = None
+
+
+@dataclass(frozen=True)
 class TrialReading(Record):
     """A short trial with the user's own optimizer and batches.
 
@@ -76,6 +107,7 @@ class TrialReading(Record):
         outputs: Each of several outputs; empty for a model with one.
         pairs_samples: False where the loss of a user's train step does not depend on which target belongs to which
             sample; None where that is no question.
+        rates: The learning rates of the training that is planned; None where the optimizer has no single rate.
     """
 
     steps: int = 0
@@ -89,3 +121,4 @@ class TrialReading(Record):
     variations: Mapping[str, VariationResult] = field(default_factory=dict)
     outputs: tuple[OutputTrial, ...] = ()
     pairs_samples: bool | None = None
+    rates: PlannedRates | None = None

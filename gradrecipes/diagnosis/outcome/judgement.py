@@ -10,8 +10,9 @@ import numpy as np
 
 from gradrecipes.core.findings.finding import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.trial_reading import OutputTrial, TrialReading
+from gradrecipes.core.trace.trial_reading import OutputTrial, PlannedRates, TrialReading
 from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.outcome.planned_rates import learned_at_highest, unlearned_at_highest
 from gradrecipes.diagnosis.outcome.verdict import (
     BROKEN,
     DIVERGING,
@@ -82,8 +83,20 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
             f"The output {one.name!r} ends {steps} at a loss of {say(one.end)}, where a constant answer has "
             f"{say(one.baseline)}. {_longer(trace)}",
         )
+    if (worse := unlearned_at_highest(rates(trace), seen)) is not None:
+        return Judgement(
+            UNDECIDED,
+            f"The loss fell from {say(seen.start)} to {say(seen.end)} in {steps}{_reach(trace)}: there it went back to "
+            f"{say(worse.end)}. A slower rise may prevent that; whether it does was not seen.",
+        )
     if _learned(seen, loss, trace):
-        return Judgement(HEALTHY, f"The loss fell from {say(seen.start)} to {say(seen.end)} in {steps}.")
+        return Judgement(HEALTHY, f"The loss fell from {say(seen.start)} to {say(seen.end)} in {steps}{_reach(trace)}.")
+    if (later := learned_at_highest(rates(trace))) is not None and not seen.unhealthy:
+        return Judgement(
+            HEALTHY,
+            f"The loss went from {say(seen.start)} to {say(seen.end)} in {steps}{_reach(trace)}: there it fell to "
+            f"{say(later.end)}.",
+        )
     against = f", where a constant answer has {say(seen.baseline)}" if math.isfinite(seen.baseline) else ""
     return Judgement(
         UNDECIDED, f"The loss went from {say(seen.start)} to {say(seen.end)} in {steps}{against}. {_longer(trace)}"
@@ -116,6 +129,26 @@ def _error_of_end(loss: np.ndarray, trace: Trace) -> float:
     period = (trace.probes.trial or TrialReading()).batches or max(2, len(finite) // 4)
     last = finite[-period:]
     return float(np.std(last, ddof=1) / math.sqrt(len(last))) if len(last) > 1 else 0.0
+
+
+def rates(trace: Trace) -> PlannedRates | None:
+    """Return the learning rates of the training that is planned, or None."""
+    return (trace.probes.trial or TrialReading()).rates
+
+
+def _reach(trace: Trace) -> str:
+    """Return how far a trial looked: at which learning rates, and how much of the training that is."""
+    read = rates(trace)
+    if read is None or read.trial_highest is None or read.trial_lowest is None:
+        return ""
+    low, high = say(read.trial_lowest), say(read.trial_highest)
+    words = f" at a learning rate of {high}" if low == high else f" at learning rates from {low} to {high}"
+    if read.planned and read.steps is not None:
+        words = f" of {read.steps:,} planned,{words}"
+    if read.highest is not None and say(read.highest) != high and read.highest > read.trial_highest:
+        tried = "steps at it were tried" if read.at_highest is not None else "steps at it were not tried"
+        words += f"; the schedule rises to {say(read.highest)} at step {read.highest_step:,}, and {tried}"
+    return words
 
 
 def _longer(trace: Trace) -> str:

@@ -7,6 +7,9 @@ A loss that broke needs a second witness before it: an update as large as the we
 already climbing. So neither a bump that fixed_by, nor noise, nor the edge of stability, nor one corrupt batch sets it
 off; nor does a run that starts with a giant loss and gradient, whose cause lies in its data or its weights.
 
+A trial that goes well says nothing of a rate that a schedule reaches later. Where the schedule rises above the rates of
+the trial, the trial goes on to its highest rate, and the rule fires where the loss is lost there.
+
 ## Why it is bad
 On a slope of curvature lambda a gradient step longer than 2 / lambda lands higher on the other side than it began,
 and every further step is longer. The ratio of update to weights tells it at a glance: about 1e-3 is usual, and above
@@ -63,6 +66,7 @@ from gradrecipes.diagnosis.facts.readings import (
     say,
     smallest_weight_norms,
 )
+from gradrecipes.diagnosis.facts.rising_rate import rising_rate
 from gradrecipes.diagnosis.outcome.variation_facts import PROVEN, UNPROVEN, fixing_rate, variation, variation_evidence
 from gradrecipes.diagnosis.outcome.verdict import verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import recorded_rate
@@ -107,6 +111,8 @@ def learning_rate_too_high(trace: Trace) -> Finding | None:
     lower = fixing_rate(trace, lower=True)
     eased = lower or _easing_rate(trace)
     heard = bool(np.isfinite(trace.loss).any())
+    if (later := rising_rate(trace)) is not None:
+        return later
     if (lower is None and len(trace) < SHORTEST_RUN) or (eased is None and heard and _started_badly(trace)):
         return None
     update = _largest_early_update(trace)

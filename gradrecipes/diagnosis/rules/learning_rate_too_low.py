@@ -31,8 +31,10 @@ import numpy as np
 from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.findings.prescription import Prescription
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.core.trace.variation import at_rate
 from gradrecipes.diagnosis.facts.readings import middle, say
+from gradrecipes.diagnosis.outcome.planned_rates import learned_at_highest
 from gradrecipes.diagnosis.outcome.variation_facts import PROVEN, fixing_rate, variation, variation_evidence
 from gradrecipes.diagnosis.outcome.verdict import LEARNING, STALLED, Verdict, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import recorded_rate
@@ -79,6 +81,8 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
     recorded = not trace.probes.trial and len(trace) >= LONG_ENOUGH and update < SHORTEST
     if not proven and not (recorded and seen.state == STALLED):
         return None
+    if learned_at_highest((trace.probes.trial or TrialReading()).rates) is not None:
+        return None  # the schedule rises to a rate that trains
     factor = factor or 100.0
     rate = recorded_rate(trace)
     statement = (

@@ -193,12 +193,47 @@ class Trial:
         self._readings()
         self._rate.assign(rate)
         ramp = max(1, steps // 2) if warm_up else 0
+        factors = [min(1.0, (step + 1) / ramp) for step in range(ramp)]
         try:
-            run = self._run(self.batches if batches is None else batches, steps, ramp=ramp)
+            run = self._run(self.batches if batches is None else batches, steps, factors=factors)
         finally:
             self._rate.assign(1.0)
         rows = self._readings()
         return self._with_readings(run, rows[:, 0], rows[:, 1])
+
+    def continued(self, factors: Sequence[float]) -> TrialRun:
+        """Run more steps from where the last run ended, the learning rate of each multiplied by a factor.
+
+        Args:
+            factors: One for each step.
+        """
+        self._readings()
+        block = max(1, self.steps // len(self.batches)) * len(self.batches)  # what the recorder keeps, and less
+        loss, norm, logs, seconds, broken = [], [], {}, 0.0, None
+        try:
+            for first in range(0, len(factors), block):
+                part = factors[first : first + block]
+                run = self._run(self.batches, len(part), factors=part)
+                rows = self._readings()
+                run = self._with_readings(run, rows[:, 0], rows[:, 1])
+                loss.append(run.loss)
+                norm.append(run.gradient_norm)
+                seconds += run.seconds
+                broken = None if run.broken is None else first + run.broken
+                if broken is not None or seconds > SECONDS_AT_MOST:
+                    break
+        finally:
+            self._rate.assign(1.0)
+        return TrialRun(np.concatenate(loss), np.concatenate(norm), broken, logs, seconds)
+
+    def save(self) -> list[tuple[Any, np.ndarray]]:
+        """Return every variable with its value, for `load`."""
+        return [(variable, np.array(variable)) for variable in variables_of(self.model)]
+
+    def load(self, saved: Sequence[tuple[Any, np.ndarray]]) -> None:
+        """Put the variables back to what `save` returned."""
+        for variable, value in saved:
+            variable.assign(value)
 
     def _readings(self) -> np.ndarray:
         """Take float64 `[steps, columns]` from the device; none where no gradient was ever applied."""
@@ -208,13 +243,18 @@ class Trial:
         return recorder.take().steps[:, : len(STEP_COLUMNS)].astype(float)
 
     def _run(
-        self, batches: Sequence[Any], steps: int, *, samples: WeightSamples | None = None, ramp: int = 0
+        self,
+        batches: Sequence[Any],
+        steps: int,
+        *,
+        samples: WeightSamples | None = None,
+        factors: Sequence[float] = (),
     ) -> TrialRun:
         logs: dict[str, list[float]] = {}
         in_a_row, broken, began = 0, None, time.monotonic()
         for step in range(steps):
-            if step <= ramp > 0:
-                self._rate.assign(min(1.0, (step + 1) / ramp))
+            if step < len(factors):
+                self._rate.assign(factors[step])
             self.model.reset_metrics()  # else the logs show means over all steps so far
             self._pipeline.begin_epoch()
             sampled = samples is not None and (step < EARLY_SAMPLES or step % RARE_SAMPLES == 0)

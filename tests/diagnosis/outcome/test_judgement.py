@@ -13,7 +13,7 @@ from gradrecipes.core.findings.finding import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import OutputTrial
 from gradrecipes.diagnosis.outcome.judgement import judge
-from tests.diagnosis.hand_made import BROKEN, CLIMBING, FALLING, STANDING, trial
+from tests.diagnosis.hand_made import BROKEN, CLIMBING, FALLING, STANDING, TRACES, trial
 
 
 def finding(severity: Severity) -> Finding:
@@ -76,3 +76,25 @@ def test_each_head_is_judged_and_the_prescription_keeps_the_structure():
     first = diagnosis.findings[0]
     assert diagnosis.verdict == "unhealthy" and first.code == "unscaled_targets"
     assert "{**y, 'box': (y['box'] - mean) / std}" in first.prescriptions[0].code
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "words"),
+    [
+        ("trial_learns_at_the_peak", "healthy", "100 steps of 5,000 planned, at learning rates from 0 to 0.03;"),
+        ("trial_learns_at_the_peak", "healthy", "the schedule rises to 0.3 at step 1,000, and steps at it were tried"),
+        ("trial_learns_only_at_the_peak", "healthy", "there it fell to 0.1"),
+        ("trial_forgets_after_a_steep_rise", "undecided", "there it went back to 2.3"),
+    ],
+)
+def test_how_far_a_verdict_looked_is_said(name, verdict, words):
+    judged = judge(TRACES[name](), ())
+    assert judged.verdict == verdict and words in judged.reason and judged.reason.endswith(".")
+
+
+def test_a_rate_that_nobody_plans_to_reach_makes_no_training_healthy():
+    trace = TRACES["trial_learns_only_at_the_peak"]()
+    reading = trace.probes.trial
+    unplanned = replace(reading, rates=replace(reading.rates, planned=False))
+    trace.probes = replace(trace.probes, trial=unplanned)
+    assert judge(trace, ()).verdict == "undecided"

@@ -111,6 +111,22 @@ def test_every_variation_begins_at_the_same_start():
     assert abs(faster.loss[-1] - first.loss[-1]) > 1e-3
 
 
+def test_a_run_goes_on_from_its_end_at_other_rates_and_can_be_taken_back():
+    with Trial(net(), batches(), steps=6) as trial:
+        trial.recorded(6)
+        saved = trial.save()
+        as_before, still = trial.continued([1.0] * 14), trial.continued([0.0] * 3)
+        end = state_of(trial.model)
+        trial.load(saved)
+        again = trial.continued([1.0] * 14)
+        assert len(as_before.loss) == 14 and len(still.loss) == 3 and as_before.broken is None
+        np.testing.assert_allclose(again.loss, as_before.loss, rtol=1e-5)
+        assert np.array_equal(end[0], state_of(trial.model)[0])  # the rate of 0 moved no kernel
+    with Trial(net(), batches(), steps=20) as trial:
+        whole = trial.recorded(20)
+    np.testing.assert_allclose(as_before.loss, whole.loss[6:], rtol=1e-5)
+
+
 def test_the_rate_of_a_schedule_is_multiplied_too():
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
     with Trial(net(keras.optimizers.SGD(schedule)), batches(), steps=6) as trial:

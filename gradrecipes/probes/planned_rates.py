@@ -1,0 +1,137 @@
+"""Read the learning rates of the whole training, and try steps at the highest where the trial did not reach it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from gradrecipes.compat.keras_private import leaves, optimizers_of
+from gradrecipes.compat.schedules import schedule_of
+from gradrecipes.core.trace.description import Description
+from gradrecipes.core.trace.trial_reading import PlannedRates, VariationResult
+from gradrecipes.diagnosis.outcome.planned_rates import (
+    SLOW_RISE,
+    SLOWEST_RISE,
+    lost_at_highest,
+    unlearned_at_highest,
+)
+from gradrecipes.diagnosis.outcome.verdict import Verdict
+from gradrecipes.training.trial.trial import Trial, TrialRun
+
+POINTS = 48  # at which a schedule is read, evenly over the training, beside those that its settings name
+HIGHER = 1.5  # highest rate over that of the trial's steps from which it is tried
+RAISED_OVER = (75, SLOW_RISE, SLOWEST_RISE)  # steps over which the rate rises, the next where the loss is lost
+HELD = 2  # passes over the trial's batches at the highest rate
+SECONDS = 5.0  # that a rise may have taken for one that is four times slower to be tried
+
+
+def read_planned_rates(
+    model: keras.Model, description: Description, *, trial_steps: int, steps: int | None
+) -> PlannedRates | None:
+    """Return the learning rates of the training, before the trial; None where the optimizer has no single rate.
+
+    Args:
+        model: A compiled model, its optimizer where the training begins.
+        description: Of the model.
+        trial_steps: Steps of the trial.
+        steps: Steps of the training that is planned; None to read the schedule over the steps that it names itself.
+    """
+    rate = description.learning_rate
+    found = schedule_of(leaves(optimizers_of(model)[0])[0])
+    if found is None:
+        known = rate is not None
+        return PlannedRates(steps, steps is not None, rate, rate, rate, 0) if known else None
+    schedule, first = found
+    named = sorted(set(_steps_named(schedule)))
+    last = max(trial_steps, steps if steps is not None else max(named, default=0) + 1 - first)
+    points = {*np.linspace(0, trial_steps - 1, 9).astype(int), *np.linspace(0, last - 1, POINTS).astype(int)}
+    points |= {step - first for step in named if 0 <= step - first < last}
+    try:
+        rates = {int(point): float(schedule(first + int(point))) for point in sorted(points)}
+    except Exception:  # a schedule of the user's own may need more than a number
+        return None
+    within = [value for point, value in rates.items() if point < trial_steps]
+    step = max(rates, key=lambda point: (rates[point], -point))
+    read = steps if steps is not None else last if last > trial_steps else None
+    return PlannedRates(read, steps is not None, min(within), max(within), rates[step], step)
+
+
+def _steps_named(schedule: Any) -> Iterator[int]:
+    """Yield the steps at which a schedule's settings say that something changes."""
+    with contextlib.suppress(Exception):
+        settings = schedule.get_config()
+        inner = settings.get("schedule")
+        if isinstance(inner, dict):
+            inner = keras.optimizers.schedules.deserialize(inner)
+        warm_up = int(settings.get("warmup_steps") or settings.get("steps") or 0)
+        yield warm_up
+        yield from (warm_up + step for step in _steps_named(inner))
+        yield warm_up + int(settings.get("decay_steps") or settings.get("first_decay_steps") or 0)
+        yield from (int(boundary) + 1 for boundary in settings.get("boundaries") or ())
+
+
+def try_highest_rate(
+    trial: Trial, rates: PlannedRates | None, seen: Verdict, *, trial_steps: int, tell: Callable[[str], None]
+) -> PlannedRates | None:
+    """Go on from the end of the trial to the highest rate that is planned, and stay there for two passes.
+
+    The rate rises linearly, over 75 steps or as many as the schedule takes. Where the training is lost by then, the
+    same is run from the trial's end again, up to twice, each time four times slower: the longer a rate takes to rise,
+    the higher it may be.
+
+    Args:
+        trial: The trial after its recorded run.
+        rates: What `read_planned_rates` returned before that.
+        seen: How the trial went.
+        trial_steps: How many steps it had.
+        tell: Called with a few words.
+    """
+    if rates is None or rates.highest is None or not (rates.trial_highest or 0.0) > 0 or seen.unhealthy:
+        return rates
+    if rates.highest < HIGHER * rates.trial_highest or rates.highest_step < trial_steps:
+        return rates
+    tell("training at the highest learning rate of the schedule")
+    schedule, _ = schedule_of(leaves(optimizers_of(trial.model)[0])[0]) or (None, 0)
+    saved, gap = trial.save(), rates.highest_step - trial_steps + 1
+    for number, longest in enumerate(RAISED_OVER):
+        over = min(longest, gap)
+        if number and over <= rates.raised_over:
+            break
+        trial.load(saved)
+        rates, seconds = _raised(trial, schedule, rates, seen, over, in_full=over == gap)
+        if lost_at_highest(rates, seen) or unlearned_at_highest(rates, seen) is None or seconds > SECONDS:
+            break
+    trial.load(saved)
+    return rates
+
+
+def _raised(
+    trial: Trial, schedule: Any, rates: PlannedRates, seen: Verdict, over: int, *, in_full: bool
+) -> tuple[PlannedRates, float]:
+    first = schedule_of(leaves(optimizers_of(trial.model)[0])[0])[1]
+    held = HELD * len(trial.batches)
+    own = np.array([float(schedule(first + step)) for step in range(over + held)])
+    begin = own[0]
+    wanted = np.r_[np.linspace(begin, rates.highest, over), np.full(held, rates.highest)]
+    if not (own > 0).all():
+        return rates, 0.0  # a rate of 0 cannot be multiplied to another
+    run = trial.continued(list(wanted / own))
+    result = _result(run, seen, len(trial.batches), len(wanted))
+    broken_rate = None if run.broken is None else float(wanted[run.broken])
+    changed = replace(rates, at_highest=result, raised_over=over, in_full=in_full, broken_rate=broken_rate)
+    return changed, run.seconds
+
+
+def _result(run: TrialRun, seen: Verdict, period: int, steps: int) -> VariationResult:
+    loss = run.loss[np.isfinite(run.loss)]
+    if run.broken is not None or not len(loss):
+        return VariationResult(start=seen.end, broken=run.broken, steps=steps)
+    end = float(np.median(loss[-period:]))
+    over = end / seen.baseline if seen.baseline > 0 else None
+    fall = (seen.end - end) / abs(seen.end) if seen.end else 0.0
+    return VariationResult(seen.end, end, fall, over_baseline=over, steps=steps)
