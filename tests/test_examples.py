@@ -24,7 +24,7 @@ EXAMPLES = sorted(
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def names():
     """Return the names that examples may use without making them: a small compiled model and its data."""
     import keras
@@ -32,6 +32,7 @@ def names():
 
     import gradrecipes as gr
 
+    keras.utils.set_random_seed(0)
     x = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, activation="relu"), keras.layers.Dense(1)])
     model.compile(optimizer="sgd", loss="mse")

@@ -97,7 +97,7 @@ def examine(
     try:
         build_on(model, batch)
     except Exception as error:
-        if not step_works(model, batch):  # which builds it as well
+        if not step_works(model, [batch]):  # which builds it as well
             description = describe_model(model, batch_size=data.batch_size)
             trace = Trace(description=description)
             trace.probes = Probes(data=_read(data, description), failure=failure("build", error))

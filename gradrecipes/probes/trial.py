@@ -80,7 +80,7 @@ def try_out(
             trace = trial.trace
             trace.description = _described(description, trace)
             trace.probes = probes
-            if step_works(model, batches[0]):  # what the record of the step raised is no fault of the program
+            if step_works(model, batches):  # what the record of the step raised is no fault of the program
                 logger.warning("The trial of %r could not be recorded: %s", model.name, essence(error))
             else:
                 trace.probes = replace(probes, failure=failure("step", error, batch=batches[0]))

@@ -14,7 +14,7 @@ X = RNG.normal(size=(300, 5)).astype("float32")
 Y = X @ np.array([1.0, -2.0, 0.5, 1.5, -1.0], "float32")
 
 
-def regression(rate=30.0, **layers):
+def regression(rate=3.0, **layers):
     keras.utils.set_random_seed(1)
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(rate), "mse", metrics=["mae"])
@@ -130,7 +130,7 @@ def test_every_kind_of_data_is_read(kind):
         keras.utils.set_random_seed(1)
         inputs = {"a": keras.Input((5,), name="a"), "b": keras.Input((5,), name="b")}
         model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Concatenate()(list(inputs.values()))))
-        model.compile(keras.optimizers.SGD(30.0), "mse")
+        model.compile(keras.optimizers.SGD(3.0), "mse")
         x = {"a": X, "b": X[:, ::-1].copy()}
     found = gr.rescue(model, x, y, epochs=5, budget=400)
     assert found.verdict == "rescued"
@@ -151,7 +151,7 @@ class Subclassed(keras.Model):
 def test_a_subclassed_model_is_rescued_by_its_settings():
     keras.utils.set_random_seed(1)
     model = Subclassed()
-    model.compile(keras.optimizers.SGD(30.0), "mse")
+    model.compile(keras.optimizers.SGD(3.0), "mse")
     found = gr.rescue(model, X, Y, epochs=8)
     assert found.verdict == "rescued"
     assert isinstance(found.model, keras.Model)

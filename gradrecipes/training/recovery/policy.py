@@ -59,8 +59,8 @@ class Recovery:
     had been learned away or at twice that level, or a weight that is not finite when a snapshot is due, send the
     training back to the newest snapshot, with a smaller learning rate and with later data. The last attempt goes to an
     older one. The first snapshot is that of the beginning; where training goes back to it, no rate has been seen to
-    train, and the rate falls by an order at once. Where weights are looked at thoroughly, as at the end of an epoch, and
-    the training has learned, a provisional snapshot is kept, which stands until the next.
+    train, and the rate falls by an order at once. Where the weights are looked at thoroughly, as at an epoch's end,
+    and the training has learned, a provisional snapshot is kept, which stands until the next.
 
     Where a batch that was good is still good with the present weights, the skipped batches are bad themselves. Then
     nothing goes back, and skipping goes on for as long as `max_rollbacks` would have taken.

@@ -142,9 +142,10 @@ class Trial:
         pairs = [pair for optimizer in made for pair in keras_private.initial_slots(optimizer)]
         return [(variable, value) for variable, value in pairs if id(variable) not in known]
 
-    def run_once(self) -> None:
-        """Run the first step, and go back."""
-        self._step([self.batches[0]])
+    def run_through(self) -> None:
+        """Run a step on each batch, and go back."""
+        for batch in self.batches:
+            self._step([batch])
         self.restart()
 
     def recorded(self, steps: int) -> TrialRun:
@@ -309,11 +310,11 @@ class Trial:
             self.model.history = history
 
 
-def step_works(model: keras.Model, batch: Any) -> bool:
-    """Return whether the model's own train step runs on a batch; the model is afterwards what it was."""
+def step_works(model: keras.Model, batches: Sequence[Any]) -> bool:
+    """Return whether the model's own train step runs on each batch; the model is afterwards what it was."""
     try:
-        with Trial(model, [batch], steps=1, plain=True) as trial:
-            trial.run_once()
+        with Trial(model, batches, steps=1, plain=True) as trial:
+            trial.run_through()
     except Exception:
         return False
     return True
