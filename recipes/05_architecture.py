@@ -72,7 +72,7 @@ def accuracies(arm, layers):
 def likeness_by_layer(arm, seed):
     """Return the mean cosine of the signals of two different images, layer by layer."""
     model = net(arm, DEPTHS[-1], seed)
-    signals = keras.Model(model.inputs, [layer.output for layer in model.layers[1:-1]])(x[:BATCH])
+    signals = keras.Model(model.input, [layer.output for layer in model.layers[1:-1]])(x[:BATCH])
     signals = [signal.numpy() / np.linalg.norm(signal, axis=1, keepdims=True) for signal in signals]
     return [float((signal @ signal.T)[np.triu_indices(BATCH, 1)].mean()) for signal in signals]
 
