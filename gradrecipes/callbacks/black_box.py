@@ -20,6 +20,10 @@ class BlackBox(AttachedCallback):
     The step itself is left out, so that the weights are still those before it. Then one forward and backward pass,
     layer by layer, finds where the first value went wrong: an input, a weight, a layer's output, the loss, a gradient,
     an optimizer slot, with layer and samples. Until that moment a batch is merely held until the next one comes.
+    And the step is run again from the same state: where the same batch then is good, the fault is transient (hardware, a
+    loss scale that has come down since); where another batch is good, the next one or the last that was, it is of this
+    batch; else it is of these weights.
+
     It works where the step is compiled by XLA, in which `tf.debugging.enable_check_numerics` is silent. The steps of
     one execution (`steps_per_execution`) are run one by one while the box is there.
 
@@ -48,6 +52,8 @@ class BlackBox(AttachedCallback):
         >>> _ = model.fit(x, np.ones((2, 1)), verbose=0, callbacks=[box])
         >>> box.recordings[0].autopsy.first.samples
         (1,)
+        >>> box.recordings[0].origin.value  # the data end here: there is no other batch to try
+        'unknown'
     """
 
     def __init__(self, *, directory: str | os.PathLike[str] | None = None, recordings: int = 1):
@@ -85,12 +91,14 @@ class BlackBox(AttachedCallback):
 
     def _keep(self, recording: Recording) -> None:
         self.recordings.append(recording)
-        self._session.add_event("black_box", recording.reason, {"autopsy": recording.autopsy.to_dict()})
+        details = {**recording.origin_to_dict(), "autopsy": recording.autopsy.to_dict()}
+        self._session.add_event("black_box", recording.reason, details)
         _LOG.warning(
-            "BlackBox kept the step at epoch %d, batch %d (%s). %s",
+            "BlackBox kept the step at epoch %d, batch %d (%s). %s %s",
             recording.epoch + 1,
             recording.batch + 1,
             recording.reason,
+            recording.origin_sentence,
             recording.autopsy.first or "All its numbers are finite: see `recordings[-1].autopsy`.",
         )
         if self.directory is not None:

@@ -32,7 +32,9 @@ def render(diagnosis: OrderedFindings) -> str:
     counts = event_counts(diagnosis.trace)
     if counts:
         lines += ["", "Events"]
-        lines += [f"  {c.count} x {c.kind}{f' ({c.reason})' if c.reason else ''}, first: {c.first}" for c in counts]
+        for c in counts:
+            lines.append(f"  {c.count} x {c.kind}{f' ({c.reason})' if c.reason else ''}, first: {c.first}")
+            lines += _wrapped(str(c.first.details.get("origin_sentence", "")), "      ")
     return wording.printable("\n".join(lines))
 
 

@@ -207,3 +207,81 @@ def test_a_loss_of_each_sample_is_examined_too():
     fit(model, gr.GradientGuard(), box)
     assert box.recordings[0].autopsy.complete
     assert box.recordings[0].autopsy.first.samples == (BAD - 64,)
+
+
+def ruins_the_weights(model):
+    class Ruin(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 3:
+                weight = model.trainable_weights[-1]  # a ReLU may swallow a NaN before it
+                weight.assign(weight * np.nan)
+
+    return Ruin()
+
+
+class FlakyLoss(keras.losses.SparseCategoricalCrossentropy):
+    """Be NaN the third time, as a fault of the hardware may be, whatever batch and weights are."""
+
+    calls = 0
+
+    def call(self, y_true, y_pred):
+        self.calls += tf.executing_eagerly()
+        return super().call(y_true, y_pred) * (np.nan if self.calls == 3 else 1.0)
+
+
+@pytest.mark.parametrize(("steps", "together"), [(1, False), (4, True)])
+def test_a_bad_step_is_run_again_to_tell_batch_weights_and_chance_apart(steps, together, tmp_path):
+    origins = {}
+    for name in ("batch", "weights", "chance"):
+        model = compiled(two_dense(), steps_per_execution=steps)
+        if name == "chance":
+            model.compile("sgd", FlakyLoss(from_logits=True), run_eagerly=True, steps_per_execution=steps)
+        box, guard = gr.BlackBox(directory=tmp_path / name), [gr.GradientGuard()] if together else []
+        x, y = digits(256)
+        if name == "batch":
+            x[BAD, 5] = np.nan
+        more = [ruins_the_weights(model)] if name == "weights" else []
+        model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[*guard, box, *more])
+        recording = box.recordings[0]
+        origins[name] = recording.origin.value
+        (event,) = (event for event in box.trace.events if event.kind == "black_box")
+        assert event.details["origin"] == recording.origin
+        assert event.details["origin_sentence"] in gr.diagnose(box.trace).full().replace("\n      ", " ")
+        assert recording.origin_sentence in str(recording)
+        assert recording.origin_sentence in next((tmp_path / name).rglob("autopsy.txt")).read_text()
+        assert len(box.trace) == (8 if together else recording.step + 1)
+    assert origins == {"batch": "this_batch", "weights": "these_weights", "chance": "transient"}
+
+
+@pytest.mark.parametrize("feed", ["last", "generator", "for good"])
+def test_the_last_good_batch_tells_where_the_next_one_cannot(feed):
+    x, y = digits(256)
+    bad = 255 if feed == "last" else slice(64, None) if feed == "for good" else BAD
+    x[bad, 5] = np.nan
+
+    def batches():
+        for start in range(0, 256, BATCH):
+            yield x[start : start + BATCH], y[start : start + BATCH]
+
+    model, box = compiled(two_dense()), gr.BlackBox()
+    how = {"x": batches(), "steps_per_epoch": 8} if feed == "generator" else {"x": x, "y": y, "batch_size": BATCH}
+    model.fit(**how, shuffle=False, verbose=0, callbacks=[gr.GradientGuard(), box])
+    assert box.recordings[0].origin == "this_batch"
+    assert [run.batch for run in box.recordings[0].reruns] == {
+        "last": ["same", "previous"],
+        "generator": ["same", "next"],
+        "for good": ["same", "next", "previous"],
+    }[feed]
+    assert len(box.trace) == 8  # what was taken to look ahead has run in its turn
+
+
+def test_running_a_step_again_changes_nothing():
+    trained = []
+    for callbacks in ([], [gr.BlackBox()]):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((64,)), layers.Dropout(0.5), layers.BatchNormalization()])
+        model.add(layers.Dense(10))
+        fit(compiled(model), gr.GradientGuard(), *callbacks)
+        trained.append([np.array(one) for one in (*model.variables, *model.optimizer.variables)])
+    for one, other in zip(*trained, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -1,10 +1,11 @@
-"""What is kept of the step that broke a training."""
+"""What is kept of the step that broke a training, and whether batch, weights or chance broke it."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,38 @@ from gradrecipes.core.trace import APPLIED, OUTCOMES, SKIPPED_LOSS_OUTLIER, Trac
 from gradrecipes.core.trace.autopsy import Autopsy
 from gradrecipes.training.autopsy import autopsy
 from gradrecipes.training.fit.session import FitSession
+
+
+class Origin(StrEnum):
+    """Where the fault of a bad step lies, as running it again from the same state shows."""
+
+    TRANSIENT = "transient"
+    THIS_BATCH = "this_batch"
+    THESE_WEIGHTS = "these_weights"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """One more run of a step from the state before it.
+
+    Args:
+        batch: `"same"`, `"next"`, or `"previous"`: the one before, if its step was applied.
+        outcome: A value of `gradrecipes.core.trace.OUTCOMES`.
+        loss: The loss of the batch; NaN where it is not seen.
+    """
+
+    batch: str
+    outcome: str
+    loss: float
+
+    @property
+    def good(self) -> bool:
+        """Whether the step would have been applied."""
+        return self.outcome == OUTCOMES[APPLIED]
+
+    def __str__(self) -> str:
+        return f"the {self.batch} batch: {self.outcome}, loss {self.loss:.4g}"
 
 
 @dataclass(frozen=True)
@@ -32,6 +65,8 @@ class Recording:
         weights: The model's variables before the step, as `model.get_weights()` orders them.
         readings: What was measured up to the step: a `Trace` of the last 128 steps.
         autopsy: Where in the step the trouble began.
+        origin: Whether the fault is transient, of this batch or of these weights.
+        reruns: The further runs of the step that say so.
     """
 
     step: int
@@ -42,6 +77,18 @@ class Recording:
     weights: list[np.ndarray]
     readings: Trace
     autopsy: Autopsy
+    origin: Origin = Origin.UNKNOWN
+    reruns: tuple[Rerun, ...] = ()
+
+    @property
+    def origin_sentence(self) -> str:
+        """What running the step again has shown, in a sentence."""
+        runs = f" ({'; '.join(map(str, self.reruns))})" if self.reruns else ""
+        return f"{_ORIGINS[self.origin]}{runs}."
+
+    def __str__(self) -> str:
+        place = f"Step {self.step}, epoch {self.epoch + 1}, batch {self.batch + 1}, was left out: {self.reason}."
+        return f"{place}\n{self.origin_sentence}\n{self.autopsy}"
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the recording into a folder of its own: arrays, trace, and the autopsy as JSON and as text."""
@@ -52,14 +99,27 @@ class Recording:
         weights = {f"weights/{index}": array for index, array in enumerate(self.weights)}
         np.savez_compressed(folder / "arrays.npz", **batch, **weights)
         self.readings.save(folder / "readings.trace")
-        (folder / "autopsy.txt").write_text(f"{self.autopsy}\n")
+        (folder / "autopsy.txt").write_text(f"{self}\n")
         (folder / "autopsy.json").write_text(json.dumps(self.to_dict(), indent=2, default=str) + "\n")
         return folder
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is known, but for the arrays, as plain JSON values."""
         place = {name: getattr(self, name) for name in ("step", "epoch", "batch", "reason")}
-        return {**place, "autopsy": self.autopsy.to_dict()}
+        return {**place, **self.origin_to_dict(), "autopsy": self.autopsy.to_dict()}
+
+    def origin_to_dict(self) -> dict[str, Any]:
+        """Return the origin and what it rests on as plain JSON values."""
+        runs = [{**asdict(one), "loss": one.loss if np.isfinite(one.loss) else str(one.loss)} for one in self.reruns]
+        return {"origin": self.origin.value, "origin_sentence": self.origin_sentence, "reruns": runs}
+
+
+_ORIGINS = {
+    Origin.TRANSIENT: "The fault is transient: run again from the same state on the same batch, the step is good",
+    Origin.THIS_BATCH: "The fault is of this batch: from the same state the step fails on it again, and not on another",
+    Origin.THESE_WEIGHTS: "The fault is of these weights: from the same state the step fails on other batches too",
+    Origin.UNKNOWN: "Whether the fault is of the batch or of the weights is not known: no other batch could be tried",
+}
 
 
 def record_bad_step(session: FitSession, model: keras.Model) -> Recording | None:
@@ -68,6 +128,7 @@ def record_bad_step(session: FitSession, model: keras.Model) -> Recording | None
     row = len(trace) - 1
     if trace.steps["outcome"][row] == APPLIED:
         return None
+    origin, reruns = _find_origin(session, row)
     data = tf.nest.map_structure(_whole, session.batch)
     place = {name: int(trace.steps[name][row]) for name in ("step", "epoch", "batch")}
     return Recording(
@@ -77,7 +138,31 @@ def record_bad_step(session: FitSession, model: keras.Model) -> Recording | None
         weights=model.get_weights(),
         readings=trace[max(0, row - 127) : row + 1],
         autopsy=_autopsy(model, data, _loss_limit(trace, row)),
+        origin=origin,
+        reruns=reruns,
     )
+
+
+def _find_origin(session: FitSession, row: int) -> tuple[Origin, tuple[Rerun, ...]]:
+    """Run the step again from the same state: on the same batch, on the next one, and on the last that was good."""
+    reruns: list[Rerun] = []
+
+    def is_good(name: str, batch: Any) -> bool:
+        seen = None if batch is None else session.retry(batch)
+        if seen is not None:
+            reruns.append(Rerun(name, OUTCOMES[seen[0]], seen[1]))
+        return seen is not None and reruns[-1].good
+
+    try:
+        if is_good("same", session.batch):
+            return Origin.TRANSIENT, tuple(reruns)
+        applied = row and session.trace.steps["outcome"][row - 1] == APPLIED
+        good = is_good("next", session.next_batch()) or (applied and is_good("previous", session.batch_before))
+    except Exception:  # a step that raises: the fit itself is to go on
+        return Origin.UNKNOWN, tuple(reruns)
+    if good:
+        return Origin.THIS_BATCH, tuple(reruns)
+    return Origin.THESE_WEIGHTS if len(reruns) > 1 else Origin.UNKNOWN, tuple(reruns)
 
 
 def _autopsy(model: keras.Model, data: Any, loss_limit: float | None) -> Autopsy:

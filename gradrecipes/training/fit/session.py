@@ -60,6 +60,10 @@ class FitSession:
         self._reference: ReferenceBatch | None = None
         self._shadows = contextlib.ExitStack()
         self.batch: Any = None  # of the last step, while a callback wants it kept
+        self.batch_before: Any = None  # of the step before that
+        self._rest: list[Any] = []  # of an execution, behind the batch that runs
+        self._ahead: list[Any] = []  # taken from the iterator to look ahead
+        self._iterator: Any = None  # where they came from
 
     # -- coming and going ------------------------------------------------------------------------
     @property
@@ -149,6 +153,8 @@ class FitSession:
         active_fits.leave(self.model, self)
         self._shadows.close()
         self.collect()
+        self.batch = self.batch_before = self._iterator = None
+        self._rest, self._ahead = [], []
         if self.model.train_function is self._installed:
             self.model.train_function = self._function_before
         self._installed = self._function_before = None
@@ -242,11 +248,13 @@ class FitSession:
         steps = self.model.steps_per_execution
         if not self._keeps_batches:
             return self._run(self._with_reference(iterator, steps), steps)
-        held = [batch for _, batch in zip(range(steps), iterator, strict=False)]
+        held = self._ahead if self._iterator is iterator else []
+        held += [batch for _, batch in zip(range(steps - len(held)), iterator, strict=False)]
+        self._ahead, self._iterator = [], iterator
         if not held:
             raise StopIteration
-        for batch in held:  # one by one, so that a check finds the weights of that moment
-            self.batch = batch
+        for place, batch in enumerate(held):  # one by one, so that a check finds the weights of that moment
+            self.batch_before, self.batch, self._rest = self.batch, batch, held[place + 1 :]
             if self._keeps_reference and self._reference is None:
                 self._reference = ReferenceBatch([batch], None, self._prepared.next_step)
             logs = self._run([batch], 1)
@@ -279,13 +287,37 @@ class FitSession:
         if row >= len(steps["step"]) or steps["outcome"][row] != APPLIED:
             self._reference = None  # the next execution gives another
             return None
+        seen = self._try(self._reference.iterator())
+        return None if seen is None else Retrial(*seen, float(steps["loss"][row]))
+
+    def retry(self, batch: Any) -> tuple[int, float] | None:
+        """Run a step on a batch with the present weights, and put everything back.
+
+        Args:
+            batch: One of `batch`, `batch_before` and `next_batch()`.
+
+        Returns:
+            Its outcome, a key of `gradrecipes.core.trace.OUTCOMES`, and its loss; None where its gradient was only
+            accumulated.
+        """
+        return self._try([batch])
+
+    def next_batch(self) -> Any:
+        """Return the batch that comes after the last one, which then runs as usual; None where the data end."""
+        if self._rest:
+            return self._rest[0]
+        if not self._ahead and hasattr(self._iterator, "__next__"):
+            with contextlib.suppress(*_END_OF_DATA):
+                self._ahead = [next(self._iterator)]
+        return self._ahead[0] if self._ahead else None
+
+    def _try(self, batches: Any) -> tuple[int, float] | None:
         with preserve_state(self.model, also=assigned_outside(self.model)), preserve_pipeline(self.pipeline):
             now = int(self.pipeline.step.numpy())
-            self._prepared.retry(self._reference.iterator())
+            self._prepared.retry(batches)
             if int(self.pipeline.step.numpy()) == now:  # its gradient was only accumulated
                 return None
-            outcome, loss = self.pipeline.recorder.outcome_and_loss(now)
-        return Retrial(outcome, loss, float(steps["loss"][row]))
+            return self.pipeline.recorder.outcome_and_loss(now)
 
     def _run(self, iterator: Any, steps: int) -> Any:
         logs = self._prepared.run(iterator, steps)
