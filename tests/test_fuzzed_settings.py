@@ -53,8 +53,8 @@ def make_advisor(**how):
 NAMES = {
     gr.GradientMonitor: ["sample_every", "logs", "histogram_dir"],
     gr.GradientGuard: [
-        "clipping", "sigmas", "max_consecutive_skips", "snapshot_every", "max_rollbacks", "snapshot_on", "backup_dir",
-        "fused",
+        "clipping", "sigmas", "max_consecutive_skips", "snapshot_every", "max_rollbacks", "snapshot_on",
+        "skipped_batches", "backup_dir", "fused",
     ],
     gr.BlackBox: ["directory", "recordings"],
     gr.Doctor: ["data", "check_every", "stop", "on_finding"],
@@ -83,7 +83,7 @@ FLAGS = (
     "verbose",
     "stop",
 )  # True and False are sense there
-WORDS = ("histogram_dir", "directory", "backup_dir", "monitor", "mode")  # a text is sense there
+WORDS = ("histogram_dir", "directory", "backup_dir", "skipped_batches", "monitor", "mode")  # a text is sense there
 
 
 def or_refused(make, arguments):

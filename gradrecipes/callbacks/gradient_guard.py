@@ -12,7 +12,7 @@ import numpy as np
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.callbacks.guard_arguments import check_guard_arguments
 from gradrecipes.compat.keras_private import learning_rates, loss_scale, lower_scale, optimizers_of
-from gradrecipes.core.arguments import require_choice, require_directory, require_flag
+from gradrecipes.core.arguments import require_choice, require_directory, require_file, require_flag
 from gradrecipes.core.trace import (
     APPLIED,
     OUTCOMES,
@@ -25,7 +25,7 @@ from gradrecipes.core.trace.event import Event
 from gradrecipes.gradients.clipping import Clipping
 from gradrecipes.gradients.outliers import EARLY_RATIO
 from gradrecipes.training.fit.request import Request
-from gradrecipes.training.recovery.guard_state import load_guard_state, save_guard_state
+from gradrecipes.training.recovery.guard_state import append_skipped_batches, load_guard_state, save_guard_state
 from gradrecipes.training.recovery.policy import DIVERGED, FASTER, FIRST_FACTOR, LATEST, Action, Readings, Recovery
 from gradrecipes.training.recovery.snapshots import SNAPSHOT_PLACES, SnapshotRing
 
@@ -78,6 +78,8 @@ class GradientGuard(AttachedCallback):
         snapshot_on: Where they are held. "host": in the host's memory; on an accelerator each is copied there. None:
             on the device of the variables, without that copy, at the cost of its memory.
         max_rollbacks: Rollbacks without recovery between them that are tried.
+        skipped_batches: A CSV file to which the batches that were left out are appended, by epoch and place, or None.
+            Not among them are those that were left out while the weights were bad, or the loss scale too high.
         backup_dir: Where the guard writes its own state, and the seeds that Keras leaves out of its backups, at the
             end of each epoch, or None. With `keras.callbacks.BackupAndRestore` beside it, perhaps with the same
             directory, a run that is killed goes on as if it had not been.
@@ -119,12 +121,14 @@ class GradientGuard(AttachedCallback):
         snapshot_every: int | None = 100,
         max_rollbacks: int = 5,
         snapshot_on: str | None = "host",
+        skipped_batches: str | os.PathLike[str] | None = None,
         backup_dir: str | os.PathLike[str] | None = None,
         fused: bool = False,
     ):
         check_guard_arguments(clipping, sigmas, max_consecutive_skips, snapshot_every, max_rollbacks)
         require_choice("snapshot_on", snapshot_on, SNAPSHOT_PLACES)
         require_directory("backup_dir", backup_dir)
+        require_file("skipped_batches", skipped_batches)
         require_flag("fused", fused, remedy="True updates the weights through TensorFlow's fused kernels.")
         super().__init__(
             Request(
@@ -144,6 +148,7 @@ class GradientGuard(AttachedCallback):
         self.snapshot_every = snapshot_every
         self.max_rollbacks = max_rollbacks
         self.snapshot_on = snapshot_on
+        self.skipped_batches = skipped_batches
         self.backup_dir = backup_dir
         self.fused = fused
         self.stop_reason: str | None = None
@@ -151,6 +156,8 @@ class GradientGuard(AttachedCallback):
         self._caps_before: dict[str, float] = {}  # the bounds of the rates when all was well
         self._rates_before: dict[str, float] = {}  # up to which the bounds are raised again
         self._resumed = False
+        self._listed_until = -1  # the last step whose batch is in the file, or will not be
+        self._skips_listed = 0  # skipped steps up to there
 
     @property
     def events(self) -> list[Event]:
@@ -164,6 +171,8 @@ class GradientGuard(AttachedCallback):
         super().on_train_begin(logs)
         self.stop_reason = None
         self._resumed = False
+        self._listed_until = int(self.trace.steps["step"][-1]) if len(self.trace) else -1
+        self._skips_listed = int(self._session.pipeline.skipped_steps.numpy())
         self._begin_recovery()
 
     def _begin_recovery(self) -> None:
@@ -204,6 +213,7 @@ class GradientGuard(AttachedCallback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Check the weights that are left, and give the model its own train function back."""
         self._check(thoroughly=True)
+        self._list_skipped(ended=True)
         super().on_train_end(logs)
 
     def _iterations(self) -> int:
@@ -235,6 +245,9 @@ class GradientGuard(AttachedCallback):
         readings = Readings(self._session.steps_run, consecutive, losses, finite, at_fault)
         trying = self._recovery.rollbacks > 0
         action = self._recovery.consider(readings, thoroughly=thoroughly)
+        if action in (Action.ROLL_BACK, Action.GIVE_WAY) or (action is Action.STOP and at_fault is not False):
+            self._list_skipped(blamed=False)
+        self._list_skipped()
         if action is Action.NOTHING:
             return
         if not trying:
@@ -254,6 +267,28 @@ class GradientGuard(AttachedCallback):
             self._session.add_event("gave_way", self._recovery.reason, {"consecutive_skips": consecutive})
         elif action is Action.STOP:
             self._stop(consecutive, weights_are_good=at_fault is False)
+
+    def _list_skipped(self, *, ended: bool = False, blamed: bool = True) -> None:
+        """Append to the file the batches that were left out, once a later step has shown that the weights were good.
+
+        Args:
+            ended: Whether no step follows.
+            blamed: Whether the batches after the last step that was applied can be at fault.
+        """
+        count = int(self._session.pipeline.skipped_steps.numpy()) if self.skipped_batches is not None else 0
+        if count == self._skips_listed:
+            return
+        trace = self._session.collect()
+        steps, applied = trace.steps["step"], np.flatnonzero(trace.steps["outcome"] == APPLIED)
+        last, last_applied = int(steps[-1]), int(steps[applied[-1]]) if len(applied) else -1
+        until = last if ended and blamed else last_applied
+        scaled = any(lower_scale(one) is not None for one in optimizers_of(self.model))
+        skips = [event for event in trace.events if event.kind == "skip" and self._listed_until < event.step <= until]
+        skips = [skip for skip in skips if not (scaled and skip.reason == OUTCOMES[SKIPPED_GRADIENT])]
+        if skips:
+            append_skipped_batches(self.skipped_batches, skips)
+        self._listed_until = until if blamed else last
+        self._skips_listed = count if self._listed_until == last else -1
 
     def _is_suspect(self, consecutive: int, thoroughly: bool) -> bool:
         if self._recovery.ring is None:

@@ -74,3 +74,19 @@ def require_directory(name: str, value: Any) -> None:
             f"`{name}` must be the path of a directory, or None for none. Received: {name}={value!r}. "
             "Give a string or a pathlib.Path; the directory is made if it is missing."
         )
+
+
+def require_file(name: str, value: Any) -> None:
+    """Refuse what cannot name a file to be written; None stands for no file.
+
+    Raises:
+        TypeError: With what came and the remedy.
+        ValueError: There is a directory at this path.
+    """
+    if value is not None and not (isinstance(value, str | os.PathLike) and os.fspath(value)):
+        raise TypeError(
+            f"`{name}` must be the path of a file, or None for none. Received: {name}={value!r}. "
+            "Give a string or a pathlib.Path; the file is made if it is missing."
+        )
+    if value is not None and os.path.isdir(value):
+        raise ValueError(f"`{name}` must be the path of a file. Received: {name}={value!r}, which is a directory.")

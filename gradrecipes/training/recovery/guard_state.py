@@ -1,12 +1,16 @@
-"""The state of a guard on disk, for a run that is killed and resumed."""
+"""What a guard writes to disk: its state, for a run that is killed and resumed, and the batches it left out."""
 
 from __future__ import annotations
 
+import csv
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from gradrecipes.core.trace.event import Event
 
 NAME = "guard_state.npz"
 PREVIOUS = "guard_state.previous.npz"
@@ -53,3 +57,27 @@ def load_guard_state(directory: str | os.PathLike[str], *, iterations: int) -> d
         if found == iterations:
             return values
     return None
+
+
+def append_skipped_batches(path: str | os.PathLike[str], skips: Sequence[Event]) -> None:
+    """Append a line for each skip to a CSV file, which is made, with a line of names, if it is missing.
+
+    Args:
+        path: The file. Its columns are `epoch`, `batch` (within the epoch) and `step`, counted from 0, `reason`, `loss`
+            and `gradient_norm`.
+        skips: The skips.
+    """
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    file = Path(path)
+    written = file.read_bytes()[-1:] if file.exists() else b""
+    if not written:
+        writer.writerow(["epoch", "batch", "step", "reason", "loss", "gradient_norm"])
+    elif written != b"\n":  # of a run that was killed while it wrote
+        lines.write("\n")
+    for skip in skips:
+        measured = [skip.details.get(name) for name in ("loss", "gradient_norm")]
+        writer.writerow([skip.epoch, skip.batch, skip.step, skip.reason, *measured])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a", encoding="utf-8") as stream:
+        stream.write(lines.getvalue())
