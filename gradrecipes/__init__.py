@@ -17,6 +17,7 @@ _PUBLIC = {
     "Doctor": "gradrecipes.callbacks.doctor",
     "GradientMonitor": "gradrecipes.callbacks.gradient_monitor",
     "GradientGuard": "gradrecipes.callbacks.gradient_guard",
+    "TrainingStoppedError": "gradrecipes.callbacks.training_stopped",
     "ClippingReport": "gradrecipes.core.analysis.clipping_report",
     "clipping_report": "gradrecipes.core.analysis.clipping_report",
     "BlackBox": "gradrecipes.callbacks.black_box",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from gradrecipes.callbacks.gradient_monitor import GradientMonitor
     from gradrecipes.callbacks.learning_rate_finder import LearningRateFinder
     from gradrecipes.callbacks.nanproof_early_stopping import NanProofEarlyStopping
+    from gradrecipes.callbacks.training_stopped import TrainingStoppedError
     from gradrecipes.core.analysis.clipping_report import ClippingReport, clipping_report
     from gradrecipes.core.findings.finding import Finding
     from gradrecipes.core.findings.prescription import Prescription

@@ -54,7 +54,7 @@ NAMES = {
     gr.GradientMonitor: ["sample_every", "logs", "histogram_dir"],
     gr.GradientGuard: [
         "clipping", "sigmas", "max_consecutive_skips", "snapshot_every", "max_rollbacks", "snapshot_on",
-        "skipped_batches", "backup_dir", "fused",
+        "skipped_batches", "backup_dir", "fused", "raise_error",
     ],
     gr.BlackBox: ["directory", "recordings"],
     gr.Doctor: ["data", "check_every", "stop", "on_finding"],
@@ -78,6 +78,7 @@ FLAGS = (
     "logs",
     "skip_nonfinite",
     "fused",
+    "raise_error",
     "xla",
     "restore_best_weights",
     "verbose",

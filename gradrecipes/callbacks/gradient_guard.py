@@ -11,6 +11,7 @@ import numpy as np
 
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.callbacks.guard_arguments import check_guard_arguments
+from gradrecipes.callbacks.training_stopped import TrainingStoppedError
 from gradrecipes.compat.keras_private import learning_rates, loss_scale, lower_scale, optimizers_of
 from gradrecipes.core.arguments import require_choice, require_directory, require_file, require_flag
 from gradrecipes.core.trace import (
@@ -60,7 +61,10 @@ class GradientGuard(AttachedCallback):
     bounds of that time off the learning rate.
 
     **Stop.** When a loss that is not finite stays so though going back would change nothing, or has not helped
-    `max_rollbacks` times, the training stops with the last finite weights, and `stop_reason` says why.
+    `max_rollbacks` times, the training stops with the last finite weights, and `stop_reason` says why. Keras then ends
+    `fit` as after its last epoch, and `keras.callbacks.BackupAndRestore` deletes its backup. With `raise_error=True`
+    `fit` raises `TrainingStoppedError` instead: the backup of the last good epoch stays, and the next `fit` begins
+    there.
 
     `skipped_steps` (and `clipped_steps`) reach the logs. Until a step of an epoch is applied, they hold the loss of the
     epoch before, in the first epoch the largest float32: finite, and no improvement. The device is asked every eight
@@ -85,6 +89,8 @@ class GradientGuard(AttachedCallback):
             directory, a run that is killed goes on as if it had not been.
         fused: Whether Adam, AdamW and SGD update the weights through TensorFlow's fused kernels, in one pass over each
             variable: faster than plain Keras, and not bit-identical to it, as the kernels round in another order.
+        raise_error: Whether a stop raises `TrainingStoppedError`, as `keras.callbacks.TerminateOnNaN(raise_error=True)`
+            raises an error, instead of ending `fit` in the usual way.
 
     List the guard first: before `BackupAndRestore`, so that what is backed up is finite, and before
     `keras.callbacks.SwapEMAWeights`, so that what the guard keeps and puts back is what is trained.
@@ -100,6 +106,7 @@ class GradientGuard(AttachedCallback):
         TypeError: `clipping` is no clipping method, or `backup_dir` no path.
         ValueError: A bound is not positive or not whole; in `fit`: the model is not compiled, or two guards
             were passed.
+        TrainingStoppedError: In `fit`, with `raise_error=True`, when the training stops.
 
     Example:
         >>> import gradrecipes as gr
@@ -124,12 +131,14 @@ class GradientGuard(AttachedCallback):
         skipped_batches: str | os.PathLike[str] | None = None,
         backup_dir: str | os.PathLike[str] | None = None,
         fused: bool = False,
+        raise_error: bool = False,
     ):
         check_guard_arguments(clipping, sigmas, max_consecutive_skips, snapshot_every, max_rollbacks)
         require_choice("snapshot_on", snapshot_on, SNAPSHOT_PLACES)
         require_directory("backup_dir", backup_dir)
         require_file("skipped_batches", skipped_batches)
         require_flag("fused", fused, remedy="True updates the weights through TensorFlow's fused kernels.")
+        require_flag("raise_error", raise_error, remedy="True has a stop raise an error, so that a backup is kept.")
         super().__init__(
             Request(
                 skip=True,
@@ -151,6 +160,7 @@ class GradientGuard(AttachedCallback):
         self.skipped_batches = skipped_batches
         self.backup_dir = backup_dir
         self.fused = fused
+        self.raise_error = raise_error
         self.stop_reason: str | None = None
         self._recovery: Recovery | None = None
         self._caps_before: dict[str, float] = {}  # the bounds of the rates when all was well
@@ -212,9 +222,11 @@ class GradientGuard(AttachedCallback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Check the weights that are left, and give the model its own train function back."""
-        self._check(thoroughly=True)
-        self._list_skipped(ended=True)
-        super().on_train_end(logs)
+        try:
+            self._check(thoroughly=True)
+        finally:
+            self._list_skipped(ended=True)
+            super().on_train_end(logs)
 
     def _iterations(self) -> int:
         return sum(int(keras.ops.convert_to_numpy(one.iterations)) for one in optimizers_of(self.model))
@@ -369,17 +381,16 @@ class GradientGuard(AttachedCallback):
         outcome = self._session.trace.steps["outcome"]
         reasons = sorted({OUTCOMES[int(code)] for code in outcome[len(outcome) - consecutive :]})
         skipped = f"; the last {consecutive} steps were all skipped ({', '.join(reasons)})" if consecutive else ""
-        _LOG.warning(
-            "GradientGuard stopped the training at epoch %d, batch %d (%s)%s. %s gradrecipes.diagnose(guard.trace) "
-            "says why.",
-            event.epoch + 1,
-            event.batch + 1,
-            self.stop_reason,
-            skipped,
-            "The weights are those before the first of them." if weights_are_good else self._leave_sound(consecutive),
+        left = "The weights are those before the first of them." if weights_are_good else self._leave_sound(consecutive)
+        message = (
+            f"GradientGuard stopped the training at epoch {event.epoch + 1}, batch {event.batch + 1} "
+            f"({self.stop_reason}){skipped}. {left} gradrecipes.diagnose(guard.trace) says why."
         )
         self._session.pipeline.consecutive_skips.assign(0)
         self.model.stop_training = True
+        if self.raise_error:
+            raise TrainingStoppedError(message, self.stop_reason, event.epoch, event.batch)
+        _LOG.warning("%s", message)
 
     def _leave_sound(self, consecutive: int) -> str:
         """Put the newest snapshot back and say what weights are left."""

@@ -106,6 +106,40 @@ def test_a_backup_restores_finite_weights(guarded, tmp_path):
     assert all_finite(model) == guarded
 
 
+@pytest.mark.parametrize("raise_error", [False, True])
+@pytest.mark.parametrize("at", ["a step", "an epoch's end"])
+def test_a_backup_outlives_a_stop_that_raises_an_error(raise_error, at, tmp_path):
+    seen, steps = [], 12 if at == "a step" else 4
+    x, y = digits(BATCH)
+
+    def run(bad_from):
+        def batches():
+            for number in range(4 * steps):
+                yield (np.full_like(x, np.nan) if number >= bad_from * steps else x), y
+
+        model = seeded(tanh_net)
+        guarding = gr.GradientGuard(max_consecutive_skips=3, max_rollbacks=0, raise_error=raise_error)
+        backup = keras.callbacks.BackupAndRestore(str(tmp_path))
+        seen.append([])
+        epochs = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: seen[-1].append(epoch))
+        try:
+            how = {"epochs": 4, "steps_per_epoch": steps, "shuffle": False, "verbose": 0}
+            model.fit(batches(), **how, callbacks=[guarding, backup, epochs])
+        except gr.TrainingStoppedError as error:
+            assert (error.reason, error.epoch) == (guarding.stop_reason, 2)
+            assert f"({error.reason})" in str(error) and "epoch 3" in str(error)
+            assert str(pickle.loads(pickle.dumps(error))) == str(error)
+            assert raise_error
+        return model, guarding
+
+    model, guarding = run(bad_from=2)
+    assert guarding.stop_reason == "too_many_skips"
+    assert all_finite(model)
+    _, guarding = run(bad_from=99)
+    assert guarding.stop_reason is None
+    assert seen == [[0, 1, 2], [2, 3] if raise_error else [0, 1, 2, 3]]
+
+
 class Exploding(keras.layers.Layer):
     """Raise within a step that is run eagerly."""
 
