@@ -20,8 +20,7 @@ from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.rescue.arm import Arm
 from gradrecipes.rescue.changes import candidates, catalogue, setup_after
 from gradrecipes.rescue.feed import Feed, read_feed
-from gradrecipes.rescue.journal import Journal, fingerprint_of
-from gradrecipes.rescue.lab import Lab
+from gradrecipes.rescue.lab import Journal, Lab, fingerprint_of
 from gradrecipes.rescue.original import read_original
 from gradrecipes.rescue.rebuild import rebuild
 from gradrecipes.rescue.scaling import scaling_of

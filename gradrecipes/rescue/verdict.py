@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,6 @@ from gradrecipes.report import strict_json
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.rescue.code import code_of
 from gradrecipes.rescue.lab import Trial
-from gradrecipes.rescue.page import page
-from gradrecipes.rescue.screen import screen
 from gradrecipes.rescue.search import Proof
 from gradrecipes.rescue.setup import Setup
 
@@ -178,3 +178,81 @@ def _evidence(evidence: RescueEvidence) -> dict[str, Any]:
         interval = None if proof.interval is None else [proof.interval.low, proof.interval.high]
         told["proof"] = {**vars(proof), "interval": interval, "difference": proof.difference, "wins": proof.wins}
     return told
+
+
+LINES, COLUMNS = 40, 80
+TRIED_SHOWN = 6  # other trials that are listed
+CODE_LINES = 16
+
+
+def screen(rescue: Any) -> str:
+    """Return a `Rescue` as plain text."""
+    evidence, proof = rescue.evidence, rescue.evidence.proof
+    lines = [rescue.verdict.upper() + ("" if evidence.complete else " (stopped early)"), ""]
+    if rescue.diagnosis.findings:
+        first = rescue.diagnosis.findings[0]
+        lines += _wrapped(f"Found: {first.title} ({first.code})")
+    else:
+        lines += _wrapped("The diagnosis found nothing wrong.")
+    if evidence.control is not None:
+        lines += _wrapped(f"As it is: {evidence.measured} {evidence.control:.3f} (chance {evidence.chance:.3f}).")
+    if rescue.changes and proof is not None:
+        lines += ["", "Changes:"]
+        for change in rescue.changes:
+            loss = "" if change.needed is None else f" (without it {-change.needed:+.3f})"
+            lines += _wrapped(f"- {change.title}{loss}")
+        pairs = ", ".join(f"{a:.3f} to {b:.3f}" for a, b in zip(proof.control, proof.changed, strict=True))
+        lines += ["", *_wrapped(f"{evidence.measured.capitalize()} on held-back data, seed by seed: {pairs}.")]
+        if proof.interval is not None:
+            low, high = proof.interval.low, proof.interval.high
+            lines += _wrapped(f"Difference {proof.difference:+.3f}, 95% interval {low:+.3f} to {high:+.3f}.")
+        code = rescue.as_code().splitlines()
+        lines += ["", *[line[:COLUMNS] for line in code[:CODE_LINES]]]
+        lines += ["..."] if len(code) > CODE_LINES else []
+    elif rescue.verdict == "not rescued":
+        best = sorted((one for one in evidence.trials if one.changes), key=lambda one: -one.score)[:TRIED_SHOWN]
+        lines += ["", "Nothing that was tried wins by more than chance. The best:"]
+        for trial in best:
+            lines += _wrapped(f"- {' + '.join(trial.changes)}: {trial.score:.3f} after {trial.steps} steps")
+    else:
+        lines += _wrapped("The training as it is learns, to its end; the model is returned as it was.")
+    cost = f"{len(evidence.trials)} trials, {evidence.spent_steps:.0f} steps = {evidence.trainings:.1f} trainings"
+    seconds = sum(evidence.seconds.values())
+    lines += ["", *_wrapped(f"{cost}, {seconds:.0f} s.")]
+    return "\n".join(lines[:LINES])
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, COLUMNS, subsequent_indent="  ")
+
+
+STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+    "table{border-collapse:collapse}td,th{padding:.2rem .8rem;border-bottom:1px solid #ccc;text-align:right}"
+    "td:first-child,th:first-child{text-align:left}pre{background:#f4f4f4;padding:1rem;overflow:auto}"
+)
+
+
+def page(rescue: Any) -> str:
+    """Return the page of a `Rescue`."""
+    evidence = rescue.evidence
+    rows = "".join(
+        f"<tr><td>{escape(' + '.join(trial.changes) or 'as it is')}</td><td>{trial.seed}</td><td>{trial.steps}</td>"
+        f"<td>{trial.score:.3f}</td><td>{escape(trial.error or _end(trial.broken))}</td></tr>"
+        for trial in evidence.trials
+    )
+    findings = "".join(f"<li>{escape(one.title)} <code>{one.code}</code></li>" for one in rescue.diagnosis.findings)
+    code = f"<h2>Changes</h2><pre>{escape(rescue.as_code())}</pre>" if rescue.changes else ""
+    times = "".join(f"<tr><td>{escape(part)}</td><td>{value:.1f}</td></tr>" for part, value in evidence.seconds.items())
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Rescue: {rescue.verdict}</title>'
+        f"<style>{STYLE}</style></head><body><h1>{escape(rescue.verdict.capitalize())}</h1>"
+        f"<pre>{escape(str(rescue))}</pre>{code}<h2>Diagnosis</h2><ul>{findings or '<li>Nothing found.</li>'}</ul>"
+        f"<h2>Trials</h2><p>Score: {escape(evidence.measured)}; chance {evidence.chance:.3f}.</p>"
+        "<table><tr><th>changes</th><th>seed</th><th>steps</th><th>score</th><th></th></tr>"
+        f"{rows}</table><h2>Seconds</h2><table>{times}</table></body></html>"
+    )
+
+
+def _end(broken: int | None) -> str:
+    return "" if broken is None else f"not finite from step {broken}"
