@@ -20,9 +20,9 @@ class BlackBox(AttachedCallback):
     The step itself is left out, so that the weights are still those before it. Then one forward and backward pass,
     layer by layer, finds where the first value went wrong: an input, a weight, a layer's output, the loss, a gradient,
     an optimizer slot, with layer and samples. Until that moment a batch is merely held until the next one comes.
-    And the step is run again from the same state: where the same batch then is good, the fault is transient (hardware, a
-    loss scale that has come down since); where another batch is good, the next one or the last that was, it is of this
-    batch; else it is of these weights.
+    And the step is run again from the same state. Where the same batch is good this time, the fault is transient: of
+    the hardware, or of a loss scale that has come down since. Where another batch is good, the next one or the last
+    that was, it is of this batch; else it is of these weights.
 
     It works where the step is compiled by XLA, in which `tf.debugging.enable_check_numerics` is silent. The steps of
     one execution (`steps_per_execution`) are run one by one while the box is there.

@@ -287,7 +287,9 @@ class GradientGuard(AttachedCallback):
             ended: Whether no step follows.
             blamed: Whether the batches after the last step that was applied can be at fault.
         """
-        count = int(self._session.pipeline.skipped_steps.numpy()) if self.skipped_batches is not None else 0
+        if self.skipped_batches is None:
+            return
+        count = int(self._session.pipeline.skipped_steps.numpy())
         if count == self._skips_listed:
             return
         trace = self._session.collect()
