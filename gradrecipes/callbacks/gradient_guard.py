@@ -26,7 +26,7 @@ from gradrecipes.core.trace.event import Event
 from gradrecipes.gradients.clipping import Clipping
 from gradrecipes.gradients.outliers import EARLY_RATIO
 from gradrecipes.training.fit.request import Request
-from gradrecipes.training.recovery.guard_state import append_skipped_batches, load_guard_state, save_guard_state
+from gradrecipes.training.recovery.guard_state import SkippedBatches, load_guard_state, save_guard_state
 from gradrecipes.training.recovery.policy import DIVERGED, FASTER, FIRST_FACTOR, LATEST, Action, Readings, Recovery
 from gradrecipes.training.recovery.snapshots import SNAPSHOT_PLACES, SnapshotRing
 
@@ -166,8 +166,7 @@ class GradientGuard(AttachedCallback):
         self._caps_before: dict[str, float] = {}  # the bounds of the rates when all was well
         self._rates_before: dict[str, float] = {}  # up to which the bounds are raised again
         self._resumed = False
-        self._listed_until = -1  # the last step whose batch is in the file, or will not be
-        self._skips_listed = 0  # skipped steps up to there
+        self._skips: SkippedBatches | None = None
 
     @property
     def events(self) -> list[Event]:
@@ -181,8 +180,9 @@ class GradientGuard(AttachedCallback):
         super().on_train_begin(logs)
         self.stop_reason = None
         self._resumed = False
-        self._listed_until = int(self.trace.steps["step"][-1]) if len(self.trace) else -1
-        self._skips_listed = int(self._session.pipeline.skipped_steps.numpy())
+        if self.skipped_batches is not None:
+            count = int(self._session.pipeline.skipped_steps.numpy())
+            self._skips = SkippedBatches(self.skipped_batches, self.trace, count)
         self._begin_recovery()
 
     def _begin_recovery(self) -> None:
@@ -281,28 +281,10 @@ class GradientGuard(AttachedCallback):
             self._stop(consecutive, weights_are_good=at_fault is False)
 
     def _list_skipped(self, *, ended: bool = False, blamed: bool = True) -> None:
-        """Append to the file the batches that were left out, once a later step has shown that the weights were good.
-
-        Args:
-            ended: Whether no step follows.
-            blamed: Whether the batches after the last step that was applied can be at fault.
-        """
-        if self.skipped_batches is None:
+        if self._skips is None or not self._skips.has_new(count := int(self._session.pipeline.skipped_steps.numpy())):
             return
-        count = int(self._session.pipeline.skipped_steps.numpy())
-        if count == self._skips_listed:
-            return
-        trace = self._session.collect()
-        steps, applied = trace.steps["step"], np.flatnonzero(trace.steps["outcome"] == APPLIED)
-        last, last_applied = int(steps[-1]), int(steps[applied[-1]]) if len(applied) else -1
-        until = last if ended and blamed else last_applied
         scaled = any(lower_scale(one) is not None for one in optimizers_of(self.model))
-        skips = [event for event in trace.events if event.kind == "skip" and self._listed_until < event.step <= until]
-        skips = [skip for skip in skips if not (scaled and skip.reason == OUTCOMES[SKIPPED_GRADIENT])]
-        if skips:
-            append_skipped_batches(self.skipped_batches, skips)
-        self._listed_until = until if blamed else last
-        self._skips_listed = count if self._listed_until == last else -1
+        self._skips.write(self._session.collect(), count, scaled=scaled, ended=ended, blamed=blamed)
 
     def _is_suspect(self, consecutive: int, thoroughly: bool) -> bool:
         if self._recovery.ring is None:

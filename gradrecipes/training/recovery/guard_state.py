@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gradrecipes.core.trace import APPLIED, OUTCOMES, SKIPPED_GRADIENT, Trace
 from gradrecipes.core.trace.event import Event
 
 NAME = "guard_state.npz"
@@ -59,25 +60,56 @@ def load_guard_state(directory: str | os.PathLike[str], *, iterations: int) -> d
     return None
 
 
-def append_skipped_batches(path: str | os.PathLike[str], skips: Sequence[Event]) -> None:
-    """Append a line for each skip to a CSV file, which is made, with a line of names, if it is missing.
+class SkippedBatches:
+    """List in a CSV file the batches that were left out, once a later step has shown that the weights were good.
 
     Args:
-        path: The file. Its columns are `epoch`, `batch` (within the epoch) and `step`, counted from 0, `reason`, `loss`
-            and `gradient_norm`.
-        skips: The skips.
+        path: The file, which is made if it is missing. Its columns are `epoch`, `batch` (within the epoch) and `step`,
+            counted from 0, `reason`, `loss` and `gradient_norm`.
+        trace: What was recorded before; none of it is listed.
+        count: Steps that were skipped before.
     """
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    file = Path(path)
-    written = file.read_bytes()[-1:] if file.exists() else b""
-    if not written:
-        writer.writerow(["epoch", "batch", "step", "reason", "loss", "gradient_norm"])
-    elif written != b"\n":  # of a run that was killed while it wrote
-        lines.write("\n")
-    for skip in skips:
-        measured = [skip.details.get(name) for name in ("loss", "gradient_norm")]
-        writer.writerow([skip.epoch, skip.batch, skip.step, skip.reason, *measured])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a", encoding="utf-8") as stream:
-        stream.write(lines.getvalue())
+
+    def __init__(self, path: str | os.PathLike[str], trace: Trace, count: int):
+        self._path = Path(path)
+        self._until = int(trace.steps["step"][-1]) if len(trace) else -1  # the last step that is listed, or will not be
+        self._count = count  # skipped steps up to there; -1 where some of them wait
+
+    def has_new(self, count: int) -> bool:
+        """Return whether there is anything to write, after so many skipped steps."""
+        return count != self._count
+
+    def write(self, trace: Trace, count: int, *, scaled: bool, ended: bool, blamed: bool) -> None:
+        """List what is known by now to be the fault of a batch.
+
+        Args:
+            trace: The record, up to the present step.
+            count: Steps that were skipped.
+            scaled: Whether a loss scale is searched for, which makes gradients infinite now and then.
+            ended: Whether no step follows.
+            blamed: Whether the batches after the last step that was applied can be at fault.
+        """
+        steps, applied = trace.steps["step"], np.flatnonzero(trace.steps["outcome"] == APPLIED)
+        last, last_applied = int(steps[-1]), int(steps[applied[-1]]) if len(applied) else -1
+        until = last if ended and blamed else last_applied
+        skips = [event for event in trace.events if event.kind == "skip" and self._until < event.step <= until]
+        self._append([skip for skip in skips if not (scaled and skip.reason == OUTCOMES[SKIPPED_GRADIENT])])
+        self._until = until if blamed else last
+        self._count = count if self._until == last else -1
+
+    def _append(self, skips: Sequence[Event]) -> None:
+        if not skips:
+            return
+        lines = io.StringIO()
+        writer = csv.writer(lines, lineterminator="\n")
+        written = self._path.read_bytes()[-1:] if self._path.exists() else b""
+        if not written:
+            writer.writerow(["epoch", "batch", "step", "reason", "loss", "gradient_norm"])
+        elif written != b"\n":  # of a run that was killed while it wrote
+            lines.write("\n")
+        for skip in skips:
+            measured = [skip.details.get(name) for name in ("loss", "gradient_norm")]
+            writer.writerow([skip.epoch, skip.batch, skip.step, skip.reason, *measured])
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._path, "a", encoding="utf-8") as stream:
+            stream.write(lines.getvalue())
