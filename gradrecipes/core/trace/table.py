@@ -42,6 +42,17 @@ class Table:
             blocks[:] = [np.concatenate(blocks) if blocks else np.zeros((0, *shape), dtype)]
         return blocks[0]
 
+    def since(self, name: str, row: int) -> np.ndarray:
+        """Return the rows of a column from one on, without joining the blocks before it: costs what they cost."""
+        blocks, wanted = self._blocks[name], self._length - row
+        last = len(blocks)
+        while wanted > 0 and last > 0:
+            last -= 1
+            wanted -= len(blocks[last])
+        shape, dtype = self._columns[name]
+        tail = np.concatenate([np.zeros((0, *shape), dtype), *blocks[last:]])
+        return tail[-wanted if wanted < 0 else 0 :]
+
     def items(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield (name, column) for every column."""
         return ((name, self[name]) for name in self._columns)

@@ -24,6 +24,12 @@ class LayerMap:
         model: The model.
         variables: The variables that had a gradient, in the order of the readings.
         captured: The layers whose outputs were captured, in the order of the readings.
+
+    Attributes:
+        layers: The layers, in the order of the Trace.
+        names: Their names, each once.
+        kernels: Which variable is the kernel of each layer, or None.
+        with_variables: Which layers have variables.
     """
 
     def __init__(self, model: keras.Model, variables: Sequence[Any], captured: Sequence[keras.layers.Layer]):
@@ -35,6 +41,7 @@ class LayerMap:
         index = {id(variable): number for number, variable in enumerate(variables)}
         self.kernels = [index.get(id(kernel_of(layer))) for layer in self.layers]
         self._of_variables = np.array([place[id(layer)] for layer in owner_of], dtype=int)
+        self.with_variables: list[int] = sorted(set(self._of_variables.tolist()))
         self._of_captured = np.array([place[id(layer)] for layer in captured], dtype=int)
 
     def norms(self, of_variables: np.ndarray) -> np.ndarray:

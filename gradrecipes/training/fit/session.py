@@ -367,6 +367,11 @@ class FitSession:
         """The record as far as it has been taken from the device; `collect` brings it up to date."""
         return self._trace if self._prepared is None else self._prepared.writer.trace
 
+    @property
+    def layer_map(self) -> Any:
+        """The `LayerMap`: which layer of the record each variable belongs to; None before the first rows."""
+        return None if self._prepared is None else self._prepared.writer.layer_map
+
     def collect(self) -> Trace:
         """Bring the trace up to date with the device and return it."""
         return self._trace if self._prepared is None else self._prepared.collect()

@@ -126,3 +126,13 @@ def test_an_empty_table_can_be_taken_from_joined_and_shifted():
     empty = table()
     assert len(empty.take(np.array([], int))) == len(empty.shifted(5)) == 0
     assert len(empty.joined(filled())) == len(filled().joined(empty)) == 3
+
+
+@pytest.mark.parametrize("row", range(8))
+def test_the_last_rows_are_those_of_the_joined_column(row):
+    grown = filled()
+    for part in (filled(), filled()):
+        grown.extend(**dict(part.items()))
+    last = {name: grown.since(name, row).tolist() for name in grown}
+    assert last == {name: grown[name][row:].tolist() for name in grown}
+    assert len(grown.since("loss", len(grown))) == len(table().since("norm", 0)) == 0
