@@ -1,18 +1,22 @@
-"""Hear during `fit` what is wrong with it, as soon as that is sure."""
+"""Report during `fit` what is wrong with it, as soon as that is sure."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+import keras
 
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.core.arguments import require_flag, require_whole
 from gradrecipes.core.findings.finding import Finding, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.probes import Probes
+from gradrecipes.core.trace.probes import Probes, SignalReading
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.before_fit import look_before_fit
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.report.path import path
@@ -22,7 +26,7 @@ from gradrecipes.training.fit.request import Request
 _LOG = logging.getLogger(__name__)
 
 SURE = 0.75  # confidence from which on a finding is spoken of; what others explain away falls below it
-PATIENCE = 100  # steps before which only a run that breaks or diverges is spoken of: a slow start is no illness
+PATIENCE = 100  # steps before which only a run that breaks or diverges is reported: a slow start is not
 RARER = 10  # a judgement waits for a tenth of the steps so far, but for no more than so many `check_every`
 
 
@@ -35,7 +39,8 @@ class Doctor(AttachedCallback):
 
     Args:
         data: `(x, y)` or `(x, y, sample_weight)` that the model is fitted to, to be looked at before the first step:
-            with them causes in data, labels, loss and weights can be named, too. None to judge by the steps alone.
+            with them causes in data, labels, loss and weights can be named, too, and the logits of attention layers
+            are read at each check, whose growth is seen before the loss moves. None to judge by the steps alone.
         check_every: Steps from one check to the next, at least 1; a long run is checked more rarely.
         stop: Whether a critical finding ends the training.
         on_finding: Called with each finding at the moment it is spoken of, or None.
@@ -82,6 +87,7 @@ class Doctor(AttachedCallback):
         self.findings: list[Finding] = []
         self.steps: dict[str, int] = {}
         self.stop_reason: str | None = None
+        self._attention: AttentionProbe | None = None
         self._seen_last: set[str] = set()
         self._checks = 0
         self._next = 0
@@ -96,17 +102,23 @@ class Doctor(AttachedCallback):
         """Look at data and model, if there are data, and put the pipeline in place."""
         super().on_train_begin(logs)
         self._seen_last, self._checks, self._next, self.stop_reason = set(), 0, 0, None
-        self._probes = Probes()
+        self._probes, self._attention = Probes(), None
         if self.data is not None:
             x, y, *weights = self.data
             batch_size = self.params.get("batch_size") if isinstance(self.params, dict) else None
             weight = weights[0] if weights else None
             self._probes = look_before_fit(self.model, x, y, sample_weight=weight, batch_size=batch_size)
+            if self._probes.signal and self._probes.signal.attention:
+                few = keras.tree.map_structure(lambda array: array[: batch_size or 32], x)
+                self._attention = AttentionProbe(self.model, few)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Judge the whole run, and give the model its own train function back."""
         super().on_train_end(logs)
         self._judge(last=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_attention": None}
 
     def _check(self) -> None:
         if self._session.steps_run >= self._next:
@@ -117,6 +129,8 @@ class Doctor(AttachedCallback):
         if not len(trace):
             return
         trace.probes = trace.probes.filled_from(self._probes)
+        if self._attention is not None:
+            trace.probes = replace(trace.probes, signal_after=SignalReading(attention=self._attention.read()))
         pause = min(max(self.check_every, len(trace) // 10), RARER * self.check_every)
         self._next = self._session.steps_run + pause
         self._checks += 1

@@ -18,7 +18,6 @@ from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import NoiseReading, Probes
 from gradrecipes.diagnosis.outcome.verdict import LEARNING, STALLED, UNKNOWN, verdict
 from gradrecipes.probes.data import data_probe
-from gradrecipes.probes.failure import failure
 from gradrecipes.probes.forward_pass import forward_pass
 from gradrecipes.probes.loss import loss_probe
 from gradrecipes.probes.noise_scale import noise_scale
@@ -26,7 +25,7 @@ from gradrecipes.probes.nonfinite_slots import nonfinite_slots
 from gradrecipes.probes.recurrent import recurrent
 from gradrecipes.probes.sharpness import sharpness
 from gradrecipes.probes.signal import signal
-from gradrecipes.probes.trial import try_out
+from gradrecipes.probes.trial import failure, try_out
 from gradrecipes.training.description.describe import describe_model
 from gradrecipes.training.step.replicas import require_supported
 from gradrecipes.training.trial.trial import build_on, step_works

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.core.trace.probes import LayerSignal, SignalReading
+from gradrecipes.probes.attention import attention
 from gradrecipes.training.description.describe_layer import describe_layer
 from gradrecipes.training.description.weight_scales import weight_scales
 from gradrecipes.training.recovery.model_state import preserve_state
@@ -49,7 +50,7 @@ def signal(model: keras.Model, batch: Any) -> SignalReading:
             error = f"{type(raised).__name__}: {raised}"[:500]
     captured = zip(capture.layers(), capture.inputs(), capture.tensors(), strict=True)
     read = tuple(_reading(layer, entered, output, gradient) for layer, entered, (output, gradient) in captured)
-    return SignalReading(read, weight_scales(model), value, error)
+    return SignalReading(read, attention(model, x), weight_scales(model), value, error)
 
 
 def _some(part: Any) -> Any:

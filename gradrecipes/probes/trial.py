@@ -23,12 +23,11 @@ import numpy as np
 from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description
-from gradrecipes.core.trace.probes import Probes
+from gradrecipes.core.trace.probes import FailureReading, Probes
 from gradrecipes.core.trace.trial_reading import TrialReading, VariationResult
 from gradrecipes.core.trace.variation import AS_IT_IS, LARGER_BATCH, at_rate, variation_of
 from gradrecipes.diagnosis.outcome.variation_facts import fixes
 from gradrecipes.diagnosis.outcome.verdict import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, verdict
-from gradrecipes.probes.failure import failure
 from gradrecipes.probes.output_losses import OutputLosses
 from gradrecipes.probes.pairing import pairs_samples
 from gradrecipes.probes.planned_rates import read_planned_rates, try_highest_rate
@@ -247,3 +246,21 @@ def _has_other_targets(batches: list[Any], others: list[Any]) -> bool:
         one is not None and one.shape == other.shape and not np.array_equal(np.asarray(one), np.asarray(other))
         for one, other in pairs
     )
+
+
+def failure(stage: str, error: Exception, *, batch: Any = None) -> FailureReading:
+    """Return what is kept of an error: where it was raised, its class, and what it says.
+
+    Args:
+        stage: `"build"` or `"step"`.
+        error: What was raised.
+        batch: What the model was given, if that may have been the reason.
+    """
+    message = essence(error)
+    if stage == "step" and batch is not None and _lacks_targets(batch):
+        message = f"The data bring no targets (y is None), and the step could not do without: {message}"
+    return FailureReading(stage, type(error).__name__, message)
+
+
+def _lacks_targets(batch: Any) -> bool:
+    return keras.utils.unpack_x_y_sample_weight(batch)[1] is None

@@ -110,3 +110,31 @@ def test_beside_a_guard_its_keys_join_the_logs_and_an_epoch_of_skipped_steps_has
     history = net().fit(x, y, verbose=0, callbacks=[guard, gr.Doctor()]).history
     assert history["skipped_steps"] == [2]
     assert history["loss"][0] > 1e30
+
+
+@pytest.mark.slow
+def test_logits_of_an_attention_that_grow_are_reported_while_the_loss_is_a_number():
+    tokens = np.random.default_rng(0).integers(0, 16, size=(640, 12))
+    targets = np.where(np.arange(12) < 2, 0, np.roll(tokens, 2, axis=1))
+
+    def run(rate):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((12,))
+        x = keras.layers.Embedding(16, 32)(inputs) + keras.layers.Embedding(12, 32)(keras.ops.arange(12))
+        for _ in range(2):
+            normal = keras.layers.LayerNormalization()(x)
+            x = x + keras.layers.MultiHeadAttention(2, 16)(normal, normal, use_causal_mask=True)
+            x = x + keras.layers.Dense(32)(keras.layers.Dense(64, "gelu")(keras.layers.LayerNormalization()(x)))
+        model = keras.Model(inputs, keras.layers.Dense(16)(x))
+        model.compile(keras.optimizers.Adam(rate), LOGITS)
+        doctor = gr.Doctor(data=(tokens, targets))
+        model.fit(tokens, targets, batch_size=32, epochs=12, verbose=0, callbacks=[doctor])
+        assert copy.deepcopy(doctor).steps == doctor.steps
+        return doctor
+
+    doctor = run(0.1)
+    assert {"attention_logit_growth", "learning_rate_too_high"} & set(doctor.steps)
+    assert "attention_logit_growth" in [finding.code for finding in doctor.diagnosis.findings]
+    assert np.isfinite(doctor.trace.loss).all()
+    healthy = run(0.003)
+    assert not healthy.steps and healthy.trace.probes.signal_after.attention

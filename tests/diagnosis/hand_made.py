@@ -10,6 +10,7 @@ import numpy as np
 
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.event import Event
+from gradrecipes.core.trace.probes import AttentionReading
 from gradrecipes.core.trace.trial_reading import PlannedRates, VariationResult
 from tests.records import with_records
 
@@ -245,6 +246,12 @@ TRACES: dict[str, Callable[[], Trace]] = {
     "trial_embedding_huge_learns": lambda: trial(weights=_embedding),
     "trial_vanishes": lambda: trial(STANDING, layers=lambda one, place: {"output_gradient_norm": 10.0 ** (3 * place)}),
     "trial_learns_with_warm_up": lambda: trial(STANDING, varied={"rate_0.1": STANDS, "warm_up": LEARNS}),
+    "trial_attention_grows": lambda: attentive(trial(STANDING, varied={"rate_0.1": STANDS}), after=(500.0, 0.98)),
+    "trial_attention_one_hot": lambda: attentive(trial(STANDING), before=(40.0, 0.9)),
+    "trial_attention_grows_and_learns": lambda: attentive(trial(), after=(500.0, 0.98)),
+    "trial_attention_sharpens_and_learns": lambda: attentive(trial(), after=(15.0, 0.85)),
+    "trial_attention_one_hot_learns": lambda: attentive(trial(), before=(40.0, 0.9)),
+    "trial_attention_mild": lambda: attentive(trial(STANDING), before=(3.0, 0.3), after=(14.0, 0.7)),
     "trial_jumps": lambda: trial(np.r_[2.3 + 0.05 * np.sin(np.arange(60)), 2.9 + 3.5 * np.sin(1.9 * np.arange(40))]),
     "trial_climbs": lambda: trial(CLIMBING),
     "validation_climbs": lambda: epochs(
@@ -255,6 +262,24 @@ TRACES: dict[str, Callable[[], Trace]] = {
         [2.0, 1.5, 1.0, 0.7, 0.5, 0.3, 0.2, 0.1], [2.1, 1.8, 1.7, 1.6, 1.6, 1.5, 1.5, 1.5]
     ),
 }
+
+
+def attentive(
+    trace: Trace, *, before: tuple[float, float] = (2.0, 0.2), after: tuple[float, float] | None = None
+) -> Trace:
+    """Add an attention with this (spread, share of the largest weight) before the trial and after it."""
+
+    def read(numbers: tuple[float, float]) -> tuple[AttentionReading, ...]:
+        spread, top = numbers
+        return (AttentionReading("net/attention", 24, spread, spread, top),)
+
+    signal, later = trace.probes.signal, trace.probes.signal_after
+    trace.probes = replace(
+        trace.probes,
+        signal=replace(signal, attention=read(before)),
+        signal_after=replace(later, attention=read(after or before)),
+    )
+    return trace
 
 
 # -- what rests on the data, the outputs and the loss -----------------------------------------------------
@@ -388,6 +413,9 @@ FIRES: dict[str, tuple[str, ...]] = {
     "diverging_loss": ("trial_climbs",),
     "oscillating_loss": ("trial_jumps",),
     "missing_warm_up": ("trial_learns_with_warm_up",),
+    "attention_logit_growth": (
+        *("trial_attention_grows", "trial_attention_one_hot", "trial_attention_grows_and_learns"),
+    ),
     "validation_degrading": ("validation_climbs",),
     "nonfinite_validation": ("validation_breaks",),
     "nonfinite_data": ("data_with_nan",),
@@ -430,4 +458,8 @@ SILENT: dict[str, tuple[str, ...]] = {
     "saturated_units": (*SOUND, "trial_stands", "trial_dead"),
     "unbounded_activation": (*SOUND, "trial_weights_huge", "trial_rate_too_high"),
     "embedding_spike": (*SOUND, "trial_stands", "trial_weights_huge"),
+    "attention_logit_growth": (
+        *(*SOUND, "trial_stands", "trial_attention_mild", "trial_attention_sharpens_and_learns"),
+        "trial_attention_one_hot_learns",
+    ),
 }

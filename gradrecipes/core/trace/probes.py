@@ -86,17 +86,38 @@ class WeightScale(Record):
 
 
 @dataclass(frozen=True)
+class AttentionReading(Record):
+    """How sharply one attention chose among its keys on one batch; masked entries are left out.
+
+    Args:
+        name: Where in the graph its softmax stands: names of layers and operations.
+        keys: Entries of a row of logits.
+        largest_logit: Largest magnitude of a logit, after scale and bias.
+        spread: Highest minus lowest logit of a row, in the mean over the rows that have several.
+        top: Share that the largest weight of a row takes, in the mean over these rows; 1 is one-hot.
+    """
+
+    name: str
+    keys: int = 0
+    largest_logit: float = 0.0
+    spread: float = 0.0
+    top: float = 0.0
+
+
+@dataclass(frozen=True)
 class SignalReading(Record):
     """What every layer did on one batch.
 
     Args:
         layers: In the order of the calls.
+        attention: Each softmax over products of queries and keys, in the order of the calls.
         weights: Every trainable variable.
         loss: Loss of the batch, or None.
         error: Why the pass failed, or None.
     """
 
     layers: tuple[LayerSignal, ...] = ()
+    attention: tuple[AttentionReading, ...] = ()
     weights: tuple[WeightScale, ...] = ()
     loss: float | None = None
     error: str | None = None

@@ -78,7 +78,9 @@ def stuck(trace: Trace, update: float) -> Divergence | None:
     """Return what a run did that stands still, or far out, for its steps are so long that it threw itself there."""
     seen = verdict(trace)
     far_better = update >= LIVELY and any(_far_better(trace, at_rate(factor), seen) for factor in (0.1, 0.01, 0.001))
-    if seen.learnt or not (update >= OWN_SIZE or seen.unhealthy or seen.state == OSCILLATING or far_better):
+    if (seen.learnt and not (seen.slow and far_better)) or not (
+        update >= OWN_SIZE or seen.unhealthy or seen.state == OSCILLATING or far_better
+    ):
         return None
     loss = losses(trace)
     step = seen.step if seen.step is not None else int(trace.steps["step"][int(np.argmax(np.nan_to_num(loss)))])

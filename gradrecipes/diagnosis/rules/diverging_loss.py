@@ -46,6 +46,7 @@ from gradrecipes.diagnosis.registry import rule
         "exploding_batch_normalization",
         "missing_normalization",
         "plain_depth",
+        "attention_logit_growth",
         "learning_rate_too_high",
         "missing_warm_up",
         "batch_too_small",

@@ -84,6 +84,7 @@ STRONG_CLIP = 0.1  # clip factor: the step was shortened to a tenth or less
         "exploding_batch_normalization",
         "missing_normalization",
         "plain_depth",
+        "attention_logit_growth",
         "learning_rate_too_high",
         "missing_warm_up",
         "batch_too_small",

@@ -71,6 +71,7 @@ class First(NamedTuple):
         "exploding_batch_normalization",
         "missing_normalization",
         "plain_depth",
+        "attention_logit_growth",
         "learning_rate_too_high",
         "missing_warm_up",
     ),

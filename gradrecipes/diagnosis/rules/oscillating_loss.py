@@ -43,6 +43,7 @@ from gradrecipes.diagnosis.registry import rule
         "recurrent_gain",
         "embedding_spike",
         "exploding_batch_normalization",
+        "attention_logit_growth",
         "learning_rate_too_high",
         "missing_warm_up",
         "batch_too_small",

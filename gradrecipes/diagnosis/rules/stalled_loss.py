@@ -51,6 +51,7 @@ from gradrecipes.diagnosis.registry import rule
         "dead_units",
         "saturated_units",
         "plain_depth",
+        "attention_logit_growth",
         "learning_rate_too_high",
         "missing_warm_up",
         "learning_rate_too_low",

@@ -44,6 +44,7 @@ LOST = 1e-5  # output gradient of the first weighted layer over that of the last
         "saturated_units",
         "plain_depth",
         "batch_too_small",
+        "attention_logit_growth",
     ),
     needs_cause=True,
 )
