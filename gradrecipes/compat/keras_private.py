@@ -178,10 +178,10 @@ def inputs_of(made: Any) -> list[Any]:
 
 
 def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
-    """Return the optimizers of a model: the compiled one, then those it holds beside it, as a GAN does."""
-    held = [getattr(model, "optimizer", None), *vars(model).values()]  # an uncompiled model has none
-    found = {id(one): one for one in _within(held) if isinstance(one, keras.optimizers.Optimizer)}
-    return list(found.values())
+    """Return the optimizers of a model: the compiled one, then those it and its `GradientPipeline`s hold."""
+    held = _within([getattr(model, "optimizer", None), *vars(model).values()])  # an uncompiled model has none
+    found = [one if isinstance(one, keras.layers.Layer) else getattr(one, "optimizer", one) for one in held]
+    return list({id(one): one for one in found if isinstance(one, keras.optimizers.Optimizer)}.values())
 
 
 def _within(held: Iterable[Any], depth: int = 3) -> Iterator[Any]:

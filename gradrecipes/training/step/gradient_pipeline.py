@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.plain_variable import plain_variable
 from gradrecipes.core.arguments import require_flag
+from gradrecipes.core.trace import APPLIED
 from gradrecipes.gradients.clipping import Clipping, require_clipping
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.settings import PipelineSettings
 from gradrecipes.gradients.update import StepResult
 from gradrecipes.training.step import replicas
+from gradrecipes.training.step.instrumented_step import InstrumentedStep, running_step
 from gradrecipes.training.step.optimizer_hook import OptimizerHook, gradients_intercepted
 
 
 class GradientPipeline:
     """Measure, decide, clip and apply gradients in a training loop of your own.
+
+    In the `train_step` of a model that is fitted with a `GradientMonitor` or `GradientGuard`, the callback measures and
+    decides first; what it lets through goes the way of this pipeline. Keep the pipeline or its optimizer as an
+    attribute of the model, so that the callback finds it.
 
     Args:
         optimizer: The Keras optimizer that updates the weights.
@@ -58,6 +66,7 @@ class GradientPipeline:
         require_flag("xla", xla, remedy="True belongs to a function with jit_compile=True.")
         self.optimizer = optimizer
         self._pipeline = Pipeline(PipelineSettings(clipping=clipping, skip=skip_nonfinite, xla=xla))
+        self._last: tf.Variable | None = None  # outcome and factor of a step within a callback's condition
 
     @tf.autograph.experimental.do_not_convert  # no Python in it branches on a tensor
     def apply(self, gradients: Sequence[Any], variables: Sequence[Any], *, loss: tf.Tensor | None = None) -> StepResult:
@@ -78,6 +87,54 @@ class GradientPipeline:
         gradients, variables = list(gradients), list(variables)
         _require_fit(gradients, variables, loss)
         replicas.require_supported(tf.distribute.get_strategy(), "GradientPipeline")
+        step = running_step()
+        if step is None or not step.instruments(self.optimizer):
+            return self._apply(gradients, variables, loss)
+        if tf.distribute.has_strategy():
+            raise ValueError(
+                "A GradientPipeline in the train_step of a model that is fitted with GradientMonitor or GradientGuard "
+                f"needs a model of one device. Received: {tf.distribute.get_strategy()!r:.80}. Leave the callback out, "
+                "or apply the gradients through the optimizer itself."
+            )
+        return self._apply_within(step, gradients, variables, loss)
+
+    def _apply_within(
+        self, step: InstrumentedStep, gradients: list[Any], variables: list[Any], loss: Any
+    ) -> StepResult:
+        """Apply what the callbacks of the running fit let through."""
+        if self._last is None:
+            self._last = plain_variable(np.array([APPLIED, 1.0]), dtype=tf.float32, name="last_step")
+        self._last.assign([APPLIED, 1.0])
+        own: list[StepResult] = []
+        known = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
+        of_gradients = [variable for _, variable in known]
+
+        def apply_gradients(let_through: Sequence[Any]) -> None:
+            result = self._apply(list(let_through), of_gradients, loss)
+            own.append(result)
+            self._last.assign(tf.stack([tf.cast(result.outcome, tf.float32), result.clip_factor]))
+
+        def judged(before: StepResult) -> StepResult:
+            own_outcome, factor = tf.unstack(self._last.read_value())
+            let_through = tf.equal(before.outcome, APPLIED)
+            outcome = tf.where(let_through, tf.cast(own_outcome, tf.int64), before.outcome)
+            applied = tf.equal(outcome, APPLIED)
+            if self._pipeline.settings.skip:  # what it left out itself, it has counted
+                held_back = ~let_through & tf.equal(own_outcome, APPLIED)
+                self._pipeline.skipped_steps.assign_add(tf.cast(held_back, tf.int64))
+            return replace(
+                before,
+                outcome=outcome,
+                clip_factor=before.clip_factor * factor,
+                is_update=applied if before.is_update is None else applied & before.is_update,
+            )
+
+        result = step.receive(
+            self.optimizer, [gradient for gradient, _ in known], of_gradients, apply_gradients, loss, judged=judged
+        )
+        return own[0] if result is None else result
+
+    def _apply(self, gradients: list[Any], variables: list[Any], loss: Any) -> StepResult:
         results: list[StepResult] = []
         hook = OptimizerHook(self.optimizer, self._pipeline)
 

@@ -26,6 +26,12 @@ from gradrecipes.training.step.optimizer_hook import OptimizerHook, gradients_in
 MAX_REASON = 300  # characters of an error that are kept
 
 TrainStep = Callable[[Any], dict[str, Any]]
+_RUNNING = threading.local()  # the step that is being traced, by thread: replicas are traced in threads of their own
+
+
+def running_step() -> InstrumentedStep | None:
+    """Return the instrumented step that is being traced, or runs eagerly, around the code that calls."""
+    return getattr(_RUNNING, "step", None)
 
 
 class InstrumentedStep:
@@ -82,6 +88,7 @@ class InstrumentedStep:
         self._whole: StepResult | None = None
         self._norms: dict[str, tf.Tensor] = {}
         self._inside = 0
+        self._passing = False
         self._shadows = contextlib.ExitStack()
 
     def __call__(self, data: Any) -> Any:
@@ -126,17 +133,21 @@ class InstrumentedStep:
         if self._of_replica.graph != "eager":
             self.graphs.append(weakref.ref(self._of_replica.graph))
         state = self._of_replica.state = self._forward_state(data)
-        with self._shadowed(), contextlib.nullcontext() if state is None else state.watching_assignments():
-            return self.train_step(data)
+        around, _RUNNING.step = running_step(), self
+        try:
+            with self._shadowed(), contextlib.nullcontext() if state is None else state.watching_assignments():
+                return self.train_step(data)
+        finally:
+            _RUNNING.step = around
 
     def _recorded(self, logs: Any) -> Any:
         model, state = self.model, self._of_replica.state
         if not self._results:
             raise ValueError(
                 f"The train_step of {model.name!r} applied no gradients through an optimizer of the model, so there is "
-                "nothing to monitor or guard. Received a model whose train_step does its updates elsewhere. A "
-                "gr.GradientPipeline in it measures and skips by itself: leave the callback out, or apply gradients "
-                "through an optimizer of the model."
+                "nothing to monitor or guard. Received a model whose train_step does its updates elsewhere. Keep the "
+                "optimizer, or the gr.GradientPipeline that applies through it, as an attribute of the model: "
+                "self.pipeline = gr.GradientPipeline(optimizer)."
             )
         returned = self._losses.of_step(logs)
         self._loss = self._loss if returned is None else returned
@@ -204,8 +215,42 @@ class InstrumentedStep:
                 stack.enter_context(self._capture.installed())
             return stack.pop_all()
 
-    def _receive(self, key, optimizer, alone, gradients, variables, apply_gradients) -> None:
-        if self.not_instrumented is not None:
+    def instruments(self, optimizer: keras.optimizers.Optimizer) -> bool:
+        """Return whether an optimizer is one of the model."""
+        return any(optimizer is one for one in keras_private.optimizers_of(self.model))
+
+    def receive(self, optimizer, gradients, variables, apply_gradients, loss, *, judged) -> StepResult | None:
+        """Take the gradients that a pipeline of the program's own is about to apply.
+
+        Args:
+            optimizer: The optimizer.
+            gradients: The gradients.
+            variables: What they belong to.
+            apply_gradients: Sends what is let through its way.
+            loss: float scalar, the loss of the batch, or None where it is not known.
+            judged: Returns what became of the step in the end, given what was decided here.
+
+        Returns:
+            What became of it; None where the step is not instrumented, and the gradients went their way.
+        """
+        optimizers = keras_private.optimizers_of(self.model)
+        key = str(next(number for number, one in enumerate(optimizers) if one is optimizer))
+
+        def apply_through(let_through: list[Any]) -> None:
+            self._passing = True  # from here on the optimizer's own update is the program's
+            try:
+                apply_gradients(let_through)
+            finally:
+                self._passing = False
+
+        before, alone = len(self._results), len(optimizers) == 1
+        self._receive(key, optimizer, alone, gradients, variables, apply_through, loss=loss, through=True)
+        with self._not_watched():
+            self._results[before:] = results = [judged(result) for result in self._results[before:]]
+        return results[0] if results else None
+
+    def _receive(self, key, optimizer, alone, gradients, variables, apply_gradients, **how) -> None:
+        if self._passing or self.not_instrumented is not None:
             apply_gradients(gradients)
             return
         applied = False
@@ -217,15 +262,16 @@ class InstrumentedStep:
 
         try:
             require_same_graph(self._of_replica.graph, optimizer)
-            self._send(key, optimizer, alone, gradients, variables, apply_and_note)
+            self._send(key, optimizer, alone, gradients, variables, apply_and_note, **how)
         except Exception as error:
             if applied or not self._optional:
                 raise
             self._leave_alone(error)  # to raise it in a `tf.function` of the program would leave that one spoilt
             apply_gradients(gradients)
 
-    def _send(self, key, optimizer, alone, gradients, variables, apply_gradients) -> None:
-        loss = self._losses.at_update(variables, keras_private.loss_scale(optimizer), alone=alone)
+    def _send(self, key, optimizer, alone, gradients, variables, apply_gradients, *, loss=None, through=False) -> None:
+        if loss is None:
+            loss = self._losses.at_update(variables, keras_private.loss_scale(optimizer), alone=alone)
         hook = OptimizerHook(optimizer, self.pipeline, key=key, model=self.model, sample=self._capture is not None)
 
         def run(summed: list[Any], loss: tf.Tensor | None, apply_everywhere: Callable[[Any], Any]) -> None:
@@ -234,11 +280,15 @@ class InstrumentedStep:
             if alone:  # of several optimizers, the variables are known at the end of the step
                 self._assign_columns()
             earlier = self._updates[key] = self._updates.get(key, -1) + 1
-            result = hook.send(summed, variables, apply_everywhere, loss=loss, earlier=earlier, alone=alone)
-            self._results.append(result)
+            how = {"loss": loss, "earlier": earlier, "alone": alone, "through_another": through}
+            self._results.append(hook.send(summed, variables, apply_everywhere, **how))
 
-        with contextlib.nullcontext() if self._of_replica.state is None else self._of_replica.state.ignoring():
+        with self._not_watched():
             replicas.sum_once(run, gradients, variables, loss, apply_gradients)
+
+    def _not_watched(self) -> contextlib.AbstractContextManager[None]:
+        """Return what lets a skip keep the assignments within the `with` block."""
+        return contextlib.nullcontext() if self._of_replica.state is None else self._of_replica.state.ignoring()
 
     # -- what the record needs to know ---------------------------------------------------------------
     @property

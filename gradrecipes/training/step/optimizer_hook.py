@@ -86,6 +86,7 @@ class OptimizerHook:
         loss: tf.Tensor | None = None,
         earlier: int = 0,
         alone: bool = True,
+        through_another: bool = False,
     ) -> StepResult:
         """Let the pipeline act on the gradients and the optimizer on what becomes of them.
 
@@ -98,6 +99,8 @@ class OptimizerHook:
                 that had as many: in the train step of a GAN or of sharpness-aware minimization one differs from the
                 next.
             alone: Whether no other optimizer applies gradients in the step.
+            through_another: Whether `apply_gradients` sends them through a pipeline of the program's own, which
+                configures the optimizer.
 
         Raises:
             ValueError: The optimizer is one with which Keras cannot train under this strategy.
@@ -110,11 +113,15 @@ class OptimizerHook:
         rates = self._rates(leaves)
 
         def update_weights(transformed: list[Any], scale: tf.Tensor | None = None) -> None:
-            if scale is not None and not all(self._scales_late(leaf, variables) for leaf in leaves):
+            late = not through_another and all(self._scales_late(leaf, variables) for leaf in leaves)
+            if scale is not None and not late:
                 transformed, scale = PackedTensors(transformed, xla=settings.xla).scaled(scale).unpacked(), None
             with contextlib.ExitStack() as stack:
                 for leaf, rate in zip(leaves, rates, strict=True):
-                    stack.enter_context(self._configured(leaf, rate, scale))
+                    if not through_another:
+                        stack.enter_context(self._configured(leaf, rate, scale))
+                    elif rate is not None:
+                        stack.enter_context(keras_private.rate_replaced(leaf, rate))
                     if clips and update.accumulation is not None:
                         part = _part_of(leaf, update, variables, alone=len(leaves) == 1)
                         stack.enter_context(replaced(leaf, "_clip_gradients", self._clip_accumulated(leaf, part)))

@@ -102,3 +102,87 @@ def test_a_train_step_that_applies_nothing_is_told_of_the_loop_by_hand():
     model.compile(optimizer="sgd", loss=LOSS)
     with pytest.raises(ValueError, match=r"applied no gradients .*gr\.GradientPipeline"):
         model.fit(x, y, verbose=0, callbacks=[gr.GradientGuard()])
+
+
+class OwnPipeline(OwnStep):
+    """Apply gradients through a pipeline of its own, in a train step that `fit` runs."""
+
+    def __init__(self, optimizer, **how):
+        super().__init__()
+        self.pipeline = gr.GradientPipeline(optimizer, **how)
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(y=y, y_pred=self(x, training=True))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        result = self.pipeline.apply(gradients, self.trainable_variables, loss=loss)
+        return {"loss": loss, "norm": result.gradient_norm, "factor": result.clip_factor, "outcome": result.outcome}
+
+
+def fit_own(*callbacks, bad=False, how=None, epochs=2, **compiled):
+    keras.utils.set_random_seed(0)
+    x, y = digits(96)
+    if bad:
+        x[40] = np.nan
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    model = OwnPipeline(optimizer, **{"clipping": gr.clipping.by_global_norm(0.3), **(how or {})})
+    model.compile(loss=LOSS, **compiled)
+    model.fit(x, y, batch_size=32, shuffle=False, epochs=epochs, verbose=0, callbacks=list(callbacks))
+    return model
+
+
+CALLBACKS = {
+    "monitor": lambda: [gr.GradientMonitor()],
+    "guard": lambda: [gr.GradientGuard()],
+    "both": lambda: [gr.GradientGuard(), gr.GradientMonitor()],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "compiled"),
+    [("monitor", {}), ("guard", {}), ("both", {}), ("both", {"jit_compile": True}), ("monitor", {"run_eagerly": True})],
+    ids=str,
+)
+def test_a_pipeline_in_a_train_step_stands_beside_callbacks(kind, compiled):
+    plain, callbacks = fit_own(bad=True), CALLBACKS[kind]()
+    how = {"xla": True} if "jit_compile" in compiled else None
+    beside = fit_own(*callbacks, bad=True, how=how, **compiled)
+    for one, other in zip(beside.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
+    assert beside.pipeline.skipped_steps == plain.pipeline.skipped_steps == 2
+    trace = callbacks[-1].trace
+    assert trace.skipped.tolist() == [False, True, False] * 2
+    applied = trace.steps["outcome"] == 0
+    np.testing.assert_allclose(
+        (trace.steps["clip_factor"] * trace.gradient_norm)[applied], np.minimum(trace.gradient_norm[applied], 0.3), 1e-4
+    )
+    assert "apply" not in beside.pipeline.optimizer.__dict__
+
+
+def test_a_guard_bounds_the_rate_of_a_pipelines_optimizer_and_clips_first():
+    guard = gr.GradientGuard(clipping=gr.clipping.by_global_norm(0.01))
+    clipped = fit_own(guard, epochs=1)
+    alone = fit_own(epochs=1, how={"clipping": gr.clipping.by_global_norm(0.01)})
+    for one, other in zip(clipped.get_weights(), alone.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7)
+    assert (guard.trace.steps["clip_factor"] < 1).all()
+
+
+def test_an_optimizer_that_the_model_does_not_hold_is_refused_with_what_to_do():
+    x, y = digits(32)
+    elsewhere = gr.GradientPipeline(keras.optimizers.SGD(0.1))
+
+    class Elsewhere(OwnStep):
+        def train_step(self, data):
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(y=data[1], y_pred=self(data[0], training=True))
+            variables = self.trainable_variables
+            elsewhere.apply(tape.gradient(loss, variables), variables, loss=loss)
+            return {"loss": loss}
+
+    model = Elsewhere()
+    model.compile(loss=LOSS)
+    with pytest.raises(ValueError, match=r"as an attribute of the model: self\.pipeline = gr\.GradientPipeline"):
+        model.fit(x, y, verbose=0, callbacks=[gr.GradientGuard()])
