@@ -1,4 +1,4 @@
-"""A condition that does not make the rest of its graph slower."""
+"""Conditions and functions that do not make the rest of their graph slower, nor longer to trace."""
 
 from __future__ import annotations
 
@@ -39,6 +39,30 @@ def optimized(branch: Callable[[], Any]) -> Callable[[], Any]:
     if tf.executing_eagerly() or tf.distribute.has_strategy() or not _runs_on_the_cpu():
         return branch
     return tf.function(branch, autograph=False)
+
+
+def shared_function(*signature: tf.TensorSpec) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Let a graph call a function of tensors as one operation, traced once in a process for all graphs.
+
+    What a step needs rarely is traced at the start of every fit all the same, operation by operation.
+
+    Args:
+        signature: The specs of the arguments, tensors all of them.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.cache
+        def traced() -> Callable[..., Any]:
+            with tf.init_scope():
+                return tf.function(function, input_signature=signature, autograph=False).get_concrete_function()
+
+        @functools.wraps(function)
+        def call(*tensors: tf.Tensor) -> Any:
+            return function(*tensors) if tf.executing_eagerly() else traced()(*tensors)
+
+        return call
+
+    return decorate
 
 
 def _with_usual_executor(branch: Callable[[], Any]) -> Callable[[], Any]:

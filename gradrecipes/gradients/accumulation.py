@@ -58,7 +58,8 @@ def measure_accumulated(
     of_each = tf.where(is_step, of_each, MISSING)
     sampled = None
     if settings.record:
-        before = None if due is None else copied_where(due, (update.weights or list)(), settings.xla)
+        variables = update.variables or ()
+        before = None if due is None else copied_where(due, update.weights or list, variables, settings.xla)
         sampled = SampledUpdate(described, loss_scale, before, update.weights)
     return StepResult(
         outcome,

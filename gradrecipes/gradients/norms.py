@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from gradrecipes.compat.control_flow import rare_cond
-from gradrecipes.gradients.packing import PackedTensors, TensorLike, values_of
+from gradrecipes.compat.control_flow import rare_cond, shared_function
+from gradrecipes.gradients.packing import PackedTensors, TensorLike, largest_of_rows, values_of
 
 MAX_PLAIN_SQUARE = 3.0e38  # float32 ends at 3.4e38; a sum of squares above this is taken again, scaled
 MIN_PLAIN_SQUARE = 1.0e-24  # below it the squares of single entries fall under float32's 1.2e-38
 MAX_PLAIN_NORM = 1.7e19  # the square root of the first: above it no optimizer can hold the squares
 MAX_PLAIN_NORM_FLOAT64 = 1.3e154  # that of float64, which ends at 1.8e308
+MOMENTS = 4  # columns of `row_moments`
 MAX_SINGLE_FACTOR_NORM = 1e30  # above it, bound / norm nears float32's smallest number: divide in two steps
 
 
@@ -74,18 +75,44 @@ def plain_squares(tensors: Sequence[TensorLike]) -> PlainSquares:
 
 def scaled_norms(packed: PackedTensors) -> Norms:
     r"""Return the norms whatever the magnitude of the entries: m = max|g|, n = m·sqrt(Σ(g/m)²)."""
-    largest_of_each = packed.largest()
-    finite = tf.reduce_all(tf.math.is_finite(largest_of_each))
-    divisors = tf.where(largest_of_each > 0, largest_of_each, 1.0)
+    norms = Norms(*_combined_moments(packed.each(row_moments)))
+    norms.of_each.set_shape([len(packed)])
+    return norms
 
-    scaled_squares = packed.divided(divisors).squared_norms()
-    of_each = largest_of_each * tf.sqrt(scaled_squares)
-    of_each = tf.where(tf.math.is_finite(largest_of_each), of_each, largest_of_each)
+
+@shared_function(tf.TensorSpec([None, None], tf.float32))
+def row_moments(rows: tf.Tensor) -> tf.Tensor:
+    """Measure rows of entries of any magnitude.
+
+    Args:
+        rows: float32 `[k, entries]`.
+
+    Returns:
+        float32 `[k, MOMENTS]`: the largest |entry|, NaN where one is; Σ(entry/largest)²; the mean; sqrt(mean(entry²)).
+    """
+    largest = largest_of_rows(rows)
+    scaled = rows / tf.where(largest > 0, largest, 1.0)[:, None]
+    squares = tf.reduce_sum(tf.square(scaled), axis=1)
+    entries = tf.cast(tf.shape(rows)[1], tf.float32)
+    return tf.stack([largest, squares, tf.reduce_mean(rows, axis=1), largest * tf.sqrt(squares / entries)], axis=1)
+
+
+def norms_of_moments(moments: tf.Tensor) -> tf.Tensor:
+    """Return the norm of each row, float32 `[k]`, from what `row_moments` returned."""
+    largest = moments[:, 0]
+    return tf.where(tf.math.is_finite(largest), largest * tf.sqrt(moments[:, 1]), largest)
+
+
+@shared_function(tf.TensorSpec([None, MOMENTS], tf.float32))
+def _combined_moments(moments: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    largest_of_each, scaled_squares = moments[:, 0], moments[:, 1]
+    finite = tf.reduce_all(tf.math.is_finite(largest_of_each))
     largest = tf.reduce_max(largest_of_each)
     largest = tf.where(largest > 0, largest, 1.0)
     of_scaled = tf.sqrt(tf.reduce_sum(tf.square(largest_of_each / largest) * scaled_squares))
     nothing = tf.where(tf.reduce_any(tf.math.is_nan(largest_of_each)), float("nan"), float("inf"))
-    return Norms(of_each, tf.where(finite, largest, 1.0), tf.where(finite, of_scaled, nothing), finite)
+    of_each = norms_of_moments(moments)
+    return of_each, tf.where(finite, largest, 1.0), tf.where(finite, of_scaled, nothing), finite
 
 
 def judge_range(norms: Norms, tensors: Sequence[TensorLike], loss_scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -26,12 +26,9 @@ class PackedTensors:
     """
 
     def __init__(self, tensors: Sequence[TensorLike], *, xla: bool = False):
-        members: dict[object, list[int]] = {}
         tensors = without_repeated_indices(tensors, xla=xla)
         self._tensors: Sequence[TensorLike] | None = tensors
-        for index, tensor in enumerate(tensors):
-            members.setdefault(_group_of(tensor, index), []).append(index)
-        self._members = list(members.values())
+        self._members = _groups(tensors)
         self._stacks = [
             tf.stack([tensors[i] for i in group]) if len(group) > 1 else tensors[group[0]] for group in self._members
         ]
@@ -64,7 +61,12 @@ class PackedTensors:
         Returns:
             float32 `[n]` or `[n, m]`, in the order of the tensors.
         """
-        return self._in_order(reduce(rows) for rows in self.rows())
+        return self.in_order(reduce(rows) for rows in self.rows())
+
+    def in_order(self, parts: Iterable[tf.Tensor]) -> tf.Tensor:
+        """Join what was made of each stack, row by row, in the order of the tensors."""
+        joined = tf.concat(list(parts), axis=0)
+        return joined if self._order is None else tf.gather(joined, self._order)
 
     def rows(self) -> list[tf.Tensor]:
         """Return each stack as float32 `[k, entries]`, in the order of the stacks."""
@@ -82,11 +84,11 @@ class PackedTensors:
                 sums.append(tf.reshape(2.0 * tf.nn.l2_loss(values), [1]))
             else:
                 sums.append(tf.reduce_sum(tf.square(tf.reshape(values, [len(group), -1])), axis=1))
-        return self._in_order(sums)
+        return self.in_order(sums)
 
     def largest(self) -> tf.Tensor:
         """Return the largest |entry| of every tensor, float32 `[n]`; NaN where a tensor holds a NaN."""
-        return self.each(_largest)
+        return self.each(largest_of_rows)
 
     def scaled(self, *factors: tf.Tensor) -> PackedTensors:
         """Return the tensors multiplied by each factor in turn.
@@ -147,12 +149,22 @@ class PackedTensors:
         parts = [function(group, part) for group, part in zip(self._members, self.flat(), strict=True)]
         return self.with_flat(parts)
 
-    def _in_order(self, parts) -> tf.Tensor:
-        joined = tf.concat(list(parts), axis=0)
-        return joined if self._order is None else tf.gather(joined, self._order)
+
+def stack_specs(variables: Sequence[Any]) -> list[tf.TensorSpec]:
+    """Return what `PackedTensors(...).flat()` of the values of variables would hold."""
+    specs = [tf.TensorSpec(variable.shape, tf.as_dtype(variable.dtype)) for variable in variables]
+    groups = [(len(group), specs[group[0]]) for group in _groups(specs)]
+    return [tf.TensorSpec([k, *one.shape] if k > 1 else one.shape, one.dtype) for k, one in groups]
 
 
-def _group_of(tensor: TensorLike, index: int) -> object:
+def _groups(tensors: Sequence[Any]) -> list[list[int]]:
+    members: dict[object, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        members.setdefault(_group_of(tensor, index), []).append(index)
+    return list(members.values())
+
+
+def _group_of(tensor: Any, index: int) -> object:
     if isinstance(tensor, tf.IndexedSlices) or not tensor.shape.is_fully_defined():
         return index
     entries = tensor.shape.num_elements()
@@ -177,7 +189,8 @@ def without_repeated_indices(tensors: Sequence[TensorLike], *, xla: bool) -> lis
     return [_sum_repeated_indices(tensor, xla) for tensor in tensors]
 
 
-def _largest(rows: tf.Tensor) -> tf.Tensor:
+def largest_of_rows(rows: tf.Tensor) -> tf.Tensor:
+    """Return the largest |entry| of each row; NaN where it holds a NaN."""
     largest = tf.maximum(tf.reduce_max(tf.abs(rows), axis=1), 0.0)  # an empty tensor has no entry: 0, not -inf
     has_nan = tf.reduce_any(tf.math.is_nan(rows), axis=1)
     return tf.where(has_nan, tf.constant(np.nan, tf.float32), largest)

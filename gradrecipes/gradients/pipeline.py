@@ -40,7 +40,7 @@ from gradrecipes.gradients.recorder import (
     copied_where,
     describe_gradients,
     is_due,
-    nothing_like,
+    no_copies,
 )
 from gradrecipes.gradients.settings import NO_LOSS, PipelineSettings
 from gradrecipes.gradients.update import (
@@ -141,11 +141,12 @@ class Pipeline:
         at_end = record and (sample or not update.alone)
         recorder = self._make_recorder(len(gradients), 0) if record and not at_end else None
         undescribed, weights = tf.zeros([len(gradients) if at_end else 0, DETAILS]), update.weights or list
+        variables = update.variables or ()
 
         def usual_step() -> list[Any]:
             if detector is not None:
                 detector.remember(pair)
-            before = [] if not sample else [nothing_like(weight, settings.xla) for weight in weights()]
+            before = [] if not sample else no_copies(variables, settings.xla)
             return [tf.constant(APPLIED, tf.int64), *squares.norms(), undescribed, *before]
 
         def other_step() -> list[Any]:
@@ -159,7 +160,7 @@ class Pipeline:
                 described = rare_cond(due | ~norms.finite, describe, lambda: undescribed)
             elif recorder is not None:
                 recorder.write_nonfinite(describe, norms.finite, indices=self._indices(update.variables))
-            before = [] if not sample else copied_where(due, weights(), settings.xla)
+            before = [] if not sample else copied_where(due, weights, variables, settings.xla)
             return [outcome, *norms, described, *before]
 
         usual = self._is_usual(squares, pair, update, detector) & ~due

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.control_flow import rare_cond
+from gradrecipes.compat.control_flow import rare_cond, shared_function
 from gradrecipes.compat.plain_variable import plain_variable
 from gradrecipes.core.trace import HISTOGRAM_BINS, HISTOGRAM_HIGHEST, HISTOGRAM_LOWEST
 from gradrecipes.gradients.columns import Indices, combine_max, combine_mean, combine_sum, in_columns
-from gradrecipes.gradients.norms import measure_norms
-from gradrecipes.gradients.packing import PackedTensors
+from gradrecipes.gradients.norms import norms_of_moments, row_moments
+from gradrecipes.gradients.packing import PackedTensors, stack_specs, values_of
 
 MAX_STEPS = 2**62  # no training has as many, and an int64 holds it
 EARLY_STEPS = 3  # the first steps are always sampled: an initialization shows there
@@ -33,8 +33,8 @@ class SampledUpdate(NamedTuple):
     Attributes:
         details: float32 `[n, DETAILS]`, what `describe_gradients` returned; zeros in a step that is not sampled.
         loss_scale: float32 scalar, what the gradients come multiplied by.
-        before: The weights before the update; empty tensors in a step that is not sampled. None where only steps are
-            sampled whose gradient is not finite.
+        before: The weights before the update, stacked; empty tensors in a step that is not sampled. None where only
+            steps are sampled whose gradient is not finite.
         weights: Reads the weights as they are at the time of the call.
     """
 
@@ -142,13 +142,18 @@ class Recorder:
         due = tf.constant(False) if activations is None else is_due(step, self.sample_every)
         gradients = tf.concat([update.details for update in updates], axis=0)
 
-        def write_whole() -> tf.Tensor:
-            return self._write(gradients, indices, self._weights_and_activations(updates, activations, indices))
-
         def write() -> tf.Tensor:
+            run = self._count_nonfinite(step, finite | due)
+            written = due | (~finite & (run <= MAX_NONFINITE_RUN))
             if activations is None:
-                return self.write_nonfinite(lambda: gradients, finite, indices=indices)
-            return rare_cond(due, write_whole, lambda: self.write_nonfinite(lambda: gradients, finite, indices=indices))
+                return self._write(gradients, indices, tf.zeros([0]), written)
+            numbers = len(WEIGHT_COLUMNS) * self.gradients + len(ACTIVATION_COLUMNS) * len(activations)
+            rest = rare_cond(
+                due,
+                lambda: self._weights_and_activations(updates, activations, indices),
+                lambda: tf.fill([numbers], np.float32(np.nan)),
+            )
+            return self._write(gradients, indices, rest, written)
 
         rare_cond(due | ~finite, write, lambda: tf.constant(False))
 
@@ -168,7 +173,7 @@ class Recorder:
         run = self._count_nonfinite(self.step.read_value(), finite)
         return rare_cond(
             ~finite & (run <= MAX_NONFINITE_RUN),
-            lambda: self._write(describe(), indices, tf.zeros([0])),
+            lambda: self._write(describe(), indices, tf.zeros([0]), tf.constant(True)),
             lambda: tf.constant(False),
         )
 
@@ -180,7 +185,8 @@ class Recorder:
         self._last_nonfinite.assign(tf.where(finite, last, step))
         return run
 
-    def _write(self, details: tf.Tensor, indices: Indices | None, rest: tf.Tensor) -> tf.Tensor:
+    def _write(self, details: tf.Tensor, indices: Indices | None, rest: tf.Tensor, written: tf.Tensor) -> tf.Tensor:
+        """Write a sample; where it is not to count as written, the next one takes its place."""
         place = self._sample_count.read_value() % self._sample_capacity
         parts = [
             in_columns(details[:, column], indices, self.gradients, combine)
@@ -191,20 +197,17 @@ class Recorder:
         sample = tf.pad(sample, [[0, self._sample_width - sample.shape[0]]], constant_values=np.nan)
         self._samples.scatter_nd_update([[place]], sample[None])
         self._sample_steps.scatter_nd_update([[place]], self.step.read_value()[None])
-        self._sample_count.assign_add(1)
-        return tf.constant(True)
+        self._sample_count.assign_add(tf.cast(written, tf.int64))
+        return written
 
     def _weights_and_activations(self, updates, activations, indices: Indices | None) -> tf.Tensor:
-        before = [weight for update in updates for weight in update.before]
-        after = [weight for update in updates for weight in update.weights()]
-        if indices is not None and len(set(indices)) < len(indices):  # a variable takes part in several updates
+        measured = tf.concat([measure_update(update.before, update.weights()) for update in updates], axis=0)
+        if indices is not None:  # of a variable that takes part in several updates: from before the first to the end
             first = {column: number for number, column in reversed(list(enumerate(indices)))}
-            last = {column: number for number, column in enumerate(indices)}
-            before, after = [before[number] for number in first.values()], [after[last[column]] for column in first]
-            indices = list(first)
-        measured = tf.split(measure_update(before, after), len(WEIGHT_COLUMNS))
-        parts = [in_columns(values, indices, self.gradients, combine_max) for values in measured]
-        return tf.concat([*parts, *_describe_activations(activations, updates[0].loss_scale)], axis=0)
+            indices = [column if first[column] == number else None for number, column in enumerate(indices)]
+        of_columns = in_columns(measured, indices, self.gradients, combine_max)
+        weights = tf.reshape(tf.transpose(of_columns), [-1])
+        return tf.concat([weights, *_describe_activations(activations, updates[0].loss_scale)], axis=0)
 
     def take(self) -> Rows:
         """Copy to the host what was written since the last call; rows that were overwritten are lost."""
@@ -248,62 +251,72 @@ class Recorder:
 def measure_update(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> tf.Tensor:
     """Measure weights and how a step changed them.
 
+    Args:
+        before: What `copied_where` returned.
+        after: The n weights after the step.
+
     Returns:
-        float32 `[3n]`: norms before the step, means before the step, norms of the change.
+        float32 `[n, 3]`: norms before the step, means before the step, norms of the change.
     """
-    before = [
-        tf.ensure_shape(tf.reshape(old, tf.shape(new)), new.shape) for old, new in zip(before, after, strict=True)
-    ]
-    changes = [new - old for old, new in zip(before, after, strict=True)]
-    packed = PackedTensors(before)
-    means = packed.each(lambda rows: tf.reduce_mean(rows, axis=1))
-    return tf.concat([measure_norms(packed).of_each, means, measure_norms(PackedTensors(changes)).of_each], axis=0)
+    packed = PackedTensors(after)
+    measured = []
+    for group, old, new in zip(packed.members, before, packed.flat(), strict=True):
+        old, new = tf.reshape(old, [len(group), -1]), tf.reshape(new, [len(group), -1])
+        of_old, of_change = row_moments(tf.cast(old, tf.float32)), row_moments(tf.cast(new - old, tf.float32))
+        measured.append(tf.stack([norms_of_moments(of_old), of_old[:, 2], norms_of_moments(of_change)], axis=1))
+    measured = packed.in_order(measured)
+    measured.set_shape([len(packed), len(WEIGHT_COLUMNS)])
+    return measured
 
 
-def nothing_like(weight: tf.Tensor, xla: bool) -> tf.Tensor:
-    """Return what stands for a copy that is not needed: empty, but under XLA, where both branches have one shape."""
-    return tf.zeros_like(weight) if xla else tf.zeros([0], weight.dtype)
+def no_copies(variables: Sequence[Any], xla: bool) -> list[tf.Tensor]:
+    """Return what stands for copies that are not needed: empty, but under XLA, where both branches have one shape."""
+    return [tf.zeros(spec.shape if xla else [0], spec.dtype) for spec in stack_specs(variables)]
 
 
-def copied_where(due: tf.Tensor, weights: list[tf.Tensor], xla: bool) -> list[tf.Tensor]:
-    """Return copies of weights where a sample is due, to be compared with those after the update."""
-    return rare_cond(
-        due,
-        lambda: [weight if xla else tf.reshape(weight, [-1]) for weight in weights],
-        lambda: [nothing_like(weight, xla) for weight in weights],
-    )
+def copied_where(
+    due: tf.Tensor, weights: Callable[[], list[tf.Tensor]], variables: Sequence[Any], xla: bool
+) -> list[tf.Tensor]:
+    """Return copies of weights, stacked, where a sample is due, to be compared with those after the update."""
+
+    def copies() -> list[tf.Tensor]:
+        stacks = PackedTensors(weights()).flat()
+        return stacks if xla else [tf.reshape(stack, [-1]) for stack in stacks]
+
+    return list(rare_cond(due, copies, lambda: no_copies(variables, xla)))
 
 
 def describe_gradients(packed: PackedTensors, loss_scale: tf.Tensor) -> tf.Tensor:
     """Return float32 `[n, DETAILS]` of gradients: the `GRADIENT_COLUMNS`, then counts of log2|g|."""
+    details = packed.each(lambda rows: _describe_rows(rows, loss_scale))
+    details.set_shape([len(packed), DETAILS])
+    return details
 
-    def describe(rows: tf.Tensor) -> tf.Tensor:
-        largest = tf.reduce_max(tf.abs(rows), axis=1) / loss_scale
-        nonfinite = tf.reduce_mean(tf.cast(~tf.math.is_finite(rows), tf.float32), axis=1)
-        zero = tf.reduce_mean(tf.cast(tf.equal(rows, 0.0), tf.float32), axis=1)
-        return tf.concat([tf.stack([largest, nonfinite, zero], axis=1), exponent_histogram(rows / loss_scale)], axis=1)
 
-    return packed.each(describe)
+@shared_function(tf.TensorSpec([None, None], tf.float32), tf.TensorSpec([], tf.float32))
+def _describe_rows(rows: tf.Tensor, loss_scale: tf.Tensor) -> tf.Tensor:
+    largest = tf.reduce_max(tf.abs(rows), axis=1) / loss_scale
+    nonfinite = tf.reduce_mean(tf.cast(~tf.math.is_finite(rows), tf.float32), axis=1)
+    zero = tf.reduce_mean(tf.cast(tf.equal(rows, 0.0), tf.float32), axis=1)
+    return tf.concat([tf.stack([largest, nonfinite, zero], axis=1), exponent_histogram(rows / loss_scale)], axis=1)
 
 
 def _describe_activations(activations: Sequence[Activation], loss_scale: tf.Tensor) -> list[tf.Tensor]:
-    missing = tf.constant(np.nan, tf.float32)
-    forward = [missing if output is None else root_mean_square(output) for output, _ in activations]
-    backward = [missing if gradient is None else _norm(gradient) / loss_scale for _, gradient in activations]
-    return [tf.stack(forward + backward)] if activations else []
-
-
-def root_mean_square(tensor: tf.Tensor) -> tf.Tensor:
-    """Return sqrt(mean(x²)) as a float32 scalar, right for any finite entries."""
-    tensor = tf.cast(tensor, tf.float32)
-    largest = tf.reduce_max(tf.abs(tensor))
-    divisor = tf.where(largest > 0, largest, 1.0)
-    return largest * tf.sqrt(tf.reduce_mean(tf.square(tensor / divisor)))
-
-
-def _norm(tensor: tf.Tensor | tf.IndexedSlices) -> tf.Tensor:
-    values = tensor.values if isinstance(tensor, tf.IndexedSlices) else tensor
-    return root_mean_square(values) * tf.sqrt(tf.cast(tf.size(values), tf.float32))
+    """Return float32 `[2n]`: the root mean square of each output, then the norm of the gradient that arrived there."""
+    outputs, gradients = [output for output, _ in activations], [gradient for _, gradient in activations]
+    known = [values_of(tensor) for tensor in [*outputs, *gradients] if tensor is not None]
+    if not known:
+        return [tf.fill([2 * len(activations)], np.float32(np.nan))] if activations else []
+    moments = PackedTensors(known).each(row_moments)
+    forward = sum(output is not None for output in outputs)
+    backward = moments[forward:, 0] * tf.sqrt(moments[forward:, 1]) / loss_scale
+    found = tf.concat([moments[:forward, 3], backward], axis=0)
+    found.set_shape([len(known)])
+    if len(known) == 2 * len(activations):
+        return [found]
+    places = iter(range(len(known)))
+    chosen = [len(known) if tensor is None else next(places) for tensor in [*outputs, *gradients]]
+    return [tf.gather(tf.concat([found, [np.float32(np.nan)]], axis=0), chosen)]
 
 
 def exponent_histogram(rows: tf.Tensor) -> tf.Tensor:

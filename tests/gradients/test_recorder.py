@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from gradrecipes.core.trace import HISTOGRAM_BINS, HISTOGRAM_HIGHEST, HISTOGRAM_LOWEST
-from gradrecipes.gradients.norms import measure_norms
+from gradrecipes.gradients.norms import measure_norms, row_moments
 from gradrecipes.gradients.packing import PackedTensors
 from gradrecipes.gradients.recorder import (
     EARLY_STEPS,
@@ -20,7 +20,6 @@ from gradrecipes.gradients.recorder import (
     describe_gradients,
     exponent_histogram,
     is_due,
-    root_mean_square,
 )
 
 
@@ -117,6 +116,11 @@ def test_the_histogram_is_numpys_of_the_binary_order(jit_compile):
 
 
 @given(values=arrays_of.arrays(np.float32, 7, elements=st.floats(-(2.0**127), 2.0**127, width=32)))
-def test_root_mean_square_is_numpys(values):
-    expected = np.sqrt(np.mean(np.square(values.astype(np.float64))))
-    np.testing.assert_allclose(float(root_mean_square(tf.constant(values))), expected, rtol=1e-5, atol=2e-38)
+def test_moments_of_rows_are_numpys(values):
+    largest, squares, mean, root_mean_square = row_moments(tf.constant(values[None]))[0].numpy()
+    wide = values.astype(np.float64)
+    assert largest == np.abs(values).max()
+    np.testing.assert_allclose(largest * np.sqrt(np.float64(squares)), np.linalg.norm(wide), rtol=1e-5, atol=2e-38)
+    np.testing.assert_allclose(root_mean_square, np.sqrt(np.mean(np.square(wide))), rtol=1e-5, atol=2e-38)
+    if np.abs(wide).sum() < 3e38:
+        np.testing.assert_allclose(mean, wide.mean(), rtol=1e-5, atol=1e-6 * largest)
