@@ -1,4 +1,4 @@
-"""Conditions and functions that do not make the rest of their graph slower, nor longer to trace."""
+"""Conditions that do not slow down the rest of their graph, and functions that several graphs share."""
 
 from __future__ import annotations
 
@@ -42,12 +42,13 @@ def optimized(branch: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def shared_function(*signature: tf.TensorSpec) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Let a graph call a function of tensors as one operation, traced once in a process for all graphs.
+    """Trace a function of tensors once in a process; a graph calls it as one operation.
 
-    What a step needs rarely is traced at the start of every fit all the same, operation by operation.
+    A graph is traced whole, what its steps rarely need as well: written out anew for each tensor of each fit, that took
+    longer than the train step itself. XLA inlines the call, so that a size that is None here is known to it.
 
     Args:
-        signature: The specs of the arguments, tensors all of them.
+        signature: The specs of the arguments, all of them tensors. The function must not use variables.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

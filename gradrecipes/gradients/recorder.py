@@ -186,7 +186,7 @@ class Recorder:
         return run
 
     def _write(self, details: tf.Tensor, indices: Indices | None, rest: tf.Tensor, written: tf.Tensor) -> tf.Tensor:
-        """Write a sample; where it is not to count as written, the next one takes its place."""
+        """Write a sample; one that does not count as `written` leaves its place to the next."""
         place = self._sample_count.read_value() % self._sample_capacity
         parts = [
             in_columns(details[:, column], indices, self.gradients, combine)
@@ -213,7 +213,7 @@ class Recorder:
         """Copy to the host what was written since the last call; rows that were overwritten are lost."""
         step, count = int(self.step.numpy()), int(self._sample_count.numpy())
         first = max(self._taken, step - self.capacity)
-        first_sample = max(self._samples_taken, count - self._sample_capacity)
+        first_sample = max(self._samples_taken, count - self._sample_capacity + 1)  # the next place may be in use
         numbers = np.arange(first, step)
         rows = self._rows.numpy()[numbers % self.capacity]
         batches = numbers if self._batches is None else self._batches.numpy()[numbers % self.capacity]

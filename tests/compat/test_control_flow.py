@@ -1,11 +1,15 @@
-"""A condition for rare cases gives what `tf.cond` gives, and leaves the graph around it alone."""
+"""A condition for rare cases gives what `tf.cond` gives; graphs share a function without sharing their fate."""
 
 from __future__ import annotations
+
+import gc
+import weakref
 
 import pytest
 import tensorflow as tf
 
-from gradrecipes.compat.control_flow import rare_cond
+from gradrecipes.compat.control_flow import rare_cond, shared_function
+from gradrecipes.compat.graphs import dismantle
 
 
 @pytest.mark.parametrize("how", ["eager", "graph", "xla"])
@@ -49,3 +53,52 @@ def test_within_its_branches_functions_run_as_everywhere_else():
     calls = [node for body in graph.library.function for node in body.node_def if "PartitionedCall" in node.op]
     assert calls
     assert all(not node.attr["executor_type"].s for node in calls)
+
+
+def shared_square():
+    traces = []
+
+    @shared_function(tf.TensorSpec([None, None], tf.float32))
+    def square(rows):
+        traces.append(rows)
+        return tf.reduce_sum(rows * rows, axis=1)
+
+    return square, traces
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_graphs_of_different_shapes_share_one_trace(jit_compile):
+    square, traces = shared_square()
+    for shape in ((1, 3), (2, 2)):
+        run = tf.function(
+            lambda x: rare_cond(x[0, 0] > 0.0, lambda: square(x), lambda: x[:, 0]), jit_compile=jit_compile
+        )
+        assert run(tf.fill(shape, 2.0)).numpy().tolist() == [4.0 * shape[1]] * shape[0]
+        assert run(tf.fill(shape, -2.0)).numpy().tolist() == [-2.0] * shape[0]
+    assert len(traces) == 1
+    assert square(tf.fill([1, 5], 1.0)).numpy().tolist() == [5.0]
+
+
+def test_a_shared_function_outlives_the_graphs_that_call_it_and_keeps_none():
+    square, traces = shared_square()
+    for _ in range(2):
+        run = tf.function(square)
+        assert run(tf.ones([1, 3])).numpy().tolist() == [3.0]
+        graph = weakref.ref(run.get_concrete_function(tf.TensorSpec([1, 3])).graph)
+        dismantle([graph])
+        del run
+        gc.collect()
+        assert graph() is None
+    assert len(traces) == 1
+
+
+def test_a_shared_function_runs_in_a_replica_and_in_a_saved_model(tmp_path):
+    square, traces = shared_square()
+    strategy = tf.distribute.MirroredStrategy(["cpu:0"])
+    in_replicas = tf.function(lambda: strategy.run(lambda: square(tf.ones([1, 3]))))
+    assert in_replicas().numpy().tolist() == [3.0]
+    module = tf.Module()
+    module.run = tf.function(square, input_signature=[tf.TensorSpec([None, 4])])
+    tf.saved_model.save(module, str(tmp_path))
+    assert tf.saved_model.load(str(tmp_path)).run(tf.ones([1, 4])).numpy().tolist() == [4.0]
+    assert len(traces) == 1
