@@ -12,6 +12,7 @@ import numpy as np
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.callbacks.guard_arguments import check_guard_arguments
 from gradrecipes.callbacks.training_stopped import TrainingStoppedError
+from gradrecipes.compat.call_stack import calling_list
 from gradrecipes.compat.keras_private import learning_rates, loss_scale, lower_scale, optimizers_of
 from gradrecipes.core.arguments import require_choice, require_directory, require_file, require_flag
 from gradrecipes.core.trace import (
@@ -31,6 +32,7 @@ from gradrecipes.training.recovery.policy import DIVERGED, FASTER, FIRST_FACTOR,
 from gradrecipes.training.recovery.snapshots import SNAPSHOT_PLACES, SnapshotRing
 
 _LOG = logging.getLogger(__name__)
+KEEP_BEST = (keras.callbacks.EarlyStopping, keras.callbacks.ModelCheckpoint, keras.callbacks.ReduceLROnPlateau)
 
 
 class GradientGuard(AttachedCallback):
@@ -69,6 +71,9 @@ class GradientGuard(AttachedCallback):
     `skipped_steps` (and `clipped_steps`) reach the logs. Until a step of an epoch is applied, they hold the loss of the
     epoch before, in the first epoch the largest float32: finite, and no improvement. The device is asked every eight
     steps.
+
+    Keras' callbacks that keep a best value (`EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`) take a NaN of the
+    first epoch for the best for ever. Beside the guard they begin anew with the next epoch.
 
     Args:
         clipping: A method of `gradrecipes.clipping` that bounds every gradient before it is applied, or None.
@@ -201,6 +206,9 @@ class GradientGuard(AttachedCallback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Assign the steps from here on to an epoch; resume from a saved state, once the weights are restored."""
         super().on_epoch_begin(epoch, logs)
+        for callback in getattr(calling_list("on_epoch_begin"), "callbacks", ()):
+            if isinstance(callback, KEEP_BEST) and callback.best is not None and np.isnan(callback.best):
+                callback.best = None  # of an epoch that could not be evaluated: nothing would ever compare as better
         if not self._resumed and self.backup_dir is not None:
             values = load_guard_state(self.backup_dir, iterations=self._iterations())
             if values is not None:
