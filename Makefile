@@ -20,7 +20,7 @@ ABSOLUTE = -e 's,(!\[[^]]*\]\()([^):]+\)),\1$(SOURCE_URL)/raw/$(REVISION)/\2,g' 
 	-e 's,\]\(([^):]+\)),]($(SOURCE_URL)/blob/$(REVISION)/\1,g'
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-all test-slow test-nightly test-oldest keras-suite lint format wheel docs docs-serve notebooks clean help
+.PHONY: demo test test-all test-slow test-nightly test-oldest keras-suite lint format wheel bench bench-check docs docs-serve notebooks clean help
 
 demo: .venv/.demo  ## show the main job on real data
 	$(BIN)/gradrecipes demo
@@ -64,6 +64,12 @@ wheel: .venv/.dev  ## build the packages into dist/ and check them; SOURCE_URL=h
 
 notebooks: .venv/.dev  ## run the recipe scripts as notebooks and write down what they measured (10 minutes); RECIPES=05_architecture
 	$(BIN)/python benchmarks/measure_recipes.py $(RECIPES)
+
+bench: .venv/.dev  ## run the benchmarks and write their figures into benchmarks/results/; ONLY="overhead chain" for some
+	$(BIN)/python -m benchmarks.run $(ONLY)
+
+bench-check: .venv/.dev  ## measure the shorter benchmarks again; fails where a figure is worse than the recorded one
+	$(BIN)/python -m benchmarks.run --check $(ONLY)
 
 docs: .venv/.docs  ## build the documentation into site/; a link that leads nowhere fails it
 	$(BIN)/mkdocs build --strict

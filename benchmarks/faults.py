@@ -21,7 +21,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -294,25 +294,32 @@ def main() -> None:
     arguments = parser.parse_args()
     parts = arguments.fault.lower().split(",")
     faults = [fault for fault in FAULTS if any(part in fault.lower() for part in parts)]
+    show(collect(arguments.workers, only=arguments.only, mode=arguments.mode, faults=faults, arm=arguments.arm))
+
+
+def collect(
+    workers: int, *, only: str = "", mode: str = "", faults: Iterable[str] = FAULTS, arm: str = ""
+) -> list[dict]:
+    """Run what is not in the file of results yet, and return all that is."""
     results = load()
-    arms = [arm for arm in ARMS if arguments.arm.lower() in arm]
-    wanted = [("none", "keras"), *((fault, arm) for fault in faults for arm in arms)]
+    arms = [name for name in ARMS if arm.lower() in name]
+    wanted = [("none", "keras"), *((fault, name) for fault in faults for name in arms)]
     done = {(r["optimizer"], r["mode"], r["fault"], r["arm"]) for r in results}
     tasks = []
-    for mode in (mode for mode in MODES if arguments.mode.lower() in mode):
-        for optimizer in (name for name in OPTIMIZERS if arguments.only.lower() in name.lower()):
-            left = [(fault, arm) for fault, arm in wanted if (optimizer, mode, fault, arm) not in done]
+    for place in (name for name in MODES if mode.lower() in name):
+        for optimizer in (name for name in OPTIMIZERS if only.lower() in name.lower()):
+            left = [pair for pair in wanted if (optimizer, place, *pair) not in done]
             if left:
-                tasks.append((optimizer, mode, left))
+                tasks.append((optimizer, place, left))
     RESULTS.parent.mkdir(exist_ok=True)
     context = multiprocessing.get_context("spawn")
-    with context.Pool(arguments.workers, maxtasksperchild=1) as pool:
+    with context.Pool(workers, maxtasksperchild=1) as pool:
         for found in pool.imap_unordered(run_group, tasks):
             known = {(r["optimizer"], r["mode"], r["fault"], r["arm"]) for r in found}
             results = [r for r in results if (r["optimizer"], r["mode"], r["fault"], r["arm"]) not in known] + found
             RESULTS.write_text(json.dumps(results, indent=1))
             print(f"{found[0]['optimizer']}, {found[0]['mode']}: {sum(r['seconds'] for r in found):.0f} s", flush=True)
-    show(results)
+    return results
 
 
 if __name__ == "__main__":

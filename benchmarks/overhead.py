@@ -9,22 +9,19 @@ Models are built once. A round runs an epoch of each variant in random order, in
 cores: 200 steps through `model.fit`, with validation and all that callbacks do on the host. The figure is the median of
 the ratios to the plain epoch of the same round, with half the distance between its quartiles divided by the square root
 of the rounds. "keras clip" is Keras' own `global_clipnorm`; "recompute" is the usual answer to "how do I see my
-gradients", a callback that computes them anew. In a long fit a second function without captured activations takes
-over; here it does from the first round on.
+gradients", a callback that computes them anew; "norms as metrics" a `train_step` that returns every norm. In a long fit
+a second function without captured activations takes over; here it does from the first round on.
 
-Each table is written to benchmarks/results/ as JSON, with versions.
+`make bench ONLY=overhead` measures the same and writes JSON; `overhead_xla`, `overhead_start_up`, `overhead_depth` and
+`overhead_parameters` are the others.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
-import platform
-import sys
 import time
-from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -40,7 +37,6 @@ from gradrecipes.training.fit import prepared_step
 
 BATCH = 64
 VALIDATION = 512  # samples
-RESULTS = Path(__file__).parent / "results"
 layers = keras.layers
 
 
@@ -91,6 +87,9 @@ VARIANTS = {
     "monitor + guard": ({}, lambda: [gr.GradientMonitor(), gr.GradientGuard()]),
     "monitor + guard + clip": ({}, lambda: [gr.GradientMonitor(), gr.GradientGuard(clipping=CLIP)]),
     "fused": ({}, lambda: [gr.GradientMonitor(), gr.GradientGuard(clipping=CLIP, fused=True)]),
+    "sampled every step": ({}, lambda: [gr.GradientMonitor(sample_every=1)]),
+    "black box": ({}, lambda: [gr.BlackBox()]),
+    "norms as metrics": ({}, lambda: []),
     "recompute": ({}, lambda: [Recompute()]),
 }
 
@@ -116,6 +115,20 @@ class FirstStep(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         """Read the clock once."""
         self.__dict__.setdefault("moment", time.perf_counter())
+
+
+class NormsAsMetrics(keras.Model):
+    """A train step that returns the norm of every gradient as a metric."""
+
+    def train_step(self, data):
+        """Train on a batch."""
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        norms = {f"norm_{number}": tf.norm(gradient) for number, gradient in enumerate(gradients)}
+        return {"loss": loss, **norms}
 
 
 class Recompute(keras.callbacks.Callback):
@@ -148,6 +161,8 @@ def build(make, variant: str, xla: bool) -> tuple[keras.Model, list]:
     arguments, callbacks = VARIANTS[variant]
     keras.utils.set_random_seed(0)
     model = make()
+    if variant == "norms as metrics":
+        model = NormsAsMetrics(model.inputs, model.outputs)
     model.compile(
         optimizer=keras.optimizers.Adam(1e-4, **arguments),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -203,18 +218,6 @@ def start_up(make, variants: list[str], *, rounds: int, xla: bool) -> dict[str, 
     return found
 
 
-def write(name: str, found: dict[str, dict], arguments: argparse.Namespace) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    about = {
-        "command": f"python benchmarks/overhead.py {arguments.said}".strip(),
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "cores": arguments.cores,
-    }
-    (RESULTS / f"{name}.json").write_text(json.dumps({"about": about, "ratios": found}, indent=1) + "\n")
-
-
 def show(found: dict[str, dict]) -> None:
     columns = list(next(iter(found.values())))
     table = Table("", *columns)
@@ -243,26 +246,41 @@ def main() -> None:
     kind.add_argument("--depth", action="store_true", help="10 to 1000 layers")
     kind.add_argument("--parameters", action="store_true", help="1e4 to 1e8 parameters")
     arguments = parser.parse_args()
-    arguments.said = " ".join(sys.argv[1:])
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-arguments.cores :])
-    prepared_step.LEAN_AFTER = 0
-    nets = DEPTHS if arguments.depth else PARAMETERS if arguments.parameters else NETS
     kind = next((name for name in ("start_up", "depth", "parameters") if getattr(arguments, name)), "steps")
-    chosen = [net for net in nets if any(part.lower() in net.lower() for part in arguments.nets.split(","))]
-    variants = [name for name in VARIANTS if name in arguments.variants.split(",") or not arguments.variants]
-    variants = list(dict.fromkeys(["plain", *variants]))
-    if arguments.start_up or arguments.xla or nets is not NETS:
-        variants = [variant for variant in variants if variant != "recompute"]
+    options = {name: getattr(arguments, name) for name in ("rounds", "steps", "cores", "xla")}
+    show(collect(kind, nets=arguments.nets, variants=arguments.variants, **options))
+
+
+def collect(
+    kind: str,
+    *,
+    rounds: int = 15,
+    steps: int = 200,
+    cores: int = 1,
+    xla: bool = False,
+    nets: str = "",
+    variants: str = "",
+) -> dict[str, dict]:
+    """Return by net and variant the median ratio, its spread and the rounds behind it; print each net once done."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
+    prepared_step.LEAN_AFTER = 0
+    known = {"depth": DEPTHS, "parameters": PARAMETERS}.get(kind, NETS)
+    names = [name for name in VARIANTS if name in variants.split(",") or not variants]
+    names = list(dict.fromkeys(["plain", *names]))
+    if kind != "steps" or xla:
+        names = [name for name in names if name != "recompute"]
     found = {}
-    for net in chosen:
-        if arguments.start_up:
-            found[net] = start_up(nets[net], variants, rounds=min(arguments.rounds, 5), xla=arguments.xla)
+    for net in [net for net in known if any(part.lower() in net.lower() for part in nets.split(","))]:
+        if kind == "start_up":
+            rounds = min(rounds, 5)
+            found[net] = start_up(known[net], names, rounds=rounds, xla=xla)
         else:
-            found[net] = measure(nets[net], variants, rounds=arguments.rounds, steps=arguments.steps, xla=arguments.xla)
+            found[net] = measure(known[net], names, rounds=rounds, steps=steps, xla=xla)
+        for cell in found[net].values():
+            cell["rounds"] = rounds
         keras.backend.clear_session()
         show({net: found[net]})
-        write(f"overhead_{kind}_{'xla' if arguments.xla else 'graph'}_{arguments.cores}", found, arguments)
-    show(found)
+    return found
 
 
 if __name__ == "__main__":

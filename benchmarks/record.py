@@ -33,7 +33,8 @@ class Figure:
         low, high: Its 95% interval, or the number less and more its spread.
         expected: The number of the source or the theory, or a range `(low, high)` of it; None where there is none.
         n: Independent runs behind it.
-        better: `"lower"` or `"higher"`: where the other direction is a regression. None: any change is.
+        better: `"lower"` or `"higher"`: the other direction is a regression, and what is expected is a target that
+            the number has to reach. None: any change is a regression, and what is expected has to lie in the interval.
     """
 
     claim: str
@@ -62,17 +63,22 @@ class Figure:
 
     @property
     def reproduced(self) -> bool | None:
-        """Whether the interval meets the range that was expected; None where nothing was."""
+        """Whether the interval meets the range that was expected, for a target the number itself; None without one."""
         if self.expected_range is None:
             return None
         if self.interval is None:
             return False
-        return self.interval[0] <= self.expected_range[1] and self.interval[1] >= self.expected_range[0]
+        low, high = self.interval if self.better is None else (self.measured, self.measured)
+        return low <= self.expected_range[1] and high >= self.expected_range[0]
 
     def regressed(self, recorded: Figure) -> bool:
-        """Whether this figure is worse than a recorded one by more than the spread of both."""
-        if recorded.reproduced and not self.reproduced:
-            return True
+        """Whether this figure is worse than a recorded one by more than the spread of both.
+
+        A figure without direction that still comes out as expected did not regress: its last digits may be those of
+        another machine.
+        """
+        if self.better is None and self.reproduced:
+            return False
         if self.interval is None or recorded.interval is None:
             return self.interval != recorded.interval
         above, below = self.interval[0] > recorded.interval[1], self.interval[1] < recorded.interval[0]
@@ -131,7 +137,13 @@ def load(path: Path) -> Record:
     """Read what `Record.write` wrote."""
     read = json.loads(path.read_text(encoding="utf-8"))
     figures = [
-        Figure(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items() if key != "reproduced"})
+        Figure(
+            **{
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in row.items()
+                if key != "reproduced"
+            }
+        )
         for row in read.pop("figures")
     ]
     return Record(figures=figures, **read)
@@ -199,6 +211,8 @@ def share_figure(claim: str, events: int, count: int, **more: Any) -> Figure:
     from gradrecipes.core.analysis.intervals import wilson_interval
 
     interval = wilson_interval(events, count)
+    if isinstance(more.get("expected"), (int, float)):  # a share is not a rounded number
+        more["expected"] = (more["expected"], more["expected"])
     return Figure(claim, events / count, interval.low, interval.high, n=count, **more)
 
 

@@ -1,19 +1,14 @@
 """What a study costs beside the loop over arms and seeds that one would write instead, and whether the numbers agree.
 
-    python benchmarks/studies.py            # three rounds
-    python benchmarks/studies.py 1 out.json # one round; the figures also as JSON
+    make bench ONLY=studies
 
 Five arms and five seeds of a small net on the digits. The loop seeds, builds, fits, 25 times; the study does the same
-with the same numbers. Both run in one process, in turn, and the median ratio of their wall times is what counts. The
-exit code is 1 if that ratio is above one half or if any number of any epoch differs in any bit.
+with the same numbers. Both run in one process, in turn, and the ratio of their wall times is what counts.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import statistics
-import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -69,46 +64,28 @@ def study(x, y, x_val, y_val):
 
 
 def timed(function, *arguments):
-    begun, used = time.perf_counter(), time.process_time()
+    begun = time.perf_counter()
     result = function(*arguments)
-    return result, time.perf_counter() - begun, time.process_time() - used
+    return result, time.perf_counter() - begun
 
 
-def main(rounds: int = 3, path: str | None = None) -> int:
+def compare(rounds: int) -> tuple[list[float], bool, int]:
+    """Return by round the wall time over that of the loop, whether all numbers agree, and runs that reused a step."""
     x, y = load_digits(return_X_y=True)
     split = gr.studies.frozen_split((x / 16).astype(np.float32), y)
     data = (split.x, split.y, split.x_val, split.y_val)
     build().fit(split.x[:64], split.y[:64], verbose=0)  # what TensorFlow does once in a process is neither's cost
-    ratios, processor, same, reused = [], [], True, 0
+    ratios, same, reused = [], True, 0
     for number in range(rounds):
         sides = [("study", study), ("loop", loop)] if number % 2 else [("loop", loop), ("study", study)]
         results = {name: timed(function, *data) for name, function in sides}
-        (ours, reused), seconds, used = results["study"]
-        theirs, loop_seconds, loop_used = results["loop"]
+        (ours, reused), seconds = results["study"]
+        theirs, loop_seconds = results["loop"]
         ratios.append(seconds / loop_seconds)
-        processor.append(used / loop_used)
         same = same and ours == theirs
         print(
-            f"round {number + 1}: loop {loop_seconds:.1f} s, study {seconds:.1f} s, ratio {ratios[-1]:.2f} "
-            f"(processor time {processor[-1]:.2f}); numbers {'identical' if ours == theirs else 'DIFFERENT'}",
+            f"round {number + 1}: loop {loop_seconds:.1f} s, study {seconds:.1f} s, ratio {ratios[-1]:.2f}; "
+            f"numbers {'identical' if ours == theirs else 'DIFFERENT'}",
             flush=True,
         )
-    ratio = statistics.median(ratios)
-    figures = {
-        "ratio": ratio,
-        "ratio_of_processor_time": statistics.median(processor),
-        "identical": same,
-        "runs": len(ARMS) * len(SEEDS),
-        "runs_that_reused_a_step": reused,
-    }
-    print(
-        f"median ratio {ratio:.2f} (at most {AT_MOST}); {reused} of {figures['runs']} runs used a compiled step again"
-    )
-    if path is not None:
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(figures, file, indent=2)
-    return 0 if same and ratio <= AT_MOST else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 3, *sys.argv[2:3]))
+    return ratios, same, reused

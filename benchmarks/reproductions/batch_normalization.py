@@ -18,7 +18,11 @@ NORMALIZATIONS = {
     "LayerNormalization": keras.layers.LayerNormalization,
     "RMSNormalization": getattr(keras.layers, "RMSNormalization", None),
 }
-EXPECTED = {"BatchNormalization": (1.195, 1.2112), "LayerNormalization": (0.985, 1.005), "RMSNormalization": (0.985, 1.005)}
+EXPECTED = {
+    "BatchNormalization": (1.195, 1.2112),
+    "LayerNormalization": (0.985, 1.005),
+    "RMSNormalization": (0.985, 1.005),
+}
 
 
 def build(normalization) -> keras.Model:
@@ -37,7 +41,7 @@ def output_gradients(model: keras.Model, batch) -> np.ndarray:
     return np.array([found[f"hidden_{number}"].output_gradient_norm for number in range(LAYERS)])
 
 
-def main() -> Record:
+def measure() -> Record:
     x, y, _, _ = digits()
     batch = (x[:BATCH], y[:BATCH])
     drawing, axes = plt.subplots(figsize=(6, 3.5))
@@ -56,9 +60,7 @@ def main() -> Record:
             # The last layers are still under the influence of the head.
             slope = linregress(np.arange(LAYERS - 5), np.log(norms[:-5])).slope
             growths.append(np.exp(-slope))
-        figures.append(
-            mean_figure(f"growth of the gradient a layer, {name}", growths, expected=EXPECTED[name])
-        )
+        figures.append(mean_figure(f"growth of the gradient a layer, {name}", growths, expected=EXPECTED[name]))
         axes.semilogy(norms / norms[-1], label=name)
     axes.set(xlabel="layer", ylabel="gradient at the layer's output,\nover that at the last")
     axes.legend()
@@ -68,7 +70,8 @@ def main() -> Record:
         "BatchNorm explodes in a plain net",
         "make bench ONLY=batch_normalization",
         figures,
-        source="Yang et al. 2019, arXiv 1902.08129; 1.195 and 0.99 to 1.00 from a simulation in numpy at the same sizes.",
+        source="Yang et al. 2019, arXiv 1902.08129; 1.195 and 0.99 to 1.00 from a simulation in numpy at the "
+        "same sizes.",
         setting=f"{LAYERS} layers of Dense({WIDTH}), normalization, ReLU; batch {BATCH} of the digits, "
         f"{SEEDS} initializations; exp of the slope of ln |gradient at the layer's output| over the layers.",
         findings=[f"Theory for infinite width and batch: {theory:.4f} a layer with BatchNorm."],

@@ -11,7 +11,7 @@ from gradrecipes.demo.chain import WEIGHT, run_chain
 DEPTHS = (2, 5, 10, 20, 30, 40, 50)
 
 
-def main() -> Record:
+def measure() -> Record:
     runs = {depth: run_chain(depth) for depth in DEPTHS}
     figures = []
     for depth in (20, 50):
@@ -21,7 +21,9 @@ def main() -> Record:
         error = 2 * depth * 6e-8
         figures.append(Figure(claim, measured, expected=(predicted * (1 - error), predicted * (1 + error))))
     figures.append(
-        Figure("L2 norm of the update under a clip at 1, 50 layers", runs[50].clipped_update, expected=(1 - 1e-5, 1 + 1e-5))
+        Figure(
+            "L2 norm of the update under a clip at 1, 50 layers", runs[50].clipped_update, expected=(1 - 1e-5, 1 + 1e-5)
+        )
     )
     drawing, axes = plt.subplots(figsize=(6, 3.5))
     axes.semilogy(DEPTHS, [WEIGHT ** (depth - 1) for depth in DEPTHS], label="2.34^(layers-1)")
@@ -35,7 +37,8 @@ def main() -> Record:
         "make bench ONLY=chain",
         figures,
         source="The textbook example; the chain rule.",
-        setting="One ReLU neuron a layer, no bias, every weight 2.34, input 1, the output as the loss, one step of fit.",
+        setting="One ReLU neuron a layer, no bias, every weight 2.34, input 1, the output as the loss, one step "
+        "of fit.",
         findings=[f"Measured over predicted, {len(DEPTHS)} depths: {ratio.min():.6f} to {ratio.max():.6f}."],
         plot=save_plot(drawing, "chain"),
     )

@@ -36,7 +36,7 @@ def best(found: np.ndarray) -> tuple[int, np.ndarray]:
     return place, found[:, place]
 
 
-def main() -> Record:
+def measure() -> Record:
     x, y, x_test, y_test = digits()
     figures, findings, shown = [], [], {}
     for depth, row in EXPECTED.items():
@@ -70,7 +70,8 @@ def main() -> Record:
         "make bench ONLY=depth_initialization",
         figures,
         source="A simulation in numpy of the same setting; theory: He et al. 2015, arXiv 1502.01852.",
-        setting=f"Digits, standardized; width 64, ReLU, SGD, batch 64, 20 epochs, best of the rates {RATES}, {SEEDS} seeds.",
+        setting=f"Digits, standardized; width 64, ReLU, SGD, batch 64, 20 epochs, best of the rates {RATES}, "
+        f"{SEEDS} seeds.",
         findings=findings,
         plot=save_plot(drawing, "depth_initialization"),
     )

@@ -65,7 +65,7 @@ def wide() -> keras.initializers.Initializer:
     return gr.initializers.ScaledInitializer(VARIANCE**0.5)
 
 
-def main() -> Record:
+def measure() -> Record:
     x, y, _, _ = digits()
     x, y = tf.constant(x[:BATCH]), tf.constant(y[:BATCH])
     depths: dict[tuple[str, str], list[int]] = {key: [] for key in EXPECTED}
@@ -94,8 +94,12 @@ def main() -> Record:
         ours += survives_a_fit(seed, callbacks=[guard])
         keras.backend.clear_session()
     figures += [
-        share_figure(f"finite weights after fit, {BETWEEN} layers, global_clipnorm of Keras", keras_alone, FIT_SEEDS, expected=0),
-        share_figure(f"finite weights after fit, {BETWEEN} layers, by_global_norm of gradrecipes", ours, FIT_SEEDS, expected=1),
+        share_figure(
+            f"finite weights after fit, {BETWEEN} layers, global_clipnorm of Keras", keras_alone, FIT_SEEDS, expected=0
+        ),
+        share_figure(
+            f"finite weights after fit, {BETWEEN} layers, by_global_norm of gradrecipes", ours, FIT_SEEDS, expected=1
+        ),
     ]
     drawing, axes = plt.subplots(figsize=(6, 3.5))
     for place, ((loss, what), found) in enumerate(depths.items()):
@@ -110,7 +114,8 @@ def main() -> Record:
         "make bench ONLY=overflow_depth",
         figures,
         source="Mean-field theory, arXiv 1606.05340 and 1611.01232; the lower or upper end from a simulation in numpy.",
-        setting=f"Plain ReLU nets, width {WIDTH}, weights of variance {VARIANCE:g}/fan_in, digits, batch {BATCH}, {SEEDS} "
+        setting=f"Plain ReLU nets, width {WIDTH}, weights of variance {VARIANCE:g}/fan_in, digits, batch {BATCH}, "
+        f"{SEEDS} "
         f"initializations. The fits: width 64, {BETWEEN} layers, squared error, SGD 0.01, {FIT_STEPS} steps.",
         findings=[f"Theory: a factor of {rho[0]:.4f} a layer forwards, {rho[1]:.4f} backwards."],
         plot=save_plot(drawing, "overflow_depth"),

@@ -59,7 +59,7 @@ def build(blocks: int, kind: str) -> keras.Model:
     return keras.Model(inputs, keras.layers.Dense(10, **head)(h))
 
 
-def main() -> Record:
+def measure() -> Record:
     x, y, x_test, y_test = digits()
     figures, findings, shown = [], [], {}
     for blocks, row in EXPECTED.items():

@@ -1,4 +1,4 @@
-"""Train one Keras model from many initial weights and at many learning rates at once, each run apart from the others."""
+"""Train one Keras model from many initial weights and at many learning rates at once, each apart from the others."""
 
 from __future__ import annotations
 

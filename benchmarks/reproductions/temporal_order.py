@@ -29,18 +29,21 @@ def sequences(random: np.random.Generator, count: int) -> tuple[np.ndarray, np.n
     return np.eye(6, dtype=np.float32)[symbols], 2 * kinds[:, 0] + kinds[:, 1]
 
 
-def main() -> Record:
-    normal = {name: keras.initializers.RandomNormal(stddev=0.1) for name in ("kernel_initializer", "recurrent_initializer")}
+def measure() -> Record:
+    normal = {
+        name: keras.initializers.RandomNormal(stddev=0.1) for name in ("kernel_initializer", "recurrent_initializer")
+    }
     model = keras.Sequential([
         keras.Input((LENGTH, 6)), keras.layers.SimpleRNN(UNITS, unroll=True, **normal),
         keras.layers.Dense(4, kernel_initializer=normal["kernel_initializer"]),
     ])  # fmt: skip
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    others = [tf.constant(np.array(variable)) for variable in model.non_trainable_variables]  # dropout's seed, unused
 
     def update(weights, rate, x, y, clip):
         with tf.GradientTape() as tape:
             tape.watch(weights)
-            value = loss(y, model.stateless_call(weights, [], x, training=True)[0])
+            value = loss(y, model.stateless_call(weights, others, x, training=True)[0])
         gradients = tape.gradient(value, weights)
         if clip is not None:
             gradients = gr.clipping.clip_by_global_norm(gradients, clip)
@@ -63,14 +66,14 @@ def main() -> Record:
 
     @tf.function(autograph=False)
     def outputs(weights, x):
-        return tf.vectorized_map(lambda one: model.stateless_call(one, [], x, training=False)[0], weights)
+        return tf.vectorized_map(lambda one: model.stateless_call(one, others, x, training=False)[0], weights)
 
     starts = []
     for seed in range(SEEDS):
         random = np.random.default_rng(seed)
         starts.append([
             random.normal(scale=0.1, size=weight.shape).astype(np.float32) * (weight.ndim > 1)
-            for weight in map(np.asarray, model.get_weights())
+            for weight in map(np.array, model.trainable_variables)
         ])  # fmt: skip
     runs = [(start, rate) for rate in RATES for start in starts]
     solved = {}
@@ -91,13 +94,17 @@ def main() -> Record:
         for column, name in enumerate(CLIPS):
             count = int(np.isfinite(solved[name][place]).sum())
             expected = EXPECTED[rate][column] if rate in EXPECTED else None
-            figures.append(share_figure(f"solved within {UPDATES} updates, rate {rate:g}, {name}", count, SEEDS, expected=expected))
+            figures.append(
+                share_figure(f"solved within {UPDATES} updates, rate {rate:g}, {name}", count, SEEDS, expected=expected)
+            )
     soon = int((solved["clip at 1"][RATES.index(0.3)] <= 500).sum())
     figures.append(share_figure("solved within 500 updates, rate 0.3, clip at 1", soon, SEEDS, expected=1.0))
     drawing, axes = plt.subplots(figsize=(6, 3.5))
     for name in CLIPS:
         counts = np.isfinite(solved[name]).sum(1)
-        bars = np.array([[c / SEEDS - i.low, i.high - c / SEEDS] for c in counts for i in [wilson_interval(int(c), SEEDS)]])
+        bars = np.array(
+            [[c / SEEDS - i.low, i.high - c / SEEDS] for c in counts for i in [wilson_interval(int(c), SEEDS)]]
+        )
         axes.errorbar(RATES, counts / SEEDS, yerr=np.clip(bars.T, 0, 1), fmt="o-", capsize=3, label=name)
     axes.set(xscale="log", xlabel="learning rate", ylabel=f"solved within {UPDATES} updates")
     axes.legend()
@@ -107,7 +114,8 @@ def main() -> Record:
         "make bench ONLY=temporal_order",
         figures,
         source="Pascanu et al. 2013, arXiv 1211.5063; figures of a simulation in numpy, 8 seeds.",
-        setting=f"Sequences of {LENGTH} of 6 symbols, 4 classes; tanh SimpleRNN({UNITS}), weights N(0, 0.1²), SGD, batch "
+        setting=f"Sequences of {LENGTH} of 6 symbols, 4 classes; tanh SimpleRNN({UNITS}), weights N(0, 0.1²), "
+        "SGD, batch "
         f"{BATCH}; solved: {SOLVED:.0%} of {FRESH} fresh sequences, looked at every {EVERY} updates; {SEEDS} seeds.",
         findings=[f"At most {UPDATES} updates are made, where the simulation went on to 14,500 without a clip."],
         plot=save_plot(drawing, "temporal_order"),

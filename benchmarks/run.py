@@ -1,0 +1,337 @@
+"""Run benchmarks, print their tables, write their figures as JSON with versions, and compare them with recorded ones.
+
+    python -m benchmarks.run                       every benchmark, each in a process of its own
+    python -m benchmarks.run overhead chain        some of them
+    python -m benchmarks.run --check [NAME ...]    measure again, write nothing, fail where a figure regressed
+    python -m benchmarks.run --list                names and rough durations
+
+`make bench`, `make bench ONLY=overhead` and `make bench-check` are the same. A figure regressed if its interval lies
+beyond the recorded one, on the bad side. Without names, the check measures again what is recorded and takes at most
+CHECKED_MINUTES each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import record
+from benchmarks.record import Figure, Record, mean_figure, measured_words, share_figure
+
+CHECKED_MINUTES = 15  # on one core
+REPRODUCTIONS = "benchmarks.reproductions"
+LIMIT = 1e30  # upper end of a range that is open
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark that the runner knows.
+
+    Args:
+        measure: Returns its record.
+        minutes: Rough duration on one core.
+    """
+
+    measure: Callable[[], Record]
+    minutes: float
+
+
+def reproduction(name: str, minutes: float) -> Benchmark:
+    return Benchmark(lambda: importlib.import_module(f"{REPRODUCTIONS}.{name}").measure(), minutes)
+
+
+def overhead(kind: str = "steps", *, xla: bool = False) -> Record:
+    from benchmarks import overhead
+
+    found = overhead.collect(kind, xla=xla)
+    figures = []
+    for net, row in found.items():
+        limit = row["keras clip"]["median"] + 0.03
+        targets = (
+            {}
+            if kind != "steps"
+            else {"monitor": (0.0, limit if xla else 1.05), "monitor + guard + clip": (0.0, limit)}
+        )
+        for variant, cell in row.items():
+            if variant == "plain" or "spread" not in cell:
+                continue
+            low, high = (cell["median"] + side * 2 * cell["spread"] for side in (-1, 1))
+            middle, target, rounds = cell["median"], targets.get(variant), int(cell["rounds"])
+            figures.append(Figure(f"{net}: {variant}", middle, low, high, target, n=rounds, better="lower"))
+    name = "overhead" if kind == "steps" else f"overhead_{kind}"
+    title = {
+        "start_up": "Time to the first step",
+        "depth": "An epoch, by depth",
+        "parameters": "An epoch, by parameters",
+    }
+    return Record(
+        f"{name}_xla" if xla else name,
+        f"{title.get(kind, 'An epoch')} over plain Keras" + (", under XLA" if xla else ""),
+        f"make bench ONLY={name}{'_xla' if xla else ''}",
+        figures,
+        setting="Variants interleaved in one process on one core; median of the ratios to the plain epoch of the same "
+        "round, less and more two standard errors. Batch 64, Adam. Target of the monitor: 1.05; of monitor, "
+        "guard and clip, "
+        "and of all under XLA: 0.03 above Keras' own clip.",
+    )
+
+
+def import_time() -> Record:
+    import time
+
+    def seconds(code: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=record.ROOT, capture_output=True)
+        return time.perf_counter() - start
+
+    ratios = []
+    for turn in range(-1, 5):
+        alone, with_ours = seconds("import keras"), seconds("import keras, gradrecipes")
+        ratios += [with_ours / alone] * (turn >= 0)
+    return Record(
+        "import_time",
+        "Importing gradrecipes",
+        "make bench ONLY=import_time",
+        [mean_figure("import of keras and gradrecipes over that of keras alone", ratios, better="lower")],
+        setting="A fresh interpreter each time, in turn; the first pair is left out.",
+    )
+
+
+def theory() -> Record:
+    import numpy as np
+
+    from benchmarks import theory
+
+    random, nets = np.random.default_rng(2), []
+    kinds = list(theory.initializers("relu", 0))
+    for number in range(8):
+        for activation in theory.ACTIVATIONS:
+            depth, width = theory.draw(random)
+            kind = kinds[number % len(kinds)]
+            nets.append(theory.measure(activation, kind, depth, width, seed=int(random.integers(2**20))))
+    figures = []
+    for which, words in (("output", "outputs of the last hidden layer"), ("gradient", "growth of the gradient")):
+        judged = [theory.judged(net, which) for net in nets]
+        last = [row[~np.isnan(row)][-1 if which == "output" else 0] for row in judged if not np.isnan(row).all()]
+        claim = f"nets within the error bar of their widths, {words}"
+        figures.append(share_figure(claim, int(sum(last)), len(last), expected=0.9545, better="higher"))
+    return Record(
+        "theory",
+        "Predictions of mean-field theory within their error bar",
+        "make bench ONLY=theory",
+        figures,
+        source="Finite width: arXiv 1812.05994. The bar is meant to hold 95.45% of all draws.",
+        setting=f"{len(nets)} plain Dense nets of random depth, width, initializer and activation; one batch of "
+        "digits.",
+    )
+
+
+def studies() -> Record:
+    from benchmarks import studies
+
+    ratios, same, reused = studies.compare(3)
+    return Record(
+        "studies",
+        "A study beside a loop over arms and seeds",
+        "make bench ONLY=studies",
+        [
+            mean_figure("wall time over that of the loop", ratios, expected=(0.0, studies.AT_MOST), better="lower"),
+            Figure("every number of every epoch is the same to the bit", float(same), expected=1, better="higher"),
+            share_figure(
+                "runs that used a compiled step again", reused, len(studies.ARMS) * len(studies.SEEDS), better="higher"
+            ),
+        ],
+        setting="Five arms and five seeds of a small net on the digits; both in one process, in turn.",
+    )
+
+
+def diagnosis() -> Record:
+    from benchmarks import diagnosis
+
+    figures = []
+    for name in diagnosis.SETS:
+        rows = diagnosis.score(name)
+        failing = [row for row in rows if row["kind"] == "failing"]
+        sound = [row for row in rows if row["kind"] != "failing"]
+        verdicts = {id(row): row.get("verdict", "healthy" if row.get("healthy") else "unhealthy") for row in rows}
+        marks = {
+            "first finding right": ([row["right"] for row in failing], "higher"),
+            "failing programs called unhealthy": ([verdicts[id(row)] == "unhealthy" for row in failing], "higher"),
+            "sound programs called unhealthy": ([verdicts[id(row)] == "unhealthy" for row in sound], "lower"),
+        }
+        for claim, (values, better) in marks.items():
+            if values:
+                figures.append(share_figure(f"{name}: {claim}", sum(values), len(values), better=better))
+    return Record(
+        "diagnosis",
+        "What the diagnosis finds in the corpus",
+        "make bench ONLY=diagnosis",
+        figures,
+        setting="Every program of tests/corpus, diagnosed before its training; sound programs include repaired twins.",
+    )
+
+
+def rescue() -> Record:
+    from benchmarks import rescue
+
+    figures = []
+    for name in rescue.SETS:
+        cases = importlib.import_module(f"tests.corpus.{name}").CASES
+        rows = [rescue.judge(case, baselines=False) for case in cases]
+        for claim, healthy in (("reaches the known fix", False), ("healthy, nothing needed", True)):
+            marks = [row["right"] for row in rows if (row["cause"] is None) == healthy]
+            if marks:
+                figures.append(share_figure(f"{name}: {claim}", sum(marks), len(marks), better="higher"))
+    return Record(
+        "rescue",
+        "How often the rescue reaches the known fix",
+        "make bench ONLY=rescue",
+        figures,
+        setting="Every program of tests/corpus; rescued: within 5% of the metric of the known fix in two of "
+        "three seeds.",
+    )
+
+
+def tuning() -> Record:
+    from benchmarks import tuning
+
+    rows = tuning.compare(list(tuning.PLAIN), ["plain", "ours"], range(3))
+    figures = []
+    for kind in tuning.PLAIN:
+        plain, ours = ([row for row in rows if row["tuner"] == kind and row["arm"] == arm] for arm in ("plain", "ours"))
+        pairs = list(zip(ours, plain, strict=True))
+        steps = [mine["steps"] / other["steps"] for mine, other in pairs]
+        gains = [other["best"] - mine["best"] for mine, other in pairs]
+        figures.append(mean_figure(f"{kind}: training steps over those of plain keras-tuner", steps, better="lower"))
+        figures.append(mean_figure(f"{kind}: best validation loss, plain less ours", gains, better="higher"))
+    return Record(
+        "tuning",
+        "A search in a space most of which diverges",
+        "make bench ONLY=tuning",
+        figures,
+        setting="Digits; MLP, SGD with momentum, rates from 0.01 to 1000; the same space, seeds and trials for both.",
+    )
+
+
+def faults() -> Record:
+    from benchmarks import faults
+
+    results = faults.collect(workers=1)
+    clean = {(row["optimizer"], row["mode"]): row["accuracy"] for row in results if row["fault"] == "none"}
+    figures = []
+    for arm in faults.ARMS:
+        runs = [row for row in results if row["arm"] == arm and row["fault"] != "none"]
+        kept = [row["finite"] and row["accuracy"] >= 0.95 * clean[row["optimizer"], row["mode"]] for row in runs]
+        better = "higher" if arm == "guard" else None
+        figures.append(share_figure(f"runs saved, {arm}", sum(kept), len(kept), better=better))
+    return Record(
+        "faults",
+        "Runs saved from a fault",
+        "make bench ONLY=faults",
+        figures,
+        setting="Every fault meets every optimizer in every mode, on the digits. Saved: finite weights, and a "
+        "validation "
+        "accuracy within 5% of that without the fault.",
+    )
+
+
+BENCHMARKS = {
+    "chain": reproduction("chain", 0.3),
+    "edge_of_stability": reproduction("edge_of_stability", 0.5),
+    "batch_normalization": reproduction("batch_normalization", 1),
+    "overflow_depth": reproduction("overflow_depth", 5),
+    "temporal_order": reproduction("temporal_order", 5),
+    "depth_initialization": reproduction("depth_initialization", 8),
+    "residual": reproduction("residual", 15),
+    "overhead": Benchmark(overhead, 15),
+    "overhead_xla": Benchmark(lambda: overhead(xla=True), 15),
+    "overhead_start_up": Benchmark(lambda: overhead("start_up"), 10),
+    "overhead_depth": Benchmark(lambda: overhead("depth"), 30),
+    "overhead_parameters": Benchmark(lambda: overhead("parameters"), 30),
+    "import_time": Benchmark(import_time, 1.5),
+    "theory": Benchmark(theory, 2),
+    "studies": Benchmark(studies, 5),
+    "diagnosis": Benchmark(diagnosis, 60),
+    "rescue": Benchmark(rescue, 300),
+    "tuning": Benchmark(tuning, 60),
+    "faults": Benchmark(faults, 120),
+}
+
+
+def regressions(measured: Record, recorded: Record) -> list[str]:
+    """Return what regressed, one line a figure; a recorded figure that is missing counts."""
+    now = {figure.claim: figure for figure in measured.figures}
+    lines = []
+    for figure in recorded.figures:
+        found = now.get(figure.claim)
+        if found is None:
+            lines.append(f"{recorded.name}: {figure.claim}: recorded, and not measured any more")
+        elif found.regressed(figure):
+            lines.append(f"{recorded.name}: {figure.claim}: {measured_words(found)}, recorded {measured_words(figure)}")
+    return lines
+
+
+def run_one(name: str, *, check: bool, results: Path) -> int:
+    """Measure one benchmark in this process; return 1 where a check finds a regression."""
+    found = BENCHMARKS[name].measure()
+    found.show()
+    if not check:
+        Console(width=150).print(f"written: {found.write(results)}")
+        return 0
+    path = results / f"{name}.json"
+    if not path.exists():
+        Console(width=150).print(f"{name}: nothing is recorded in {results}; record it with: {found.command}")
+        return 1
+    lines = regressions(found, record.load(path))
+    for line in lines:
+        Console(width=150).print(f"REGRESSED  {line}")
+    return int(bool(lines))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    parser.add_argument("--check", action="store_true", help="compare with what is recorded, and write nothing")
+    parser.add_argument("--list", action="store_true", help="print the names")
+    parser.add_argument("--results", type=Path, default=record.RESULTS)
+    chosen = parser.parse_args(arguments)
+    unknown = [name for name in chosen.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no benchmark is called {', '.join(unknown)}. Choose from: {', '.join(BENCHMARKS)}.")
+    if chosen.list:
+        table = Table("benchmark", "minutes on one core", "recorded")
+        for name, one in BENCHMARKS.items():
+            table.add_row(name, f"{one.minutes:g}", "yes" if (chosen.results / f"{name}.json").exists() else "no")
+        Console().print(table)
+        return 0
+    if len(chosen.names) == 1:
+        return run_one(chosen.names[0], check=chosen.check, results=chosen.results)
+    names = chosen.names or list(BENCHMARKS)
+    if chosen.check and not chosen.names:
+        recorded = [name for name in names if (chosen.results / f"{name}.json").exists()]
+        names = [name for name in recorded if BENCHMARKS[name].minutes <= CHECKED_MINUTES]
+    failed = []
+    for name in names:
+        command = [sys.executable, "-m", "benchmarks.run", name, "--results", str(chosen.results)]
+        if subprocess.run(command + ["--check"] * chosen.check, cwd=record.ROOT).returncode:
+            failed.append(name)
+    Console().print(
+        f"{len(names) - len(failed)} of {len(names)} benchmarks: fine. Failed: {', '.join(failed) or 'none'}"
+    )
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
