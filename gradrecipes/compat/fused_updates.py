@@ -9,7 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from gradrecipes.compat.keras_private import replaced, scaled_gradient
+from gradrecipes.compat.keras_private import replaced
+from gradrecipes.compat.optimizer_update import scaled_gradient
 
 Kernel = Callable[[Any, Any, tf.Tensor], None]  # takes gradient, variable and learning rate
 

@@ -19,6 +19,7 @@ RELIED_ON = {
         "_clip_gradients",
         "_accumulated_gradients",
         "_get_current_learning_rate",
+        "_learning_rate",
         "_all_reduce_sum_gradients",
         "_trainable_variables",
         "_var_key",
@@ -28,7 +29,9 @@ RELIED_ON = {
     keras.optimizers.Adam: ("_momentums", "_velocities"),
     keras.optimizers.AdamW: ("_momentums", "_velocities"),
     keras.optimizers.LossScaleOptimizer: ("_stateful_handle_non_finite_grads",),
+    keras.losses.MeanSquaredError: ("_fn_kwargs",),
     keras.Model: (
+        "_layers",
         "_compile_loss",
         "_compile_metrics",
         "_symbolic_build",
@@ -167,6 +170,16 @@ def sublayers(model: keras.Model) -> list[keras.layers.Layer]:
     return list(model._flatten_layers(include_self=False, recursive=True))
 
 
+def holds_layers(layer: keras.layers.Layer) -> bool:
+    """Return whether a layer has layers of its own."""
+    return bool(layer._layers)
+
+
+def loss_arguments(loss: Any) -> dict[str, Any]:
+    """Return what a loss object hands to its function, by name; nothing for a loss that has none."""
+    return dict(getattr(loss, "_fn_kwargs", None) or {})
+
+
 def made_by(tensor: Any) -> Any:
     """Return which call of which operation made a symbolic tensor, or None."""
     return getattr(tensor, "_keras_history", None)
@@ -286,6 +299,11 @@ def capped_rate(optimizer: keras.optimizers.Optimizer, cap: tf.Variable) -> tf.T
     return tf.minimum(rate, tf.cast(cap, rate.dtype))
 
 
+def rate_variable(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Return the variable in which an optimizer keeps its learning rate; the schedule where it has one."""
+    return optimizer._learning_rate
+
+
 @contextlib.contextmanager
 def rate_replaced(optimizer: keras.optimizers.Optimizer, rate: tf.Tensor) -> Iterator[None]:
     """Let a learning rate stand in for the optimizer's own wherever it is read."""
@@ -308,93 +326,9 @@ def rate_multiplied(optimizer: keras.optimizers.Optimizer, factor: tf.Variable) 
 
 def initial_slots(optimizer: keras.optimizers.Optimizer) -> list[tuple[Any, Any]]:
     """Return what an optimizer remembers, its count of steps too, each variable with the value that it begins with."""
-    rates = {id(getattr(leaf, "_learning_rate", None)) for leaf in leaves(optimizer)}
+    rates = {id(rate_variable(leaf)) for leaf in leaves(optimizer)}
     fresh = type(optimizer).from_config(optimizer.get_config())
     if optimizer.built:
         fresh.build([variable for leaf in leaves(optimizer) for variable in leaf._trainable_variables])
     pairs = zip(optimizer.variables, fresh.variables, strict=False)
     return [(own, np.array(new)) for own, new in pairs if id(own) not in rates and own.shape == new.shape]
-
-
-@contextlib.contextmanager
-def scalars_read_once(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
-    """Let an update read the step counter and the learning rate once, not once for each variable.
-
-    Keras reads both anew for every variable, and TensorFlow cannot merge such reads, so that Adam computes
-    its bias correction as often as there are weights. The arithmetic and its results stay the same. A class of the
-    user's own is let be: it may do with its counter what only a variable can.
-    """
-    if not is_of_keras(optimizer):
-        yield
-        return
-    update, counter = optimizer._backend_update_step, optimizer._iterations
-
-    def update_with_scalars(gradients, variables, learning_rate):
-        with replaced(optimizer, "_iterations", tf.convert_to_tensor(counter)):
-            return update(gradients, variables, tf.convert_to_tensor(learning_rate))
-
-    with replaced(optimizer, "_backend_update_step", update_with_scalars):
-        yield
-
-
-SEQUENCE_FROM = (
-    131_072  # entries; half a megabyte, from which on temporary results of two variables crowd each other out
-)
-
-
-@contextlib.contextmanager
-def updated_in_sequence(optimizer: keras.optimizers.Optimizer, scale: tf.Tensor | None = None) -> Iterator[None]:
-    """Let an update go through its large variables one after the other, so that their temporary results share memory.
-
-    The arithmetic and its results stay the same. A class of the user's own is let be.
-
-    Args:
-        optimizer: What updates weights.
-        scale: What every gradient is multiplied by, in the update itself; see `scales_in_update`.
-    """
-    if not is_of_keras(optimizer):
-        yield
-        return
-    update_step, last = optimizer.update_step, []
-
-    def update(gradient, variable, learning_rate):
-        if tf.executing_eagerly() or variable.shape.num_elements() < SEQUENCE_FROM:
-            update_step(scaled_gradient(gradient, scale), variable, learning_rate)
-            return
-        graph = tf.compat.v1.get_default_graph()
-        with tf.control_dependencies([operation for operation in last if operation.graph is graph]):
-            update_step(scaled_gradient(gradient, scale), variable, learning_rate)
-        last[:] = graph.get_operations()[-1:]
-
-    with replaced(optimizer, "update_step", update):
-        yield
-
-
-def scaled_gradient(gradient: Any, scale: tf.Tensor | None) -> Any:
-    """Return a gradient, dense or sparse, multiplied by a factor; as it is where there is none."""
-    if scale is None:
-        return gradient
-    values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-    values = values * tf.cast(scale, values.dtype)
-    if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
-    return values
-
-
-def is_of_keras(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Return whether Keras itself wrote the class of an optimizer."""
-    return type(optimizer).__module__.startswith("keras.")
-
-
-def scales_in_update(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> bool:
-    """Return whether gradients may be multiplied as late as in the update of each variable.
-
-    Not where something before it depends on their size: a bound of the optimizer's own, or accumulation.
-    """
-    plain = not any(
-        getattr(optimizer, name, None)
-        for name in ("clipnorm", "clipvalue", "global_clipnorm", "gradient_accumulation_steps")
-    )
-    direct = any(getattr(variable, "overwrite_with_gradient", False) for variable in variables)
-    halves = any(tf.as_dtype(variable.dtype).size < 4 for variable in variables)
-    return plain and is_of_keras(optimizer) and not direct and not halves

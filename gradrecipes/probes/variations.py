@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.keras_private import leaves, optimizers_of
+from gradrecipes.compat.keras_private import leaves, optimizers_of, rate_variable
 from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import Probes, SignalReading, WeightScale
@@ -316,5 +316,5 @@ def _has_state(model: keras.Model) -> bool:
         for optimizer in optimizers_of(model)
         for leaf in leaves(optimizer)
         for variable in leaf.variables
-        if variable is not getattr(leaf, "_learning_rate", None)
+        if variable is not rate_variable(leaf)
     )

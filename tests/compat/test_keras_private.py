@@ -18,6 +18,8 @@ def instance(owner: type):
         return model
     if owner is keras.optimizers.Optimizer:
         return model.optimizer
+    if issubclass(owner, keras.Loss):
+        return owner()
     optimizer = owner(keras.optimizers.SGD()) if owner is keras.optimizers.LossScaleOptimizer else owner()
     optimizer.build(model.trainable_variables)
     return optimizer
@@ -56,6 +58,23 @@ def test_a_traced_step_stays_valid_until_the_model_is_compiled_anew():
     assert keras_private.same_identity(one, keras_private.compile_identity(model))
     compiled(model)
     assert not keras_private.same_identity(one, keras_private.compile_identity(model))
+
+
+def test_a_loss_shows_what_it_hands_to_its_function():
+    loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=0.25)
+    assert {"from_logits": True, "label_smoothing": 0.25}.items() <= keras_private.loss_arguments(loss).items()
+    assert keras_private.loss_arguments(keras.losses.mean_squared_error) == {}
+
+
+def test_a_layer_that_holds_layers_is_told_from_one_that_holds_none():
+    wrapped = keras.layers.TimeDistributed(keras.layers.Dense(1))
+    assert [keras_private.holds_layers(layer) for layer in (wrapped, wrapped.layer)] == [True, False]
+
+
+def test_the_learning_rate_of_an_optimizer_is_a_variable_of_its_own():
+    optimizer = keras.optimizers.Adam(0.25)
+    assert any(variable is keras_private.rate_variable(optimizer) for variable in optimizer.variables)
+    assert float(keras_private.rate_variable(optimizer)) == 0.25
 
 
 def test_the_random_states_that_no_public_name_reaches_are_there():

@@ -67,3 +67,33 @@ def test_the_schedule_of_an_optimizer_is_read_with_its_next_batch():
         optimizer.apply([keras.ops.ones(1)], [weight])
     assert schedule_of(optimizer) == (schedule, 3)
     assert schedule_of(keras.optimizers.SGD(0.1)) is None
+
+
+BY_NAME = ("getattr", "hasattr", "setattr", "replaced")  # functions that take an attribute by its name
+OF_PYTHON = {"_replace", "_asdict", "_fields", "_getframe"}
+
+
+def private_names(path: Path) -> set[str]:
+    """Return the private attributes of other objects that a file reads, sets, or names in a string to a function."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    read = [node for node in nodes if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) != "self"]
+    by_name = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "id", None) in BY_NAME]
+    found = {node.attr for node in read} | {str(getattr(arg, "value", "")) for node in by_name for arg in node.args}
+    return {name for name in found if name.startswith("_") and not name.startswith("__")} - OF_PYTHON
+
+
+def test_no_file_outside_of_compat_touches_a_private_name_of_another_package():
+    package = COMPAT.parent
+    own = {
+        getattr(node, "name", None) or getattr(node, "attr", None)
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        or (isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store))
+    }
+    found = {
+        str(path.relative_to(package)): names
+        for path in package.rglob("*.py")
+        if COMPAT not in path.parents and (names := private_names(path) - own)
+    }
+    assert found == {}, "Give each a function in gradrecipes/compat and a test in tests/compat."

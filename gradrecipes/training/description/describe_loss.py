@@ -8,6 +8,8 @@ from typing import Any
 
 import keras
 
+from gradrecipes.compat.keras_private import loss_arguments
+
 # Families whose Keras functions take probabilities unless they are told that logits come.
 CROSS_ENTROPIES = (
     "binary_crossentropy",
@@ -81,7 +83,7 @@ def describe_loss(loss: Any, *, one_unit: bool = False, sparse: bool = False) ->
     origin = type(loss) if is_class else function
     custom = not _of_keras(origin) or not _of_keras(function)
     name = getattr(function, "__name__", None) if not is_class or hasattr(loss, "fn") else type(loss).__name__
-    settings = getattr(loss, "_fn_kwargs", None) or {}
+    settings = loss_arguments(loss)
     from_logits = settings.get("from_logits", getattr(loss, "from_logits", None))
     if from_logits is None and name in CROSS_ENTROPIES and not custom:
         from_logits = False

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from gradrecipes.compat.keras_private import sublayers
+from gradrecipes.compat.keras_private import holds_layers, sublayers
 from gradrecipes.core.theory.activation import ACTIVATIONS
 from gradrecipes.core.theory.signal_theory import forward_gain
 from gradrecipes.core.trace.probes import WeightScale
@@ -26,7 +26,7 @@ def weight_scales(model: keras.Model) -> tuple[WeightScale, ...]:
     """
     found, seen = [], set()
     for layer in [*sublayers(model), model]:
-        if getattr(layer, "_layers", None) and layer is not model and not hasattr(layer, "kernel"):
+        if holds_layers(layer) and layer is not model and not hasattr(layer, "kernel"):
             continue  # a container: its layers come themselves
         for variable in layer.trainable_variables:
             if id(variable) not in seen:

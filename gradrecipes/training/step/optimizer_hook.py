@@ -13,6 +13,13 @@ import tensorflow as tf
 
 from gradrecipes.compat import keras_private
 from gradrecipes.compat.keras_private import replaced
+from gradrecipes.compat.optimizer_update import (
+    clipped_first,
+    scalars_read_once,
+    scales_in_update,
+    updated_in_sequence,
+    updated_variables,
+)
 from gradrecipes.gradients.accumulation import Accumulation
 from gradrecipes.gradients.packing import PackedTensors
 from gradrecipes.gradients.pipeline import Pipeline
@@ -32,7 +39,7 @@ def gradients_intercepted(optimizer: keras.optimizers.Optimizer, receive: Receiv
 
     @tf.autograph.experimental.do_not_convert  # no Python in it branches on a tensor
     def intercept(grads, trainable_variables=None):
-        variables = list(optimizer._trainable_variables if trainable_variables is None else trainable_variables)
+        variables = updated_variables(optimizer) if trainable_variables is None else list(trainable_variables)
         if not optimizer.built:
             with keras.name_scope(optimizer.name):
                 optimizer.build(variables)
@@ -105,7 +112,7 @@ class OptimizerHook:
         Raises:
             ValueError: The optimizer is one with which Keras cannot train under this strategy.
         """
-        optimizer, settings = self._optimizer, self._pipeline.settings
+        optimizer, pipeline, settings = self._optimizer, self._pipeline, self._pipeline.settings
         leaves = keras_private.leaves(optimizer)
         replicas.require_no_condition(leaves)
         loss_scale = keras_private.loss_scale(optimizer)
@@ -124,7 +131,7 @@ class OptimizerHook:
                         stack.enter_context(keras_private.rate_replaced(leaf, rate))
                     if clips and update.accumulation is not None:
                         part = _part_of(leaf, update, variables, alone=len(leaves) == 1)
-                        stack.enter_context(replaced(leaf, "_clip_gradients", self._clip_accumulated(leaf, part)))
+                        stack.enter_context(clipped_first(leaf, functools.partial(pipeline.clipper.clip, part)))
                 apply_gradients(transformed)
 
         update = Update(
@@ -142,7 +149,7 @@ class OptimizerHook:
             alone=alone and not earlier,
             variables=variables,
         )
-        return self._pipeline.apply(update, sample=self._sample)
+        return pipeline.apply(update, sample=self._sample)
 
     def _rates(self, leaves: list[keras.optimizers.Optimizer]) -> list[tf.Tensor | None]:
         caps = [self._pipeline.rate_cap(f"{self._key}/{index}") for index in range(len(leaves))]
@@ -151,7 +158,7 @@ class OptimizerHook:
         return [keras_private.capped_rate(leaf, cap) for leaf, cap in zip(leaves, caps, strict=True)]
 
     def _scales_late(self, leaf: keras.optimizers.Optimizer, variables: list[Any]) -> bool:
-        return not tf.distribute.has_strategy() and keras_private.scales_in_update(leaf, variables)
+        return not tf.distribute.has_strategy() and scales_in_update(leaf, variables)
 
     def _unit_axes(self, variables: list[Any]) -> list[tuple[int, ...] | None] | None:
         if self._model is None or self._pipeline.settings.clipping is None:
@@ -171,22 +178,14 @@ class OptimizerHook:
             if tf.distribute.has_strategy():
                 stack.enter_context(keras_private.already_summed(leaf))
             else:
-                stack.enter_context(keras_private.scalars_read_once(leaf))
+                stack.enter_context(scalars_read_once(leaf))
                 if settings.fused:
                     from gradrecipes.compat.fused_updates import fused
 
                     stack.enter_context(fused(leaf, scale))
                 else:
-                    stack.enter_context(keras_private.updated_in_sequence(leaf, scale))
+                    stack.enter_context(updated_in_sequence(leaf, scale))
             yield
-
-    def _clip_accumulated(self, leaf: keras.optimizers.Optimizer, update: Update) -> Callable[[list[Any]], list[Any]]:
-        clip_as_compiled = leaf._clip_gradients
-
-        def clip(gradients: list[Any]) -> list[Any]:
-            return clip_as_compiled(self._pipeline.clipper.clip(update, gradients))
-
-        return clip
 
 
 def _all_assigned(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> list[Any]:

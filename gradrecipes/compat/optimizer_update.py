@@ -1,0 +1,113 @@
+"""How an optimizer of Keras' updates variables: the same arithmetic, in fewer operations or less memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from gradrecipes.compat.keras_private import replaced
+
+
+def updated_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """Return the variables that a built optimizer updates."""
+    return list(optimizer._trainable_variables)
+
+
+@contextlib.contextmanager
+def clipped_first(optimizer: keras.optimizers.Optimizer, clip: Callable[[list[Any]], list[Any]]) -> Iterator[None]:
+    """Clip the gradients of an update, the means where it accumulates, before the optimizer clips as compiled."""
+    clip_as_compiled = optimizer._clip_gradients
+
+    def clip_twice(gradients: list[Any]) -> list[Any]:
+        return clip_as_compiled(clip(gradients))
+
+    with replaced(optimizer, "_clip_gradients", clip_twice):
+        yield
+
+
+@contextlib.contextmanager
+def scalars_read_once(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Let an update read the step counter and the learning rate once, not once for each variable.
+
+    Keras reads both anew for every variable, and TensorFlow cannot merge such reads, so that Adam computes
+    its bias correction as often as there are weights. The arithmetic and its results stay the same. A class of the
+    user's own is let be: it may do with its counter what only a variable can.
+    """
+    if not is_of_keras(optimizer):
+        yield
+        return
+    update, counter = optimizer._backend_update_step, optimizer._iterations
+
+    def update_with_scalars(gradients, variables, learning_rate):
+        with replaced(optimizer, "_iterations", tf.convert_to_tensor(counter)):
+            return update(gradients, variables, tf.convert_to_tensor(learning_rate))
+
+    with replaced(optimizer, "_backend_update_step", update_with_scalars):
+        yield
+
+
+SEQUENCE_FROM = (
+    131_072  # entries; half a megabyte, from which on temporary results of two variables crowd each other out
+)
+
+
+@contextlib.contextmanager
+def updated_in_sequence(optimizer: keras.optimizers.Optimizer, scale: tf.Tensor | None = None) -> Iterator[None]:
+    """Let an update go through its large variables one after the other, so that their temporary results share memory.
+
+    The arithmetic and its results stay the same. A class of the user's own is let be.
+
+    Args:
+        optimizer: What updates weights.
+        scale: What every gradient is multiplied by, in the update itself; see `scales_in_update`.
+    """
+    if not is_of_keras(optimizer):
+        yield
+        return
+    update_step, last = optimizer.update_step, []
+
+    def update(gradient, variable, learning_rate):
+        if tf.executing_eagerly() or variable.shape.num_elements() < SEQUENCE_FROM:
+            update_step(scaled_gradient(gradient, scale), variable, learning_rate)
+            return
+        graph = tf.compat.v1.get_default_graph()
+        with tf.control_dependencies([operation for operation in last if operation.graph is graph]):
+            update_step(scaled_gradient(gradient, scale), variable, learning_rate)
+        last[:] = graph.get_operations()[-1:]
+
+    with replaced(optimizer, "update_step", update):
+        yield
+
+
+def scaled_gradient(gradient: Any, scale: tf.Tensor | None) -> Any:
+    """Return a gradient, dense or sparse, multiplied by a factor; as it is where there is none."""
+    if scale is None:
+        return gradient
+    values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+    values = values * tf.cast(scale, values.dtype)
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return values
+
+
+def is_of_keras(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Return whether Keras itself wrote the class of an optimizer."""
+    return type(optimizer).__module__.startswith("keras.")
+
+
+def scales_in_update(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> bool:
+    """Return whether gradients may be multiplied as late as in the update of each variable.
+
+    Not where something before it depends on their size: a bound of the optimizer's own, or accumulation.
+    """
+    plain = not any(
+        getattr(optimizer, name, None)
+        for name in ("clipnorm", "clipvalue", "global_clipnorm", "gradient_accumulation_steps")
+    )
+    direct = any(getattr(variable, "overwrite_with_gradient", False) for variable in variables)
+    halves = any(tf.as_dtype(variable.dtype).size < 4 for variable in variables)
+    return plain and is_of_keras(optimizer) and not direct and not halves
