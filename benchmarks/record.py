@@ -69,7 +69,7 @@ class Figure:
         if self.interval is None:
             return False
         low, high = self.interval if self.better is None else (self.measured, self.measured)
-        return low <= self.expected_range[1] and high >= self.expected_range[0]
+        return bool(low <= self.expected_range[1] and high >= self.expected_range[0])
 
     def regressed(self, recorded: Figure) -> bool:
         """Whether this figure is worse than a recorded one by more than the spread of both.
@@ -117,7 +117,8 @@ class Record:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.json"
         figures = [asdict(figure) | {"reproduced": figure.reproduced} for figure in self.figures]
-        text = json.dumps(asdict(self) | {"figures": figures}, indent=1, allow_nan=False, ensure_ascii=False)
+        content = asdict(self) | {"figures": figures}
+        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False, default=float)
         path.write_text(text + "\n", encoding="utf-8")
         return path
 

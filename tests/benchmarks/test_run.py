@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import record, run
@@ -29,6 +30,12 @@ def test_a_run_prints_its_table_and_writes_figures_with_versions(tmp_path, monke
     assert {"python", "tensorflow", "keras", "numpy", "scipy", "keras-tuner", "gradrecipes"} == set(written["about"])
     assert [figure["reproduced"] for figure in written["figures"]] == [True, False]
     assert load(tmp_path / "stub.json").figures == [ratio(1.02), Figure("no number", None, expected=(1.0, 2.0))]
+
+
+def test_numbers_of_numpy_are_written_as_numbers(tmp_path, monkeypatch):
+    stub(monkeypatch, Figure("a length", np.float32(2.0), np.float64(1.5), np.float64(2.5), expected=np.float64(2.0)))
+    assert run.main(["stub", "--results", str(tmp_path)]) == 0
+    assert load(tmp_path / "stub.json").figures == [Figure("a length", 2.0, 1.5, 2.5, expected=2.0)]
 
 
 @pytest.mark.parametrize(
