@@ -108,7 +108,7 @@ def build_metrics(model: keras.Model, data: Any) -> None:
 
 
 def build_metrics_by_spec(model: keras.Model, spec: Any) -> None:
-    """Create the state of the compiled metrics of a built functional model before its step is traced.
+    """Create the state of the compiled metrics and loss of a built functional model before its step is traced.
 
     Keras creates it while the step is traced, and TensorFlow traces a function again that has created variables.
 
@@ -117,15 +117,18 @@ def build_metrics_by_spec(model: keras.Model, spec: Any) -> None:
         spec: `tf.TensorSpec`s in the structure of a batch; None where it is not known.
     """
     outputs = getattr(getattr(model, "_functional", model), "_outputs_struct", None)
-    metrics = getattr(model, "_compile_metrics", None)
-    if spec is None or outputs is None or not model.built or metrics is None or metrics.built:
+    if spec is None or outputs is None or not model.built:
         return
     if has_own_train_step(model) or model.run_eagerly or tf.distribute.has_strategy():
         return
-    with contextlib.suppress(Exception):  # what is odd about the batch or a metric, Keras will meet in the step
-        batch = keras.tree.map_structure(lambda part: keras.KerasTensor(part.shape, part.dtype.name), spec)
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-        compute_output_spec(model.compute_metrics, x, y, outputs, sample_weight=sample_weight)
+    for name, compute in (("_compile_metrics", model.compute_metrics), ("_compile_loss", model.compute_loss)):
+        part = getattr(model, name, None)
+        if part is None or part.built:
+            continue
+        with contextlib.suppress(Exception):  # what is odd about the batch or a metric, Keras will meet in the step
+            batch = keras.tree.map_structure(lambda part: keras.KerasTensor(part.shape, part.dtype.name), spec)
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+            compute_output_spec(compute, x, y, outputs, sample_weight=sample_weight)
 
 
 def has_own_train_step(model: keras.Model) -> bool:

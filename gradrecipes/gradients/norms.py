@@ -14,7 +14,7 @@ MAX_PLAIN_SQUARE = 3.0e38  # float32 ends at 3.4e38; a sum of squares above this
 MIN_PLAIN_SQUARE = 1.0e-24  # below it the squares of single entries fall under float32's 1.2e-38
 MAX_PLAIN_NORM = 1.7e19  # the square root of the first: above it no optimizer can hold the squares
 MAX_PLAIN_NORM_FLOAT64 = 1.3e154  # that of float64, which ends at 1.8e308
-MOMENTS = 4  # columns of `row_moments`
+MOMENTS = 5  # columns of `row_moments`
 MAX_SINGLE_FACTOR_NORM = 1e30  # above it, bound / norm nears float32's smallest number: divide in two steps
 
 
@@ -88,19 +88,28 @@ def row_moments(rows: tf.Tensor) -> tf.Tensor:
         rows: float32 `[k, entries]`.
 
     Returns:
-        float32 `[k, MOMENTS]`: the largest |entry|, NaN where one is; Σ(entry/largest)²; the mean; sqrt(mean(entry²)).
+        float32 `[k, MOMENTS]`: the largest |entry|, NaN where one is; Σ(entry/largest)²; the norm; the mean;
+        sqrt(mean(entry²)).
     """
+    return _moments(rows)
+
+
+@shared_function(tf.TensorSpec([None, None], tf.float32), tf.TensorSpec([None, None], tf.float32))
+def compare_rows(rows: tf.Tensor, changes: tf.Tensor) -> tf.Tensor:
+    """Return float32 `[k, 3]`: the norms and the means of rows, and the norms of their changes."""
+    of_rows, of_changes = _moments(rows), _moments(changes)
+    return tf.stack([of_rows[:, 2], of_rows[:, 3], of_changes[:, 2]], axis=1)
+
+
+def _moments(rows: tf.Tensor) -> tf.Tensor:
     largest = largest_of_rows(rows)
     scaled = rows / tf.where(largest > 0, largest, 1.0)[:, None]
     squares = tf.reduce_sum(tf.square(scaled), axis=1)
     entries = tf.cast(tf.shape(rows)[1], tf.float32)
-    return tf.stack([largest, squares, tf.reduce_mean(rows, axis=1), largest * tf.sqrt(squares / entries)], axis=1)
-
-
-def norms_of_moments(moments: tf.Tensor) -> tf.Tensor:
-    """Return the norm of each row, float32 `[k]`, from what `row_moments` returned."""
-    largest = moments[:, 0]
-    return tf.where(tf.math.is_finite(largest), largest * tf.sqrt(moments[:, 1]), largest)
+    norm = tf.where(tf.math.is_finite(largest), largest * tf.sqrt(squares), largest)
+    return tf.stack(
+        [largest, squares, norm, tf.reduce_mean(rows, axis=1), largest * tf.sqrt(squares / entries)], axis=1
+    )
 
 
 @shared_function(tf.TensorSpec([None, MOMENTS], tf.float32))
@@ -111,8 +120,7 @@ def _combined_moments(moments: tf.Tensor) -> tuple[tf.Tensor, ...]:
     largest = tf.where(largest > 0, largest, 1.0)
     of_scaled = tf.sqrt(tf.reduce_sum(tf.square(largest_of_each / largest) * scaled_squares))
     nothing = tf.where(tf.reduce_any(tf.math.is_nan(largest_of_each)), float("nan"), float("inf"))
-    of_each = norms_of_moments(moments)
-    return of_each, tf.where(finite, largest, 1.0), tf.where(finite, of_scaled, nothing), finite
+    return moments[:, 2], tf.where(finite, largest, 1.0), tf.where(finite, of_scaled, nothing), finite
 
 
 def judge_range(norms: Norms, tensors: Sequence[TensorLike], loss_scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

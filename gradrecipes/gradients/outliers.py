@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.control_flow import shared_function
 from gradrecipes.compat.plain_variable import plain_variable
 
 WINDOW = 128  # steps that are remembered; OLMo-core, SkipStepOptimizer
@@ -85,26 +86,14 @@ class OutlierDetector:
     def judge(self, pair: tf.Tensor) -> Outliers:
         """Judge one step by all that was remembered before it, store the limits, and remember it."""
         count, values = self.count.read_value(), self.values.read_value()
-        seen = tf.minimum(count, WINDOW)
-        share = tf.cast(tf.range(WINDOW, dtype=tf.int64) < seen, tf.float32) / tf.cast(tf.maximum(seen, 1), tf.float32)
-        mean = tf.linalg.matvec(values, share, transpose_a=True)
-        variance = tf.linalg.matvec(tf.square(values - mean), share, transpose_a=True)
-        largest = tf.reduce_max(values, axis=0)
-        all_time = tf.maximum(self.largest_norm.read_value(), largest[1])
-        late = tf.maximum(mean + self.sigmas * tf.sqrt(variance), MIN_RATIO * largest)
-        limit = tf.where(seen >= WARM_UP, late, tf.where(seen >= EARLY_STEPS, EARLY_RATIO * largest, np.inf))
-        limit = tf.where(limit > 0, tf.minimum(limit, NO_LIMIT), NO_LIMIT)  # a loss below 0 has no largest to go by
-        finite = tf.math.is_finite(pair)
-        outlying = finite & (pair > limit)
-        most = tf.minimum(tf.where(seen >= WARM_UP, limit, MIN_RATIO * largest), MAX_REMEMBERED)
-        kept = tf.where(finite, tf.where(outlying, most, pair), mean)
-        enters = finite[1]
-        before = tf.gather(values, count % WINDOW)  # a slice would be compiled anew for each place
-        self._write(tf.where(enters & tf.math.is_finite(kept), kept, before), count)
-        self.count.assign_add(tf.cast(enters, tf.int64))
-        self.limits.assign(tf.where(outlying, tf.minimum(MIN_RATIO * limit, NO_LIMIT), limit))
-        self.largest_norm.assign(all_time)
-        return Outliers(outlying[0], outlying[1], outlying[1] & (pair[1] > MIN_RATIO * all_time))
+        kept, limits, largest_norm, loss_outlies, norm_outlies, harmful = _judged(
+            values, count, pair, self.largest_norm.read_value(), tf.constant(self.sigmas, tf.float32)
+        )
+        self._write(kept, count)
+        self.count.assign_add(tf.cast(tf.math.is_finite(pair[1]), tf.int64))
+        self.limits.assign(limits)
+        self.largest_norm.assign(largest_norm)
+        return Outliers(loss_outlies, norm_outlies, harmful)
 
     def _write(self, pair: tf.Tensor, count: tf.Tensor) -> None:
         self.values.scatter_nd_update([[count % WINDOW]], pair[None])
@@ -126,3 +115,30 @@ class OutlierDetector:
     def variables(self) -> dict[str, tf.Variable]:
         """The state, by name, to be saved with a run."""
         return {"values": self.values, "count": self.count, "limits": self.limits, "largest_norm": self.largest_norm}
+
+
+@shared_function(
+    tf.TensorSpec([WINDOW, 2]), tf.TensorSpec([], tf.int64), tf.TensorSpec([2]), tf.TensorSpec([]), tf.TensorSpec([])
+)
+def _judged(
+    values: tf.Tensor, count: tf.Tensor, pair: tf.Tensor, largest_norm: tf.Tensor, sigmas: tf.Tensor
+) -> tuple[tf.Tensor, ...]:
+    """Return what is remembered of a step, the limits, the largest norm before, and what is an outlier."""
+    seen = tf.minimum(count, WINDOW)
+    share = tf.cast(tf.range(WINDOW, dtype=tf.int64) < seen, tf.float32) / tf.cast(tf.maximum(seen, 1), tf.float32)
+    mean = tf.linalg.matvec(values, share, transpose_a=True)
+    variance = tf.linalg.matvec(tf.square(values - mean), share, transpose_a=True)
+    largest = tf.reduce_max(values, axis=0)
+    largest_norm = tf.maximum(largest_norm, largest[1])
+    late = tf.maximum(mean + sigmas * tf.sqrt(variance), MIN_RATIO * largest)
+    limit = tf.where(seen >= WARM_UP, late, tf.where(seen >= EARLY_STEPS, EARLY_RATIO * largest, np.inf))
+    limit = tf.where(limit > 0, tf.minimum(limit, NO_LIMIT), NO_LIMIT)  # a loss below 0 has no largest to go by
+    finite = tf.math.is_finite(pair)
+    outlying = finite & (pair > limit)
+    most = tf.minimum(tf.where(seen >= WARM_UP, limit, MIN_RATIO * largest), MAX_REMEMBERED)
+    kept = tf.where(finite, tf.where(outlying, most, pair), mean)
+    before = tf.gather(values, count % WINDOW)  # a slice would be compiled anew for each place
+    kept = tf.where(finite[1] & tf.math.is_finite(kept), kept, before)
+    limits = tf.where(outlying, tf.minimum(MIN_RATIO * limit, NO_LIMIT), limit)
+    harmful = outlying[1] & (pair[1] > MIN_RATIO * largest_norm)
+    return kept, limits, largest_norm, outlying[0], outlying[1], harmful

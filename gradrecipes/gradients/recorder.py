@@ -12,7 +12,7 @@ from gradrecipes.compat.control_flow import rare_cond, shared_function
 from gradrecipes.compat.plain_variable import plain_variable
 from gradrecipes.core.trace import HISTOGRAM_BINS, HISTOGRAM_HIGHEST, HISTOGRAM_LOWEST
 from gradrecipes.gradients.columns import Indices, combine_max, combine_mean, combine_sum, in_columns
-from gradrecipes.gradients.norms import norms_of_moments, row_moments
+from gradrecipes.gradients.norms import compare_rows, row_moments
 from gradrecipes.gradients.packing import PackedTensors, stack_specs, values_of
 
 MAX_STEPS = 2**62  # no training has as many, and an int64 holds it
@@ -262,8 +262,7 @@ def measure_update(before: Sequence[tf.Tensor], after: Sequence[tf.Tensor]) -> t
     measured = []
     for group, old, new in zip(packed.members, before, packed.flat(), strict=True):
         old, new = tf.reshape(old, [len(group), -1]), tf.reshape(new, [len(group), -1])
-        of_old, of_change = row_moments(tf.cast(old, tf.float32)), row_moments(tf.cast(new - old, tf.float32))
-        measured.append(tf.stack([norms_of_moments(of_old), of_old[:, 2], norms_of_moments(of_change)], axis=1))
+        measured.append(compare_rows(tf.cast(old, tf.float32), tf.cast(new - old, tf.float32)))
     measured = packed.in_order(measured)
     measured.set_shape([len(packed), len(WEIGHT_COLUMNS)])
     return measured
@@ -309,8 +308,7 @@ def _describe_activations(activations: Sequence[Activation], loss_scale: tf.Tens
         return [tf.fill([2 * len(activations)], np.float32(np.nan))] if activations else []
     moments = PackedTensors(known).each(row_moments)
     forward = sum(output is not None for output in outputs)
-    backward = moments[forward:, 0] * tf.sqrt(moments[forward:, 1]) / loss_scale
-    found = tf.concat([moments[:forward, 3], backward], axis=0)
+    found = tf.concat([moments[:forward, 4], moments[forward:, 2] / loss_scale], axis=0)
     found.set_shape([len(known)])
     if len(known) == 2 * len(activations):
         return [found]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from gradrecipes.compat import keras_private
 from gradrecipes.compat import random_state as keras_random
@@ -60,6 +62,18 @@ def test_a_traced_step_stays_valid_until_the_model_is_compiled_anew():
     assert not keras_private.same_identity(one, keras_private.compile_identity(model))
 
 
+def test_the_state_of_metrics_and_of_a_loss_is_made_by_the_spec_of_a_batch_alone():
+    entered = keras.Input((3,))
+    model = keras.Model(entered, [keras.layers.Dense(1)(entered), keras.layers.Dense(2)(entered)])
+    model.compile("sgd", loss=["mse", "mse"], metrics=[["mae"], ["mae"]])
+    spec = (tf.TensorSpec([None, 3]), (tf.TensorSpec([None, 1]), tf.TensorSpec([None, 2])))
+    keras_private.build_metrics_by_spec(model, spec)
+    made = [variable.path for variable in model.metrics_variables]
+    model.fit(np.ones((4, 3)), (np.ones((4, 1)), np.ones((4, 2))), verbose=0)
+    assert [variable.path for variable in model.metrics_variables] == made
+    assert float(keras_private.loss_count(model)) == 4.0
+
+
 def test_a_loss_shows_what_it_hands_to_its_function():
     loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=0.25)
     assert {"from_logits": True, "label_smoothing": 0.25}.items() <= keras_private.loss_arguments(loss).items()
@@ -78,8 +92,6 @@ def test_the_learning_rate_of_an_optimizer_is_a_variable_of_its_own():
 
 
 def test_the_random_states_that_no_public_name_reaches_are_there():
-    import tensorflow as tf
-
     tf.random.set_seed(1)
     expected = tf.random.normal((2,)).numpy().tolist()
     tf.random.set_seed(1)

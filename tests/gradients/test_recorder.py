@@ -117,10 +117,11 @@ def test_the_histogram_is_numpys_of_the_binary_order(jit_compile):
 
 @given(values=arrays_of.arrays(np.float32, 7, elements=st.floats(-(2.0**127), 2.0**127, width=32)))
 def test_moments_of_rows_are_numpys(values):
-    largest, squares, mean, root_mean_square = row_moments(tf.constant(values[None]))[0].numpy()
+    largest, squares, norm, mean, root_mean_square = row_moments(tf.constant(values[None]))[0].numpy()
     wide = values.astype(np.float64)
     assert largest == np.abs(values).max()
     np.testing.assert_allclose(largest * np.sqrt(np.float64(squares)), np.linalg.norm(wide), rtol=1e-5, atol=2e-38)
+    np.testing.assert_allclose(norm, np.linalg.norm(wide), rtol=1e-5, atol=2e-38)
     np.testing.assert_allclose(root_mean_square, np.sqrt(np.mean(np.square(wide))), rtol=1e-5, atol=2e-38)
     if np.abs(wide).sum() < 3e38:
         np.testing.assert_allclose(mean, wide.mean(), rtol=1e-5, atol=1e-6 * largest)
