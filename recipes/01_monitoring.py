@@ -91,7 +91,7 @@ right.legend(loc="upper left")
 plt.show()
 
 # %%
-assert alarms[HEALTHY] == [None] * len(SEEDS), "the alarm is raised over a sound training"
+assert alarms[HEALTHY] == [None] * len(SEEDS), "the alarm is raised over a healthy training"
 assert lead.mean() - half > 3 and lead.min() > 3, lead
 print(
     f"It holds: the gradient norm tells {lead.min()} to {lead.max()} steps ahead of the loss, and is silent otherwise."

@@ -1,7 +1,7 @@
 # %% [markdown]
 """# Practice 4: a penalty on the slope, and how strong it should be
 300 handwritten digits to learn from, 1497 to be tested on. Weight decay acts on the weights; a gradient penalty acts on
-what one cares for: how steeply the loss depends on the pixels. Its strength is swept, not guessed. Net and
+what one cares for: how steeply the loss depends on the pixels. Its strength is measured, not guessed. Net and
 strength were chosen with other seeds and another split than those that are reported.
 """
 

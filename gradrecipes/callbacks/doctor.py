@@ -25,17 +25,17 @@ from gradrecipes.training.fit.request import Request
 
 _LOG = logging.getLogger(__name__)
 
-SURE = 0.75  # confidence from which on a finding is spoken of; what others explain away falls below it
+SURE = 0.75  # confidence from which on a finding is reported; what others explain away falls below it
 PATIENCE = 100  # steps before which only a run that breaks or diverges is reported: a slow start is not
 RARER = 10  # a judgement waits for a tenth of the steps so far, but for no more than so many `check_every`
 
 
 class Doctor(AttachedCallback):
-    """Say what is wrong with a training while it runs, at the moment it becomes sure, and after how many steps.
+    """Report what is wrong with a training while it runs, as soon as it is certain, and after how many steps.
 
-    It records what `GradientMonitor` records, and every so many steps lets the rules read it. A finding is spoken of
-    once, as a warning in the log, when it is critical or a warning, sure, and seen at two checks in a row. Nothing is
-    changed in the training, unless `stop` asks for it.
+    It records what `GradientMonitor` records, and asks the rules every `check_every` steps. A finding is reported once,
+    as a warning in the log, when it is critical or a warning, certain, and seen at two checks in a row. The training
+    is not changed, unless `stop` is True.
 
     Args:
         data: `(x, y)` or `(x, y, sample_weight)` that the model is fitted to, to be looked at before the first step:
@@ -43,11 +43,11 @@ class Doctor(AttachedCallback):
             are read at each check, whose growth is seen before the loss moves. None to judge by the steps alone.
         check_every: Steps from one check to the next, at least 1; a long run is checked more rarely.
         stop: Whether a critical finding ends the training.
-        on_finding: Called with each finding at the moment it is spoken of, or None.
+        on_finding: Called with each finding when it is reported, or None.
 
     Attributes:
-        findings: Those spoken of, in the order in which they became sure.
-        steps: Code to the number of steps after which it was sure.
+        findings: Those reported, in the order in which they became certain.
+        steps: Code to the number of steps after which it was certain.
         diagnosis: All that the rules see in the record now, as `gradrecipes.diagnose(doctor.trace)` does.
         stop_reason: Why the training was ended, or None.
 

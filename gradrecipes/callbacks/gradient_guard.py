@@ -388,7 +388,7 @@ class GradientGuard(AttachedCallback):
         """Put the newest snapshot back and say what weights are left."""
         ring = self._recovery.ring
         if ring is not None and len(ring):
-            return f"The weights are those after step {ring.restore().step}, the last that were known to be sound."
+            return f"The weights are those after step {ring.restore().step}, the last that were known to be healthy."
         if consecutive:
             return "The weights are those before the first of them."
-        return "There is no sound state to go back to: weights were not finite when the fit began."
+        return "There is no healthy state to go back to: weights were not finite when the fit began."

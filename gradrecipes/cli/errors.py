@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class UsageError(Exception):
-    """Say in one line what the user can mend; the command line prints it and returns 2."""
+    """An error that the user can fix; the command line prints its one line and returns 2."""

@@ -158,8 +158,8 @@ def _search_in_crew(arguments: argparse.Namespace) -> None:
             command += [f"--{name}", str(getattr(arguments, name))]
     with _Bar(arguments) as bar:
 
-        def look(crew: list[Worker]) -> None:
-            bar.show(len(list(folder.glob("trial_*/outcome.json"))), sum(one.alive for one in crew[1:]))
+        def look(workers: list[Worker]) -> None:
+            bar.show(len(list(folder.glob("trial_*/outcome.json"))), sum(one.alive for one in workers[1:]))
 
         try:
             launch(python_command("gradrecipes", *command), workers=arguments.workers, logs=arguments.out, on_look=look)

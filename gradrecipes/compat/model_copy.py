@@ -40,10 +40,10 @@ def copied_model(model: keras.Model) -> keras.Model:
         memo[id(value)] = None
     for layer in model._flatten_layers(include_self=False):
         if layer.built and (isinstance(layer, keras.Sequential) or type(layer).__name__ == "Functional"):
-            twin = keras.models.clone_model(layer)  # its graph holds what cannot be copied
-            twin.set_weights(layer.get_weights())
-            twin.trainable = layer.trainable
-            memo[id(layer)] = twin
+            clone = keras.models.clone_model(layer)  # its graph holds what cannot be copied
+            clone.set_weights(layer.get_weights())
+            clone.trainable = layer.trainable
+            memo[id(layer)] = clone
         for nodes in (layer._inbound_nodes, layer._outbound_nodes):  # calls on symbolic tensors
             memo[id(nodes)] = []
     for nodes in (model._inbound_nodes, model._outbound_nodes):

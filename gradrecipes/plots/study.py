@@ -117,10 +117,10 @@ class StudyPlot(Picture):
     def _draw_means(self, axes: Any) -> None:
         named = False
         for row, (arm, runs) in enumerate(self.values.items()):
-            sound = [value for value in runs.values() if math.isfinite(value)]
-            if not sound:
+            finite = [value for value in runs.values() if math.isfinite(value)]
+            if not finite:
                 continue
-            mean, interval = float(np.mean(sound)), self.intervals.get(arm)
+            mean, interval = float(np.mean(finite)), self.intervals.get(arm)
             axes.plot(
                 [mean, mean],
                 [row - 0.3, row + 0.3],

@@ -1,4 +1,4 @@
-"""Read one array of numbers: what is not finite, how its columns are scaled, which samples stand absurdly far out."""
+"""Read one array of numbers: what is not finite, how its columns are scaled, which samples are outliers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DISTINCT_AT_MOST = 1000  # distinct values that are counted
 
 OUTLYING_SHARE = 0.05  # of the samples, who may stand apart together: a damaged batch of 32 in 640
 GAP = (
-    30.0  # times beyond the largest of the sound samples; of Pareto values (exponent 1) 3% of the sets have such a gap
+    30.0  # times beyond the largest of the other samples; of Pareto values (exponent 1) 3% of the sets have such a gap
 )
 COLUMNS_SEARCHED = 500  # columns with such a gap that are gone through sample by sample
 
@@ -78,10 +78,10 @@ def target_values(values: np.ndarray) -> dict[str, Any]:
     if values.ndim >= 2 and values.shape[-1] > 1 and values.size:
         rows = values.reshape(-1, values.shape[-1])[: ENTRIES_AT_ONCE // values.shape[-1]].astype(np.float64)
         with np.errstate(invalid="ignore"):
-            sound = (np.abs(rows.sum(axis=1) - 1.0) < 1e-3) & (rows >= 0).all(axis=1)
+            valid = (np.abs(rows.sum(axis=1) - 1.0) < 1e-3) & (rows >= 0).all(axis=1)
             sums = rows.sum(axis=1)[np.isfinite(rows).all(axis=1)]
-            one_hot = sound & (np.isclose(rows, 0) | np.isclose(rows, 1)).all(axis=1)
-        found["sums_to_one"] = float(sound.mean())
+            one_hot = valid & (np.isclose(rows, 0) | np.isclose(rows, 1)).all(axis=1)
+        found["sums_to_one"] = float(valid.mean())
         found["row_sum_max"] = float(sums.max()) if sums.size else None
         found["one_hot"] = bool(one_hot.mean() > 0.99)
     return found
@@ -193,10 +193,10 @@ def _outliers(flat: np.ndarray, picked: np.ndarray) -> dict[str, Any]:
     most = max(1, min(int(OUTLYING_SHARE * len(flat)), len(flat) - 2))
     near = _largest_by_sample(picked, center)
     rank = min(max(1, int(OUTLYING_SHARE * len(near))), len(near) - 1)
-    sound = -np.partition(-near, rank, axis=0)[rank]  # what is left when as many as may be are taken away
-    usual = float(np.median(sound[sound > 0])) if (sound > 0).any() else 0.0
+    valid = -np.partition(-near, rank, axis=0)[rank]  # what is left when as many as may be are taken away
+    usual = float(np.median(valid[valid > 0])) if (valid > 0).any() else 0.0
     furthest = np.max([_largest_by_sample(part, center).max(axis=0) for _, part in _chunks(flat)], axis=0)
-    floor = np.maximum(sound, usual)
+    floor = np.maximum(valid, usual)
     found: dict[int, Outlier] = {}
     for column in np.flatnonzero((floor > 0) & (furthest >= GAP * floor))[:COLUMNS_SEARCHED]:
         one = flat[:, :, column : column + 1]

@@ -36,7 +36,7 @@ def sharpness(
     beta where it is above 2 (1 + beta); under Adam the Hessian is first divided by the size of past gradients, and
     the bound is 38 at beta_1 = 0.9. The model is left as it was.
 
-    Read it before training, or to cap a rate. In the middle of a sound training lambda sits at the limit by itself,
+    Read it before training, or to cap a rate. In the middle of a healthy training lambda sits at the limit by itself,
     and small batches curve more steeply than the whole data do. Before the first step an adaptive optimizer knows no
     sizes of gradients: those of a few batches stand in, and the figure is then a guess that may be far too high.
 

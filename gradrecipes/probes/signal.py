@@ -60,7 +60,7 @@ def _some(part: Any) -> Any:
 def _reading(layer: keras.layers.Layer, entered: Any, output: tf.Tensor, gradient: Any) -> LayerSignal:
     described = describe_layer(layer)
     values = _array(output)
-    sound = values[np.isfinite(values)]
+    finite = values[np.isfinite(values)]
     incoming = None if entered is None else _array(entered)
     exponent, gain = activation_response(layer)
     return LayerSignal(
@@ -69,10 +69,10 @@ def _reading(layer: keras.layers.Layer, entered: Any, output: tf.Tensor, gradien
         activation=described.activation,
         dtype=output.dtype.name,
         input_rms=None if incoming is None else _rms(incoming[np.isfinite(incoming)]),
-        output_rms=_rms(sound),
-        output_mean=float(sound.mean()) if sound.size else None,
-        output_max=float(np.abs(sound).max()) if sound.size else None,
-        nonfinite_share=1.0 - sound.size / max(values.size, 1),
+        output_rms=_rms(finite),
+        output_mean=float(finite.mean()) if finite.size else None,
+        output_max=float(np.abs(finite).max()) if finite.size else None,
+        nonfinite_share=1.0 - finite.size / max(values.size, 1),
         zero_share=float((values == 0).mean()) if values.size else None,
         dead_share=_dead_share(values, described.activation),
         saturated_share=_saturated_share(values, described.activation),

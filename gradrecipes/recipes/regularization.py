@@ -1,4 +1,4 @@
-"""Practice 4: weights and slopes held small, with a strength that is swept rather than guessed."""
+"""Practice 4: weights and slopes held small, with a strength that is measured rather than guessed."""
 
 from __future__ import annotations
 

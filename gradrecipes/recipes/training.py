@@ -28,7 +28,7 @@ def training(
         learning_rate: For the optimizer, or None to leave it.
         warm_up: Steps over which the rate rises, or None; needs `learning_rate`.
         batch_size: For `fit`, or None to leave it.
-        patience: Epochs without a better validation loss that are borne.
+        patience: Epochs without a better validation loss before the training stops.
 
     Raises:
         ValueError: A warm-up without a rate.

@@ -17,7 +17,7 @@ def validation(*, share: float = 0.2, monitor: str = "val_loss", patience: int =
     Args:
         share: Part of the training data that is set aside, between 0 and 1.
         monitor: What decides; a value of the validation data.
-        patience: Epochs without improvement that are borne.
+        patience: Epochs without improvement before the training stops.
 
     Raises:
         ValueError: A share that leaves nothing on one side.

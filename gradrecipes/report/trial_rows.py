@@ -24,7 +24,7 @@ class TrialRow:
         end: Median loss of the last one.
         over_baseline: End over the loss of the best constant guess.
         outcome: What came of it, in words.
-        mends: Whether it mends what was wrong with the run as it is.
+        fixes: Whether it fixes what was wrong with the run as it is.
     """
 
     name: str
@@ -32,7 +32,7 @@ class TrialRow:
     end: str
     over_baseline: str
     outcome: str
-    mends: bool
+    fixes: bool
 
 
 def trial_rows(trace: Trace) -> list[TrialRow]:

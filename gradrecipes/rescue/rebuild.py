@@ -75,11 +75,11 @@ def _rebuilt(original: Original, base: Setup, setup: Setup, seed: int) -> keras.
         else:
             graph = keras.Model(model.inputs, model.outputs) if isinstance(model, keras.Sequential) else model
             made = keras.models.clone_model(graph, clone_function=again, call_function=call)
-    for layer, twin, drawn in pairs:
+    for layer, clone, drawn in pairs:
         values = layer.get_weights()
-        if not drawn and [value.shape for value in values] == [tuple(one.shape) for one in twin.weights]:
-            twin.set_weights(values)
-        twin.trainable = layer.trainable
+        if not drawn and [value.shape for value in values] == [tuple(one.shape) for one in clone.weights]:
+            clone.set_weights(values)
+        clone.trainable = layer.trainable
     return made
 
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 SPREAD_FLOOR = 1e-6  # standard deviation over the mean below which a column is constant
-TAIL = 1.0  # percent at either end that does not enter the spread: one absurd entry must not set the scale
+TAIL = 1.0  # percent at either end that does not enter the spread: one outlier must not set the scale
 BOUND = 10.0  # standard deviations at which a standardized input is cut off
 
 
@@ -24,7 +24,7 @@ class Scaling:
         shapes: Shape of each flattened input, without samples.
         dtypes: Their dtypes.
         structure: An input structure, for its nesting only.
-        finite: Whether all inputs are finite, and none absurdly far out.
+        finite: Whether all inputs are finite, and none an outlier.
         target: (mean, standard deviation) float `[columns]` of the only target, or None.
     """
 

@@ -245,21 +245,21 @@ class _Progress:
             if done and (lab.left < lab.full or (lab.learns(done[0][1]) and done[0][1].score.value > 0.95)):
                 break
             done.append((changes, lab.run(changes, share=1.0, part="finals")))
-        sound = [pair for pair in done if lab.learns(pair[1], standard_errors=1.0)]
-        for name in LATE if not sound else ():
+        learning = [pair for pair in done if lab.learns(pair[1], standard_errors=1.0)]
+        for name in LATE if not learning else ():
             if lab.left < lab.full or name not in self.known:
                 continue
             safer = (*finalists[0], self.known[name])
             done.append((safer, lab.run(safer, share=1.0, part="finals")))
-            sound = [pair for pair in done if lab.learns(pair[1], standard_errors=1.0)]
-            if sound:
+            learning = [pair for pair in done if lab.learns(pair[1], standard_errors=1.0)]
+            if learning:
                 break
-        if not sound:
+        if not learning:
             self.winner, self.pairs = (), []
             return
-        sound.sort(key=lambda pair: -pair[1].score.value)
-        self.winner, self.reached = self._simplest(sound), 1.0
-        result = next(result for changes, result in sound if changes == self.winner)
+        learning.sort(key=lambda pair: -pair[1].score.value)
+        self.winner, self.reached = self._simplest(learning), 1.0
+        result = next(result for changes, result in learning if changes == self.winner)
         self.pairs = [(self.control, result)]
 
     def _confirm(self) -> None:
@@ -289,5 +289,5 @@ class _Progress:
 
 
 def _cost(changes: Changes) -> tuple[int, int]:
-    """Return what makes one set of changes dearer than another: the riskiest of them, then how many they are."""
+    """Return what makes one set of changes costlier than another: the riskiest of them, then how many they are."""
     return len(changes), sum(change.risk for change in changes)

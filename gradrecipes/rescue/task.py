@@ -210,7 +210,7 @@ def _explained(predicted: np.ndarray, y: np.ndarray, finite: np.ndarray, known: 
     if len(y) == 0:
         return None
     low, high = np.percentile(y, [1, 99], axis=0)
-    y = np.clip(y, low - 3 * (high - low), high + 3 * (high - low))  # one absurd target must not be all there is
+    y = np.clip(y, low - 3 * (high - low), high + 3 * (high - low))  # one outlier must not be all there is
     variance = max(float(y.var(axis=0).mean()), float(np.finfo(np.float32).tiny))
     with np.errstate(all="ignore"):
         parts = 1.0 - ((predicted - y) ** 2).mean(axis=1) / variance

@@ -100,7 +100,7 @@ class Arm:
 
 
 def check_fit(arguments: Mapping[str, Any]) -> None:
-    """See to it that a study can use these arguments of `fit`.
+    """Check that a study can use these arguments of `fit`.
 
     Raises:
         ValueError: One that the study sets itself.

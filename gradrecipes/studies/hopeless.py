@@ -43,7 +43,7 @@ def without_hope(gains: Mapping[str, Sequence[float]], *, planned: int) -> dict[
     """Return the arms that all runs together leave without hope, and why.
 
     Of an arm that was given up, that is what was clear then. An arm that ran with every seed all the same is judged by
-    all of them: a lead after four seeds may be lost by the eighth.
+    all of them: a lead after four seeds may be gone by the eighth.
 
     Args:
         gains: As for `hopeless_arms`.
@@ -68,11 +68,11 @@ def _condemned(gains: Mapping[str, Sequence[float]], count: int, arms: int, plan
 
 
 def _why(mine: np.ndarray, theirs: np.ndarray, other: str, level: float) -> str | None:
-    lost, sound = np.isnan(mine), ~np.isnan(theirs)
-    if lost.all():
-        return f"diverged with each of {len(mine)} seeds" if sound.all() else None
-    both = ~lost & sound
-    if both.sum() < LEAST or (np.isnan(theirs) & ~lost).any():
+    diverged, finite = np.isnan(mine), ~np.isnan(theirs)
+    if diverged.all():
+        return f"diverged with each of {len(mine)} seeds" if finite.all() else None
+    both = ~diverged & finite
+    if both.sum() < LEAST or (np.isnan(theirs) & ~diverged).any():
         return None
     differences = theirs[both] - mine[both]
     spread = max(np.std(values, ddof=1) for values in (differences, mine[both], theirs[both]))

@@ -84,16 +84,16 @@ def summarize(runs: Mapping[str, Sequence[Run]], objective: Objective, *, planne
     hopeless = without_hope(gains, planned=planned)
     summaries = []
     for arm, by_seed in values.items():
-        sound = [value for value in by_seed.values() if math.isfinite(value)]
-        lost = len(by_seed) - len(sound)
+        finite = [value for value in by_seed.values() if math.isfinite(value)]
+        diverged = len(by_seed) - len(finite)
         summaries.append(
             ArmSummary(
                 arm,
                 by_seed,
-                mean=float(np.mean(sound)) if sound else math.nan,
-                interval=bootstrap_interval(sound) if sound else None,
-                diverged=lost,
-                divergence=wilson_interval(lost, len(by_seed)),
+                mean=float(np.mean(finite)) if finite else math.nan,
+                interval=bootstrap_interval(finite) if finite else None,
+                diverged=diverged,
+                divergence=wilson_interval(diverged, len(by_seed)),
                 seconds=float(np.median([run.seconds for run in runs[arm]])) if by_seed else math.nan,
                 hopeless=hopeless.get(arm),
             )

@@ -44,7 +44,7 @@ def serve(oracle: Any) -> None:
     to another worker, and leaves within a few seconds of the last trial.
 
     Args:
-        oracle: One of `gradrecipes.tuning.oracles`, which knows who was heard of, and when.
+        oracle: One of `gradrecipes.tuning.oracles`, which knows when each worker last reported.
 
     Raises:
         RuntimeError: The address in KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT cannot be listened at, or all
@@ -60,7 +60,7 @@ def serve(oracle: Any) -> None:
             if oracle.tuner_ids:
                 last_seen = time.monotonic()
             elif time.monotonic() - last_seen > LONELY:
-                raise RuntimeError(f"No worker has been heard of for {LONELY:.0f} s, and the search is not at its end.")
+                raise RuntimeError(f"No worker has reported for {LONELY:.0f} s, and the search is not at its end.")
             for lost in oracle.release_lost(limit):
                 _LOG.warning("Worker %s has been silent for %.0f s and is given up.", lost, limit)
     finally:

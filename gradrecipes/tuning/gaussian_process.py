@@ -1,6 +1,6 @@
 """Predict with an honest error from a handful of points: a Gaussian process whose parameters have priors.
 
-With the five or ten points that a search begins with, the parameters of largest likelihood are often absurd: a side
+With the five or ten points that a search begins with, the parameters of largest likelihood are often useless: a side
 length without end says that a setting has no effect, and the search never looks there again. With a prior on each, it
 takes evidence to say so.
 

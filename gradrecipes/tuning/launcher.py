@@ -106,7 +106,7 @@ def launch(
     variables |= {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(free_port())}
     names = ["chief", *(f"worker-{number}" for number in range(workers))]
     launched = Launched(0.0, logs={name: folder / f"{name}.log" for name in names})
-    crew: list[Worker] = []
+    processes: list[Worker] = []
 
     def start_again(worker: Worker) -> None:
         worker.restarts += 1
@@ -116,21 +116,21 @@ def launch(
     with _signals_as_interrupts():
         try:
             for name, log in launched.logs.items():
-                crew.append(Worker(name, _start(command, name, variables, log, "wb"), log))
-            _look_after(crew, launched, start_again if restart else None, on_look)
+                processes.append(Worker(name, _start(command, name, variables, log, "wb"), log))
+            _look_after(processes, launched, start_again if restart else None, on_look)
         finally:
-            _end(crew)
+            _end(processes)
     launched.seconds = time.monotonic() - begun
     return launched
 
 
 def _look_after(
-    crew: list[Worker],
+    processes: list[Worker],
     launched: Launched,
     start_again: Callable[[Worker], None] | None,
     on_look: Callable[[list[Worker]], None] | None,
 ) -> None:
-    chief, *workers = crew
+    chief, *workers = processes
     deadline: float | None = None
     while chief.alive:
         for worker in workers:
@@ -140,7 +140,7 @@ def _look_after(
                 if not worker.given_up:
                     start_again(worker)
         if on_look is not None:
-            on_look(crew)
+            on_look(processes)
         failed = [worker for worker in workers if worker.given_up]
         if any(worker.alive for worker in workers) or not failed:
             deadline = None
@@ -155,7 +155,7 @@ def _look_after(
     while any(worker.alive for worker in workers) and time.monotonic() < deadline:
         time.sleep(LOOK)
     if on_look is not None:
-        on_look(crew)
+        on_look(processes)
 
 
 def _start(
@@ -173,14 +173,14 @@ def _start(
         )
 
 
-def _end(crew: list[Worker]) -> None:
+def _end(processes: list[Worker]) -> None:
     """End every process with all that it started: first by asking, then by force."""
     for number, wait in ((signal.SIGTERM, TO_LEAVE), (getattr(signal, "SIGKILL", signal.SIGTERM), TO_LEAVE)):
-        for one in crew:
+        for one in processes:
             if one.alive:
                 _send(one.process, number)
         deadline = time.monotonic() + wait
-        while any(one.alive for one in crew) and time.monotonic() < deadline:
+        while any(one.alive for one in processes) and time.monotonic() < deadline:
             time.sleep(LOOK / 4)
 
 

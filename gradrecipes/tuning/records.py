@@ -68,8 +68,8 @@ def read_outcome(folder: str | os.PathLike[str]) -> Outcome | None:
 def read_curves(project: str | os.PathLike[str]) -> list[list[float]]:
     """Return the objective, epoch by epoch, of every trial that did not fail and whose first epochs are known."""
     outcomes = (read_outcome(folder) for folder in sorted(Path(project).glob("trial_*")))
-    sound = (one for one in outcomes if one is not None and one.status != FAILED)
-    known = (one.curve for one in sound if one.values and (one.before or one.first_epoch == 0))
+    completed = (one for one in outcomes if one is not None and one.status != FAILED)
+    known = (one.curve for one in completed if one.values and (one.before or one.first_epoch == 0))
     return [curve for curve in known if None not in curve]
 
 

@@ -14,7 +14,7 @@ BOUND_PERCENTILE = 90.0  # of the norms: cuts the largest tenth, leaves nine ste
 HIGHEST_MULTIPLE = 10.0  # of the median; arXiv 1211.5063, section 3.2: half to ten times the average norm converges
 FEWEST_STEPS = 20  # below, the largest tenth is one step or two
 MOST_STEPS_CLIPPED = 0.5  # share; above it the bound, not the gradient, sets the length of the usual step
-RISEN = 10.0  # ratio of the medians of last and first quarter, above which the norms of the end are the illness
+RISEN = 10.0  # ratio of the medians of last and first quarter, above which the norms of the end are a symptom
 SIGNIFICANT_DIGITS = 2  # of a recommended bound: networks do not feel the third
 
 PASCANU = (
@@ -160,7 +160,7 @@ def recommend_bound(norms: np.ndarray) -> tuple[float | None, str]:
     believed, those, caution = norms, "the norms of this run", ""
     if rise >= RISEN:
         believed, those = norms[:quarter], "the norms of the first quarter of this run"
-        caution = f" The norms rose {rise:.2g}-fold by its last quarter; if that was no illness, take a larger bound."
+        caution = f" The norms rose {rise:.2g}-fold by its last quarter; if that is expected, take a larger bound."
     high, median = (float(value) for value in np.percentile(believed, [BOUND_PERCENTILE, 50]))
     bound = float(f"{min(high, HIGHEST_MULTIPLE * median):.{SIGNIFICANT_DIGITS - 1}e}")
     if high > HIGHEST_MULTIPLE * median:

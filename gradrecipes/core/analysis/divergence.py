@@ -59,7 +59,7 @@ def find_divergence(
         gradient_norms: float `[n]`, global norm before clipping.
         outcomes: int `[n]`, keys of `gradrecipes.core.trace.OUTCOMES`.
         guarded: Whether a guard leaves out what is not finite.
-        known: Steps that were judged before and found sound; they are not looked at for values that are not finite.
+        known: Steps that were judged before and found healthy; they are not searched for values that are not finite.
         peak: The largest loss of applied steps that are left out of the arrays.
         ended: Whether no step follows: then fewer than eight in a row are enough, all but the first.
 

@@ -32,7 +32,7 @@ class Offender:
     Args:
         kind: What is to blame.
         name: Path of the array in the batch (`"x['pixels']"`), path of the variable, or name of the layer.
-        found: `"nan"`, `"inf"` or `"-inf"`, or the number that is finite and yet absurd.
+        found: `"nan"`, `"inf"` or `"-inf"`, or the number, which is finite and an outlier.
         sentence: What happened and what to do about it, for somebody in trouble.
         layer: The layer it sits in; for a gradient, the layer whose backward pass made it. None for the loss.
         samples: Indices within the batch, from 0; empty where it is not a matter of single samples.
@@ -51,7 +51,7 @@ class Offender:
 
     @property
     def finite(self) -> bool:
-        """Whether what was found is a number: absurd, but not NaN or Inf."""
+        """Whether what was found is a finite outlier, not NaN or Inf."""
         return not isinstance(self.found, str) and math.isfinite(self.found)
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class LayerReading:
         layer: Name of the layer.
         kind: Name of its class.
         dtype: Of its output.
-        input_rms: Root mean square of the finite entries of its inputs; NaN where nothing was heard.
+        input_rms: Root mean square of the finite entries of its inputs; NaN where nothing was captured.
         output_rms: The same of its outputs.
         output_max: Largest magnitude of the finite entries of its outputs.
         nonfinite_share: Share of the entries of its outputs that are NaN or Inf, from 0 to 1.
@@ -137,7 +137,7 @@ class Autopsy:
 
     Args:
         offenders: In the order of the step; places that only pass on what came before them are left out.
-            What is not finite comes before what is finite and absurd.
+            What is not finite comes before outliers.
         layers: A reading of every layer that ran, in the order in which they finished.
         batch_size: Samples in the batch.
         loss: The loss of the batch; NaN where it could not be computed.

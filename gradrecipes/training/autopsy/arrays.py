@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 ENTRIES_KEPT = 8  # positions that are named
-OUTLIER_FACTOR = 1e3  # times the largest of all others; no scaling of sound data leaves one sample so far out
+OUTLIER_FACTOR = 1e3  # times the largest of all others; no scaling of valid data leaves one sample so far out
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,15 @@ def numbers_of(tensor: Any, batch_size: int) -> Numbers | None:
             samples = tuple(int(row) for row in np.unique(rows[bad[:, 0]]))
         elif wide.ndim and wide.shape[0] == batch_size:
             samples = tuple(int(index) for index in np.unique(bad[:, 0]))
-    sound = wide if found is None else wide[finite]
+    kept = wide if found is None else wide[finite]
     return Numbers(
         found=found,
         samples=samples,
         entries=tuple(tuple(int(index) for index in entry) for entry in bad[:ENTRIES_KEPT]),
         size=wide.size,
         bad=len(bad),
-        squares=float(np.sum(np.square(sound))),
-        largest=float(np.max(np.abs(sound), initial=0.0)),
+        squares=float(np.sum(np.square(kept))),
+        largest=float(np.max(np.abs(kept), initial=0.0)),
         dtype=dtype,
     )
 

@@ -99,10 +99,10 @@ class _Examination:
     def result(self) -> Autopsy:
         """Run the step and judge it."""
         model, batch = self.model, self.batch
-        sound = {id(one) for one in model.weights if (read := numbers_of(one, -1)) is not None and not read.found}
+        finite = {id(one) for one in model.weights if (read := numbers_of(one, -1)) is not None and not read.found}
         with preserve_state(model):
             step = run_step(model, batch, each_sample=True)
-            moved = [one for one in broken_by_the_forward_pass(model, sound) if not one.trainable]
+            moved = [one for one in broken_by_the_forward_pass(model, finite) if not one.trainable]
         if step.failed:
             self._note_failure(step)
         elif batch.size > SAMPLES_AT_MOST:

@@ -1,4 +1,4 @@
-"""Who broke the way from the batch to the outputs: a weight, an input, or a layer that was given sound ones."""
+"""What broke between the batch and the outputs: a weight, an input, or a layer with finite inputs and weights."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def weight_offenders(model: keras.Model, harm: Harm, batch_size: int) -> tuple[l
     return offenders, notes
 
 
-def broken_by_the_forward_pass(model: keras.Model, sound: set[int]) -> list[Any]:
+def broken_by_the_forward_pass(model: keras.Model, finite: set[int]) -> list[Any]:
     """Return the weights that were finite before the forward pass, by id, and are not after it."""
-    now = ((variable, numbers_of(variable, -1)) for variable in model.weights if id(variable) in sound)
+    now = ((variable, numbers_of(variable, -1)) for variable in model.weights if id(variable) in finite)
     return [variable for variable, numbers in now if numbers is not None and numbers.found]
 
 

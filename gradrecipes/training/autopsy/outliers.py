@@ -66,7 +66,7 @@ def _weights(step: Step) -> Iterator[Offender]:
             found=outlier.value,
             sentence=f"The entry {list(outlier.entry)} of the weight is {outlier.value:.4g}, {outlier.factor:.2g} "
             "times the largest of all other weights. Training does not do that to one entry: a flipped bit, a damaged "
-            "file or an edit by hand does. Go back to a sound copy.",
+            "file or an edit by hand does. Go back to a copy that is intact.",
             layer=owners.get(id(variable)),
             entries=(outlier.entry,) if outlier.entry else (),
             dtype=arrays[place].dtype.name,

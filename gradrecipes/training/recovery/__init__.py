@@ -1,1 +1,1 @@
-"""The way back from a training that is lost: sound copies, when to return to one, and what a killed run takes up."""
+"""Recovery from a diverged training: healthy snapshots, when to return to one, and how a killed run resumes."""

@@ -104,7 +104,7 @@ class Recovery:
             self._last_kept = step
 
     def consider(self, readings: Readings, *, thoroughly: bool = False) -> Action:
-        """Say what to do; keep a snapshot when one is due and the training is sound.
+        """Say what to do; keep a snapshot when one is due and the training is healthy.
 
         Args:
             readings: What is known.

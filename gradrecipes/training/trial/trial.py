@@ -149,7 +149,7 @@ class Trial:
         self.restart()
 
     def recorded(self, steps: int) -> TrialRun:
-        """Run the first steps as the user would, keep the record in `trace`, and stay at the last sound step."""
+        """Run the first steps as the user would, keep the record in `trace`, and stay at the last finite step."""
         self._writer.begin_epoch(0)
         samples = WeightSamples(self.model)
         run = self._run(self.batches, steps, samples=samples)
@@ -266,8 +266,8 @@ class Trial:
                 samples.after()
             self._note(logs, returned)
             began = time.monotonic() if step == 0 else began
-            sound = all(math.isfinite(logs[name][-1]) for name in ("loss", "gradient_norm") if name in logs)
-            in_a_row = 0 if sound else in_a_row + 1
+            finite = all(math.isfinite(logs[name][-1]) for name in ("loss", "gradient_norm") if name in logs)
+            in_a_row = 0 if finite else in_a_row + 1
             if in_a_row > (SCALER_PATIENCE if self._scaled else 0):
                 broken = step
                 break

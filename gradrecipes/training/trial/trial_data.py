@@ -188,7 +188,7 @@ def _read_batches(source: Iterable[Any]) -> tuple[list[Any], bool]:
     except Exception as error:
         raise ValueError(
             f"The data could not be read. Received: {len(batches)} batches of the {type(source).__name__}, then "
-            f"{named(error)}. model.fit would end there too; mend the source, or leave the sample out."
+            f"{named(error)}. model.fit would end there too; fix the source, or leave the sample out."
         ) from (None if isinstance(error, tf.errors.OpError) else error)
     return batches[:BATCHES_READ], len(batches) <= BATCHES_READ
 
