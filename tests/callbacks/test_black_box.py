@@ -15,6 +15,7 @@ from gradrecipes.core.trace import Trace
 from tests.training.nets import compiled, digits, layers, two_dense
 
 BATCH, BAD = 32, 70  # the seventh sample of the third batch
+MODES = ({"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 4})
 
 
 def fit(model, *callbacks, sample=BAD, epochs=1, value=np.nan, **how):
@@ -24,7 +25,7 @@ def fit(model, *callbacks, sample=BAD, epochs=1, value=np.nan, **how):
     return x, y
 
 
-@pytest.mark.parametrize("how", [{}, {"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 4}], ids=str)
+@pytest.mark.parametrize("how", [{}, *(pytest.param(how, marks=pytest.mark.slow) for how in MODES)], ids=str)
 def test_the_batch_is_kept_and_the_sample_named_in_every_mode(how):
     model, box = compiled(two_dense(), **how), gr.BlackBox()
     x, y = fit(model, gr.GradientGuard(), box)
@@ -39,7 +40,7 @@ def test_the_batch_is_kept_and_the_sample_named_in_every_mode(how):
 
 
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "with a guard"])
-@pytest.mark.parametrize("steps", [1, 4, 8])
+@pytest.mark.parametrize("steps", [1, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (4, 8))])
 def test_the_weights_are_those_before_the_step(steps, together):
     keras.utils.set_random_seed(0)
     model, box = compiled(two_dense(), steps_per_execution=steps), gr.BlackBox()
@@ -58,6 +59,7 @@ def test_alone_it_stops_the_training():
     assert len(box.trace) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [4, 3])
 def test_within_an_execution_it_stops_at_once_and_no_batch_is_lost_beside_a_guard(steps):
     alone, box, guard = compiled(two_dense(), steps_per_execution=steps), gr.BlackBox(), gr.GradientGuard()
@@ -87,6 +89,7 @@ def test_a_step_that_is_only_absurd_is_recorded_and_the_training_goes_on():
     assert not model.stop_training
 
 
+@pytest.mark.slow
 def test_a_full_box_keeps_no_more():
     box = gr.BlackBox(recordings=2)
     fit(compiled(two_dense()), gr.GradientGuard(), box, epochs=4)
@@ -120,6 +123,7 @@ def test_a_loss_that_makes_nan_is_told_from_data_that_hold_it():
     assert first.samples == tuple(np.flatnonzero(y[:32] == 9))
 
 
+@pytest.mark.slow
 def test_a_healthy_training_is_not_touched():
     trained = []
     for callbacks in ([], [gr.BlackBox()]):
@@ -133,6 +137,7 @@ def test_a_healthy_training_is_not_touched():
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_it_is_copied_as_tuners_copy_callbacks():
     box = gr.BlackBox(recordings=2)
     fit(compiled(two_dense()), box)
@@ -147,6 +152,7 @@ def test_a_wrong_number_of_recordings_is_refused():
         gr.BlackBox(recordings=0)
 
 
+@pytest.mark.slow
 def test_layers_after_the_first_offender_are_not_blamed():
     inputs = keras.Input((64,))
     broken = layers.Lambda(lambda t: tf.math.log(t - 2.0), name="broken")(inputs)  # of negative numbers
@@ -157,6 +163,7 @@ def test_layers_after_the_first_offender_are_not_blamed():
     assert box.recordings[0].autopsy.first.layer == "broken"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sparse", "ragged"])
 def test_a_sparse_or_ragged_batch_is_kept_and_the_sample_named(kind, tmp_path):
     x, y = digits(96)
@@ -229,7 +236,7 @@ class FlakyLoss(keras.losses.SparseCategoricalCrossentropy):
         return super().call(y_true, y_pred) * (np.nan if self.calls == 3 else 1.0)
 
 
-@pytest.mark.parametrize(("steps", "together"), [(1, False), (4, True)])
+@pytest.mark.parametrize(("steps", "together"), [(1, False), pytest.param(4, True, marks=pytest.mark.slow)])
 def test_a_bad_step_is_run_again_to_tell_batch_weights_and_chance_apart(steps, together, tmp_path):
     origins = {}
     for name in ("batch", "weights", "chance"):
@@ -253,6 +260,7 @@ def test_a_bad_step_is_run_again_to_tell_batch_weights_and_chance_apart(steps, t
     assert origins == {"batch": "this_batch", "weights": "these_weights", "chance": "transient"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feed", ["last", "generator", "for good"])
 def test_the_last_good_batch_tells_where_the_next_one_cannot(feed):
     x, y = digits(256)

@@ -246,6 +246,7 @@ CALLBACKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_callbacks_copy_and_pickle_before_and_after_a_fit(name):
     callback, model = CALLBACKS[name](), seeded(tanh_net)
@@ -272,6 +273,7 @@ def test_every_method_has_a_row():
     assert {type(method) for method in METHODS} == set(gr.clipping.METHODS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 def test_a_recipe_model_survives_a_file_with_any_clipping(method, tmp_path):
     inputs = keras.Input((64,))

@@ -104,6 +104,7 @@ def layer_configs(model):
     return json.dumps(keras.saving.serialize_keras_object(model)["config"]["layers"], sort_keys=True, default=str)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*INITIALIZERS, *BLOCKS])
 def test_it_survives_a_file_and_trains_under_xla(name, data, tmp_path):
     model = model_of({**INITIALIZERS, **BLOCKS}[name][1](), jit=True)

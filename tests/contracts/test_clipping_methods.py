@@ -201,7 +201,7 @@ def test_under_a_loss_scale_the_bound_is_that_of_the_unscaled_gradient(method, s
     np.testing.assert_allclose(factor, plain_factor, rtol=1e-6)
 
 
-@pytest.mark.parametrize("jit_compile", [None, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("jit_compile", [None, pytest.param(True, marks=pytest.mark.slow)], ids=["graph", "xla"])
 @every_method
 def test_it_is_the_same_in_a_graph_and_under_xla(method, jit_compile):
     @tf.function(jit_compile=jit_compile)

@@ -8,6 +8,7 @@ import gradrecipes as gr
 from gradrecipes.demo import four_runs
 from gradrecipes.demo.digits import load_digits
 
+pytestmark = pytest.mark.slow
 SHORT = 12  # layers: enough to explode and to be prescribed residual blocks, quick to trace
 
 

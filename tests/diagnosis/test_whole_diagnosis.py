@@ -94,6 +94,7 @@ class Block(layers.Layer):
         return x + self.down(self.up(self.normalization(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("normalized", "expected"), [(False, "missing_normalization"), (True, None)])
 def test_blocks_that_add_within_their_call_are_seen_to_grow(normalized, expected):
     keras.utils.set_random_seed(0)
@@ -122,6 +123,7 @@ class Table(keras.Model):
         return self.last(self.before[0](x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("normalized", "expected"), [(False, "missing_normalization"), (True, None)])
 def test_sums_in_the_call_of_a_model_are_seen_by_what_the_layers_take(normalized, expected):
     keras.utils.set_random_seed(0)

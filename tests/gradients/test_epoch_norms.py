@@ -29,7 +29,9 @@ class BatchLogs(keras.callbacks.Callback):
         self.seen.append([logs[key] for key in KEYS])
 
 
-@pytest.mark.parametrize("arguments", [{}, {"jit_compile": True}, {"steps_per_execution": 3}], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [{}, {"steps_per_execution": 3}, pytest.param({"jit_compile": True}, marks=pytest.mark.slow)]
+)
 def test_the_logs_hold_mean_and_maximum_of_the_epoch(arguments):
     monitor, batches = gr.GradientMonitor(), BatchLogs()
     history = net(**arguments).fit(

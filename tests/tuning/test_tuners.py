@@ -180,8 +180,11 @@ def test_the_best_are_only_those_that_worked(tmp_path):
     assert [one.values["rate"] for one in tuner.get_best_hyperparameters(2)] == [0.01]
 
 
-@pytest.mark.parametrize("optimizer", [keras.optimizers.SGD, keras.optimizers.Adam])
-@pytest.mark.parametrize("epochs", [1, 4])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "optimizer", [keras.optimizers.SGD, pytest.param(keras.optimizers.Adam, marks=pytest.mark.nightly)]
+)
+@pytest.mark.parametrize("epochs", [pytest.param(1, marks=pytest.mark.nightly), 4])
 def test_a_trial_whose_weights_a_guard_put_back_does_not_win(tmp_path, optimizer, epochs):
     def build_poorly(hp):
         keras.utils.set_random_seed(0)

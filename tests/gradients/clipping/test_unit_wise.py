@@ -80,8 +80,8 @@ def deep_net():
     return keras.Model(inputs, layers.Dense(4)(x))  # shaped as the hidden ones, and left alone
 
 
-@pytest.mark.parametrize("jit_compile", [None, True], ids=["graph", "xla"])
-@pytest.mark.parametrize("power", [-3.0, 0.0, 22.0])
+@pytest.mark.parametrize("jit_compile", [None, pytest.param(True, marks=pytest.mark.slow)], ids=["graph", "xla"])
+@pytest.mark.parametrize("power", [0.0, *(pytest.param(power, marks=pytest.mark.nightly) for power in (-3.0, 22.0))])
 def test_every_layer_of_a_net_is_bounded_as_a_loop_over_its_units_does(jit_compile, power):
     model = deep_net()
     variables = model.trainable_variables

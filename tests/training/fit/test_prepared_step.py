@@ -78,6 +78,7 @@ def test_samples_come_at_the_steps_that_are_due_within_an_execution_too():
     assert monitor.trace.samples["step"].tolist() == [0, 1, 2, 5, 10, 15]
 
 
+@pytest.mark.slow
 def test_a_fit_leaves_no_more_graphs_behind_than_a_plain_one():
     """`tf.custom_gradient` left its functions, and with them the graph, in a table of the process for ever."""
 
@@ -98,6 +99,7 @@ def test_a_fit_leaves_no_more_graphs_behind_than_a_plain_one():
     assert ours <= plain
 
 
+@pytest.mark.slow
 def test_a_model_trains_on_when_the_callbacks_of_its_last_fit_are_gone():
     model = seeded(two_dense)
     for callbacks in ([gr.GradientMonitor()], [], [gr.GradientGuard(), gr.GradientMonitor()], []):

@@ -59,7 +59,9 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", [mode if mode == "graph" else pytest.param(mode, marks=pytest.mark.slow) for mode in MODES]
+)
 @pytest.mark.parametrize("guarded", [False, True], ids=["monitor", "guard"])
 def test_a_step_of_the_record_is_an_update(mode, guarded):
     monitor = gr.GradientMonitor(sample_every=1)

@@ -49,7 +49,7 @@ def expected_change(penalty, x, y):
 
 
 @pytest.mark.parametrize("guarded", [False, True], ids=["alone", "with callbacks"])
-@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["graph", "xla"])
 @pytest.mark.parametrize("penalty", PENALTIES, ids=lambda penalty: type(penalty).__name__)
 def test_one_step_goes_where_the_penalized_gradient_points(penalty, jit_compile, guarded):
     x, y = digits(32)
