@@ -15,7 +15,7 @@ from tests.corpus.case import BLIND, Case
 
 NAME, CAUSE = "a_program_that_was_missed", "unsafe_loss"
 DIAGNOSED = {
-    "name": NAME, "kind": "failing", "cause": CAUSE, "found": [], "right": False, "healthy": True, "seconds": 1.0,
+    "name": NAME, "kind": "failing", "cause": CAUSE, "found": [], "right": False, "verdict": "healthy", "seconds": 1.0,
     "error": "", "steps": 10,
 }  # fmt: skip
 RESCUED = {
