@@ -99,7 +99,7 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
         )
     against = f", where a constant answer has {say(seen.baseline)}" if math.isfinite(seen.baseline) else ""
     return Judgement(
-        UNDECIDED, f"The loss went from {say(seen.start)} to {say(seen.end)} in {steps}{against}. {_longer(trace)}"
+        UNDECIDED, f"The loss {seen.course} in {steps}{against}. {_longer(trace)}"
     )
 
 

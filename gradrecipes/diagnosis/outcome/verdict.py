@@ -9,7 +9,7 @@ import numpy as np
 
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import TrialReading
-from gradrecipes.diagnosis.facts.readings import TOLERATED_BY_SCALER, middle, nonfinite_gradients, nonfinite_losses
+from gradrecipes.diagnosis.facts.readings import TOLERATED_BY_SCALER, middle, nonfinite_gradients, nonfinite_losses, say
 
 BROKEN, DIVERGING, STALLED, OSCILLATING, LEARNING, UNKNOWN = (
     "broken",
@@ -73,6 +73,12 @@ class Verdict:
     def learnt(self) -> bool:
         """Whether the net got better, and where the baseline is known, better than that."""
         return self.state == LEARNING and not self.end_over_baseline >= 1.0
+
+    @property
+    def course(self) -> str:
+        """The way of the loss in words: "went from 2.3 to 0.4", "stayed at 2.3"."""
+        start, end = say(self.start), say(self.end)
+        return f"went from {start} to {end}" if start != end else f"stayed at {end}"
 
     @property
     def start_over_baseline(self) -> float:

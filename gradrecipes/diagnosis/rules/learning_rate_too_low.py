@@ -97,7 +97,7 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
         severity=Severity.WARNING,
         confidence=PROVEN if proven else 0.7,
         explanation=(
-            f"{statement} The loss went from {say(seen.start)} to {say(seen.end)}. Weights and gradients are sound: "
+            f"{statement} The loss {seen.course}. Weights and gradients are sound: "
             "the steps go in the right direction and are too short."
         ),
         evidence=(
@@ -133,7 +133,7 @@ def _died(trace: Trace, update: float, seen: Verdict) -> Finding:
         kind=Kind.CAUSE,
         severity=Severity.WARNING,
         confidence=0.9,
-        explanation=f"{statement} The loss went from {say(seen.start)} to {say(seen.end)}.",
+        explanation=f"{statement} The loss {seen.course}.",
         evidence=(Evidence(statement, update, first, "update norm over weight norm, first and later steps"),),
         prescriptions=(
             Prescription(

@@ -36,7 +36,6 @@ from gradrecipes.core.trace.variation import (
     SCALED_TARGETS,
     WARM_UP,
 )
-from gradrecipes.diagnosis.facts.readings import say
 from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, fixing_rate, variation_evidence
 from gradrecipes.diagnosis.outcome.verdict import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import warm_up
@@ -90,8 +89,8 @@ def missing_warm_up(trace: Trace) -> Finding | None:
         confidence=WITH_A_RATE if lower is not None else CERTAIN,
         explanation=(
             f"{statement}{held} The first steps are taken in directions that are hardly known yet, and at the full "
-            "rate they are long enough to saturate what follows. The loss went from "
-            f"{say(seen.start)} to {say(seen.end)}."
+            "rate they are long enough to saturate what follows. The loss "
+            f"{seen.course}."
         ),
         step=seen.step,
         evidence=(

@@ -34,6 +34,7 @@ import numpy as np
 from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
 from gradrecipes.core.findings.prescription import Prescription
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.diagnosis.facts.readings import nonfinite_gradients, nonfinite_losses, place, say
 from gradrecipes.diagnosis.prescriptions.prescribe import guard
 from gradrecipes.diagnosis.registry import rule
@@ -189,19 +190,23 @@ def _origin(trace: Trace, first: First, step: int) -> str:
             "optimizer's state that overflowed does this (a finite gradient beyond 1.8e19 makes Adam's second moment "
             "infinite), or an update between two samples."
         )
-    if first.what == "an output" and first.layer == _first_measured_layer(trace) and not _climbing(trace, step):
+    finite = _data_are_finite(trace)
+    first_layer = first.layer == _first_measured_layer(trace) and not _climbing(trace, step)
+    if first.what == "an output" and first_layer and not finite:
         return (
             f"The output{layer}, the first layer, broke at {where} though its weights were numbers and nothing was "
             "climbing: the inputs of this batch hold NaN or infinite values."
         )
     if first.what == "an output":
+        data = "" if finite else ", or the batch held NaN or infinite values"
         return (
-            f"The output{layer} was the first to break, at {where}, with weights that were still numbers: either the "
-            "signal outgrew the precision on its way through the net, or the batch held NaN or infinite values."
+            f"The output{layer} was the first to break, at {where}, with weights that were still numbers: the signal "
+            f"outgrew the precision on its way through the net{data}."
         )
+    batch = "" if finite else "NaN or infinite values in this batch, or "
     return (
-        "Weights, gradients and outputs that were recorded before it were sound, so the step itself broke: NaN or "
-        "infinite values in this batch, or a loss that takes the logarithm of 0 or divides by 0."
+        "Weights, gradients and outputs that were recorded before it were sound, so the step itself broke: "
+        f"{batch}a layer or a loss that takes the logarithm of 0, divides by 0, or overflows."
     )
 
 
@@ -225,8 +230,17 @@ def _aftermath(trace: Trace, bad: np.ndarray, held: bool, isolated: bool) -> str
 
 
 def _prescriptions(trace: Trace, row: int, data_suspect: bool) -> tuple[Prescription, ...]:
+    if _data_are_finite(trace):
+        return (guard(),)
     inspect = _inspect(trace, row)
     return (inspect, guard()) if data_suspect else (guard(), inspect)
+
+
+def _data_are_finite(trace: Trace) -> bool:
+    """Return whether all the data were read, and every number in them is finite."""
+    data = trace.probes.data or DataReading()
+    arrays = data.arrays("inputs", "targets")
+    return data.complete and bool(data.inputs) and not any(one.nonfinite for one in arrays)
 
 
 def _inspect(trace: Trace, row: int) -> Prescription:

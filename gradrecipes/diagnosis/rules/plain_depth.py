@@ -108,7 +108,7 @@ def plain_depth(trace: Trace) -> Finding | None:
         explanation=(
             f"{statement} Even with initial weights of a usual size, random differences between so many layers "
             "multiply up, and two different inputs look more alike after each layer, until the last ones cannot tell "
-            f"them apart. In the trial the loss went from {say(seen.start)} to {say(seen.end)}."
+            f"them apart. In the trial the loss {seen.course}."
         ),
         layer=None,
         evidence=tuple(evidence),

@@ -1,0 +1,158 @@
+"""What the words of one diagnosis must not do: contradict each other, the table of variations, or what is there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from gradrecipes.core.findings.finding import Finding, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import DataReading
+from gradrecipes.core.trace.variation import variation_of
+from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.report.trial_rows import trial_rows
+
+AS_IT_IS = re.compile(r"As it is, the loss (.+?) in a short trial; (.+?), (it .+?)\.(?: |$)")
+RATE = re.compile(r"(Raise|Lower) the learning rate(?: from (\S+?))?(?: to (\S+?))?(?:,|$)")
+SAID_TO_BE_RIGHT = "initial weights have the right size"
+WEIGHTS_BLAMED = {"exploding_initialization", "vanishing_initialization"}
+UNGRAMMATICAL = (
+    re.compile(r"\b(?:from|of) (\S+) to \1(?=[ .;,])"),
+    re.compile(r"\b[Uu]se (\w+) instead of \1\b"),
+    re.compile(r"(?<!\w)(?:nan|inf|None(?![:;]| for))(?!\w)"),
+    re.compile(r"\b1 (?:steps|layers|samples|batches)\b"),
+    re.compile(r"  |\.\.(?!\.)| ,| \."),
+)
+
+
+def contradictions(findings: tuple[Finding, ...], trace: Trace) -> list[str]:
+    """Return what is wrong with the words of a diagnosis, a sentence each; an empty list where nothing is.
+
+    Args:
+        findings: In the order in which they are read.
+        trace: The record they rest on.
+    """
+    return [
+        *_of_words(findings),
+        *_of_trials(findings, trace),
+        *_of_rates(findings, trace),
+        *_of_weights(findings),
+        *_of_data(findings, trace),
+        *_of_prescriptions(findings, trace),
+    ]
+
+
+def _texts(finding: Finding) -> Iterator[str]:
+    yield finding.title
+    yield finding.explanation
+    yield from (fact.statement for fact in finding.evidence)
+    for advice in finding.prescriptions:
+        yield from (advice.title, advice.reason, advice.risk)
+
+
+def _of_words(findings: tuple[Finding, ...]) -> Iterator[str]:
+    for finding in findings:
+        for text in _texts(finding):
+            for pattern in UNGRAMMATICAL:
+                if (hit := pattern.search(text)) is not None:
+                    yield f"{finding.code} says {hit[0]!r}: {text}"
+
+
+def _of_trials(findings: tuple[Finding, ...], trace: Trace) -> Iterator[str]:
+    """Compare what findings say of a variation with one another and with the table."""
+    said: dict[str, str] = {}
+    rows = {row.name: row for row in trial_rows(trace)}
+    trial = trace.probes.trial
+    words = {} if trial is None else {variation_of(name).words: variation_of(name).label for name in trial.variations}
+    for finding in findings:
+        for fact in finding.evidence:
+            for run, change, then in AS_IT_IS.findall(fact.statement):
+                if said.setdefault("as it is", run) != run:
+                    yield f"The run as it is {run!r}, and elsewhere {said['as it is']!r}."
+                if said.setdefault(change, then) != then:
+                    yield f"{change}: {then!r}, and elsewhere {said[change]!r}."
+                row = rows.get(words.get(change, ""))
+                if row is None:
+                    yield f"{finding.code} quotes a variation that the table lacks: {change}."
+                elif "breaks" not in then and row.end not in then:
+                    yield f"{finding.code} says {then!r}, where the table has {row.start} to {row.end}."
+
+
+def _of_rates(findings: tuple[Finding, ...], trace: Trace) -> Iterator[str]:
+    """Compare the learning rates that are advised with one another and with the one that is there."""
+    ways: dict[str, str] = {}
+    first: dict[str, str] = {}
+    for finding in findings:
+        if finding.severity is Severity.NOTICE:
+            continue
+        for advice in finding.prescriptions:
+            hit = RATE.match(advice.title)
+            if hit is None:
+                continue
+            way, before, after = hit.groups()
+            ways.setdefault(way, finding.code)
+            if before is not None and trace.description.learning_rate is not None:
+                if abs(float(before) - trace.description.learning_rate) > 0.06 * trace.description.learning_rate:
+                    yield f"{finding.code} takes the rate to be {before}; it is {trace.description.learning_rate:g}."
+            if after is not None and first.setdefault(way, after) != after:
+                yield f"{finding.code} wants a rate of {after}, another finding {first[way]}."
+    if len(ways) > 1:
+        yield f"{ways['Raise']} raises the learning rate, {ways['Lower']} lowers it."
+
+
+def _of_weights(findings: tuple[Finding, ...]) -> Iterator[str]:
+    blamed = WEIGHTS_BLAMED.intersection(finding.code for finding in findings)
+    for finding in findings:
+        if blamed and any(SAID_TO_BE_RIGHT in text for text in _texts(finding)):
+            yield f"{finding.code} says that the {SAID_TO_BE_RIGHT}; {', '.join(blamed)} says the opposite."
+
+
+def _of_data(findings: tuple[Finding, ...], trace: Trace) -> Iterator[str]:
+    """Look for advice to check data that were read whole and are finite."""
+    data = trace.probes.data
+    finite = data is not None and data.complete and not any(one.nonfinite for one in data.arrays("inputs", "targets"))
+    if not finite or not (data or DataReading()).inputs:
+        return
+    for finding in findings:
+        for advice in finding.prescriptions:
+            if "NaN or Inf" in advice.title or "isfinite" in advice.code:
+                yield f"{finding.code} advises {advice.title!r}, though all the data are finite."
+
+
+def _of_prescriptions(findings: tuple[Finding, ...], trace: Trace) -> Iterator[str]:
+    """Look for advice that does not compile, is of another kind of layer, or is what is there already."""
+    about = trace.description
+    kinds = {*about.kinds, *about.normalizations, *(layer.kind for layer in about.layers)}
+    optimizer = about.optimizer
+    for finding in findings:
+        titles = [advice.title for advice in finding.prescriptions]
+        if len(set(titles)) < len(titles):
+            yield f"{finding.code} advises the same thing twice: {titles}."
+        for advice in finding.prescriptions:
+            try:
+                ast.parse(advice.code)
+            except SyntaxError as error:
+                yield f"{finding.code}: {advice.title!r} does not compile: {error}."
+            known = bool(about.kinds)
+            for kind in re.findall(r"keras\.layers\.(Dense|Conv\dD|LSTM|GRU|SimpleRNN|Embedding)\(", advice.code):
+                if known and kind not in kinds and not _replaces_the_head(advice.code):
+                    yield f"{finding.code}: {advice.title!r} is made of {kind}; the net has {sorted(kinds)}."
+            made = re.search(r"keras\.optimizers\.(\w+)\((?:learning_rate=)?([\d.e-]+)\)", advice.code)
+            fresh = "fresh" in advice.title  # the state is what it changes
+            if made and optimizer and not fresh and (made[1], float(made[2])) == (optimizer.name, optimizer.learning_rate):
+                usual = {None, False, 0, 0.0}
+                if all(optimizer.settings.get(name) in usual for name in ("clipnorm", "clipvalue", "global_clipnorm")):
+                    yield f"{finding.code}: {advice.title!r} is the optimizer that is there: {made[0]}."
+            if optimizer and optimizer.settings.get("global_clipnorm") and "lip the gradient" in advice.title:
+                yield f"{finding.code}: {advice.title!r}, and they are clipped already."
+            if known and "BatchNormalization" in advice.title and "instead" in advice.title and "BatchNormalization" not in kinds:
+                yield f"{finding.code}: {advice.title!r}; there is none."
+            if optimizer and optimizer.schedule and "warm" in optimizer.schedule.lower() and "arm" in advice.title[:5]:
+                yield f"{finding.code}: {advice.title!r}; the rate is warmed up."
+    if verdict(trace).state == "learning" and any(finding.code == "stalled_loss" for finding in findings):
+        yield "The loss is said to stand still, and the run is learning."
+
+
+def _replaces_the_head(code: str) -> bool:
+    return code.count("keras.layers.") == 1 and "last = " in code
