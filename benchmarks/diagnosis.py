@@ -4,11 +4,17 @@ Every failing program, its repaired twin and every sound program is diagnosed be
 rules in common use, judged on the same hundred steps: TerminateOnNaN; the gradient of the first layer over that of the
 last above 70, or below 1/70; mean |g| above 1 or below 1e-7; a loss that does not fall. They name no cause.
 
-    python benchmarks/diagnosis.py                     all five sets, one after the other
+    python benchmarks/diagnosis.py                     all sets, one after the other
     python benchmarks/diagnosis.py --set tuning_half   one of them; --set may be given more than once
+    python benchmarks/diagnosis.py --set tuning_half --traces out/traces     keep the records, and judge them again
+    python benchmarks/diagnosis.py --set tuning_half --apply --every 3       apply what is advised first, and train
 
-What was missed is printed program by program; but of the set that is set aside only the totals are printed, so that
-nobody tunes a rule to it.
+What was missed, and what contradicts itself in the words of a diagnosis, is printed program by program; but of a blind
+set only the totals are printed, so that nobody tunes a rule to it.
+
+With `--apply` the first prescription of the first cause is applied to each failing program, which is then trained as
+its user would. It counts as mended if it reaches within 5% of the metric of the known fix. Prescriptions of the data and
+of the optimizer are run as they are printed; those of layers are the edits of `gr.rescue` that they describe.
 """
 
 from __future__ import annotations
@@ -16,11 +22,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import re
 import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,30 +41,57 @@ from rich.progress import track
 from rich.table import Table
 
 import gradrecipes as gr
+from benchmarks.rescue import Bench, metric_of, reaches
+from gradrecipes.compat.model_copy import compile_arguments
 from gradrecipes.core.findings.finding import Kind
-from tests.corpus.case import BLIND, SETS, Case
+from gradrecipes.rescue.changes import BY_CAUSE, setup_after
+from gradrecipes.rescue.rebuild import rebuild
+from tests.corpus.case import BLIND, SETS, Case, Program
 from tests.corpus.verify import surroundings
+from tests.diagnosis.contradictions import contradictions
 
 SPELLED = {"missing_warmup": "missing_warm_up"}  # causes that a set spells otherwise than the rule
 RATIO = 70.0  # first over last layer's gradient norm
+NOT_AS_PRINTED = re.compile(r"last = |\bpart\b|from_logits|model\.fit\(")  # lines that ask for an edit of the model
+# Which edits of the rescue do what the title of a prescription says.
+CHANGES = (
+    (re.compile(r"residual|skip connections"), ("residual",)),
+    (re.compile(r"Normalization (together|before|layer|instead)|Use LayerNorm"), ("normalization",)),
+    (re.compile(r"^Use relu"), ("activation_relu",)),
+    (re.compile(r"^Use elu"), ("activation_elu",)),
+    (re.compile(r"Normalization layer first|Rescale the pixels|standardize the arrays"), ("inputs",)),
+    (re.compile(r"standardized targets"), ("targets",)),
+    (re.compile(r"^Use (He|Glorot|Lecun|VarianceScaling)"), ("initializers",)),
+    (re.compile(r"guard"), ("guard",)),
+    (re.compile(r"[Ww]arm"), ("warm_up",)),
+    (re.compile(r"float32"), ("float32",)),
+)
 LARGEST_MEAN, SMALLEST_MEAN = 1.0, 1e-7  # mean |g| of a layer
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--set", choices=SETS, action="append", help="default: all")
+    parser.add_argument("--every", type=int, default=1, help="take every so manieth program")
+    parser.add_argument("--traces", type=Path, help="folder of records: written, or read where they are; no blind set")
+    parser.add_argument("--apply", action="store_true", help="train with what is advised first; no blind set")
     parser.add_argument("--out", type=Path, default=Path("out/diagnosis.json"))
     arguments = parser.parse_args()
     console, results = Console(width=120), {}
     for name in arguments.set or SETS:
-        results[name] = score(name)
+        folder = None if arguments.traces is None or name in BLIND else arguments.traces / name
+        results[name] = score(name, every=arguments.every, folder=folder, apply=arguments.apply and name not in BLIND)
         console.print(totals(name, results[name]))
+        if arguments.apply and name not in BLIND:
+            console.print(mended(results[name]))
         if name not in BLIND:
             console.print(breakdown(results[name]))
             for row in results[name]:
                 if not row["right"]:
                     expected = row["cause"] or "nothing"
                     console.print(f"  {row['name']}: expected {expected}, found {row['found'][:3]} {row['error']}")
+                for words in row.get("contradictions", ()):
+                    console.print(f"  {row['name']} contradicts itself: {words}", markup=False)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     shown = {name: rows for name, rows in results.items() if name not in BLIND}
     arguments.out.write_text(json.dumps(shown, indent=1))
@@ -70,22 +105,28 @@ def programs(name: str) -> Iterator[tuple[Case, str]]:
             yield case, "twin"
 
 
-def score(name: str) -> list[dict[str, Any]]:
-    """Return a row for every program of a set."""
-    return [judge(case, kind) for case, kind in track(list(programs(name)), description=name)]
+def score(name: str, *, every: int = 1, folder: Path | None = None, apply: bool = False) -> list[dict[str, Any]]:
+    """Return a row for every program of a set, or for every so manieth."""
+    chosen = list(programs(name))[::every]
+    rows = []
+    for case, kind in track(chosen, description=name):
+        file = None if folder is None else folder / f"{case.name}.{kind}.npz"
+        rows.append(judge(case, kind, file=file))
+        if apply and kind == "failing":
+            rows[-1]["applied"] = apply_first(case)
+    return rows
 
 
-def judge(case: Case, kind: str) -> dict[str, Any]:
-    """Diagnose one program."""
+def judge(case: Case, kind: str, *, file: Path | None = None) -> dict[str, Any]:
+    """Diagnose one program, or its record where there is one."""
     keras.backend.clear_session()
     named = (case.cause, *case.accepted) if kind == "failing" else ()
     expected = {SPELLED.get(code or "", code) for code in named}
     row: dict[str, Any] = {"name": case.name, "kind": kind, "cause": case.cause if expected else None, "error": ""}
     with surroundings(case.needs):
-        program = (case.repaired if kind == "twin" else case.build)()
         began = time.perf_counter()
         try:
-            diagnosis = gr.diagnose(program.model, program.x, program.y, batch_size=program.batch_size)
+            diagnosis = _diagnosed(case, kind, file)
         except Exception as error:  # counts as a miss
             return row | {"error": repr(error)[:200], "found": [], "right": False, "verdict": "raised", "seconds": 0.0}
         row["seconds"] = time.perf_counter() - began
@@ -93,10 +134,85 @@ def judge(case: Case, kind: str) -> dict[str, Any]:
     found = [finding.code for finding in diagnosis.findings]
     row |= {"found": found, "causes": causes, "verdict": diagnosis.verdict, "steps": len(diagnosis.trace)}
     row["right"] = bool(found and found[0] in expected) if expected else not found
-    row["raw"] = bool(found and found[0] in named)
     row["among_three"] = bool(set(causes[:3]) & set(expected))
     row["baselines"] = baselines(diagnosis.trace)
+    row["contradictions"] = contradictions(diagnosis.findings, diagnosis.trace)
     return row
+
+
+def _diagnosed(case: Case, kind: str, file: Path | None) -> gr.Diagnosis:
+    if file is not None and file.exists():
+        return gr.diagnose(gr.Trace.load(file))
+    program = (case.repaired if kind == "twin" else case.build)()
+    diagnosis = gr.diagnose(program.model, program.x, program.y, batch_size=program.batch_size)
+    if file is not None:
+        diagnosis.trace.save(file)
+    return diagnosis
+
+
+def apply_first(case: Case) -> dict[str, Any]:
+    """Train a program with the first prescription of its first cause, and say whether it reaches the known fix."""
+    keras.backend.clear_session()
+    with surroundings(case.needs):
+        program = case.build()
+        found = gr.diagnose(program.model, program.x, program.y, batch_size=program.batch_size).findings
+        first = next((one for one in found if one.kind is Kind.CAUSE and one.prescriptions), None)
+        if first is None:
+            return {"code": "none", "how": "", "reached": False}
+        result: dict[str, Any] = {"code": first.code, "title": first.prescriptions[0].title}
+        try:
+            changed, arguments, how = applied(case.build(), first)
+        except Exception as error:
+            return result | {"how": repr(error)[:200], "reached": False}
+        if how == "by hand":
+            return result | {"how": how, "reached": False}
+        own, known = metric_of(changed, None, arguments), metric_of(case.repaired(), None, {})
+        return result | {"how": how, "own": own, "known": known, "reached": reaches(own, known)}
+
+
+def applied(program: Program, finding: gr.Finding) -> tuple[Program, dict[str, Any], str]:
+    """Return the program after the first prescription of a finding, more arguments of `fit`, and how it was applied.
+
+    How is "as printed", the names of the changes of `gr.rescue`, or "by hand" where neither can do it.
+    """
+    advice = finding.prescriptions[0]
+    names: dict[str, Any] = {"model": program.model, "x": program.x, "y": program.y}
+    if "model.compile(" in advice.code and "metrics" not in advice.code and not NOT_AS_PRINTED.search(advice.code):
+        before = dict(compile_arguments(program.model) or {})
+        exec(advice.code, names)
+        changed = compile_arguments(program.model) or {}
+        kept = {name: before.get(name) for name in ("metrics", "weighted_metrics", "jit_compile")}
+        weights = changed.get("loss_weights") or before.get("loss_weights")
+        program.model.compile(changed["optimizer"], changed["loss"], loss_weights=weights, **kept)
+        return program, {}, "as printed"
+    if re.search(r"^[xy]\S* = [xy]\S*\[sound\]$", advice.code, re.MULTILINE):
+        exec(advice.code, names)
+        return replace(program, x=names["x"], y=names["y"]), {}, "as printed"
+    bench = Bench(program.model, program)
+    wanted = [name for name in BY_CAUSE.get(finding.code, ()) if name in bench.known]
+    wanted = next((named for words, named in CHANGES if words.search(advice.title)), wanted[:1])
+    changes = [bench.known[name] for name in wanted if name in bench.known]
+    if not changes or len(changes) < len(wanted):
+        return program, {}, "by hand"
+    setup = setup_after(bench.base, tuple(changes))
+    keras.utils.set_random_seed(0)
+    model = rebuild(bench.original, bench.base, setup, scaling=bench.scaling, seed=0)
+    guards = {"callbacks": [gr.GradientGuard()]} if setup.guard else {}
+    return replace(program, model=model, batch_size=setup.batch_size), guards, " + ".join(wanted)
+
+
+def mended(rows: list[dict[str, Any]]) -> Table:
+    """Return for each code how many programs the first prescription of the first cause trains."""
+    tried = [row["applied"] for row in rows if "applied" in row]
+    table = Table(title="The first prescription of the first cause, applied and trained")
+    for column in ("first cause", "reaches the known fix", "applied", "by hand, or raised"):
+        table.add_column(column, justify="left" if column == "first cause" else "right")
+    for code in [*sorted({one["code"] for one in tried}), "all"]:
+        part = [one for one in tried if code in (one["code"], "all")]
+        could = [one for one in part if "own" in one]
+        left = len(part) - len(could)
+        table.add_row(code, _share([one["reached"] for one in could]), f"{len(could)} of {len(part)}", str(left))
+    return table
 
 
 def baselines(trace: gr.Trace) -> dict[str, bool]:

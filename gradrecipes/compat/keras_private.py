@@ -183,6 +183,33 @@ def loss_arguments(loss: Any) -> dict[str, Any]:
     return dict(getattr(loss, "_fn_kwargs", None) or {})
 
 
+def frozen_variables(layer: keras.layers.Layer) -> list[Any]:
+    """Return the variables of a layer itself that were made to be trained, and are not."""
+    return [one for one in layer._trainable_variables if not (one.trainable and layer._trainable)]
+
+
+@contextlib.contextmanager
+def unfrozen(model: keras.Model) -> Iterator[None]:
+    """Train all weights of a model meanwhile, by a fresh copy of its only optimizer."""
+    layers = [model, *sublayers(model)]
+    flags = [
+        (layer, layer._trainable, [(one, one.trainable) for one in layer._trainable_variables]) for layer in layers
+    ]
+    optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
+    try:
+        for layer, _, variables in flags:
+            layer._trainable = True
+            for variable, _ in variables:
+                variable.trainable = True
+        with replaced(model, "optimizer", optimizer):
+            yield
+    finally:
+        for layer, trainable, variables in flags:
+            layer._trainable = trainable
+            for variable, before in variables:
+                variable.trainable = before
+
+
 def made_by(tensor: Any) -> Any:
     """Return which call of which operation made a symbolic tensor, or None."""
     return getattr(tensor, "_keras_history", None)

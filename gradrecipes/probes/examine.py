@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from gradrecipes.compat.keras_private import optimizers_of, sublayers
+from gradrecipes.compat.keras_private import frozen_variables, optimizers_of, sublayers
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import DataReading
@@ -101,10 +101,13 @@ def examine(
             trace = Trace(description=description)
             trace.probes = Probes(data=_read(data, description), failure=failure("build", error))
             return trace
-    _require_trainable(model)
     tell("reading data and model")
     description = describe_model(model, batch_size=data.batch_size)
     read = _read(data, description)
+    if not _has_something_to_train(model):
+        trace = Trace(description=description)
+        trace.probes = Probes(data=read)
+        return trace
     read_validation = None if validation is None else _read(validation, description)
     tell("passing one batch through the net")
     probes = Probes(
@@ -178,13 +181,19 @@ def _read(data: TrialData, description: Description) -> DataReading:
     )
 
 
-def _require_trainable(model: keras.Model) -> None:
+def _has_something_to_train(model: keras.Model) -> bool:
+    """Return whether any weight is trained; a model without a weight that could be is refused.
+
+    Raises:
+        ValueError: No layer has a weight that training could change.
+    """
     if model.trainable_variables or any(not layer.built for layer in sublayers(model)):
-        return
-    frozen = len(model.variables)
+        return True
+    if any(frozen_variables(layer) for layer in sublayers(model)):
+        return False
     raise ValueError(
-        f"The model {model.name!r} has nothing to train. Received: {frozen} weights, none of them trainable. "
-        "Set layer.trainable = True for what is to learn, then compile again."
+        f"The model {model.name!r} has nothing to train. Received: {len(model.variables)} weights, none of them made "
+        "to be trained. Add a layer with weights, such as keras.layers.Dense, then compile again."
     )
 
 

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import LossPoint, LossReading, OutputReading
 from gradrecipes.probes.loss_kinds import acts_like
@@ -26,6 +27,7 @@ SAMPLES_NAMED = 20
 # What float32 makes of an activation far out: sigmoid(17) is exactly 1, and sigmoid(-104) exactly 0.
 ENDS = {"sigmoid": (0.0, 1.0), "hard_sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "hard_tanh": (-1.0, 1.0)}
 ENDS |= {"relu": (0.0,), "relu6": (0.0, 6.0), "softplus": (0.0,), "exponential": (0.0,)}
+FAR_DISTANCES = (1e2, 1e4, 1e6)  # times the size of the answers
 SAME = 1e-4  # relative difference up to which two losses are one
 
 
@@ -80,6 +82,8 @@ def _judged(
     about = describe_loss(one.loss)
     if about["custom"]:
         read = replace(read, acts_like=acts_like(loss, target, tf.constant(np.asarray(output))))
+        if read.acts_like is None and activation in (None, "linear", "unknown") and not _held(model):
+            read = replace(read, far_losses=_far_losses(loss, target, output))
     name = about["loss"] if read.acts_like is None else read.acts_like.loss
     from_logits = about["from_logits"] if read.acts_like is None else read.acts_like.from_logits
     if from_logits or (activation == "sigmoid" and "categorical" in str(name)):
@@ -199,6 +203,34 @@ def _word(values: np.ndarray) -> str:
     if np.isnan(values).any():
         return "nan"
     return "inf" if np.isinf(values).any() else "finite"
+
+
+def _held(model: keras.Model) -> bool:
+    """Return whether constraints or penalties on weights keep the answers of a net from growing for ever."""
+    names = ("kernel_constraint", "kernel_regularizer", "constraint")
+    return bool(model.losses) or any(getattr(layer, name, None) for layer in sublayers(model) for name in names)
+
+
+def _far_losses(loss: Any, target: tf.Tensor, output: Any) -> tuple[float, ...] | None:
+    """Return the loss at the answers, and ever further away from them along the negative gradient."""
+    prediction = tf.constant(np.asarray(output))
+    try:
+        with tf.GradientTape() as tape:
+            tape.watch(prediction)
+            value = tf.reduce_mean(loss(target, prediction))
+        gradient = tape.gradient(value, prediction)
+        if gradient is None:
+            return None
+        slope = tf.convert_to_tensor(gradient)
+        size = float(tf.sqrt(tf.reduce_mean(tf.square(slope))))
+        if not 0 < size < math.inf:
+            return None
+        scale = max(1.0, float(tf.sqrt(tf.reduce_mean(tf.square(prediction)))))
+        moved = [prediction - distance * scale / size * slope for distance in FAR_DISTANCES]
+        return float(value), *(float(tf.reduce_mean(loss(target, one))) for one in moved)
+    except Exception:  # a loss that needs more than targets and predictions
+        logger.debug("The loss could not be evaluated far out.", exc_info=True)
+        return None
 
 
 def _logits_seen(model: keras.Model, x: Any, loss: Any, target: tf.Tensor, place: int) -> bool | None:

@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 class OutputLosses:
     """Measure the loss of every output of a model with several, over some batches.
 
-    A model with one output, or with a train step of its own, has no losses here.
+    A model with one output, to whose loss no layer adds anything, has no losses here; nor has one with a train step of
+    its own.
 
     Args:
         model: A compiled, built model. It is left as it was.
@@ -32,12 +33,28 @@ class OutputLosses:
     """
 
     def __init__(self, model: keras.Model, description: Description, batches: Sequence[Any]):
-        several = len(description.outputs) > 1 and not (description.own_train_step or description.own_loss)
         self._model, self._description = model, description
-        self._batches = [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches] if several else []
+        self._penalties: list[float] = []
+        usual = not (description.own_train_step or description.own_loss)
+        asked = usual and bool(batches) and (len(description.outputs) > 1 or self._has_penalties(batches[0]))
+        self._batches = [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches] if asked else []
+
+    @property
+    def penalty(self) -> float:
+        """What layers added to the loss in the last measurement, the mean over the batches."""
+        return float(np.mean(self._penalties)) if self._penalties else 0.0
+
+    def _has_penalties(self, batch: Any) -> bool:
+        try:
+            with preserve_state(self._model):
+                self._model(keras.utils.unpack_x_y_sample_weight(batch)[0], training=False)
+                return bool(self._model.losses)
+        except Exception:  # a model that is not called as a whole
+            return False
 
     def measured(self) -> list[np.ndarray]:
         """Return for each output float64 `[batches]`, its loss on each batch; empty where it cannot be measured."""
+        self._penalties = []
         if not self._batches:
             return []
         try:
@@ -64,6 +81,7 @@ class OutputLosses:
 
     def _of_batch(self, x: Any, y: Any) -> list[float]:
         outputs = keras.tree.flatten(self._model(x, training=False))
+        self._penalties.append(float(sum(float(tf.reduce_sum(one)) for one in self._model.losses)))
         targets = keras.tree.flatten(y)
         row = []
         for one in losses_of(self._model, len(outputs)):
@@ -81,3 +99,30 @@ class OutputLosses:
             return constant_baseline_loss(about.loss, np.concatenate(parts))
         except (TypeError, ValueError):
             return None
+
+    def balanced(self, before: Sequence[np.ndarray], penalty: float) -> list[Any] | None:
+        """Return the batches with sample weights by which all terms of the loss begin equally large.
+
+        Args:
+            before: What `measured` returned before the first step.
+            penalty: What layers added to the loss then.
+
+        Returns:
+            None where the samples have weights of the user's already, or a term is not a positive number.
+        """
+        weights = [one.loss_weight if one.loss_weight is not None else 1.0 for one in self._description.outputs]
+        terms = [weight * float(np.mean(part)) for weight, part in zip(weights, before, strict=False)]
+        if not terms or any(sample_weight is not None for _, _, sample_weight in self._batches):
+            return None
+        if not all(0 < term < np.inf for term in terms):
+            return None
+        wanted = penalty if len(terms) == 1 else float(np.exp(np.mean(np.log(terms))))
+        factors = [wanted / term for term in terms]
+        return [self._weighted(x, y, factors) for x, y, _ in self._batches]
+
+    def _weighted(self, x: Any, y: Any, factors: Sequence[float]) -> Any:
+        flat = keras.tree.flatten(y)
+        known = losses_of(self._model, len(factors))
+        by_target = {one.target: factor for one, factor in zip(known, factors, strict=False)}
+        parts = [tf.fill((len(part),), tf.constant(by_target.get(place, 1.0))) for place, part in enumerate(flat)]
+        return x, y, keras.tree.pack_sequence_as(y, parts)

@@ -20,12 +20,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from gradrecipes.compat.keras_private import optimizers_of, unfrozen
 from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import FailureReading, Probes
 from gradrecipes.core.trace.trial_reading import TrialReading, VariationResult
-from gradrecipes.core.trace.variation import AS_IT_IS, LARGER_BATCH, at_rate, variation_of
+from gradrecipes.core.trace.variation import AS_IT_IS, BALANCED_TERMS, LARGER_BATCH, UNFROZEN, at_rate, variation_of
 from gradrecipes.diagnosis.outcome.variation_facts import fixes
 from gradrecipes.diagnosis.outcome.verdict import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, verdict
 from gradrecipes.probes.output_losses import OutputLosses
@@ -68,6 +69,7 @@ def try_out(
     baselines = Baselines(model, description, usable)
     losses = OutputLosses(model, description, batches)
     before = losses.measured()
+    penalty = losses.penalty
     with contextlib.ExitStack() as stack:
         outputs = probes.signal.layers
         trial = Trial(model, batches, steps=max(steps, VARIED_STEPS), outputs=outputs)
@@ -87,6 +89,7 @@ def try_out(
         trace = trial.trace
         trace.description = _described(description, trace)
         outputs = losses.compared(before, losses.measured())
+        penalties = (penalty, losses.penalty) if penalty or losses.penalty else None
         reading = TrialReading(
             steps=len(run.loss),
             batches=len(batches),
@@ -98,6 +101,7 @@ def try_out(
             seconds=run.seconds,
             outputs=outputs,
             rates=rates,
+            penalties=penalties,
         )
         trace.probes = replace(probes, trial=reading, signal_after=signal(model, batches[0]))
         if description.own_train_step:
@@ -118,8 +122,53 @@ def try_out(
                 if time.monotonic() - began > max(SECONDS, 2.0 * run.seconds):
                     break
             variations |= dict(_confirmed(context, baselines, variations))
+        if run.broken is None and not all(one.learned for one in outputs):
+            tell("balancing the terms of the loss")
+            balanced = _balanced(trial, losses, before, penalty, steps=len(run.loss))
+            variations |= {} if balanced is None else {BALANCED_TERMS.name: balanced}
         trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
+    if seen.suspicious and any(layer.kernel for layer in description.frozen):
+        tell("training what is frozen, too")
+        freed = _unfrozen(model, batches[:VARIED_BATCHES], baselines, description)
+        if freed is not None:
+            trial_reading = replace(reading, variations=variations | {UNFROZEN.name: freed})
+            trace.probes = replace(trace.probes, trial=trial_reading)
     return trace
+
+
+def _balanced(
+    trial: Trial, losses: OutputLosses, before: list[Any], penalty: float, *, steps: int
+) -> VariationResult | None:
+    """Return how many outputs learn in the steps of the trial where all terms of the loss begin equally large."""
+    batches = losses.balanced(before, penalty)
+    if batches is None:
+        return None
+    try:
+        run = trial.varied(steps, batches=batches)
+    except Exception:  # a loss that takes no sample weights
+        logger.debug("The terms of the loss could not be balanced.", exc_info=True)
+        return None
+    if run.broken is not None:
+        return VariationResult(broken=run.broken, steps=steps)
+    ended = losses.compared(before, losses.measured())
+    loss = run.loss[np.isfinite(run.loss)]
+    if len(loss) < 2 or not ended:
+        return None
+    return VariationResult(steps=steps, outputs_learned=sum(one.learned for one in ended))
+
+
+def _unfrozen(
+    model: keras.Model, batches: list[Any], baselines: Baselines, description: Description
+) -> VariationResult | None:
+    """Return what the same steps do where all weights are trained; None of a train step of the user's own."""
+    if description.own_train_step or len(optimizers_of(model)) != 1:
+        return None
+    try:
+        with unfrozen(model), Trial(model, batches, steps=2 * VARIED_STEPS) as trial:
+            return _vary(trial, baselines, steps=2 * VARIED_STEPS, batches=batches)
+    except Exception:  # an optimizer that cannot be made again
+        logger.debug("The frozen weights could not be trained.", exc_info=True)
+        return None
 
 
 def _described(description: Description, trace: Trace) -> Description:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.trial_reading import VariationResult
+from gradrecipes.core.trace.trial_reading import OutputTrial, VariationResult
 from gradrecipes.core.trace.variation import variation_of
 from gradrecipes.diagnosis.outcome.variation_facts import fixes
 from gradrecipes.diagnosis.outcome.verdict import BROKEN, verdict
@@ -50,10 +50,15 @@ def trial_rows(trace: Trace) -> list[TrialRow]:
         f"breaks at step {trial.broken}" if ended else seen.state,
         False,
     )
-    return [as_it_is, *(_row(name, one, seen) for name, one in trial.variations.items())]
+    return [as_it_is, *(_row(name, one, seen, trial.outputs) for name, one in trial.variations.items())]
 
 
-def _row(name: str, result: VariationResult, seen: Any) -> TrialRow:
+def _row(name: str, result: VariationResult, seen: Any, outputs: tuple[OutputTrial, ...]) -> TrialRow:
+    if result.outputs_learned is not None:
+        before, count = sum(one.learned for one in outputs), len(outputs)
+        words = f"{result.outputs_learned} of {count} outputs {'learns' if result.outputs_learned == 1 else 'learn'}"
+        mended = result.outputs_learned > before
+        return TrialRow(variation_of(name).label, "–", "–", "–", words, mended)
     if result.end is None:
         where = "" if result.broken is None else f" at step {result.broken}"
         return TrialRow(variation_of(name).label, "–", "–", "–", f"breaks{where}", False)

@@ -27,7 +27,7 @@ RESCUED = {
 def run(benchmark: ModuleType, name: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = (Case(NAME, lambda: None, "a report", CAUSE),)
     monkeypatch.setattr(importlib.import_module(f"tests.corpus.{name}"), "CASES", cases)
-    monkeypatch.setattr(diagnosis, "score", lambda name: [DIAGNOSED])
+    monkeypatch.setattr(diagnosis, "score", lambda name, **options: [DIAGNOSED])
     monkeypatch.setattr(rescue, "judge", lambda case, baselines: RESCUED)
     monkeypatch.setattr(sys, "argv", ["benchmark", "--set", name, "--out", str(out)])
     benchmark.main()

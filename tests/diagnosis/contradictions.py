@@ -15,6 +15,7 @@ from gradrecipes.report.trial_rows import trial_rows
 
 AS_IT_IS = re.compile(r"As it is, the loss (.+?) in a short trial; (.+?), (it .+?)\.(?: |$)")
 RATE = re.compile(r"(Raise|Lower) the learning rate(?: from (\S+?))?(?: to (\S+?))?(?:,|$)")
+CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
 SAID_TO_BE_RIGHT = "initial weights have the right size"
 WEIGHTS_BLAMED = {"exploding_initialization", "vanishing_initialization"}
 UNGRAMMATICAL = (
@@ -92,9 +93,9 @@ def _of_rates(findings: tuple[Finding, ...], trace: Trace) -> Iterator[str]:
                 continue
             way, before, after = hit.groups()
             ways.setdefault(way, finding.code)
-            if before is not None and trace.description.learning_rate is not None:
-                if abs(float(before) - trace.description.learning_rate) > 0.06 * trace.description.learning_rate:
-                    yield f"{finding.code} takes the rate to be {before}; it is {trace.description.learning_rate:g}."
+            rate = trace.description.learning_rate
+            if before is not None and rate is not None and abs(float(before) - rate) > 0.06 * rate:
+                yield f"{finding.code} takes the rate to be {before}; it is {rate:g}."
             if after is not None and first.setdefault(way, after) != after:
                 yield f"{finding.code} wants a rate of {after}, another finding {first[way]}."
     if len(ways) > 1:
@@ -139,14 +140,16 @@ def _of_prescriptions(findings: tuple[Finding, ...], trace: Trace) -> Iterator[s
                 if known and kind not in kinds and not _replaces_the_head(advice.code):
                     yield f"{finding.code}: {advice.title!r} is made of {kind}; the net has {sorted(kinds)}."
             made = re.search(r"keras\.optimizers\.(\w+)\((?:learning_rate=)?([\d.e-]+)\)", advice.code)
-            fresh = "fresh" in advice.title  # the state is what it changes
-            if made and optimizer and not fresh and (made[1], float(made[2])) == (optimizer.name, optimizer.learning_rate):
-                usual = {None, False, 0, 0.0}
-                if all(optimizer.settings.get(name) in usual for name in ("clipnorm", "clipvalue", "global_clipnorm")):
-                    yield f"{finding.code}: {advice.title!r} is the optimizer that is there: {made[0]}."
+            # Of a fresh optimizer the state is new; loss weights and freed layers come with the one that is there.
+            changed = any(word in advice.title for word in ("fresh", "weights", "frozen"))
+            clipped = optimizer is not None and any(optimizer.settings.get(name) for name in CLIPS)
+            there = None if optimizer is None or changed or clipped else (optimizer.name, optimizer.learning_rate)
+            if made and (made[1], float(made[2])) == there:
+                yield f"{finding.code}: {advice.title!r} is the optimizer that is there: {made[0]}."
             if optimizer and optimizer.settings.get("global_clipnorm") and "lip the gradient" in advice.title:
                 yield f"{finding.code}: {advice.title!r}, and they are clipped already."
-            if known and "BatchNormalization" in advice.title and "instead" in advice.title and "BatchNormalization" not in kinds:
+            instead = known and "instead of BatchNormalization" in advice.title
+            if instead and "BatchNormalization" not in kinds:
                 yield f"{finding.code}: {advice.title!r}; there is none."
             if optimizer and optimizer.schedule and "warm" in optimizer.schedule.lower() and "arm" in advice.title[:5]:
                 yield f"{finding.code}: {advice.title!r}; the rate is warmed up."

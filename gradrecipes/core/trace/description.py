@@ -44,6 +44,26 @@ class LayerDescription(Record):
 
 
 @dataclass(frozen=True)
+class FrozenLayer(Record):
+    """Describe a layer with weights that are made to be trained, and are not.
+
+    Args:
+        name: Name of the layer.
+        kind: Name of its class.
+        entries: Entries of those weights.
+        kernel: Whether a kernel, embedding or other matrix is among them.
+        untrained: Whether they are what an initializer gives: a bias of zeros, a normalization that never saw data;
+            None where that cannot be told.
+    """
+
+    name: str
+    kind: str = ""
+    entries: int = 0
+    kernel: bool = False
+    untrained: bool | None = None
+
+
+@dataclass(frozen=True)
 class Call(Record):
     """Describe one call of a layer or operation in the graph of a model.
 
@@ -96,6 +116,7 @@ class OutputDescription(Record):
         custom: Whether the loss is the user's own.
         from_logits: Whether the loss applies the activation itself; None where that is no question.
         config: Settings of the loss.
+        loss_weight: What the loss is multiplied by in the sum; None where `compile` was given no weights.
     """
 
     name: str = ""
@@ -110,6 +131,7 @@ class OutputDescription(Record):
     custom: bool = False
     from_logits: bool | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    loss_weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +170,8 @@ class Description(Record):
     Args:
         model: Name of the model.
         layers: The layers that are monitored or examined, in the order in which they are called.
+        frozen: The layers whose weights are frozen, at any depth.
+        trainable_entries: Entries of all trainable variables; None where it was not recorded.
         calls: The graph in the order of the data flow; None for a subclassed model, whose graph is its code.
         inputs: Of a subclassed model one, read from its layers in the order of their attachment.
         outputs: With their losses; empty where the record was made without the model's structure.
@@ -171,6 +195,8 @@ class Description(Record):
 
     model: str = ""
     layers: tuple[LayerDescription, ...] = ()
+    frozen: tuple[FrozenLayer, ...] = ()
+    trainable_entries: int | None = None
     calls: tuple[Call, ...] | None = None
     inputs: tuple[InputDescription, ...] = ()
     outputs: tuple[OutputDescription, ...] = ()

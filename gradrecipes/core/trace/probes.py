@@ -155,6 +155,8 @@ class OutputReading(Record):
         pairs_samples: False where a user's loss compares every prediction with every target; None where that is no
             question.
         acts_like: The Keras loss that the user's loss equals, or None.
+        far_losses: Values of the user's loss at the net's own answers, and 1e2, 1e4 and 1e6 times their size away from
+            them, in the direction in which the loss falls; None where that is no question.
     """
 
     shape: tuple[int, ...] | None = None
@@ -169,6 +171,7 @@ class OutputReading(Record):
     logits_seen: bool | None = None
     pairs_samples: bool | None = None
     acts_like: LossEquivalent | None = None
+    far_losses: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ class VariationResult(Record):
         broken: Step at which it broke, or None.
         over_baseline: `end` over the loss of the best constant answer; None where that is not known.
         steps: How many were run; None in older records. What fixes the trial is run for twice as many.
+        outputs_learned: How many outputs ended below their own baseline; None where that was not measured.
     """
 
     start: float | None = None
@@ -28,6 +29,7 @@ class VariationResult(Record):
     broken: int | None = None
     over_baseline: float | None = None
     steps: int | None = None
+    outputs_learned: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ class TrialReading(Record):
         logs: What the train step returned at each step, by name.
         seconds: How long it took.
         variations: What the trial did with one thing changed, by the name of the variation.
-        outputs: Each of several outputs; empty for a model with one.
+        outputs: Each of several outputs, or the only one of a model whose layers add to the loss; empty for others.
+        penalties: What layers add to the loss, before the first step and after the last one; None where nothing.
         pairs_samples: False where the loss of a user's train step does not depend on which target belongs to which
             sample; None where that is no question.
         rates: The learning rates of the training that is planned; None where the optimizer has no single rate.
@@ -120,5 +123,6 @@ class TrialReading(Record):
     seconds: float | None = None
     variations: Mapping[str, VariationResult] = field(default_factory=dict)
     outputs: tuple[OutputTrial, ...] = ()
+    penalties: tuple[float, ...] | None = None
     pairs_samples: bool | None = None
     rates: PlannedRates | None = None

@@ -37,6 +37,8 @@ LARGER_BATCH = Variation("larger_batch", "batches 8 times larger", "with batches
 WARM_UP = Variation(
     "warm_up", "learning rate warmed up", "with a learning rate that rises from 0 over the first half of the steps"
 )
+UNFROZEN = Variation("unfrozen", "all weights trained", "with all weights trained, the frozen ones too")
+BALANCED_TERMS = Variation("balanced_terms", "loss terms balanced", "with terms of the loss that begin equally large")
 VARIATIONS = {
     one.name: one
     for one in (
@@ -49,6 +51,8 @@ VARIATIONS = {
         FRESH_OPTIMIZER,
         LARGER_BATCH,
         WARM_UP,
+        UNFROZEN,
+        BALANCED_TERMS,
     )
 }
 _RATE = "rate_"

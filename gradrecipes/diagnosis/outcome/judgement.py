@@ -98,9 +98,7 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
             f"{say(later.end)}.",
         )
     against = f", where a constant answer has {say(seen.baseline)}" if math.isfinite(seen.baseline) else ""
-    return Judgement(
-        UNDECIDED, f"The loss {seen.course} in {steps}{against}. {_longer(trace)}"
-    )
+    return Judgement(UNDECIDED, f"The loss {seen.course} in {steps}{against}. {_longer(trace)}")
 
 
 def _too_short(trace: Trace, seen: Verdict, alarming: Sequence[Finding]) -> bool:

@@ -36,6 +36,7 @@ from gradrecipes.diagnosis.registry import rule
         "loss_output_mismatch",
         "corrupt_batch",
         "unsafe_loss",
+        "unbounded_loss",
         "optimizer_state",
         "unscaled_inputs",
         "unscaled_targets",

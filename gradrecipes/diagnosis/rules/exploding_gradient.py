@@ -73,6 +73,7 @@ STRONG_CLIP = 0.1  # clip factor: the step was shortened to a tenth or less
         "loss_output_mismatch",
         "corrupt_batch",
         "unsafe_loss",
+        "unbounded_loss",
         "float16_overflow",
         "optimizer_state",
         "unscaled_inputs",

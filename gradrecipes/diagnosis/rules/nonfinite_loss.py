@@ -61,6 +61,7 @@ class First(NamedTuple):
         "loss_output_mismatch",
         "corrupt_batch",
         "unsafe_loss",
+        "unbounded_loss",
         "float16_overflow",
         "optimizer_state",
         "unscaled_inputs",

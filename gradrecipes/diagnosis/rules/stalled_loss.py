@@ -37,6 +37,8 @@ from gradrecipes.diagnosis.registry import rule
         "loss_output_mismatch",
         "corrupt_batch",
         "unsafe_loss",
+        "unbalanced_loss_terms",
+        "frozen_weights",
         "float16_overflow",
         "optimizer_state",
         "unscaled_inputs",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -12,10 +13,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.keras_private import has_own_train_step, leaves, lower_scale, optimizers_of, sublayers
+from gradrecipes.compat.keras_private import (
+    frozen_variables,
+    has_own_train_step,
+    leaves,
+    lower_scale,
+    optimizers_of,
+    sublayers,
+)
+from gradrecipes.compat.model_copy import compile_arguments
 from gradrecipes.core.trace.description import (
     Call,
     Description,
+    FrozenLayer,
     InputDescription,
     LayerDescription,
     OptimizerDescription,
@@ -71,6 +81,8 @@ def describe_model(
     return Description(
         model=model.name,
         layers=tuple(_described(layer, name) for layer, name in zip(layers, names, strict=True)),
+        frozen=_quietly(lambda: _frozen(model)) or (),
+        trainable_entries=sum(math.prod(one.shape) for one in model.trainable_variables),
         calls=None if graph is None else _calls(graph),
         inputs=_quietly(lambda: describe_inputs(model, graph, innermost_layers)) or (),
         outputs=_quietly(lambda: describe_outputs(model, graph, innermost_layers)) or (),
@@ -105,6 +117,27 @@ def _quietly(read: Callable[[], T]) -> T | None:
 def _described(layer: keras.layers.Layer, name: str) -> LayerDescription:
     described = _quietly(lambda: describe_layer(layer, name=name))
     return LayerDescription(name, type(layer).__name__) if described is None else described
+
+
+def _frozen(model: keras.Model) -> tuple[FrozenLayer, ...]:
+    found = []
+    for layer in sublayers(model):
+        frozen = frozen_variables(layer)
+        if frozen:
+            entries = sum(math.prod(one.shape) for one in frozen)
+            kernel = any(len(one.shape) >= 2 for one in frozen)
+            found.append(FrozenLayer(layer.name, type(layer).__name__, entries, kernel, _untrained(layer, frozen)))
+    return tuple(found)
+
+
+def _untrained(layer: keras.layers.Layer, frozen: Sequence[Any]) -> bool | None:
+    """Return whether the biases of a layer are all 0 still, or its running statistics those of no data."""
+    if type(layer).__name__ == "BatchNormalization":
+        return bool(np.all(np.asarray(layer.moving_mean) == 0) and np.all(np.asarray(layer.moving_variance) == 1))
+    if isinstance(getattr(layer, "bias_initializer", None), keras.initializers.Zeros):
+        biases = [one for one in frozen if one.path.rsplit("/", 1)[-1] == "bias"]
+        return all(bool(np.all(np.asarray(one) == 0)) for one in biases) if biases else None
+    return None
 
 
 def _calls(graph: ModelGraph) -> tuple[Call, ...]:
@@ -187,10 +220,22 @@ def describe_outputs(
                 activations=tuple(activations),
                 certain=graph is not None and UNKNOWN not in activations,
                 target=loss.target,
+                loss_weight=_loss_weight(model, place, names),
                 **describe_loss(loss.loss, one_unit=units == 1),
             )
         )
     return tuple(found)
+
+
+def _loss_weight(model: keras.Model, place: int, names: Sequence[str]) -> float | None:
+    weights = (compile_arguments(model) or {}).get("loss_weights")
+    if isinstance(weights, dict):
+        weight = weights.get(names[place], 1.0) if place < len(names) else None
+    elif isinstance(weights, list | tuple):
+        weight = weights[place] if place < len(weights) else None
+    else:
+        weight = weights
+    return float(weight) if isinstance(weight, int | float) else None
 
 
 def describe_inputs(

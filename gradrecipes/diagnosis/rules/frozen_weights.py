@@ -1,0 +1,134 @@
+"""frozen_weights: what would have to learn is frozen, so that the training cannot get anywhere.
+
+## What it does
+Counts the weights that are trained and those that are frozen. It fires where nothing at all is trained, and where the
+run does not learn while the same steps learn with all weights trained. A frozen layer whose bias is still all zeros,
+or whose normalization never saw data, was never trained anywhere: a backbone that was built without its pretrained
+weights. A net whose frozen part was trained, and whose head learns, is let be.
+
+## Why it is bad
+A layer with random weights passes on some of what its input says, at random; the layers behind it can only weigh that.
+With the head frozen, the layers below must learn to serve random answers. The loss then stands still or falls slowly,
+and no learning rate helps.
+
+## Example
+```python
+base = keras.applications.MobileNetV2(weights=None, include_top=False, pooling="avg")  # "imagenet" was meant
+base.trainable = False
+model = keras.Sequential([base, keras.layers.Dense(10, activation="softmax")])
+```
+
+## Remedy
+Train what was never trained; freeze a pretrained part only, and leave the head free. Compile again afterwards.
+
+## References
+- Keras guide: "Transfer learning and fine-tuning".
+- Yosinski et al., "How transferable are features in deep neural networks?", arXiv 1411.1792.
+"""
+
+from __future__ import annotations
+
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.description import FrozenLayer
+from gradrecipes.core.trace.variation import UNFROZEN
+from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.outcome.variation_facts import PROVEN, fixes, halved_by, variation, variation_evidence
+from gradrecipes.diagnosis.outcome.verdict import Verdict, verdict
+from gradrecipes.diagnosis.prescriptions.keras_lines import compile_lines, optimizer_line, recorded_rate
+from gradrecipes.diagnosis.registry import rule
+
+SHOWN = 3  # names that a sentence lists
+
+
+@rule(
+    code="frozen_weights",
+    kind=Kind.CAUSE,
+    title="What would have to learn is frozen",
+    short="weights frozen that have to learn",
+    order=75,
+    explained_by=("nonfinite_data", "loss_output_mismatch", "unsafe_loss"),
+)
+def frozen_weights(trace: Trace) -> Finding | None:
+    """Tell whether the frozen weights are what keeps a run from learning."""
+    frozen = [layer for layer in trace.description.frozen if layer.kernel]
+    trained = trace.description.trainable_entries
+    if not frozen or trained is None:
+        return None
+    seen = verdict(trace)
+    nothing = trained == 0
+    if not nothing and not _proven(trace, seen):
+        return None
+    entries = sum(layer.entries for layer in trace.description.frozen)
+    share = trained / (trained + entries)
+    names = ", ".join(repr(layer.name) for layer in frozen[:SHOWN])
+    names += f" and {len(frozen) - SHOWN} more" if len(frozen) > SHOWN else ""
+    counted = f"{trained:,} of {trained + entries:,} weights are trained; frozen are {names}"
+    return Finding(
+        code="frozen_weights",
+        title="No weight is trained: all are frozen" if nothing else f"The net learns only if {names} are trained too",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL if nothing or not seen.learnt else Severity.NOTICE,
+        confidence=1.0 if nothing else PROVEN,
+        explanation=f"{counted}. {_why(frozen, nothing)}",
+        layer=frozen[-1].name if frozen[-1].name in trace.layers else None,
+        evidence=(
+            Evidence(f"{counted}.", share, 1.0, "the model"),
+            *_never_trained(frozen),
+            *variation_evidence(trace, UNFROZEN),
+        ),
+        prescriptions=(_unfreeze(trace),),
+    )
+
+
+def _proven(trace: Trace, seen: Verdict) -> bool:
+    """Return whether the run learns with all weights trained, and neither learns without nor is known to need more.
+
+    A run that learns already counts only where what is frozen was never trained: all weights of a net that was do
+    better than its head alone, which is no reason to train them.
+    """
+    result = variation(trace, UNFROZEN)
+    if result is None:
+        return False
+    if not seen.learnt:
+        return fixes(result, seen)
+    untrained = any(layer.untrained for layer in trace.description.frozen)
+    return untrained and halved_by(trace, seen, UNFROZEN)
+
+
+def _why(frozen: list[FrozenLayer], nothing: bool) -> str:
+    if nothing:
+        return "The optimizer has no variable to change: every epoch ends with the loss that it began with."
+    if any(layer.untrained for layer in frozen):
+        return (
+            "What is frozen was never trained: it passes its input on at random, and what is trained can only weigh "
+            "that. Freezing is for weights that were trained before."
+        )
+    return "What is trained cannot make up for what is frozen: the same steps learn with all weights trained."
+
+
+def _never_trained(frozen: list[FrozenLayer]) -> tuple[Evidence, ...]:
+    known = [layer for layer in frozen if layer.untrained is not None]
+    untrained = [layer for layer in known if layer.untrained]
+    if not untrained:
+        return ()
+    statement = (
+        f"Of {say(len(known))} frozen layers where it shows, {say(len(untrained))} were never trained: their biases "
+        "are exactly 0, or their running statistics those of no data."
+    )
+    return (Evidence(statement, float(len(untrained)), 0.0, "the model before the first step"),)
+
+
+def _unfreeze(trace: Trace) -> Prescription:
+    return Prescription(
+        title="Train the frozen layers, and compile again",
+        code=(
+            "import keras\n\n"
+            "model.trainable = True  # of a pretrained part, freeze base.trainable = False alone\n"
+            + compile_lines(optimizer_line(trace, recorded_rate(trace) or 1e-3))
+        ),
+        reason="Only weights that were trained before, on data of the same kind, are worth freezing.",
+        risk="Pretrained weights change too: train them with a tenth of the rate, after the head has learnt.",
+        reference="Keras guide: transfer learning and fine-tuning",
+    )

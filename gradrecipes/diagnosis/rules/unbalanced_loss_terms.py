@@ -1,0 +1,204 @@
+"""unbalanced_loss_terms: one term of a loss outweighs the others, which are not learned.
+
+## What it does
+Looks at the terms of a sum: the losses of several outputs with their weights, what layers add to the loss (penalties on
+weights, a KL divergence), and the parts that a train step of the user's own returns beside its loss, whose weights
+follow from their values by least squares. It fires where one term makes up nearly all of the sum and another one stays
+where it was. Of outputs and penalties the same steps are run with terms that begin equally large.
+
+## Why it is bad
+The gradient of a sum is the sum of the gradients. A term with a thousandth of the gradient moves the shared weights by
+less than the noise of the larger one, and is never learned, while the sum falls and looks healthy.
+
+## Example
+```python
+model.compile("adam", loss={"label": "sparse_categorical_crossentropy", "box": "mse"}, loss_weights={"label": 1e-6})
+```
+
+## Remedy
+Give the terms weights with which they begin equally large; for equations, adapt the weights while training.
+
+## References
+- Chen et al., "GradNorm", arXiv 1711.02257.
+- Wang, Teng, Perdikaris, "Understanding and mitigating gradient pathologies in physics-informed neural networks",
+  arXiv 2001.04536.
+- Kendall, Gal, Cipolla, arXiv 1705.07115: weights by uncertainty.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.trial_reading import OutputTrial, TrialReading
+from gradrecipes.core.trace.variation import BALANCED_TERMS
+from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.outcome.variation_facts import variation
+from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.prescriptions.keras_lines import optimizer_line, recorded_rate
+from gradrecipes.diagnosis.registry import rule
+
+OUTWEIGHS = 30.0  # largest term over the one that is not learned; GradNorm's tasks differ by less
+DROWNS = 1e3  # the same where no variation could be run
+EXACT = 1e-3  # error of the sum of the parts over the loss, up to which the weights are taken as found
+FLAT = 0.2  # relative change of a part that is not learned
+FELL = 0.5  # relative fall of the loss in which that part is hidden
+MIN_STEPS = 20  # from which the weights of the parts are found
+
+
+class Terms(NamedTuple):
+    """Name the term that makes up the loss and the one that is not learned, with their sizes at the start."""
+
+    large: str
+    small: str
+    large_size: float
+    small_size: float
+    small_end: float
+    proven: bool
+
+
+@rule(
+    code="unbalanced_loss_terms",
+    kind=Kind.CAUSE,
+    title="One term of the loss outweighs the others",
+    short="one term of the loss outweighs the others",
+    order=95,
+    explained_by=("nonfinite_data", "loss_output_mismatch", "unsafe_loss", "unscaled_targets", "frozen_weights"),
+)
+def unbalanced_loss_terms(trace: Trace) -> Finding | None:
+    """Tell which term of the loss is not learned, beside which other one."""
+    if verdict(trace).unhealthy:
+        return None
+    found = _of_outputs(trace) or _of_parts(trace)
+    if found is None:
+        return None
+    ratio = found.large_size / found.small_size
+    statement = (
+        f"{found.large} begins at {say(found.large_size)} in the loss and {found.small} at {say(found.small_size)}, "
+        f"{say(ratio)} times less"
+    )
+    after = f"{found.small} ends at {say(found.small_end)} in the loss"
+    return Finding(
+        code="unbalanced_loss_terms",
+        title=f"{found.large} outweighs {found.small} {say(ratio)} times, which is not learned",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL if found.proven else Severity.WARNING,
+        confidence=0.95 if found.proven else 0.75,
+        explanation=(
+            f"{statement}, and {after}. The gradient of a sum is the sum of the gradients: what the smaller term asks "
+            "for is lost beside the larger one, and the sum falls all the same."
+        ),
+        evidence=(
+            Evidence(f"{statement}.", ratio, 1.0, "this trial; arXiv 1711.02257"),
+            Evidence(f"{after}.", found.small_end, None, "this trial"),
+            *_balanced(trace),
+        ),
+        prescriptions=(_reweigh(trace, found),),
+    )
+
+
+def _of_outputs(trace: Trace) -> Terms | None:
+    """Compare the losses of the outputs, and what layers add to them."""
+    trial = trace.probes.trial or TrialReading()
+    weights = {place: one.loss_weight for place, one in enumerate(trace.description.outputs)}
+
+    def size(one: OutputTrial, value: float | None) -> float:
+        weight = weights.get(one.output)
+        return (1.0 if weight is None else weight) * (value or 0.0)
+
+    sizes = [(f"the loss of {one.name!r}", size(one, one.start)) for one in trial.outputs]
+    if trial.penalties:
+        sizes.append(("what layers add to the loss", trial.penalties[0]))
+    behind = [one for one in trial.outputs if not one.learned and size(one, one.start) > 0]
+    if len(sizes) < 2 or not behind:
+        return None
+    small = min(behind, key=lambda one: size(one, one.start))
+    large = max(sizes, key=lambda term: term[1])
+    result = variation(trace, BALANCED_TERMS)
+    learned = sum(one.learned for one in trial.outputs)
+    proven = result is not None and (result.outputs_learned or 0) > learned
+    ratio = large[1] / size(small, small.start)
+    tried = result is not None and result.outputs_learned is not None
+    if ratio < OUTWEIGHS or (not proven and (tried or ratio < DROWNS)):
+        return None
+    name = f"the loss of {small.name!r}"
+    return Terms(large[0], name, large[1], size(small, small.start), size(small, small.end), proven)
+
+
+def _of_parts(trace: Trace) -> Terms | None:
+    """Find the weights of the parts that a train step returns beside its loss, and a part that is lost among them."""
+    logs = (trace.probes.trial or TrialReading()).logs
+    if not trace.description.own_train_step or "loss" not in logs:
+        return None
+    read = {name: np.array([np.nan if one is None else one for one in values]) for name, values in logs.items()}
+    loss = read.pop("loss")
+    parts = {name: part for name, part in read.items() if len(part) == len(loss) and np.isfinite(part).all()}
+    if len(parts) < 2 or len(loss) < MIN_STEPS or not np.isfinite(loss).all() or not (loss > 0).all():
+        return None
+    columns = np.stack(list(parts.values()), axis=1)
+    if not (columns > 0).all():
+        return None
+    sizes = columns.mean(axis=0)
+    found, *_ = np.linalg.lstsq(columns / sizes / loss[:, None], np.ones(len(loss)), rcond=None)
+    weights = found / sizes
+    error = np.abs(columns @ weights - loss) / loss
+    if not (weights > 0).all() or error.max() > EXACT:
+        return None
+    quarter = max(1, len(loss) // 4)
+    start, end = (weights * np.median(part, axis=0) for part in (columns[:quarter], columns[-quarter:]))
+    if not float(np.median(loss[-quarter:])) < FELL * float(np.median(loss[:quarter])):
+        return None
+    names, large = list(parts), int(np.argmax(start))
+    lost = [
+        place
+        for place in range(len(names))
+        if max(start[place] / start[large], end[place] / end.max()) < 1.0 / DROWNS
+        and abs(end[place] / start[place] - 1.0) < FLAT
+    ]
+    if not lost:
+        return None
+    small = min(lost, key=lambda place: start[place])
+    return Terms(f"{names[large]!r}", f"{names[small]!r}", start[large], start[small], end[small], False)
+
+
+def _balanced(trace: Trace) -> tuple[Evidence, ...]:
+    result, trial = variation(trace, BALANCED_TERMS), trace.probes.trial
+    if result is None or result.outputs_learned is None or trial is None:
+        return ()
+    learned = sum(one.learned for one in trial.outputs)
+    statement = (
+        f"{learned} of {len(trial.outputs)} outputs beat a constant answer as it is; {BALANCED_TERMS.words}, "
+        f"{result.outputs_learned} do."
+    )
+    return (Evidence(statement, float(result.outputs_learned), float(len(trial.outputs)), "this trial"),)
+
+
+def _reweigh(trace: Trace, found: Terms) -> Prescription:
+    trial = trace.probes.trial or TrialReading()
+    if len(trial.outputs) > 1:
+        starts = {one.name: one.start for one in trial.outputs if one.start and one.start > 0}
+        weights = ", ".join(f"{name!r}: {1.0 / start:.2g}" for name, start in starts.items())
+        code = (
+            "import keras\n\n"
+            "model.compile(\n"
+            f"    optimizer={optimizer_line(trace, recorded_rate(trace) or 1e-3)},\n"
+            "    loss=model.loss,\n"
+            f"    loss_weights={{{weights}}},  # each loss begins at 1\n"
+            ")\n"
+        )
+        title = "Give the losses weights with which they begin equally large"
+    else:
+        factor = found.small_size / found.large_size
+        code = f"weight = {factor:.2g}  # times the weight that {found.large.strip(chr(39))} has now\n"
+        title = f"Divide the weight of {found.large} by {say(found.large_size / found.small_size)}"
+    return Prescription(
+        title=title,
+        code=code,
+        reason="Terms that begin equally large have gradients of the same order, and all are learned.",
+        risk="Which term matters more is yours to say: change the weights by small factors from there.",
+        reference="arXiv 1711.02257 (GradNorm), arXiv 2001.04536 (equations)",
+    )

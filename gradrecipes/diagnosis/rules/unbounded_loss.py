@@ -1,0 +1,113 @@
+"""unbounded_loss: a loss that falls for ever, the further the answers run away.
+
+## What it does
+Evaluates a loss of the user's own at the answers of the net, and a hundred, ten thousand and a million times their size
+away from them, in the direction in which the loss falls. It fires where the loss falls in proportion to the distance,
+though nothing holds the answers: no activation, no constraint and no penalty on weights.
+
+## Why it is bad
+Training minimizes what it is given: it makes the answers larger and larger, the loss more and more negative, until
+numbers overflow. The loss falls all the time, so that it looks like learning.
+
+## Example
+```python
+def loss(y, p):
+    return keras.ops.mean(y - p)  # the absolute value is missing: the larger p, the better
+```
+
+## Remedy
+Give the loss a least value: square or absolute value of a difference, a hinge with a margin for what is to be far
+apart, a cross-entropy for a product of label and score; a penalty on the critic's gradient.
+
+## References
+- LeCun, Chopra, Hadsell et al., "A tutorial on energy-based learning", 2006: losses without a margin collapse.
+- Gulrajani et al., "Improved training of Wasserstein GANs", arXiv 1704.00028.
+"""
+
+from __future__ import annotations
+
+import math
+
+from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.facts.data_facts import Head, heads
+from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.outcome.verdict import losses, verdict
+from gradrecipes.diagnosis.registry import rule
+
+IN_PROPORTION = 10.0  # loss at 1e6 over that at 1e4, at least: 100 where it is linear, 1.5 for a logarithm
+FAR_BELOW = 1.0  # below 0 by as much at 1e4 times the answers: no rounding does that
+
+
+@rule(
+    code="unbounded_loss",
+    kind=Kind.CAUSE,
+    title="The loss falls for ever as the answers run away",
+    short="a loss without a least value",
+    order=52,
+    explained_by=("nonfinite_data", "loss_output_mismatch"),
+)
+def unbounded_loss(trace: Trace) -> Finding | None:
+    """Tell whether a loss has no least value, and whether the run is on its way there."""
+    head = next((one for one in heads(trace) if _falls_for_ever(one.measured.far_losses)), None)
+    if head is None:
+        return None
+    seen = verdict(trace)
+    run = losses(trace)
+    first, last = (float(run[0]), float(run[-1])) if len(run) else (math.nan, math.nan)
+    on_its_way = seen.unhealthy or (last < first and last < 0)
+    at = head.measured.far_losses or ()
+    statement = (
+        f"The loss {head.name!r} is {say(at[0])} at the net's own answers, {say(at[1])} a hundred times further out, "
+        f"and {say(at[-1])} a million times further out"
+    )
+    return Finding(
+        code="unbounded_loss",
+        title=f"The loss {head.name!r} has no least value: it falls as long as the answers grow",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL if on_its_way else Severity.WARNING,
+        confidence=0.9 if on_its_way else 0.75,
+        explanation=(
+            f"{statement}. Nothing holds the answers: the last layer is linear, and neither a constraint nor a penalty "
+            "acts on weights. The training makes them larger for ever; a loss that falls is no learning here."
+        ),
+        evidence=(
+            Evidence(f"{statement}.", at[-1], 0.0, "the loss on one batch; expected: a loss with a least value"),
+            *_run(first, last),
+        ),
+        prescriptions=(_bound(head),),
+    )
+
+
+def _falls_for_ever(at: tuple[float, ...] | None) -> bool:
+    """Return whether a loss falls at least with the tenth part of the distance, from one to the next."""
+    if at is None or len(at) < 4 or math.isnan(sum(at)) or math.inf in at:
+        return False
+    own, near, far, furthest = at
+    return near < own and far < near and far < -FAR_BELOW and furthest < IN_PROPORTION * far
+
+
+def _run(first: float, last: float) -> tuple[Evidence, ...]:
+    if not (math.isfinite(first) and math.isfinite(last)):
+        return ()
+    statement = f"In the trial the loss went from {say(first)} to {say(last)}."
+    return (Evidence(statement, last, None, "this trial"),) if say(first) != say(last) else ()
+
+
+def _bound(head: Head) -> Prescription:
+    return Prescription(
+        title="Give the loss a least value",
+        code=(
+            "import keras\n\n\n"
+            "def difference(y, p):  # of numbers\n"
+            "    return keras.ops.mean(keras.ops.square(y - p))\n\n\n"
+            "def scores(y, p):  # of labels -1 and 1\n"
+            "    return keras.ops.mean(keras.ops.softplus(-y * p))\n\n\n"
+            "def apart(distance, margin=1.0):  # of what has to be far apart\n"
+            "    return keras.ops.mean(keras.ops.square(keras.ops.relu(margin - distance)))\n"
+        ),
+        reason=f"{head.name!r} rewards large answers; each of these is at its least where the answer is right.",
+        risk="The number that is shown means something else than before: do not compare the two.",
+        reference="arXiv 1704.00028 (critics), LeCun et al. 2006 (margins)",
+    )
