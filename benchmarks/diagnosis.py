@@ -13,8 +13,8 @@ What was missed, and what contradicts itself in the words of a diagnosis, is pri
 set only the totals are printed, so that nobody tunes a rule to it.
 
 With `--apply` the first prescription of the first cause is applied to each failing program, which is then trained as
-its user would. It counts as mended if it reaches within 5% of the metric of the known fix. Prescriptions of the data and
-of the optimizer are run as they are printed; those of layers are the edits of `gr.rescue` that they describe.
+its user would. It counts as mended if it reaches within 5% of the metric of the known fix. Prescriptions of the data
+and of the optimizer are run as they are printed; those of layers are the edits of `gr.rescue` that they describe.
 """
 
 from __future__ import annotations

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.description import FrozenLayer
 from gradrecipes.core.trace.event import Event
 from gradrecipes.core.trace.probes import AttentionReading
-from gradrecipes.core.trace.trial_reading import PlannedRates, VariationResult
+from gradrecipes.core.trace.trial_reading import OutputTrial, PlannedRates, VariationResult
 from tests.records import with_records
 
 BATCHES, STEPS, DEPTH = 10, 100, 4
@@ -345,6 +346,49 @@ def _recurrent(growth: float) -> list[dict[str, Any]]:
 _NAN = {"nonfinite": 3, "nonfinite_samples": [3, 4, 5], "nonfinite_share": 0.003}
 _AT_AN_END = {"output": 0, "at": "0", "activation": "sigmoid", "value": "inf", "gradient": "nan", "samples": [0, 1]}
 _BY_HAND = {"loss": "my_loss", "loss_class": None, "custom": True, "activation": "sigmoid", "activations": ["sigmoid"]}
+FREED = VariationResult(2.3, 0.4, 0.83, over_baseline=0.17, steps=80)
+FROZEN = FrozenLayer("backbone", "Dense", entries=9000, kernel=True, untrained=True)
+BOX_HEAVY = (OutputTrial(0, "label", 2.3, 2.3, 2.3), OutputTrial(1, "box", 9e4, 2e3, 4e4))
+BOTH_LEARN = (OutputTrial(0, "label", 2.3, 0.4, 2.3), OutputTrial(1, "box", 9e4, 2e3, 4e4))
+
+
+def frozen(loss: np.ndarray = STANDING, *layers: FrozenLayer, trained: int = 100, freed: Any = FREED) -> Trace:
+    """Return a trial of a net with frozen layers; `freed` is what it does with all weights trained."""
+    trace = trial(loss)
+    trace.description = replace(trace.description, frozen=layers or (FROZEN,), trainable_entries=trained)
+    variations = {} if freed is None else {"unfrozen": freed}
+    trace.probes = replace(trace.probes, trial=replace(trace.probes.trial, variations=variations))
+    return trace
+
+
+def of_terms(outputs: tuple[OutputTrial, ...] = BOX_HEAVY, *, balanced: int | None = 2, **changes: Any) -> Trace:
+    """Return a trial of several terms of a loss; so many outputs learn where the terms begin equally large."""
+    trace = trial(FALLING * 1e4)
+    variations = {} if balanced is None else {"balanced_terms": VariationResult(outputs_learned=balanced, steps=STEPS)}
+    reading = replace(trace.probes.trial, constant_baseline_loss=None, outputs=outputs, variations=variations)
+    trace.probes = replace(trace.probes, trial=replace(reading, **changes))
+    return trace
+
+
+def of_parts(weight: float, *, falls: float = 0.1) -> Trace:
+    """Return a trial of a train step that returns two parts of its loss; the boundary's has this weight."""
+    trace, residual = trial(FALLING * 1e4), FALLING * 1e4 * (1.0 + 0.1 * np.sin(np.arange(STEPS)))
+    boundary = 1.0 - falls * np.arange(STEPS) / STEPS
+    logs = {"loss": residual + weight * boundary, "residual": residual, "boundary": boundary}
+    trace.description = replace(trace.description, own_train_step=True)
+    reading = replace(trace.probes.trial, logs={name: tuple(part.tolist()) for name, part in logs.items()})
+    trace.probes = replace(trace.probes, trial=replace(reading, constant_baseline_loss=None))
+    return trace
+
+
+def far_out(*losses: float) -> Trace:
+    """Return a trial whose loss reads so far out along its own slope."""
+    trace = with_data(-FALLING[::-1] * 1e4, output=_REGRESSION)
+    first = replace(trace.probes.loss.outputs[0], far_losses=losses)
+    trace.probes = replace(trace.probes, loss=replace(trace.probes.loss, outputs=(first,)))
+    return trace
+
+
 _REGRESSION = {"activation": "linear", "activations": ["linear"], "loss": "mse", "units": 1, "shape": [1]}
 _TARGETS = {"integer_valued": False, "dtype": "float32", "unique": None, "integer_share": 0.0}
 TRACES |= {
@@ -363,6 +407,24 @@ TRACES |= {
     ),
     "labels_beyond": lambda: with_data(STANDING, y=labels(min=1.0, max=10.0, values=[float(v) for v in range(1, 11)])),
     "loss_by_hand": lambda: with_data(BROKEN, output=_BY_HAND, points=[_AT_AN_END]),
+    "frozen_never_trained": frozen,
+    "frozen_whole": lambda: frozen(trained=0, freed=None),
+    "frozen_and_learns": lambda: frozen(FALLING, replace(FROZEN, untrained=False)),
+    "frozen_and_no_better_freed": lambda: frozen(freed=replace(FREED, end=2.3, fall=0.0, over_baseline=1.0)),
+    "frozen_scales_only": lambda: frozen(STANDING, replace(FROZEN, kernel=False), trained=0),
+    "terms_of_a_heavy_box": of_terms,
+    "terms_of_a_heavy_box_untried": lambda: of_terms(balanced=None),
+    "terms_of_a_heavy_penalty": lambda: of_terms(BOX_HEAVY[:1], balanced=1, penalties=(900.0, 700.0)),
+    "terms_that_learn": lambda: of_terms(BOTH_LEARN),
+    "terms_that_balance_does_not_help": lambda: of_terms(balanced=1),
+    "terms_with_a_light_penalty": lambda: of_terms(BOX_HEAVY[:1], balanced=1, penalties=(9.0, 7.0)),
+    "parts_of_an_equation": lambda: of_parts(1e-2),
+    "parts_of_like_size": lambda: of_parts(1e3),
+    "parts_that_fall": lambda: of_parts(1e-2, falls=0.9),
+    "loss_without_end": lambda: far_out(0.1, -1e2, -1e4, -1e6),
+    "loss_with_an_end": lambda: far_out(3.0, 1e4, 1e8, 1e12),
+    "loss_as_a_logarithm": lambda: far_out(0.1, -4.6, -9.2, -13.8),
+    "loss_within_bounds": lambda: far_out(-0.1, -0.99, -1.0, -1.0),
     "recurrence_explodes": lambda: trial(BROKEN, recurrent=_recurrent(1.6), layers=at(0, kind="SimpleRNN")),
     "recurrence_vanishes": lambda: trial(STANDING, recurrent=_recurrent(0.4), layers=at(0, kind="SimpleRNN")),
     "recurrence_decays_and_learns": lambda: trial(recurrent=_recurrent(0.4), layers=at(0, kind="SimpleRNN")),
@@ -413,6 +475,11 @@ FIRES: dict[str, tuple[str, ...]] = {
     "diverging_loss": ("trial_climbs",),
     "oscillating_loss": ("trial_jumps",),
     "missing_warm_up": ("trial_learns_with_warm_up",),
+    "frozen_weights": ("frozen_never_trained", "frozen_whole"),
+    "unbalanced_loss_terms": (
+        *("terms_of_a_heavy_box", "terms_of_a_heavy_box_untried", "terms_of_a_heavy_penalty", "parts_of_an_equation"),
+    ),
+    "unbounded_loss": ("loss_without_end",),
     "attention_logit_growth": (
         *("trial_attention_grows", "trial_attention_one_hot", "trial_attention_grows_and_learns"),
     ),
@@ -430,6 +497,14 @@ FIRES: dict[str, tuple[str, ...]] = {
 SILENT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(FIRES, (*SOUND, "data_sound_stands", "data_sound_breaks")),
     "stalled_loss": (*SOUND, "data_sound_breaks"),
+    "frozen_weights": (
+        *(*SOUND, "data_sound_stands", "frozen_and_learns", "frozen_and_no_better_freed", "frozen_scales_only"),
+    ),
+    "unbalanced_loss_terms": (
+        *(*SOUND, "data_sound_stands", "terms_that_learn", "terms_that_balance_does_not_help"),
+        *("terms_with_a_light_penalty", "parts_of_like_size", "parts_that_fall"),
+    ),
+    "unbounded_loss": (*SOUND, "data_sound_stands", "loss_with_an_end", "loss_as_a_logarithm", "loss_within_bounds"),
     "learning_rate_too_high": (
         *(*SOUND, "data_sound_stands", "trial_dead", "trial_deep_stands", "trial_learns_at_the_peak"),
         *("trial_breaks_after_a_steep_rise", "trial_forgets_after_a_steep_rise"),
