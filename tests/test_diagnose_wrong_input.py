@@ -28,13 +28,6 @@ def net(outputs=1, loss="mse", *, compiled=True):
     return model
 
 
-def frozen():
-    model = net(compiled=False)
-    model.trainable = False
-    model.compile("adam", "mse")
-    return model
-
-
 class WithoutWeights(keras.Model):
     def call(self, x):
         return tf.reduce_mean(x, axis=-1, keepdims=True)

@@ -10,8 +10,10 @@ import pytest
 import tensorflow as tf
 
 import gradrecipes as gr
-from gradrecipes.compat.keras_private import sublayers
+from gradrecipes.compat.keras_private import sublayers, unfrozen
 from gradrecipes.probes import trial
+from gradrecipes.probes.output_losses import OutputLosses
+from gradrecipes.training.description.describe import describe_model
 
 BATCH, SAMPLES, COLUMNS = 16, 64, 6
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -300,3 +302,47 @@ def test_every_part_is_told_and_recorded():
     assert None not in (probes.data, probes.validation, probes.signal, probes.signal_after, probes.trial)
     assert len(trace) == 100
     assert trace.description.batch_size == BATCH
+
+
+def of_frozen_layers(*frozen):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((COLUMNS,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(2)])
+    for place in frozen:
+        model.layers[place].trainable = False
+    return compiled(model)
+
+
+def test_a_net_without_a_trained_weight_is_told_so():
+    found = gr.diagnose(of_frozen_layers(0, 1), *data())
+    assert found.verdict == "unhealthy" and [one.code for one in found.findings] == ["frozen_weights"]
+
+
+def test_frozen_weights_are_as_they_were_once_they_were_trained_for_a_while():
+    model = of_frozen_layers(1)
+    before, optimizer = [weight.copy() for weight in model.get_weights()], model.optimizer
+    with unfrozen(model):
+        assert len(model.trainable_variables) == 4 and model.optimizer is not optimizer
+    assert len(model.trainable_variables) == 2 and not model.layers[1].kernel.trainable
+    assert model.optimizer is optimizer
+    assert all(np.array_equal(one, other) for one, other in zip(before, model.get_weights(), strict=True))
+
+
+def of_two_heads():
+    inputs = keras.Input((COLUMNS,))
+    model = keras.Model(inputs, {name: keras.layers.Dense(1, name=name)(inputs) for name in ("a", "b")})
+    model.compile("sgd", {"a": "mse", "b": "mse"}, loss_weights={"a": 1e-6, "b": 1.0})
+    return model
+
+
+def test_balanced_terms_begin_equally_large():
+    model, (x, y) = of_two_heads(), data()
+    target = y[:, None].astype("float32")
+    batches = [(tf.constant(x[:BATCH]), {"a": tf.constant(target[:BATCH]), "b": tf.constant(100 * target[:BATCH])})]
+    losses = OutputLosses(model, describe_model(model), batches)
+    before = losses.measured()
+    _, _, factors = losses.balanced(before, 0.0)[0]
+    terms = [
+        weight * float(part[0]) * float(factors[name][0])
+        for name, weight, part in zip("ab", (1e-6, 1.0), before, strict=True)
+    ]
+    assert terms[0] == pytest.approx(terms[1], rel=1e-4)

@@ -200,3 +200,24 @@ def smooth(y_true, y_pred):
 def test_a_loss_is_recognized_by_what_it_does(loss, activation, y, like):
     found = probe(net(activation=activation), y, loss).outputs[0].acts_like
     assert (found and (found.loss, found.from_logits)) == like
+
+
+def own_difference(y_true, y_pred):
+    return ops.mean(y_true - y_pred)
+
+
+def own_square(y_true, y_pred):
+    return 3.0 * ops.mean(ops.square(y_true - y_pred))
+
+
+def test_a_loss_of_the_users_is_followed_far_out():
+    at = probe(net(), ONE_HOT, own_difference).outputs[0].far_losses
+    assert at[1] < at[0] and at[2] / at[1] == pytest.approx(100.0, rel=0.1) and at[3] < 10.0 * at[2]
+    assert probe(net(), ONE_HOT, own_square).outputs[0].far_losses[3] > 0.0
+
+
+def test_a_loss_is_not_followed_where_something_holds_the_answers():
+    held = layers.Dense(3, kernel_constraint="max_norm")
+    assert probe(net(held), ONE_HOT, own_difference).outputs[0].far_losses is None
+    assert probe(net(activation="sigmoid"), ONE_HOT, own_difference).outputs[0].far_losses is None
+    assert probe(net(), ONE_HOT, "mse").outputs[0].far_losses is None

@@ -248,3 +248,27 @@ def test_a_subclassed_model_says_what_is_not_known(compiled):
 def test_a_model_without_layers_is_no_error():
     assert describe_model(keras.Sequential()).depth is None
     assert json.dumps(describe_model(keras.Sequential([keras.Input((2,))])).to_json())
+
+
+def test_frozen_layers_are_named_and_whether_they_were_trained():
+    base, head = layers.Dense(4, name="base"), layers.Dense(2, name="head")
+    model = keras.Sequential([keras.Input((3,)), base, layers.BatchNormalization(name="scale"), head])
+    assert describe_model(model).frozen == ()
+    base.trainable = model.layers[1].trainable = False
+    found = describe_model(model)
+    assert [(one.name, one.entries, one.kernel, one.untrained) for one in found.frozen] == [
+        ("base", 16, True, True),
+        ("scale", 8, False, True),
+    ]
+    assert found.trainable_entries == 10
+    base.bias.assign([0.0, 1.0, 0.0, 0.0])
+    assert describe_model(model).frozen[0].untrained is False
+
+
+def test_weights_of_losses_are_read():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, {name: layers.Dense(1, name=name)(inputs) for name in ("a", "b")})
+    model.compile("sgd", {"a": "mse", "b": "mae"}, loss_weights={"a": 1e-6})
+    assert [one.loss_weight for one in describe_model(model).outputs] == [1e-6, 1.0]
+    model.compile("sgd", {"a": "mse", "b": "mae"})
+    assert [one.loss_weight for one in describe_model(model).outputs] == [None, None]
