@@ -411,7 +411,8 @@ TRACES |= {
     "frozen_whole": lambda: frozen(trained=0, freed=None),
     "frozen_and_learns": lambda: frozen(FALLING, replace(FROZEN, untrained=False)),
     "frozen_and_no_better_freed": lambda: frozen(freed=replace(FREED, end=2.3, fall=0.0, over_baseline=1.0)),
-    "frozen_scales_only": lambda: frozen(STANDING, replace(FROZEN, kernel=False), trained=0),
+    "frozen_scales_only": lambda: frozen(STANDING, replace(FROZEN, kernel=False)),
+    "frozen_whole_of_scales": lambda: frozen(STANDING, replace(FROZEN, kernel=False), trained=0, freed=None),
     "terms_of_a_heavy_box": of_terms,
     "terms_of_a_heavy_box_untried": lambda: of_terms(balanced=None),
     "terms_of_a_heavy_penalty": lambda: of_terms(BOX_HEAVY[:1], balanced=1, penalties=(900.0, 700.0)),
@@ -475,7 +476,7 @@ FIRES: dict[str, tuple[str, ...]] = {
     "diverging_loss": ("trial_climbs",),
     "oscillating_loss": ("trial_jumps",),
     "missing_warm_up": ("trial_learns_with_warm_up",),
-    "frozen_weights": ("frozen_never_trained", "frozen_whole"),
+    "frozen_weights": ("frozen_never_trained", "frozen_whole", "frozen_whole_of_scales"),
     "unbalanced_loss_terms": (
         *("terms_of_a_heavy_box", "terms_of_a_heavy_box_untried", "terms_of_a_heavy_penalty", "parts_of_an_equation"),
     ),

@@ -52,12 +52,12 @@ SHOWN = 3  # names that a sentence lists
 )
 def frozen_weights(trace: Trace) -> Finding | None:
     """Tell whether the frozen weights are what keeps a run from learning."""
-    frozen = [layer for layer in trace.description.frozen if layer.kernel]
     trained = trace.description.trainable_entries
+    nothing = trained == 0
+    frozen = [layer for layer in trace.description.frozen if layer.kernel or nothing]
     if not frozen or trained is None:
         return None
     seen = verdict(trace)
-    nothing = trained == 0
     if not nothing and not _proven(trace, seen):
         return None
     entries = sum(layer.entries for layer in trace.description.frozen)
