@@ -268,7 +268,7 @@ def collect(
     names = [name for name in VARIANTS if name in variants.split(",") or not variants]
     names = list(dict.fromkeys(["plain", *names]))
     if kind != "steps" or xla:
-        names = [name for name in names if name != "recompute"]
+        names = [name for name in names if name not in ("recompute", "norms as metrics")]
     found = {}
     for net in [net for net in known if any(part.lower() in net.lower() for part in nets.split(","))]:
         if kind == "start_up":

@@ -193,8 +193,12 @@ def measured_words(figure: Figure) -> str:
     return f"{number_words(figure.measured)} ({number_words(figure.low)} to {number_words(figure.high)})"
 
 
-def mean_figure(claim: str, values: Any, **more: Any) -> Figure:
-    """Return the mean of independent values with Student's interval; runs that diverged (NaN) are not in it."""
+def mean_figure(claim: str, values: Any, *, resolution: float = 0.0, **more: Any) -> Figure:
+    """Return the mean of independent values with Student's interval; runs that diverged (NaN) are not in it.
+
+    The interval reaches at least `resolution` to both sides: the smallest difference that a value can have, such as one
+    sample of a test set.
+    """
     import numpy as np
     from scipy.stats import t
 
@@ -204,6 +208,7 @@ def mean_figure(claim: str, values: Any, **more: Any) -> Figure:
         return Figure(claim, None, n=0, **more)
     middle = float(values.mean())
     reach = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+    reach = max(reach, resolution)
     return Figure(claim, middle, middle - reach, middle + reach, n=len(values), **more)
 
 

@@ -17,6 +17,7 @@ import importlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -288,7 +289,13 @@ def regressions(measured: Record, recorded: Record) -> list[str]:
 
 def run_one(name: str, *, check: bool, results: Path) -> int:
     """Measure one benchmark in this process; return 1 where a check finds a regression."""
-    found = BENCHMARKS[name].measure()
+    plots = record.PLOTS
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            record.PLOTS = Path(folder) if check else plots
+            found = BENCHMARKS[name].measure()
+        finally:
+            record.PLOTS = plots
     found.show()
     if not check:
         Console(width=150).print(f"written: {found.write(results)}")

@@ -75,10 +75,10 @@ def measure(activation: str, kind: str, depth: int, width: int, seed: int) -> di
     ]
     model = keras.Sequential([keras.Input((64,)), *hidden, keras.layers.Dense(10)])
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    found = [layer for layer in signal(model, (x, y))["layers"] if layer["kind"] == "Dense"][:depth]
+    found = [layer for layer in signal(model, (x, y)).layers if layer.kind == "Dense"][:depth]
     none = math.nan
-    output = np.array([layer["output_rms"] or none for layer in found], float)
-    gradient = np.array([layer["output_gradient_norm"] or none for layer in found], float)
+    output = np.array([layer.output_rms or none for layer in found], float)
+    gradient = np.array([layer.output_gradient_norm or none for layer in found], float)
     for values in (output, gradient):
         values[~((values > SMALLEST) & (values < LARGEST))] = none
     theory = predict_growth(

@@ -55,7 +55,14 @@ def measure() -> Record:
                     Figure(f"{claim}: NaN at every rate and seed", dead, dead, dead, expected=1, n=found.size)
                 )
             else:
-                figures.append(mean_figure(f"{claim}: test accuracy at the best rate", accuracy, expected=expected))
+                figures.append(
+                    mean_figure(
+                        f"{claim}: test accuracy at the best rate",
+                        accuracy,
+                        resolution=1 / len(y_test),
+                        expected=expected,
+                    )
+                )
                 findings.append(f"{claim}: best rate {RATES[place]:g}.")
     drawing, axes = plt.subplots(1, len(EXPECTED), figsize=(9, 3.2), sharey=True)
     for ax, depth in zip(axes, EXPECTED, strict=True):

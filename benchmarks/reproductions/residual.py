@@ -78,7 +78,14 @@ def measure() -> Record:
                     Figure(f"{claim}: NaN at every rate and seed", dead, dead, dead, expected=1, n=found.size)
                 )
             else:
-                figures.append(mean_figure(f"{claim}: test accuracy at the best rate", accuracy, expected=expected))
+                figures.append(
+                    mean_figure(
+                        f"{claim}: test accuracy at the best rate",
+                        accuracy,
+                        resolution=1 / len(y_test),
+                        expected=expected,
+                    )
+                )
                 findings.append(f"{claim}: best rate {RATES[place]:g}.")
             print(figures[-1], flush=True)
     drawing, axes = plt.subplots(figsize=(6, 3.5))

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks import theory
 from benchmarks.finite_width import layer_noise, predict_growth
 from gradrecipes.core.theory.activation import ACTIVATIONS
 from gradrecipes.core.theory.signal_theory import finite_width_log_std, forward_gain, predict_output_rms
@@ -108,3 +109,12 @@ def test_refusals():
     with pytest.raises(ValueError, match="input_rms=0"):
         predict_growth([(2.0, "relu")], [8], input_rms=0)
     assert predict_growth([], []).output.shape == (0,)
+
+
+def test_the_benchmark_measures_what_is_predicted_layer_by_layer():
+    net = theory.measure("relu", "He normal", 5, 64, seed=0)
+    assert {name: len(values) for name, values in net.items() if "output" in name} == dict.fromkeys(
+        ("output", "output_low", "output_high"), 5
+    )
+    assert np.isfinite(net["output"]).all()
+    assert np.isfinite(net["gradient"]).all()

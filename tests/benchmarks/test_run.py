@@ -97,6 +97,7 @@ def test_several_benchmarks_run_apart_and_one_that_fails_fails_the_whole(tmp_pat
         (share_figure("20 of 20", 20, 20, expected=1.0), True),
         (share_figure("12 of 20", 12, 20, expected=1.0), False),
         (mean_figure("three seeds, one of them diverged", [1.0, 1.1, float("nan")], expected=(1.0, 1.1)), True),
+        (mean_figure("as near as one sample", [0.5, 0.5], resolution=0.01, expected=(0.505, 0.51)), True),
         (mean_figure("all diverged", [float("nan")], expected=1.0), False),
     ],
     ids=lambda value: value.claim if isinstance(value, Figure) else "",
