@@ -1,0 +1,78 @@
+"""The figures that the runner makes of what each benchmark measures."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import diagnosis, faults, overhead, rescue, run, studies, tuning
+from tests.corpus import tuning_half
+
+ROWS = 4
+
+
+def measured(found) -> dict[str, float]:
+    return {figure.claim: figure.measured for figure in found.figures}
+
+
+def test_overhead_compares_with_the_clip_of_keras(monkeypatch):
+    cell = {"spread": 0.01, "rounds": 15}
+    row = {
+        "milliseconds of a plain step": {"median": 5.0, "rounds": 15},
+        "plain": {"median": 1.0, "spread": 0.0, "rounds": 15},
+        "keras clip": {"median": 1.06} | cell,
+        "monitor": {"median": 1.04} | cell,
+        "monitor + guard + clip": {"median": 1.10} | cell,
+    }
+    monkeypatch.setattr(overhead, "collect", lambda kind, xla: {"LSTM": row})
+    found = run.overhead()
+    assert measured(found) == {"LSTM: keras clip": 1.06, "LSTM: monitor": 1.04, "LSTM: monitor + guard + clip": 1.10}
+    assert [figure.reproduced for figure in found.figures] == [None, True, False]
+    assert found.figures[0].interval == pytest.approx((1.04, 1.08))
+
+
+def test_studies(monkeypatch):
+    monkeypatch.setattr(studies, "compare", lambda rounds: ([0.3, 0.4, 0.35], True, 20))
+    found = run.studies()
+    assert list(measured(found).values()) == pytest.approx([0.35, 1.0, 0.8])
+    assert found.figures[0].reproduced
+
+
+def test_diagnosis(monkeypatch):
+    rows = [
+        {"kind": "failing", "right": True, "verdict": "unhealthy"},
+        {"kind": "failing", "right": False, "verdict": "undecided"},
+        {"kind": "twin", "right": False, "verdict": "healthy"},
+        {"kind": "sound", "right": False, "verdict": "unhealthy"},
+    ]
+    monkeypatch.setattr(diagnosis, "SETS", ("tuning_half",))
+    monkeypatch.setattr(diagnosis, "score", lambda name: rows)
+    assert list(measured(run.diagnosis()).values()) == [0.5, 0.5, 0.5]
+
+
+def test_rescue(monkeypatch):
+    monkeypatch.setattr(rescue, "SETS", ("tuning_half",))
+    monkeypatch.setattr(tuning_half, "CASES", tuning_half.CASES[:ROWS])
+    monkeypatch.setattr(rescue, "judge", lambda case, baselines: {"cause": case.cause, "right": True})
+    assert set(measured(run.rescue()).values()) == {1.0}
+
+
+def test_tuning_compares_seed_by_seed(monkeypatch):
+    def compare(kinds, arms, seeds):
+        return [
+            {"tuner": kind, "arm": arm, "seed": seed, "steps": {"plain": 100, "ours": 60}[arm], "best": 0.05}
+            for kind in kinds
+            for arm in arms
+            for seed in seeds
+        ]
+
+    monkeypatch.setattr(tuning, "compare", compare)
+    assert set(measured(run.tuning()).values()) == {0.6, 0.0}
+
+
+def test_faults_count_what_was_saved(monkeypatch):
+    clean = {"optimizer": "Adam", "mode": "graph", "fault": "none", "arm": "keras", "finite": True, "accuracy": 0.9}
+    hit = [clean | {"fault": "bit flip", "arm": arm, "accuracy": 0.9 * (arm == "guard")} for arm in faults.ARMS]
+    monkeypatch.setattr(faults, "collect", lambda workers: [clean, *hit])
+    found = measured(run.faults())
+    assert found["runs saved, guard"] == 1.0
+    assert sum(found.values()) == 1.0
