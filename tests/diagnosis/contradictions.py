@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Iterator
 
@@ -15,15 +16,17 @@ from gradrecipes.report.trial_rows import trial_rows
 
 AS_IT_IS = re.compile(r"As it is, the loss (.+?) in a short trial; (.+?), (it .+?)\.(?: |$)")
 RATE = re.compile(r"(Raise|Lower) the learning rate(?: from (\S+?))?(?: to (\S+?))?(?:,|$)")
+NUMBER = re.compile(r"-?\d[\d.]*(?:e[+-]?\d+)?(?<!\.)")
+THREE_DIGITS = 5e-3  # relative error of a number that is rounded to three digits
 CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
 SAID_TO_BE_RIGHT = "initial weights have the right size"
 WEIGHTS_BLAMED = {"exploding_initialization", "vanishing_initialization"}
 UNGRAMMATICAL = (
-    re.compile(r"\b(?:from|of) (\S+) to \1(?=[ .;,])"),
+    re.compile(r"\b(?:from|of) (\S*\d\S*) to \1(?=[ .;,])"),
     re.compile(r"\b[Uu]se (\w+) instead of \1\b"),
-    re.compile(r"(?<!\w)(?:nan|inf|None(?![:;]| for))(?!\w)"),
-    re.compile(r"\b1 (?:steps|layers|samples|batches)\b"),
-    re.compile(r"  |\.\.(?!\.)| ,| \."),
+    re.compile(r"(?<!\w)(?:nan|inf)(?!\w)|(?<=[\w,] )None(?!\w)"),
+    re.compile(r"(?<!of )\b1 (?:steps|layers|samples|batches)\b"),
+    re.compile(r"  |(?<!\d)\.\.(?!\.)| ,| \."),
 )
 
 
@@ -76,8 +79,17 @@ def _of_trials(findings: tuple[Finding, ...], trace: Trace) -> Iterator[str]:
                 row = rows.get(words.get(change, ""))
                 if row is None:
                     yield f"{finding.code} quotes a variation that the table lacks: {change}."
-                elif "breaks" not in then and row.end not in then:
+                elif "breaks" not in then and not _ends_alike(then, row.end):
                     yield f"{finding.code} says {then!r}, where the table has {row.start} to {row.end}."
+
+
+def _ends_alike(words: str, end: str) -> bool:
+    """Return whether the last number in some words is this one, to the three digits in which findings quote it."""
+    numbers = NUMBER.findall(words)
+    try:
+        return bool(numbers) and math.isclose(float(numbers[-1]), float(end), rel_tol=THREE_DIGITS)
+    except ValueError:  # no number in the table
+        return end in words
 
 
 def _of_rates(findings: tuple[Finding, ...], trace: Trace) -> Iterator[str]:

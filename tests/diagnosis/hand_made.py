@@ -418,6 +418,9 @@ TRACES |= {
     "terms_of_a_heavy_penalty": lambda: of_terms(BOX_HEAVY[:1], balanced=1, penalties=(900.0, 700.0)),
     "terms_that_learn": lambda: of_terms(BOTH_LEARN),
     "terms_that_balance_does_not_help": lambda: of_terms(balanced=1),
+    "terms_on_their_way": lambda: of_terms(
+        (OutputTrial(0, "label", 2.3, 0.3, 2.0), OutputTrial(1, "mean", 0.05, 0.004, 0.003))
+    ),
     "terms_with_a_light_penalty": lambda: of_terms(BOX_HEAVY[:1], balanced=1, penalties=(9.0, 7.0)),
     "parts_of_an_equation": lambda: of_parts(1e-2),
     "parts_of_like_size": lambda: of_parts(1e3),
@@ -502,7 +505,7 @@ SILENT: dict[str, tuple[str, ...]] = {
         *(*SOUND, "data_sound_stands", "frozen_and_learns", "frozen_and_no_better_freed", "frozen_scales_only"),
     ),
     "unbalanced_loss_terms": (
-        *(*SOUND, "data_sound_stands", "terms_that_learn", "terms_that_balance_does_not_help"),
+        *(*SOUND, "data_sound_stands", "terms_that_learn", "terms_that_balance_does_not_help", "terms_on_their_way"),
         *("terms_with_a_light_penalty", "parts_of_like_size", "parts_that_fall"),
     ),
     "unbounded_loss": (*SOUND, "data_sound_stands", "loss_with_an_end", "loss_as_a_logarithm", "loss_within_bounds"),

@@ -46,7 +46,7 @@ OUTWEIGHS = 30.0  # largest term over the one that is not learned; GradNorm's ta
 DROWNS = 1e3  # the same where no variation could be run
 EXACT = 1e-3  # error of the sum of the parts over the loss, up to which the weights are taken as found
 FLAT = 0.2  # relative change of a part that is not learned
-FELL = 0.5  # relative fall of the loss in which that part is hidden
+FELL = 0.5  # the end over the start of a term that falls: a sum that hides another, or one that is not lost
 MIN_STEPS = 20  # from which the weights of the parts are found
 
 
@@ -113,7 +113,7 @@ def _of_outputs(trace: Trace) -> Terms | None:
     sizes = [(f"the loss of {one.name!r}", size(one, one.start)) for one in trial.outputs]
     if trial.penalties:
         sizes.append(("what layers add to the loss", trial.penalties[0]))
-    behind = [one for one in trial.outputs if not one.learned and size(one, one.start) > 0]
+    behind = [one for one in trial.outputs if not one.learned and size(one, one.start) > 0 and not _falling(one)]
     if len(sizes) < 2 or not behind:
         return None
     small = min(behind, key=lambda one: size(one, one.start))
@@ -127,6 +127,11 @@ def _of_outputs(trace: Trace) -> Terms | None:
         return None
     name = f"the loss of {small.name!r}"
     return Terms(large[0], name, large[1], size(small, small.start), size(small, small.end), proven)
+
+
+def _falling(one: OutputTrial) -> bool:
+    """Return whether the loss of an output fell by half: it is on its way, and only slower than the others."""
+    return one.start is not None and one.end is not None and one.end < FELL * one.start
 
 
 def _of_parts(trace: Trace) -> Terms | None:

@@ -161,7 +161,7 @@ def _of_output(step: Step, captured: CapturedTensor, samples: tuple[int, ...]) -
         layer, where = call.parent.name, f"on the way back through the arithmetic of {call.parent.name}.call"
     sentence = (
         f"The forward pass and the loss are finite, but the gradient with respect to the output of {name} becomes "
-        f"{numbers.found} {where}. {_advice(step, numbers.found, numbers.dtype)}"
+        f"{numbers.found.replace('nan', 'NaN')} {where}. {_advice(step, numbers.found, numbers.dtype)}"
     )
     return Offender(
         OffenderKind.GRADIENT, name, numbers.found, sentence, layer, samples, numbers.entries, numbers.dtype
