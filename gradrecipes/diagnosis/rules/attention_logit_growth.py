@@ -14,7 +14,8 @@ them grow faster and faster, long before the loss moves.
 
 ## Example
 ```python
-scores = keras.ops.matmul(queries, keras.ops.transpose(keys, (0, 2, 1)))  # not divided by sqrt(key_dim)
+queries, keys = keras.random.normal((2, 12, 256)), keras.random.normal((2, 12, 256))
+scores = keras.ops.matmul(queries, keras.ops.transpose(keys, (0, 2, 1)))  # not divided by sqrt(256)
 weights = keras.ops.softmax(scores)
 ```
 
