@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -76,7 +77,8 @@ class GradientGuard(AttachedCallback):
     first epoch for the best for ever. Beside the guard they begin anew with the next epoch.
 
     Args:
-        clipping: A method of `gradrecipes.clipping` that bounds every gradient before it is applied, or None.
+        clipping: A method of `gradrecipes.clipping` that bounds every gradient before it is applied, a mapping of
+            patterns of layer names, or of optimizers, to methods (see `by_layer` there), or None.
             It acts before what the optimizer's own `clipnorm`, `global_clipnorm` or `clipvalue` do.
         sigmas: Standard deviations from which on a finite loss or norm is an outlier; None to skip only what is not
             finite.
@@ -127,7 +129,7 @@ class GradientGuard(AttachedCallback):
     def __init__(
         self,
         *,
-        clipping: Clipping | None = None,
+        clipping: Clipping | Mapping[Any, Clipping] | None = None,
         sigmas: float | None = 6.0,
         max_consecutive_skips: int = 10,
         snapshot_every: int | None = 100,
@@ -138,7 +140,7 @@ class GradientGuard(AttachedCallback):
         fused: bool = False,
         raise_error: bool = False,
     ):
-        check_guard_arguments(clipping, sigmas, max_consecutive_skips, snapshot_every, max_rollbacks)
+        clipping = check_guard_arguments(clipping, sigmas, max_consecutive_skips, snapshot_every, max_rollbacks)
         require_choice("snapshot_on", snapshot_on, SNAPSHOT_PLACES)
         require_directory("backup_dir", backup_dir)
         require_file("skipped_batches", skipped_batches)

@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from gradrecipes.core.arguments import is_positive, require_whole
-from gradrecipes.gradients.clipping import require_clipping
+from gradrecipes.gradients.clipping import Clipping, as_clipping
 
 
 def check_guard_arguments(
     clipping: Any, sigmas: Any, max_consecutive_skips: Any, snapshot_every: Any, max_rollbacks: Any
-) -> None:
-    """Refuse arguments of `GradientGuard` that make no sense.
+) -> Clipping | None:
+    """Return the clipping method of a `GradientGuard`; refuse arguments that make no sense.
 
     Raises:
         TypeError: `clipping` is no clipping method.
         ValueError: A number is not positive or not whole.
     """
-    require_clipping(clipping, "GradientGuard")
+    clipping = as_clipping(clipping, "GradientGuard")
     if sigmas is not None and not is_positive(sigmas):
         raise ValueError(
             f"`sigmas` must be a positive number of standard deviations, or None. Received: sigmas={sigmas!r}. "
@@ -28,3 +28,4 @@ def check_guard_arguments(
     if snapshot_every is not None:
         remedy = "100 suits most trainings; None keeps no snapshots."
         require_whole("snapshot_every", snapshot_every, least=1, remedy=remedy)
+    return clipping

@@ -48,16 +48,21 @@ class Clipper:
             loss_scale: float32 scalar, what they come multiplied by.
             learn: Whether the method may remember this step.
         """
+        from gradrecipes.gradients.clipping.by_layer import by_layer
         from gradrecipes.gradients.step_gradients import Clipped, StepGradients
 
         clipping, weights, key = self._settings.clipping, update.weights, update.optimizer_key
         if clipping is None:
             return Clipped(packed, tf.ones(()))
+        paths = [getattr(variable, "path", variable.name) for variable in update.variables or ()]
         if self._tensors.setdefault(key, len(packed)) != len(packed):
             key = f"{key}_of_{len(packed)}"  # fewer gradients than at first: what is remembered is not of these
         if key not in self.states:
             with tf.init_scope():
-                self.states[key] = clipping.make_state(len(packed))
+                if isinstance(clipping, by_layer):
+                    self.states[key] = clipping.make_state_for(paths, update.optimizers)
+                else:
+                    self.states[key] = clipping.make_state(len(packed))
             self._new_state()
         step = StepGradients(
             packed,
@@ -68,6 +73,8 @@ class Clipper:
             learn=learn,
             weights=None if weights is None else lambda: PackedTensors(weights()),
             unit_axes=update.unit_axes,
+            paths=paths,
+            optimizers=update.optimizers,
         )
         return clipping.clip(step)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
@@ -46,6 +46,8 @@ class StepGradients:
         weights: Reads the variables that the gradients belong to, packed as they are.
         unit_axes: For each gradient the axes over which the norm of one output unit is taken, or None for a
             variable that is left alone; None where the layers are not known.
+        paths: The path of each variable, as Keras names it; None where the variables are not known.
+        optimizers: The optimizer that applies the gradients, and those within it.
     """
 
     packed: PackedTensors
@@ -56,6 +58,8 @@ class StepGradients:
     learn: tf.Tensor | bool = True
     weights: Callable[[], PackedTensors] | None = None
     unit_axes: Sequence[tuple[int, ...] | None] | None = None
+    paths: Sequence[str] | None = None
+    optimizers: Sequence[Any] = ()
 
     @property
     def unscaled_norm(self) -> tf.Tensor:

@@ -48,6 +48,7 @@ class Update:
         optimizer_key: Names the optimizer, and which of its updates in a step it is: each has a memory of its own.
         alone: Whether no update came before it in the step, and no other optimizer applies gradients.
         variables: What the gradients belong to, where they are recorded by variable.
+        optimizers: The optimizer, and those within it.
     """
 
     gradients: Sequence[TensorLike]
@@ -63,6 +64,7 @@ class Update:
     optimizer_key: str = "0"
     alone: bool = True
     variables: Sequence[Any] | None = None
+    optimizers: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)

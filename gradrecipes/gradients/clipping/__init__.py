@@ -13,12 +13,15 @@ take and which serializes with them. Where no memory is needed there is a functi
 | `by_percentile` | the whole gradient | a percentile of its past norms |
 | `by_z_score` | the whole gradient, where it stands out | mean and deviation of its past norms |
 | `adaptive_by_tensor` | each tensor | the moving average of its own norm |
+| `by_layer` | groups of layers, or optimizers | a method for each |
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from gradrecipes.gradients.clipping.by_layer import by_layer
 from gradrecipes.gradients.clipping.global_norm import by_global_norm, clip_by_global_norm
 from gradrecipes.gradients.clipping.percentile import by_percentile, percentile_of_past
 from gradrecipes.gradients.clipping.tensor_average import adaptive_by_tensor
@@ -39,7 +42,9 @@ __all__ = [
     "StepGradients",
     "adaptive",
     "adaptive_by_tensor",
+    "as_clipping",
     "by_global_norm",
+    "by_layer",
     "by_norm",
     "by_percentile",
     "by_value",
@@ -49,22 +54,24 @@ __all__ = [
     "clip_by_norm",
     "clip_by_value",
     "percentile_of_past",
-    "require_clipping",
     "unit_axes_by_rank",
     "z_score_bound",
 ]
 
 
-def require_clipping(clipping: Any, caller: str) -> None:
-    """Refuse what is not a clipping method.
+def as_clipping(clipping: Any, caller: str) -> Clipping | None:
+    """Return a clipping method, made of a mapping where one came; refuse what is none.
 
     Raises:
         TypeError: With what came, the choices and the remedy.
     """
+    if isinstance(clipping, Mapping):
+        return by_layer(dict(clipping))
     is_method = hasattr(clipping, "clip") and hasattr(clipping, "make_state")  # numbers of numpy have a `clip` too
     if clipping is None or (is_method and not isinstance(clipping, type)):
-        return
+        return clipping
     choices = ", ".join(f"gr.clipping.{method.__name__}(...)" for method in METHODS)
     raise TypeError(
-        f"`clipping` of {caller} must be a clipping method or None. Received: {clipping!r}. Choose one of: {choices}."
+        f"`clipping` of {caller} must be a clipping method, a mapping of layer patterns to methods, or None. "
+        f"Received: {clipping!r}. Choose one of: {choices}."
     )

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import keras
+from keras.optimizers.schedules import LearningRateSchedule
 
 from gradrecipes.gradients.clipping.bounds import bounded_globally
-from gradrecipes.gradients.clipping.method import SerializableMethod, clip_tensors, require_positive
+from gradrecipes.gradients.clipping.method import SerializableMethod, bound_of, clip_tensors, require_positive
 from gradrecipes.gradients.packing import TensorLike
 from gradrecipes.gradients.step_gradients import Clipped, StepGradients
 
@@ -23,20 +24,20 @@ class by_global_norm(SerializableMethod):  # noqa: N801 - reads as the verb phra
     is untouched to the bit, so nothing is added to the norm, where others add 1e-6.
 
     Args:
-        max_norm: The bound c, positive. 1.0 suits most networks.
+        max_norm: The bound c, positive, or a schedule of the updates so far. 1.0 suits most networks.
 
     References:
         Pascanu, Mikolov, Bengio 2013, arXiv 1211.5063, algorithm 1.
     """
 
-    max_norm: float = 1.0
+    max_norm: float | LearningRateSchedule = 1.0
 
     def __post_init__(self):
-        require_positive(self.max_norm, "max_norm", "by_global_norm")
+        require_positive(self.max_norm, "max_norm", "by_global_norm", scheduled=True)
 
     def clip(self, step: StepGradients) -> Clipped:
         """Bound the gradients; see `Clipping.clip`."""
-        return bounded_globally(step, self.max_norm)
+        return bounded_globally(step, bound_of(step, self.max_norm))
 
 
 def clip_by_global_norm(tensors: Sequence[TensorLike], max_norm: float) -> list[TensorLike]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import tensorflow as tf
+from keras.optimizers.schedules import LearningRateSchedule
+from keras.saving import deserialize_keras_object
 
 from gradrecipes.core.arguments import is_number, is_positive
 from gradrecipes.gradients.norms import measure_norms
@@ -17,8 +19,9 @@ class SerializableMethod:
     """Serialize a method by its arguments, and remember nothing unless the method says otherwise."""
 
     def make_state(self, tensors: int) -> tuple[tf.Variable, ...]:
-        """Return no variables: the bound is fixed."""
-        return ()
+        """Return no variables where the bound is a number; else the count of steps by which it is scheduled."""
+        scheduled = any(isinstance(value, LearningRateSchedule) for value in vars(self).values())
+        return (tf.Variable(0, dtype=tf.int64, trainable=False, name="clipped_updates"),) if scheduled else ()
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments."""
@@ -27,7 +30,8 @@ class SerializableMethod:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Make the method from its arguments."""
-        return cls(**config)
+        made = {name: deserialize_keras_object(part) for name, part in config.items() if isinstance(part, dict)}
+        return cls(**{**config, **made})
 
 
 def clip_tensors(tensors: Sequence[TensorLike], clipping: Clipping, **known: Any) -> list[TensorLike]:
@@ -37,9 +41,19 @@ def clip_tensors(tensors: Sequence[TensorLike], clipping: Clipping, **known: Any
     return clipping.clip(step).scaled().unpacked()
 
 
-def require_positive(value: Any, name: str, method: str) -> None:
+def bound_of(step: StepGradients, value: float | LearningRateSchedule) -> tf.Tensor | float:
+    """Return the bound of a step: the number, or what a schedule gives for the updates so far, this one not counted."""
+    if not isinstance(value, LearningRateSchedule):
+        return value
+    (count,) = step.state
+    bound = tf.cast(value(count.read_value()), tf.float32)
+    count.assign_add(tf.cast(step.may_enter, tf.int64))
+    return bound
+
+
+def require_positive(value: Any, name: str, method: str, *, scheduled: bool = False) -> None:
     """Refuse a bound that is no positive number, or one that float32 would hold as 0 or as infinity."""
-    if is_positive(value):
+    if is_positive(value) or (scheduled and isinstance(value, LearningRateSchedule)):
         return
     raise ValueError(
         f"`{name}` must be a positive number. Received: {name}={value!r}. float32 must hold it, 1.2e-38 to 3.4e38. "

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import keras
+from keras.optimizers.schedules import LearningRateSchedule
 
 from gradrecipes.gradients.clipping.bounds import bounded_each
-from gradrecipes.gradients.clipping.method import SerializableMethod, clip_tensors, require_positive
+from gradrecipes.gradients.clipping.method import SerializableMethod, bound_of, clip_tensors, require_positive
 from gradrecipes.gradients.packing import TensorLike
 from gradrecipes.gradients.step_gradients import Clipped, StepGradients
 
@@ -21,17 +22,17 @@ class by_norm(SerializableMethod):  # noqa: N801
     Changes the relative scale of the layers, and so the direction of the whole step.
 
     Args:
-        max_norm: The bound c for each tensor, positive.
+        max_norm: The bound c for each tensor, positive, or a schedule of the updates so far, as for a learning rate.
     """
 
-    max_norm: float = 1.0
+    max_norm: float | LearningRateSchedule = 1.0
 
     def __post_init__(self):
-        require_positive(self.max_norm, "max_norm", "by_norm")
+        require_positive(self.max_norm, "max_norm", "by_norm", scheduled=True)
 
     def clip(self, step: StepGradients) -> Clipped:
         """Bound the gradients; see `Clipping.clip`."""
-        return bounded_each(step, self.max_norm)
+        return bounded_each(step, bound_of(step, self.max_norm))
 
 
 def clip_by_norm(tensors: Sequence[TensorLike], max_norm: float) -> list[TensorLike]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import keras
 import tensorflow as tf
+from keras.optimizers.schedules import LearningRateSchedule
 
-from gradrecipes.gradients.clipping.method import SerializableMethod, clip_tensors, require_positive
+from gradrecipes.gradients.clipping.method import SerializableMethod, bound_of, clip_tensors, require_positive
 from gradrecipes.gradients.norms import measure_norms
 from gradrecipes.gradients.packing import TensorLike
 from gradrecipes.gradients.step_gradients import Clipped, StepGradients
@@ -22,18 +23,18 @@ class by_value(SerializableMethod):  # noqa: N801
     Changes the direction of the step. NaN passes through: combine it with a guard that skips.
 
     Args:
-        max_value: The bound v, positive.
+        max_value: The bound v, positive, or a schedule of the updates so far, as for a learning rate.
     """
 
-    max_value: float = 0.5
+    max_value: float | LearningRateSchedule = 0.5
 
     def __post_init__(self):
-        require_positive(self.max_value, "max_value", "by_value")
+        require_positive(self.max_value, "max_value", "by_value", scheduled=True)
 
     def clip(self, step: StepGradients) -> Clipped:
         """Bound the gradients; see `Clipping.clip`."""
         before = step.norms
-        clamped = step.packed.clamped(self.max_value * step.loss_scale)
+        clamped = step.packed.clamped(bound_of(step, self.max_value) * step.loss_scale)
         factor = tf.minimum(1.0, measure_norms(clamped).total / before.total)
         return Clipped(clamped, tf.where(before.finite & (before.total > 0), factor, 1.0))
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from gradrecipes.compat.plain_variable import plain_variable
 from gradrecipes.core.arguments import require_flag
 from gradrecipes.core.trace import APPLIED
-from gradrecipes.gradients.clipping import Clipping, require_clipping
+from gradrecipes.gradients.clipping import Clipping, as_clipping
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.settings import PipelineSettings
 from gradrecipes.gradients.update import StepResult
@@ -61,7 +61,7 @@ class GradientPipeline:
                 f"`optimizer` must be a Keras optimizer. Received: {optimizer!r}. "
                 "Make one with keras.optimizers.Adam(...), or get a string's with keras.optimizers.get(...)."
             )
-        require_clipping(clipping, "GradientPipeline")
+        clipping = as_clipping(clipping, "GradientPipeline")
         require_flag("skip_nonfinite", skip_nonfinite, remedy="True leaves such a step out whole.")
         require_flag("xla", xla, remedy="True belongs to a function with jit_compile=True.")
         self.optimizer = optimizer

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from gradrecipes.compat import keras_private
 from gradrecipes.compat.graphs import current_graph, inlined, require_same_graph
+from gradrecipes.gradients.clipping import by_layer
 from gradrecipes.gradients.columns import Columns
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.update import StepResult
@@ -87,6 +88,8 @@ class InstrumentedStep:
         self._updates: dict[str, int] = {}
         self._whole: StepResult | None = None
         self._norms: dict[str, tf.Tensor] = {}
+        if isinstance(pipeline.settings.clipping, by_layer):
+            pipeline.settings.clipping.require_matches([variable.path for variable in model.trainable_variables])
         self._inside = 0
         self._passing = False
         self._shadows = contextlib.ExitStack()

@@ -148,6 +148,7 @@ class OptimizerHook:
             optimizer_key=f"{self._key}_{earlier}" if earlier else self._key,
             alone=alone and not earlier,
             variables=variables,
+            optimizers=[optimizer, *leaves],
         )
         return pipeline.apply(update, sample=self._sample)
 
@@ -215,4 +216,6 @@ def _part_of(leaf: keras.optimizers.Optimizer, update: Update, variables: list[A
         weights=functools.partial(_read, [variables[place] for place in places]),
         unit_axes=None if update.unit_axes is None else [update.unit_axes[place] for place in places],
         optimizer_key=f"{update.optimizer_key}/{leaf.name}",
+        variables=[variables[place] for place in places],
+        optimizers=[leaf, update.optimizers[0]],
     )

@@ -16,7 +16,7 @@ import tensorflow as tf
 from gradrecipes.compat.fused_updates import require_fusible
 from gradrecipes.compat.keras_private import compile_identity, leaves, same_identity
 from gradrecipes.core.arguments import require_flag
-from gradrecipes.gradients.clipping import Clipping, by_global_norm, require_clipping
+from gradrecipes.gradients.clipping import Clipping, as_clipping, by_global_norm
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.settings import NO_LOSS, PipelineSettings
 from gradrecipes.regularizers.penalty import GradientCombination, Penalty
@@ -66,10 +66,11 @@ class RecipeModelMixin:
     ):
         _require_no_step_past(type(self))
         clipping, penalty = (
-            keras.saving.deserialize_keras_object(part) if isinstance(part, dict) else part  # from a saved config
+            # A saved config; another mapping is one of methods.
+            keras.saving.deserialize_keras_object(part) if isinstance(part, dict) and "class_name" in part else part
             for part in (clipping, penalty)
         )
-        require_clipping(clipping, type(self).__name__)
+        clipping = as_clipping(clipping, type(self).__name__)
         require_penalty(penalty, type(self).__name__)
         require_flag("skip_nonfinite", skip_nonfinite, remedy="True leaves such a step out whole.")
         require_flag("fused", fused, remedy="True updates the weights through TensorFlow's fused kernels.")

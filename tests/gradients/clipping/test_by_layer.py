@@ -1,0 +1,113 @@
+"""Bounds of layers, groups and optimizers inside `fit`, and bounds that follow a schedule."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+import gradrecipes as gr
+from tests.training.nets import digits, seeded, two_dense
+
+BATCH = 32
+
+
+def net():
+    return keras.Sequential(
+        [
+            keras.Input((64,)),
+            keras.layers.Dense(16, activation="tanh", name="first"),
+            keras.layers.Dense(10, name="last"),
+        ]
+    )
+
+
+def changes(clipping, *, make=net, steps=1, guarded=True, **how):
+    """Return the norm of the change of each layer's weights, with SGD(1)."""
+    x, y = digits(steps * BATCH)
+    model = seeded(make, keras.optimizers.SGD(1.0), **how)
+    before = [[weight.copy() for weight in layer.get_weights()] for layer in model.layers]
+    guard = [gr.GradientGuard(clipping=clipping)] if guarded else []
+    model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=guard)
+    return [
+        float(np.sqrt(sum(np.sum(np.square(new - old)) for new, old in zip(layer.get_weights(), kept, strict=True))))
+        for layer, kept in zip(model.layers, before, strict=True)
+    ]
+
+
+def test_each_group_of_layers_is_bounded_by_its_own_method():
+    plain = changes(None)
+    both = changes({"first": gr.clipping.by_global_norm(0.01), "*": gr.clipping.by_global_norm(0.02)})
+    np.testing.assert_allclose(both, [0.01, 0.02], rtol=1e-3)
+    one = changes({"fir*": gr.clipping.by_global_norm(0.01)})
+    np.testing.assert_allclose(one, [0.01, plain[1]], rtol=1e-3)
+
+
+def test_a_recipe_model_takes_a_mapping_and_survives_a_file(tmp_path):
+    clipping = {"first": gr.clipping.by_global_norm(0.01), "*": gr.clipping.by_percentile(50.0, window=16)}
+
+    def make():
+        plain = net()
+        return gr.RecipeModel(plain.inputs, plain.outputs, clipping=clipping)
+
+    assert changes(None, make=make, guarded=False)[1] == pytest.approx(0.01, rel=1e-3)
+    model = make()
+    model.save(tmp_path / "model.keras")
+    assert dict(keras.saving.load_model(tmp_path / "model.keras").clipping.methods) == clipping
+
+
+def test_an_optimizer_has_bounds_of_its_own():
+    x, y = digits(BATCH)
+    model = seeded(net, keras.optimizers.SGD(1.0))
+    other = keras.optimizers.SGD(1.0)
+    guard = gr.GradientGuard(
+        clipping={other: gr.clipping.by_global_norm(1e-6), model.optimizer: gr.clipping.by_global_norm(0.03)}
+    )
+    before = model.get_weights()
+    model.fit(x, y, batch_size=BATCH, verbose=0, callbacks=[guard])
+    moved = sum(np.sum(np.square(new - old)) for new, old in zip(model.get_weights(), before, strict=True))
+    assert float(np.sqrt(moved)) == pytest.approx(0.03, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", [gr.clipping.by_global_norm, gr.clipping.by_norm, gr.clipping.by_value])
+def test_a_bound_follows_a_schedule(method, tmp_path):
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1, 3], [0.04, 0.02, 0.01])
+    clipping = method(schedule)
+    x, y = digits(5 * BATCH)
+    model, moved = seeded(net, keras.optimizers.SGD(1.0)), []
+
+    class Moves(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            self.before = model.layers[1].kernel.numpy()
+
+        def on_train_batch_end(self, batch, logs=None):
+            change = model.layers[1].kernel.numpy() - self.before
+            moved.append(np.abs(change).max() if method is gr.clipping.by_value else np.sqrt(np.sum(change**2)))
+
+    model.fit(
+        x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[gr.GradientGuard(clipping=clipping), Moves()]
+    )
+    bounds = np.array([0.04, 0.04, 0.02, 0.02, 0.01])
+    assert (np.array(moved) <= bounds * 1.001).all()
+    if method is not gr.clipping.by_global_norm:
+        np.testing.assert_allclose(moved, bounds, rtol=1e-3)
+    twin = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(clipping))
+    assert type(twin) is method and twin.make_state(2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "said"),
+    [
+        ({}, TypeError, "must be a mapping of layer patterns"),
+        ({3: gr.clipping.by_norm(1.0)}, TypeError, "Received the key: 3"),
+        ({"*": 1.0}, TypeError, r"Each layer pattern needs a clipping method. Received: 1\.0 for '\*'"),
+    ],
+)
+def test_wrong_mappings_are_refused(wrong, kind, said):
+    with pytest.raises(kind, match=said):
+        gr.GradientGuard(clipping=wrong)
+
+
+def test_a_pattern_that_matches_nothing_is_refused_with_the_layers_there_are():
+    with pytest.raises(ValueError, match=r"Received: 'conv_\*'; the layers are"):
+        changes({"conv_*": gr.clipping.by_norm(1.0)}, make=two_dense)
