@@ -72,6 +72,6 @@ def as_clipping(clipping: Any, caller: str) -> Clipping | None:
         return clipping
     choices = ", ".join(f"gr.clipping.{method.__name__}(...)" for method in METHODS)
     raise TypeError(
-        f"`clipping` of {caller} must be a clipping method, a mapping of layer patterns to methods, or None. "
-        f"Received: {clipping!r}. Choose one of: {choices}."
+        f"`clipping` of {caller} must be a clipping method or None. Received: {clipping!r}. Choose one of: {choices}; "
+        "or give a mapping of layer patterns to methods."
     )
