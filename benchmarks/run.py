@@ -127,7 +127,7 @@ def theory() -> Record:
         judged = [theory.judged(net, which) for net in nets]
         last = [row[~np.isnan(row)][-1 if which == "output" else 0] for row in judged if not np.isnan(row).all()]
         claim = f"nets within the error bar of their widths, {words}"
-        figures.append(share_figure(claim, int(sum(last)), len(last), expected=0.9545, better="higher"))
+        figures.append(share_figure(claim, int(sum(last)), len(last), expected=0.9545))
     return Record(
         "theory",
         "Predictions of mean-field theory within their error bar",
