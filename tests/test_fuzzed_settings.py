@@ -51,7 +51,7 @@ def make_advisor(**how):
 
 # Of each: what makes it, the arguments, and those of them that Keras itself has no rule for.
 NAMES = {
-    gr.GradientMonitor: ["sample_every", "logs", "histogram_dir"],
+    gr.GradientMonitor: ["sample_every", "logs", "histogram_dir", "log_layers", "log_layers_every"],
     gr.GradientGuard: [
         "clipping", "sigmas", "max_consecutive_skips", "snapshot_every", "max_rollbacks", "snapshot_on",
         "skipped_batches", "backup_dir", "fused", "raise_error",
@@ -84,7 +84,7 @@ FLAGS = (
     "verbose",
     "stop",
 )  # True and False are sense there
-WORDS = ("histogram_dir", "directory", "backup_dir", "skipped_batches", "monitor", "mode")  # a text is sense there
+WORDS = ("histogram_dir", "directory", "backup_dir", "skipped_batches", "log_layers", "monitor", "mode")
 
 
 def or_refused(make, arguments):
