@@ -59,8 +59,7 @@ class Recovery:
     had been learned away or at twice that level, or a weight that is not finite when a snapshot is due, send the
     training back to the newest snapshot, with a smaller learning rate and with later data. The last attempt goes to an
     older one. The first snapshot is that of the beginning; where training goes back to it, no rate has been seen to
-    train, and the rate falls by an order at once. Where the weights are looked at thoroughly, as at an epoch's end,
-    and the training has learned, a provisional snapshot is kept, which stands until the next.
+    train, and the rate falls by an order at once.
 
     Where a batch that was good is still good with the present weights, the skipped batches are bad themselves. Then
     nothing goes back, and skipping goes on for as long as `max_rollbacks` would have taken.
@@ -127,7 +126,8 @@ class Recovery:
         if lost:
             slow = not learned and recent < HIGHER * self._kept_level
             return self._give_way() if slow else self._lose(recent, readings)
-        if not self._keep_if_sound(readings, recent, thoroughly=thoroughly):
+        finite = self._keep_if_sound(readings, recent) and (not thoroughly or self.ring.state_is_finite())
+        if not finite:
             return self._recover("nonfinite_weights", replace(readings, finite=False))
         if self._rollbacks_of_fit and self._kept_since >= 2 ** (self._rollbacks_of_fit - 1):
             self._kept_since = 0
@@ -150,34 +150,18 @@ class Recovery:
         self._best = float(np.fmin(self._best, recent))
         return recent
 
-    def _keep_if_sound(self, readings: Readings, recent: float, *, thoroughly: bool) -> bool:
-        """Keep a snapshot if the training is well; return whether the state is finite, where it was looked at.
-
-        Between two that are due, a thorough look keeps a provisional one. Without it, a fit of fewer than `every` steps
-        that breaks near its end would return to its first weights.
-        """
-        losses = readings.losses
-        latest = float(np.median(losses[-LATEST:])) if len(losses) else recent
-        is_due = readings.step - self._last_kept >= self.every
-        is_provisional = not is_due and thoroughly and self._has_learned(losses, latest)
-        too_high = self._best > 0 and max(recent, latest) > max(SOUND * self._best, (1 - LOST) * self._beginning)
-        if readings.consecutive_skips or too_high or not (is_due or is_provisional):
-            return not thoroughly or self.ring.state_is_finite()
-        if not self.ring.keep(readings.step, provisional=is_provisional):
+    def _keep_if_sound(self, readings: Readings, recent: float) -> bool:
+        if readings.consecutive_skips or readings.step - self._last_kept < self.every:
+            return True
+        latest = float(np.median(readings.losses[-LATEST:])) if len(readings.losses) else recent
+        if self._best > 0 and max(recent, latest) > max(SOUND * self._best, (1 - LOST) * self._beginning):
+            return True
+        if not self.ring.keep(readings.step):
             return False  # a ReLU may turn NaN into 0: no loss and no gradient shows the NaN in a weight before it
-        self._kept_level = recent
-        if is_due:
-            self._last_kept = readings.step
-            self.rollbacks = 0
-            self._kept_since += 1
+        self._last_kept, self._kept_level = readings.step, recent
+        self.rollbacks = 0
+        self._kept_since += 1
         return True
-
-    def _has_learned(self, losses: np.ndarray, latest: float) -> bool:
-        """Return whether the loss is below that of the beginning: else the first weights are as good as these."""
-        beginning = self._beginning
-        if np.isnan(beginning) and len(losses):
-            beginning = float(np.median(losses[:BEGINNING]))
-        return latest < beginning
 
     def _lose(self, level: float, readings: Readings) -> Action:
         self._lost_at = readings.step, level

@@ -28,13 +28,11 @@ class Snapshot:
             none has been tried yet.
         values: The copy of each variable, by its id: weights, optimizer slots and counters, moving statistics, seeds,
             metrics.
-        provisional: Whether the next one takes its place.
     """
 
     step: int
     rates: dict[str, float]
     values: dict[int, Copy]
-    provisional: bool = False
 
     @property
     def proven(self) -> bool:
@@ -78,7 +76,7 @@ class SnapshotRing:
         """The last one that was kept."""
         return self._ring[-1]
 
-    def keep(self, step: int, *, proven: bool = True, provisional: bool = False) -> bool:
+    def keep(self, step: int, *, proven: bool = True) -> bool:
         """Copy the state, unless a number in it is not finite; return whether it was kept.
 
         One that is not proven stands only until there is a better one. Metrics are kept and not judged, nor is what
@@ -87,20 +85,16 @@ class SnapshotRing:
         Args:
             step: Steps that have run.
             proven: Whether the training is known to be well at its present learning rate.
-            provisional: Whether the next one takes its place.
         """
         values, broken = self._read()
         finite = self._judge(broken)
         if finite:
             rates = learning_rates(self._model)
-            if len(self) and self.newest.provisional:
-                self._ring.pop()
             if len(self) == 1 and not self.newest.proven:
                 self._ring.clear()
             if len(self) == self._capacity:
                 self._ring.popleft()  # before the weights change, and with them the memory that the new one shares
-            rates = rates if proven else dict.fromkeys(rates, np.inf)
-            self._ring.append(Snapshot(step, rates, values, provisional))
+            self._ring.append(Snapshot(step, rates if proven else dict.fromkeys(rates, np.inf), values))
         return finite
 
     def is_current(self) -> bool:

@@ -29,16 +29,15 @@ class Ring:
 
     def __init__(self):
         self.kept, self.finite, self.current = [], True, False
-        self.newest = SimpleNamespace(proven=True, provisional=False)
+        self.newest = SimpleNamespace(proven=True)
 
     def __len__(self):
         return len(self.kept)
 
-    def keep(self, step, *, proven=True, provisional=False):
+    def keep(self, step, *, proven=True):
         if self.finite:
-            kept = self.kept[:-1] if self.kept and self.newest.provisional else self.kept
-            self.newest = SimpleNamespace(proven=proven, provisional=provisional)
-            self.kept = [*kept, step][-3:]
+            self.newest = SimpleNamespace(proven=proven)
+            self.kept = [*self.kept, step][-3:]
         return self.finite
 
     def is_current(self):
@@ -73,16 +72,6 @@ def test_no_snapshot_is_kept_of_a_training_that_has_just_gone_wrong():
     for step, latest in ((0, []), (12, [9.0] * 3), (24, [9.0] * 8), (28, [2.1] * 8)):
         assert judge.consider(at(step, losses=[2.0] * 40 + latest)) is Action.NOTHING
     assert ring.kept == [0, 12, 28]  # three bad losses may be chance; at 24 the median of the last 32 was still 2
-
-
-def test_a_thorough_look_at_a_training_that_has_learned_keeps_a_provisional_snapshot():
-    ring = Ring()
-    judge = recovery(ring, every=100)
-    judge.begin(0)
-    for step, level in ((20, 2.0), (40, 1.0), (60, 0.9), (80, 8.0)):
-        judge.consider(at(step, losses=[2.0] * 20 + [level] * 20), thoroughly=True)
-        judge.consider(at(step + 4, losses=[2.0] * 20 + [level] * 20))
-    assert ring.kept == [0, 60]  # at 20 nothing was learned, at 40 it was, at 80 the loss has just risen
 
 
 def test_the_beginning_is_kept_and_weights_that_break_at_once_go_back_to_it():
