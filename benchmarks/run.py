@@ -166,11 +166,10 @@ def diagnosis() -> Record:
         rows = diagnosis.score(name)
         failing = [row for row in rows if row["kind"] == "failing"]
         sound = [row for row in rows if row["kind"] != "failing"]
-        verdicts = {id(row): row.get("verdict", "healthy" if row.get("healthy") else "unhealthy") for row in rows}
         marks = {
             "first finding right": ([row["right"] for row in failing], "higher"),
-            "failing programs called unhealthy": ([verdicts[id(row)] == "unhealthy" for row in failing], "higher"),
-            "sound programs called unhealthy": ([verdicts[id(row)] == "unhealthy" for row in sound], "lower"),
+            "failing programs called unhealthy": ([row["verdict"] == "unhealthy" for row in failing], "higher"),
+            "sound programs called unhealthy": ([row["verdict"] == "unhealthy" for row in sound], "lower"),
         }
         for claim, (values, better) in marks.items():
             if values:

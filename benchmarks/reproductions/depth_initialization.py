@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
 
 import gradrecipes as gr
-from benchmarks.record import Figure, Record, mean_figure, save_plot
-from benchmarks.reproductions.runs import accuracies, digits, draw, train
+from benchmarks.record import Record, save_plot
+from benchmarks.reproductions.runs import at_each_rate, figure_at_best
 
 SEEDS, STEPS = 3, 20 * 22
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
@@ -29,41 +31,15 @@ def build(depth: int, initializer: str) -> keras.Model:
     return keras.Sequential([keras.Input((64,)), *hidden, keras.layers.Dense(10)])
 
 
-def best(found: np.ndarray) -> tuple[int, np.ndarray]:
-    """Return the rate of the highest mean, and the accuracies there; a run that diverged counts as 0."""
-    means = np.nan_to_num(found).mean(0)
-    place = int(means.argmax())
-    return place, found[:, place]
-
-
 def measure() -> Record:
-    x, y, x_test, y_test = digits()
     figures, findings, shown = [], [], {}
     for depth, row in EXPECTED.items():
-        model = build(depth, "He")
         for name, expected in zip(INITIALIZERS, row, strict=True):
-            starts = [draw(lambda: build(depth, name), seed) for seed in range(SEEDS)]  # noqa: B023
-            runs = [(start, rate) for start in starts for rate in RATES]
-            weights = train(model, [run[0] for run in runs], [run[1] for run in runs], (x, y), steps=STEPS)
-            found = accuracies(model, weights, x_test, y_test).reshape(SEEDS, len(RATES))
-            place, accuracy = best(found)
+            found = at_each_rate(functools.partial(build, depth, name), RATES, seeds=SEEDS, steps=STEPS)
             shown[depth, name] = found
-            claim = f"{depth} layers, {name}"
-            if expected is None:
-                dead = float(np.isnan(found).all())
-                figures.append(
-                    Figure(f"{claim}: NaN at every rate and seed", dead, dead, dead, expected=1, n=found.size)
-                )
-            else:
-                figures.append(
-                    mean_figure(
-                        f"{claim}: test accuracy at the best rate",
-                        accuracy,
-                        resolution=1 / len(y_test),
-                        expected=expected,
-                    )
-                )
-                findings.append(f"{claim}: best rate {RATES[place]:g}.")
+            figure, best = figure_at_best(f"{depth} layers, {name}", found, RATES, expected=expected)
+            figures.append(figure)
+            findings += best
     drawing, axes = plt.subplots(1, len(EXPECTED), figsize=(9, 3.2), sharey=True)
     for ax, depth in zip(axes, EXPECTED, strict=True):
         for name in INITIALIZERS:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
 
 import gradrecipes as gr
-from benchmarks.record import Figure, Record, mean_figure, save_plot
-from benchmarks.reproductions.depth_initialization import best
-from benchmarks.reproductions.runs import accuracies, digits, draw, train
+from benchmarks.record import Record, save_plot
+from benchmarks.reproductions.runs import at_each_rate, figure_at_best
 
 SEEDS, STEPS = 3, 20 * 22
 RATES = (0.01, 0.03, 0.1)
@@ -60,34 +61,15 @@ def build(blocks: int, kind: str) -> keras.Model:
 
 
 def measure() -> Record:
-    x, y, x_test, y_test = digits()
     figures, findings, shown = [], [], {}
     for blocks, row in EXPECTED.items():
         for kind, expected in zip(BLOCKS, row, strict=True):
-            model = build(blocks, kind)
-            starts = [draw(lambda: build(blocks, kind), seed) for seed in range(SEEDS)]  # noqa: B023
-            runs = [(start, rate) for start in starts for rate in RATES]
-            weights = train(model, [run[0] for run in runs], [run[1] for run in runs], (x, y), steps=STEPS)
-            found = accuracies(model, weights, x_test, y_test).reshape(SEEDS, len(RATES))
-            place, accuracy = best(found)
+            found = at_each_rate(functools.partial(build, blocks, kind), RATES, seeds=SEEDS, steps=STEPS)
             shown[blocks, kind] = np.nan_to_num(found).mean(0).max()
-            claim = f"{blocks} blocks, {kind}"
-            if expected is None:
-                dead = float(np.isnan(found).all())
-                figures.append(
-                    Figure(f"{claim}: NaN at every rate and seed", dead, dead, dead, expected=1, n=found.size)
-                )
-            else:
-                figures.append(
-                    mean_figure(
-                        f"{claim}: test accuracy at the best rate",
-                        accuracy,
-                        resolution=1 / len(y_test),
-                        expected=expected,
-                    )
-                )
-                findings.append(f"{claim}: best rate {RATES[place]:g}.")
-            print(figures[-1], flush=True)
+            figure, best = figure_at_best(f"{blocks} blocks, {kind}", found, RATES, expected=expected)
+            figures.append(figure)
+            findings += best
+            print(figure, flush=True)
     drawing, axes = plt.subplots(figsize=(6, 3.5))
     for kind in BLOCKS:
         axes.plot(list(EXPECTED), [shown[blocks, kind] for blocks in EXPECTED], "o-", label=kind)

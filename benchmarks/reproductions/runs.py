@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 from sklearn.datasets import load_digits
+
+from benchmarks.record import Figure, mean_figure
 
 Weights = list[np.ndarray]
 
@@ -89,3 +91,39 @@ def accuracies(model: keras.Model, weights: list[tf.Tensor], x: np.ndarray, y: n
     )().numpy()
     right = (outputs.argmax(-1) == y).mean(-1)
     return np.where(np.isfinite(outputs).all((1, 2)), right, np.nan)
+
+
+def at_each_rate(build: Callable[[], keras.Model], rates: Sequence[float], *, seeds: int, steps: int) -> np.ndarray:
+    """Train a model on the digits from the weights of each seed, at each rate.
+
+    Returns:
+        float `[seeds, rates]`, the accuracy on the test samples; NaN where outputs are not finite.
+    """
+    x, y, x_test, y_test = digits()
+    runs = [(start, rate) for start in (draw(build, seed) for seed in range(seeds)) for rate in rates]
+    model = build()
+    weights = train(model, [start for start, _ in runs], [rate for _, rate in runs], (x, y), steps=steps)
+    return accuracies(model, weights, x_test, y_test).reshape(seeds, len(rates))
+
+
+def figure_at_best(
+    claim: str, found: np.ndarray, rates: Sequence[float], *, expected: float | None
+) -> tuple[Figure, list[str]]:
+    """Compare the accuracies at the rate of the highest mean with what is expected; a run that diverged counts as 0.
+
+    Args:
+        claim: What was trained.
+        found: What `at_each_rate` returned.
+        rates: The rates.
+        expected: The accuracy; None for a net that diverges at every rate.
+
+    Returns:
+        The figure, and the best rate in words where the net is expected to train.
+    """
+    if expected is None:
+        dead = float(np.isnan(found).all())
+        return Figure(f"{claim}: NaN at every rate and seed", dead, dead, dead, expected=1, n=found.size), []
+    place = int(np.nan_to_num(found).mean(0).argmax())
+    claimed, resolution = f"{claim}: test accuracy at the best rate", 1 / len(digits()[3])
+    figure = mean_figure(claimed, found[:, place], resolution=resolution, expected=expected)
+    return figure, [f"{claim}: best rate {rates[place]:g}."]
