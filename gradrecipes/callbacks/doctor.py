@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -13,7 +14,7 @@ from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.core.arguments import require_flag, require_whole
 from gradrecipes.core.findings.finding import Finding, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.probes import Probes, SignalReading
+from gradrecipes.core.trace.probes import AttentionReading, Probes, SignalReading
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.diagnosis.outcome.verdict import verdict
 from gradrecipes.probes.attention import AttentionProbe
@@ -87,7 +88,7 @@ class Doctor(AttachedCallback):
         self.findings: list[Finding] = []
         self.steps: dict[str, int] = {}
         self.stop_reason: str | None = None
-        self._attention: AttentionProbe | None = None
+        self._read_attention: Callable[[], tuple[AttentionReading, ...]] | None = None
         self._seen_last: set[str] = set()
         self._checks = 0
         self._next = 0
@@ -102,15 +103,17 @@ class Doctor(AttachedCallback):
         """Look at data and model, if there are data, and put the pipeline in place."""
         super().on_train_begin(logs)
         self._seen_last, self._checks, self._next, self.stop_reason = set(), 0, 0, None
-        self._probes, self._attention = Probes(), None
+        self._probes, self._read_attention = Probes(), None
         if self.data is not None:
             x, y, *weights = self.data
             batch_size = self.params.get("batch_size") if isinstance(self.params, dict) else None
             weight = weights[0] if weights else None
-            self._probes = look_before_fit(self.model, x, y, sample_weight=weight, batch_size=batch_size)
+            attention = AttentionProbe(self.model)
+            how = {"sample_weight": weight, "batch_size": batch_size, "attention": attention}
+            self._probes = look_before_fit(self.model, x, y, **how)
             if self._probes.signal and self._probes.signal.attention:
                 few = keras.tree.map_structure(lambda array: array[: batch_size or 32], x)
-                self._attention = AttentionProbe(self.model, few)
+                self._read_attention = partial(attention.read, few)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Judge the whole run, and give the model its own train function back."""
@@ -118,7 +121,7 @@ class Doctor(AttachedCallback):
         self._judge(last=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_attention": None}
+        return {**super().__getstate__(), "_read_attention": None}
 
     def _check(self) -> None:
         if self._session.steps_run >= self._next:
@@ -129,8 +132,8 @@ class Doctor(AttachedCallback):
         if not len(trace):
             return
         trace.probes = trace.probes.filled_from(self._probes)
-        if self._attention is not None:
-            trace.probes = replace(trace.probes, signal_after=SignalReading(attention=self._attention.read()))
+        if self._read_attention is not None:
+            trace.probes = replace(trace.probes, signal_after=SignalReading(attention=self._read_attention()))
         pause = min(max(self.check_every, len(trace) // 10), RARER * self.check_every)
         self._next = self._session.steps_run + pause
         self._checks += 1

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.core.trace.probes import AttentionReading
+from gradrecipes.training.description.describe_layer import is_custom
 from gradrecipes.training.recovery.model_state import preserve_state
 
 logger = logging.getLogger(__name__)
@@ -18,62 +19,31 @@ logger = logging.getLogger(__name__)
 PRODUCTS = {"BatchMatMulV2", "BatchMatMul", "BatchMatMulV3", "Einsum"}
 # What may stand between the product of queries and keys and the softmax: a scale, a mask, a bias, another layout.
 BETWEEN = {
-    "AddV2",
-    "Add",
-    "Sub",
-    "Mul",
-    "RealDiv",
-    "Div",
-    "SelectV2",
-    "Select",
-    "Where",
-    "Reshape",
-    "Transpose",
-    "Cast",
+    *("AddV2", "Add", "Sub", "Mul", "RealDiv", "Div", "SelectV2", "Select", "Where", "Reshape", "Transpose", "Cast"),
+    *("Identity", "Tanh", "Maximum", "Minimum", "ExpandDims", "Squeeze"),
 }
-BETWEEN |= {"Identity", "Tanh", "Maximum", "Minimum", "ExpandDims", "Squeeze"}
-REACH = 12  # operations from the softmax back to the product
+MAX_VISITED = 48  # operations that are looked at from a softmax back to the product
 MASKED = -5e3  # a logit below it is masked: masks add -1e4, -1e9 or -inf
 NUMBERS = 4  # of a reading
 
 
-def attention(model: keras.Model, x: Any) -> tuple[AttentionReading, ...]:
-    """Return a reading of each softmax over products of queries and keys, in the order of the calls.
-
-    Args:
-        model: A compiled, built model. It is left as it was.
-        x: The inputs of one batch.
-
-    Returns:
-        The readings; none where the model has no attention, or cannot be traced.
-    """
-    return AttentionProbe(model, x).read() if _may_attend(model) else ()
-
-
-def _may_attend(model: keras.Model) -> bool:
-    """Return whether a model may hold attention; others are spared a trace."""
-    layers = sublayers(model)
-    kinds = {type(one).__name__ for layer in (model, *layers) for one in (layer, *getattr(layer, "operations", ()))}
-    own = any(not type(layer).__module__.startswith("keras.") for layer in (model, *layers))
-    return own or "Softmax" in kinds or any("Attention" in kind for kind in kinds)
-
-
 class AttentionProbe:
-    """Read the attention of a model on one batch, again and again, while its weights change.
+    """Read the attention of a model, again and again, while its weights change.
 
-    The call is traced once as a graph, so that attention inside layers of the user's own is seen as well.
+    The call is traced as a graph, once for batches of one shape, so that attention inside layers of the user's own is
+    seen as well.
 
     Args:
         model: A compiled, built model. It is left as it was.
-        x: The inputs of one batch.
     """
 
-    def __init__(self, model: keras.Model, x: Any):
+    def __init__(self, model: keras.Model):
         self._model = model
         self._names: list[str] = []
+        self._may_attend = _may_attend(model)
 
         @tf.function(autograph=False, jit_compile=False)
-        def measured() -> tf.Tensor:
+        def measured(x: Any) -> tf.Tensor:
             model(x, training=False)
             self._names, rows = [], []
             for operation in tf.compat.v1.get_default_graph().get_operations():
@@ -84,11 +54,20 @@ class AttentionProbe:
 
         self._measured = measured
 
-    def read(self) -> tuple[AttentionReading, ...]:
-        """Return the readings with the present weights; none where the model cannot be traced."""
+    def read(self, x: Any) -> tuple[AttentionReading, ...]:
+        """Return a reading of each softmax over products of queries and keys, in the order of the calls.
+
+        Args:
+            x: The inputs of one batch.
+
+        Returns:
+            The readings with the present weights; none where the model has no attention, or cannot be traced.
+        """
+        if not self._may_attend:
+            return ()
         try:
             with preserve_state(self._model):
-                found = np.asarray(self._measured())
+                found = np.asarray(self._measured(x))
         except Exception:  # a subclassed model may do in its train step what its call alone cannot
             logger.debug("The attention of %r could not be read.", self._model.name, exc_info=True)
             return ()
@@ -99,12 +78,19 @@ class AttentionProbe:
         )
 
 
+def _may_attend(model: keras.Model) -> bool:
+    """Return whether a model may hold attention; others are spared a trace."""
+    layers = [model, *sublayers(model)]
+    kinds = {type(one).__name__ for layer in layers for one in (layer, *getattr(layer, "operations", ()))}
+    return any(map(is_custom, layers)) or "Softmax" in kinds or any("Attention" in kind for kind in kinds)
+
+
 def _is_attention(softmax: tf.Operation) -> bool:
     """Return whether the logits of a softmax are made by a product of two computed tensors."""
     if softmax.inputs[0].shape.rank is None or softmax.inputs[0].shape.rank < 3:
         return False
     waiting, seen = [softmax.inputs[0].op], set()
-    for _ in range(REACH * 4):
+    for _ in range(MAX_VISITED):
         if not waiting:
             return False
         operation = waiting.pop()
@@ -126,7 +112,7 @@ def _is_weight(tensor: tf.Tensor) -> bool:
 
 
 def _measured(logits: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:
-    """Return keys, largest |logit|, median over rows of highest minus lowest, mean share of the largest weight."""
+    """Return keys, largest |logit|, highest minus lowest of a row, share of its largest weight, means over rows."""
     logits, chosen = tf.cast(logits, tf.float32), tf.cast(chosen, tf.float32)
     keys = tf.shape(logits)[-1]
     logits, chosen = tf.reshape(logits, [-1, keys]), tf.reshape(chosen, [-1, keys])

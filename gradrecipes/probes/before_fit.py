@@ -14,6 +14,7 @@ from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import Probes
+from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.data import data_probe
 from gradrecipes.probes.loss import loss_probe
 from gradrecipes.probes.nonfinite_slots import nonfinite_slots
@@ -31,7 +32,13 @@ ENTRIES_AT_MOST = 20_000_000  # of an array that are read; of a larger one the f
 
 
 def look_before_fit(
-    model: keras.Model, x: Any, y: Any = None, *, sample_weight: Any = None, batch_size: int | None = None
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    *,
+    sample_weight: Any = None,
+    batch_size: int | None = None,
+    attention: AttentionProbe | None = None,
 ) -> Probes:
     """Return what the probes of data, signal, loss and optimizer see before the first step.
 
@@ -44,6 +51,7 @@ def look_before_fit(
         y: Targets, or None.
         sample_weight: Weights of the samples, or None.
         batch_size: Samples in a batch; None for Keras' 32.
+        attention: See `signal`.
 
     Returns:
         The probes; None for what could not be measured.
@@ -65,7 +73,7 @@ def look_before_fit(
         if not all(layer.built for layer in (model, *sublayers(model))):
             return probes  # a look would draw the initial weights from seeds that are drawn again in the fit
         batch = data.cut(1)[0]
-        measured = _try("signal", lambda: signal(model, batch))
+        measured = _try("signal", lambda: signal(model, batch, attention=attention))
         return replace(probes, signal=measured, loss=_try("loss", lambda: loss_probe(model, batch, description)))
 
 

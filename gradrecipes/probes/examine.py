@@ -17,6 +17,7 @@ from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import NoiseReading, Probes
 from gradrecipes.diagnosis.outcome.verdict import LEARNING, STALLED, UNKNOWN, verdict
+from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.data import data_probe
 from gradrecipes.probes.forward_pass import forward_pass
 from gradrecipes.probes.loss import loss_probe
@@ -110,10 +111,11 @@ def examine(
         return trace
     read_validation = None if validation is None else _read(validation, description)
     tell("passing one batch through the net")
+    attention = AttentionProbe(model)
     probes = Probes(
         data=read,
         validation=read_validation,
-        signal=signal(model, batch),
+        signal=signal(model, batch, attention=attention),
         loss=loss_probe(model, batch, description),
         recurrent=recurrent(model, keras.utils.unpack_x_y_sample_weight(batch)[0], seed=seed),
         nonfinite_slots=nonfinite_slots(model),
@@ -122,7 +124,8 @@ def examine(
     probes = replace(probes, forward_pass=forward_pass(model, data))
     tell("training for a few steps")
     planned = _planned_steps(data, epochs, steps_per_epoch)
-    trace = try_out(model, data, description, probes, seed=seed, steps=steps, planned_steps=planned, tell=tell)
+    how = {"seed": seed, "steps": steps, "planned_steps": planned, "attention": attention, "tell": tell}
+    trace = try_out(model, data, description, probes, **how)
     _look_closer(model, data, trace, seed=seed, tell=tell)
     return trace
 

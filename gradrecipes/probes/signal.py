@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.core.trace.probes import LayerSignal, SignalReading
-from gradrecipes.probes.attention import attention
+from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.training.description.describe_layer import describe_layer
 from gradrecipes.training.description.weight_scales import weight_scales
 from gradrecipes.training.recovery.model_state import preserve_state
@@ -29,13 +29,15 @@ BOUNDS = {  # activation: (lowest, highest output, distance from a bound within 
 DEAD_KINDS = {"relu", "relu6"}
 
 
-def signal(model: keras.Model, batch: Any) -> SignalReading:
+def signal(model: keras.Model, batch: Any, *, attention: AttentionProbe | None = None) -> SignalReading:
     """Return what every layer puts out on a batch, and the gradient that comes back to it; no training.
 
     Args:
         model: A compiled, built model. It is left as it was.
         batch: What `train_step` gets.
+        attention: Reads the attention of the model; None for one of its own. One that is given is traced once.
     """
+    attention = attention or AttentionProbe(model)
     capture = ActivationCapture(model)
     x, y, sample_weight = (_some(part) for part in keras.utils.unpack_x_y_sample_weight(batch))
     value, error = None, None
@@ -50,7 +52,7 @@ def signal(model: keras.Model, batch: Any) -> SignalReading:
             error = f"{type(raised).__name__}: {raised}"[:500]
     captured = zip(capture.layers(), capture.inputs(), capture.tensors(), strict=True)
     read = tuple(_reading(layer, entered, output, gradient) for layer, entered, (output, gradient) in captured)
-    return SignalReading(read, attention(model, x), weight_scales(model), value, error)
+    return SignalReading(read, attention.read(x), weight_scales(model), value, error)
 
 
 def _some(part: Any) -> Any:

@@ -29,6 +29,7 @@ from gradrecipes.core.trace.trial_reading import TrialReading, VariationResult
 from gradrecipes.core.trace.variation import AS_IT_IS, BALANCED_TERMS, LARGER_BATCH, UNFROZEN, at_rate, variation_of
 from gradrecipes.diagnosis.outcome.variation_facts import fixes
 from gradrecipes.diagnosis.outcome.verdict import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, verdict
+from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.output_losses import OutputLosses
 from gradrecipes.probes.pairing import pairs_samples
 from gradrecipes.probes.planned_rates import read_planned_rates, try_highest_rate
@@ -58,6 +59,7 @@ def try_out(
     seed: int,
     steps: int = STEPS,
     planned_steps: int | None = None,
+    attention: AttentionProbe | None = None,
     tell: Callable[[str], None],
 ) -> Trace:
     """Run the trial and, where it is called for, its variations; return its record, `probes.trial` filled in."""
@@ -103,7 +105,7 @@ def try_out(
             rates=rates,
             penalties=penalties,
         )
-        trace.probes = replace(probes, trial=reading, signal_after=signal(model, batches[0]))
+        trace.probes = replace(probes, trial=reading, signal_after=signal(model, batches[0], attention=attention))
         if description.own_train_step:
             reading = replace(reading, pairs_samples=pairs_samples(trial, probes.loss.outputs))
         seen = verdict(trace)

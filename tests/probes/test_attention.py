@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gradrecipes.probes.attention import AttentionProbe, attention
+from gradrecipes.probes.attention import AttentionProbe
 
 STEPS, UNITS = 6, 8
 X = np.random.default_rng(0).normal(size=(5, STEPS, UNITS)).astype("float32")
@@ -51,7 +51,7 @@ def expected(layer):
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_reading_is_numpys(causal):
     model, layer = own(causal=causal)
-    (found,) = attention(model, X)
+    (found,) = AttentionProbe(model).read(X)
     measured = found.keys, found.largest_logit, found.spread, found.top
     np.testing.assert_allclose(measured, expected(layer), rtol=1e-5)
     assert "own_attention" in found.name
@@ -59,10 +59,10 @@ def test_a_reading_is_numpys(causal):
 
 def test_it_reads_the_weights_as_they_are_at_the_time():
     model, layer = own()
-    probe = AttentionProbe(model, X)
-    (before,) = probe.read()
+    probe = AttentionProbe(model)
+    (before,) = probe.read(X)
     layer.queries.kernel.assign(10.0 * layer.queries.kernel)
-    (after,) = probe.read()
+    (after,) = probe.read(X)
     assert after.spread == pytest.approx(10.0 * before.spread, rel=1e-4)
     assert after.top > before.top
 
@@ -71,9 +71,20 @@ def test_keras_own_attention_is_seen_and_a_softmax_over_classes_is_not():
     inputs = keras.Input((STEPS, UNITS))
     mixed = keras.layers.MultiHeadAttention(2, 4)(inputs, inputs)
     model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(mixed))
-    assert len(attention(model, X)) == 1
+    assert len(AttentionProbe(model).read(X)) == 1
     plain = keras.Sequential([keras.Input((STEPS, UNITS)), keras.layers.Dense(3, activation="softmax")])
-    assert attention(plain, X) == () == AttentionProbe(plain, X).read()
+    traced = keras.Sequential([keras.Input((STEPS, UNITS)), keras.layers.Dense(3), keras.layers.Softmax()])
+    assert AttentionProbe(plain).read(X) == () == AttentionProbe(traced).read(X)
+
+
+def test_batches_of_one_shape_are_traced_once():
+    model, layer = own()
+    calls, call = [], layer.call
+    layer.call = lambda x: calls.append(x) or call(x)
+    probe = AttentionProbe(model)
+    first, again, smaller = probe.read(X), probe.read(X + 1.0), probe.read(X[:2])
+    assert len(calls) == 2
+    assert first != again and len(smaller) == 1
 
 
 def test_a_model_that_cannot_be_traced_has_no_reading():
@@ -81,4 +92,4 @@ def test_a_model_that_cannot_be_traced_has_no_reading():
         def call(self, x, training=False):
             raise RuntimeError("only its train step calls")
 
-    assert attention(Raising(), X) == ()
+    assert AttentionProbe(Raising()).read(X) == ()
