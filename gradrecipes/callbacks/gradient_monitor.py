@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradrecipes.callbacks.attached import AttachedCallback
-from gradrecipes.core.arguments import require_directory, require_flag, require_whole
+from gradrecipes.core.arguments import require_directory, require_flag, require_whole, shown_names
 from gradrecipes.core.trace import APPLIED, Trace
 from gradrecipes.training.fit.request import Request
 
@@ -180,8 +180,8 @@ class _LayerLogs:
         if names and not self._matching(names):
             raise ValueError(
                 "`log_layers` must match the name of a layer with trainable weights. Received: log_layers="
-                f"{', '.join(map(repr, self.patterns))}; the layers of {model.name!r} are {', '.join(names[:12])}"
-                f"{', ...' if len(names) > 12 else ''}. '*' stands for all."
+                f"{', '.join(map(repr, self.patterns))}; the layers of {model.name!r} are "
+                f"{shown_names(names)}. '*' stands for all."
             )
 
     def begin_epoch(self, trace: Trace) -> None:

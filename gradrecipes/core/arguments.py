@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of the positive numbers that float32 holds in full
+NAMES_SHOWN = 12  # that an error lists
 
 
 def require_whole(name: str, value: Any, *, least: int, remedy: str) -> None:
@@ -61,6 +63,11 @@ def require_choice(name: str, value: Any, choices: Any) -> None:
     if not isinstance(value, str | None) or value not in choices:
         listed = ", ".join(str(choice) for choice in choices)
         raise ValueError(f"`{name}` must be one of: {listed}. Received: {name}={value!r}.")
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """Return names for an error that lists what there is; of many the first."""
+    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
 
 
 def require_directory(name: str, value: Any) -> None:

@@ -110,8 +110,8 @@ class OutputLosses:
         Returns:
             None where the samples have weights of the user's already, or a term is not a positive number.
         """
-        weights = [one.loss_weight if one.loss_weight is not None else 1.0 for one in self._description.outputs]
-        terms = [weight * float(np.mean(part)) for weight, part in zip(weights, before, strict=False)]
+        pairs = zip(self._description.outputs, before, strict=False)
+        terms = [output.factor * float(np.mean(part)) for output, part in pairs]
         if not terms or any(sample_weight is not None for _, _, sample_weight in self._batches):
             return None
         if not all(0 < term < np.inf for term in terms):

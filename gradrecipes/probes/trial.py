@@ -128,13 +128,11 @@ def try_out(
             tell("balancing the terms of the loss")
             balanced = _balanced(trial, losses, before, penalty, steps=len(run.loss))
             variations |= {} if balanced is None else {BALANCED_TERMS.name: balanced}
-        trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
     if seen.suspicious and any(layer.kernel for layer in description.frozen):
         tell("training what is frozen, too")
         freed = _unfrozen(model, batches[:VARIED_BATCHES], baselines, description)
-        if freed is not None:
-            trial_reading = replace(reading, variations=variations | {UNFROZEN.name: freed})
-            trace.probes = replace(trace.probes, trial=trial_reading)
+        variations |= {} if freed is None else {UNFROZEN.name: freed}
+    trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
     return trace
 
 

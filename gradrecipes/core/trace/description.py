@@ -133,6 +133,11 @@ class OutputDescription(Record):
     config: Mapping[str, Any] = field(default_factory=dict)
     loss_weight: float | None = None
 
+    @property
+    def factor(self) -> float:
+        """What the loss is multiplied by in the sum, 1 where `compile` was given no weights."""
+        return 1.0 if self.loss_weight is None else self.loss_weight
+
 
 @dataclass(frozen=True)
 class OptimizerDescription(Record):

@@ -105,10 +105,7 @@ def variation_evidence(trace: Trace, *variations: Variation) -> tuple[Evidence, 
         if result.end is None:
             then = "it breaks all the same" if seen.state == BROKEN else "it breaks"
         else:
-            moves = say(result.start) != say(result.end)
-            then = (
-                f"it goes from {say(result.start)} to {say(result.end)}" if moves else f"it stays at {say(result.end)}"
-            )
+            then = f"it {_moves(result.start, result.end)}"
         statement = f"As it is, the loss {as_it_is} in a short trial; {one.words}, {then}."
         found.append(Evidence(statement, result.end, source="this trial"))
     return tuple(found)

@@ -104,11 +104,10 @@ def unbalanced_loss_terms(trace: Trace) -> Finding | None:
 def _of_outputs(trace: Trace) -> Terms | None:
     """Compare the losses of the outputs, and what layers add to them."""
     trial = trace.probes.trial or TrialReading()
-    weights = {place: one.loss_weight for place, one in enumerate(trace.description.outputs)}
+    factors = {place: one.factor for place, one in enumerate(trace.description.outputs)}
 
     def size(one: OutputTrial, value: float | None) -> float:
-        weight = weights.get(one.output)
-        return (1.0 if weight is None else weight) * (value or 0.0)
+        return factors.get(one.output, 1.0) * (value or 0.0)
 
     sizes = [(f"the loss of {one.name!r}", size(one, one.start)) for one in trial.outputs]
     if trial.penalties:

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from gradrecipes.core.arguments import shown_names
 from gradrecipes.gradients.clipping.bounds import factor_where
 from gradrecipes.gradients.clipping.method import SerializableMethod
 from gradrecipes.gradients.norms import Norms, measure_norms
@@ -89,7 +90,7 @@ class by_layer(SerializableMethod):  # noqa: N801
                 names = list(dict.fromkeys(path.split("/")[-2] for path in paths if "/" in path))
                 raise ValueError(
                     "A pattern of `clipping` must match a layer with trainable weights. Received: "
-                    f"{key!r}; the layers are {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}."
+                    f"{key!r}; the layers are {shown_names(names)}."
                 )
 
     def make_state_for(self, paths: Sequence[str], optimizers: Sequence[Any]) -> tuple[tf.Variable, ...]:

@@ -199,6 +199,7 @@ def describe_outputs(
     count = max(len(ends), len(compiled), 1)
     shapes = _shapes(model, "outputs", count)
     names = list(getattr(model, "output_names", None) or [])
+    loss_weights = (compile_arguments(model) or {}).get("loss_weights")
     found = []
     for place in range(count):
         loss = compiled[place] if place < len(compiled) else OutputLoss(None, place, None)
@@ -220,15 +221,14 @@ def describe_outputs(
                 activations=tuple(activations),
                 certain=graph is not None and UNKNOWN not in activations,
                 target=loss.target,
-                loss_weight=_loss_weight(model, place, names),
+                loss_weight=_loss_weight(loss_weights, place, names),
                 **describe_loss(loss.loss, one_unit=units == 1),
             )
         )
     return tuple(found)
 
 
-def _loss_weight(model: keras.Model, place: int, names: Sequence[str]) -> float | None:
-    weights = (compile_arguments(model) or {}).get("loss_weights")
+def _loss_weight(weights: Any, place: int, names: Sequence[str]) -> float | None:
     if isinstance(weights, dict):
         weight = weights.get(names[place], 1.0) if place < len(names) else None
     elif isinstance(weights, list | tuple):
