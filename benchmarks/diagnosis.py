@@ -43,7 +43,7 @@ from rich.table import Table
 import gradrecipes as gr
 from benchmarks.rescue import Bench, metric_of, reaches
 from gradrecipes.compat.model_copy import compile_arguments
-from gradrecipes.core.findings.finding import Kind
+from gradrecipes.core.findings import Kind
 from gradrecipes.rescue.changes import BY_CAUSE, setup_after
 from gradrecipes.rescue.rebuild import rebuild
 from tests.corpus.case import BLIND, SETS, Case, Program

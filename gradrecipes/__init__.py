@@ -10,8 +10,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Trace": "gradrecipes.core.trace",
     "Event": "gradrecipes.core.trace.event",
-    "Finding": "gradrecipes.core.findings.finding",
-    "Prescription": "gradrecipes.core.findings.prescription",
+    "Finding": "gradrecipes.core.findings",
+    "Prescription": "gradrecipes.core.findings",
     "Diagnosis": "gradrecipes.report.diagnosis",
     "diagnose": "gradrecipes.doctor",
     "Doctor": "gradrecipes.callbacks.doctor",
@@ -70,8 +70,7 @@ if TYPE_CHECKING:
     from gradrecipes.callbacks.nanproof_early_stopping import NanProofEarlyStopping
     from gradrecipes.callbacks.training_stopped import TrainingStoppedError
     from gradrecipes.core.analysis.clipping_report import ClippingReport, clipping_report
-    from gradrecipes.core.findings.finding import Finding
-    from gradrecipes.core.findings.prescription import Prescription
+    from gradrecipes.core.findings import Finding, Prescription
     from gradrecipes.core.trace import Trace
     from gradrecipes.core.trace.autopsy import Autopsy, Offender
     from gradrecipes.core.trace.event import Event

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.record import Figure, Record, save_plot
-from gradrecipes.demo.chain import WEIGHT, run_chain
+from gradrecipes.demo import WEIGHT, run_chain
 
 DEPTHS = (2, 5, 10, 20, 30, 40, 50)
 

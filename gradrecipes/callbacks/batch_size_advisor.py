@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from gradrecipes.core.arguments import require_whole
-from gradrecipes.plots.noise_scale import NoiseScale
+from gradrecipes.plots.measured import NoiseScale
 from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.trial.micro_batches import MicroBatches
 from gradrecipes.training.trial.sampling import draw_batches

@@ -12,7 +12,7 @@ import keras
 
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.core.arguments import require_flag, require_whole
-from gradrecipes.core.findings.finding import Finding, Severity
+from gradrecipes.core.findings import Finding, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import AttentionReading, Probes, SignalReading
 from gradrecipes.diagnosis.engine import find

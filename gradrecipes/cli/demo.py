@@ -8,12 +8,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradrecipes.cli.errors import UsageError
-from gradrecipes.cli.start_up import silence_tensorflow_notes
+from gradrecipes.cli.terminal import UsageError, silence_tensorflow_notes
 
 if TYPE_CHECKING:
-    from gradrecipes.demo.chain import ChainRun
-    from gradrecipes.demo.four_runs import Run, Story
+    from gradrecipes.demo import ChainRun, Run, Story
 
 CHAINS = (20, 50)  # neurons
 LEARNS = 0.5  # test accuracy from which the table says "trains"; chance is 0.1
@@ -33,11 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     silence_tensorflow_notes()
     try:
-        from gradrecipes.demo.digits import load_digits
+        from gradrecipes.demo import load_digits
 
         data = load_digits()
-        from gradrecipes.demo.chain import run_chain
-        from gradrecipes.demo.four_runs import EPOCHS, tell_story
+        from gradrecipes.demo import EPOCHS, run_chain, tell_story
         from gradrecipes.plots.heat_map import HeatMap
 
         _require_drawing()

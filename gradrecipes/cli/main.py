@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gradrecipes import __version__
-from gradrecipes.cli.errors import UsageError
+from gradrecipes.cli.terminal import UsageError
 
 HEALTHY, UNHEALTHY, WRONG_USE = 0, 1, 2
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + the number of the signal, as shells have it

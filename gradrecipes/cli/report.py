@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradrecipes.cli.errors import UsageError
+from gradrecipes.cli.terminal import UsageError
 
 if TYPE_CHECKING:
     from gradrecipes.core.trace import Trace

@@ -9,10 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradrecipes.cli.errors import UsageError
-from gradrecipes.cli.progress import PartsShown
-from gradrecipes.cli.start_up import silence_tensorflow_notes
 from gradrecipes.cli.target import load_training
+from gradrecipes.cli.terminal import PartsShown, UsageError, silence_tensorflow_notes
 
 if TYPE_CHECKING:
     from gradrecipes.rescue.verdict import Rescue

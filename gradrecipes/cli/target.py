@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradrecipes.cli.errors import UsageError
+from gradrecipes.cli.terminal import UsageError
 
 PLACES = ("model", "x", "y", "batch_size", "validation_data")  # of what a function returns as a tuple
 OPTIONS = ("sample_weight", "epochs", "seed")  # that a dict may hold besides

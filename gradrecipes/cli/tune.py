@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradrecipes.cli.errors import UsageError
-from gradrecipes.cli.start_up import silence_tensorflow_notes
 from gradrecipes.cli.target import load_function, print_traceback
+from gradrecipes.cli.terminal import UsageError, silence_tensorflow_notes
 
 if TYPE_CHECKING:
     from gradrecipes.tuning.launcher import Worker

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradrecipes.cli.errors import UsageError
 from gradrecipes.cli.report import print_diagnosis
 from gradrecipes.cli.target import print_traceback
+from gradrecipes.cli.terminal import UsageError
 
 if TYPE_CHECKING:
     from gradrecipes.report.diagnosis import Diagnosis

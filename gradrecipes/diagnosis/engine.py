@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from gradrecipes.core.findings.finding import Finding, Kind, Severity
+from gradrecipes.core.findings import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.joint_remedy import with_joint_remedy
 from gradrecipes.diagnosis.registry import Rule, rules

@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from gradrecipes.core.findings.finding import Finding
-from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.findings import Finding, Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.variation import ALL_SCALED, FITTING_WEIGHTS, SCALED_INPUTS, SCALED_TARGETS, Variation
 from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, variation

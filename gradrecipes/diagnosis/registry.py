@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gradrecipes.core.findings.finding import Finding, Kind
+from gradrecipes.core.findings import Finding, Kind
 from gradrecipes.core.trace import Trace
 
 Find = Callable[[Trace], Finding | None]

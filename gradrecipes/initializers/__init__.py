@@ -3,12 +3,10 @@
 A bias that starts at zero, and the residual weight of ReZero, are Keras' own `"zeros"`.
 """
 
-from gradrecipes.initializers.delta_orthogonal import DeltaOrthogonal
-from gradrecipes.initializers.drawn_anew import DrawnAnew
-from gradrecipes.initializers.fixup import Fixup
 from gradrecipes.initializers.lsuv import LsuvLayer, LsuvResult, lsuv
-from gradrecipes.initializers.preset import ScaledInitializer, gain, preset
 from gradrecipes.initializers.recurrent import ChronoBias, chrono_lstm, identity_rnn
+from gradrecipes.initializers.scaled import DeltaOrthogonal, Fixup, ScaledInitializer, gain, preset
+from gradrecipes.initializers.shared import DrawnAnew
 
 __all__ = [
     "ChronoBias",

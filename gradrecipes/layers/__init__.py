@@ -3,10 +3,8 @@
 The normalizations themselves are Keras' own.
 """
 
-from gradrecipes.layers.fixup_residual import FixupResidual
 from gradrecipes.layers.normalization import NormalizationChoice, choose_normalization, normalization
-from gradrecipes.layers.pre_norm_residual import PreNormResidual
-from gradrecipes.layers.rezero_residual import ReZeroResidual
+from gradrecipes.layers.residual import FixupResidual, PreNormResidual, ReZeroResidual
 
 __all__ = [
     "FixupResidual",

@@ -3,11 +3,9 @@
 from gradrecipes.plots.clipping import ClippedNorms
 from gradrecipes.plots.curves import TrainingCurves
 from gradrecipes.plots.heat_map import HeatMap
-from gradrecipes.plots.importance import SettingImportance
 from gradrecipes.plots.layer_profile import LayerProfile
-from gradrecipes.plots.learning_rate_range import LearningRateRange
-from gradrecipes.plots.noise_scale import NoiseScale
-from gradrecipes.plots.parallel_coordinates import ParallelCoordinates
+from gradrecipes.plots.measured import LearningRateRange, NoiseScale
+from gradrecipes.plots.search import ParallelCoordinates, SettingImportance
 from gradrecipes.plots.stability_map import StabilityMap
 from gradrecipes.plots.study import StudyPlot
 from gradrecipes.plots.trial import TrialCurves

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from gradrecipes.compat.keras_private import optimizers_of, replaced
 from gradrecipes.core.analysis.range_test import range_of_rates
-from gradrecipes.plots.learning_rate_range import LearningRateRange
+from gradrecipes.plots.measured import LearningRateRange
 from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.trial.rate_ramp import RateRamp
 from gradrecipes.training.trial.sampling import draw_batches, is_arrays

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from gradrecipes.plots.noise_scale import NoiseScale
+from gradrecipes.plots.measured import NoiseScale
 from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.trial.micro_batches import MicroBatches
 from gradrecipes.training.trial.sampling import draw_batches, is_arrays

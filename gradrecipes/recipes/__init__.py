@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from gradrecipes.recipes.architecture import architecture
-from gradrecipes.recipes.monitoring import monitoring
+from gradrecipes.recipes.practices import (
+    architecture,
+    measured_tuning,
+    monitoring,
+    regularization,
+    training,
+    tuning,
+    validation,
+)
 from gradrecipes.recipes.recipe import Planned, Recipe
-from gradrecipes.recipes.regularization import regularization
-from gradrecipes.recipes.training import training
-from gradrecipes.recipes.tuning import measured_tuning, tuning
-from gradrecipes.recipes.validation import validation
 
 PRACTICES = (monitoring, validation, tuning, regularization, architecture, training)
 

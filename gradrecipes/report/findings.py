@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from gradrecipes.core.findings.finding import Finding, Severity
+from gradrecipes.core.findings import Finding, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.engine import in_reading_order
 from gradrecipes.diagnosis.outcome.judgement import HEALTHY, Judgement, judge

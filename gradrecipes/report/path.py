@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from gradrecipes.core.findings.finding import Finding, Kind
+from gradrecipes.core.findings import Finding, Kind
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.readings import say
 from gradrecipes.diagnosis.outcome.verdict import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, verdict

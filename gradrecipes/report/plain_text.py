@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from gradrecipes.core.findings.finding import Finding
-from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.findings import Finding, Prescription
 from gradrecipes.report import wording
 from gradrecipes.report.findings import OrderedFindings
 from gradrecipes.report.looked_at import looked_at

@@ -7,7 +7,7 @@ import io
 import textwrap
 import tokenize
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Severity
+from gradrecipes.core.findings import Evidence, Finding, Severity
 from gradrecipes.diagnosis.outcome.judgement import HEALTHY, UNDECIDED, UNHEALTHY
 from gradrecipes.report import wording
 from gradrecipes.report.findings import OrderedFindings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gradrecipes.core.findings.finding import Finding
+from gradrecipes.core.findings import Finding
 from gradrecipes.core.trace import Trace
 
 # Lowest probability for each word: Mastrandrea et al. (2010), guidance note for IPCC authors, table 1.

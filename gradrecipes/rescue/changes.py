@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from gradrecipes.compat.model_copy import compile_arguments
-from gradrecipes.core.findings.finding import Kind
+from gradrecipes.core.findings import Kind
 from gradrecipes.rescue.original import Original
 from gradrecipes.rescue.scaling import Scaling
 from gradrecipes.rescue.setup import OWN, Setup, optimizer_config

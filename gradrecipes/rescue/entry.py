@@ -13,7 +13,7 @@ import keras
 
 from gradrecipes.compat.model_copy import global_tensorflow_seed_kept
 from gradrecipes.core.arguments import require_whole
-from gradrecipes.core.findings.finding import Severity
+from gradrecipes.core.findings import Severity
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.probes.examine import examine, require_compiled
 from gradrecipes.report.diagnosis import Diagnosis

@@ -12,7 +12,7 @@ import keras_tuner
 import numpy as np
 from keras_tuner import oracles
 
-from gradrecipes.core.analysis.trial_failure import CAUSES, DIGEST_MODULUS, Failure, penalized_score
+from gradrecipes.core.analysis.search_trial import CAUSES, DIGEST_MODULUS, Failure, penalized_score
 from gradrecipes.tuning import records
 from gradrecipes.tuning.acquisition import evenly_spread, rank_candidates
 from gradrecipes.tuning.keras_tuner_private import Float, Trial, TrialStatus

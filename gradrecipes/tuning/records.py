@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradrecipes.core.analysis.trial_failure import Failure
+from gradrecipes.core.analysis.search_trial import Failure
 
 NAME = "outcome.json"
 SEARCH = "search.json"

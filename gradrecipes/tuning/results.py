@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradrecipes.core.analysis.search_trial import SearchTrial, SpaceAxis
-from gradrecipes.core.analysis.trial_failure import Failure
-from gradrecipes.plots.importance import SettingImportance
-from gradrecipes.plots.parallel_coordinates import ParallelCoordinates
+from gradrecipes.core.analysis.search_trial import Failure, SearchTrial, SpaceAxis
+from gradrecipes.plots.search import ParallelCoordinates, SettingImportance
 from gradrecipes.plots.stability_map import StabilityMap
 from gradrecipes.tuning import records
 

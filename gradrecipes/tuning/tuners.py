@@ -13,7 +13,7 @@ import keras
 import keras_tuner
 import numpy as np
 
-from gradrecipes.core.analysis.trial_failure import Failure
+from gradrecipes.core.analysis.search_trial import Failure
 from gradrecipes.tuning import oracles, records
 from gradrecipes.tuning.chief import WorkerManners, serve
 from gradrecipes.tuning.keras_tuner_private import (

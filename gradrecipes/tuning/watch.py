@@ -10,9 +10,8 @@ import numpy as np
 
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.callbacks.gradient_guard import GradientGuard
-from gradrecipes.core.analysis.divergence import STEPS_AT_REST, find_divergence
 from gradrecipes.core.analysis.halving import is_hopeless
-from gradrecipes.core.analysis.trial_failure import Failure
+from gradrecipes.core.analysis.search_trial import STEPS_AT_REST, Failure, find_divergence
 from gradrecipes.core.trace import APPLIED
 from gradrecipes.training.fit.request import Request
 

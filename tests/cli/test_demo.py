@@ -7,9 +7,9 @@ import sys
 import pytest
 
 import gradrecipes as gr
+from gradrecipes import demo as four_runs
 from gradrecipes.cli import demo
 from gradrecipes.cli.main import main
-from gradrecipes.demo import four_runs
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from gradrecipes.cli import main as cli
-from gradrecipes.cli.errors import UsageError
 from gradrecipes.cli.main import COMMANDS, main
+from gradrecipes.cli.terminal import UsageError
 from gradrecipes.core.trace import Trace
 
 

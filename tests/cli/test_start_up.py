@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-SILENCED = "from gradrecipes.cli.start_up import silence_tensorflow_notes; silence_tensorflow_notes()\n"
+SILENCED = "from gradrecipes.cli.terminal import silence_tensorflow_notes; silence_tensorflow_notes()\n"
 NOTES = """WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
 I0000 00:00:1795924732.833687    2971 port.cc:153] oneDNN custom operations are on.
 """

@@ -5,8 +5,8 @@ import sys
 import keras
 import pytest
 
-from gradrecipes.cli.errors import UsageError
 from gradrecipes.cli.target import load_function, load_training
+from gradrecipes.cli.terminal import UsageError
 
 SOURCE = """\
 import keras

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradrecipes.demo.chain import WEIGHT, run_chain
+from gradrecipes.demo import WEIGHT, run_chain
 
 
 @pytest.fixture(scope="module", params=[20, 50])

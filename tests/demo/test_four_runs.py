@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import gradrecipes as gr
-from gradrecipes.demo import four_runs
-from gradrecipes.demo.digits import load_digits
+from gradrecipes import demo as four_runs
+from gradrecipes.demo import load_digits
 
 pytestmark = pytest.mark.slow
 SHORT = 12  # layers: enough to explode and to be prescribed residual blocks, quick to trace

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from gradrecipes.core.findings.finding import Finding, Severity
+from gradrecipes.core.findings import Finding, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.variation import variation_of

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from sklearn.datasets import load_diabetes, load_digits, load_wine
 
-from gradrecipes.core.findings.finding import Finding
+from gradrecipes.core.findings import Finding
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import Probes

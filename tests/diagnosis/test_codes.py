@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gradrecipes.core.findings.finding import Kind
+from gradrecipes.core.findings import Kind
 from gradrecipes.diagnosis import rules
 from gradrecipes.diagnosis.registry import rules as all_rules
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from gradrecipes.core.findings.finding import Severity
+from gradrecipes.core.findings import Severity
 from gradrecipes.core.trace import SKIPPED_LOSS, Trace
 from gradrecipes.core.trace.autopsy import Offender, OffenderKind
 from gradrecipes.diagnosis.rules.corrupt_batch import corrupt_batch

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from gradrecipes.core.findings.finding import Finding, Kind, Severity
+from gradrecipes.core.findings import Finding, Kind, Severity
 from gradrecipes.diagnosis import engine
 from gradrecipes.diagnosis.engine import find, in_reading_order, linked
 from gradrecipes.diagnosis.registry import Rule, rules

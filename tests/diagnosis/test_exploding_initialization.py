@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from gradrecipes.core.findings.finding import Severity
+from gradrecipes.core.findings import Severity
 from gradrecipes.diagnosis.rules.exploding_initialization import exploding_initialization
 
 GAINS = {"relu": math.sqrt(2), "tanh": 1.0}

@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gradrecipes.core.findings.finding import Finding, Kind, Severity
-from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.findings import Finding, Kind, Prescription, Severity
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.diagnosis.joint_remedy import scaling_lines, with_joint_remedy
 from tests.diagnosis.probed import BREAKS, diabetes, net, probed

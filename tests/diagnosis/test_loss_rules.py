@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gradrecipes.core.findings.finding import Severity
+from gradrecipes.core.findings import Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import LayerReading, Offender
 from gradrecipes.core.trace.probes import FailureReading

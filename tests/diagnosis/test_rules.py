@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from gradrecipes.core.findings.finding import Kind
+from gradrecipes.core.findings import Kind
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.diagnosis.registry import rules

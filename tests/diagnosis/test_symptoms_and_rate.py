@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gradrecipes.core.findings.finding import Severity
+from gradrecipes.core.findings import Severity
 from gradrecipes.core.trace import SKIPPED_LOSS, Trace
 from gradrecipes.diagnosis.rules.exploding_gradient import exploding_gradient
 from gradrecipes.diagnosis.rules.learning_rate_too_high import learning_rate_too_high

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradrecipes.plots.learning_rate_range import LearningRateRange
+from gradrecipes.plots.measured import LearningRateRange
 
 RATES = np.geomspace(1e-6, 10, 80)
 LOSSES = np.where(RATES < 1e-1, 2.5 - np.maximum(0, np.log10(RATES / 1e-4)) * 0.6, 0.7 * (RATES / 1e-1) ** 0.7)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gradrecipes.plots.noise_scale import NoiseScale
+from gradrecipes.plots.measured import NoiseScale
 
 
 def test_the_picture_crosses_at_the_noise_scale():

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gradrecipes.core.analysis.lanczos import extreme_eigenvalues
 from gradrecipes.core.trace.sharpness import Sharpness
-from gradrecipes.probes.sharpness import sharpness
+from gradrecipes.probes.sharpness import extreme_eigenvalues, sharpness
 from gradrecipes.training.recovery.model_state import variables_of
 from gradrecipes.training.trial.curvature import Curvature
 from tests.training.nets import digits

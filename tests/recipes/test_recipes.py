@@ -16,7 +16,7 @@ from gradrecipes.cli.main import main
 from gradrecipes.regularizers import InputGradientPenalty
 from tests.training.nets import compiled, digits, two_dense
 
-tuning = importlib.import_module("gradrecipes.recipes.tuning")  # the module; the package has a function of that name
+tuning = importlib.import_module("gradrecipes.recipes.practices")  # the module; the package has a function of that name
 
 
 def net(recipe):

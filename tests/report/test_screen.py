@@ -10,8 +10,7 @@ import pytest
 from sklearn.datasets import load_diabetes
 
 import gradrecipes as gr
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.report.screen import HEIGHT, MAX_NUMBERS, WIDTH, narrow, render

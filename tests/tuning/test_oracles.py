@@ -8,7 +8,7 @@ import keras_tuner
 import numpy as np
 import pytest
 
-from gradrecipes.core.analysis.trial_failure import Failure
+from gradrecipes.core.analysis.search_trial import Failure
 from gradrecipes.tuning import oracles
 from gradrecipes.tuning.keras_tuner_private import TrialStatus
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradrecipes.core.analysis.trial_failure import Failure
+from gradrecipes.core.analysis.search_trial import Failure
 from gradrecipes.tuning.records import Outcome, plain, read_curves, read_json, read_outcome, write_outcome
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradrecipes.core.findings.finding import Severity
+from gradrecipes.core.findings import Severity
 from gradrecipes.diagnosis.facts.data_facts import Head
 from gradrecipes.diagnosis.facts.mismatch import (
     BINARY,

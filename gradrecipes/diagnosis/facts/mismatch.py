@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gradrecipes.core.findings.finding import Severity
-from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.findings import Prescription, Severity
 
 BINARY = {"binary_crossentropy", "binary_focal_crossentropy"}
 CATEGORICAL = {"categorical_crossentropy", "categorical_focal_crossentropy"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.variation import ALL_SCALED, FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.readings import say

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradrecipes.core.findings.finding import Severity
-from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.findings import Prescription, Severity
 from gradrecipes.core.trace.data_reading import ArrayReading
 from gradrecipes.diagnosis.facts.data_facts import Head
 from gradrecipes.diagnosis.facts.mismatch import (

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from gradrecipes.core.findings.finding import Evidence, Severity
-from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.findings import Evidence, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import listed
 from gradrecipes.core.trace.data_reading import ArrayReading

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradrecipes.core.findings.finding import Finding, Kind, Severity
+from gradrecipes.core.findings import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import OutputTrial, PlannedRates, TrialReading
 from gradrecipes.diagnosis.facts.readings import say

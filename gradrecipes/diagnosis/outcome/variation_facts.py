@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from gradrecipes.core.findings.finding import Evidence
+from gradrecipes.core.findings import Evidence
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import TrialReading, VariationResult
 from gradrecipes.core.trace.variation import AS_IT_IS, Variation, variation_of

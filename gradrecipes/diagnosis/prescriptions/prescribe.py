@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.findings import Prescription
 from gradrecipes.core.theory.signal_theory import batch_normalized_factor, layer_normalized_factor
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.chain import Stage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.findings import Prescription
 
 
 def leave_out_nonfinite(names: Sequence[str], everything: Sequence[str]) -> Prescription:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.findings import Prescription
 from gradrecipes.diagnosis.facts.data_facts import Head
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.findings import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import RecurrentReading
 from gradrecipes.diagnosis.prescriptions.prescribe import clip

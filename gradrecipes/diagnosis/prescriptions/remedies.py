@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.findings import Prescription
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import WeightScale
 from gradrecipes.diagnosis.prescriptions.keras_lines import (

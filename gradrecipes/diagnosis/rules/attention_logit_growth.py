@@ -33,8 +33,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import AttentionReading, SignalReading
 from gradrecipes.core.trace.variation import FITTING_WEIGHTS

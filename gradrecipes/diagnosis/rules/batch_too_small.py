@@ -31,8 +31,7 @@ over more steps.
 from __future__ import annotations
 
 from gradrecipes.core.analysis.noise_scale import FAR
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import NoiseReading
 from gradrecipes.core.trace.variation import LARGER_BATCH

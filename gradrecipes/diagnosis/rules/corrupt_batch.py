@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Offender, listed
 from gradrecipes.core.trace.data_reading import Outlier

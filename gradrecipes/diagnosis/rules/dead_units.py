@@ -24,8 +24,7 @@ slope on both sides (leaky ReLU, ELU, GELU).
 
 from __future__ import annotations
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.variation import FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.readings import say

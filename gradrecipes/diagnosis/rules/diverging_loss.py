@@ -19,7 +19,7 @@ This is a symptom: treat the cause. Until then a `GradientGuard` goes back to so
 
 from __future__ import annotations
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.readings import place, say
 from gradrecipes.diagnosis.outcome.verdict import DIVERGING, verdict

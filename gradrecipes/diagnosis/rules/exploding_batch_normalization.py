@@ -26,7 +26,7 @@ RMSNormalization in its place, which multiply the gradient by 1.00.
 
 from __future__ import annotations
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.theory.activation import ACTIVATIONS
 from gradrecipes.core.theory.signal_theory import batch_normalized_factor
 from gradrecipes.core.trace import Trace

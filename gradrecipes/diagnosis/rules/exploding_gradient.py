@@ -33,7 +33,7 @@ import math
 
 import numpy as np
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.readings import (
     MIN_PARAMETERS,

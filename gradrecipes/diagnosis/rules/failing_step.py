@@ -18,8 +18,7 @@ What the message names. The shapes of data, outputs and targets stand in the evi
 
 from __future__ import annotations
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.diagnosis.registry import rule

@@ -26,8 +26,7 @@ loss; inputs and targets of unit size.
 
 from __future__ import annotations
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Autopsy, Offender
 from gradrecipes.core.trace.probes import LayerSignal

@@ -28,8 +28,7 @@ Train what was never trained; freeze a pretrained part only, and leave the head 
 
 from __future__ import annotations
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import FrozenLayer
 from gradrecipes.core.trace.variation import UNFROZEN

@@ -36,7 +36,7 @@ import math
 
 import numpy as np
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.sharpness import Sharpness
 from gradrecipes.core.trace.trial_reading import VariationResult

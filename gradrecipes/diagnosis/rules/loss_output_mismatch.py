@@ -26,7 +26,7 @@ A linear last layer with `from_logits=True`, or a softmax (sigmoid) without; lab
 
 from __future__ import annotations
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind
+from gradrecipes.core.findings import Evidence, Finding, Kind
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.diagnosis.facts.activation_mismatches import activation_mismatches

@@ -26,7 +26,7 @@ and feed-forward layers (pre-norm), which needs no warm-up.
 
 from __future__ import annotations
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.variation import (
     ALL_SCALED,

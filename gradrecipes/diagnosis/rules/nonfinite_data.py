@@ -27,7 +27,7 @@ failed join, a division by 0, a text that was no number.
 
 from __future__ import annotations
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import listed
 from gradrecipes.core.trace.data_reading import Columns

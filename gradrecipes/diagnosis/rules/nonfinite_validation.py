@@ -27,8 +27,7 @@ import math
 
 import numpy as np
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.event import Event
 from gradrecipes.diagnosis.facts.readings import nonfinite_losses

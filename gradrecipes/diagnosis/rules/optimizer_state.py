@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Autopsy
 from gradrecipes.core.trace.data_reading import DataReading

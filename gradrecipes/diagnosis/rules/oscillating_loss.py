@@ -19,7 +19,7 @@ This is a symptom: treat the cause if one is named; otherwise a lower rate or la
 
 from __future__ import annotations
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.readings import say
 from gradrecipes.diagnosis.outcome.verdict import OSCILLATING, verdict

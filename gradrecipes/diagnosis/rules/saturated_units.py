@@ -23,7 +23,7 @@ Scale the inputs; weights from Glorot's initializer; a normalization before the 
 
 from __future__ import annotations
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.data_facts import LEARNT
 from gradrecipes.diagnosis.facts.readings import say

@@ -20,7 +20,7 @@ This is a symptom: treat the cause that is named beside it.
 
 from __future__ import annotations
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.readings import say
 from gradrecipes.diagnosis.outcome.verdict import STALLED, verdict

@@ -28,8 +28,7 @@ from __future__ import annotations
 
 import math
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
-from gradrecipes.core.findings.prescription import Prescription
+from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.data_facts import Head, heads
 from gradrecipes.diagnosis.facts.readings import say

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 
-from gradrecipes.core.findings.finding import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.theory.activation import ACTIVATIONS
 from gradrecipes.core.theory.signal_theory import derivative_moment
 from gradrecipes.core.trace import Trace

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import replaced
-from gradrecipes.regularizers.penalty import GradientCombination, Penalty
+from gradrecipes.regularizers import GradientCombination, Penalty
 from gradrecipes.training.step import replicas
 from gradrecipes.training.step.optimizer_hook import gradients_intercepted
 

@@ -19,7 +19,7 @@ from gradrecipes.core.arguments import require_flag
 from gradrecipes.gradients.clipping import Clipping, as_clipping, by_global_norm
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.settings import NO_LOSS, PipelineSettings
-from gradrecipes.regularizers.penalty import GradientCombination, Penalty
+from gradrecipes.regularizers import GradientCombination, Penalty
 from gradrecipes.training.fit.active_fits import is_attached
 from gradrecipes.training.step.instrumented_step import InstrumentedStep
 from gradrecipes.training.step.multi_worker import first_local_batch, naming_lost_workers

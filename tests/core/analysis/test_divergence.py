@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradrecipes.core.analysis.divergence import find_divergence
+from gradrecipes.core.analysis.search_trial import find_divergence
 from gradrecipes.core.trace import SKIPPED_LOSS
 
 CALM = np.geomspace(2.3, 0.3, 40)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gradrecipes.core.analysis.importance import explained_share
 from gradrecipes.core.analysis.search_trial import SpaceAxis
+from gradrecipes.plots.search import explained_share
 
 
 def test_an_optimum_in_the_middle_is_seen_and_noise_is_not():

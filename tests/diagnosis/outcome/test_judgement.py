@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gradrecipes as gr
-from gradrecipes.core.findings.finding import Finding, Kind, Severity
+from gradrecipes.core.findings import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import OutputTrial
 from gradrecipes.diagnosis.outcome.judgement import judge

@@ -9,7 +9,7 @@ from keras_tuner import HyperParameters
 
 from gradrecipes.core.trace import Trace
 from gradrecipes.gradients import clipping as methods
-from gradrecipes.plots.learning_rate_range import LearningRateRange
+from gradrecipes.plots.measured import LearningRateRange
 from gradrecipes.schedules import WarmUp
 from gradrecipes.tuning import spaces
 

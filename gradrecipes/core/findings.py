@@ -1,13 +1,34 @@
-"""What a rule found: the code, how sure, where, since when, on what evidence, and what to do."""
+"""What a rule found, how sure it is, on what evidence, and what to do about it."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from gradrecipes.core.findings.prescription import Prescription
+
+@dataclass(frozen=True)
+class Prescription:
+    """Advise one change, in the imperative, with the lines that make it.
+
+    Args:
+        title: Imperative: "use He initialization".
+        code: The Keras lines that do it, ready to paste.
+        reason: Why it helps here.
+        risk: What it may cost or break.
+        reference: Paper, section or documentation.
+    """
+
+    title: str
+    code: str
+    reason: str = ""
+    risk: str = ""
+    reference: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the prescription as plain JSON values."""
+        return asdict(self)
 
 
 class Severity(StrEnum):

@@ -1,4 +1,4 @@
-"""The initializer that suits an activation, with its gain computed rather than looked up."""
+"""Kernels of the right size: for an activation, for the depth of a residual net, for a convolution."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import keras
 
 from gradrecipes.core.arguments import require_choice
 from gradrecipes.core.theory.activation import Activation
-from gradrecipes.core.theory.signal_theory import backward_gain, forward_gain
-from gradrecipes.initializers.seeds import checked_seed, seed_config, seed_of_this_call
+from gradrecipes.core.theory.signal_theory import backward_gain, fixup_gain, forward_gain
+from gradrecipes.initializers.shared import checked_seed, seed_config, seed_of_this_call
 
 FANS = {"he": "fan_in", "lecun": "fan_in", "glorot": "fan_avg"}
 KINDS = (*FANS, "orthogonal")
@@ -148,3 +148,105 @@ def require_positive(name: str, value: Any) -> None:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf:
         return
     raise ValueError(f"`{name}` must be a positive, finite number. Received: {name}={value!r}.")
+
+
+@keras.saving.register_keras_serializable(package="gradrecipes")
+class Fixup(keras.initializers.Initializer):
+    r"""He initialization shrunk so that all residual branches together change the function by as much as one.
+
+    σ_w² = 2·L^(-1/(m-1)) for L blocks of m weight layers each. It is for all weight layers of a branch but the
+    last; the last one, and the head of the net, start at `"zeros"`. `gr.layers.FixupResidual` arranges all of it.
+
+    Args:
+        blocks: L, residual blocks in the whole net.
+        layers_per_block: m, weight layers in a block, at least 2.
+        seed: Fixes the numbers. Without it layers that share the object still start differently.
+
+    Raises:
+        ValueError: A number out of range.
+
+    Example:
+        >>> round(Fixup(100).gain, 4)
+        0.1414
+
+    References:
+        Zhang, Dauphin, Ma 2019, arXiv 1901.09321, section 3.
+    """
+
+    def __init__(self, blocks: int, *, layers_per_block: int = 2, seed: int | keras.random.SeedGenerator | None = None):
+        fixup_gain(blocks, layers_per_block)  # refuses what is out of range
+        self.blocks = blocks
+        self.layers_per_block = layers_per_block
+        self.seed = checked_seed(seed)
+
+    @property
+    def gain(self) -> float:
+        """σ_w = √(fan_in·Var(W))."""
+        return fixup_gain(self.blocks, self.layers_per_block)
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Any:
+        """Return a new kernel of the shape."""
+        return ScaledInitializer(self.gain, seed=self.seed)(shape, dtype=dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return {
+            "blocks": self.blocks,
+            "layers_per_block": self.layers_per_block,
+            "seed": seed_config(self.seed),
+        }
+
+
+@keras.saving.register_keras_serializable(package="gradrecipes")
+class DeltaOrthogonal(keras.initializers.Initializer):
+    """Start a convolution as an isometry, so that very deep plain convolutional nets train.
+
+    The kernel is zero but for its middle, which holds a matrix with orthonormal rows. An orthogonal kernel of the
+    usual kind (`keras.initializers.Orthogonal`) is orthogonal as a matrix but no isometry as a convolution.
+
+    Args:
+        gain: Factor of the isometry, positive. Take `gr.initializers.gain("tanh")` for an activation.
+        seed: Fixes the numbers. Without it layers that share the object still start differently.
+
+    Raises:
+        ValueError: When called: a shape that is no kernel of Conv1D, Conv2D or Conv3D, or one with fewer filters
+            than input channels, which cannot keep lengths.
+
+    Example:
+        >>> layer = keras.layers.Conv2D(16, 3, padding="same", kernel_initializer=DeltaOrthogonal())
+        >>> kernel = np.array(DeltaOrthogonal(seed=0)((3, 3, 4, 4)))
+        >>> np.allclose(kernel[1, 1] @ kernel[1, 1].T, np.eye(4), atol=1e-6), int(np.count_nonzero(kernel))
+        (True, 16)
+
+    References:
+        Xiao et al. 2018, arXiv 1806.05393, algorithm 1.
+    """
+
+    def __init__(self, gain: float = 1.0, *, seed: int | keras.random.SeedGenerator | None = None):
+        require_positive("gain", gain)
+        self.gain = gain
+        self.seed = checked_seed(seed)
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Any:
+        """Return a new kernel of the shape `[*window, channels, filters]`."""
+        *window, channels, filters = shape
+        if not 1 <= len(window) <= 3:
+            raise ValueError(
+                "DeltaOrthogonal makes kernels of Conv1D, Conv2D and Conv3D, with 3 to 5 axes. "
+                f'Received: shape={tuple(shape)}. For a dense layer use gr.initializers.preset(..., kind="orthogonal").'
+            )
+        if filters < channels:
+            raise ValueError(
+                "A convolution with fewer filters than channels cannot keep the length of its input. "
+                f"Received: {channels} channels, {filters} filters. "
+                'Use gr.initializers.preset(..., kind="orthogonal") in this layer.'
+            )
+        seed = seed_of_this_call(self.seed)
+        middle = keras.initializers.Orthogonal(self.gain, seed)((channels, filters), dtype=dtype)
+        around = [((size - 1) // 2, size // 2) for size in window]
+        middle = keras.ops.reshape(middle, (*[1] * len(window), channels, filters))
+        return keras.ops.pad(middle, [*around, (0, 0), (0, 0)])
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return {"gain": self.gain, "seed": seed_config(self.seed)}

@@ -1,10 +1,10 @@
-"""One deep net, four times: plain, clipped by Keras, monitored and guarded, and rescued."""
+"""The main job on real data: a training that dies, why, and the same training kept alive and repaired."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -12,12 +12,83 @@ import numpy as np
 from gradrecipes.callbacks.gradient_guard import GradientGuard
 from gradrecipes.callbacks.gradient_monitor import GradientMonitor
 from gradrecipes.core.trace import Trace
-from gradrecipes.demo.digits import Digits
 from gradrecipes.doctor import diagnose
 from gradrecipes.gradients.clipping import by_global_norm
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.rescue.entry import rescue
 from gradrecipes.rescue.verdict import Rescue
+from gradrecipes.training.step.recipe_model import RecipeModel
+
+
+class Digits(NamedTuple):
+    """Training and test images, float32 `[n, 64]` from 0 to 1, with their labels, int64 `[n]`."""
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+
+def load_digits(*, seed: int = 0) -> Digits:
+    """Return the digits, a quarter of them set aside for testing, stratified by label.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn import datasets
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise ImportError(
+            "The demo trains on scikit-learn's digits, and scikit-learn is not installed. "
+            "Install it with: pip install 'gradrecipes[demo]'"
+        ) from error
+    x, y = datasets.load_digits(return_X_y=True)
+    x = (x / 16.0).astype(np.float32)
+    x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=0.25, stratify=y, random_state=seed)
+    return Digits(x_train, y_train, x_test, y_test)
+
+
+WEIGHT = 2.34
+
+
+@dataclass(frozen=True)
+class ChainRun:
+    """What a chain of neurons does to the gradient of its first weight.
+
+    Attributes:
+        layers: Neurons, one a layer.
+        predicted: ∂y/∂w_1 = 2.34^(layers-1), by theory.
+        measured: The same, as the monitor reads it in the first step of `fit`.
+        clipped_update: L2 norm of that step's update at a learning rate of 1, clipped to a norm of 1.
+    """
+
+    layers: int
+    predicted: float
+    measured: float
+    clipped_update: float
+
+
+def run_chain(layers: int) -> ChainRun:
+    """Train a chain for one step on the input 1, with the output itself as the loss, and read its gradient."""
+    inputs = keras.Input((1,))
+    output = inputs
+    for _ in range(layers):
+        weight = keras.initializers.Constant(WEIGHT)
+        output = keras.layers.Dense(1, activation="relu", use_bias=False, kernel_initializer=weight)(output)
+    model = RecipeModel(inputs, output, clipping=by_global_norm(1.0))
+    model.compile(optimizer=keras.optimizers.SGD(1.0), loss=lambda _, y: y)
+    before = np.array(model.get_weights()).ravel()
+    monitor = GradientMonitor()
+    model.fit(np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32), verbose=0, callbacks=[monitor])
+    update = np.array(model.get_weights()).ravel() - before
+    return ChainRun(
+        layers,
+        predicted=WEIGHT ** (layers - 1),
+        measured=float(monitor.trace.layer_gradient_norm[0, 0]),
+        clipped_update=float(np.linalg.norm(update.astype(np.float64))),
+    )
+
 
 DEPTH, WIDTH = 30, 64
 WEIGHT_VARIANCE = 4.0  # times 1 / fan_in; ReLU needs 2

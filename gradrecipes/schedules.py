@@ -1,4 +1,4 @@
-"""Begin with small steps: a linear warm-up around any schedule, or around a constant learning rate."""
+"""What Keras' learning-rate schedules lack: a warm-up around any of them, or around a constant rate."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 import keras
+
+__all__ = ["WarmUp"]
 
 
 @keras.saving.register_keras_serializable(package="gradrecipes")

@@ -1,19 +1,98 @@
-"""Penalties on the gradient with respect to the inputs: a smoother function, and a critic that does not explode.
+"""Gradient penalties, which need the tape of a train step.
 
-They differentiate twice, which costs two to three times a plain step. BatchNormalization mixes the samples of a
-batch, so that no sample has a gradient of its own: use LayerNormalization beside them.
+L1, L2 and the like are `keras.regularizers`; decoupled weight decay is `weight_decay=` of Keras' optimizers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import keras
 import tensorflow as tf
 
-from gradrecipes.regularizers.penalty import Serializable, at_least_float32, require_number
+__all__ = [
+    "GradientCombination",
+    "InputGradientPenalty",
+    "ParameterGradientPenalty",
+    "Penalty",
+    "R1Penalty",
+    "WassersteinPenalty",
+    "interpolate",
+    "penalized_gradients",
+    "per_sample_gradient_norms",
+]
+
+
+@runtime_checkable
+class Penalty(Protocol):
+    """A term that is added to the loss inside the train step's tape."""
+
+    def penalty(self, model: keras.Model, x: Any, y: Any, compute_loss: Callable[[Any], tf.Tensor]) -> tf.Tensor:
+        """Return the term.
+
+        Args:
+            model: The model that is trained.
+            x: Its inputs, a tensor or a nested structure of them, samples first.
+            y: Its targets, likewise.
+            compute_loss: Runs the model on other inputs in place of `x` and returns the unscaled loss, a
+                scalar: the mean over the samples.
+
+        Returns:
+            float32 scalar (float64 in a model of float64), to be added to the unscaled loss before any loss scale.
+        """
+
+
+@runtime_checkable
+class GradientCombination(Protocol):
+    """A rule that takes the gradient at two places and joins them."""
+
+    def gradients(
+        self, variables: Sequence[Any], compute_gradients: Callable[[], Sequence[Any]]
+    ) -> list[tf.Tensor | None]:
+        """Return the gradients to apply.
+
+        Args:
+            variables: The trainable variables. They are moved for a moment, and are back to the bit on return.
+            compute_gradients: Runs forward and backward with the weights as they are at the moment; called twice.
+                A loss scale may be in it: the result is in the same unit.
+
+        Returns:
+            One gradient for each variable; None where the first pass gave none.
+        """
+
+
+class Serializable:
+    """Give a frozen dataclass the config that Keras saves."""
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments."""
+        return asdict(self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """Make the penalty from its arguments."""
+        return cls(**config)
+
+
+def require_number(name: str, value: Any, *, least: float = 0.0, most: float = math.inf) -> None:
+    """Refuse what is not a finite number above `least` and at most `most`."""
+    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if plain and math.isfinite(value) and least < value <= most:
+        return
+    bound = f" and at most {most:g}" if most < math.inf else ""
+    raise ValueError(
+        f"`{name}` must be a number above {least:g}{bound}. Received: {name}={value!r}. "
+        "To train without the penalty, leave it out."
+    )
+
+
+def at_least_float32(tensor: Any) -> tf.Tensor:
+    """Return the tensor in float32, or in float64 if it is in that: sums of squares do not fit float16."""
+    tensor = tf.convert_to_tensor(tensor)
+    return tensor if tensor.dtype == tf.float64 else tf.cast(tensor, tf.float32)
 
 
 def per_sample_gradient_norms(function: Callable[[Any], tf.Tensor], x: Any) -> tf.Tensor:
@@ -202,3 +281,92 @@ def _one_output(model: keras.Model, owner: str) -> Callable[[Any], tf.Tensor]:
         return outputs
 
     return call
+
+
+def penalized_gradients(
+    variables: Sequence[Any],
+    compute_gradients: Callable[[], Sequence[Any]],
+    *,
+    radius: float,
+    share: float,
+) -> list[tf.Tensor | None]:
+    r"""Return (1 − α)·∇L(θ) + α·∇L(θ + r·∇L/‖∇L‖), the gradient of L + α·r·‖∇L‖ to first order in r.
+
+    Args:
+        variables: θ, Keras or TensorFlow variables; moved for a moment, and back to the bit on return.
+        compute_gradients: Returns ∇L at the weights as they are, in any unit; called twice.
+        radius: r, how far the second look goes.
+        share: α, weight of the second look.
+
+    Returns:
+        One gradient for each variable, in the unit of `compute_gradients`; None where that gave none. If the first
+        is not finite, so is the result.
+
+    Example:
+        >>> weight = tf.Variable([3.0, 4.0])  # L = sum of squares / 2, so the gradient is the weight itself
+        >>> penalized_gradients([weight], lambda: [tf.identity(weight)], radius=1.0, share=0.5)[0].numpy()
+        array([3.3, 4.4], dtype=float32)
+    """
+    first = [None if part is None else tf.convert_to_tensor(part) for part in compute_gradients()]
+    moved = [(variable, part) for variable, part in zip(variables, first, strict=True) if part is not None]
+    if not moved:
+        return first
+    places = [tf.identity(variable) for variable, _ in moved]
+    largest, inverse_norm = _inverse_norm([part for _, part in moved])
+    for (variable, part), place in zip(moved, places, strict=True):
+        step = radius * (at_least_float32(part) / largest) * inverse_norm
+        variable.assign(place + tf.cast(step, place.dtype))
+    second = compute_gradients()
+    for (variable, _), place in zip(moved, places, strict=True):
+        variable.assign(place)
+    return [
+        None if there is None else (1.0 - share) * there + share * _same_kind(there, beyond)
+        for there, beyond in zip(first, second, strict=True)
+    ]
+
+
+@keras.saving.register_keras_serializable(package="gradrecipes")
+@dataclass(frozen=True)
+class ParameterGradientPenalty(Serializable):
+    r"""Seek flat minima by a second look at the gradient: (1 − α)·∇L(θ) + α·∇L(θ + r·∇L/‖∇L‖).
+
+    It aims at generalization. It does *not* bound gradients: against explosions use clipping. Every step costs two.
+    α = 0 would be plain training, α = 1 is sharpness-aware minimization.
+
+    Args:
+        radius: r, positive: how far the second look goes, in the units of the weights.
+        share: α, above 0 and at most 1. The strength of the penalty is λ = α·r.
+
+    Example:
+        >>> ParameterGradientPenalty(share=0.8).radius
+        0.05
+
+    References:
+        Zhao, Zhang, Hu 2022, arXiv 2202.03599, algorithm 1.
+    """
+
+    radius: float = 0.05
+    share: float = 0.5
+
+    def __post_init__(self):
+        require_number("radius", self.radius)
+        require_number("share", self.share, most=1.0)
+
+    def gradients(
+        self, variables: Sequence[Any], compute_gradients: Callable[[], Sequence[Any]]
+    ) -> list[tf.Tensor | None]:
+        """Return the gradients to apply; see `GradientCombination.gradients`."""
+        return penalized_gradients(variables, compute_gradients, radius=self.radius, share=self.share)
+
+
+def _inverse_norm(parts: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return m = max|g| and m/‖g‖, for plain squares leave float32 above 1.8e19 and below 1e-19."""
+    parts = [at_least_float32(part) for part in parts]
+    largest = tf.reduce_max(tf.stack([tf.reduce_max(tf.abs(part)) for part in parts]))
+    largest = tf.where(largest == 0, tf.ones_like(largest), largest)  # not `> 0`: a NaN has to stay one
+    squares = tf.add_n([tf.reduce_sum(tf.square(part / largest)) for part in parts])
+    return largest, tf.math.rsqrt(tf.where(squares == 0, tf.ones_like(squares), squares))
+
+
+def _same_kind(first: tf.Tensor, second: Any) -> tf.Tensor:
+    return tf.zeros_like(first) if second is None else tf.cast(tf.convert_to_tensor(second), first.dtype)

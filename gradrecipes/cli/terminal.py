@@ -1,4 +1,4 @@
-"""Leave out the lines of TensorFlow's start that a user can do nothing about."""
+"""What the command line shows beside its results: errors, progress, and none of TensorFlow's notes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,48 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
+
+
+class UsageError(Exception):
+    """An error that the user can fix; the command line prints its one line and returns 2."""
+
+
+class PartsShown:
+    """Show on stderr which part of a command runs, and keep the finished ones with their times.
+
+    Args:
+        quiet: Whether to show nothing.
+
+    Example:
+        >>> with PartsShown(quiet=True) as parts:
+        ...     parts.tell("reading the data")
+    """
+
+    def __init__(self, *, quiet: bool):
+        from rich.console import Console
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (SpinnerColumn(finished_text="·"), TextColumn("{task.description}"), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=Console(file=sys.stderr, quiet=quiet), redirect_stdout=False)
+        self._task: Any = None
+
+    def __enter__(self) -> PartsShown:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._finish()
+        self._bar.stop()
+
+    def tell(self, words: str) -> None:
+        """Begin the next part."""
+        self._finish()
+        self._task = self._bar.add_task(words, total=1)
+
+    def _finish(self) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, completed=1)
+
 
 # What TensorFlow writes before it reads TF_CPP_MIN_LOG_LEVEL: notes (I0000) and the heading above them.
 NOTES = (

@@ -1,1 +1,0 @@
-"""What a rule found and what to do about it."""

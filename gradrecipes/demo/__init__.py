@@ -1,1 +1,0 @@
-"""The main job on real data: a training that dies, why, and the same training kept alive and repaired."""
