@@ -9,9 +9,9 @@ from typing import Any
 
 from gradrecipes import recipes
 from gradrecipes.cli.recipes import measured_effects
+from gradrecipes.diagnosis.registry import rule_page as read_rule_page
 from gradrecipes.diagnosis.registry import rules
 from gradrecipes.recipes import Recipe
-from gradrecipes.report.rule_page import rule_page as read_rule_page
 
 RECIPES, RULES = "recipes/", "rules/"
 STARTS = {

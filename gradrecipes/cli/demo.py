@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     story.diagnosis.save_html(arguments.out / "report.html")
     seconds = time.perf_counter() - started
     if arguments.json:
-        from gradrecipes.report.strict_json import dumps
+        from gradrecipes.core.trace.record import dumps
 
         print(dumps(_as_dict(story, chains, seconds)))
     else:

@@ -205,7 +205,7 @@ def _tell(arguments: argparse.Namespace, failure: str | None) -> int:
     results = SearchResults.from_directory(arguments.out / SEARCH)
     results.save_json(arguments.out / "results.json")
     if arguments.json:
-        from gradrecipes.report.strict_json import dumps
+        from gradrecipes.core.trace.record import dumps
 
         print(dumps(results.to_dict()))
     else:

@@ -136,7 +136,7 @@ def _name(model: WatchedModel, script: str) -> str:
 
 def _tell(diagnoses: list[tuple[str, Diagnosis]], arguments: argparse.Namespace) -> None:
     if arguments.json:
-        from gradrecipes.report.strict_json import dumps
+        from gradrecipes.core.trace.record import dumps
 
         print(dumps([{"model": name, **diagnosis.to_dict()} for name, diagnosis in diagnoses]))
         return

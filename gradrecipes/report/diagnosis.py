@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from gradrecipes.report import plain_text, screen, strict_json
+from gradrecipes.core.trace.record import dumps, plain
+from gradrecipes.report import text
+from gradrecipes.report.facts import looked_at
 from gradrecipes.report.findings import OrderedFindings
-from gradrecipes.report.looked_at import looked_at
-from gradrecipes.report.path import path
+from gradrecipes.report.wording import path
 
 FORMAT = "gradrecipes.diagnosis"
 VERSION = 1
@@ -40,7 +41,7 @@ class Diagnosis(OrderedFindings):
     def to_dict(self) -> dict[str, Any]:
         """Return the diagnosis as plain JSON values; a number JSON cannot hold becomes its name ("nan")."""
         trace = self.trace
-        return strict_json.plain(
+        return plain(
             {
                 "format": FORMAT,
                 "version": VERSION,
@@ -63,7 +64,7 @@ class Diagnosis(OrderedFindings):
 
     def to_json(self) -> str:
         """Return `to_dict` as strict JSON text: no NaN, no Infinity, ASCII only."""
-        return strict_json.dumps(self.to_dict())
+        return dumps(self.to_dict())
 
     # -- for people ------------------------------------------------------------------------------
     def save_html(self, path: str | os.PathLike[str]) -> None:
@@ -84,10 +85,10 @@ class Diagnosis(OrderedFindings):
             >>> print(Diagnosis((), Trace(layers=["dense"])).full())
             Undecided: The record holds no training step.
         """
-        return plain_text.render(self)
+        return text.full_text(self)
 
     def __str__(self) -> str:
-        return "\n".join(line for line, _ in screen.render(self))
+        return "\n".join(line for line, _ in text.on_screen(self))
 
     def __repr__(self) -> str:
         return f"<Diagnosis: {self.summary} ({self.tally})>"
@@ -105,5 +106,5 @@ class Diagnosis(OrderedFindings):
         """Yield what rich prints in a terminal: the lines of `print(diagnosis)` in colour."""
         from rich.text import Text
 
-        for line, style in screen.render(self):  # a Text, not markup: "[bold]" in a layer name stays as it is
+        for line, style in text.on_screen(self):  # a Text, not markup: "[bold]" in a layer name stays as it is
             yield Text(line, style=style, no_wrap=True, overflow="ignore")

@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from gradrecipes.report import strict_json
+from gradrecipes.core.trace.record import dumps, plain
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.rescue.code import code_of
 from gradrecipes.rescue.lab import Trial
@@ -137,7 +137,7 @@ class Rescue:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as plain JSON values."""
-        return strict_json.plain(
+        return plain(
             {
                 "format": FORMAT,
                 "version": VERSION,
@@ -156,7 +156,7 @@ class Rescue:
 
     def to_json(self) -> str:
         """Return `to_dict` as strict JSON text."""
-        return strict_json.dumps(self.to_dict())
+        return dumps(self.to_dict())
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
         """Write the answer as one HTML page without scripts or links."""

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from gradrecipes.report.strict_json import dumps
+from gradrecipes.core.trace.record import dumps
 from gradrecipes.studies.run import Run
 
 SLUG = re.compile(r"[^A-Za-z0-9._-]+")

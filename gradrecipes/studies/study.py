@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from gradrecipes.core.analysis.paired import smallest_p
+from gradrecipes.core.trace.record import plain
 from gradrecipes.plots.study import StudyPlot
-from gradrecipes.report.strict_json import plain
 from gradrecipes.studies import spread
 from gradrecipes.studies.judge import LEVEL, ArmSummary, Comparison, compare, leader, seen_from, summarize
 from gradrecipes.studies.objective import Objective

@@ -12,7 +12,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.variation import variation_of
 from gradrecipes.diagnosis.outcome.verdict import verdict
-from gradrecipes.report.trial_rows import trial_rows
+from gradrecipes.report.facts import trial_rows
 
 AS_IT_IS = re.compile(r"As it is, the loss (.+?) in a short trial; (.+?), (it .+?)\.(?: |$)")
 RATE = re.compile(r"(Raise|Lower) the learning rate(?: from (\S+?))?(?: to (\S+?))?(?:,|$)")

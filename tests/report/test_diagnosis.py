@@ -13,8 +13,9 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Sev
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description, OptimizerDescription
 from gradrecipes.core.trace.event import Event
+from gradrecipes.core.trace.record import dumps, plain
 from gradrecipes.diagnosis.engine import CONFIDENCE_STEPS
-from gradrecipes.report import strict_json, wording
+from gradrecipes.report import wording
 from gradrecipes.report.diagnosis import Diagnosis
 
 HOSTILE = "<script>alert('x')</script>\x1b[31m [bold red]"
@@ -125,12 +126,12 @@ json_like = st.recursive(
 
 @given(json_like)
 def test_anything_becomes_strict_json(value):
-    read = json.loads(strict_json.dumps(value), parse_constant=no_constants)
-    assert read == strict_json.plain(value)
+    read = json.loads(dumps(value), parse_constant=no_constants)
+    assert read == plain(value)
 
 
 def test_arrays_sets_and_strangers_become_plain():
-    assert strict_json.plain({1: np.array([1.0, np.nan]), "b": {2}, "c": Ellipsis}) == {
+    assert plain({1: np.array([1.0, np.nan]), "b": {2}, "c": Ellipsis}) == {
         "1": [1.0, "nan"],
         "b": [2],
         "c": "Ellipsis",

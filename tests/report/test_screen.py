@@ -13,7 +13,7 @@ import gradrecipes as gr
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.report.diagnosis import Diagnosis
-from gradrecipes.report.screen import HEIGHT, MAX_NUMBERS, WIDTH, narrow, render
+from gradrecipes.report.text import HEIGHT, MAX_NUMBERS, WIDTH, narrow, on_screen
 from tests.diagnosis.conftest import FIRES, SILENT, TRACES
 
 FIRING = sorted({name for names in FIRES.values() for name in names})
@@ -56,7 +56,7 @@ def assert_one_screen(diagnosis):
     assert len(lines) <= HEIGHT == 40, text
     assert max(map(len, lines)) <= WIDTH == 80, text
     assert " ".join(lines[0].split()[:3]) == " ".join(diagnosis.summary.split()[:3])
-    code = "\n".join(line for line, style in render(diagnosis) if style == "green")
+    code = "\n".join(line for line, style in on_screen(diagnosis) if style == "green")
     compile(code, "screen", "exec")
     if diagnosis.verdict == "unhealthy" and diagnosis.findings[0].prescriptions:
         assert "Do this first: " in text and code

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from enum import Enum
 from functools import cache
 from typing import Any, Self, TypeVar, Union, cast
@@ -54,20 +55,40 @@ class Record:
 
 
 def to_json(value: Any) -> Any:
-    """Return a dataclass, or what its fields hold, as plain JSON values."""
+    """Return a value made of JSON's own types; what is of no known type stays as it is.
+
+    A dataclass becomes the mapping of its fields, an enum its value, a numpy scalar or array the Python value, a number
+    that JSON cannot hold its name ("nan", "inf", "-inf"), a key that is no string its `str`.
+    """
+    if value is None or isinstance(value, bool):
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, str):
+        return str(value)
     if isinstance(value, np.ndarray | np.generic):
         return to_json(value.tolist())
+    if isinstance(value, int):
+        return int(value)
     if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
+        return float(value) if math.isfinite(value) else str(float(value))
     if isinstance(value, Mapping):
         return {str(key): to_json(part) for key, part in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, Sequence | Set):
         return [to_json(part) for part in value]
     return value
+
+
+def dumps(value: Any) -> str:
+    """Return strict JSON text: no NaN, no Infinity, ASCII only. What is of no known type becomes its `str`."""
+    return json.dumps(to_json(value), indent=2, allow_nan=False, default=str)
+
+
+def plain(value: Any) -> Any:
+    """Return what a program reads from `dumps`: JSON's own types only."""
+    return json.loads(dumps(value))
 
 
 def from_json(kind: Any, values: Any, path: str = "") -> Any:
