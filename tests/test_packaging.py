@@ -43,7 +43,7 @@ def test_the_package_needs_six_others_within_bounds():
 
 
 def test_requirements_are_the_six_and_what_the_scripts_need_with_the_same_bounds():
-    scripts = {"matplotlib", "jinja2", "scikit-learn", "mlxtend"}
+    scripts = {"matplotlib", "jinja2", "scikit-learn", "mlxtend", "optuna"}
     assert {name_of(requirement) for requirement in requirements()} == NEEDED | scripts
     assert set(requirements()) == set(PROJECT["dependencies"]) | extra("demo") | extra("tuning")
 

@@ -85,6 +85,9 @@ def launch(
     that dies is started again under its old name, by which the chief knows which trial it has to take up; when the
     chief leaves, so must the workers. Whatever ends this function, an error or Ctrl-C, no process is left behind.
 
+    Of several GPUs, those that CUDA_VISIBLE_DEVICES names or else all, each worker sees one, dealt out in turn, and the
+    chief none.
+
     Args:
         command: The program with its arguments.
         workers: How many, at least 1.
@@ -107,16 +110,17 @@ def launch(
     names = ["chief", *(f"worker-{number}" for number in range(workers))]
     launched = Launched(0.0, logs={name: folder / f"{name}.log" for name in names})
     processes: list[Worker] = []
+    own = _variables_of_each(names, variables)
 
     def start_again(worker: Worker) -> None:
         worker.restarts += 1
         _LOG.warning("%s died (code %d) and is started again.", worker.name, worker.process.returncode)
-        worker.process = _start(command, worker.name, variables, worker.log, "ab")
+        worker.process = _start(command, own[worker.name], worker.log, "ab")
 
     with _signals_as_interrupts():
         try:
             for name, log in launched.logs.items():
-                processes.append(Worker(name, _start(command, name, variables, log, "wb"), log))
+                processes.append(Worker(name, _start(command, own[name], log, "wb"), log))
             _look_after(processes, launched, start_again if restart else None, on_look)
         finally:
             _end(processes)
@@ -158,14 +162,33 @@ def _look_after(
         on_look(processes)
 
 
-def _start(
-    command: Sequence[str], name: str, variables: Mapping[str, str], log: Path, mode: str
-) -> subprocess.Popen[bytes]:
+def _variables_of_each(names: Sequence[str], variables: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return the environment of each process by its name, the chief's first."""
+    own = {name: {**variables, "KERASTUNER_TUNER_ID": name} for name in names}
+    visible = variables.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        import tensorflow as tf
+
+        devices = [str(number) for number, _ in enumerate(tf.config.list_physical_devices("GPU"))]
+    else:
+        devices = [device.strip() for device in visible.split(",")]
+    chief, *workers = names
+    if len(devices) > 1:
+        own[chief]["CUDA_VISIBLE_DEVICES"] = "-1"
+        for number, name in enumerate(workers):
+            own[name]["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+    if 0 < len(devices) < len(workers):  # TensorFlow takes the whole memory of a GPU, unless it is told not to
+        for name in names:
+            own[name].setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    return own
+
+
+def _start(command: Sequence[str], variables: Mapping[str, str], log: Path, mode: str) -> subprocess.Popen[bytes]:
     with open(log, mode) as file:
         # A session of its own, so that Ctrl-C reaches this process first, which then ends the others in order.
         return subprocess.Popen(
             list(command),
-            env={**variables, "KERASTUNER_TUNER_ID": name},
+            env=dict(variables),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -125,6 +125,30 @@ def test_who_is_asked_to_end_leaves_no_process_behind(tmp_path):
     assert len(pids) == 3 and not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+def devices_of(tmp_path, workers, visible):
+    program = "import os; print(*(os.environ.get(n) for n in ('CUDA_VISIBLE_DEVICES', 'TF_FORCE_GPU_ALLOW_GROWTH')))"
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    launched = launch([sys.executable, "-c", program], workers=workers, logs=tmp_path, environment=environment)
+    return [log.read_text().split() for log in launched.logs.values()]
+
+
+@pytest.mark.parametrize(
+    ("visible", "found", "workers", "expected"),
+    [
+        ("4,5", 0, 2, [["-1", "None"], ["4", "None"], ["5", "None"]]),
+        ("4,5", 0, 3, [["-1", "true"], ["4", "true"], ["5", "true"], ["4", "true"]]),
+        (None, 2, 2, [["-1", "None"], ["0", "None"], ["1", "None"]]),
+        (None, 0, 2, [["None", "None"]] * 3),
+        ("3", 0, 1, [["3", "None"]] * 2),
+    ],
+)
+def test_each_worker_sees_one_gpu_and_the_chief_none(tmp_path, monkeypatch, visible, found, workers, expected):
+    for name in ("CUDA_VISIBLE_DEVICES", "TF_FORCE_GPU_ALLOW_GROWTH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tensorflow.config.list_physical_devices", lambda kind: [kind] * found)
+    assert devices_of(tmp_path, workers, visible) == expected
+
+
 def test_launch_refuses_no_workers(tmp_path):
     with pytest.raises(ValueError, match="at least 1"):
         launch([sys.executable, "-c", ""], workers=0, logs=tmp_path)
