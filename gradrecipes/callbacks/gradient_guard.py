@@ -51,13 +51,14 @@ class GradientGuard(AttachedCallback):
     the weights are kept, and skipping goes on; else they go back, so that whoever looks at them finds good ones.
 
     **Roll back and back off.** When the weights are bad after `max_consecutive_skips` in a row or at such a look, when
-    the loss is back where it began after half of it had been learned away or is twice that, or when a weight is not
-    finite at an epoch's end or at a snapshot, weights, optimizer, moving averages, seeds and metrics go back to the
-    newest finite snapshot, at first that of the fit's beginning, and the training goes on with the *next* data. Its
-    learning rate is then bounded by half of what it was when all was well, by a tenth where nothing is known of it yet,
-    and by a tenth of that each time the training fails again before it has recovered. That works under a schedule too:
-    the rate is bounded inside the step. After the next snapshot the bound doubles, up to the rate of the time when all
-    was well; with each further rollback of the fit this takes twice as many snapshots.
+    the loss is back where it began after half of it had been learned away or is twice that (of a fit that continues a
+    training: half the way back to that of a constant answer), or when a weight is not finite at an epoch's end or at a
+    snapshot, weights, optimizer, moving averages, seeds and metrics go back to the newest finite snapshot, at first
+    that of the fit's beginning, and the training goes on with the *next* data. Its learning rate is then bounded by
+    half of what it was when all was well, by a tenth where nothing is known of it yet, and by a tenth of that each time
+    the training fails again before it has recovered. That works under a schedule too: the rate is bounded inside the
+    step. After the next snapshot the bound doubles, up to the rate of the time when all was well; with each further
+    rollback of the fit this takes twice as many snapshots.
 
     **Give way.** A *finite* loss never stops a training. Where earlier weights do no better, or `max_rollbacks` have
     not helped, it is the data or the loss itself that has changed: the guard accepts the new level and takes the
@@ -264,7 +265,7 @@ class GradientGuard(AttachedCallback):
         losses = np.zeros(0, np.float32) if detector is None else detector.remembered()
         at_fault = self._weights_at_fault(consecutive, losses) if self._is_suspect(consecutive, thoroughly) else None
         finite = self._skips_were_finite(consecutive)
-        readings = Readings(self._session.steps_run, consecutive, losses, finite, at_fault)
+        readings = Readings(self._session.steps_run, consecutive, losses, finite, at_fault, self._baseline)
         trying = self._recovery.rollbacks > 0
         action = self._recovery.consider(readings, thoroughly=thoroughly)
         if action in (Action.ROLL_BACK, Action.GIVE_WAY) or (action is Action.STOP and at_fault is not False):
@@ -316,11 +317,16 @@ class GradientGuard(AttachedCallback):
             return None
         if retrial.outcome in (SKIPPED_LOSS, SKIPPED_GRADIENT, SKIPPED_OVERFLOW):
             return True
-        limit = EARLY_RATIO * retrial.first_loss
+        first_loss = np.fmax(retrial.first_loss, self._baseline())
+        limit = EARLY_RATIO * first_loss
         learned_nothing = len(losses) > 0 and float(np.median(losses[-LATEST:])) > limit
         absurd = 0 < limit < retrial.loss and (learned_nothing or retrial.loss > EARLY_RATIO * max(losses, default=0))
-        worse = 0 < DIVERGED * retrial.first_loss <= retrial.loss
+        worse = 0 < DIVERGED * first_loss <= retrial.loss
         return bool(absurd or (consecutive and worse and retrial.outcome != APPLIED))
+
+    def _baseline(self) -> float:
+        reference = self._session.reference
+        return float("nan") if reference is None else reference.baseline(self.model.loss)
 
     def _skips_were_finite(self, consecutive: int) -> bool:
         if not consecutive:
@@ -341,10 +347,8 @@ class GradientGuard(AttachedCallback):
             if recovery.rollbacks == 1:  # those of later ones are bounds already
                 self._rates_before[name] = rate if snapshot.proven else FIRST_FACTOR * rate
         pipeline.consecutive_skips.assign(0)
-        lost, now = (
-            readings.step - snapshot.step,
-            {name: float(cap.numpy()) for name, cap in pipeline.rate_caps.items()},
-        )
+        lost = readings.step - snapshot.step
+        now = {name: float(cap.numpy()) for name, cap in pipeline.rate_caps.items()}
         details = {"back_to_step": snapshot.step, "steps_lost": lost, "rollbacks": recovery.rollbacks}
         event = self._session.add_event("rollback", recovery.reason, details)
         self._session.add_event("back_off", recovery.reason, {"learning_rates": rates, "at_most": now})

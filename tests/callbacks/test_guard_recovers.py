@@ -284,3 +284,16 @@ def test_a_loss_that_rises_because_the_data_grow_is_left_to_rise():
     late = x[-500:], y[-500:]
     assert guarded.evaluate(*late, verbose=0) < 1.1 * plain.evaluate(*late, verbose=0)
     assert guard.stop_reason is None
+
+
+def test_a_fit_that_goes_on_with_easy_samples_first_is_left_alone():
+    x, y = digits(1536)
+    model = seeded(two_dense)
+    fit(model, x, y, epochs=30)
+    logits = model.predict(x, verbose=0)
+    order = np.argsort(keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True))
+    guard = gr.GradientGuard()
+    fit(model, x[order], y[order], guard, epochs=2)
+    losses = guard.trace.steps["loss"]
+    assert np.median(losses[16:48]) > 3 * np.median(losses[:16])  # what would count as lost in a fresh net
+    assert not [event for event in guard.trace.events if event.kind in ("rollback", "skip")]

@@ -7,9 +7,13 @@ import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import keras
+import numpy as np
 import tensorflow as tf
 
+from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.gradients.pipeline import Pipeline
+from gradrecipes.training.description.describe_loss import describe_loss
 
 
 class Retrial(NamedTuple):
@@ -43,6 +47,22 @@ class ReferenceBatch:
 
     def __len__(self) -> int:
         return len(self._batches)
+
+    def baseline(self, loss: Any) -> float:
+        """Return the loss of the best constant answer to the first batch, NaN where it is not known.
+
+        Args:
+            loss: What the model was compiled with.
+        """
+        targets = keras.utils.unpack_x_y_sample_weight(self._batches[0])[1]
+        if targets is None or keras.tree.is_nested(targets) or isinstance(loss, dict | list | tuple):
+            return float("nan")
+        about = describe_loss(loss)
+        try:
+            found = None if about["custom"] else constant_baseline_loss(about["loss"], np.asarray(targets))
+        except (TypeError, ValueError):  # targets that are no numbers
+            found = None
+        return float("nan") if found is None else found
 
     def iterator(self) -> Iterator[Any] | list[Any]:
         """Return what the train function takes its batches from."""

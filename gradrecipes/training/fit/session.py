@@ -57,7 +57,7 @@ class FitSession:
         self._by_hand = False  # whether a loop of the user's own drives the callbacks, around `train_on_batch`
         self._replaced = False
         self.not_instrumented: str | None = None  # why the fit went on without the callbacks
-        self._reference: ReferenceBatch | None = None
+        self.reference: ReferenceBatch | None = None  # the first batch that was kept
         self._shadows = contextlib.ExitStack()
         self.batch: Any = None  # of the last step, while a callback wants it kept
         self.batch_before: Any = None  # of the step before that
@@ -118,7 +118,7 @@ class FitSession:
         self._checked = sorted(checked, key=lambda request: not request.keep_batches)
         self._keeps_batches = any(request.keep_batches for request in self.requests.values())
         self._keeps_reference = any(request.keep_reference for request in self.requests.values())
-        self._reference = None
+        self.reference = None
         self._function_before = self.model.train_function
         self._installed = self.model.train_function = self._guarded_function()
         self._announce_looks([request.before_look for request in self.requests.values() if request.before_look])
@@ -239,7 +239,7 @@ class FitSession:
         self.pipeline.restore(kept)  # a clipping method remembers the tensors that were
         self._prepared.begin_epoch(before.writer.epoch)
         self._function_before, self.model.train_function = None, self._installed
-        self._reference = None
+        self.reference = None
         for request in self.requests.values():
             if request.renewed is not None:
                 request.renewed()
@@ -255,15 +255,15 @@ class FitSession:
             raise StopIteration
         for place, batch in enumerate(held):  # one by one, so that a check finds the weights of that moment
             self.batch_before, self.batch, self._rest = self.batch, batch, held[place + 1 :]
-            if self._keeps_reference and self._reference is None:
-                self._reference = ReferenceBatch([batch], None, self._prepared.next_step)
+            if self._keeps_reference and self.reference is None:
+                self.reference = ReferenceBatch([batch], None, self._prepared.next_step)
             logs = self._run([batch], 1)
             if self.model.stop_training:
                 break
         return logs
 
     def _with_reference(self, iterator: Any, steps: int) -> Any:
-        if not self._keeps_reference or self._reference is not None:
+        if not self._keeps_reference or self.reference is not None:
             return iterator
         taken = take_batches(iterator, steps, self._prepared.next_step)
         if taken is None:
@@ -271,7 +271,7 @@ class FitSession:
             return iterator
         if not len(taken):
             raise StopIteration
-        self._reference = taken
+        self.reference = taken
         return taken.iterator()
 
     def retry_reference(self) -> Retrial | None:
@@ -280,14 +280,14 @@ class FitSession:
         Returns:
             What it gave; None where there is no such batch, or it was skipped itself when it came.
         """
-        if self._reference is None or not self.steps_run:
+        if self.reference is None or not self.steps_run:
             return None
         steps = self.collect().steps
-        row = int(np.searchsorted(steps["step"], self._reference.step))
+        row = int(np.searchsorted(steps["step"], self.reference.step))
         if row >= len(steps["step"]) or steps["outcome"][row] != APPLIED:
-            self._reference = None  # the next execution gives another
+            self.reference = None  # the next execution gives another
             return None
-        seen = self._try(self._reference.iterator())
+        seen = self._try(self.reference.iterator())
         return None if seen is None else Retrial(*seen, float(steps["loss"][row]))
 
     def retry(self, batch: Any) -> tuple[int, float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -18,6 +19,7 @@ BEGINNING = 16  # losses that tell the level at the beginning
 LEARNED = 0.5  # of the level at the beginning: below it, something had been learned
 LOST = 0.9  # of the level at the beginning: above it again, all of that is lost
 DIVERGED = 2.0  # times the level at the beginning: worse than knowing nothing
+FORGOTTEN = 0.5  # of the way from the level at the beginning to a constant answer
 HIGHER = 1.25  # times the level of the newest snapshot: below it, going back would gain nothing
 SOUND = 2.0  # a snapshot is kept up to this many times the best level; llm-foundry calls twice the mean a spike
 
@@ -43,6 +45,7 @@ class Readings:
         finite: Whether the loss and gradient of the last step were finite.
         weights_at_fault: Whether a batch that once was good is bad with the present weights; None where it was not
             tried.
+        baseline: Returns the loss of the best constant answer, NaN where it is not known.
     """
 
     step: int
@@ -50,6 +53,7 @@ class Readings:
     losses: np.ndarray
     finite: bool
     weights_at_fault: bool | None = None
+    baseline: Callable[[], float] = lambda: float("nan")
 
 
 class Recovery:
@@ -66,6 +70,9 @@ class Recovery:
 
     The bound of the rate is raised again after the next snapshot: what went wrong may have been one batch or one bit.
     After each further rollback of the fit, the training has to last for twice as many snapshots before that.
+
+    A fit that continues a training begins far below the loss of a constant answer, where twice the level is noise.
+    There the training is lost only if the loss is more than half the way up to that of a constant answer.
 
     A loss may also rise because the data change, or the loss itself, as under an annealed penalty. Then the weights of
     the snapshot do no better on the present data, or were at nearly the same level, and the training gives way: the
@@ -111,7 +118,7 @@ class Recovery:
         """
         recent = self._learn_level(readings.losses)
         learned = 0 <= self._best <= LEARNED * self._beginning
-        lost = recent >= (LOST if learned else DIVERGED) * self._beginning
+        lost = recent >= (LOST if learned else DIVERGED) * self._beginning and not self._still_knows(recent, readings)
         if readings.weights_at_fault:
             reason = "too_many_skips" if readings.consecutive_skips else "training_lost"
             return self._recover(reason if self.ring.state_is_finite() else "nonfinite_weights", readings)
@@ -150,11 +157,17 @@ class Recovery:
         self._best = float(np.fmin(self._best, recent))
         return recent
 
+    def _still_knows(self, recent: float, readings: Readings) -> bool:
+        known = readings.baseline() - self._beginning
+        return bool(known > 0 and recent < self._beginning + FORGOTTEN * known)
+
     def _keep_if_sound(self, readings: Readings, recent: float) -> bool:
         if readings.consecutive_skips or readings.step - self._last_kept < self.every:
             return True
         latest = float(np.median(readings.losses[-LATEST:])) if len(readings.losses) else recent
-        if self._best > 0 and max(recent, latest) > max(SOUND * self._best, (1 - LOST) * self._beginning):
+        level = max(recent, latest)
+        risen = self._best > 0 and level > max(SOUND * self._best, (1 - LOST) * self._beginning)
+        if risen and not level <= (1 - LOST) * readings.baseline():
             return True
         if not self.ring.keep(readings.step):
             return False  # a ReLU may turn NaN into 0: no loss and no gradient shows the NaN in a weight before it

@@ -123,6 +123,15 @@ def test_where_the_weights_are_good_bad_data_are_borne_and_nothing_goes_back(fin
     assert ring.kept == [0]
 
 
+@pytest.mark.parametrize(("loss", "action"), [(0.3, Action.NOTHING), (1.0, Action.NOTHING), (1.3, Action.ROLL_BACK)])
+def test_a_fit_that_begins_with_a_trained_model_is_lost_halfway_back_to_a_constant_answer(loss, action):
+    judge = recovery(Ring())
+    for step, losses in ((0, []), (40, [0.1] * 40), (80, [0.1] * 40 + [loss] * 40)):
+        readings = replace(at(step, losses=losses), baseline=lambda: 2.3)
+        found = judge.consider(readings)
+    assert found is action  # halfway is 1.2
+
+
 @pytest.mark.parametrize("skips", [0, 1])
 def test_weights_that_are_at_fault_go_back_at_once(skips):
     judge = recovery(Ring())
