@@ -9,7 +9,7 @@ from gradrecipes.diagnosis.facts.readings import say
 from gradrecipes.diagnosis.facts.signals import NORMALIZATIONS, count, kernels, layers
 from gradrecipes.diagnosis.outcome.variation_facts import confidence, fixed_by, halved_by, variation_evidence
 from gradrecipes.diagnosis.outcome.verdict import FAR_START, verdict
-from gradrecipes.diagnosis.prescriptions.remedies import normalize_before_the_activation, use_fitting_initializer
+from gradrecipes.diagnosis.prescriptions.prescribe import normalize_before_the_activation, use_fitting_initializer
 
 TOO_LARGE = 2.0  # times the largest usual standard deviation: four times the variance
 SHARE = 0.3  # of the kernels that are so

@@ -10,8 +10,7 @@ from gradrecipes.diagnosis.facts.data_facts import Head, heads, is_held_back
 from gradrecipes.diagnosis.facts.readings import number, say
 from gradrecipes.diagnosis.facts.signals import layers
 from gradrecipes.diagnosis.outcome.verdict import BROKEN, UNKNOWN, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import guard
-from gradrecipes.diagnosis.prescriptions.prescribe_loss import safe_arithmetic, safe_cross_entropy, undivided_error
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription, safe_cross_entropy
 
 HUGE = 1e5  # percentage error in percent: a thousand times the target
 ZERO_TARGETS = 1e-3  # share of the targets that are 0 from which nearly every batch of 32 epochs meets one
@@ -43,7 +42,7 @@ def at_the_start(trace: Trace) -> Said | None:
             Severity.CRITICAL,
             0.95,
             (Evidence(f"{statement}.", None, None, "the loss on one batch, before the trial"), *_zeros(head)),
-            (safe_arithmetic(), *safe_cross_entropy([head]), guard()),
+            (prescription("safe_arithmetic"), *safe_cross_entropy([head]), prescription("guard")),
             None,
         )
     return None
@@ -70,7 +69,7 @@ def percentage(trace: Trace) -> Said | None:
             Severity.CRITICAL,
             0.9,
             (Evidence(f"{statement}.", share, 0.0, "the data, and this trial"),),
-            (undivided_error(),),
+            (prescription("undivided_error"),),
             None,
         )
     return None
@@ -97,7 +96,7 @@ def ends(trace: Trace) -> Said | None:
             Severity.WARNING,
             0.8,
             (Evidence(f"{statement}.", None, None, "the loss on one batch, a part of the predictions moved there"),),
-            (safe_arithmetic(), *safe_cross_entropy([head])),
+            (prescription("safe_arithmetic"), *safe_cross_entropy([head])),
             None,
         )
     return None

@@ -63,70 +63,26 @@ def layer_lines(stages: Iterable[Stage]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def normalized_block_lines(stages: Sequence[Stage]) -> str:
-    """Return a function that builds weights, LayerNormalization, activation, and the chain of the user's widths."""
-    first = stages[0]  # the bias moves into the normalization's own beta
-    initializer = initializer_for(first.activation)
-
-    arguments = f"use_bias=False, kernel_initializer={initializer.line}"
-    return "\n".join(
-        [
-            "import keras",
-            "",
-            "",
-            "def block(units):",
-            "    return [",
-            f"        keras.layers.{first.kind}(units, {_kernel_size(first)}{arguments}),",
-            "        keras.layers.LayerNormalization(),",
-            f'        keras.layers.Activation("{_keras_name(first.activation)}"),',
-            "    ]",
-            "",
-            "",
-            f"widths = {_widths(_hidden(stages))}",
-            "hidden = [layer for units in widths for layer in block(units)]",
-            "# model = keras.Sequential([your input, *hidden, your output layer])",
-            "",
-        ]
-    )
+def chain_values(stages: Sequence[Stage]) -> dict[str, Any]:
+    """Return what a template needs to build these hidden layers anew: kind, arguments, activation, widths, blocks."""
+    hidden = _hidden(stages)
+    first = hidden[0]
+    initializer = f"kernel_initializer={initializer_for(first.activation).line}"
+    return {
+        "kind": first.kind,
+        "units": first.units,
+        "arguments": f"{_kernel_size(first)}use_bias=False, {initializer}",  # the bias moves into the normalization
+        "initializer_argument": initializer,
+        "keras_activation": _keras_name(first.activation),
+        "widths": _widths(hidden),
+        "blocks": len(hidden) // 2,
+    }
 
 
 def can_be_residual(stages: Sequence[Stage]) -> bool:
     """Say whether the hidden layers are Dense layers of one width, so that their outputs can be added."""
     hidden = _hidden(stages)
     return len({stage.units for stage in hidden}) == 1 and all(stage.kind == "Dense" for stage in hidden)
-
-
-def residual_block_lines(stages: Sequence[Stage]) -> str:
-    """Return functions that build the same number of hidden layers as pre-norm residual blocks of two."""
-    hidden = _hidden(stages)
-    first = hidden[0]
-    dense = f"keras.layers.Dense({first.units}, kernel_initializer={initializer_for(first.activation).line})"
-    return "\n".join(
-        [
-            "import keras",
-            "",
-            "",
-            "def dense():",
-            f"    return {dense}",
-            "",
-            "",
-            "def block(x):",
-            "    y = keras.layers.LayerNormalization()(x)",
-            f'    y = keras.layers.Activation("{_keras_name(first.activation)}")(dense()(y))',
-            "    return keras.layers.Add()([x, dense()(y)])",
-            "",
-            "",
-            "def hidden(inputs):",
-            "    x = dense()(inputs)",
-            f"    for _ in range({len(hidden) // 2}):",
-            "        x = block(x)",
-            "    return keras.layers.LayerNormalization()(x)",
-            "",
-            "",
-            "# model = keras.Model(inputs, your_output_layer(hidden(inputs)))",
-            "",
-        ]
-    )
 
 
 def optimizer_line(trace: Trace, learning_rate: float | str, **more: str) -> str:

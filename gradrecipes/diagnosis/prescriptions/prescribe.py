@@ -1,23 +1,34 @@
-"""The prescriptions of the rules, best first, written with the user's own layers and optimizer."""
+"""What to do about a finding, written with the user's own layers, arrays and optimizer.
+
+The texts stand in `prescriptions.toml`. Here stands what depends on the net: which of them fit, and what is filled in.
+"""
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from importlib import resources
+from string import Template
+from typing import Any
 
 from gradrecipes.core.findings import Prescription
 from gradrecipes.core.theory.signal_theory import batch_normalized_factor, layer_normalized_factor
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import WeightScale
 from gradrecipes.diagnosis.facts.chain import Stage
+from gradrecipes.diagnosis.facts.data_facts import Head
 from gradrecipes.diagnosis.facts.readings import say
 from gradrecipes.diagnosis.prescriptions.keras_lines import (
     can_be_residual,
+    chain_values,
     compile_lines,
     initializer_for,
     layer_lines,
-    normalized_block_lines,
     optimizer_line,
     recorded_rate,
-    residual_block_lines,
 )
 
 DEEP = 10  # weighted layers from which a plain net needs normalization too: He alone reaches .58 at 30, .30 at 50
@@ -25,62 +36,114 @@ NORMALIZABLE = 4  # units; the normalization of one unit is 0 and that of two is
 
 WARM_UP_RAISES = 2.0  # how much more than the lowered rate a warmed-up run is given to try
 WARM_UP_STEPS, DECAY_STEPS = 200, 10_000  # steps; placeholders that the reader adapts to the length of the run
+SHOWN = 4  # names that a line lists
 
 
+@cache
+def texts() -> dict[str, dict[str, str]]:
+    """Return the prescriptions of `prescriptions.toml` by key, each with its fields."""
+    return tomllib.loads((resources.files(__package__) / "prescriptions.toml").read_text(encoding="utf-8"))
+
+
+def prescription(key: str, **values: Any) -> Prescription:
+    """Return a prescription of `prescriptions.toml`.
+
+    Args:
+        key: Its table.
+        values: What stands for `$name` in its texts, each by its name.
+
+    Example:
+        >>> print(prescription("fewer_layers", fewer=5, depth=20).code, end="")
+        DEPTH = 5  # hidden layers; there are 20 now
+    """
+    return Prescription(**{field: Template(text).substitute(values) for field, text in texts()[key].items()})
+
+
+# -- the data ------------------------------------------------------------------------------------------
+def leave_out_nonfinite(names: Sequence[str], everything: Sequence[str]) -> Prescription:
+    """Return the advice to drop the samples that are not finite, from all the arrays."""
+    checks = " & ".join(f"np.isfinite({name}).reshape(len({name}), -1).all(axis=1)" for name in names)
+    return prescription("leave_out_nonfinite", checks=checks, kept=_kept(everything))
+
+
+def leave_out_samples(samples: Sequence[int], name: str, everything: Sequence[str]) -> Prescription:
+    """Return the advice to look at single samples of an array and to leave them out of all."""
+    shown = [int(sample) for sample in samples]
+    return prescription("leave_out_samples", samples=shown, name=name, kept=_kept(everything))
+
+
+def _kept(names: Sequence[str]) -> str:
+    """Return the lines that keep the sound samples of arrays, parts of structures (`x.pixels`) among them."""
+    return "".join(f"{name} = {name}[sound]\n" for name in names)
+
+
+def scale_targets(name: str, *, positive: bool, units: int = 1) -> tuple[Prescription, ...]:
+    """Return the advice to train on targets of unit size, and to give back the user's units.
+
+    Args:
+        name: Of the array, such as `"y"`, `"y['box']"` or `"y[1]"`; the structure of the targets is kept.
+        positive: Whether all targets are positive and span orders of magnitude.
+        units: Entries of the output.
+    """
+    values = {
+        "name": name,
+        "part": name.replace("y", "predictions", 1),
+        "scaled": _replaced(name, f"({name} - mean) / std"),
+        "logarithm": _replaced(name, f"np.log1p({name})"),
+        "units": units,
+    }
+    keys = ("standardize_targets", "start_at_the_mean", *(("learn_the_logarithm",) if positive else ()))
+    return tuple(prescription(key, **values) for key in keys)
+
+
+def _replaced(name: str, value: str) -> str:
+    """Return the targets with one of their arrays replaced, as an expression that keeps their structure.
+
+    Example:
+        >>> _replaced("y['box']", "z"), _replaced("y[1]", "z"), _replaced("y", "z")
+        ("{**y, 'box': z}", '[*y[:1], z, *y[2:]]', 'z')
+    """
+    inner = re.fullmatch(r"y\[(.+)\]", name)
+    if inner is None:
+        return value
+    key = inner[1]
+    return f"[*y[:{key}], {value}, *y[{int(key) + 1}:]]" if key.isdigit() else f"{{**y, {key}: {value}}}"
+
+
+def safe_cross_entropy(own: Sequence[Head]) -> tuple[Prescription, ...]:
+    """Return the advice to use Keras' loss on logits, where the last activation says that a cross-entropy is meant."""
+    activation = own[0].activation if own else ""
+    loss = {"sigmoid": "BinaryCrossentropy", "softmax": "CategoricalCrossentropy"}.get(activation)
+    if loss is None:
+        return ()
+    units = own[0].units or "units"
+    return (prescription("cross_entropy_on_logits", loss=loss, units=units, activation=activation),)
+
+
+# -- the initial weights and the layers ----------------------------------------------------------------
 def initialization_prescriptions(trace: Trace, stages: Sequence[Stage]) -> tuple[Prescription, ...]:
     """Return what to do about initial weights that are too large in these layers."""
-    initializer = initializer_for(stages[-2].activation)
+    activation, count = stages[-2].activation, len(stages)
+    initializer = initializer_for(activation)
     narrow = min(stage.units for stage in stages)
-    right_size = Prescription(
-        title=f"Use {initializer.name} in the layers named here",
-        code=layer_lines(stages),
-        reason=(
-            f"{initializer.name} draws weights of standard deviation {initializer.spread}, which is the size at which "
-            f"a {stages[-2].activation} layer neither enlarges nor shrinks what passes through it."
-        ),
-        risk=(
+    advice = prescription(
+        "fitting_initializers",
+        initializer=initializer.name,
+        spread=initializer.spread,
+        activation=activation,
+        lines=layer_lines(stages),
+    )
+    if narrow == 1:
+        risk = (
             "With one neuron a layer the draw decides: a negative weight switches a ReLU chain off. Widen the layers."
-            if narrow == 1
-            else "None for training from scratch. Weights that were trained already are not touched by an initializer."
-        ),
-        reference="arXiv 1502.01852 (He), AISTATS 2010 (Glorot), arXiv 1706.02515 (SELU)",
-    )
-    advice = [right_size]
-    if len(stages) >= DEEP and narrow >= NORMALIZABLE:
-        skips = can_be_residual(stages)
-        advice.insert(0, _add_skips(stages, initializer.name) if skips else _normalize(stages, initializer.name))
-    advice.append(clip(trace, "Clip the gradient as protection, after the repair", repairs=False))
-    return tuple(advice)
-
-
-def _add_skips(stages: Sequence[Stage], initializer: str) -> Prescription:
-    return Prescription(
-        title=f"Use {initializer} in residual blocks with a LayerNormalization before each",
-        code=residual_block_lines(stages),
-        reason=(
-            f"{len(stages)} plain layers are too many for an initializer alone, and for a normalization alone: random "
-            "differences between the layers multiply up, and the first updates undo the balance. A skip connection "
-            "gives the gradient a way back through every layer that multiplies it by 1, and LayerNormalization "
-            f"sets the size of what each block receives. {_why_not_batch(stages[-2].activation, len(stages))}"
-        ),
-        risk="Two more parameters per unit and block, and somewhat more time; the learning rate may be tuned again.",
-        reference="arXiv 1512.03385 (residual nets), arXiv 2002.04745 (normalization before the block)",
-    )
-
-
-def _normalize(stages: Sequence[Stage], initializer: str) -> Prescription:
-    activation = stages[-2].activation
-    return Prescription(
-        title=f"Use {initializer} together with a LayerNormalization before each activation",
-        code=normalized_block_lines(stages),
-        reason=(
-            f"{len(stages)} plain layers are too many for an initializer alone: random differences between the layers "
-            "multiply up, and the first updates undo the balance. LayerNormalization sets the size anew in every "
-            f"layer. {_why_not_batch(activation, len(stages))}"
-        ),
-        risk="Two more parameters per unit and about a tenth more time; the learning rate may have to be tuned again.",
-        reference="arXiv 1607.06450 (LayerNorm), arXiv 1902.08129 (BatchNorm explodes in plain nets)",
-    )
+        )
+        advice = replace(advice, risk=risk)
+    deep = []
+    if count >= DEEP and narrow >= NORMALIZABLE:
+        key = "residual_chain" if can_be_residual(stages) else "normalized_chain"
+        values = {"count": count, "why_not_batch": _why_not_batch(activation, count), **chain_values(stages)}
+        deep = [prescription(key, initializer=initializer.name, **values)]
+    return (*deep, advice, clip(trace, "Clip the gradient as protection, after the repair", repairs=False))
 
 
 def _why_not_batch(activation: str, depth: int) -> str:
@@ -94,6 +157,58 @@ def _why_not_batch(activation: str, depth: int) -> str:
     )
 
 
+def use_fitting_initializer(weights: Sequence[WeightScale], activation: str | None) -> Prescription:
+    """Return the advice to draw these weights from the initializer that belongs to the activation."""
+    kinds = {weight.kind for weight in weights}
+    kind = "Dense" if "Dense" in kinds or not kinds else sorted(kinds)[0]
+    first = "filters, kernel_size" if kind.startswith("Conv") else "units"
+    fitting = initializer_for(activation or "linear")
+    names = list(dict.fromkeys(weight.layer for weight in weights))
+    shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    values = {"initializer": fitting.name, "line": fitting.line, "spread": fitting.spread, "layers": shown}
+    return prescription("fitting_initializer", kind=kind, first=first, **values)
+
+
+def add_residual_blocks(trace: Trace) -> Prescription:
+    """Return the advice to give the gradient a way around every two layers, of the kind that the net is made of."""
+    kind = _convolution(trace)
+    key = "residual_blocks" if kind is None else "residual_convolutions"
+    return prescription(key, width=_hidden_units(trace), kind=kind)
+
+
+def normalize_before_the_activation(trace: Trace) -> Prescription:
+    """Return the advice to set the size of a signal anew in every layer: over the batch in a convolutional net."""
+    kind = _convolution(trace)
+    normalization, first = ("LayerNormalization", "units") if kind is None else ("BatchNormalization", "filters")
+    arguments = first if kind is None else f"{first}, 3"
+    values = {"normalization": normalization, "first": first, "arguments": arguments}
+    return prescription("normalize_before_the_activation", kind=kind or "Dense", **values)
+
+
+def change_activation(trace: Trace, old: str, new: str) -> tuple[Prescription, ...]:
+    """Return the advice to use another activation, with the initializer that belongs to it; none for the same one."""
+    if old == new:
+        return ()
+    fitting, kind, units = initializer_for(new), _convolution(trace), _hidden_units(trace)
+    arguments = f"{units}, 3, padding='same'" if kind else str(units)
+    values = {"initializer": fitting.name, "line": fitting.line, "arguments": arguments}
+    return (prescription("other_activation", new=new, old=old, kind=kind or "Dense", **values),)
+
+
+def _convolution(trace: Trace) -> str | None:
+    """Return the class of the convolutions of a net that is made of them, or None for a net of other layers."""
+    kinds = trace.description.kinds
+    found = [kind for kind in ("Conv2D", "Conv1D", "Conv3D") if kinds.get(kind, 0) >= max(2, kinds.get("Dense", 0))]
+    return found[0] if found else None
+
+
+def _hidden_units(trace: Trace) -> int:
+    """Return the most common width of the layers of a net but the last; 64 where it is not known."""
+    units = [layer.units for layer in trace.description.layers if layer.units][:-1]
+    return max(set(units), key=units.count) if units else 64
+
+
+# -- the steps -----------------------------------------------------------------------------------------
 def clip(trace: Trace, title: str, *, repairs: bool, learning_rate: float | None = None) -> Prescription:
     """Return the advice to clip by global norm, as a remedy or as protection only."""
     optimizer = optimizer_line(trace, learning_rate or recorded_rate(trace) or 1e-3, global_clipnorm="1.0")
@@ -103,32 +218,7 @@ def clip(trace: Trace, title: str, *, repairs: bool, learning_rate: float | None
         else "It keeps single steps from destroying the weights. It does not repair them: a net that starts too large "
         "stays finite under clipping and still learns next to nothing."
     )
-    return Prescription(
-        title=title,
-        code="import keras\n\n" + compile_lines(optimizer),
-        reason=reason,
-        risk=(
-            "Keras sums the squares in float32: beyond a norm of 1.8e19 its clip itself makes NaN. The clipping of "
-            "gradrecipes.clipping does not."
-        ),
-        reference="arXiv 1211.5063",
-    )
-
-
-def guard() -> Prescription:
-    """Return the advice to train under a guard."""
-    return Prescription(
-        title="Train under a guard that leaves out such steps and says so",
-        code=(
-            "import gradrecipes as gr\n\n"
-            "guard = gr.GradientGuard()\n"
-            "model.fit(x, y, callbacks=[guard])\n"
-            "print(guard.events)\n"
-        ),
-        reason="A step with a NaN or infinite gradient is left out whole: weights and optimizer stay as they were.",
-        risk="It protects the run and does not cure it: many skips mean that the cause is still there.",
-        reference="arXiv 2204.02311 (PaLM skips and goes on)",
-    )
+    return prescription("clip", title=title, reason=reason, compile=compile_lines(optimizer))
 
 
 def learning_rate_prescriptions(trace: Trace, rate: float | None, factor: float) -> tuple[Prescription, ...]:
@@ -142,16 +232,19 @@ def learning_rate_prescriptions(trace: Trace, rate: float | None, factor: float)
         lower = "import keras\n\n" + compile_lines(optimizer_line(trace, better))
         title = f"Lower the learning rate to {better:.2g}, {times} times less"
     return (
-        Prescription(
-            title=title,
-            code=lower,
-            reason="It brings an update back to about a hundredth of the weights, a size at which steps add up.",
-            risk="Too low is slow. When it trains, double the rate until it no longer does, and halve it once.",
-            reference="arXiv 1506.01186 (range test)",
-        ),
+        prescription("lower_learning_rate", title=title, lines=lower),
         warm_up(trace, better * WARM_UP_RAISES),
         clip(trace, "Clip the gradient by its global norm", repairs=True, learning_rate=better),
     )
+
+
+def set_learning_rate(trace: Trace, factor: float, why: str) -> Prescription:
+    """Return the advice to multiply the learning rate."""
+    rate = recorded_rate(trace)
+    new = (rate or 1e-3) * factor
+    verb = "Raise" if factor > 1 else "Lower"
+    title = f"{verb} the learning rate" + (f" from {rate:.2g} to {new:.2g}" if rate else f" {factor:g} times")
+    return prescription("set_learning_rate", title=title, reason=why, compile=compile_lines(optimizer_line(trace, new)))
 
 
 def warm_up(trace: Trace, highest: float | None = None) -> Prescription:
@@ -162,20 +255,14 @@ def warm_up(trace: Trace, highest: float | None = None) -> Prescription:
         highest: The rate to rise to; that of the run by default.
     """
     highest = highest or recorded_rate(trace) or 1e-3
-    schedule = (
-        "import keras\n\n"
-        "learning_rate = keras.optimizers.schedules.CosineDecay(\n"
-        f"    initial_learning_rate=0.0, warmup_target={highest:.2g}, warmup_steps={WARM_UP_STEPS},\n"
-        f"    decay_steps={DECAY_STEPS},  # set it to epochs * steps per epoch, less the warm-up\n"
-        ")\n" + compile_lines(optimizer_line(trace, "learning_rate"))
-    )
-    return Prescription(
-        title="Warm the learning rate up",
-        code=schedule,
-        reason=(
-            "The first steps are the dangerous ones: the weights are random and the curvature is high. A rate that "
-            "rises from 0 lets the net move to flatter ground, where a higher rate is stable."
-        ),
-        risk="It helps with the beginning only; a rate that is too high for the rest still diverges after it.",
-        reference="arXiv 1706.02677",
-    )
+    compiled = compile_lines(optimizer_line(trace, "learning_rate"))
+    return prescription("warm_up", highest=f"{highest:.2g}", steps=WARM_UP_STEPS, decay=DECAY_STEPS, compile=compiled)
+
+
+def fresh_optimizer(trace: Trace) -> Prescription:
+    """Return the advice to begin with the optimizer's usual settings and an empty memory."""
+    rate = recorded_rate(trace) or 1e-3
+    optimizer = trace.description.optimizer
+    name = optimizer.name if optimizer is not None and optimizer.name.isidentifier() else "Adam"
+    line = f"keras.optimizers.{name}(learning_rate={rate:.2g})"
+    return prescription("fresh_optimizer", name=name, compile=compile_lines(line))

@@ -40,7 +40,7 @@ from gradrecipes.core.trace.variation import FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.readings import say
 from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, fixing_rate
 from gradrecipes.diagnosis.outcome.verdict import verdict
-from gradrecipes.diagnosis.prescriptions.remedies import set_learning_rate
+from gradrecipes.diagnosis.prescriptions.prescribe import set_learning_rate
 from gradrecipes.diagnosis.registry import rule
 
 ROUNDED_AWAY = 24 * math.log(2)  # logits below the largest at which a weight is under the rounding of float32

@@ -40,8 +40,7 @@ from gradrecipes.diagnosis.facts.readings import place, say
 from gradrecipes.diagnosis.facts.single_batches import Spikes, single_batches
 from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, variation, variation_evidence
 from gradrecipes.diagnosis.outcome.verdict import verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import guard
-from gradrecipes.diagnosis.prescriptions.prescribe_data import clip_values, leave_out_samples, robust_loss
+from gradrecipes.diagnosis.prescriptions.prescribe import leave_out_samples, prescription
 from gradrecipes.diagnosis.registry import rule
 
 ABSURD = 1000.0  # times the largest of all other samples; the ratio of the two largest Pareto values (exponent 1)
@@ -188,10 +187,13 @@ def _prescriptions(trace: Trace, odd: list[tuple[ArrayReading, list[Outlier]]], 
     everything = names(trace) or ["x", "y"]
     if odd:
         array = odd[0][0]
-        advice = [leave_out_samples(_samples(odd), array.name, everything), clip_values(array.name)]
+        advice = [
+            leave_out_samples(_samples(odd), array.name, everything),
+            prescription("clip_values", name=array.name),
+        ]
         if array.name.startswith("y"):
-            advice.insert(1, robust_loss())
-        return (*advice, guard())
+            advice.insert(1, prescription("robust_loss"))
+        return (*advice, prescription("guard"))
     if blamed is not None:
-        return clip_values(blamed.name), guard()
-    return guard(), clip_values(everything[0])
+        return prescription("clip_values", name=blamed.name), prescription("guard")
+    return prescription("guard"), prescription("clip_values", name=everything[0])

@@ -31,7 +31,7 @@ from gradrecipes.diagnosis.facts.readings import say
 from gradrecipes.diagnosis.facts.signals import cut_off, hidden, layers, weights
 from gradrecipes.diagnosis.outcome.variation_facts import confidence, variation_evidence
 from gradrecipes.diagnosis.outcome.verdict import verdict
-from gradrecipes.diagnosis.prescriptions.remedies import change_activation, set_learning_rate
+from gradrecipes.diagnosis.prescriptions.prescribe import change_activation, set_learning_rate
 from gradrecipes.diagnosis.registry import rule
 
 DEAD = 0.9  # share of a layer's units; He weights leave a tenth dead on a batch, more than half is rare

@@ -23,7 +23,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.readings import place, say
 from gradrecipes.diagnosis.outcome.verdict import DIVERGING, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import guard
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
 
@@ -69,5 +69,5 @@ def diverging_loss(trace: Trace) -> Finding | None:
         explanation=f"{statement} Every step makes the net worse now, and what comes next is Inf.",
         step=seen.step,
         evidence=(Evidence(statement, seen.end, seen.start, "this run"),),
-        prescriptions=(guard(),),
+        prescriptions=(prescription("guard"),),
     )

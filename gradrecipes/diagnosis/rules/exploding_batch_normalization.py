@@ -34,7 +34,7 @@ from gradrecipes.diagnosis.facts.data_facts import LEARNT
 from gradrecipes.diagnosis.facts.readings import say
 from gradrecipes.diagnosis.facts.signals import count, layers, span, weighted
 from gradrecipes.diagnosis.outcome.verdict import verdict
-from gradrecipes.diagnosis.prescriptions.remedies import add_residual_blocks, use_layer_normalization
+from gradrecipes.diagnosis.prescriptions.prescribe import add_residual_blocks, prescription
 from gradrecipes.diagnosis.registry import rule
 
 LAYERS = 10  # with BatchNormalization, in a row; sixteen of them make 21-fold and train
@@ -87,5 +87,5 @@ def exploding_batch_normalization(trace: Trace) -> Finding | None:
         ),
         layer=read[0].name,
         evidence=(Evidence(statement, measured, predicted, "arXiv 1902.08129"),),
-        prescriptions=(add_residual_blocks(trace), use_layer_normalization()),
+        prescriptions=(add_residual_blocks(trace), prescription("layer_normalization")),
     )

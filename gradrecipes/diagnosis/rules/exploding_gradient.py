@@ -46,7 +46,7 @@ from gradrecipes.diagnosis.facts.readings import (
     say,
 )
 from gradrecipes.diagnosis.outcome.verdict import verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import clip, guard
+from gradrecipes.diagnosis.prescriptions.prescribe import clip, prescription
 from gradrecipes.diagnosis.registry import rule
 
 FAR_BELOW = 1e-3  # end over the baseline of a run that nothing kept from learning
@@ -108,7 +108,7 @@ def exploding_gradient(trace: Trace) -> Finding | None:
         layer=first.layer,
         step=min(mark.step for mark in found if mark.step is not None),
         evidence=tuple(item for mark in found for item in mark.evidence) + _interventions(trace),
-        prescriptions=(clip(trace, "Clip the gradient by its global norm", repairs=True), guard()),
+        prescriptions=(clip(trace, "Clip the gradient by its global norm", repairs=True), prescription("guard")),
     )
 
 

@@ -37,7 +37,7 @@ from gradrecipes.diagnosis.outcome.planned_rates import learned_at_highest
 from gradrecipes.diagnosis.outcome.variation_facts import PROVEN, fixing_rate, variation, variation_evidence
 from gradrecipes.diagnosis.outcome.verdict import LEARNING, STALLED, Verdict, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import recorded_rate
-from gradrecipes.diagnosis.prescriptions.remedies import set_learning_rate
+from gradrecipes.diagnosis.prescriptions.prescribe import set_learning_rate
 from gradrecipes.diagnosis.registry import rule
 
 SHORT = 1e-4  # update norm over weight norm of a typical layer; 1e-3 is usual, fine-tuning has 1e-4

@@ -34,7 +34,7 @@ from gradrecipes.diagnosis.facts.oversized_weights import TOO_LARGE
 from gradrecipes.diagnosis.facts.readings import out_of_proportion, say
 from gradrecipes.diagnosis.facts.signals import NORMALIZATIONS, RECURRENT, WEIGHTED, count, kernels, layers, span
 from gradrecipes.diagnosis.outcome.verdict import verdict
-from gradrecipes.diagnosis.prescriptions.remedies import add_residual_blocks
+from gradrecipes.diagnosis.prescriptions.prescribe import add_residual_blocks
 from gradrecipes.diagnosis.registry import rule
 
 SKIPS = 8  # places where branches are added; sqrt(2) each makes 16-fold

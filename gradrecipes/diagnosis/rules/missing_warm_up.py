@@ -38,8 +38,7 @@ from gradrecipes.core.trace.variation import (
 )
 from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, fixing_rate, variation_evidence
 from gradrecipes.diagnosis.outcome.verdict import verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import warm_up
-from gradrecipes.diagnosis.prescriptions.remedies import set_learning_rate
+from gradrecipes.diagnosis.prescriptions.prescribe import set_learning_rate, warm_up
 from gradrecipes.diagnosis.registry import rule
 
 CERTAIN, WITH_A_RATE = 0.9, 0.7  # confidence where only the warm-up fixes the run; where a lower rate does so too

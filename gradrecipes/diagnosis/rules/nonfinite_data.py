@@ -36,7 +36,7 @@ from gradrecipes.diagnosis.facts.data_facts import ArrayReading, arrays, names, 
 from gradrecipes.diagnosis.facts.readings import say
 from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, variation_evidence
 from gradrecipes.diagnosis.outcome.verdict import BROKEN, UNKNOWN, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe_data import drop_columns, fill_in, leave_out_nonfinite
+from gradrecipes.diagnosis.prescriptions.prescribe import leave_out_nonfinite, prescription
 from gradrecipes.diagnosis.registry import rule
 
 PARTS = ("inputs", "targets", "sample_weight")
@@ -145,9 +145,9 @@ def _prescriptions(trace: Trace, bad: list[ArrayReading]) -> tuple:
     inputs = [array for array in bad if array.name.startswith("x")]
     empty = [(array.name, array.columns.empty) for array in inputs if array.columns and array.columns.empty]
     share = max(array.nonfinite_share for array in bad)
-    advice = [drop_columns(name, columns) for name, columns in empty[:1]]
+    advice = [prescription("drop_columns", name=name, columns=list(columns)) for name, columns in empty[:1]]
     if share < MANY or len(inputs) < len(bad):
         advice.append(leave_out_nonfinite([array.name for array in bad], names(trace)))
     if inputs:
-        advice.append(fill_in(inputs[0].name))
+        advice.append(prescription("fill_in", name=inputs[0].name))
     return tuple(advice)

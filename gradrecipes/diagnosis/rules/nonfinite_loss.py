@@ -35,7 +35,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Sev
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.diagnosis.facts.readings import nonfinite_gradients, nonfinite_losses, place, say
-from gradrecipes.diagnosis.prescriptions.prescribe import guard
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
 FEW = 3  # non-finite batches, or as many as there were epochs, that still count as isolated
@@ -231,9 +231,9 @@ def _aftermath(trace: Trace, bad: np.ndarray, held: bool, isolated: bool) -> str
 
 def _prescriptions(trace: Trace, row: int, data_suspect: bool) -> tuple[Prescription, ...]:
     if _data_are_finite(trace):
-        return (guard(),)
+        return (prescription("guard"),)
     inspect = _inspect(trace, row)
-    return (inspect, guard()) if data_suspect else (guard(), inspect)
+    return (inspect, prescription("guard")) if data_suspect else (prescription("guard"), inspect)
 
 
 def _data_are_finite(trace: Trace) -> bool:

@@ -38,7 +38,7 @@ from gradrecipes.core.trace.variation import FRESH_OPTIMIZER
 from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, say
 from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, variation, variation_evidence
 from gradrecipes.diagnosis.outcome.verdict import verdict
-from gradrecipes.diagnosis.prescriptions.remedies import fresh_optimizer
+from gradrecipes.diagnosis.prescriptions.prescribe import fresh_optimizer
 from gradrecipes.diagnosis.registry import rule
 
 NO_EPSILON = 1e-15  # below it an entry whose gradient is 0 is divided by 0; Keras' own are 1e-7, 1e-30 in Adafactor

@@ -36,10 +36,10 @@ from gradrecipes.diagnosis.facts.readings import say
 from gradrecipes.diagnosis.facts.signals import NORMALIZATIONS, count, kernels, span, weighted
 from gradrecipes.diagnosis.outcome.variation_facts import fixing_rate
 from gradrecipes.diagnosis.outcome.verdict import verdict
-from gradrecipes.diagnosis.prescriptions.remedies import (
+from gradrecipes.diagnosis.prescriptions.prescribe import (
     add_residual_blocks,
-    make_it_shallower,
     normalize_before_the_activation,
+    prescription,
 )
 from gradrecipes.diagnosis.registry import rule
 
@@ -115,6 +115,6 @@ def plain_depth(trace: Trace) -> Finding | None:
         prescriptions=(
             add_residual_blocks(trace),
             normalize_before_the_activation(trace),
-            make_it_shallower(depth),
+            prescription("fewer_layers", fewer=max(2, depth // 4), depth=depth),
         ),
     )

@@ -37,12 +37,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import RecurrentReading
 from gradrecipes.diagnosis.facts.readings import OUT_OF_PROPORTION, gradient_to_weight, number, say
 from gradrecipes.diagnosis.outcome.verdict import OSCILLATING, STALLED, Verdict, verdict
-from gradrecipes.diagnosis.prescriptions.recurrent_remedies import recurrent_prescriptions
+from gradrecipes.diagnosis.prescriptions.prescribe import clip, prescription
 from gradrecipes.diagnosis.registry import rule
 
 EXPLODES = 3.0  # log10 of the growth over the sequence; a net that starts beyond it trains at no learning rate
@@ -51,6 +51,7 @@ GONE = 0.2  # growth per step: after ten steps float32 (2^-23) keeps nothing of 
 GONE_OF_PLAIN = 0.5  # the same of a layer without gates, which orthogonal weights start at .9
 FORGOTTEN = -6.9  # log10 of the growth over the sequence, 2^-23: what float32 keeps beside 1
 LONG_ENOUGH = 10  # steps
+SHORT_SEQUENCE = 50  # steps that a plain recurrent layer can be expected to bridge; arXiv 1211.5063 trained up to 200
 JUMP = 10.0  # largest gradient norm of a plain layer over its median, in a run that does not learn; noise makes 3
 LOOSE_JUMP = 5.0  # the same where the matrix by itself would make a thousandfold of an unbounded state
 WILD_JUMP = 100.0  # the same: beyond any doubt
@@ -96,7 +97,7 @@ def recurrent_gain(trace: Trace) -> Finding | None:
         explanation=_explanation(gain),
         layer=gain.layer.layer if gain.layer.layer in trace.layers else None,
         evidence=_evidence(trace, gain),
-        prescriptions=recurrent_prescriptions(trace, gain.layer, gain.way),
+        prescriptions=_prescriptions(trace, gain.layer, gain.way),
     )
 
 
@@ -253,3 +254,24 @@ def _evidence(trace: Trace, gain: Gain) -> tuple[Evidence, ...]:
 def _power(log10: float) -> str:
     """Return ten to a power as a number, or as 1e400 where no float holds it."""
     return say(10.0**log10) if abs(log10) < 300 else f"1e{log10:.0f}"
+
+
+def _prescriptions(trace: Trace, layer: RecurrentReading, way: str) -> tuple[Prescription, ...]:
+    """Return what to do, the best first; `way` is "backward", "forward", "vanishing", "cell" or "motion"."""
+    clipping = clip(trace, "Clip the gradient by its global norm", repairs=True)
+    values = {"units": layer.units or 64, "kind": layer.kind}
+    gated = layer.kind in ("LSTM", "GRU")  # of the others no line of Keras is known to fit
+    advice = []
+    if gated and layer.activation != "tanh":
+        advice.append(prescription("recurrent_tanh", **values))
+    if not gated and way != "motion":
+        key = "recurrent_identity" if layer.activation == "relu" else "recurrent_orthogonal"
+        advice.append(prescription(key, **values))
+    if way == "motion":
+        advice.append(clipping)
+    advice.append(prescription("gated_initializers" if gated else "gated_layer", **values))
+    if way not in ("motion", "vanishing"):
+        advice.append(clipping)
+    if layer.steps is not None and layer.steps > SHORT_SEQUENCE:
+        advice.append(prescription("shorter_sequences", steps=layer.steps, short=SHORT_SEQUENCE))
+    return tuple(advice)

@@ -29,7 +29,7 @@ from gradrecipes.diagnosis.facts.data_facts import LEARNT
 from gradrecipes.diagnosis.facts.readings import say
 from gradrecipes.diagnosis.facts.signals import hidden, weights
 from gradrecipes.diagnosis.outcome.verdict import verdict
-from gradrecipes.diagnosis.prescriptions.remedies import (
+from gradrecipes.diagnosis.prescriptions.prescribe import (
     change_activation,
     normalize_before_the_activation,
     use_fitting_initializer,

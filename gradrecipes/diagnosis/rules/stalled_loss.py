@@ -24,7 +24,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.readings import say
 from gradrecipes.diagnosis.outcome.verdict import STALLED, verdict
-from gradrecipes.diagnosis.prescriptions.remedies import find_the_range
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
 
@@ -76,5 +76,5 @@ def stalled_loss(trace: Trace) -> Finding | None:
         confidence=0.9,
         explanation=f"{statement} Steps are spent and nothing is learnt; the cause named beside this says why.",
         evidence=(Evidence(statement, seen.end, seen.start, "this run"),),
-        prescriptions=(find_the_range(),),
+        prescriptions=(prescription("find_the_range"),),
     )

@@ -35,7 +35,7 @@ from gradrecipes.diagnosis.facts.data_facts import arrays
 from gradrecipes.diagnosis.facts.readings import number, say
 from gradrecipes.diagnosis.facts.signals import RECURRENT, WEIGHTED, hidden, layers, weights
 from gradrecipes.diagnosis.outcome.verdict import verdict
-from gradrecipes.diagnosis.prescriptions.remedies import change_activation, normalize_before_the_activation
+from gradrecipes.diagnosis.prescriptions.prescribe import change_activation, normalize_before_the_activation
 from gradrecipes.diagnosis.registry import rule
 
 SUPERLINEAR = 1.25  # log10 of the answer to ten times the input; a ReLU has 1, a square 2

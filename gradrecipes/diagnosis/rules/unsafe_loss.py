@@ -38,8 +38,7 @@ from gradrecipes.diagnosis.facts.readings import number, say
 from gradrecipes.diagnosis.facts.signals import layers
 from gradrecipes.diagnosis.facts.unsafe_points import Said, at_the_start, ends, percentage, points, word
 from gradrecipes.diagnosis.outcome.verdict import BROKEN, losses, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import guard
-from gradrecipes.diagnosis.prescriptions.prescribe_loss import safe_arithmetic, safe_cross_entropy
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription, safe_cross_entropy
 from gradrecipes.diagnosis.registry import rule
 
 SANE = 1e4  # output up to which a squared error, its sum and its gradient are far from overflowing
@@ -115,7 +114,7 @@ def _broken_loss(trace: Trace) -> Said | None:
             *points(trace, own),
             *_swept(trace),
         ),
-        (safe_arithmetic(), *safe_cross_entropy(own), guard()),
+        (prescription("safe_arithmetic"), *safe_cross_entropy(own), prescription("guard")),
         first.layer if added else None,
     )
 
@@ -172,7 +171,7 @@ def _broken_operation(trace: Trace) -> Said | None:
         Severity.CRITICAL,
         0.9,
         (Evidence(f"{statement}.", None, None, "autopsy of the step that broke"), *_swept(trace)),
-        (safe_arithmetic(), guard()),
+        (prescription("safe_arithmetic"), prescription("guard")),
         layer,
     )
 
@@ -202,6 +201,6 @@ def _derivative(trace: Trace) -> Said | None:
         Severity.CRITICAL,
         0.85,
         (Evidence(f"{statement}.", None, None, "the first step of the trial"),),
-        (safe_arithmetic(), guard()),
+        (prescription("safe_arithmetic"), prescription("guard")),
         None,
     )

@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import Columns, DataReading
 from gradrecipes.core.trace.description import InputDescription
@@ -44,7 +44,7 @@ from gradrecipes.diagnosis.facts.data_facts import (
 from gradrecipes.diagnosis.facts.readings import number, say
 from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, halved_by, variation, variation_evidence
 from gradrecipes.diagnosis.outcome.verdict import Verdict, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe_data import normalize_inputs
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
 FAR = 10.0  # root mean square of what enters the first weights; standardized data have 1, bytes of pixels 100
@@ -91,7 +91,7 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
             *_start(seen),
             *variation_evidence(trace, SCALED_INPUTS, *(() if healed else (ALL_SCALED,))),
         ),
-        prescriptions=normalize_inputs(array.name, (array.columns or Columns(1)).count, pixels=is_pixels(array)),
+        prescriptions=_scaled(array),
     )
 
 
@@ -203,3 +203,9 @@ def _start(seen: Any) -> tuple[Evidence, ...]:
         f"The run began at a loss of {say(seen.start)}; answering always the same would give {say(seen.baseline)}."
     )
     return (Evidence(statement, seen.start, seen.baseline, "this trial, and the targets alone"),)
+
+
+def _scaled(array: ArrayReading) -> tuple[Prescription, ...]:
+    """Return the advice to bring inputs to unit size, inside the model and outside of it."""
+    inside = "rescale_pixels" if is_pixels(array) else "normalization_layer"
+    return prescription(inside, name=array.name), prescription("standardize_inputs", name=array.name)

@@ -42,7 +42,7 @@ from gradrecipes.diagnosis.facts.readings import number, say
 from gradrecipes.diagnosis.outcome.judgement import outputs
 from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, variation, variation_evidence
 from gradrecipes.diagnosis.outcome.verdict import LEARNING, Verdict, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe_data import scale_targets
+from gradrecipes.diagnosis.prescriptions.prescribe import scale_targets
 from gradrecipes.diagnosis.registry import rule
 
 FAR = 10.0  # root mean square of the targets, in units of the loss; a new net answers within 1 of 0

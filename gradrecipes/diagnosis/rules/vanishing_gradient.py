@@ -25,7 +25,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.readings import say
 from gradrecipes.diagnosis.facts.signals import span, weighted
 from gradrecipes.diagnosis.outcome.verdict import STALLED, verdict
-from gradrecipes.diagnosis.prescriptions.remedies import add_residual_blocks, normalize_before_the_activation
+from gradrecipes.diagnosis.prescriptions.prescribe import add_residual_blocks, normalize_before_the_activation
 from gradrecipes.diagnosis.registry import rule
 
 LOST = 1e-5  # output gradient of the first weighted layer over that of the last

@@ -41,7 +41,7 @@ from gradrecipes.diagnosis.facts.readings import say
 from gradrecipes.diagnosis.facts.signals import cut_off, kernels, span, weighted
 from gradrecipes.diagnosis.outcome.variation_facts import confidence, variation_evidence
 from gradrecipes.diagnosis.outcome.verdict import LEARNING, verdict
-from gradrecipes.diagnosis.prescriptions.remedies import (
+from gradrecipes.diagnosis.prescriptions.prescribe import (
     change_activation,
     normalize_before_the_activation,
     use_fitting_initializer,
