@@ -16,7 +16,7 @@ from gradrecipes.core.findings import Finding, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import AttentionReading, Probes, SignalReading
 from gradrecipes.diagnosis.engine import find
-from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.before_fit import look_before_fit
 from gradrecipes.report.diagnosis import Diagnosis

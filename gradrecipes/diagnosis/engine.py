@@ -8,15 +8,27 @@ from dataclasses import replace
 
 import numpy as np
 
-from gradrecipes.core.findings import Finding, Kind, Severity
+from gradrecipes.core.findings import Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.joint_remedy import with_joint_remedy
+from gradrecipes.core.trace.variation import ALL_SCALED, FITTING_WEIGHTS, SCALED_INPUTS, SCALED_TARGETS, Variation
+from gradrecipes.diagnosis.outcome import fixed_by, variation
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription, scaling_lines
 from gradrecipes.diagnosis.registry import Rule, rules
+from gradrecipes.diagnosis.rules.unscaled_inputs import far_inputs, is_pixels
+from gradrecipes.diagnosis.rules.unscaled_targets import far_target
 
 CONFIDENCE_STEPS = 5  # confidences that differ by less than a fifth count as equal; the deeper cause then goes first
 MIN_CONFIDENCE_TO_EXPLAIN = 0.75  # of a cause that takes confidence from another cause
 EXPLAINED_LOSES = 0.3  # confidence that a cause loses when another cause explains it
 MIN_CONFIDENCE_EXPLAINED = 0.5  # below which a cause that another one explains is left out
+# A variation that changes one thing -> the codes of the causes that it removes, and their name in a sentence.
+# `ALL_SCALED` changes all of those at once that were tried.
+PARTS = {
+    SCALED_INPUTS: (("unscaled_inputs",), "the inputs"),
+    SCALED_TARGETS: (("unscaled_targets",), "the targets"),
+    FITTING_WEIGHTS: (("exploding_initialization", "vanishing_initialization"), "the initial weights"),
+}
+
 
 logger = logging.getLogger(__name__)
 
@@ -110,3 +122,40 @@ def _judge(rule: Rule, trace: Trace) -> Finding | None:
     except Exception:  # a rule that fails must not cost the reader the other findings
         logger.exception("The rule %s failed on %r; the other rules go on. Please report this.", rule.code, trace)
         return None
+
+
+# -- one remedy for several causes ---------------------------------------------------------------------
+def with_joint_remedy(findings: Sequence[Finding], trace: Trace) -> list[Finding]:
+    """Return the findings; where only the changes together fix the run, each of their causes names them as one remedy.
+
+    Args:
+        findings: What the rules found, in any order.
+        trace: The record they rest on, with the variations of its trial.
+    """
+    tried = [one for one in PARTS if variation(trace, one) is not None]
+    if len(tried) < 2 or not fixed_by(trace, ALL_SCALED) or fixed_by(trace, *tried):
+        return list(findings)
+    by_code = {finding.code: finding for finding in findings}
+    causes = {one: by_code[code] for one in tried for code in PARTS[one][0] if code in by_code}
+    if len(causes) < 2:
+        return list(findings)
+    remedy = _remedy(causes, trace)
+    together = {finding.code for finding in causes.values()}
+    return [
+        replace(finding, prescriptions=(remedy, *finding.prescriptions)) if finding.code in together else finding
+        for finding in findings
+    ]
+
+
+def _remedy(causes: Mapping[Variation, Finding], trace: Trace) -> Prescription:
+    changed = [PARTS[one][1] for one in causes]
+    named = f"{', '.join(changed[:-1])} and {changed[-1]}"
+    weights = causes.get(FITTING_WEIGHTS)
+    code = ""
+    if weights is not None and weights.prescriptions:
+        code = weights.prescriptions[0].code.rstrip("\n") + "\n\n# Then, with the model that has these layers:\n"
+    inputs = {one.name: is_pixels(one) for one in far_inputs(trace)} if SCALED_INPUTS in causes else {}
+    target = far_target(trace) if SCALED_TARGETS in causes else None
+    title = f"Scale {named} together" if weights is None else f"Bring {named} to unit size together"
+    lines = code + scaling_lines(inputs, None if target is None else target.name)
+    return prescription("change_together", title=title, lines=lines, named=named)

@@ -16,7 +16,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import NoiseReading, Probes
-from gradrecipes.diagnosis.outcome.verdict import LEARNING, STALLED, UNKNOWN, verdict
+from gradrecipes.diagnosis.outcome import LEARNING, STALLED, UNKNOWN, verdict
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.data import data_probe
 from gradrecipes.probes.forward_pass import forward_pass

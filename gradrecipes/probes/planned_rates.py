@@ -14,13 +14,13 @@ from gradrecipes.compat.keras_private import leaves, optimizers_of
 from gradrecipes.compat.schedules import schedule_of
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.trial_reading import PlannedRates, VariationResult
-from gradrecipes.diagnosis.outcome.planned_rates import (
+from gradrecipes.diagnosis.outcome import (
     SLOW_RISE,
     SLOWEST_RISE,
+    Verdict,
     lost_at_highest,
     unlearned_at_highest,
 )
-from gradrecipes.diagnosis.outcome.verdict import Verdict
 from gradrecipes.training.trial.trial import Trial, TrialRun
 
 POINTS = 48  # at which a schedule is read, evenly over the training, beside those that its settings name

@@ -27,8 +27,7 @@ from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import FailureReading, Probes
 from gradrecipes.core.trace.trial_reading import TrialReading, VariationResult
 from gradrecipes.core.trace.variation import AS_IT_IS, BALANCED_TERMS, LARGER_BATCH, UNFROZEN, at_rate, variation_of
-from gradrecipes.diagnosis.outcome.variation_facts import fixes
-from gradrecipes.diagnosis.outcome.verdict import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, verdict
+from gradrecipes.diagnosis.outcome import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, fixes, verdict
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.output_losses import OutputLosses
 from gradrecipes.probes.pairing import pairs_samples

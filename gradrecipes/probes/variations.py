@@ -27,7 +27,7 @@ from gradrecipes.core.trace.variation import (
     WARM_UP,
     Variation,
 )
-from gradrecipes.diagnosis.outcome.verdict import OSCILLATING, STALLED, Verdict
+from gradrecipes.diagnosis.outcome import OSCILLATING, STALLED, Verdict
 from gradrecipes.training.trial.trial import Trial
 
 LARGE = 1.6  # spread of a kernel over the largest that an initializer would give: above, it is shrunk to that

@@ -16,8 +16,7 @@ from gradrecipes.core.trace.event import Event
 from gradrecipes.core.trace.probes import LossReading, SignalReading
 from gradrecipes.core.trace.trial_reading import OutputTrial, TrialReading, VariationResult
 from gradrecipes.core.trace.variation import variation_of
-from gradrecipes.diagnosis.outcome.variation_facts import fixes
-from gradrecipes.diagnosis.outcome.verdict import BROKEN, verdict
+from gradrecipes.diagnosis.outcome import BROKEN, fixes, verdict
 from gradrecipes.diagnosis.registry import rules
 from gradrecipes.report.wording import number
 

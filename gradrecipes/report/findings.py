@@ -8,7 +8,7 @@ from functools import cached_property
 from gradrecipes.core.findings import Finding, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.engine import in_reading_order
-from gradrecipes.diagnosis.outcome.judgement import HEALTHY, Judgement, judge
+from gradrecipes.diagnosis.judgement import HEALTHY, Judgement, judge
 
 COUNTED = {
     Severity.CRITICAL: ("critical finding", "critical findings"),

@@ -8,7 +8,7 @@ import textwrap
 import tokenize
 
 from gradrecipes.core.findings import Evidence, Finding, Prescription, Severity
-from gradrecipes.diagnosis.outcome.judgement import HEALTHY, UNDECIDED, UNHEALTHY
+from gradrecipes.diagnosis.judgement import HEALTHY, UNDECIDED, UNHEALTHY
 from gradrecipes.report import wording
 from gradrecipes.report.facts import event_counts, looked_at, trial_rows
 from gradrecipes.report.findings import OrderedFindings

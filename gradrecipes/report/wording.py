@@ -11,7 +11,7 @@ import numpy as np
 from gradrecipes.core.findings import Finding, Kind
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.readings import say
-from gradrecipes.diagnosis.outcome.verdict import BROKEN, DIVERGING, FAR_START, OSCILLATING, STALLED, Verdict, verdict
+from gradrecipes.diagnosis.outcome import BROKEN, DIVERGING, FAR_START, OSCILLATING, STALLED, Verdict, verdict
 from gradrecipes.diagnosis.registry import rules
 
 # Lowest probability for each word: Mastrandrea et al. (2010), guidance note for IPCC authors, table 1.

@@ -11,7 +11,7 @@ from gradrecipes.core.findings import Finding, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.variation import variation_of
-from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.report.facts import trial_rows
 
 AS_IT_IS = re.compile(r"As it is, the loss (.+?) in a short trial; (.+?), (it .+?)\.(?: |$)")

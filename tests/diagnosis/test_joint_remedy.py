@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gradrecipes.core.findings import Finding, Kind, Prescription, Severity
-from gradrecipes.diagnosis.engine import find
-from gradrecipes.diagnosis.joint_remedy import scaling_lines, with_joint_remedy
+from gradrecipes.diagnosis.engine import find, with_joint_remedy
+from gradrecipes.diagnosis.prescriptions.prescribe import scaling_lines
 from tests.diagnosis.probed import BREAKS, diabetes, net, probed
 
 WORSE = (1.0, 1e12)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradrecipes.core.trace.trial_reading import PlannedRates
-from gradrecipes.diagnosis.outcome.verdict import LEARNING, Verdict
+from gradrecipes.diagnosis.outcome import LEARNING, Verdict
 from gradrecipes.probes.planned_rates import read_planned_rates, try_highest_rate
 from gradrecipes.schedules import WarmUp
 from gradrecipes.training.description.describe import describe_model

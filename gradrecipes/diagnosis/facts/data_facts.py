@@ -15,8 +15,18 @@ from gradrecipes.core.trace.probes import LossPoint, LossReading, OutputReading
 from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.core.trace.variation import Variation
 from gradrecipes.diagnosis.facts.readings import number
-from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, fixes, fixing_rate, variation
-from gradrecipes.diagnosis.outcome.verdict import LEARNING, OSCILLATING, STALLED, Verdict, losses, verdict
+from gradrecipes.diagnosis.outcome import (
+    LEARNING,
+    OSCILLATING,
+    STALLED,
+    Verdict,
+    fixed_by,
+    fixes,
+    fixing_rate,
+    losses,
+    variation,
+    verdict,
+)
 
 REACHES_CHANCE = 10.0  # trials of further training; a loss that needs more to get to chance at its pace is held back
 AT_CHANCE = (0.9, 1.1)  # end over chance of a net that answers everything with the same: 1 but for the batches

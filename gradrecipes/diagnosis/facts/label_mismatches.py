@@ -15,9 +15,9 @@ from gradrecipes.diagnosis.facts.mismatch import (
     compile_with,
     from_logits,
     last_layer,
+    shape_mismatches,
 )
 from gradrecipes.diagnosis.facts.readings import number, say
-from gradrecipes.diagnosis.facts.shape_mismatches import shape_mismatches
 
 A_HAIR = 1e-3  # by which a label may leave its range by rounding
 ROOM = 0.05  # by which a target of a binary cross-entropy may leave [0, 1]: interpolated images do

@@ -5,10 +5,8 @@ from __future__ import annotations
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.variation import ALL_SCALED, FITTING_WEIGHTS
-from gradrecipes.diagnosis.facts.readings import say
-from gradrecipes.diagnosis.facts.signals import NORMALIZATIONS, count, kernels, layers
-from gradrecipes.diagnosis.outcome.variation_facts import confidence, fixed_by, halved_by, variation_evidence
-from gradrecipes.diagnosis.outcome.verdict import FAR_START, verdict
+from gradrecipes.diagnosis.facts.readings import NORMALIZATIONS, count, kernels, layers, say
+from gradrecipes.diagnosis.outcome import FAR_START, confidence, fixed_by, halved_by, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import normalize_before_the_activation, use_fitting_initializer
 
 TOO_LARGE = 2.0  # times the largest usual standard deviation: four times the variance

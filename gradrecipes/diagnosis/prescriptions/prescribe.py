@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import resources
@@ -108,6 +108,49 @@ def _replaced(name: str, value: str) -> str:
         return value
     key = inner[1]
     return f"[*y[:{key}], {value}, *y[{int(key) + 1}:]]" if key.isdigit() else f"{{**y, {key}: {value}}}"
+
+
+def scaling_lines(inputs: Mapping[str, bool], target: str | None) -> str:
+    """Return lines that train on scaled arrays and give the predictions in the user's units.
+
+    Args:
+        inputs: For each array of inputs, by the name it has in the user's program (`x`, `x['image']`), whether it holds
+            pixels from 0 to 255.
+        target: Name of the array of targets, or None to leave them as they are.
+
+    Example:
+        >>> print(scaling_lines({"x": False}, "y"), end="")
+        x_mean, x_std = x.mean(axis=0), x.std(axis=0) + 1e-7
+        y_mean, y_std = y.mean(axis=0), y.std(axis=0) + 1e-7
+        model.fit((x - x_mean) / x_std, (y - y_mean) / y_std)
+        predictions = model.predict((x - x_mean) / x_std) * y_std + y_mean
+    """
+    lines, fed, learned, back = [], "x", "y", ""
+    for name, pixels in inputs.items():
+        short = _identifier(name)
+        how = "127.5, 127.5" if pixels else f"{name}.mean(axis=0), {name}.std(axis=0) + 1e-7"
+        lines.append(f"{short}_mean, {short}_std = {how}")
+        if name == "x":
+            fed = "(x - x_mean) / x_std"
+        else:
+            lines.append(f"{name} = ({name} - {short}_mean) / {short}_std")
+    if target is not None:
+        short = _identifier(target)
+        lines.append(f"{short}_mean, {short}_std = {target}.mean(axis=0), {target}.std(axis=0) + 1e-7")
+        if target == "y":
+            learned, back = "(y - y_mean) / y_std", " * y_std + y_mean"
+        else:
+            lines.append(f"{target} = ({target} - {short}_mean) / {short}_std")
+    lines += [f"model.fit({fed}, {learned})", f"predictions = model.predict({fed}){back}"]
+    if target is not None and target != "y":
+        part = target.replace("y", "predictions", 1)
+        lines.append(f"{part} = {part} * {short}_std + {short}_mean")
+    return "\n".join(lines) + "\n"
+
+
+def _identifier(name: str) -> str:
+    """Return a name for variables: `x_image` for `x['image']`."""
+    return re.sub(r"\W+", "_", name).strip("_")
 
 
 def safe_cross_entropy(own: Sequence[Head]) -> tuple[Prescription, ...]:

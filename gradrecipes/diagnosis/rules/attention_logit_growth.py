@@ -38,8 +38,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import AttentionReading, SignalReading
 from gradrecipes.core.trace.variation import FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.readings import say
-from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, fixing_rate
-from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.outcome import fixed_by, fixing_rate, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import set_learning_rate
 from gradrecipes.diagnosis.registry import rule
 

@@ -36,15 +36,19 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import NoiseReading
 from gradrecipes.core.trace.variation import LARGER_BATCH
 from gradrecipes.diagnosis.facts.readings import out_of_proportion, say
-from gradrecipes.diagnosis.outcome.variation_facts import (
+from gradrecipes.diagnosis.outcome import (
     LIKELY,
+    OSCILLATING,
     PROVEN,
+    STALLED,
+    UNKNOWN,
     UNPROVEN,
+    Verdict,
     fixed_by,
     variation,
     variation_evidence,
+    verdict,
 )
-from gradrecipes.diagnosis.outcome.verdict import OSCILLATING, STALLED, UNKNOWN, Verdict, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import optimizer_line, recorded_rate
 from gradrecipes.diagnosis.registry import rule
 

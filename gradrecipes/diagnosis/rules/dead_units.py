@@ -27,10 +27,8 @@ from __future__ import annotations
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.variation import FITTING_WEIGHTS
-from gradrecipes.diagnosis.facts.readings import say
-from gradrecipes.diagnosis.facts.signals import cut_off, hidden, layers, weights
-from gradrecipes.diagnosis.outcome.variation_facts import confidence, variation_evidence
-from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.facts.readings import cut_off, hidden, layers, say, weights
+from gradrecipes.diagnosis.outcome import confidence, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import change_activation, set_learning_rate
 from gradrecipes.diagnosis.registry import rule
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.readings import place, say
-from gradrecipes.diagnosis.outcome.verdict import DIVERGING, verdict
+from gradrecipes.diagnosis.outcome import DIVERGING, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 

@@ -35,17 +35,18 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import WeightScale
 from gradrecipes.core.trace.variation import ALL_SCALED, FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.data_facts import first_loss_over_baseline
-from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, say
-from gradrecipes.diagnosis.facts.signals import weights
-from gradrecipes.diagnosis.outcome.variation_facts import (
+from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, say, weights
+from gradrecipes.diagnosis.outcome import (
+    FAR_START,
+    Verdict,
     confidence,
     fixed_by,
     fixing_rate,
     halved_by,
     starts_near_baseline,
     variation_evidence,
+    verdict,
 )
-from gradrecipes.diagnosis.outcome.verdict import FAR_START, Verdict, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import clip
 from gradrecipes.diagnosis.registry import rule
 

@@ -31,9 +31,8 @@ from gradrecipes.core.theory.activation import ACTIVATIONS
 from gradrecipes.core.theory.signal_theory import batch_normalized_factor
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.data_facts import LEARNT
-from gradrecipes.diagnosis.facts.readings import say
-from gradrecipes.diagnosis.facts.signals import count, layers, span, weighted
-from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.facts.readings import count, layers, say, span, weighted
+from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import add_residual_blocks, prescription
 from gradrecipes.diagnosis.registry import rule
 

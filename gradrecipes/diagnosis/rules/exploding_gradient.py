@@ -45,7 +45,7 @@ from gradrecipes.diagnosis.facts.readings import (
     place,
     say,
 )
-from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import clip, prescription
 from gradrecipes.diagnosis.registry import rule
 

@@ -45,7 +45,7 @@ from gradrecipes.diagnosis.facts.chain import Link, Stage, growth_log_std, links
 from gradrecipes.diagnosis.facts.data_facts import LEARNT
 from gradrecipes.diagnosis.facts.oversized_weights import oversized_weights
 from gradrecipes.diagnosis.facts.readings import say
-from gradrecipes.diagnosis.outcome.verdict import FAR_START, verdict
+from gradrecipes.diagnosis.outcome import FAR_START, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import initializer_for
 from gradrecipes.diagnosis.prescriptions.prescribe import initialization_prescriptions
 from gradrecipes.diagnosis.registry import rule

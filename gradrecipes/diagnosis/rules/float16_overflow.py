@@ -31,9 +31,8 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Autopsy, Offender
 from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.core.trace.trial_reading import TrialReading
-from gradrecipes.diagnosis.facts.readings import TOLERATED_BY_SCALER, left_out_by_scaler, say
-from gradrecipes.diagnosis.facts.signals import layers
-from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.facts.readings import TOLERATED_BY_SCALER, layers, left_out_by_scaler, say
+from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.registry import rule
 
 LARGEST = 65504.0  # largest float16

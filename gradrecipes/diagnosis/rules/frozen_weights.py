@@ -33,8 +33,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import FrozenLayer
 from gradrecipes.core.trace.variation import UNFROZEN
 from gradrecipes.diagnosis.facts.readings import say
-from gradrecipes.diagnosis.outcome.variation_facts import PROVEN, fixes, halved_by, variation, variation_evidence
-from gradrecipes.diagnosis.outcome.verdict import Verdict, verdict
+from gradrecipes.diagnosis.outcome import PROVEN, Verdict, fixes, halved_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import compile_lines, optimizer_line, recorded_rate
 from gradrecipes.diagnosis.registry import rule
 

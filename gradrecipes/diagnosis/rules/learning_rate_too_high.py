@@ -50,6 +50,7 @@ from gradrecipes.diagnosis.facts.divergences import (
     broken,
     largest,
     risen,
+    rising_rate,
     stuck,
     thrown,
 )
@@ -66,9 +67,7 @@ from gradrecipes.diagnosis.facts.readings import (
     say,
     smallest_weight_norms,
 )
-from gradrecipes.diagnosis.facts.rising_rate import rising_rate
-from gradrecipes.diagnosis.outcome.variation_facts import PROVEN, UNPROVEN, fixing_rate, variation, variation_evidence
-from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.outcome import PROVEN, UNPROVEN, fixing_rate, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import recorded_rate
 from gradrecipes.diagnosis.prescriptions.prescribe import learning_rate_prescriptions
 from gradrecipes.diagnosis.registry import rule

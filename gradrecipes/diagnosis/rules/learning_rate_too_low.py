@@ -33,9 +33,17 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.core.trace.variation import at_rate
 from gradrecipes.diagnosis.facts.readings import middle, say
-from gradrecipes.diagnosis.outcome.planned_rates import learned_at_highest
-from gradrecipes.diagnosis.outcome.variation_facts import PROVEN, fixing_rate, variation, variation_evidence
-from gradrecipes.diagnosis.outcome.verdict import LEARNING, STALLED, Verdict, verdict
+from gradrecipes.diagnosis.outcome import (
+    LEARNING,
+    PROVEN,
+    STALLED,
+    Verdict,
+    fixing_rate,
+    learned_at_highest,
+    variation,
+    variation_evidence,
+    verdict,
+)
 from gradrecipes.diagnosis.prescriptions.keras_lines import recorded_rate
 from gradrecipes.diagnosis.prescriptions.prescribe import set_learning_rate
 from gradrecipes.diagnosis.registry import rule

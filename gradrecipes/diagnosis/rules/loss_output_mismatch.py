@@ -33,7 +33,7 @@ from gradrecipes.diagnosis.facts.activation_mismatches import activation_mismatc
 from gradrecipes.diagnosis.facts.data_facts import heads, is_held_back
 from gradrecipes.diagnosis.facts.label_mismatches import all_with_all, label_mismatches
 from gradrecipes.diagnosis.facts.mismatch import Mismatch
-from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.registry import rule
 
 

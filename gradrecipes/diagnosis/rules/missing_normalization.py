@@ -31,9 +31,18 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Sev
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.diagnosis.facts.oversized_weights import TOO_LARGE
-from gradrecipes.diagnosis.facts.readings import out_of_proportion, say
-from gradrecipes.diagnosis.facts.signals import NORMALIZATIONS, RECURRENT, WEIGHTED, count, kernels, layers, span
-from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.facts.readings import (
+    NORMALIZATIONS,
+    RECURRENT,
+    WEIGHTED,
+    count,
+    kernels,
+    layers,
+    out_of_proportion,
+    say,
+    span,
+)
+from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import add_residual_blocks
 from gradrecipes.diagnosis.registry import rule
 

@@ -36,8 +36,7 @@ from gradrecipes.core.trace.variation import (
     SCALED_TARGETS,
     WARM_UP,
 )
-from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, fixing_rate, variation_evidence
-from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.outcome import fixed_by, fixing_rate, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import set_learning_rate, warm_up
 from gradrecipes.diagnosis.registry import rule
 

@@ -34,8 +34,7 @@ from gradrecipes.core.trace.data_reading import Columns
 from gradrecipes.core.trace.variation import FINITE_DATA
 from gradrecipes.diagnosis.facts.data_facts import ArrayReading, arrays, names, offenders
 from gradrecipes.diagnosis.facts.readings import say
-from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, variation_evidence
-from gradrecipes.diagnosis.outcome.verdict import BROKEN, UNKNOWN, verdict
+from gradrecipes.diagnosis.outcome import BROKEN, UNKNOWN, fixed_by, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import leave_out_nonfinite, prescription
 from gradrecipes.diagnosis.registry import rule
 

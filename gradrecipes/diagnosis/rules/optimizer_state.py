@@ -36,8 +36,7 @@ from gradrecipes.core.trace.description import OptimizerDescription
 from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.core.trace.variation import FRESH_OPTIMIZER
 from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, say
-from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, variation, variation_evidence
-from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.outcome import fixed_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import fresh_optimizer
 from gradrecipes.diagnosis.registry import rule
 

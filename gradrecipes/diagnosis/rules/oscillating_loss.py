@@ -22,7 +22,7 @@ from __future__ import annotations
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.readings import say
-from gradrecipes.diagnosis.outcome.verdict import OSCILLATING, verdict
+from gradrecipes.diagnosis.outcome import OSCILLATING, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import set_learning_rate
 from gradrecipes.diagnosis.registry import rule
 

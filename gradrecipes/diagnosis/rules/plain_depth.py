@@ -32,10 +32,8 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.theory.signal_theory import finite_width_log_std
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.data_facts import LEARNT
-from gradrecipes.diagnosis.facts.readings import say
-from gradrecipes.diagnosis.facts.signals import NORMALIZATIONS, count, kernels, span, weighted
-from gradrecipes.diagnosis.outcome.variation_facts import fixing_rate
-from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.facts.readings import NORMALIZATIONS, count, kernels, say, span, weighted
+from gradrecipes.diagnosis.outcome import fixing_rate, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import (
     add_residual_blocks,
     normalize_before_the_activation,

@@ -41,7 +41,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Sev
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import RecurrentReading
 from gradrecipes.diagnosis.facts.readings import OUT_OF_PROPORTION, gradient_to_weight, number, say
-from gradrecipes.diagnosis.outcome.verdict import OSCILLATING, STALLED, Verdict, verdict
+from gradrecipes.diagnosis.outcome import OSCILLATING, STALLED, Verdict, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import clip, prescription
 from gradrecipes.diagnosis.registry import rule
 

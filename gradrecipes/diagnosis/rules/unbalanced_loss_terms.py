@@ -36,8 +36,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import OutputTrial, TrialReading
 from gradrecipes.core.trace.variation import BALANCED_TERMS
 from gradrecipes.diagnosis.facts.readings import say
-from gradrecipes.diagnosis.outcome.variation_facts import variation
-from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.outcome import variation, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import optimizer_line, recorded_rate
 from gradrecipes.diagnosis.registry import rule
 

@@ -32,9 +32,8 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.diagnosis.facts.data_facts import arrays
-from gradrecipes.diagnosis.facts.readings import number, say
-from gradrecipes.diagnosis.facts.signals import RECURRENT, WEIGHTED, hidden, layers, weights
-from gradrecipes.diagnosis.outcome.verdict import verdict
+from gradrecipes.diagnosis.facts.readings import RECURRENT, WEIGHTED, hidden, layers, number, say, weights
+from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import change_activation, normalize_before_the_activation
 from gradrecipes.diagnosis.registry import rule
 

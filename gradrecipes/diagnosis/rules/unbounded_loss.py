@@ -32,7 +32,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Sev
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.data_facts import Head, heads
 from gradrecipes.diagnosis.facts.readings import say
-from gradrecipes.diagnosis.outcome.verdict import losses, verdict
+from gradrecipes.diagnosis.outcome import losses, verdict
 from gradrecipes.diagnosis.registry import rule
 
 IN_PROPORTION = 10.0  # loss at 1e6 over that at 1e4, at least: 100 where it is linear, 1.5 for a logarithm

@@ -42,8 +42,7 @@ from gradrecipes.diagnosis.facts.data_facts import (
     improves,
 )
 from gradrecipes.diagnosis.facts.readings import number, say
-from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, halved_by, variation, variation_evidence
-from gradrecipes.diagnosis.outcome.verdict import Verdict, verdict
+from gradrecipes.diagnosis.outcome import Verdict, fixed_by, halved_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 

@@ -39,9 +39,8 @@ from gradrecipes.core.trace.probes import OutputReading
 from gradrecipes.core.trace.variation import ALL_SCALED, SCALED_TARGETS
 from gradrecipes.diagnosis.facts.data_facts import Head, arrays, heads, held_back_by
 from gradrecipes.diagnosis.facts.readings import number, say
-from gradrecipes.diagnosis.outcome.judgement import outputs
-from gradrecipes.diagnosis.outcome.variation_facts import fixed_by, variation, variation_evidence
-from gradrecipes.diagnosis.outcome.verdict import LEARNING, Verdict, verdict
+from gradrecipes.diagnosis.judgement import outputs
+from gradrecipes.diagnosis.outcome import LEARNING, Verdict, fixed_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import scale_targets
 from gradrecipes.diagnosis.registry import rule
 

@@ -22,9 +22,8 @@ from __future__ import annotations
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.facts.readings import say
-from gradrecipes.diagnosis.facts.signals import span, weighted
-from gradrecipes.diagnosis.outcome.verdict import STALLED, verdict
+from gradrecipes.diagnosis.facts.readings import say, span, weighted
+from gradrecipes.diagnosis.outcome import STALLED, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import add_residual_blocks, normalize_before_the_activation
 from gradrecipes.diagnosis.registry import rule
 

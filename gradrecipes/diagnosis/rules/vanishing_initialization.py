@@ -37,10 +37,8 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.core.trace.variation import FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.oversized_weights import TOO_LARGE
-from gradrecipes.diagnosis.facts.readings import say
-from gradrecipes.diagnosis.facts.signals import cut_off, kernels, span, weighted
-from gradrecipes.diagnosis.outcome.variation_facts import confidence, variation_evidence
-from gradrecipes.diagnosis.outcome.verdict import LEARNING, verdict
+from gradrecipes.diagnosis.facts.readings import cut_off, kernels, say, span, weighted
+from gradrecipes.diagnosis.outcome import LEARNING, confidence, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import (
     change_activation,
     normalize_before_the_activation,

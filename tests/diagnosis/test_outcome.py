@@ -10,15 +10,21 @@ import pytest
 from gradrecipes.core.trace.trial_reading import VariationResult
 from gradrecipes.core.trace.variation import FITTING_WEIGHTS, SCALED_INPUTS, at_rate
 from gradrecipes.diagnosis.engine import linked
-from gradrecipes.diagnosis.outcome.variation_facts import (
+from gradrecipes.diagnosis.outcome import (
+    BROKEN,
+    DIVERGING,
+    LEARNING,
+    OSCILLATING,
+    STALLED,
+    UNKNOWN,
     confidence,
     fixed_by,
     fixes,
     fixing_rate,
     halved_by,
     variation_evidence,
+    verdict,
 )
-from gradrecipes.diagnosis.outcome.verdict import BROKEN, DIVERGING, LEARNING, OSCILLATING, STALLED, UNKNOWN, verdict
 from gradrecipes.diagnosis.registry import rules
 from tests.diagnosis.hand_made import BROKEN as BREAKS
 from tests.diagnosis.hand_made import CLIMBING, FALLING, LEARNS, STANDING, STANDS, TRACES, trial

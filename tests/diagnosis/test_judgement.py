@@ -12,7 +12,7 @@ import gradrecipes as gr
 from gradrecipes.core.findings import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import OutputTrial
-from gradrecipes.diagnosis.outcome.judgement import judge
+from gradrecipes.diagnosis.judgement import judge
 from tests.diagnosis.hand_made import BROKEN, CLIMBING, FALLING, STANDING, TRACES, trial
 
 

@@ -12,8 +12,7 @@ from gradrecipes.core.findings import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import OutputTrial, PlannedRates, TrialReading
 from gradrecipes.diagnosis.facts.readings import say
-from gradrecipes.diagnosis.outcome.planned_rates import learned_at_highest, unlearned_at_highest
-from gradrecipes.diagnosis.outcome.verdict import (
+from gradrecipes.diagnosis.outcome import (
     BROKEN,
     DIVERGING,
     LEARNING,
@@ -21,7 +20,9 @@ from gradrecipes.diagnosis.outcome.verdict import (
     STALLED,
     UNKNOWN,
     Verdict,
+    learned_at_highest,
     losses,
+    unlearned_at_highest,
     verdict,
 )
 

@@ -1,1 +1,0 @@
-"""How a training went, and what the variations of its trial show."""
