@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Trace": "gradrecipes.core.trace",
-    "Event": "gradrecipes.core.trace.event",
+    "Event": "gradrecipes.core.trace.trace",
     "Finding": "gradrecipes.core.findings",
     "Prescription": "gradrecipes.core.findings",
     "Diagnosis": "gradrecipes.report.diagnosis",
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     from gradrecipes.core.findings import Finding, Prescription
     from gradrecipes.core.trace import Trace
     from gradrecipes.core.trace.autopsy import Autopsy, Offender
-    from gradrecipes.core.trace.event import Event
+    from gradrecipes.core.trace.trace import Event
     from gradrecipes.doctor import diagnose
     from gradrecipes.gradients import clipping
     from gradrecipes.report.diagnosis import Diagnosis

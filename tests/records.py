@@ -9,8 +9,8 @@ from typing import Any
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Autopsy, LayerReading, Offender
 from gradrecipes.core.trace.description import Description
+from gradrecipes.core.trace.trace_file import upgrade
 from gradrecipes.core.trace.trial_reading import TrialReading
-from gradrecipes.core.trace.version_1 import upgrade
 
 
 def described(values: Mapping[str, Any]) -> Description:

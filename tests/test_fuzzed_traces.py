@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as arrays
 import gradrecipes as gr
 from gradrecipes.core.trace import HISTOGRAM_BINS, OUTCOMES, SAMPLE_READINGS, STEP_READINGS, Trace
 from gradrecipes.core.trace.description import Description, LayerDescription
-from gradrecipes.core.trace.event import Event
+from gradrecipes.core.trace.trace import Event
 from gradrecipes.report.html import render_page
 from tests.records import described
 

@@ -24,7 +24,7 @@ from gradrecipes.core.trace import (
     SKIPPED_LOSS_OUTLIER,
     SKIPPED_OVERFLOW,
 )
-from gradrecipes.core.trace.event import Event
+from gradrecipes.core.trace.trace import Event
 from gradrecipes.gradients.clipping import Clipping
 from gradrecipes.gradients.outliers import EARLY_RATIO
 from gradrecipes.training.fit.request import Request

@@ -8,14 +8,16 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tensorflow as tf
 
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.core.arguments import require_directory, require_flag, require_whole, shown_names
-from gradrecipes.core.trace import APPLIED, Trace
+from gradrecipes.core.trace import APPLIED, HISTOGRAM_BINS, HISTOGRAM_LOWEST, Trace
 from gradrecipes.training.fit.request import Request
 
 if TYPE_CHECKING:
     from gradrecipes.training.fit.layer_map import LayerMap
+
 
 SAMPLED = ("weight_norm", "update_ratio")  # of the readings by layer that join the logs
 
@@ -145,8 +147,6 @@ class GradientMonitor(AttachedCallback):
     def _write_histograms(self) -> None:
         if self.histogram_dir is None:
             return
-        from gradrecipes.callbacks.tensorboard_histograms import write_histograms
-
         trace = self.trace
         write_histograms(trace, self.histogram_dir, first_sample=self._first_sample)
         self._first_sample = len(trace.samples)
@@ -240,3 +240,28 @@ def _require_patterns(patterns: Any) -> tuple[str, ...]:
             "'dense_*' stands for dense_1, dense_2 and so on, '*' for all layers."
         )
     return tuple(several)
+
+
+def write_histograms(trace: Trace, directory: str, *, first_sample: int = 0) -> None:
+    """Write the histograms of log2|g| of a Trace's samples as TensorBoard histograms.
+
+    Args:
+        trace: The record.
+        directory: A TensorBoard log directory; tags are `gradients_log2/<layer>`.
+        first_sample: Samples before this one are left out, as they were written before.
+    """
+    from tensorboard.plugins.histogram import metadata
+
+    steps, counts = trace.samples["step"][first_sample:], trace.samples["histogram"][first_sample:]
+    if not len(steps):
+        return
+    left = HISTOGRAM_LOWEST + np.arange(HISTOGRAM_BINS, dtype=np.float64)
+    writer = tf.summary.create_file_writer(directory)
+    with writer.as_default():
+        for step, of_layers in zip(steps, counts, strict=True):
+            for layer, of_layer in zip(trace.layers, of_layers, strict=True):
+                if of_layer.sum() > 0:
+                    tag = f"gradients_log2/{layer}"
+                    summary = metadata.create_summary_metadata(display_name=tag, description="log2 of |gradient|")
+                    tf.summary.write(tag, np.stack([left, left + 1, of_layer], axis=1), int(step), summary)
+    writer.close()

@@ -4,17 +4,259 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
+from gradrecipes.core.trace.data_reading import ArrayReading, Column, Columns, DataReading, Outlier
 from gradrecipes.core.trace.description import InputDescription
-from gradrecipes.probes.columns import read_numbers, target_values
 from gradrecipes.training.autopsy.arrays import dense, leaves
+
+SAMPLES_NAMED = 20  # samples that are listed by their index
+LARGEST_COLUMNS = 5  # columns that are described
+ENTRIES_AT_ONCE = 4_000_000  # entries read at a time, 32 MB in float64
+ROWS_FOR_SCALES = 20_000  # samples, spread evenly over the data, from which medians and deviations are taken
+ENTRIES_FOR_SCALES = 1_000_000  # entries of them at the most
+ROOM = 0.05  # by which a target may lie beyond the range of an activation before it counts as outside
+DISTINCT_AT_MOST = 1000  # distinct values that are counted
+
+OUTLYING_SHARE = 0.05  # of the samples, who may stand apart together: a damaged batch of 32 in 640
+GAP = (
+    30.0  # times beyond the largest of the other samples; of Pareto values (exponent 1) 3% of the sets have such a gap
+)
+COLUMNS_SEARCHED = 500  # columns with such a gap that are gone through sample by sample
+
+
+def read_numbers(values: np.ndarray, *, ids: bool = False) -> dict[str, Any]:
+    """Return size, columns, missing values and outlying samples of an array `[samples, ...]` of real numbers.
+
+    Args:
+        values: Real numbers or truth values, one row a sample.
+        ids: Whether the numbers are names of things rather than sizes; then columns and outliers mean nothing.
+
+    Returns:
+        Fields of `ArrayReading`, by name.
+
+    Example:
+        >>> found = read_numbers(np.array([[0.0, 1.0], [2.0, np.nan], [4.0, 3.0]]))
+        >>> found["nonfinite_samples"], found["rms"], found["columns"].std_max
+        ((1,), 2.449489742783178, 1.632993161855452)
+    """
+    flat = _rows_by_columns(values)
+    totals = _totals(flat)
+    picked = _picked(flat)
+    magnitudes = np.abs(picked[np.isfinite(picked)])
+    found = {
+        **totals,
+        "median_abs": float(np.median(magnitudes)) if magnitudes.size else None,
+        "columns": None,
+        "outliers": (),
+        "outlying_samples": 0,
+    }
+    if totals["finite"] and not ids:
+        by_column = picked.reshape(-1, picked.shape[-1])
+        found["columns"] = _columns(by_column)
+        found |= _outliers(flat, picked)
+    found["rms_without_outliers"] = _rms_without(flat, found) if found["outliers"] else found["rms"]
+    return found
+
+
+def target_values(values: np.ndarray) -> dict[str, Any]:
+    """Return what is asked of targets: how many distinct values, and whether rows are distributions or one-hot."""
+    flat = values.reshape(-1)[:ENTRIES_AT_ONCE]
+    distinct = np.unique(flat[np.isfinite(flat)]) if flat.size else flat
+    found: dict[str, Any] = {
+        "unique": int(distinct.size) if distinct.size <= DISTINCT_AT_MOST else None,
+        "values": tuple(float(value) for value in distinct[:SAMPLES_NAMED]),
+        "sums_to_one": None,
+        "one_hot": False,
+        "integer_share": None,
+        "row_sum_max": None,
+    }
+    if flat.size:
+        with np.errstate(invalid="ignore"):
+            found["integer_share"] = float(np.mean(flat == np.rint(flat)))
+            for name, outside in _outside_of_common_ranges(flat.astype(np.float64)).items():
+                found[name] = float(np.mean(outside))
+    if values.ndim >= 2 and values.shape[-1] > 1 and values.size:
+        rows = values.reshape(-1, values.shape[-1])[: ENTRIES_AT_ONCE // values.shape[-1]].astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            valid = (np.abs(rows.sum(axis=1) - 1.0) < 1e-3) & (rows >= 0).all(axis=1)
+            sums = rows.sum(axis=1)[np.isfinite(rows).all(axis=1)]
+            one_hot = valid & (np.isclose(rows, 0) | np.isclose(rows, 1)).all(axis=1)
+        found["sums_to_one"] = float(valid.mean())
+        found["row_sum_max"] = float(sums.max()) if sums.size else None
+        found["one_hot"] = bool(one_hot.mean() > 0.99)
+    return found
+
+
+def _outside_of_common_ranges(flat: np.ndarray) -> dict[str, np.ndarray]:
+    """Return which values lie beyond the ends of a sigmoid, a tanh or a ReLU, with a little room; which are 0."""
+    return {
+        "share_below_minus_1": flat < -1.0 - ROOM,
+        "share_below_0": flat < -ROOM,
+        "share_above_1": flat > 1.0 + ROOM,
+        "share_zero": flat == 0,
+    }
+
+
+def _rows_by_columns(values: np.ndarray) -> np.ndarray:
+    """Return a view `[samples, places, columns]`; a vector has one place and one column."""
+    samples = values.shape[0] if values.ndim else 1
+    if values.ndim < 2:
+        return values.reshape(samples, 1, 1)
+    columns = values.shape[-1]
+    return values.reshape(samples, -1 if columns and samples else int(np.prod(values.shape[1:-1])), columns)
+
+
+def _chunks(flat: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (first sample, part in float64); the whole would double the memory."""
+    rows = max(1, ENTRIES_AT_ONCE // max(1, flat.shape[1] * flat.shape[2]))
+    for start in range(0, len(flat), rows):
+        yield start, flat[start : start + rows].astype(np.float64)
+
+
+def _totals(flat: np.ndarray) -> dict[str, Any]:
+    count, total, squares, low, high = 0, 0.0, 0.0, np.inf, -np.inf
+    bad, broken, integers = 0, [], True
+    for start, part in _chunks(flat):
+        finite = np.isfinite(part)
+        if not finite.all():
+            bad += int((~finite).sum())
+            broken += [start + int(row) for row in np.flatnonzero(~finite.all(axis=(1, 2)))]
+            part = part[finite]
+        if part.size:
+            count += part.size
+            low, high = min(low, float(part.min())), max(high, float(part.max()))
+            with np.errstate(over="ignore"):
+                total, squares = total + float(part.sum()), squares + float(np.square(part).sum())
+            integers = integers and bool((part == np.rint(part)).all())
+    mean = total / count if count else None
+    spread = None if mean is None else max(0.0, squares / count - mean**2)
+    return {
+        "finite": count,
+        "integer_valued": bool(count) and integers,
+        "nonfinite": bad,
+        "nonfinite_samples": tuple(broken[:SAMPLES_NAMED]),
+        "nonfinite_share": len(broken) / len(flat) if len(flat) else 0.0,
+        "rms": _plain(np.sqrt(squares / count)) if count else None,
+        "mean": _plain(mean),
+        "std": None if spread is None else _plain(np.sqrt(spread)),
+        "min": low if count else None,
+        "max": high if count else None,
+    }
+
+
+def _picked(flat: np.ndarray) -> np.ndarray:
+    """Return samples spread evenly over the data, in float64."""
+    rows = min(ROWS_FOR_SCALES, max(1, ENTRIES_FOR_SCALES // max(1, flat.shape[1] * flat.shape[2])))
+    step = max(1, -(-len(flat) // rows))
+    return flat[::step].astype(np.float64)
+
+
+def _columns(by_column: np.ndarray) -> Columns:
+    """Describe columns `[rows, columns]`; moments are taken over finite entries."""
+    finite = np.isfinite(by_column)
+    count = np.maximum(finite.sum(axis=0), 1)
+    kept = np.where(finite, by_column, 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = kept.sum(axis=0) / count
+        std = np.sqrt(np.where(finite, np.square(by_column - mean), 0.0).sum(axis=0) / count)
+        rms = np.sqrt(np.square(kept).sum(axis=0) / count)
+    constant = std <= 1e-7 * np.maximum(np.abs(mean), 1e-30)
+    moving = std[~constant]
+    order = np.argsort(-np.nan_to_num(rms, posinf=np.finfo(float).max))[:LARGEST_COLUMNS]
+    largest = np.abs(kept).max(axis=0)
+    empty = np.flatnonzero(~finite.any(axis=0))
+    return Columns(
+        count=int(by_column.shape[1]),
+        constant=int((constant & finite.any(axis=0)).sum()),
+        empty=tuple(int(column) for column in empty[:SAMPLES_NAMED]),
+        nonfinite=tuple(int(column) for column in np.flatnonzero(~finite.all(axis=0))[:SAMPLES_NAMED]),
+        std_min=_plain(moving.min()) if moving.size else None,
+        std_max=_plain(moving.max()) if moving.size else None,
+        rms_median=_plain(np.median(rms)),
+        rms_max=_plain(rms.max()),
+        mean_abs_max=_plain(np.abs(mean).max()),
+        largest=tuple(
+            Column(int(column), _plain(mean[column]), _plain(std[column]), _plain(largest[column])) for column in order
+        ),
+    )
+
+
+def _outliers(flat: np.ndarray, picked: np.ndarray) -> dict[str, Any]:
+    """Return the few samples that stand apart from all others in some column, by orders of magnitude.
+
+    A sample is compared with the largest of all others in the same column, and where those are small with what is
+    usual over the columns, so that a column that is mostly 0 holds no outlier where it is not.
+    """
+    if len(flat) < 3:
+        return {}
+    center = _medians(picked)
+    most = max(1, min(int(OUTLYING_SHARE * len(flat)), len(flat) - 2))
+    near = _largest_by_sample(picked, center)
+    rank = min(max(1, int(OUTLYING_SHARE * len(near))), len(near) - 1)
+    valid = -np.partition(-near, rank, axis=0)[rank]  # what is left when as many as may be are taken away
+    usual = float(np.median(valid[valid > 0])) if (valid > 0).any() else 0.0
+    furthest = np.max([_largest_by_sample(part, center).max(axis=0) for _, part in _chunks(flat)], axis=0)
+    floor = np.maximum(valid, usual)
+    found: dict[int, Outlier] = {}
+    for column in np.flatnonzero((floor > 0) & (furthest >= GAP * floor))[:COLUMNS_SEARCHED]:
+        one = flat[:, :, column : column + 1]
+        distance = np.concatenate([_largest_by_sample(part, center[column])[:, 0] for _, part in _chunks(one)])
+        ordered = np.sort(distance)[::-1]
+        below = np.maximum(ordered[1 : most + 1], usual)
+        place = int(np.argmax(ordered[:most] / below))
+        limit = float(below[place])
+        if ordered[place] < GAP * limit:
+            continue
+        for sample in np.flatnonzero(distance >= ordered[place]):
+            factor = float(distance[sample] / limit)
+            if sample not in found or factor > found[sample].factor:
+                found[sample] = _outlier(one, sample, column, center[column], limit, factor)
+    return {"outliers": tuple(found[one] for one in sorted(found))[:SAMPLES_NAMED], "outlying_samples": len(found)}
+
+
+def _rms_without(flat: np.ndarray, found: dict[str, Any]) -> float | None:
+    """Return the root mean square without the outlying samples that are named."""
+    kept = np.ones(len(flat), bool)
+    kept[[outlier.sample for outlier in found["outliers"]]] = False
+    picked = _picked(flat[kept])
+    picked = picked[np.isfinite(picked)]
+    with np.errstate(over="ignore"):
+        return _plain(np.sqrt(np.mean(np.square(picked)))) if picked.size else None
+
+
+def _medians(picked: np.ndarray) -> np.ndarray:
+    by_column = picked.reshape(-1, picked.shape[-1])
+    finite = np.isfinite(by_column)
+    if finite.all():
+        return np.median(by_column, axis=0)
+    medians, known = np.zeros(by_column.shape[1]), finite.any(axis=0)
+    medians[known] = np.nanmedian(np.where(finite, by_column, np.nan)[:, known], axis=0)
+    return medians
+
+
+def _largest_by_sample(part: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Return the largest distance from the center, `[samples, columns]`; 0 for what is not finite."""
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(part - center)
+    return np.where(np.isfinite(distance), distance, 0.0).max(axis=1, initial=0.0)
+
+
+def _outlier(one: np.ndarray, sample: int, column: int, center: float, limit: float, factor: float) -> Outlier:
+    values = one[sample].astype(np.float64).ravel()
+    values = values[np.isfinite(values)]
+    value = values[np.argmax(np.abs(values - center))]
+    return Outlier(int(sample), int(column), float(value), limit, factor)
+
+
+def _plain(value: Any) -> float | None:
+    return float(value) if value is not None and np.isfinite(value) else None
+
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,9 @@
-"""The loss of each of several outputs: a sum that falls may hide an output that stays at chance."""
+"""What the trial shows of single outputs: their losses, and whether a step compares each with its own target."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +13,12 @@ import tensorflow as tf
 
 from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.core.trace.description import Description
+from gradrecipes.core.trace.probes import OutputReading
 from gradrecipes.core.trace.trial_reading import OutputTrial
-from gradrecipes.probes.loss import as_loss
+from gradrecipes.probes.loss import SAME, as_loss
 from gradrecipes.training.description.describe_loss import losses_of
 from gradrecipes.training.recovery.model_state import preserve_state
+from gradrecipes.training.trial.trial import Trial
 
 logger = logging.getLogger(__name__)
 
@@ -126,3 +129,41 @@ class OutputLosses:
         by_target = {one.target: factor for one, factor in zip(known, factors, strict=False)}
         parts = [tf.fill((len(part),), tf.constant(by_target.get(place, 1.0))) for place, part in enumerate(flat)]
         return x, y, keras.tree.pack_sequence_as(y, parts)
+
+
+LEAST_SPREAD = 0.01  # of the predictions, over that of the targets; below it no order of them makes a difference
+
+
+def pairs_samples(trial: Trial, outputs: Sequence[OutputReading]) -> bool | None:
+    """Say whether the loss of a step changes when the targets of a batch change places.
+
+    In arithmetic of one's own, predictions `[n, 1]` minus targets `[n]` are `[n, n]`: all is compared with all, and it
+    no longer matters what belongs to what. Targets of another shape, labels, and steps that use none are no question.
+
+    Args:
+        trial: One that was entered; it is left at its start.
+        outputs: What the loss probe read of the model's outputs.
+
+    Returns:
+        False where the order does not matter and the values do; None where that is no question.
+    """
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(trial.batches[0])
+    arrays = [] if y is None else keras.tree.flatten(y)
+    if len(arrays) != 1 or len(outputs) != 1 or outputs[0].shape != (1,) or len(arrays[0].shape) != 1:
+        return None
+    target = np.asarray(arrays[0])
+    spread = outputs[0].std or 0.0
+    if target.dtype.kind != "f" or not np.isfinite(target).all() or not spread > LEAST_SPREAD * target.std() > 0:
+        return None
+
+    def loss(values: np.ndarray) -> float:
+        changed = keras.tree.pack_sequence_as(y, [tf.convert_to_tensor(values.astype(target.dtype))])
+        told = trial.varied(1, batches=[keras.utils.pack_x_y_sample_weight(x, changed, sample_weight)]).loss
+        return float(told[0]) if len(told) else math.nan
+
+    as_it_is, in_other_order, other = loss(target), loss(np.roll(target, 1)), loss(target + target.std())
+    trial.restart()
+    if not all(map(math.isfinite, (as_it_is, in_other_order, other))):
+        return None
+    matter = abs(other - as_it_is) > 10 * SAME * abs(as_it_is)
+    return abs(in_other_order - as_it_is) > SAME * abs(as_it_is) if matter else None

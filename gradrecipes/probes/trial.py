@@ -29,8 +29,7 @@ from gradrecipes.core.trace.trial_reading import TrialReading, VariationResult
 from gradrecipes.core.trace.variation import AS_IT_IS, BALANCED_TERMS, LARGER_BATCH, UNFROZEN, at_rate, variation_of
 from gradrecipes.diagnosis.outcome import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, fixes, verdict
 from gradrecipes.probes.attention import AttentionProbe
-from gradrecipes.probes.output_losses import OutputLosses
-from gradrecipes.probes.pairing import pairs_samples
+from gradrecipes.probes.output_losses import OutputLosses, pairs_samples
 from gradrecipes.probes.planned_rates import read_planned_rates, try_highest_rate
 from gradrecipes.probes.signal import signal
 from gradrecipes.probes.variations import CHANGES, Context, bad_samples, fitting_weights, larger_batches, without

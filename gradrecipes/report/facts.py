@@ -12,8 +12,8 @@ import numpy as np
 from gradrecipes.core.trace import OUTCOMES, Trace
 from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
 from gradrecipes.core.trace.description import Description
-from gradrecipes.core.trace.event import Event
 from gradrecipes.core.trace.probes import LossReading, SignalReading
+from gradrecipes.core.trace.trace import Event
 from gradrecipes.core.trace.trial_reading import OutputTrial, TrialReading, VariationResult
 from gradrecipes.core.trace.variation import variation_of
 from gradrecipes.diagnosis.outcome import BROKEN, fixes, verdict

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from gradrecipes.studies.arm import Arm
+from gradrecipes.studies.arm import Arm, Objective, Run
 from gradrecipes.studies.judge import ArmSummary, Comparison
-from gradrecipes.studies.objective import Objective
-from gradrecipes.studies.run import Run
 from gradrecipes.studies.split import Split, frozen_split
 from gradrecipes.studies.study import Study
 from gradrecipes.studies.table import StudyTable

@@ -12,8 +12,8 @@ from gradrecipes.core.analysis.paired import smallest_p
 from gradrecipes.core.trace.record import plain
 from gradrecipes.plots.study import StudyPlot
 from gradrecipes.studies import spread
+from gradrecipes.studies.arm import Objective
 from gradrecipes.studies.judge import LEVEL, ArmSummary, Comparison, compare, leader, seen_from, summarize
-from gradrecipes.studies.objective import Objective
 from gradrecipes.studies.study_runs import StudyRuns
 from gradrecipes.studies.table import StudyTable, interval, more_seeds, number
 

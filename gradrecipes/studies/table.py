@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradrecipes.core.analysis.intervals import Interval
+from gradrecipes.studies.arm import Objective
 from gradrecipes.studies.judge import ArmSummary, Comparison, seen_from
-from gradrecipes.studies.objective import Objective
 
 HEADINGS = ("arm", "runs", "diverged", "mean", "95% interval", "against the best", "p", "verdict", "s/run")
 MANY = 1000  # seeds; more are not counted

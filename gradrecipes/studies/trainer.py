@@ -17,9 +17,7 @@ from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.callbacks.gradient_guard import GradientGuard
 from gradrecipes.compat import keras_reuse
 from gradrecipes.compat.keras_private import optimizers_of
-from gradrecipes.studies.arm import Arm
-from gradrecipes.studies.objective import Objective
-from gradrecipes.studies.run import Run
+from gradrecipes.studies.arm import Arm, Objective, Run
 from gradrecipes.studies.same_program import difference
 from gradrecipes.studies.split import Split, leaves
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import FrozenLayer
-from gradrecipes.core.trace.event import Event
 from gradrecipes.core.trace.probes import AttentionReading
+from gradrecipes.core.trace.trace import Event
 from gradrecipes.core.trace.trial_reading import OutputTrial, PlannedRates, VariationResult
 from tests.records import with_records
 

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
 
-from gradrecipes.probes import columns
+from gradrecipes.probes import data as columns
 from gradrecipes.probes.data import data_probe
 from gradrecipes.training.description.describe import describe_model
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description, OptimizerDescription
-from gradrecipes.core.trace.event import Event
 from gradrecipes.core.trace.record import dumps, plain
+from gradrecipes.core.trace.trace import Event
 from gradrecipes.diagnosis.engine import CONFIDENCE_STEPS
 from gradrecipes.report import wording
 from gradrecipes.report.diagnosis import Diagnosis

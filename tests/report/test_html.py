@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description, LayerDescription, OptimizerDescription
-from gradrecipes.core.trace.event import Event
+from gradrecipes.core.trace.trace import Event
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.report.html import EVENTS_AT_MOST, render_fragment, render_page, write_html
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from gradrecipes.studies import Objective
-from gradrecipes.studies.hopeless import hopeless_arms
-from gradrecipes.studies.judge import compare, leader, seen_from, summarize
-from gradrecipes.studies.run import Run
+from gradrecipes.studies.arm import Run
+from gradrecipes.studies.judge import compare, hopeless_arms, leader, seen_from, summarize
 from tests.studies.synthetic import study
 
 NAN = math.nan

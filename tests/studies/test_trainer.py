@@ -8,8 +8,7 @@ import pytest
 import tensorflow as tf
 
 import gradrecipes as gr
-from gradrecipes.studies.arm import Arm
-from gradrecipes.studies.objective import Objective
+from gradrecipes.studies.arm import Arm, Objective
 from gradrecipes.studies.split import Split
 from gradrecipes.studies.trainer import PLAIN_OPTIMIZERS, Trainer
 from tests.training.nets import NETS, compiled, digits, with_state

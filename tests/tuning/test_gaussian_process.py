@@ -8,7 +8,7 @@ from scipy.optimize import approx_fprime
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-from gradrecipes.tuning.gaussian_process import GaussianProcess
+from gradrecipes.tuning.acquisition import GaussianProcess
 
 
 def some_points(seed=0, count=14, settings=3):

@@ -29,7 +29,7 @@ import numpy as np
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.event import Event
+from gradrecipes.core.trace.trace import Event
 from gradrecipes.diagnosis.facts.readings import nonfinite_losses
 from gradrecipes.diagnosis.registry import rule
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from gradrecipes.compat import keras_private
 from gradrecipes.compat.call_stack import FitCaller, called_by_a_fit, is_running, runs_in_fit
 from gradrecipes.core.trace import APPLIED, Trace
-from gradrecipes.core.trace.event import Event
+from gradrecipes.core.trace.trace import Event
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.settings import NO_LOSS
 from gradrecipes.training.fit import active_fits

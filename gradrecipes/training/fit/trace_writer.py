@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.core.trace import APPLIED, OUTCOMES, Trace
-from gradrecipes.core.trace.event import Event
+from gradrecipes.core.trace.trace import Event
 from gradrecipes.gradients.columns import MISSING
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.recorder import ACTIVATION_COLUMNS, STEP_COLUMNS

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gradrecipes.core.trace import APPLIED, OUTCOMES, SKIPPED_GRADIENT, Trace
-from gradrecipes.core.trace.event import Event
+from gradrecipes.core.trace.trace import Event
 
 NAME = "guard_state.npz"
 PREVIOUS = "guard_state.previous.npz"

@@ -20,8 +20,16 @@ from gradrecipes.tuning.spaces.layers import (
     skips,
     width,
 )
-from gradrecipes.tuning.spaces.penalties import dropout, kernel_penalty, weight_decay
-from gradrecipes.tuning.spaces.training import batch_size, clipping, learning_rate, optimizer, warm_up
+from gradrecipes.tuning.spaces.training import (
+    batch_size,
+    clipping,
+    dropout,
+    kernel_penalty,
+    learning_rate,
+    optimizer,
+    warm_up,
+    weight_decay,
+)
 
 __all__ = [
     "activation",

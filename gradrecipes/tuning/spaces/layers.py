@@ -7,9 +7,9 @@ from typing import Any
 
 import keras
 
+from gradrecipes.core.arguments import require_choices, require_whole_range
 from gradrecipes.initializers import preset
 from gradrecipes.layers import PreNormResidual, ReZeroResidual
-from gradrecipes.tuning.spaces.checks import require_choices, require_whole_range
 
 ACTIVATIONS = ("relu", "gelu", "silu", "elu", "tanh")
 KINDS = ("he", "orthogonal", "glorot")

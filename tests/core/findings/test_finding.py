@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
-from gradrecipes.core.trace.event import Event
+from gradrecipes.core.trace.trace import Event
 
 
 def finding(**changes) -> Finding:

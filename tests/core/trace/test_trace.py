@@ -22,7 +22,7 @@ from gradrecipes.core.trace import (
     Trace,
 )
 from gradrecipes.core.trace.description import Description, OptimizerDescription
-from gradrecipes.core.trace.event import Event
+from gradrecipes.core.trace.trace import Event
 
 WHOLE = ("epoch", "batch", "outcome")
 JSON = st.recursive(

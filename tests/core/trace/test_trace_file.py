@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description, OptimizerDescription
-from gradrecipes.core.trace.event import Event
+from gradrecipes.core.trace.trace import Event
 
 
 def sound_trace() -> Trace:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradrecipes.core.analysis.halving import is_hopeless
 from gradrecipes.core.analysis.search_trial import CAUSES, Failure, penalized_score
+from gradrecipes.tuning.watch import is_hopeless
 
 SCORES = st.lists(st.floats(-1e6, 1e6), max_size=8)
 
