@@ -38,6 +38,7 @@ class Result:
         broken: Step after which the loss stayed not finite, or None.
         error: What it raised, or an empty string.
         peak: The highest loss over the first, both means of a few steps.
+        falls: Whether the loss fell in the second half of the steps, by more than the batches differ.
     """
 
     steps: int
@@ -46,6 +47,7 @@ class Result:
     broken: int | None = None
     error: str = ""
     peak: float = math.nan
+    falls: bool = False
 
 
 class Arm:
@@ -108,7 +110,7 @@ class Arm:
         last = float(losses[-LAST:].mean()) if len(losses) else math.nan
         first = float(np.median(losses[:3])) if len(losses) else math.nan
         peak = float(np.max(losses) / abs(first)) if len(losses) and first else math.nan
-        return Result(steps, score, last, self._broken, self._error, peak)
+        return Result(steps, score, last, self._broken, self._error, peak, _falls(losses))
 
     def release(self) -> None:
         """Give the model's memory back; the arm cannot be trained further."""
@@ -136,7 +138,7 @@ class Arm:
 
     def _advance(self, count: int) -> None:
         stream = _Steps(self._feed, self.setup.batch_size, self.seed, self._done, count)
-        watch = _Watch()
+        watch = _Watch(guarded=self.setup.guard)
         guard = [GradientGuard()] if self.setup.guard else []
         with _quiet():
             self._model.fit(stream, epochs=1, verbose=0, shuffle=False, callbacks=[*guard, watch])
@@ -147,13 +149,20 @@ class Arm:
         self._done = self._done if self._broken is not None else max(self._done, stream.end)
 
     def _scored(self) -> Score:
-        if self._broken is not None and not self._finite():
+        if self._broken is not None and not are_finite(self._model):
             return Score(WORST)
         logged = float(np.mean(self._losses[-LAST:])) if self._losses else math.nan
         return self._task.score(self._model, self.setup, logged=logged)
 
-    def _finite(self) -> bool:
-        return all(np.isfinite(np.asarray(one, np.float64)).all() for one in self._model.get_weights())
+
+def _falls(losses: np.ndarray) -> bool:
+    """Return whether the last quarter of the losses is below the third, by two standard errors of the difference."""
+    quarter = len(losses) // 4
+    if quarter < 2:
+        return True
+    before, after = losses[-2 * quarter : -quarter], losses[-quarter:]
+    error = math.sqrt((before.var(ddof=1) + after.var(ddof=1)) / quarter)
+    return bool(before.mean() - after.mean() > 2.0 * error)
 
 
 @contextlib.contextmanager
@@ -189,24 +198,30 @@ class _Steps(keras.utils.PyDataset):
 class _Watch(keras.callbacks.Callback):
     """Keep the batch losses, and stop a run that stays not finite."""
 
-    def __init__(self):
+    def __init__(self, *, guarded: bool):
         super().__init__()
         self.losses: list[float] = []
         self.broken: int | None = None
+        self._guarded = guarded  # a guard brings weights back that are not finite
         self._in_a_row = 0
-        self._seen, self._total = 0, 0.0
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.model.reset_metrics()  # so that `logs` has the loss of this batch, not the mean since the beginning
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         logs = logs or {}
-        mean = float(np.mean(logs["loss"])) if "loss" in logs else float(np.mean(next(iter(logs.values()), 0.0)))
-        self._seen += 1
-        own = mean * self._seen - self._total  # `logs` has the mean since the beginning
-        self._total = mean * self._seen
-        self.losses.append(own)
-        self._in_a_row = 0 if math.isfinite(mean) else self._in_a_row + 1
-        if self._in_a_row >= PATIENCE:
+        loss = float(np.mean(logs["loss"])) if "loss" in logs else float(np.mean(next(iter(logs.values()), 0.0)))
+        self.losses.append(loss)
+        self._in_a_row = 0 if math.isfinite(loss) else self._in_a_row + 1
+        lost = self._in_a_row == 1 and not self._guarded and not are_finite(self.model)
+        if lost or self._in_a_row >= PATIENCE:
             self.broken = batch
             self.model.stop_training = True
+
+
+def are_finite(model: keras.Model) -> bool:
+    """Return whether all weights of a model are finite."""
+    return all(np.isfinite(np.asarray(one, np.float64)).all() for one in model.get_weights())
 
 
 class Stage:

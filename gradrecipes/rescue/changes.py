@@ -210,10 +210,11 @@ def candidates(findings: Sequence[Any], known: dict[str, Change]) -> list[Change
     suggested = list(dict.fromkeys(name for code in causes for name in BY_CAUSE.get(code, ()) if name in known))
     first = [next((name for name in BY_CAUSE.get(code, ()) if name in known), None) for code in causes]
     first = list(dict.fromkeys(name for name in first if name))
-    found: list[tuple[str, ...]] = [(name,) for name in suggested[:3]]
+    found: list[tuple[str, ...]] = [(name,) for name in suggested[:1]]
+    found.append(ALL_STANDARD)  # what can be had: a single change that does as well ends the search
+    found += [(name,) for name in suggested[1:3]]
     if len(first) > 1:
         found.append(tuple(first))
-    found.append(ALL_STANDARD)
     found.append(("adam_fast", *ALL_STANDARD[1:]))
     found.append((*first, "adam"))
     found += [(name,) for name in suggested[3:]]

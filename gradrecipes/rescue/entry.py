@@ -155,6 +155,8 @@ def _answer(
         lab.full,
         lab.spent,
         lab.seconds,
+        {part: steps / max(1, lab.full) for part, steps in lab.steps.items()},
+        None if found.final is None or not found.changes else found.final.score.value,
         found.complete,
         lab.feed.complete,
     )

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from gradrecipes.rescue.arm import Arm, Result, Stage
 from gradrecipes.rescue.changes import Changes, setup_after
 from gradrecipes.rescue.feed import Feed
 from gradrecipes.rescue.setup import Setup
-from gradrecipes.rescue.task import OWN_LOSS, Score, Task
+from gradrecipes.rescue.task import OWN_LOSS, WORST, Score, Task
 
 LIVE_MODELS = 3  # arms whose models are kept at a time, so that they can be trained further
 LIVE_GRAPHS = 4  # traced models that are kept for other arms
@@ -78,7 +78,10 @@ class Lab:
     trials: list[Trial] = field(default_factory=list)
     _arms: dict[Any, Arm] = field(default_factory=dict)
     _results: dict[Any, Result] = field(default_factory=dict)
+    _values: dict[Any, float] = field(default_factory=dict)
+    _broken: dict[Any, Result] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, float] = field(default_factory=dict)
 
     @property
     def full(self) -> int:
@@ -103,21 +106,33 @@ class Lab:
         key = (names, seed, steps)
         if key in self._results:
             return self._results[key]
+        if (names, seed) in self._broken and self._broken[names, seed].steps <= steps:  # it stays so
+            self._results[key] = replace(self._broken[names, seed], steps=steps)
+            return self._results[key]
         result = self.journal.get(setup, seed, steps)
         if result is None:
-            began = time.monotonic()
-            arm = self._arm(names, setup, seed)
-            before = arm.done
-            try:
-                result = arm.train(steps)
-            finally:
-                self.spent += max(0, arm.done - before) * setup.batch_size / self.base.batch_size
-                self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - began
+            result = self._trained(names, setup, seed, steps, part)
             self.journal.put(setup, seed, result)
         self._results[key] = result
+        if result.broken is not None or result.error:
+            self._broken[names, seed] = result
         self.trials.append(Trial(names, seed, steps, result.score.value, result.loss, result.broken, result.error))
         title = " + ".join(names) or "as it is"
         self.tell(f"{title}, seed {seed}, {steps} steps: {result.error or self.shown(result.score.value)}")
+        return result
+
+    def _trained(self, names: tuple[str, ...], setup: Setup, seed: int, steps: int, part: str) -> Result:
+        began = time.monotonic()
+        arm = self._arm(names, setup, seed)
+        before = arm.done
+        try:
+            result = arm.train(steps)
+        finally:
+            used = max(0, arm.done - before) * setup.batch_size / self.base.batch_size
+            self.spent += used
+            self.steps[part] = self.steps.get(part, 0.0) + used
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - began
+        self._values[names, seed] = WORST if result.broken is not None or result.error else result.score.value
         return result
 
     def shown(self, value: float) -> str:
@@ -152,13 +167,18 @@ class Lab:
         error = UNKNOWN_ERROR if samples is None or len(samples) < 2 else float(np.std(samples)) / len(samples) ** 0.5
         return result.score.value > self.task.chance + max(LEAST_DIFFERENCE, standard_errors * error)
 
+    def has_learnt(self, changes: Changes) -> bool:
+        """Return whether an arm with these changes learnt in any trial."""
+        names = tuple(change.name for change in changes)
+        return any(self.learns(result) for (tried, _, _), result in self._results.items() if tried == names)
+
     def _arm(self, names: tuple[str, ...], setup: Setup, seed: int) -> Arm:
         arm = self._arms.pop((names, seed), None)
         if arm is None:
             arm = Arm(setup, seed, build=self.build, feed=self.feed, task=self.task, stages=self.stages)
+        while len(self._arms) >= LIVE_MODELS:  # the worst is the least likely to be trained further
+            self._arms.pop(min(self._arms, key=lambda key: self._values.get(key, WORST))).release()
         self._arms[names, seed] = arm
-        while len(self._arms) > LIVE_MODELS:
-            self._arms.pop(next(iter(self._arms))).release()
         while self.stages is not None and len(self.stages) > LIVE_GRAPHS:
             self.stages.pop(next(iter(self.stages)))
         return arm
@@ -192,7 +212,8 @@ class Journal:
             return None
         samples = None if row["samples"] is None else np.array(row["samples"], np.float64)
         number = {name: math.nan if row[name] is None else row[name] for name in ("loss", "peak")}
-        return Result(steps, Score(row["score"], samples), broken=row["broken"], error=row["error"], **number)
+        kept = {"broken": row["broken"], "error": row["error"], "falls": bool(row.get("falls"))}
+        return Result(steps, Score(row["score"], samples), **kept, **number)
 
     def put(self, setup: Setup, seed: int, result: Result) -> None:
         """Keep a result."""
@@ -208,6 +229,7 @@ class Journal:
             "peak": result.peak if math.isfinite(result.peak) else None,
             "broken": result.broken,
             "error": result.error,
+            "falls": result.falls,
         }
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradrecipes.core.analysis.intervals import Interval, bootstrap_interval
+from gradrecipes.core.analysis.intervals import Interval
 from gradrecipes.rescue.arm import Result
 from gradrecipes.rescue.changes import Change, Changes
 from gradrecipes.rescue.lab import Lab
@@ -18,9 +18,12 @@ SEEDS = (0, 1, 2)
 SHORTEST_TRIAL = 40  # steps; fewer do not tell a slow start from none
 TRIALS_A_TRAINING = 20  # short trials that cost as much as one training
 LENGTHENED = 2  # times as long are the trials of the survivors
+HALF = 0.5  # share of the training at which a standing control ends, and finalists are compared
 SURVIVORS = 2
 EXPLORED = 0.6  # share of what is left after the final training that the short trials may use
 FEWEST_CANDIDATES = 8
+UNBEATEN = 3  # candidates in a row that are no better than the best before them end the short trials
+EXCELLENT = 0.95  # score from which on a better one is not looked for
 FINAL_PEAK = 10.0  # highest loss over the first from which on a run that ends well is said to have spiked
 LEAST_GAIN = 0.1  # of the distance between the score as it is and a perfect one
 LATE = (
@@ -42,7 +45,8 @@ class Proof:
         control: Score of the training as it is, one a seed.
         changed: Score of the changed training, one a seed.
         steps: Steps at which each pair was compared.
-        interval: 95% interval of the mean difference over seeds; None for a single pair, where `error` stands for it.
+        interval: 95% interval of the mean difference over seeds, by Student's distribution; None for a single pair,
+            where `error` stands for it.
         error: Standard error of the first difference, over the samples held back.
     """
 
@@ -74,6 +78,7 @@ class Found:
     Args:
         changes: The winner; empty where nothing is needed or nothing wins.
         proof: Of the winner, or None.
+        final: The winner after the user's whole training, or None where it was not trained so far.
         needed: By how much the score falls without each change of the winner, by name.
         control: The training as it is, as far as it was trained.
         fails: Whether the training as it is fails: breaks, does not learn, or gets worse late.
@@ -82,6 +87,7 @@ class Found:
 
     changes: Changes
     proof: Proof | None
+    final: Result | None
     needed: dict[str, float]
     control: Result | None
     fails: bool
@@ -104,111 +110,139 @@ def search(lab: Lab, tried: Sequence[Changes], known: dict[str, Change], *, heal
         return progress.so_far(complete=False)
 
 
+Scored = list[tuple[Changes, Result]]
+
+
 class _Progress:
     def __init__(self, lab: Lab, known: dict[str, Change]):
         self.lab, self.known = lab, known
-        self.control: Result | None = None
-        self.checkpoints: list[Result] = []
+        self.short = min(1.0, max(SHORTEST_TRIAL / lab.full, 1.0 / TRIALS_A_TRAINING))
+        self.long = min(1.0, LENGTHENED * self.short)
+        self.checkpoints: list[Result] = []  # of the training as it is
         self.fails = False
         self.winner: Changes = ()
-        self.long = 1.0  # share of the training that longer trials have
-        self.reached: float = 0.0  # share of the training at which the winner was scored
+        self.final: Result | None = None
         self.pairs: list[tuple[Result, Result]] = []
         self.needed: dict[str, float] = {}
 
+    @property
+    def control(self) -> Result | None:
+        return self.checkpoints[-1] if self.checkpoints else None
+
     def run(self, tried: Sequence[Changes], *, healthy: bool) -> Found:
-        lab = self.lab
-        short = min(1.0, max(SHORTEST_TRIAL / lab.full, 1.0 / TRIALS_A_TRAINING))
-        self.long = long = min(1.0, LENGTHENED * short)
-        checkpoints = [lab.run((), share=share, part="control") for share in sorted({short, long, 1.0})]
-        self.control, self.checkpoints = checkpoints[-1], checkpoints
-        self.fails = self._fails(checkpoints)
+        """Train the user's own, then candidates that are ever fewer, ever longer."""
+        self._control(stoppable=not healthy)
         if healthy and not self.fails:
             return self.so_far()
-        if any(lab.learns(one) for one in checkpoints[:-1]):  # short trials cannot tell what prevents a late failure
-            return self._against_late_failure()
-        scored = self._short_trials(tried, short)
-        survivors = self._survivors(scored, long)
-        if not survivors:
-            return self.so_far()
-        chosen = self._simplest(survivors)
-        self._keep(chosen, long)
-        chosen = self._ablated(chosen, long)
-        self._keep(chosen, long)
-        self._finals([chosen, *[one for one, _ in survivors if one != chosen]])
+        early = [one for one in self.checkpoints[:-1] if self.lab.learns(one)]
+        if early and self.fails:  # short trials cannot tell what prevents a late failure
+            return self._against_late_failure(tried)
+        first, longer = (self.long, max(self.long, HALF)) if early else (self.short, self.long)
+        survivors = self._survivors(self._short_trials(tried, first), longer)
+        if survivors:
+            self._finals(survivors, longer)
         if self.winner:
-            self._confirm()
-            self._needed(long)
+            self._confirm(longer)
         return self.so_far()
 
     def so_far(self, *, complete: bool = True) -> Found:
         """Return what is proven by now."""
-        proof = self._proof() if self.winner and self.pairs else None
+        proof = self._proof(self.pairs) if self.winner and self.pairs else None
         wins = proof is not None and proof.wins and min(proof.changed) > self.lab.task.chance
         changes = self.winner if wins else ()
         needed = {name: self.needed[name] for name in (change.name for change in changes) if name in self.needed}
-        return Found(changes, proof, needed, self.control, self.fails, complete)
+        return Found(changes, proof, self.final, needed, self.control, self.fails, complete)
 
-    # -- parts ---------------------------------------------------------------------------------------
-    def _fails(self, checkpoints: list[Result]) -> bool:
-        last = checkpoints[-1]
+    # -- the training as it is -----------------------------------------------------------------------
+    def _control(self, *, stoppable: bool) -> None:
+        """Train to the end, but no further than it is broken or, where a cause was found, stands still."""
+        for share in sorted({self.short, self.long, max(self.long, HALF), 1.0}):
+            result = self.lab.run((), share=share, part="control")
+            self.checkpoints.append(result)
+            if result.error or result.broken is not None:
+                break
+            if stoppable and share >= HALF and self._stands_still():
+                break
+        self.fails = self._fails()
+
+    def _stands_still(self) -> bool:
+        learnt = any(self.lab.learns(one, standard_errors=1.0) for one in self.checkpoints)
+        return not learnt and not self.checkpoints[-1].falls
+
+    def _fails(self) -> bool:
+        last = self.checkpoints[-1]
         if last.error or last.broken is not None or not math.isfinite(last.loss):
             return True
         if self.lab.task.kind == OWN_LOSS:
             return last.peak > FINAL_PEAK and last.score.value < -0.5
-        late = any(self.lab.better(one.score, last.score) for one in checkpoints[:-1])
+        late = any(self.lab.better(one.score, last.score) for one in self.checkpoints[:-1])
         return late or not self.lab.learns(last, standard_errors=1.0)
 
-    def _against_late_failure(self) -> Found:
-        """Train with each remedy in full, the safest first, until one stays learnt to the end."""
-        lab = self.lab
-        for name in LATE:
+    def _against_late_failure(self, tried: Sequence[Changes]) -> Found:
+        """Train with each remedy in full, those for the causes and the safest first, until one stays learnt."""
+        lab, best = self.lab, max((one.score for one in self.checkpoints), key=lambda score: score.value)
+        suggested = [changes[0].name for changes in tried if len(changes) == 1][:UNBEATEN]
+        for name in sorted(LATE, key=lambda name: suggested.index(name) if name in suggested else len(LATE)):
             if name not in self.known or (lab.left < lab.full and self.pairs):
                 continue
             changes = (self.known[name],)
+            half = lab.run(changes, share=HALF, part="finals")
+            if half.error or half.broken is not None:
+                continue
             result = lab.run(changes, part="finals")
-            better = self.pairs == [] or result.score.value > self.pairs[0][1].score.value
-            if result.broken is None and not result.error and better:
-                self.winner, self.reached, self.pairs = changes, 1.0, [(self.control, result)]
-                if lab.better(result.score, self.control.score) and not self._fades(result):
+            above = self.pairs == [] or result.score.value > self.pairs[0][1].score.value
+            if result.broken is None and not result.error and above:
+                self.winner, self.final, self.pairs = changes, result, [self._pair(changes, 0, 1.0)]
+                self.needed = {name: result.score.value - self.pairs[0][0].score.value}
+                if lab.better(result.score, self.pairs[0][0].score) and not lab.better(best, result.score):
                     break
         if self.winner and lab.left >= lab.full:
-            self.pairs.append(tuple(lab.run(some, seed=1, part="other seeds") for some in ((), self.winner)))
+            self.pairs.append(self._pair(self.winner, 1, 1.0))
         return self.so_far()
 
-    def _fades(self, result: Result) -> bool:
-        """Return whether a run to the end is worse than the training as it is was on its way."""
-        best = max((one.score for one in self.checkpoints), key=lambda score: score.value)
-        return self.lab.better(best, result.score)
-
-    def _short_trials(self, tried: Sequence[Changes], share: float) -> list[tuple[Changes, Result]]:
+    # -- ever fewer candidates, ever longer ----------------------------------------------------------
+    def _short_trials(self, tried: Sequence[Changes], share: float) -> Scored:
+        """Try candidates until several in a row are no better than the best before them."""
         lab = self.lab
         room = EXPLORED * max(0.0, lab.left - lab.full)
         count = max(FEWEST_CANDIDATES, int(room / max(1.0, share * lab.full)))
-        scored: list[tuple[Changes, Result]] = []
+        best, unbeaten = self._at(share), 0
+        scored: Scored = []
         for changes in tried[:count]:
-            if scored and lab.left <= 0:
+            if scored and (lab.left <= 0 or (lab.learns(best) and unbeaten >= UNBEATEN)):
                 break
-            scored.append((changes, lab.run(changes, share=share, part="short trials")))
-        return [(changes, result) for changes, result in scored if not result.error and result.broken is None]
+            result = lab.run(changes, share=share, part="short trials")
+            better = not result.error and result.broken is None and lab.better(result.score, best.score)
+            best, unbeaten = (result, 0) if better else (best, unbeaten + 1)
+            if not result.error and result.broken is None:
+                scored.append((changes, result))
+        return scored
 
-    def _survivors(self, scored: list[tuple[Changes, Result]], share: float) -> list[tuple[Changes, Result]]:
+    def _at(self, share: float, seed: int = 0) -> Result:
+        """Return the training as it is, trained further where it was stopped before."""
+        result = self.lab.run((), seed=seed, share=share, part="control" if seed == 0 else "other seeds")
+        if seed == 0 and result.steps > self.checkpoints[-1].steps:
+            self.checkpoints.append(result)
+        return result
+
+    def _survivors(self, scored: Scored, share: float) -> Scored:
+        """Train further what the best does not beat beyond chance, and return it, the best first."""
+        lab = self.lab
         if not scored:
             return []
         ranked = sorted(scored, key=lambda pair: (-round(pair[1].score.value, 3), _cost(pair[0])))
-        chosen = ranked[:SURVIVORS]
-        simple = [pair for pair in ranked if len(pair[0]) == 1 and pair not in chosen]
-        chosen += [pair for pair in simple[:1] if self.lab.better(pair[1].score, self._control_at(scored))]
-        again = [(changes, self.lab.run(changes, share=share, part="longer trials")) for changes, _ in chosen]
+        near = [pair for pair in ranked if not lab.better(ranked[0][1].score, pair[1].score)]
+        count = SURVIVORS if lab.learns(ranked[0][1]) else 2 * SURVIVORS
+        simplest = min(near, key=lambda pair: _cost(pair[0]))
+        chosen = near[:count] + [simplest] * (simplest not in near[:count])
+        again = [(changes, lab.run(changes, share=share, part="longer trials")) for changes, _ in chosen]
         union = self._union(again)
-        if union is not None:
-            again.append((union, self.lab.run(union, share=share, part="longer trials")))
+        if union is not None and max(result.score.value for _, result in again) < EXCELLENT:
+            again.append((union, lab.run(union, share=share, part="longer trials")))
+        again = [pair for pair in again if not pair[1].error and pair[1].broken is None]
         return sorted(again, key=lambda pair: (-pair[1].score.value, _cost(pair[0])))
 
-    def _control_at(self, scored: list[tuple[Changes, Result]]) -> object:
-        return self.lab.run((), share=scored[0][1].steps / max(1, self.lab.full), part="control").score
-
-    def _union(self, scored: list[tuple[Changes, Result]]) -> Changes | None:
+    def _union(self, scored: Scored) -> Changes | None:
         """Return the two best single changes together, unless they exclude each other or were tried together."""
         singles = [changes[0] for changes, _ in scored if len(changes) == 1][:2]
         if len(singles) < 2 or singles[0].name.split("_")[0] == singles[1].name.split("_")[0]:
@@ -216,78 +250,123 @@ class _Progress:
         both = tuple(sorted(singles, key=list(self.known.values()).index))
         return None if both in [changes for changes, _ in scored] else both
 
-    def _simplest(self, scored: list[tuple[Changes, Result]]) -> Changes:
+    def _simplest(self, scored: Scored) -> Changes:
         """Return the fewest and safest changes that are within chance of the best."""
-        best = scored[0][1].score
-        near = [changes for changes, result in scored if not self.lab.better(best, result.score)]
+        near = [changes for changes, result in scored if not self.lab.better(scored[0][1].score, result.score)]
         return min(near, key=_cost)
 
     def _ablated(self, changes: Changes, share: float) -> Changes:
-        """Leave out, one after the other, each change without which the score falls by no more than chance."""
-        for change in sorted(changes, key=lambda change: -change.risk):
-            if len(changes) == 1:
-                break
+        """Leave out each change without which the score falls by no more than chance, and measure what the others are.
+
+        First all are left out at once that did not learn alone, then one after the other, the riskiest first. What is
+        missed after a short trial already is not tried for longer.
+        """
+        alone = tuple(one for one in changes if self.lab.has_learnt((one,)))
+        if 0 < len(alone) < len(changes) and self._need(changes, alone, share) is None:
+            changes = alone
+        self.needed, pending = {}, sorted(changes, key=lambda change: -change.risk)
+        while pending:
+            change = pending.pop(0)
             fewer = tuple(one for one in changes if one is not change)
-            whole, part = (self.lab.run(some, share=share, part="ablation") for some in (changes, fewer))
-            if not part.error and part.broken is None and not self.lab.better(whole.score, part.score):
+            need = self._need(changes, fewer, share)
+            if need is None and fewer:
                 changes = fewer
+                self.needed, pending = {}, sorted(changes, key=lambda change: -change.risk)
+            else:
+                self.needed[change.name] = need or 0.0
         return changes
 
+    def _need(self, changes: Changes, fewer: Changes, share: float) -> float | None:
+        """Return by how much the score falls with fewer changes; None where that is within chance."""
+        lab, fall = self.lab, 0.0
+        for length in dict.fromkeys((min(self.short, share), share)):
+            whole, part = (lab.run(some, share=length, part="ablation") for some in (changes, fewer))
+            fall = whole.score.value - part.score.value
+            if part.error or part.broken is not None or lab.better(whole.score, part.score):
+                return fall
+        return None
+
     def _keep(self, changes: Changes, share: float) -> None:
-        self.winner, self.reached = changes, share
-        self.pairs = [tuple(self.lab.run(some, share=share, part="longer trials") for some in ((), changes))]
+        self.winner, self.pairs = changes, [self._pair(changes, 0, share)]
 
-    def _finals(self, finalists: list[Changes]) -> None:
-        """Train finalists in full while the budget lasts, and keep the best; one that fails late is made safer."""
-        lab = self.lab
-        done: list[tuple[Changes, Result]] = []
-        for changes in finalists[:2]:
-            if done and (lab.left < lab.full or (lab.learns(done[0][1]) and done[0][1].score.value > 0.95)):
+    def _finals(self, survivors: Scored, share: float) -> None:
+        """Train the smallest set in full; another one where that is beaten half-way, or fails late."""
+        lab, half = self.lab, max(share, HALF)
+        chosen = self._ablated(self._simplest(survivors), share)
+        self._keep(chosen, share)
+        others = [changes for changes, _ in survivors if changes != chosen and not set(chosen) < set(changes)]
+        result = lab.run(chosen, share=half, part="finals")
+        if others and others[0] == survivors[0][0] and result.score.value < EXCELLENT and lab.left >= lab.full:
+            rival = lab.run(others[0], share=half, part="finals")
+            if lab.better(rival.score, result.score):
+                others = [chosen]
+                chosen, result = self._ablated(survivors[0][0], share), rival
+                self._keep(chosen, share)
+        for changes in (chosen, *others[:1]):
+            if changes != chosen and lab.left < lab.full:
                 break
-            done.append((changes, lab.run(changes, share=1.0, part="finals")))
-        learning = [pair for pair in done if lab.learns(pair[1], standard_errors=1.0)]
-        for name in LATE if not learning else ():
-            if lab.left < lab.full or name not in self.known:
+            changes = self._ablated(changes, share)
+            if self._holds(changes):
+                self._keep(changes, share)
+                self.final = lab.run(changes, part="finals")
+                return
+        chosen = self._ablated(chosen, share)
+        for name in LATE:
+            if lab.left < lab.full or name not in self.known or name in {change.name for change in chosen}:
                 continue
-            safer = (*finalists[0], self.known[name])
-            done.append((safer, lab.run(safer, share=1.0, part="finals")))
-            learning = [pair for pair in done if lab.learns(pair[1], standard_errors=1.0)]
-            if learning:
+            safer = (*chosen, self.known[name])
+            if self._holds(safer):
+                self._keep(safer, share)
+                self.final = lab.run(safer, part="finals")
+                self.needed[name] = self.final.score.value - lab.run(chosen, part="finals").score.value
+                return
+        self.winner, self.pairs = (), []
+
+    def _holds(self, changes: Changes) -> bool:
+        """Return whether changes learn to the end of the user's training, and do not get worse on the way."""
+        lab = self.lab
+        half = lab.run(changes, share=max(self.long, HALF), part="finals")
+        if half.error or half.broken is not None:
+            return False
+        last = lab.run(changes, part="finals")
+        return lab.learns(last, standard_errors=1.0) and not lab.better(half.score, last.score)
+
+    # -- the proof -----------------------------------------------------------------------------------
+    def _pair(self, changes: Changes, seed: int, share: float) -> tuple[Result, Result]:
+        part = "other seeds" if seed else "finals"
+        return self._at(share, seed), self.lab.run(changes, seed=seed, share=share, part=part)
+
+    def _confirm(self, shortest: float) -> None:
+        """Compare where the first seed tells the two apart, with other seeds until their interval excludes zero."""
+        share = shortest
+        for share in sorted({shortest, max(shortest, HALF), 1.0}):
+            self.pairs = [self._pair(self.winner, 0, share)]
+            if self._proof(self.pairs).wins:
                 break
-        if not learning:
-            self.winner, self.pairs = (), []
-            return
-        learning.sort(key=lambda pair: -pair[1].score.value)
-        self.winner, self.reached = self._simplest(learning), 1.0
-        result = next(result for changes, result in learning if changes == self.winner)
-        self.pairs = [(self.control, result)]
-
-    def _confirm(self) -> None:
-        """Compare with other seeds, as long as the budget allows, at least as long as the longer trials."""
-        lab = self.lab
-        room = lab.left / lab.full / (2 * len(SEEDS[1:]) + len(self.winner))
-        share = min(1.0, max(self.long, room))
         for seed in SEEDS[1:]:
-            pair = tuple(lab.run(changes, seed=seed, share=share, part="other seeds") for changes in ((), self.winner))
-            self.pairs.append(pair)
+            if not self._proof(self.pairs).wins or (len(self.pairs) > 1 and self.lab.left <= 0):
+                break
+            self.pairs = [*self.pairs, self._pair(self.winner, seed, share)]
+            if (interval := self._proof(self.pairs).interval) is not None and interval.low > 0:
+                break
+        if len(self.winner) == 1:
+            self.needed = {self.winner[0].name: self._proof(self.pairs).difference}
 
-    def _needed(self, share: float) -> None:
-        """Measure by how much the score falls without each change; alone, a change is needed by its own proof."""
-        lab = self.lab
-        for change in self.winner:
-            fewer = tuple(one for one in self.winner if one is not change)
-            whole, part = (lab.run(some, share=share, part="ablation") for some in (self.winner, fewer))
-            self.needed[change.name] = whole.score.value - part.score.value
+    def _proof(self, pairs: list[tuple[Result, Result]]) -> Proof:
+        control = tuple(one.score.value for one, _ in pairs)
+        changed = tuple(other.score.value for _, other in pairs)
+        interval = _student_interval(np.subtract(changed, control)) if len(pairs) > 1 else None
+        _, error = self.lab.compared(pairs[0][1].score, pairs[0][0].score)
+        return Proof(control, changed, tuple(other.steps for _, other in pairs), interval, error)
 
-    def _proof(self) -> Proof:
-        control = tuple(one.score.value for one, _ in self.pairs)
-        changed = tuple(other.score.value for _, other in self.pairs)
-        differences = np.subtract(changed, control)
-        interval = bootstrap_interval(differences) if len(differences) > 1 else None
-        _, error = self.lab.compared(self.pairs[0][1].score, self.pairs[0][0].score)
-        return Proof(control, changed, tuple(other.steps for _, other in self.pairs), interval, error)
+
+def _student_interval(values: np.ndarray) -> Interval:
+    from scipy.stats import t
+
+    reach = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
+    return Interval(float(values.mean()) - reach, float(values.mean()) + reach, 0.95)
 
 
 def _cost(changes: Changes) -> tuple[int, int]:
-    """Return what makes one set of changes costlier than another: the riskiest of them, then how many they are."""
+    """Return what makes one set of changes costlier than another: how many they are, then how risky."""
     return len(changes), sum(change.risk for change in changes)

@@ -51,6 +51,8 @@ class RescueEvidence:
         training_steps: Steps of the user's own training.
         spent_steps: Steps of all trials, in batches of the user's size.
         seconds: Wall time by part.
+        costs: Trainings of the user's that each part cost, by training steps.
+        final: Score of the changed training after the user's whole training; None where it was not trained so far.
         complete: False where the search was interrupted.
         data_complete: False where a dataset was too large to be read whole.
     """
@@ -63,6 +65,8 @@ class RescueEvidence:
     training_steps: int
     spent_steps: float
     seconds: dict[str, float]
+    costs: dict[str, float]
+    final: float | None = None
     complete: bool = True
     data_complete: bool = True
 
@@ -202,10 +206,13 @@ def screen(rescue: Any) -> str:
             loss = "" if change.needed is None else f" (without it {-change.needed:+.3f})"
             lines += _wrapped(f"- {change.title}{loss}")
         pairs = ", ".join(f"{a:.3f} to {b:.3f}" for a, b in zip(proof.control, proof.changed, strict=True))
-        lines += ["", *_wrapped(f"{evidence.measured.capitalize()} on held-back data, seed by seed: {pairs}.")]
+        at = f"after {proof.steps[0]} of {evidence.training_steps} steps"
+        lines += ["", *_wrapped(f"{evidence.measured.capitalize()} on held-back data {at}, seed by seed: {pairs}.")]
         if proof.interval is not None:
             low, high = proof.interval.low, proof.interval.high
             lines += _wrapped(f"Difference {proof.difference:+.3f}, 95% interval {low:+.3f} to {high:+.3f}.")
+        if evidence.final is not None:
+            lines += _wrapped(f"At the end of the whole training: {evidence.final:.3f}.")
         code = rescue.as_code().splitlines()
         lines += ["", *[line[:COLUMNS] for line in code[:CODE_LINES]]]
         lines += ["..."] if len(code) > CODE_LINES else []
@@ -218,7 +225,8 @@ def screen(rescue: Any) -> str:
         lines += _wrapped("The training as it is learns, to its end; the model is returned as it was.")
     cost = f"{len(evidence.trials)} trials, {evidence.spent_steps:.0f} steps = {evidence.trainings:.1f} trainings"
     seconds = sum(evidence.seconds.values())
-    lines += ["", *_wrapped(f"{cost}, {seconds:.0f} s.")]
+    parts = ", ".join(f"{part} {value:.0f} s" for part, value in evidence.seconds.items())
+    lines += ["", *_wrapped(f"{cost}, {seconds:.0f} s: {parts}.")]
     return "\n".join(lines[:LINES])
 
 
@@ -243,14 +251,18 @@ def page(rescue: Any) -> str:
     )
     findings = "".join(f"<li>{escape(one.title)} <code>{one.code}</code></li>" for one in rescue.diagnosis.findings)
     code = f"<h2>Changes</h2><pre>{escape(rescue.as_code())}</pre>" if rescue.changes else ""
-    times = "".join(f"<tr><td>{escape(part)}</td><td>{value:.1f}</td></tr>" for part, value in evidence.seconds.items())
+    times = "".join(
+        f"<tr><td>{escape(part)}</td><td>{value:.1f}</td><td>{evidence.costs.get(part, 0.0):.2f}</td></tr>"
+        for part, value in evidence.seconds.items()
+    )
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Rescue: {rescue.verdict}</title>'
         f"<style>{STYLE}</style></head><body><h1>{escape(rescue.verdict.capitalize())}</h1>"
         f"<pre>{escape(str(rescue))}</pre>{code}<h2>Diagnosis</h2><ul>{findings or '<li>Nothing found.</li>'}</ul>"
         f"<h2>Trials</h2><p>Score: {escape(evidence.measured)}; chance {evidence.chance:.3f}.</p>"
         "<table><tr><th>changes</th><th>seed</th><th>steps</th><th>score</th><th></th></tr>"
-        f"{rows}</table><h2>Seconds</h2><table>{times}</table></body></html>"
+        f"{rows}</table><h2>Cost</h2><table><tr><th>part</th><th>seconds</th><th>trainings</th></tr>{times}</table>"
+        "</body></html>"
     )
 
 

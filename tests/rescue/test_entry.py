@@ -31,7 +31,10 @@ def test_a_rate_that_is_too_high_is_rescued(rescued):
     model, found = rescued
     assert found.verdict == "rescued"
     assert found.evidence.proof.wins
-    assert len(found.evidence.proof.control) == 3
+    assert len(found.evidence.proof.control) >= 2
+    assert found.evidence.proof.interval.low > 0
+    assert found.evidence.final > 0.9
+    assert sum(found.evidence.costs.values()) == pytest.approx(found.evidence.trainings)
     assert found.model is not model
     found.model.fit(X, Y, epochs=12, verbose=0, **found.fit_arguments)
     residual = found.model.predict(X, verbose=0)[:, 0] - Y
