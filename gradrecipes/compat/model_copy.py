@@ -50,6 +50,7 @@ def copied_model(model: keras.Model) -> keras.Model:
         memo[id(nodes)] = []
     with _objects_copied_as_they_are():
         made = copy.deepcopy(model, memo)
+    made.__dict__.pop("_compile_config", None)  # a file would want it; what is compiled again gets its own
     for part in list(memo.values()):
         if isinstance(part, Tracker):  # it knows what it holds by the ids of the originals
             part.stored_ids = {name: {id(one) for one in held} for name, (_, held) in part.config.items()}

@@ -38,7 +38,8 @@ class Result:
         broken: Step after which the loss stayed not finite, or None.
         error: What it raised, or an empty string.
         peak: The highest loss over the first, both means of a few steps.
-        falls: Whether the loss fell in the second half of the steps, by more than the batches differ.
+        falls: Whether the loss fell in the second half of the steps, by more than the batches differ, and is below
+            where it began.
     """
 
     steps: int
@@ -121,6 +122,11 @@ class Arm:
         self._done = 0
 
     @property
+    def state_bytes(self) -> int:
+        """Memory of the weights and of what the optimizer keeps."""
+        return 0 if self._model is None else 4 * sum(math.prod(one.shape) for one in _state(self._model))
+
+    @property
     def done(self) -> int:
         """Steps that were trained."""
         return self._done
@@ -156,13 +162,14 @@ class Arm:
 
 
 def _falls(losses: np.ndarray) -> bool:
-    """Return whether the last quarter of the losses is below the third, by two standard errors of the difference."""
+    """Return whether the last quarter of the losses is below the third, by two standard errors, and the first ones."""
     quarter = len(losses) // 4
     if quarter < 2:
         return True
     before, after = losses[-2 * quarter : -quarter], losses[-quarter:]
-    error = math.sqrt((before.var(ddof=1) + after.var(ddof=1)) / quarter)
-    return bool(before.mean() - after.mean() > 2.0 * error)
+    with np.errstate(all="ignore"):  # a run that diverges has infinite variances
+        error = np.sqrt((before.var(ddof=1) + after.var(ddof=1)) / quarter)
+        return bool(before.mean() - after.mean() > 2.0 * error and after.mean() < np.median(losses[:3]))
 
 
 @contextlib.contextmanager

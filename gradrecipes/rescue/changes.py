@@ -13,7 +13,7 @@ from gradrecipes.core.findings import Kind
 from gradrecipes.rescue.original import Original
 from gradrecipes.rescue.scaling import Scaling
 from gradrecipes.rescue.setup import OWN, Setup, optimizer_config
-from gradrecipes.rescue.task import NUMBERS, Task, fitted
+from gradrecipes.rescue.task import NUMBERS, SEVERAL, Task, fitted
 
 ADAM_RATE = 1e-3  # Keras' default
 FAST_ADAM_RATE = 1e-2  # for nets of a few layers and trainings of a few hundred steps
@@ -21,6 +21,8 @@ CLIP_NORM = "1.0"  # Pascanu et al. 2013, arXiv 1211.5063: of the order of the a
 WARM_UP_SHARE = 0.1  # of all steps
 LARGER_BATCH = 8  # times
 DEFAULT_RATES = {"SGD": 0.01, "Adam": 1e-3, "AdamW": 1e-3, "RMSprop": 1e-3, "Adagrad": 1e-2, "Nadam": 1e-3}
+CONSTANT: dict[str, Any] = {"schedule": None, "schedule_settings": {}}
+PLAIN: dict[str, Any] = {**CONSTANT, "settings": {}, "clipping": ()}
 SHALLOW = 4  # hidden layers up to which normalization and skip connections are no remedy for depth
 
 
@@ -73,26 +75,40 @@ def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, step
             yield _with(f"rate_{factor:g}", words, 0, rate_factor=factor)
         if base.schedule is not None and (rate := schedule_rate(original.model)) is not None:
             words = f"use a constant learning rate of {rate:g} instead of {base.schedule}"
-            yield _with("constant_rate", words, 0, learning_rate=rate, schedule=None)
+            yield _with("constant_rate", words, 0, learning_rate=rate, **CONSTANT)
         if base.schedule is not None or base.settings.get("weight_decay") or base.clipping or _odd(base):
             rate = base.learning_rate or DEFAULT_RATES.get(base.optimizer, ADAM_RATE)
             yield _with(
                 "plain_optimizer",
                 f"use {base.optimizer}({rate:g}) with its default settings and a constant rate",
                 0,
-                **{"learning_rate": rate, "schedule": None, "settings": {}, "clipping": ()},
+                **{"learning_rate": rate, **PLAIN},
             )
         yield _with(
             "adam",
             f"use Adam({ADAM_RATE:g})",
             0,
-            **{"optimizer": "Adam", "learning_rate": ADAM_RATE, "schedule": None, "settings": {}, "clipping": ()},
+            **{
+                "optimizer": "Adam",
+                "learning_rate": ADAM_RATE,
+                "schedule": None,
+                "schedule_settings": {},
+                "settings": {},
+                "clipping": (),
+            },
         )
         yield _with(
             "adam_fast",
             f"use Adam({FAST_ADAM_RATE:g})",
             0,
-            **{"optimizer": "Adam", "learning_rate": FAST_ADAM_RATE, "schedule": None, "settings": {}, "clipping": ()},
+            **{
+                "optimizer": "Adam",
+                "learning_rate": FAST_ADAM_RATE,
+                "schedule": None,
+                "schedule_settings": {},
+                "settings": {},
+                "clipping": (),
+            },
         )
         yield _with("clip", "clip gradients at a global norm of 1", 0, clipping=("global_clipnorm", CLIP_NORM))
         yield _with("warm_up", "warm the learning rate up", 0, warm_up=max(1, round(WARM_UP_SHARE * steps)))
@@ -102,7 +118,7 @@ def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, step
         yield _with("larger_batch", f"use batches of {size} samples", 0, batch_size=size)
     if original.wrappable and any(one is not None for one in scaling.inputs):
         yield _with("inputs", "standardize the inputs within the model", 0, inputs="standardized")
-    if original.wrappable and task.kind == NUMBERS and scaling.target is not None:
+    if original.wrappable and task.kind in (NUMBERS, SEVERAL) and scaling.targets:
         yield _with("targets", "standardize the targets within the model", 0, targets="standardized")
     if base.precision not in (OWN, "float32", "float64") and original.surgical:
         yield _with("float32", "compute in float32", 0, precision="float32")
@@ -138,9 +154,11 @@ def schedule_rate(model: Any) -> float | None:
     optimizer = keras.optimizers.get((compile_arguments(model) or {}).get("optimizer", "sgd"))
     rate = optimizer_config(optimizer).get("learning_rate")
     config = rate.get("config", {}) if isinstance(rate, dict) else {}
-    for name in ("warmup_target", "initial_learning_rate"):
-        if isinstance(config.get(name), int | float) and config[name] > 0:
-            return float(config[name])
+    values = config.get("values")
+    first = values[0] if isinstance(values, list | tuple) and values else None
+    for value in (config.get("warmup_target"), config.get("initial_learning_rate"), first):
+        if isinstance(value, int | float) and value > 0:
+            return float(value)
     return None
 
 
@@ -212,9 +230,9 @@ def candidates(findings: Sequence[Any], known: dict[str, Change]) -> list[Change
     first = list(dict.fromkeys(name for name in first if name))
     found: list[tuple[str, ...]] = [(name,) for name in suggested[:1]]
     found.append(ALL_STANDARD)  # what can be had: a single change that does as well ends the search
-    found += [(name,) for name in suggested[1:3]]
     if len(first) > 1:
         found.append(tuple(first))
+    found += [(name,) for name in suggested[1:3]]
     found.append(("adam_fast", *ALL_STANDARD[1:]))
     found.append((*first, "adam"))
     found += [(name,) for name in suggested[3:]]

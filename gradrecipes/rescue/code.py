@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from gradrecipes.rescue.setup import Setup
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from gradrecipes.rescue.scaling import BOUND, Scaling
+from gradrecipes.rescue.setup import OWN, Setup
 
 HEADS = {
     "sparse_categorical_crossentropy": "keras.losses.SparseCategoricalCrossentropy(from_logits={logits})",
     "categorical_crossentropy": "keras.losses.CategoricalCrossentropy(from_logits={logits})",
     "binary_crossentropy": "keras.losses.BinaryCrossentropy(from_logits={logits})",
 }
+SHOWN_COLUMNS = 12  # whose means and scales are written down; more are computed from the data
+KERAS_SCHEDULES = frozenset(vars(keras.optimizers.schedules))
+RATES = ("initial_learning_rate", "end_learning_rate", "warmup_target", "values")  # of Keras' schedules
 
 
-def code_of(before: Setup, after: Setup) -> str:
+def code_of(before: Setup, after: Setup, scaling: Scaling | None = None) -> str:
     """Return what to change in the user's script; empty where nothing differs.
+
+    Args:
+        before: The user's setup.
+        after: The changed one.
+        scaling: Means and scales of the data; None for a setup that scales none.
 
     Example:
         >>> import dataclasses
@@ -24,23 +39,8 @@ def code_of(before: Setup, after: Setup) -> str:
     """
     lines: list[str] = []
     changed = {difference.setting for difference in before.diff(after)}
-    if changed & {"optimizer", "learning_rate", "schedule", "rate_factor", "settings", "clipping", "warm_up"}:
-        lines += ["# In compile: the optimizer", f"- optimizer={optimizer_line(before)}"]
-        lines += [f"+ optimizer={optimizer_line(after)}"]
-    if changed & {"loss", "from_logits"}:
-        lines += ["# In compile: the loss", f"- loss={_loss(before)}", f"+ loss={_loss(after)}"]
-    if changed & {"head", "units"}:
-        units = after.units or "..."
-        lines += ["# The output layer"]
-        lines += [f"- keras.layers.Dense({before.units or '...'}, activation={before.head!r})"]
-        lines += [f"+ keras.layers.Dense({units}, activation={after.head!r})"]
-    if "inputs" in changed:
-        lines += ["# In front of the first layer"]
-        lines += ["+ scaling = keras.layers.Normalization()", "+ scaling.adapt(x)", "+ hidden = scaling(inputs)"]
-    if "targets" in changed:
-        lines += ["# Behind the last layer; with loss_weights=[1 / y.std() ** 2] in compile for a squared loss"]
-        lines += ["+ outputs = keras.layers.Rescaling(float(y.std()), float(y.mean()))(outputs)"]
-        lines += ["+ model.compile(..., loss_weights=[float(1 / y.std() ** 2)])"]
+    if "precision" in changed:
+        lines += ["# Before the model is built", f'+ keras.config.set_dtype_policy("{after.precision}")']
     if "activation" in changed:
         lines += ["# In every hidden layer", f"+ activation={after.activation!r}"]
     if "initializers" in changed:
@@ -53,8 +53,23 @@ def code_of(before: Setup, after: Setup) -> str:
     if "normalization" in changed:
         lines += ["# After every hidden layer, in place of any BatchNormalization"]
         lines += ["+ hidden = keras.layers.LayerNormalization()(hidden)"]
-    if "precision" in changed:
-        lines += ["# Before the model is built", f'+ keras.config.set_dtype_policy("{after.precision}")']
+    if changed & {"head", "units"}:
+        units = after.units or "..."
+        lines += ["# The output layer"]
+        lines += [f"- keras.layers.Dense({before.units or '...'}, activation={before.head!r})"]
+        lines += [f"+ keras.layers.Dense({units}, activation={after.head!r})"]
+    if changed & {"inputs", "targets"} and scaling is not None:
+        lines += _scaling_lines(after, scaling)
+    if changed & {"optimizer", "learning_rate", "schedule", "rate_factor", "settings", "clipping", "warm_up"}:
+        lines += ["# In compile: the optimizer", f"- optimizer={optimizer_line(before)}"]
+        lines += [f"+ optimizer={optimizer_line(after)}"]
+    if changed & {"loss", "from_logits"}:
+        lines += ["# In compile: the loss", f"- loss={_loss(before)}", f"+ loss={_loss(after)}"]
+    if "targets" in changed and scaling is not None:
+        weights = [scale.loss_weight(after.loss) for _, scale in sorted(scaling.targets.items())]
+        where = "" if len(scaling.targets) == 1 else f", for outputs {sorted(scaling.targets)}; 1 for the others"
+        lines += [f"# In compile, unless you have weights of your own{where}"]
+        lines += [f"+ loss_weights=[{', '.join(f'{weight:.4g}' for weight in weights)}]"]
     if "batch_size" in changed:
         lines += ["# In fit", f"- batch_size={before.batch_size}", f"+ batch_size={after.batch_size}"]
     if "guard" in changed:
@@ -62,13 +77,66 @@ def code_of(before: Setup, after: Setup) -> str:
     return "\n".join(lines)
 
 
+def _scaling_lines(after: Setup, scaling: Scaling) -> list[str]:
+    """Return what goes around the model, between building and compiling it."""
+    inputs = scaling.inputs if after.inputs != OWN else (None,) * len(scaling.inputs)
+    targets = scaling.targets if after.targets != OWN else {}
+    lines = []
+    if after.inputs != OWN and not scaling.finite:
+        lines += [
+            f"# In the data: what is not finite becomes the mean, and what is further off than {BOUND:g} standard"
+        ]
+        lines += ["# deviations is cut off there"]
+    lines += ["# After the model is built, before compile"]
+    single = len(scaling.inputs) == 1 and set(targets) <= {0} and all(len(shape) > 0 for shape in scaling.shapes)
+    if not single:
+        for place, measured in enumerate(inputs):
+            if measured is not None:
+                lines.append(f"# around input {place}:")
+                lines.append(f"+ {_input_layer(measured, f'the training samples of input {place}')}")
+        for place, scale in sorted(targets.items()):
+            lines += [f"# around output {place}:", f"+ {_output_layer(scale.mean, scale.spread)}"]
+        return lines
+    parts = [f"keras.Input({tuple(scaling.shapes[0])}, dtype={scaling.dtypes[0]!r})"]
+    if inputs[0] is not None:
+        layer = _input_layer(inputs[0], "the training samples")
+        if layer.startswith("scaling"):
+            lines += ["+ scaling = keras.layers.Normalization()", "+ scaling.adapt(x)  # the training samples"]
+            layer = "scaling"
+        parts.append(layer)
+    parts.append("model")
+    parts += [_output_layer(scale.mean, scale.spread) for scale in targets.values()]
+    return [*lines, f"+ model = keras.Sequential([{', '.join(parts)}])"]
+
+
+def _input_layer(measured: tuple[np.ndarray, np.ndarray], of: str) -> str:
+    mean, spread = measured
+    if len(mean) > SHOWN_COLUMNS:
+        return f"scaling = keras.layers.Normalization()  # and scaling.adapt on {of}"
+    return f"keras.layers.Normalization(mean={_numbers(mean)}, variance={_numbers(spread**2)})"
+
+
+def _output_layer(mean: np.ndarray, spread: np.ndarray) -> str:
+    if len(mean) == 1:
+        return f"keras.layers.Rescaling({_number(spread[0])}, {_number(mean[0])})"
+    if len(mean) > SHOWN_COLUMNS:
+        return "keras.layers.Rescaling(y.std(axis=0), y.mean(axis=0))"
+    return f"keras.layers.Rescaling({_numbers(spread)}, {_numbers(mean)})"
+
+
+def _numbers(values: Any) -> str:
+    return f"[{', '.join(map(_number, values))}]"
+
+
+def _number(value: float) -> str:
+    return f"{float(value):.6g}"
+
+
 def optimizer_line(setup: Setup) -> str:
     """Return the call that makes the optimizer of a setup."""
     rate = setup.learning_rate
     if setup.schedule is not None:
-        told = (
-            f"{setup.schedule}(...)" if setup.rate_factor == 1.0 else f"{setup.schedule}(... * {setup.rate_factor:g})"
-        )
+        told = _schedule(setup)
     else:
         told = "..." if rate is None else f"{rate * setup.rate_factor:.6g}"
     if setup.warm_up:
@@ -83,6 +151,19 @@ def optimizer_line(setup: Setup) -> str:
     if setup.clipping:
         parts.append(f"{setup.clipping[0]}={float(setup.clipping[1]):g}")
     return f"keras.optimizers.{setup.optimizer}({', '.join(parts)})"
+
+
+def _schedule(setup: Setup) -> str:
+    """Return the call that makes the schedule, its rates multiplied."""
+    settings: Mapping[str, Any] = setup.schedule_settings
+    parts = []
+    for name, value in settings.items():
+        if name in RATES and setup.rate_factor != 1.0:
+            several = isinstance(value, list | tuple)
+            value = [one * setup.rate_factor for one in value] if several else value * setup.rate_factor
+        parts.append(f"{name}={_number(value) if isinstance(value, float) else repr(value)}")
+    package = "keras.optimizers.schedules." if setup.schedule in KERAS_SCHEDULES else ""
+    return f"{package}{setup.schedule}({', '.join(parts)})"
 
 
 def _loss(setup: Setup) -> str:

@@ -23,9 +23,9 @@ from gradrecipes.rescue.feed import Feed, read_feed
 from gradrecipes.rescue.lab import Journal, Lab, fingerprint_of
 from gradrecipes.rescue.original import read_original
 from gradrecipes.rescue.rebuild import rebuild
-from gradrecipes.rescue.scaling import scaling_of
+from gradrecipes.rescue.scaling import Scaling, scaling_of
 from gradrecipes.rescue.search import Found, search
-from gradrecipes.rescue.setup import Setup, looked_up_inputs, output_count, setup_of
+from gradrecipes.rescue.setup import Setup, looked_up_inputs, setup_of
 from gradrecipes.rescue.task import OWN_LOSS, WORDS, Task, task_of
 from gradrecipes.rescue.verdict import NOT_RESCUED, NOTHING_NEEDED, RESCUED, AdvisedChange, Rescue, RescueEvidence
 from gradrecipes.training.recovery.random_numbers import random_numbers_kept
@@ -113,8 +113,8 @@ def rescue(
         build_on(model, next(feed.batches(batch_size=size, seed=0, skip=0, count=1)))
         original = read_original(model)
         base = setup_of(model, trace.description, batch_size=size, epochs=epochs)
-    scaling = scaling_of(feed.x, feed.y, looked_up_inputs(trace))
-    task = task_of(feed, base, output_count(model, trace))
+    task = task_of(feed, base, trace.description.outputs)
+    scaling = scaling_of(feed.x, feed.y, looked_up_inputs(trace), task.numbers)
 
     def build(setup: Setup, drawn: int) -> keras.Model:
         return rebuild(original, base, setup, scaling=scaling, seed=drawn)
@@ -136,11 +136,18 @@ def rescue(
     nothing_found = all(finding.severity is Severity.NOTICE for finding in diagnosis.findings)
     known = catalogue(base, original, scaling, task, steps=steps)
     found = search(lab, candidates(diagnosis.findings, known), known, healthy=nothing_found)
-    return _answer(model, lab, found, diagnosis, build, arrays=_is_arrays(x))
+    return _answer(model, lab, found, diagnosis, build, scaling, arrays=_is_arrays(x))
 
 
 def _answer(
-    model: keras.Model, lab: Lab, found: Found, diagnosis: Diagnosis, build: Callable[..., keras.Model], *, arrays: bool
+    model: keras.Model,
+    lab: Lab,
+    found: Found,
+    diagnosis: Diagnosis,
+    build: Callable[..., keras.Model],
+    scaling: Scaling,
+    *,
+    arrays: bool,
 ) -> Rescue:
     after = setup_after(lab.base, found.changes)
     verdict = RESCUED if found.changes else NOT_RESCUED
@@ -167,7 +174,7 @@ def _answer(
             keras.utils.set_random_seed(seed)
             return build(after, seed)
 
-    return Rescue(verdict, changes, evidence, diagnosis, lab.base, after, model, make, arrays)
+    return Rescue(verdict, changes, evidence, diagnosis, lab.base, after, model, make, arrays, scaling)
 
 
 def _with_reference(task: Task, base: Setup, build: Callable[..., keras.Model], feed: Feed) -> Task:

@@ -22,6 +22,8 @@ from gradrecipes.rescue.setup import Setup
 from gradrecipes.rescue.task import OWN_LOSS, WORST, Score, Task
 
 LIVE_MODELS = 3  # arms whose models are kept at a time, so that they can be trained further
+LIVE_SMALL_MODELS = 8  # where all of them take no more than LIVE_BYTES
+LIVE_BYTES = 2**26  # of weights and optimizer states
 LIVE_GRAPHS = 4  # traced models that are kept for other arms
 STANDARD_ERRORS = 2.0  # a difference of fewer is within chance
 LEAST_DIFFERENCE = 0.01  # of a score; less than that is nothing to anybody
@@ -176,7 +178,9 @@ class Lab:
         arm = self._arms.pop((names, seed), None)
         if arm is None:
             arm = Arm(setup, seed, build=self.build, feed=self.feed, task=self.task, stages=self.stages)
-        while len(self._arms) >= LIVE_MODELS:  # the worst is the least likely to be trained further
+        held = sum(one.state_bytes for one in self._arms.values())
+        most = LIVE_SMALL_MODELS if held <= LIVE_BYTES else LIVE_MODELS
+        while len(self._arms) >= most:  # the worst is the least likely to be trained further
             self._arms.pop(min(self._arms, key=lambda key: self._values.get(key, WORST))).release()
         self._arms[names, seed] = arm
         while self.stages is not None and len(self.stages) > LIVE_GRAPHS:

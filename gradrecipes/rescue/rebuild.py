@@ -44,11 +44,12 @@ def rebuild(original: Original, base: Setup, setup: Setup, *, scaling: Scaling, 
         made = copied_model(original.model)
         if setup.initializers != OWN or seed:
             _draw_anew(made, original, fitting=setup.initializers != OWN, seed=seed)
-    weight = 1.0
+    weights: dict[int, float] = {}
     if (setup.inputs, setup.targets) != (OWN, OWN):
         made = wrapped(made, scaling, inputs=setup.inputs != OWN, targets=setup.targets != OWN)
-        weight = scaling.loss_weight(setup.loss) if setup.targets != OWN else 1.0
-    compile_as(made, original.model, base, setup, loss_weight=weight)
+        if setup.targets != OWN:
+            weights = {place: scale.loss_weight(setup.loss) for place, scale in scaling.targets.items()}
+    compile_as(made, original.model, base, setup, loss_weights=weights)
     return made
 
 
@@ -197,7 +198,7 @@ LOSSES = {
 
 
 def compile_as(
-    made: keras.Model, original: keras.Model, base: Setup, setup: Setup, *, loss_weight: float = 1.0
+    made: keras.Model, original: keras.Model, base: Setup, setup: Setup, *, loss_weights: Mapping[int, float]
 ) -> None:
     """Compile a model as the original is compiled, but for what the setup changes.
 
@@ -206,21 +207,31 @@ def compile_as(
         original: The user's model, whose loss and metrics are used; metrics are copied, for they hold state.
         base: The user's setup.
         setup: The setup wanted.
-        loss_weight: What the loss is multiplied by, to be of unit size where targets are scaled within the model.
+        loss_weights: By the position of an output, what its loss is multiplied by to be of unit size, where targets
+            are scaled within the model; weights of the user's own stay as they are.
     """
     arguments = copied_arguments(original)
     arguments["optimizer"] = optimizer_of(arguments.get("optimizer"), base, setup)
     if (setup.loss, setup.from_logits) != (base.loss, base.from_logits):
         kind = LOSSES.get(setup.loss)
         arguments["loss"] = kind(from_logits=bool(setup.from_logits)) if kind else setup.loss
-    if loss_weight != 1.0:
-        arguments["loss_weights"] = (
-            [loss_weight] if arguments.get("loss_weights") is None else arguments["loss_weights"]
-        )
+    if loss_weights and arguments.get("loss_weights") is None:
+        arguments["loss_weights"] = weights_like(arguments["loss"], made, loss_weights)
     plain = type(made).compile is keras.Model.compile
     made.compile(**arguments) if plain else keras.Model.compile(made, **arguments)
     if made.built:
         build_optimizer(made)  # a file of a model whose optimizer has no slots yet opens with a warning
+
+
+def weights_like(loss: Any, model: keras.Model, weights: Mapping[int, float]) -> Any:
+    """Return weights by the position of an output in the form that Keras wants beside such a loss: a list or a dict."""
+    output = getattr(model, "output", None)
+    count = 1 if output is None else len(keras.tree.flatten(output))
+    values = [weights.get(place, 1.0) for place in range(count)]
+    if not isinstance(loss, Mapping):
+        return values
+    keys = keras.tree.flatten({key: key for key in output}) if isinstance(output, Mapping) else model.output_names
+    return {key: value for key, value in zip(keys, values, strict=True) if key in loss}
 
 
 def copied_arguments(model: keras.Model) -> dict[str, Any]:

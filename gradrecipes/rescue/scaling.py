@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ class Scaling:
         dtypes: Their dtypes.
         structure: An input structure, for its nesting only.
         finite: Whether all inputs are finite, and none an outlier.
-        target: (mean, standard deviation) float `[columns]` of the only target, or None.
+        targets: By the position of a flattened output, the target that it is to predict, where that can be scaled.
     """
 
     inputs: tuple[Any, ...]
@@ -33,24 +34,41 @@ class Scaling:
     dtypes: tuple[str, ...]
     structure: Any
     finite: bool
-    target: tuple[np.ndarray, np.ndarray] | None
+    targets: Mapping[int, TargetScale]
+
+
+@dataclass(frozen=True, eq=False)
+class TargetScale:
+    """Hold what standardizes one target.
+
+    Args:
+        mean: float `[columns]`.
+        spread: Standard deviation, float `[columns]`.
+        loss: Keras' name of the loss on it; empty for the only one, which the setup names.
+    """
+
+    mean: np.ndarray
+    spread: np.ndarray
+    loss: str = ""
 
     def loss_weight(self, loss: str) -> float:
         """Return what brings a loss in the user's units to that of standardized targets."""
-        if self.target is None:
-            return 1.0
-        spread = float(np.sqrt(np.mean(self.target[1] ** 2)))
-        power = 1 if loss in ("mae", "mean_absolute_error", "huber") else 2
+        spread = float(np.sqrt(np.mean(self.spread**2)))
+        power = 1 if (self.loss or loss) in ("mae", "mean_absolute_error", "huber") else 2
         return float(np.clip(spread**-power, 1e-30, 1e30))
 
 
-def scaling_of(x: Any, y: Any, looked_up: tuple[bool, ...]) -> Scaling:
+def scaling_of(
+    x: Any, y: Any, looked_up: tuple[bool, ...], numbers: Mapping[int, tuple[int, str]] | None = None
+) -> Scaling:
     """Measure the training data.
 
     Args:
         x: Arrays, nested as the model takes them.
         y: Targets, or None.
         looked_up: For each flattened input whether its numbers are only looked up in a table.
+        numbers: By the position of an output that is to predict numbers, the position of its target and the name of
+            its loss; None for a single output.
     """
     arrays = [np.asarray(part) for part in keras.tree.flatten(x)]
     marks = tuple(looked_up) + (False,) * len(arrays)
@@ -58,15 +76,21 @@ def scaling_of(x: Any, y: Any, looked_up: tuple[bool, ...]) -> Scaling:
         None if mark or array.dtype.kind not in "fiu" else _measured(array)
         for array, mark in zip(arrays, marks, strict=False)
     )
-    targets = [np.asarray(part) for part in keras.tree.flatten(y)] if y is not None else []
-    single = len(targets) == 1 and targets[0].dtype.kind in "fiu"
+    arrays_of_targets = [np.asarray(part) for part in keras.tree.flatten(y)] if y is not None else []
+    if numbers is None:
+        numbers = {0: (0, "")} if len(arrays_of_targets) == 1 else {}
+    targets = {
+        place: TargetScale(*_measured(arrays_of_targets[target]), loss)
+        for place, (target, loss) in numbers.items()
+        if arrays_of_targets[target].dtype.kind in "fiu"
+    }
     return Scaling(
         measured,
         tuple(tuple(array.shape[1:]) for array in arrays),
         tuple("float32" if array.dtype.kind == "f" else str(array.dtype) for array in arrays),
         x,
         finite=all(_is_tame(array, one) for array, one in zip(arrays, measured, strict=True) if one is not None),
-        target=_measured(targets[0]) if single else None,
+        targets=targets,
     )
 
 
@@ -110,12 +134,23 @@ def wrapped(model: keras.Model, scaling: Scaling, *, inputs: bool, targets: bool
         for symbol, measured in zip(symbols, scaling.inputs, strict=True)
     ]
     outputs = model(keras.tree.pack_sequence_as(scaling.structure, flat))
-    if targets and scaling.target is not None:
-        mean, spread = scaling.target
-        scale, offset = (spread, mean) if len(mean) > 1 else (float(spread[0]), float(mean[0]))
-        layer = keras.layers.Rescaling(scale, offset, name="targets_in_user_units", dtype="float32")
-        outputs = keras.tree.map_structure(layer, outputs)
+    flat_outputs = keras.tree.flatten(outputs)
+    names = list(getattr(model, "output_names", None) or [])  # by which losses and metrics may be given
+    named = len(names) == len(flat_outputs) == len(set(names))
+    for place, output in enumerate(flat_outputs):
+        name = names[place] if named else None
+        if targets and place in scaling.targets:
+            flat_outputs[place] = _in_user_units(scaling.targets[place], name)(output)
+        elif named:
+            flat_outputs[place] = keras.layers.Identity(name=name)(output)
+    outputs = keras.tree.pack_sequence_as(outputs, flat_outputs)
     return keras.Model(keras.tree.pack_sequence_as(scaling.structure, symbols), outputs, name=f"{model.name}_scaled")
+
+
+def _in_user_units(scale: TargetScale, name: str | None) -> keras.layers.Layer:
+    several = len(scale.mean) > 1
+    factor, offset = (scale.spread, scale.mean) if several else (float(scale.spread[0]), float(scale.mean[0]))
+    return keras.layers.Rescaling(factor, offset, name=name or "targets_in_user_units", dtype="float32")
 
 
 def _names(model: keras.Model, count: int) -> list[str | None]:

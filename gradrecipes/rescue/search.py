@@ -18,10 +18,11 @@ SEEDS = (0, 1, 2)
 SHORTEST_TRIAL = 40  # steps; fewer do not tell a slow start from none
 TRIALS_A_TRAINING = 20  # short trials that cost as much as one training
 LENGTHENED = 2  # times as long are the trials of the survivors
-HALF = 0.5  # share of the training at which a standing control ends, and finalists are compared
+HALF = 0.5  # share of the training at which a control ends that stands still, and a finalist that breaks
 SURVIVORS = 2
 EXPLORED = 0.6  # share of what is left after the final training that the short trials may use
 FEWEST_CANDIDATES = 8
+GLANCE = 0.5  # share of a short trial after which one is given up that the best so far beats
 UNBEATEN = 3  # candidates in a row that are no better than the best before them end the short trials
 EXCELLENT = 0.95  # score from which on a better one is not looked for
 FINAL_PEAK = 10.0  # highest loss over the first from which on a run that ends well is said to have spiked
@@ -206,17 +207,27 @@ class _Progress:
         lab = self.lab
         room = EXPLORED * max(0.0, lab.left - lab.full)
         count = max(FEWEST_CANDIDATES, int(room / max(1.0, share * lab.full)))
-        best, unbeaten = self._at(share), 0
+        best, unbeaten = ((), self._at(share)), 0
         scored: Scored = []
         for changes in tried[:count]:
-            if scored and (lab.left <= 0 or (lab.learns(best) and unbeaten >= UNBEATEN)):
+            if scored and (lab.left <= 0 or (lab.learns(best[1]) and unbeaten >= UNBEATEN)):
                 break
+            unbeaten += 1
+            probe = lab.run(changes, share=GLANCE * share, part="short trials")
+            if probe.error or probe.broken is not None or (scored and self._is_behind(probe, best[0], share)):
+                continue
             result = lab.run(changes, share=share, part="short trials")
-            better = not result.error and result.broken is None and lab.better(result.score, best.score)
-            best, unbeaten = (result, 0) if better else (best, unbeaten + 1)
-            if not result.error and result.broken is None:
-                scored.append((changes, result))
+            if result.error or result.broken is not None:
+                continue
+            scored.append((changes, result))
+            if lab.better(result.score, best[1].score):
+                best, unbeaten = (changes, result), 0
         return scored
+
+    def _is_behind(self, probe: Result, best: Changes, share: float) -> bool:
+        """Return whether the best so far learnt by the same step, and was better by more than chance."""
+        then = self.lab.run(best, share=GLANCE * share, part="short trials")
+        return self.lab.learns(then) and self.lab.better(then.score, probe.score)
 
     def _at(self, share: float, seed: int = 0) -> Result:
         """Return the training as it is, trained further where it was stopped before."""
@@ -290,22 +301,16 @@ class _Progress:
         self.winner, self.pairs = changes, [self._pair(changes, 0, share)]
 
     def _finals(self, survivors: Scored, share: float) -> None:
-        """Train the smallest set in full; another one where that is beaten half-way, or fails late."""
-        lab, half = self.lab, max(share, HALF)
+        """Train the smallest set in full; another one where that fails late."""
+        lab = self.lab
         chosen = self._ablated(self._simplest(survivors), share)
         self._keep(chosen, share)
         others = [changes for changes, _ in survivors if changes != chosen and not set(chosen) < set(changes)]
-        result = lab.run(chosen, share=half, part="finals")
-        if others and others[0] == survivors[0][0] and result.score.value < EXCELLENT and lab.left >= lab.full:
-            rival = lab.run(others[0], share=half, part="finals")
-            if lab.better(rival.score, result.score):
-                others = [chosen]
-                chosen, result = self._ablated(survivors[0][0], share), rival
-                self._keep(chosen, share)
         for changes in (chosen, *others[:1]):
             if changes != chosen and lab.left < lab.full:
                 break
             changes = self._ablated(changes, share)
+            changes = self._slower(changes, share) or changes
             if self._holds(changes):
                 self._keep(changes, share)
                 self.final = lab.run(changes, part="finals")
@@ -321,6 +326,24 @@ class _Progress:
                 self.needed[name] = self.final.score.value - lab.run(chosen, part="finals").score.value
                 return
         self.winner, self.pairs = (), []
+
+    def _slower(self, changes: Changes, share: float) -> Changes | None:
+        """Return fewer changes that get as far by the end of the training, though they learn more slowly at first."""
+        lab = self.lab
+        for change in sorted(changes, key=lambda change: -change.risk):
+            fewer = tuple(one for one in changes if one is not change)
+            if not fewer or lab.left < lab.full or not lab.learns(lab.run(fewer, share=share, part="ablation")):
+                continue
+            if not self._holds(fewer):
+                continue
+            least = lab.run(fewer, part="finals")
+            if least.score.value < EXCELLENT:
+                whole = lab.run(changes, part="finals")
+                self.needed[change.name] = whole.score.value - least.score.value
+                if lab.better(whole.score, least.score):
+                    continue
+            return self._slower(self._ablated(fewer, share), share) or fewer
+        return None
 
     def _holds(self, changes: Changes) -> bool:
         """Return whether changes learn to the end of the user's training, and do not get worse on the way."""
@@ -339,6 +362,10 @@ class _Progress:
     def _confirm(self, shortest: float) -> None:
         """Compare where the first seed tells the two apart, with other seeds until their interval excludes zero."""
         share = shortest
+        reached = min(1.0, self.checkpoints[-1].steps / self.lab.full)
+        if self.checkpoints[-1].broken is None and not self._proof([self._pair(self.winner, 0, reached)]).wins:
+            self.winner, self.pairs = (), []  # the training as it is gets there, too, only later
+            return
         for share in sorted({shortest, max(shortest, HALF), 1.0}):
             self.pairs = [self._pair(self.winner, 0, share)]
             if self._proof(self.pairs).wins:

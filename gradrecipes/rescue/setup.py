@@ -43,6 +43,7 @@ class Setup(Record):
         optimizer: Class of the optimizer; `"own"` for one that cannot be built again from its config.
         learning_rate: Constant rate; None with a schedule of the user's.
         schedule: Class of the user's schedule, or None.
+        schedule_settings: Its arguments.
         rate_factor: What the user's rate or schedule is multiplied by.
         settings: All other settings of the optimizer by Keras' names.
         clipping: `clipnorm`, `clipvalue` or `global_clipnorm` and its value, or None.
@@ -71,6 +72,7 @@ class Setup(Record):
     optimizer: str = OWN
     learning_rate: float | None = None
     schedule: str | None = None
+    schedule_settings: Mapping[str, Any] = field(default_factory=dict)
     rate_factor: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     clipping: tuple[str, ...] = ()
@@ -124,10 +126,15 @@ def setup_of(model: keras.Model, description: Description | None, *, batch_size:
         optimizer=type(unwrapped(optimizer)).__name__,
         learning_rate=float(rate) if isinstance(rate, int | float) else None,
         schedule=rate["class_name"] if isinstance(rate, dict) else None,
+        schedule_settings=_plain(rate["config"]) if isinstance(rate, dict) else {},
         settings=config,
         clipping=tuple(map(str, clips[0])) if clips else (),
         **known,
     )
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name != "name" and value is not None}
 
 
 def unwrapped(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
@@ -152,9 +159,3 @@ def looked_up_inputs(trace: Trace) -> tuple[bool, ...]:
     """Return for each flattened input whether its numbers are only looked up in a table."""
     data = trace.probes.data
     return tuple(bool(one.feeds_embedding) for one in data.inputs) if data is not None else ()
-
-
-def output_count(model: keras.Model, trace: Trace) -> int:
-    """Return how many outputs a model has; one where nothing else is known."""
-    outputs: Any = trace.description.outputs
-    return len(outputs) if outputs else 1

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
 
+from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.rescue.setup import OWN, Setup
 
 _LOG = logging.getLogger(__name__)
 
-CLASSES, ONE_HOT, BINARY, NUMBERS, OWN_LOSS = "classes", "one_hot", "binary", "numbers", "own_loss"
+CLASSES, ONE_HOT, BINARY, NUMBERS = "classes", "one_hot", "binary", "numbers"
+SEVERAL, OWN_LOSS = "several", "own_loss"
 WORDS = {
     CLASSES: "balanced accuracy",
     ONE_HOT: "balanced accuracy",
     BINARY: "balanced accuracy",
     NUMBERS: "R squared",
+    SEVERAL: "mean over the outputs of the score above chance",
     OWN_LOSS: "relative fall of the loss",
 }
 MAX_CLASSES = 1000  # distinct whole numbers that are taken for labels
@@ -47,12 +51,13 @@ class Task:
     """Hold what is to be learnt, and score models at it.
 
     Args:
-        kind: `"classes"`, `"one_hot"`, `"binary"`, `"numbers"` or `"own_loss"`.
+        kind: `"classes"`, `"one_hot"`, `"binary"`, `"numbers"`, `"several"` or `"own_loss"`.
         units: Entries of the last axis that the output needs, or None.
         chance: Score of the best constant guess.
         x: Validation inputs.
         y: Validation targets.
         reference: Loss before training, for `"own_loss"`.
+        outputs: What each output is to learn, for `"several"`.
     """
 
     kind: str
@@ -61,6 +66,7 @@ class Task:
     x: Any
     y: Any
     reference: float = math.nan
+    outputs: tuple[OutputTask, ...] = ()
 
     def score(self, model: keras.Model, setup: Setup, *, logged: float = math.nan) -> Score:
         """Return the score of a model.
@@ -72,11 +78,24 @@ class Task:
         """
         if self.kind == OWN_LOSS:
             return self._by_loss(model, logged)
-        predicted = self._predicted(model)
-        samples = self._samples(predicted, np.asarray(keras.tree.flatten(self.y)[0]), setup)
+        predicted, targets = self._predicted(model), keras.tree.flatten(self.y)
+        if self.kind == SEVERAL:
+            scores = [one.score(predicted, targets, setup) for one in self.outputs]
+            value = float(np.mean([one.value for one in scores]))
+            parts = [one.samples for one in scores]
+            complete = all(part is not None and len(part) == len(parts[0]) for part in parts)
+            return Score(value, np.mean(parts, axis=0) if complete else None)
+        samples = self._samples(predicted[0], np.asarray(targets[0]), setup)
         if samples is None:
             return Score(WORST, None)
         return Score(float(np.clip(samples.mean(), WORST, 1.0)), samples)
+
+    @property
+    def numbers(self) -> dict[int, tuple[int, str]] | None:
+        """By the position of an output that is to predict numbers, its target's position and its loss's name."""
+        if self.kind != SEVERAL:
+            return None
+        return {one.place: (one.target, one.loss) for one in self.outputs if one.task.kind == NUMBERS}
 
     def loss_of(self, model: keras.Model, logged: float = math.nan) -> float:
         """Return the loss on what is held back, or, where it cannot be evaluated, the given one."""
@@ -88,15 +107,15 @@ class Task:
             _LOG.debug("The model cannot be evaluated.", exc_info=True)
             return logged
 
-    def _predicted(self, model: keras.Model) -> np.ndarray:
-        """Return predictions without a trace, which would cost more than the few batches that are asked for."""
+    def _predicted(self, model: keras.Model) -> list[np.ndarray]:
+        """Return what each output predicts, without a trace, which would cost more than the few batches asked for."""
         count = len(keras.tree.flatten(self.x)[0])
         parts = []
         for start in range(0, count, PREDICTED_AT_ONCE):
             rows = slice(start, start + PREDICTED_AT_ONCE)
             part = keras.tree.map_structure(lambda array, rows=rows: keras.ops.convert_to_tensor(array[rows]), self.x)
-            parts.append(keras.ops.convert_to_numpy(keras.tree.flatten(model(part, training=False))[0]))
-        return np.concatenate(parts).astype(np.float64)
+            parts.append([keras.ops.convert_to_numpy(one) for one in keras.tree.flatten(model(part, training=False))])
+        return [np.concatenate(one).astype(np.float64) for one in zip(*parts, strict=True)]
 
     def _by_loss(self, model: keras.Model, logged: float) -> Score:
         loss = self.loss_of(model, logged)
@@ -125,21 +144,70 @@ class Task:
         return _balanced(right[known], labels[known])
 
 
-def task_of(feed: Any, setup: Setup, outputs: int) -> Task:
-    """Read from the targets, the loss and the output what is to be learnt.
+@dataclass(frozen=True, eq=False)
+class OutputTask:
+    """Score one of several outputs.
+
+    Args:
+        task: What it is to learn.
+        place: Its position among the flattened outputs.
+        target: Position of its target among the flattened targets.
+        head: Its activation.
+        loss: Keras' name of its loss.
+    """
+
+    task: Task
+    place: int
+    target: int
+    head: str
+    loss: str
+
+    def score(self, predicted: list[np.ndarray], targets: list[Any], setup: Setup) -> Score:
+        """Return how far its score is above chance: 1 is perfect, 0 as good as a guess."""
+        setup = replace(setup, head=self.head)
+        samples = self.task._samples(predicted[self.place], np.asarray(targets[self.target]), setup)
+        if samples is None:
+            return Score(WORST)
+        chance = self.task.chance
+        samples = (samples - chance) / (1.0 - chance)
+        return Score(float(np.clip(samples.mean(), WORST, 1.0)), samples)
+
+
+def task_of(feed: Any, setup: Setup, outputs: Sequence[OutputDescription] = ()) -> Task:
+    """Read from the targets, the losses and the outputs what is to be learnt.
 
     Args:
         feed: The data.
         setup: The user's setup.
-        outputs: How many outputs the model has.
+        outputs: What is known of the outputs; nothing for a single one that the setup describes.
     """
     targets = [] if feed.y is None else keras.tree.flatten(feed.y)
-    if len(targets) != 1 or outputs != 1 or setup.units is None:
+    if len(outputs) > 1:
+        parts = tuple(_output_tasks(targets, setup, outputs, feed))
+        if parts:
+            return Task(SEVERAL, None, 0.0, feed.x_val, feed.y_val, outputs=parts)
+    if len(targets) != 1 or len(outputs) > 1 or setup.units is None:
         return Task(OWN_LOSS, None, 0.0, feed.x_val, feed.y_val)
     y = np.asarray(targets[0])
     kind, units = _kind(y, setup)
     task = Task(kind, units, 0.0, feed.x_val, feed.y_val)
     return replace(task, chance=_chance(kind, y, units))
+
+
+def _output_tasks(
+    targets: list[Any], setup: Setup, outputs: Sequence[OutputDescription], feed: Any
+) -> Iterator[OutputTask]:
+    """Yield a task for each output with a loss whose target can be told; those without one are not judged."""
+    for place, one in enumerate(outputs):
+        if one.target is None or one.loss is None or one.units is None or one.target >= len(targets):
+            continue
+        y, loss, head = np.asarray(targets[one.target]), one.loss, one.activation or "linear"
+        if y.dtype.kind not in "fiub":
+            continue
+        kind, units = _kind(y, replace(setup, units=one.units, loss=loss, head=head))
+        if kind != OWN_LOSS:
+            task = Task(kind, units, _chance(kind, y, units), feed.x_val, feed.y_val)
+            yield OutputTask(task, place, one.target, head, loss)
 
 
 def fitted(task: Task, setup: Setup) -> Setup | None:

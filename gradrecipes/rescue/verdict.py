@@ -16,6 +16,7 @@ from gradrecipes.core.trace.record import dumps, plain
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.rescue.code import code_of
 from gradrecipes.rescue.lab import Trial
+from gradrecipes.rescue.scaling import Scaling
 from gradrecipes.rescue.search import Proof
 from gradrecipes.rescue.setup import Setup
 
@@ -103,6 +104,7 @@ class Rescue:
     _user_model: keras.Model = field(repr=False)
     _build: Callable[[int], keras.Model] = field(repr=False)
     _arrays: bool = True
+    _scaling: Scaling | None = field(default=None, repr=False)
     _held: dict[str, keras.Model] = field(default_factory=dict, repr=False)
 
     @property
@@ -137,7 +139,7 @@ class Rescue:
 
     def as_code(self) -> str:
         """Return the changes as Keras lines to paste into the script; empty where there are none."""
-        return code_of(self.before, self.after)
+        return code_of(self.before, self.after, self._scaling)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as plain JSON values."""

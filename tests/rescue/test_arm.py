@@ -25,7 +25,7 @@ def parts():
     feed, _ = read_feed(X, Y, batch_size=16, validation_data=(X, Y))
     base = replace(setup_of(model, None, batch_size=16, epochs=2), head="linear", units=1)
     original, scaling = read_original(model), scaling_of(X, Y, (False,))
-    task = task_of(feed, base, 1)
+    task = task_of(feed, base)
     return base, {
         "build": lambda setup, seed: rebuild(original, base, setup, scaling=scaling, seed=seed),
         "feed": feed,

@@ -219,3 +219,25 @@ def test_functions_and_layers_that_no_config_describes_are_kept():
     before = model.get_weights()
     made.fit(X / 100, Y, verbose=0)
     assert all(np.array_equal(one, now) for one, now in zip(before, model.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("form", ["dict", "list", "list_with_losses_by_name"])
+def test_each_of_several_targets_is_scaled_and_weighed_by_itself(form):
+    inputs = keras.Input((8,))
+    outputs = {"kind": keras.layers.Dense(3, activation="softmax", name="kind")(inputs)}
+    outputs["size"] = keras.layers.Dense(1, name="size")(inputs)
+    losses = {"kind": "sparse_categorical_crossentropy", "size": "mse"}
+    y = {"kind": np.arange(64) % 3, "size": Y}
+    if form != "dict":
+        outputs, y = list(outputs.values()), list(y.values())
+        losses = list(losses.values()) if form == "list" else losses
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", losses)
+    original, base = read_original(model), setup_of(model, None, batch_size=32, epochs=1)
+    setup = replace(base, inputs="standardized", targets="standardized")
+    made = rebuild(original, base, setup, scaling=scaling_of(X, y, (False,), {1: (1, "mse")}))
+    predicted = keras.tree.flatten(made.predict(X, verbose=0))
+    assert [one.shape for one in predicted] == [(64, 3), (64, 1)]
+    assert abs(predicted[1].mean() - Y.mean()) < 5 * Y.std()
+    logs = made.evaluate(X, y, verbose=0, return_dict=True)
+    assert 0.1 < logs["loss"] < 20.0  # both of the order of one, though the size is in thousands

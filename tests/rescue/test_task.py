@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.rescue.feed import read_feed
 from gradrecipes.rescue.setup import Setup
 from gradrecipes.rescue.task import BINARY, CLASSES, NUMBERS, ONE_HOT, OWN_LOSS, fitted, task_of
@@ -24,7 +25,7 @@ class Fixed:
         return self.predicted
 
 
-def task(y, outputs=1, **settings):
+def task(y, outputs=(), **settings):
     feed, _ = read_feed(X, y, batch_size=32, validation_data=(X, y))
     return task_of(feed, replace(SETUP, **settings), outputs)
 
@@ -47,8 +48,25 @@ def test_the_task_is_read_from_the_targets(y, settings, kind):
     assert task(y, **settings).kind == kind
 
 
-def test_several_outputs_are_scored_by_their_loss():
-    assert task(X[:, 0], outputs=2).kind == OWN_LOSS
+def output(target, units, loss, activation):
+    return OutputDescription(target=target, units=units, loss=loss, activation=activation)
+
+
+TWO = (output(0, 3, "sparse_categorical_crossentropy", "softmax"), output(1, 1, "mse", "linear"))
+
+
+def test_each_of_several_outputs_is_scored_by_itself():
+    several = task({"kind": LABELS, "size": X[:, 0] * 1e4}, outputs=TWO)
+    right, guess = np.eye(3)[LABELS], np.tile([1.0, 0, 0], (100, 1))
+    sizes, mean = X[:, :1] * 1e4, np.full((100, 1), X[:, 0].mean() * 1e4)
+    scores = [several.score(Fixed(pair), SETUP).value for pair in ((right, sizes), (guess, sizes), (guess, mean))]
+    assert scores == pytest.approx([1.0, 0.5, 0.0], abs=1e-3)
+    assert len(several.score(Fixed((right, sizes)), SETUP).samples) == 100
+    assert several.numbers == {1: (1, "mse")}
+
+
+def test_several_outputs_whose_targets_are_not_known_are_scored_by_their_loss():
+    assert task(X[:, 0], outputs=(OutputDescription(), OutputDescription())).kind == OWN_LOSS
 
 
 def test_a_perfect_model_scores_one_and_a_guess_scores_chance():

@@ -1,0 +1,158 @@
+"""What the search does with trials, on arms that are made up: no model is trained."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from gradrecipes.rescue.arm import Result
+from gradrecipes.rescue.changes import Change
+from gradrecipes.rescue.lab import Lab
+from gradrecipes.rescue.search import search
+from gradrecipes.rescue.setup import Setup
+from gradrecipes.rescue.task import CLASSES, Score, Task
+
+FULL = 400
+NAMES = ("a", "b", "c", "rate_0.1", "clip")
+KNOWN = {name: Change(name, name, 0, lambda setup: setup) for name in NAMES}
+
+
+@dataclass
+class MadeUp(Lab):
+    """A lab whose arms score what a function of the names, the seed and the share says."""
+
+    score: object = None
+    asked: list = field(default_factory=list)
+
+    @property
+    def full(self):
+        return FULL
+
+    def run(self, changes, *, seed=0, share=1.0, part=""):
+        names = tuple(change.name for change in changes)
+        steps = max(1, round(share * FULL))
+        value = self.score(frozenset(names), seed, share)
+        broken = steps if value is None else None
+        if (names, seed, steps) not in self.asked:
+            self.asked.append((names, seed, steps))
+        value = -1.0 if value is None else value
+        right = np.arange(200) < 200 * value
+        result = Result(steps, Score(value, right.astype(float)), 1.0, broken, falls=value > 0.1)
+        self._results[names, seed, steps] = result
+        return result
+
+    def longest(self, *names, seed=0):
+        return max((steps for tried, with_seed, steps in self.asked if (tried, with_seed) == (names, seed)), default=0)
+
+
+def lab(score, budget=10_000):
+    task = Task(CLASSES, 10, 0.1, None, None)
+    setup = Setup(batch_size=32, epochs=1)
+    return MadeUp(setup, None, task, None, None, budget, lambda words: None, score=score)
+
+
+def run(score, *tried, healthy=False, budget=10_000):
+    made = lab(score, budget)
+    return made, search(made, [tuple(KNOWN[name] for name in names) for names in tried], KNOWN, healthy=healthy)
+
+
+def names(found):
+    return [change.name for change in found.changes]
+
+
+def rises(share, top):
+    return 0.1 + (top - 0.1) * min(1.0, 4 * share)
+
+
+def test_a_training_that_stands_still_is_stopped_half_way_and_stays_whole_without_a_cause():
+    made, found = run(lambda names, seed, share: rises(share, 0.9) if "a" in names else 0.1, ("a",))
+    assert names(found) == ["a"]
+    assert made.longest() == FULL / 2
+    made, found = run(lambda names, seed, share: 0.1 if share < 0.8 else 0.9, ("a",), healthy=True)
+    assert made.longest() == FULL
+    assert (names(found), found.fails) == ([], False)
+
+
+def test_a_broken_training_is_not_trained_on():
+    _, found = run(lambda names, seed, share: rises(share, 0.9) if names else None, ("a",))
+    assert names(found) == ["a"]
+    assert found.final.score.value == pytest.approx(0.9)
+
+
+def test_candidates_are_tried_until_several_are_no_better():
+    made, _ = run(
+        lambda names, seed, share: rises(share, 0.9) if names else 0.1, ("a",), ("b",), ("c",), ("clip",), ("rate_0.1",)
+    )
+    assert made.longest("clip") > 0
+    assert made.longest("rate_0.1") == 0
+
+
+def test_a_candidate_that_is_beaten_is_given_up():
+    made, _ = run(
+        lambda names, seed, share: rises(share, 0.95 if "a" in names else 0.3) if names else 0.1, ("a",), ("b",)
+    )
+    assert 0 < made.longest("b") < 40
+
+
+def test_what_is_not_needed_is_left_out_and_what_is_needed_is_measured():
+    def score(names, seed, share):
+        return rises(share, 0.9) if {"a", "b"} <= names else 0.1
+
+    _, found = run(score, ("a", "b", "c"))
+    assert names(found) == ["a", "b"]
+    assert all(value > 0.1 for value in found.needed.values())
+
+
+def test_a_change_that_only_quickens_the_start_is_left_out():
+    def score(names, seed, share):
+        if "a" not in names:
+            return 0.1
+        return 0.97 if "b" in names else min(0.97, 0.3 + share)
+
+    _, found = run(score, ("a", "b"), ("a",))
+    assert names(found) == ["a"]
+
+
+def test_seeds_are_added_until_the_interval_excludes_zero():
+    _, found = run(lambda names, seed, share: rises(share, 0.9) if names else 0.1, ("a",))
+    assert len(found.proof.control) == 2
+    _, found = run(lambda names, seed, share: rises(share, 0.9 - 0.25 * (seed == 1)) if names else 0.1, ("a",))
+    assert len(found.proof.control) == 3
+
+
+def test_a_training_that_gets_there_later_needs_nothing():
+    def score(names, seed, share):
+        return 0.9 if names else (0.1 if share < 0.4 else 0.5 if share < 1 else 0.9)
+
+    _, found = run(score, ("a",))
+    assert names(found) == []
+    assert not found.fails
+
+
+def test_a_late_failure_is_repeated_to_its_end():
+    def score(names, seed, share):
+        return None if not names and share > 0.9 else 0.9
+
+    made, found = run(score, ("a",), ("clip",))
+    assert names(found) == ["clip"]
+    assert made.longest("clip") == FULL
+    assert found.needed["clip"] > 0.1
+
+
+def test_a_winner_that_fails_late_is_made_safer():
+    def score(names, seed, share):
+        if "a" not in names:
+            return 0.1
+        return 0.9 if share < 0.9 or "rate_0.1" in names else None
+
+    _, found = run(score, ("a",))
+    assert names(found) == ["a", "rate_0.1"]
+    assert found.needed["rate_0.1"] > 0.1
+
+
+def test_nothing_is_advised_that_wins_with_one_seed_only():
+    def score(names, seed, share):
+        return 0.9 if names and seed == 0 else 0.1
+
+    _, found = run(score, ("a",))
+    assert names(found) == []
