@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import diagnosis, faults, overhead, rescue, run, studies, tuning
-from tests.corpus import tuning_half
 
 ROWS = 4
 
@@ -49,11 +48,19 @@ def test_diagnosis(monkeypatch):
     assert list(measured(run.diagnosis()).values()) == [0.5, 0.5, 0.5]
 
 
-def test_rescue(monkeypatch):
-    monkeypatch.setattr(rescue, "SETS", ("tuning_half",))
-    monkeypatch.setattr(tuning_half, "CASES", tuning_half.CASES[:ROWS])
-    monkeypatch.setattr(rescue, "judge", lambda case, baselines: {"cause": case.cause, "right": True})
-    assert set(measured(run.rescue()).values()) == {1.0}
+def test_rescue_beside_its_baselines(monkeypatch):
+    def judge(case, baselines):
+        row = {"cause": case.cause, "right": True, "verdict": "rescued", "needed": [0.3], "trainings": 2.0}
+        row |= {"costs": {"control": 0.5}, "steps": {"ours": 100.0, "list": 400.0}}
+        return row | {"baselines": dict.fromkeys(("random", "rate/10", "clip", "list"), False)}
+
+    monkeypatch.setattr(rescue, "OPEN", ("tuning_half",))
+    monkeypatch.setattr(rescue, "judge", judge)
+    found = measured(run.rescue())
+    assert found["reaches the known fix"] == found["changes that are needed"] == 1.0
+    assert found["cost in trainings of the user's, median"] == 2.0
+    assert found["steps of the rescue over those of the list"] == 0.25
+    assert found["global_clipnorm=1: reaches the known fix"] == 0.0
 
 
 def test_tuning_compares_seed_by_seed(monkeypatch):
