@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -10,7 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
+from gradrecipes.compat.keras_private import has_own_train_step
 from gradrecipes.compat.model_copy import global_tensorflow_seed_kept
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.findings import Severity
@@ -31,8 +35,11 @@ from gradrecipes.rescue.verdict import NOT_RESCUED, NOTHING_NEEDED, RESCUED, Adv
 from gradrecipes.training.recovery.random_numbers import random_numbers_kept
 from gradrecipes.training.trial.trial import build_on
 
+_LOG = logging.getLogger(__name__)
+
 TRAININGS = 3.0  # of the user's own that a rescue may cost by default
 LEAST_BUDGET = 1500  # steps; for a training of seconds more trials are no cost
+GUESSED_SAMPLES = 500  # on which a constant guess is fitted, where the loss is the user's own
 FIRST_STEPS = 3  # whose loss stands for the one before training where a model cannot be evaluated
 
 
@@ -119,7 +126,8 @@ def rescue(
     def build(setup: Setup, drawn: int) -> keras.Model:
         return rebuild(original, base, setup, scaling=scaling, seed=drawn)
 
-    task = _with_reference(task, base, build, feed)
+    outputs = trace.description.outputs
+    task = _with_reference(task, base, build, feed, outputs[0].shape if len(outputs) == 1 else None)
     steps = feed.steps_per_epoch(size) * epochs
     lab = Lab(
         base,
@@ -177,18 +185,68 @@ def _answer(
     return Rescue(verdict, changes, evidence, diagnosis, lab.base, after, model, make, arrays, scaling)
 
 
-def _with_reference(task: Task, base: Setup, build: Callable[..., keras.Model], feed: Feed) -> Task:
-    """Return the task with the loss before training, where that is what scores are measured by."""
+def _with_reference(
+    task: Task, base: Setup, build: Callable[..., keras.Model], feed: Feed, shape: tuple[int | None, ...] | None
+) -> Task:
+    """Return the task with the loss that scores are measured by: of the best constant guess, else before training.
+
+    Args:
+        task: The task; only one that is scored by its own loss needs a reference.
+        base: The user's setup.
+        build: Returns the compiled model of a setup and a seed.
+        feed: The data.
+        shape: Of the only output, without samples; None where there are several, or none is known.
+    """
     if task.kind != OWN_LOSS:
         return task
     with random_numbers_kept(), global_tensorflow_seed_kept():
         try:
-            loss = task.loss_of(build(base, 0))
+            model = build(base, 0)
+            loss = task.loss_of(model)
         except Exception:  # a model that cannot be copied: the control arm will say so
             return task
+        guess = constant_loss(model, feed, shape) if shape and task.y is not None else None
+    if guess is not None:
+        return replace(task, reference=guess)
     if not math.isfinite(loss):
         loss = Arm(base, 0, build=build, feed=feed, task=task).train(FIRST_STEPS).loss
     return replace(task, reference=loss)
+
+
+def constant_loss(model: keras.Model, feed: Feed, shape: tuple[int | None, ...]) -> float | None:
+    """Return the loss of the best constant output on what is held back; None where none is found.
+
+    Args:
+        model: A compiled model, whose loss is used.
+        feed: The data.
+        shape: Of its output, without samples.
+    """
+    if has_own_train_step(model) or type(model).compute_loss is not keras.Model.compute_loss or None in shape:
+        return None
+    rows = slice(0, GUESSED_SAMPLES)
+    x, y = keras.tree.map_structure(lambda a: keras.ops.convert_to_tensor(a[rows]), (feed.x_val, feed.y_val))
+    count = len(keras.tree.flatten(y)[0])
+
+    def loss_and_slope(guess: np.ndarray) -> tuple[float, np.ndarray]:
+        entries = tf.Variable(guess, dtype="float32")
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(x=x, y=y, y_pred=tf.broadcast_to(entries, (count, *shape)), training=False)
+        slope = tape.gradient(loss, entries)
+        return float(loss), np.zeros_like(guess) if slope is None else np.asarray(slope, np.float64)
+
+    from scipy.optimize import minimize
+
+    found = []
+    for start in (0.0, float(np.mean(np.asarray(keras.tree.flatten(feed.y_val)[0], np.float64)))):
+        try:
+            with np.errstate(all="ignore"):
+                result = minimize(loss_and_slope, np.full(shape[-1], start), jac=True, method="L-BFGS-B")
+        except Exception:  # a loss that does not take such an output
+            _LOG.debug("The loss of a constant guess could not be found.", exc_info=True)
+            continue
+        if result.success and math.isfinite(result.fun):
+            found.append(float(result.fun))
+    return min(found, default=None)
 
 
 def _is_arrays(x: Any) -> bool:

@@ -23,7 +23,8 @@ SURVIVORS = 2
 EXPLORED = 0.6  # share of what is left after the final training that the short trials may use
 FEWEST_CANDIDATES = 8
 GLANCE = 0.5  # share of a short trial after which one is given up that the best so far beats
-UNBEATEN = 3  # candidates in a row that are no better than the best before them end the short trials
+UNBEATEN = 3  # candidates in a row that are no better than the best before them end the short trials ...
+HALF_LEARNT = 0.5  # ... if it is so far from a guess to a perfect score
 EXCELLENT = 0.95  # score from which on a better one is not looked for
 FINAL_PEAK = 10.0  # highest loss over the first from which on a run that ends well is said to have spiked
 LEAST_GAIN = 0.1  # of the distance between the score as it is and a perfect one
@@ -210,7 +211,7 @@ class _Progress:
         best, unbeaten = ((), self._at(share)), 0
         scored: Scored = []
         for changes in tried[:count]:
-            if scored and (lab.left <= 0 or (lab.learns(best[1]) and unbeaten >= UNBEATEN)):
+            if scored and (lab.left <= 0 or (unbeaten >= UNBEATEN and self._is_half_learnt(best[1]))):
                 break
             unbeaten += 1
             probe = lab.run(changes, share=GLANCE * share, part="short trials")
@@ -223,6 +224,10 @@ class _Progress:
             if lab.better(result.score, best[1].score):
                 best, unbeaten = (changes, result), 0
         return scored
+
+    def _is_half_learnt(self, result: Result) -> bool:
+        chance = self.lab.task.chance
+        return self.lab.learns(result) and result.score.value >= chance + HALF_LEARNT * (1.0 - chance)
 
     def _is_behind(self, probe: Result, best: Changes, share: float) -> bool:
         """Return whether the best so far learnt by the same step, and was better by more than chance."""
@@ -272,6 +277,7 @@ class _Progress:
         First all are left out at once that did not learn alone, then one after the other, the riskiest first. What is
         missed after a short trial already is not tried for longer.
         """
+        best = self.lab.run(changes, share=share, part="ablation")  # small losses must not add up
         alone = tuple(one for one in changes if self.lab.has_learnt((one,)))
         if 0 < len(alone) < len(changes) and self._need(changes, alone, share) is None:
             changes = alone
@@ -280,12 +286,16 @@ class _Progress:
             change = pending.pop(0)
             fewer = tuple(one for one in changes if one is not change)
             need = self._need(changes, fewer, share)
-            if need is None and fewer:
+            if need is None and fewer and not self.lab.better(best.score, self._after(fewer, share).score):
                 changes = fewer
                 self.needed, pending = {}, sorted(changes, key=lambda change: -change.risk)
             else:
-                self.needed[change.name] = need or 0.0
+                fall = self._after(changes, share).score.value - self._after(fewer, share).score.value
+                self.needed[change.name] = fall if need is None else need
         return changes
+
+    def _after(self, changes: Changes, share: float) -> Result:
+        return self.lab.run(changes, share=share, part="ablation")
 
     def _need(self, changes: Changes, fewer: Changes, share: float) -> float | None:
         """Return by how much the score falls with fewer changes; None where that is within chance."""
@@ -332,7 +342,10 @@ class _Progress:
         lab = self.lab
         for change in sorted(changes, key=lambda change: -change.risk):
             fewer = tuple(one for one in changes if one is not change)
-            if not fewer or lab.left < lab.full or not lab.learns(lab.run(fewer, share=share, part="ablation")):
+            if not fewer or lab.left < 2 * lab.full:
+                continue
+            learnt = self._after(fewer, share).score.value - lab.task.chance
+            if learnt < HALF_LEARNT * (self._after(changes, share).score.value - lab.task.chance):
                 continue
             if not self._holds(fewer):
                 continue
@@ -366,7 +379,7 @@ class _Progress:
         if self.checkpoints[-1].broken is None and not self._proof([self._pair(self.winner, 0, reached)]).wins:
             self.winner, self.pairs = (), []  # the training as it is gets there, too, only later
             return
-        for share in sorted({shortest, max(shortest, HALF), 1.0}):
+        for share in sorted({min(self.short, shortest), shortest, max(shortest, HALF), 1.0}):
             self.pairs = [self._pair(self.winner, 0, share)]
             if self._proof(self.pairs).wins:
                 break

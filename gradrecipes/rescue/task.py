@@ -56,7 +56,7 @@ class Task:
         chance: Score of the best constant guess.
         x: Validation inputs.
         y: Validation targets.
-        reference: Loss before training, for `"own_loss"`.
+        reference: For `"own_loss"`, the loss of the best constant guess, or the one before training.
         outputs: What each output is to learn, for `"several"`.
     """
 

@@ -7,6 +7,8 @@ import pytest
 import tensorflow as tf
 
 import gradrecipes as gr
+from gradrecipes.rescue.entry import constant_loss
+from gradrecipes.rescue.feed import read_feed
 from gradrecipes.rescue.setup import OWN
 
 RNG = np.random.default_rng(0)
@@ -159,6 +161,18 @@ def test_a_subclassed_model_is_rescued_by_its_settings():
     assert found.verdict == "rescued"
     assert isinstance(found.model, keras.Model)
     assert found.after.activation == OWN
+
+
+def test_a_loss_of_the_users_own_is_measured_from_the_best_constant_guess():
+    def likelihood(y, predicted):  # of a normal distribution whose logarithm of the variance is the second entry
+        square = keras.ops.square(y - predicted[:, :1])
+        return keras.ops.mean(0.5 * predicted[:, 1:] + 0.5 * square / keras.ops.exp(predicted[:, 1:]))
+
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(2)])
+    model.compile("sgd", likelihood)
+    y = 30.0 + 5.0 * Y[:, None]
+    feed, _ = read_feed(X, y, batch_size=32, validation_data=(X, y))
+    assert constant_loss(model, feed, (2,)) == pytest.approx(0.5 * np.log(y.var()) + 0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize(("argument", "value"), [("epochs", 0), ("budget", 0), ("seed", -1), ("batch_size", 0)])

@@ -61,7 +61,7 @@ def names(found):
 
 
 def rises(share, top):
-    return 0.1 + (top - 0.1) * min(1.0, 4 * share)
+    return 0.1 + (top - 0.1) * min(1.0, 8 * share)
 
 
 def test_a_training_that_stands_still_is_stopped_half_way_and_stays_whole_without_a_cause():
@@ -107,7 +107,7 @@ def test_a_change_that_only_quickens_the_start_is_left_out():
     def score(names, seed, share):
         if "a" not in names:
             return 0.1
-        return 0.97 if "b" in names else min(0.97, 0.3 + share)
+        return 0.97 if "b" in names else min(0.97, 0.4 + share)
 
     _, found = run(score, ("a", "b"), ("a",))
     assert names(found) == ["a"]
