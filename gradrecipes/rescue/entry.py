@@ -207,7 +207,7 @@ def _with_reference(
             return task
         guess = constant_loss(model, feed, shape) if shape and task.y is not None else None
     if guess is not None:
-        return replace(task, reference=guess)
+        return replace(task, reference=guess, start=loss)
     if not math.isfinite(loss):
         loss = Arm(base, 0, build=build, feed=feed, task=task).train(FIRST_STEPS).loss
     return replace(task, reference=loss)

@@ -57,6 +57,7 @@ class Task:
         x: Validation inputs.
         y: Validation targets.
         reference: For `"own_loss"`, the loss of the best constant guess, or the one before training.
+        start: The loss before training, where it is above that of the best constant guess.
         outputs: What each output is to learn, for `"several"`.
     """
 
@@ -66,6 +67,7 @@ class Task:
     x: Any
     y: Any
     reference: float = math.nan
+    start: float = math.nan
     outputs: tuple[OutputTask, ...] = ()
 
     def score(self, model: keras.Model, setup: Setup, *, logged: float = math.nan) -> Score:
@@ -122,7 +124,10 @@ class Task:
         if not math.isfinite(loss):
             return Score(WORST)
         size = abs(self.reference) if math.isfinite(self.reference) and self.reference else 1.0
-        return Score(float(np.clip((self.reference - loss) / size, WORST, 1.0)) if size else 0.0)
+        fall = (self.reference - loss) / size
+        if fall < 0 and self.start > self.reference:  # which of two that are no better than a guess is the nearer one
+            fall = -math.log1p(-fall) / math.log1p((self.start - self.reference) / size)
+        return Score(float(np.clip(fall, WORST, 1.0)))
 
     def _samples(self, predicted: np.ndarray, y: np.ndarray, setup: Setup) -> np.ndarray | None:
         finite = np.isfinite(predicted.reshape(len(predicted), -1)).all(axis=1)

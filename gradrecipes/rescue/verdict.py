@@ -219,9 +219,10 @@ def screen(rescue: Any) -> str:
         lines += ["", *[line[:COLUMNS] for line in code[:CODE_LINES]]]
         lines += ["..."] if len(code) > CODE_LINES else []
     elif rescue.verdict == "not rescued":
-        best = sorted((one for one in evidence.trials if one.changes), key=lambda one: -one.score)[:TRIED_SHOWN]
+        longest = {trial.changes: trial for trial in sorted(evidence.trials, key=lambda trial: trial.steps)}
+        best = sorted((one for one in longest.values() if one.changes), key=lambda one: -one.score)
         lines += ["", "Nothing that was tried wins by more than chance. The best:"]
-        for trial in best:
+        for trial in best[:TRIED_SHOWN]:
             lines += _wrapped(f"- {' + '.join(trial.changes)}: {trial.score:.3f} after {trial.steps} steps")
     else:
         lines += _wrapped("The training as it is learns, to its end; the model is returned as it was.")

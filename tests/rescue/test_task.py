@@ -111,6 +111,22 @@ def test_a_loss_that_fits_is_left_alone(y, settings):
     assert fitted(task(y, **settings), replace(SETUP, **settings)) is None
 
 
+@pytest.mark.parametrize(("loss", "score"), [(1.0, 0.5), (2.0, 0.0), (30.0, -0.71), (100.0, -1.0), (1e9, -1.0)])
+def test_a_loss_of_the_users_own_is_above_zero_only_below_that_of_a_guess(loss, score):
+    own = replace(task(X, units=7), reference=2.0, start=100.0)
+    assert own.score(Evaluated(loss), SETUP).value == pytest.approx(score, abs=0.02)
+
+
+class Evaluated:
+    """A model whose loss is known."""
+
+    def __init__(self, loss):
+        self.loss = loss
+
+    def evaluate(self, *arguments, **keywords):
+        return {"loss": self.loss}
+
+
 def test_a_model_can_be_scored_itself():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
     assert -1.0 <= task(X[:, 0]).score(model, SETUP).value <= 1.0
