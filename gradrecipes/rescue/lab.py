@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from gradrecipes.core.analysis.intervals import Interval
 from gradrecipes.rescue.arm import Arm, Result, Stage
 from gradrecipes.rescue.changes import Changes, setup_after
 from gradrecipes.rescue.feed import Feed
@@ -27,6 +28,7 @@ LIVE_BYTES = 2**26  # of weights and optimizer states
 LIVE_GRAPHS = 4  # traced models that are kept for other arms
 STANDARD_ERRORS = 2.0  # a difference of fewer is within chance
 LEAST_DIFFERENCE = 0.01  # of a score; less than that is nothing to anybody
+LEAST_GAIN = 0.1  # of the distance between the score as it is and a perfect one
 UNKNOWN_ERROR = 0.02  # standard error of a score of which only the mean is known
 
 
@@ -51,6 +53,40 @@ class Trial:
     loss: float
     broken: int | None
     error: str = ""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Say by how much the changed training wins.
+
+    Args:
+        control: Score of the training as it is, one a seed.
+        changed: Score of the changed training, one a seed.
+        steps: Steps at which each pair was compared.
+        interval: 95% interval of the mean difference over seeds, by Student's distribution; None for a single pair,
+            where `error` stands for it.
+        error: Standard error of the first difference, over the samples held back.
+    """
+
+    control: tuple[float, ...]
+    changed: tuple[float, ...]
+    steps: tuple[int, ...]
+    interval: Interval | None
+    error: float
+
+    @property
+    def difference(self) -> float:
+        """Mean difference."""
+        return float(np.mean(np.subtract(self.changed, self.control)))
+
+    @property
+    def wins(self) -> bool:
+        """Whether the difference is above what chance makes, and worth a change."""
+        room = max(1.0 - float(np.mean(self.control)), 1e-9)
+        low = self.interval.low if self.interval is not None else self.difference - 2.0 * self.error
+        every = all(changed > control for control, changed in zip(self.control, self.changed, strict=True))
+        sampling = self.difference - 2.0 * self.error > 0
+        return bool((low > 0 or (every and sampling)) and sampling and self.difference >= LEAST_GAIN * room)
 
 
 @dataclass(eq=False)
@@ -154,6 +190,14 @@ class Lab:
         difference, error = self.compared(one, other)
         return difference > max(LEAST_DIFFERENCE, STANDARD_ERRORS * error)
 
+    def proof(self, pairs: Sequence[tuple[Result, Result]]) -> Proof:
+        """Compare pairs of (the training as it is, the changed one), one a seed."""
+        control = tuple(one.score.value for one, _ in pairs)
+        changed = tuple(other.score.value for _, other in pairs)
+        interval = _student_interval(np.subtract(changed, control)) if len(pairs) > 1 else None
+        _, error = self.compared(pairs[0][1].score, pairs[0][0].score)
+        return Proof(control, changed, tuple(other.steps for _, other in pairs), interval, error)
+
     def learns(self, result: Result, *, standard_errors: float = STANDARD_ERRORS) -> bool:
         """Return whether an arm got better than the best constant guess.
 
@@ -186,6 +230,13 @@ class Lab:
         while self.stages is not None and len(self.stages) > LIVE_GRAPHS:
             self.stages.pop(next(iter(self.stages)))
         return arm
+
+
+def _student_interval(values: np.ndarray) -> Interval:
+    from scipy.stats import t
+
+    reach = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
+    return Interval(float(values.mean()) - reach, float(values.mean()) + reach, 0.95)
 
 
 class Journal:

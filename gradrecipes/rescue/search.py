@@ -6,12 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from gradrecipes.core.analysis.intervals import Interval
 from gradrecipes.rescue.arm import Result
 from gradrecipes.rescue.changes import Change, Changes
-from gradrecipes.rescue.lab import Lab
+from gradrecipes.rescue.lab import Lab, Proof
 from gradrecipes.rescue.task import OWN_LOSS
 
 SEEDS = (0, 1, 2)
@@ -27,7 +24,6 @@ UNBEATEN = 3  # candidates in a row that are no better than the best before them
 HALF_LEARNT = 0.5  # ... if it is so far from a guess to a perfect score
 EXCELLENT = 0.95  # score from which on a better one is not looked for
 FINAL_PEAK = 10.0  # highest loss over the first from which on a run that ends well is said to have spiked
-LEAST_GAIN = 0.1  # of the distance between the score as it is and a perfect one
 LATE = (
     "constant_rate",
     "plain_optimizer",
@@ -37,40 +33,6 @@ LATE = (
     "warm_up",
     "adam",
 )  # against what happens late, the safest first
-
-
-@dataclass(frozen=True)
-class Proof:
-    """Say by how much the changed training wins.
-
-    Args:
-        control: Score of the training as it is, one a seed.
-        changed: Score of the changed training, one a seed.
-        steps: Steps at which each pair was compared.
-        interval: 95% interval of the mean difference over seeds, by Student's distribution; None for a single pair,
-            where `error` stands for it.
-        error: Standard error of the first difference, over the samples held back.
-    """
-
-    control: tuple[float, ...]
-    changed: tuple[float, ...]
-    steps: tuple[int, ...]
-    interval: Interval | None
-    error: float
-
-    @property
-    def difference(self) -> float:
-        """Mean difference."""
-        return float(np.mean(np.subtract(self.changed, self.control)))
-
-    @property
-    def wins(self) -> bool:
-        """Whether the difference is above what chance makes, and worth a change."""
-        room = max(1.0 - float(np.mean(self.control)), 1e-9)
-        low = self.interval.low if self.interval is not None else self.difference - 2.0 * self.error
-        every = all(changed > control for control, changed in zip(self.control, self.changed, strict=True))
-        sampling = self.difference - 2.0 * self.error > 0
-        return bool((low > 0 or (every and sampling)) and sampling and self.difference >= LEAST_GAIN * room)
 
 
 @dataclass(frozen=True)
@@ -149,7 +111,7 @@ class _Progress:
 
     def so_far(self, *, complete: bool = True) -> Found:
         """Return what is proven by now."""
-        proof = self._proof(self.pairs) if self.winner and self.pairs else None
+        proof = self.lab.proof(self.pairs) if self.winner and self.pairs else None
         wins = proof is not None and proof.wins and min(proof.changed) > self.lab.task.chance
         changes = self.winner if wins else ()
         needed = {name: self.needed[name] for name in (change.name for change in changes) if name in self.needed}
@@ -376,35 +338,21 @@ class _Progress:
         """Compare where the first seed tells the two apart, with other seeds until their interval excludes zero."""
         share = shortest
         reached = min(1.0, self.checkpoints[-1].steps / self.lab.full)
-        if self.checkpoints[-1].broken is None and not self._proof([self._pair(self.winner, 0, reached)]).wins:
+        if self.checkpoints[-1].broken is None and not self.lab.proof([self._pair(self.winner, 0, reached)]).wins:
             self.winner, self.pairs = (), []  # the training as it is gets there, too, only later
             return
         for share in sorted({min(self.short, shortest), shortest, max(shortest, HALF), 1.0}):
             self.pairs = [self._pair(self.winner, 0, share)]
-            if self._proof(self.pairs).wins:
+            if self.lab.proof(self.pairs).wins:
                 break
         for seed in SEEDS[1:]:
-            if not self._proof(self.pairs).wins or (len(self.pairs) > 1 and self.lab.left <= 0):
+            if not self.lab.proof(self.pairs).wins or (len(self.pairs) > 1 and self.lab.left <= 0):
                 break
             self.pairs = [*self.pairs, self._pair(self.winner, seed, share)]
-            if (interval := self._proof(self.pairs).interval) is not None and interval.low > 0:
+            if (interval := self.lab.proof(self.pairs).interval) is not None and interval.low > 0:
                 break
         if len(self.winner) == 1:
-            self.needed = {self.winner[0].name: self._proof(self.pairs).difference}
-
-    def _proof(self, pairs: list[tuple[Result, Result]]) -> Proof:
-        control = tuple(one.score.value for one, _ in pairs)
-        changed = tuple(other.score.value for _, other in pairs)
-        interval = _student_interval(np.subtract(changed, control)) if len(pairs) > 1 else None
-        _, error = self.lab.compared(pairs[0][1].score, pairs[0][0].score)
-        return Proof(control, changed, tuple(other.steps for _, other in pairs), interval, error)
-
-
-def _student_interval(values: np.ndarray) -> Interval:
-    from scipy.stats import t
-
-    reach = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
-    return Interval(float(values.mean()) - reach, float(values.mean()) + reach, 0.95)
+            self.needed = {self.winner[0].name: self.lab.proof(self.pairs).difference}
 
 
 def _cost(changes: Changes) -> tuple[int, int]:
