@@ -60,7 +60,7 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
     seen, steps = verdict(trace), f"{len(trace):,} {'step' if len(trace) == 1 else 'steps'}"
     alarming = [finding for finding in findings if finding.severity is not Severity.NOTICE]
     if alarming and _too_short(trace, seen, alarming):
-        return Judgement(UNDECIDED, f"{steps} are too few to tell. So far: {alarming[0].title}.")
+        return Judgement(UNDECIDED, f"{steps} are too few to judge. So far: {alarming[0].title}.")
     if alarming:
         return Judgement(UNHEALTHY, findings[0].title)
     if not len(trace):
@@ -75,20 +75,20 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
     if not np.isfinite(loss).any():
         return Judgement(UNDECIDED, f"The loss was not seen in {steps}: the train step returns none.")
     if seen.state == UNKNOWN:
-        return Judgement(UNDECIDED, f"{steps} {'is' if len(trace) == 1 else 'are'} too few to tell. {_longer(trace)}")
+        return Judgement(UNDECIDED, f"{steps} {'is' if len(trace) == 1 else 'are'} too few to judge. {_longer(trace)}")
     behind = [one for one in outputs(trace) if not one.learned]
     if behind:
         one = behind[0]
         return Judgement(
             UNDECIDED,
-            f"The output {one.name!r} ends {steps} at a loss of {say(one.end)}, where a constant answer has "
+            f"The output {one.name!r} ends {steps} at a loss of {say(one.end)}, where a constant prediction has "
             f"{say(one.baseline)}. {_longer(trace)}",
         )
     if (worse := unlearned_at_highest(rates(trace), seen)) is not None:
         return Judgement(
             UNDECIDED,
-            f"The loss fell from {say(seen.start)} to {say(seen.end)} in {steps}{_reach(trace)}: there it went back to "
-            f"{say(worse.end)}. A slower rise may prevent that; whether it does was not seen.",
+            f"The loss fell from {say(seen.start)} to {say(seen.end)} in {steps}{_reach(trace)}: there it went "
+            f"back to {say(worse.end)}. A slower rise may prevent that; this was not tried.",
         )
     if _learned(seen, loss, trace):
         return Judgement(HEALTHY, f"The loss fell from {say(seen.start)} to {say(seen.end)} in {steps}{_reach(trace)}.")
@@ -98,7 +98,7 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
             f"The loss went from {say(seen.start)} to {say(seen.end)} in {steps}{_reach(trace)}: there it fell to "
             f"{say(later.end)}.",
         )
-    against = f", where a constant answer has {say(seen.baseline)}" if math.isfinite(seen.baseline) else ""
+    against = f", where a constant prediction has {say(seen.baseline)}" if math.isfinite(seen.baseline) else ""
     return Judgement(UNDECIDED, f"The loss {seen.course} in {steps}{against}. {_longer(trace)}")
 
 

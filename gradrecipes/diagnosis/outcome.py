@@ -320,7 +320,7 @@ def variation_evidence(trace: Trace, *variations: Variation) -> tuple[Evidence, 
             continue
         as_it_is = "breaks" if seen.state == BROKEN else _moves(seen.start, seen.end)
         if result.end is None:
-            then = "it breaks all the same" if seen.state == BROKEN else "it breaks"
+            then = "it breaks as well" if seen.state == BROKEN else "it breaks"
         else:
             then = f"it {_moves(result.start, result.end)}"
         statement = f"As it is, the loss {as_it_is} in a short trial; {one.words}, {then}."

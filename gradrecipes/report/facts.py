@@ -182,7 +182,7 @@ def _steps(trace: Trace) -> str:
         return f"{words}, broken off at step {seen.step}"
     if np.isfinite(seen.start) and np.isfinite(seen.end):
         words += f": the loss went from {number(seen.start)} to {number(seen.end)}"
-        words += f" (best constant guess: {number(seen.baseline)})" if np.isfinite(seen.baseline) else ""
+        words += f" (best constant prediction: {number(seen.baseline)})" if np.isfinite(seen.baseline) else ""
     return words
 
 

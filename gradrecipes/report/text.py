@@ -276,7 +276,7 @@ def _tried(diagnosis: OrderedFindings) -> list[str]:
     rows = trial_rows(diagnosis.trace)
     if len(rows) < 2:
         return []
-    cells = [("Tried", "loss from", "to", "over guess", "")]
+    cells = [("Tried", "loss from", "to", "over baseline", "")]
     cells += [(row.name, row.start, row.end, row.over_baseline, row.outcome) for row in rows]
     widths = [max(len(line[column]) for line in cells) for column in range(4)]
     lines = [""]

@@ -111,11 +111,11 @@ def _gradient(trace: Trace) -> list[str]:
 def _start(seen: Verdict) -> list[str]:
     if not seen.start_over_baseline > FAR_START:
         return []
-    return [f"first loss {say(seen.start)} where guessing has {say(seen.baseline)}"]
+    return [f"first loss {say(seen.start)} (constant prediction: {say(seen.baseline)})"]
 
 
 def _end(trace: Trace, seen: Verdict) -> list[str]:
-    chance = f" (guessing: {say(seen.baseline)})" if math.isfinite(seen.baseline) else ""
+    chance = f" (constant prediction: {say(seen.baseline)})" if math.isfinite(seen.baseline) else ""
     if seen.state == BROKEN:
         return [f"{_broken(trace, seen)} at step {seen.step}"]
     if seen.state == DIVERGING:
@@ -123,7 +123,7 @@ def _end(trace: Trace, seen: Verdict) -> list[str]:
     if seen.state == STALLED:
         return [f"loss stays at {say(seen.end)}{chance}"]
     if seen.state == OSCILLATING:
-        return [f"loss jumps about {say(seen.end)}{chance}"]
+        return [f"loss oscillates around {say(seen.end)}{chance}"]
     if seen.end_over_baseline >= 1.0:
         return [f"loss ends at {say(seen.end)}{chance}"]
     return []

@@ -42,7 +42,7 @@ def test_large_variance_fires_and_theory_names_the_factor(depth, width, variance
     # Four standard deviations of ln||g|| over the stretch, spread over its layers.
     assert abs(math.log(measured / predicted)) < 4 * math.sqrt(5 / width / depth) / 2 + 5 / width
     assert "predict" in finding.evidence[0].statement and "between" in finding.evidence[0].statement
-    assert any("leaves float32" in item.statement for item in finding.evidence)
+    assert any("overflows float32" in item.statement for item in finding.evidence)
 
 
 def test_the_weight_gradients_are_flat_and_yet_it_fires(trace_of):
@@ -64,7 +64,7 @@ def test_the_chain_of_twenty_neurons(trace_of):
     assert finding.evidence[0].measured == pytest.approx(2.34, rel=1e-5)
     assert finding.evidence[0].expected == pytest.approx(2.34, rel=1e-5)
     # A squared loss: ln(1.8e19) / ln(2.34 * 2.34)
-    overflow = next(item for item in finding.evidence if "leaves float32" in item.statement)
+    overflow = next(item for item in finding.evidence if "overflows float32" in item.statement)
     assert overflow.expected == pytest.approx(math.log(1.84e19) / math.log(2.34**2), rel=0.01)
     assert all("LayerNormalization" not in p.code for p in finding.prescriptions)  # one unit normalized is 0
 

@@ -19,13 +19,13 @@ from tests.records import described
 @pytest.mark.parametrize(
     "name, severity, step, says",
     [
-        ("bad_batch", Severity.CRITICAL, 33, "the inputs of this batch hold NaN"),
+        ("bad_batch", Severity.CRITICAL, 33, "the inputs of this batch contain NaN"),
         ("isolated_bad_batch_skipped", Severity.WARNING, 33, "That points to the data"),
         ("bad_batch_every_epoch_skipped", Severity.WARNING, 3, "once in each of 3 epochs"),
-        ("all_batches_bad_skipped", Severity.WARNING, 0, "so many are no accident"),
+        ("all_batches_bad_skipped", Severity.WARNING, 0, "So many are no accident"),
         ("nan_from_the_start", Severity.CRITICAL, 0, "The very first loss"),
-        ("gradient_overflow", Severity.CRITICAL, 40, "A gradient broke first"),
-        ("rate_too_high_squared_loss", Severity.CRITICAL, 2, "It was climbing before it broke"),
+        ("gradient_overflow", Severity.CRITICAL, 40, "A gradient was not finite first"),
+        ("rate_too_high_squared_loss", Severity.CRITICAL, 2, "It was rising before that"),
     ],
 )
 def test_nonfinite_loss_tells_when_and_what_broke_first(name, severity, step, says, trace_of):

@@ -38,7 +38,7 @@ WARM_UP = Variation(
     "warm_up", "learning rate warmed up", "with a learning rate that rises from 0 over the first half of the steps"
 )
 UNFROZEN = Variation("unfrozen", "all weights trained", "with all weights trained, the frozen ones too")
-BALANCED_TERMS = Variation("balanced_terms", "loss terms balanced", "with terms of the loss that begin equally large")
+BALANCED_TERMS = Variation("balanced_terms", "loss terms balanced", "with loss terms that start equally large")
 VARIATIONS = {
     one.name: one
     for one in (

@@ -58,11 +58,11 @@ def _one_unit(head: Head) -> Iterator[Mismatch]:
     softmax = head.activation == "softmax"
     if head.units != 1 or not (softmax or head.loss in CATEGORICAL):
         return
-    what = "A softmax over one unit is always 1" if softmax else f"With one unit, {head.loss} is 0 whatever comes"
+    what = "A softmax over one unit is always 1" if softmax else f"With one unit, {head.loss} is 0 whatever the output"
     yield Mismatch(
         title="The output has one unit, and a softmax over one unit is always 1",
         statement=f"{what}; the output {head.output.name!r} has one unit.",
-        consequence="The answer is the same for every sample, the gradient is 0, and nothing is ever learnt.",
+        consequence="The prediction is the same for every sample, the gradient is 0, and the net cannot learn.",
         measured=1.0,
         expected=2.0,
         prescription=compile_with(
@@ -85,11 +85,11 @@ def _no_logits(head: Head) -> Iterator[Mismatch]:
         again = "softmax" if head.loss in CATEGORICAL | SPARSE else "sigmoid"
         mended = bool(seen)
         consequence = (
-            "This release of Keras notices, takes the logits from before the activation, and trains as it should; "
-            "under mixed precision, behind another operation or on another backend it does not."
+            "This release of Keras detects that, uses the logits from before the activation, and trains "
+            "correctly; under mixed precision, after another operation or on another backend it does not."
             if mended
-            else f"The loss applies a {again} to numbers between 0 and 1: even the best answer is far from certain, "
-            "gradients are a fraction of what they should be, and the loss stays high."
+            else f"The loss applies a {again} to numbers between 0 and 1: even the best prediction is far from "
+            "certain, gradients are a fraction of what they should be, and the loss stays high."
         )
         yield Mismatch(
             title=f"from_logits=True on a {activation}: its outputs are probabilities, not logits",
@@ -102,23 +102,23 @@ def _no_logits(head: Head) -> Iterator[Mismatch]:
             prescription=compile_with(
                 from_logits(head.loss, True),
                 f"Leave the {activation} out and keep from_logits=True",
-                "Loss and activation in one are computed without rounding a probability to 0 or 1.",
+                "Computed in one step, loss and activation never round a probability to 0 or 1.",
                 more=last_layer(head.units, None),
                 risk="The model then gives logits: apply the activation where you need probabilities.",
             ),
         )
     elif activation in NO_LOGITS:
         yield Mismatch(
-            title=f"Logits out of a {activation}: they cannot take every value",
-            statement=f"{class_of(head.loss)}(from_logits=True) gets what a {activation} puts out, {_range(head)}.",
-            consequence="Logits have to reach far to both sides; cut off, classes cannot be ruled out or be sure.",
+            title=f"Logits from a {activation}: they cannot take every value",
+            statement=f"{class_of(head.loss)}(from_logits=True) gets the output of a {activation}, {_range(head)}.",
+            consequence="Logits need a wide range; cut off, they can neither rule a class out nor be certain.",
             severity=Severity.WARNING,
             sure=0.8,
             only_if_held_back=True,
             prescription=compile_with(
                 from_logits(head.loss, True),
                 f"Leave the {activation} out of the last layer",
-                "A linear layer gives logits of every size.",
+                "A linear layer returns logits of any size.",
                 more=last_layer(head.units, None),
             ),
         )
@@ -135,19 +135,19 @@ def _no_probabilities(head: Head) -> Iterator[Mismatch]:
         yield Mismatch(
             title=f"{class_of(head.loss)} expects probabilities and gets the output of {name}",
             statement=(
-                f"The output {head.output.name!r} comes out of {name} and lies between {_range(head)}, while "
-                f"{class_of(head.loss)} without from_logits=True takes it for probabilities."
+                f"The output {head.output.name!r} is produced by {name} and lies between {_range(head)}, while "
+                f"{class_of(head.loss)} without from_logits=True interprets it as probabilities."
             ),
             consequence=(
-                "Keras clips what it is given to the range from 1e-7 to 1: wherever the output lies outside of it, the "
-                "gradient is 0 or the loss jumps, and the net learns by chance or not at all."
+                "Keras clips the output to the range from 1e-7 to 1: outside that range the gradient is 0 or the "
+                "loss jumps, and the net learns by chance or not at all."
             ),
             measured=low if low is not None and low < 0 else high,
             expected=0.0 if low is not None and low < 0 else 1.0,
             prescription=compile_with(
                 from_logits(head.loss, True),
                 "Tell the loss that it gets logits",
-                f"It then applies the {right} itself, in a way that neither overflows nor rounds to 0.",
+                f"It then applies the {right} itself, without overflow and without rounding to 0.",
                 risk=f"The model gives logits: apply keras.ops.{right} where you need probabilities.",
                 more="" if head.activation in ("linear", "unknown") else last_layer(head.units, None),
             ),
@@ -157,21 +157,21 @@ def _no_probabilities(head: Head) -> Iterator[Mismatch]:
         yield Mismatch(
             title=f"{head.units} sigmoids under {class_of(head.loss)}: they do not sum to 1",
             statement=(
-                f"The output {head.output.name!r} has {head.units} units behind a sigmoid each, and "
-                f"{class_of(head.loss)} takes them for one distribution over {head.units} classes."
+                f"The output {head.output.name!r} has {head.units} units with a sigmoid each, and "
+                f"{class_of(head.loss)} interprets them as one distribution over {head.units} classes."
             ),
             consequence=(
-                "This release of Keras takes the logits from before the sigmoid, as if a softmax stood there; what the "
-                "model predicts is something else than what it is trained on."
+                "This release of Keras uses the logits from before the sigmoid, as if a softmax followed; the "
+                "model then predicts something else than what it is trained on."
                 if seen
-                else "Each unit may say yes to everything; the loss divides by their sum, and saturated units get no "
-                "gradient."
+                else "Every unit may predict 1 for every sample; the loss divides by their sum, and saturated "
+                "units get no gradient."
             ),
             severity=Severity.NOTICE if seen else Severity.WARNING,
             prescription=compile_with(
                 repr(head.loss),
                 "Use a softmax for one class of several",
-                "Classes that exclude each other share one distribution.",
+                "Mutually exclusive classes share one distribution.",
                 more=last_layer(head.units, "softmax"),
                 risk="If a sample may have several classes, keep the sigmoid and use the binary cross-entropy instead.",
             ),
@@ -184,17 +184,17 @@ def _softmax_twice(head: Head) -> Iterator[Mismatch]:
         return
     both = f"{activations[0]} of a {activations[1]}"
     yield Mismatch(
-        title=f"The output is the {both}: it can never be sure",
-        statement=f"Two activations stand in a row before the output {head.output.name!r}: the {both}.",
+        title=f"The output is the {both}: it can never be certain",
+        statement=f"Two activations follow each other before the output {head.output.name!r}: the {both}.",
         consequence=(
-            "The second one gets numbers between 0 and 1, so that its own output is nearly the same for all classes: "
+            "The second one gets numbers between 0 and 1, so its own output is nearly the same for all classes: "
             "the loss cannot get near 0, and gradients are a fraction of what they should be."
         ),
         severity=Severity.WARNING,
         prescription=compile_with(
             repr(head.loss) if head.known else "model.loss",
             "Keep one of the two",
-            "One activation turns logits into probabilities; a second one only flattens them.",
+            "One activation turns logits into probabilities; a second one only makes them more alike.",
             more=last_layer(head.units, activations[1]),
         ),
     )
@@ -208,27 +208,27 @@ def _sign(head: Head) -> Iterator[Mismatch]:
         yield Mismatch(
             title="The Poisson loss takes the logarithm of an output that may be negative",
             statement=f"The output {head.output.name!r} lies between {_range(head)}; poisson takes its logarithm.",
-            consequence="The logarithm of a negative number is NaN: the first output below 0 breaks the net.",
+            consequence="The logarithm of a negative number is NaN: the first output below 0 makes all weights NaN.",
             measured=low,
             expected=0.0,
             prescription=compile_with(
                 "'poisson'",
-                "Let the last layer give positive numbers",
-                "An exponential, or a softplus, makes a rate out of any number.",
+                "Make the output of the last layer positive",
+                "An exponential or a softplus turns any number into a rate.",
                 more=last_layer(head.units, "softplus"),
             ),
         )
     elif head.loss == "kl_divergence" and (unbounded or negative):
         yield Mismatch(
-            title="The Kullback-Leibler divergence gets an output that is no distribution",
+            title="The Kullback-Leibler divergence gets an output that is not a distribution",
             statement=f"The output {head.output.name!r} lies between {_range(head)}, and not from 0 to 1.",
             consequence="Keras clips it to [1e-7, 1]: outside, the gradient is 0.",
             measured=low,
             expected=0.0,
             prescription=compile_with(
                 "'kl_divergence'",
-                "Let a softmax make a distribution of the output",
-                "The divergence compares distributions: positive, of sum 1.",
+                "Turn the output into a distribution with a softmax",
+                "The divergence compares distributions: positive numbers that sum to 1.",
                 more=last_layer(head.units, "softmax"),
             ),
         )
@@ -243,14 +243,14 @@ def _out_of_reach(head: Head) -> Iterator[Mismatch]:
         return
     target = head.target
     yield Mismatch(
-        title=f"{say(100 * share)} % of the targets lie where a {head.activation} cannot get",
+        title=f"{say(100 * share)} % of the targets are outside the range of a {head.activation}",
         statement=(
-            f"The output {head.output.name!r} leaves through a {head.activation}, which reaches {words}; "
-            f"{target.name} goes from {say(target.min)} to {say(target.max)}, {say(100 * share)} % of it out "
-            "of reach."
+            f"The output {head.output.name!r} passes through a {head.activation}, which reaches {words}; "
+            f"{target.name} ranges from {say(target.min)} to {say(target.max)}, {say(100 * share)} % of it out of "
+            "reach."
         ),
         consequence=(
-            "The last layer is pushed against the end of its activation, where the slope is 0, and the error stays."
+            "The last layer is pushed to the limit of its activation, where the derivative is 0, and the error remains."
         ),
         measured=share,
         expected=0.0,
@@ -259,7 +259,7 @@ def _out_of_reach(head: Head) -> Iterator[Mismatch]:
         prescription=compile_with(
             repr(head.loss),
             "End with a linear layer",
-            "A linear output reaches every target; scale the targets to mean 0 and deviation 1 beside that.",
+            "A linear output reaches every target; scale the targets to mean 0 and standard deviation 1 as well.",
             more=last_layer(head.units, None),
             risk="Predictions may then leave the natural range; clip them afterwards if that matters.",
         ),

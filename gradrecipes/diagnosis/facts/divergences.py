@@ -137,20 +137,20 @@ def rising_rate(trace: Trace) -> Finding | None:
     peak = (rates.broken_rate or rates.highest) / BELOW_THE_BREAK
     return Finding(
         code="learning_rate_too_high",
-        title=f"The schedule raises the learning rate to {say(rates.highest)}, where the training is lost",
+        title=f"The schedule raises the learning rate to {say(rates.highest)}, at which the training diverges",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=PROVEN,
         explanation=(
             f"{statement} At the rates of the first {len(trace):,} steps the loss went from {say(seen.start)} to "
-            f"{say(seen.end)}: model, data and loss are in order, and it is the later rate that is too high."
+            f"{say(seen.end)}: model, data and loss are in order; the later learning rate is too high."
         ),
         evidence=(Evidence(statement, rates.highest, peak, "this trial, continued at the rates of the schedule"),),
         prescriptions=(
             replace(
                 warm_up(trace, peak),
                 title=f"Let the learning rate rise to {peak:.2g} at most",
-                reason=f"It is a quarter of {say(rates.broken_rate or rates.highest)}, at which the training is lost.",
+                reason=f"It is a quarter of {say(rates.broken_rate or rates.highest)}, at which the training diverges.",
                 risk="Too low a peak is slow: double it while the loss still falls without jumps.",
                 reference="arXiv 1506.01186 (range test)",
             ),
@@ -164,5 +164,5 @@ def _what_happened(rates: PlannedRates) -> str:
     if result is None or result.end is None:
         at = f" at {say(rates.broken_rate)}" if rates.broken_rate else ""
         return f"{slowly}, the loss breaks{at}"
-    over = f", {say(result.over_baseline)} times that of a constant answer" if result.over_baseline else ""
+    over = f", {say(result.over_baseline)} times that of a constant prediction" if result.over_baseline else ""
     return f"{slowly}, the loss goes from {say(result.start)} to {say(result.end)}{over}"

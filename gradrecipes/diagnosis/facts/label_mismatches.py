@@ -53,8 +53,8 @@ def _class_indices(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
     if share is not None and share < 1.0 and not target.nonfinite:
         yield Mismatch(
             title="Class numbers that are not whole",
-            statement=f"{say(100 * (1 - share))} % of {target.name} are not whole; {head.loss} cuts them off.",
-            consequence="Targets with fractions are measurements: cut off, they are other labels, or all 0.",
+            statement=f"{say(100 * (1 - share))} % of {target.name} are not whole; {head.loss} truncates them.",
+            consequence="Targets with fractions are measurements: truncated, they become other labels, or all 0.",
             measured=share,
             expected=1.0,
             prescription=compile_with(
@@ -75,13 +75,13 @@ def _class_indices(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
         title=(
             f"Labels from {say(low)} to {say(high)} for {units} unit{'' if one else 's'}"
             if high is not None
-            else f"Labels from {say(low)}: class numbers begin at 0"
+            else f"Labels from {say(low)}: class numbers start at 0"
         ),
         statement=(
-            f"{target.name} goes from {say(low)} to {say(target.max)}, while {head.output.name!r} has "
-            f"{units} unit{'' if one else 's'}: classes are numbered from 0 to {(units or 1) - 1}."
+            f"{target.name} ranges from {say(low)} to {say(target.max)}, while {head.output.name!r} has {units} "
+            f"unit{'' if one else 's'}: classes are numbered from 0 to {(units or 1) - 1}."
         ),
-        consequence="A label without a unit is an error on a CPU, and NaN or a silent wrong loss on a GPU.",
+        consequence="A label without a unit is an error on a CPU, and NaN or a silently wrong loss on a GPU.",
         measured=high if beyond else low,
         expected=float((units or 1) - 1) if beyond else 0.0,
         prescription=Prescription(
@@ -91,8 +91,8 @@ def _class_indices(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
                 "classes, y = np.unique(y, return_inverse=True)  # 0 .. len(classes) - 1\n"
                 f"last = keras.layers.Dense({classes or 'len(classes)'}{_ending(head)})\n"
             ),
-            reason="The loss looks the unit up by the number of the class.",
-            risk="Keep `classes`: predictions are places in it.",
+            reason="The loss selects the unit by the number of the class.",
+            risk="Keep `classes`: predictions are indices into it.",
             reference="https://keras.io/api/losses/probabilistic_losses/",
         ),
         sure=1.0,
@@ -110,14 +110,14 @@ def _distributions(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
     if low >= -A_HAIR and largest <= 1.0 + ROOM:
         return  # rows of zeros: samples without a label
     yield Mismatch(
-        title="The targets of the categorical cross-entropy are no distributions",
+        title="The targets of the categorical cross-entropy are not distributions",
         statement=(
             f"Only {say(100 * (number(target.sums_to_one) or 0.0))} % of the rows of {target.name} sum to 1; "
             f"the largest sum is {say(largest)}, the smallest entry {say(low)}."
         ),
         consequence=(
-            "The loss then pulls several units up at once while a softmax lets one win, and with entries below 0 it "
-            "has no lower end."
+            "The loss then raises several units at once while a softmax favours one, and with entries below 0 it "
+            "has no lower bound."
         ),
         measured=largest,
         expected=1.0,
@@ -126,9 +126,9 @@ def _distributions(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
         prescription=compile_with(
             from_logits("binary_crossentropy", True),
             "For several labels a sample: linear units and the binary cross-entropy of logits",
-            "Each class is then a question of its own.",
+            "Each class is then predicted independently.",
             more=last_layer(head.units, None),
-            risk="If one label a sample is meant, mend the targets instead: rows of zeros with a single 1.",
+            risk="If each sample has one label, fix the targets instead: rows of zeros with a single 1.",
         ),
     )
 
@@ -154,20 +154,20 @@ def _yes_or_no(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
     else:
         advice = compile_with(
             "'mean_squared_error'",
-            "For targets of both signs use a squared error behind a linear layer",
-            "A cross-entropy compares probabilities; these targets are none.",
+            "For targets of both signs use a squared error after a linear layer",
+            "A cross-entropy compares probabilities; these targets are not probabilities.",
             more=last_layer(head.units, None),
         )
     yield Mismatch(
         title=f"Targets from {say(low)} to {say(high)} for a loss on probabilities",
         statement=(
-            f"{target.name} goes from {say(low)} to {say(high)}"
+            f"{target.name} ranges from {say(low)} to {say(high)}"
             + (f" and holds {classes} different classes" if classes and classes > 2 and head.units == 1 else "")
             + f"; {class_of(head.loss)} takes targets from 0 to 1."
         ),
         consequence=(
-            "Outside of that range the loss has no lower end: it falls below 0 and on, while the weights grow without "
-            "bound and the net says yes, or no, to everything."
+            "Outside that range the loss has no lower bound: it falls below 0 without limit, while the weights "
+            "grow and the net predicts the same class for every sample."
         ),
         measured=high if high > 1 else low,
         expected=1.0 if high > 1 else 0.0,
@@ -180,7 +180,7 @@ def _convert(title: str, code: str) -> Prescription:
         title=title,
         code=code,
         reason="A probability lies between 0 and 1.",
-        risk="The same for validation data and all later targets.",
+        risk="Do the same for validation data and all later targets.",
         reference="https://keras.io/api/losses/probabilistic_losses/",
     )
 
@@ -193,8 +193,8 @@ def _signs(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
     ):
         yield Mismatch(
             title="The hinge loss expects labels of -1 and 1",
-            statement=f"{target.name} goes from {say(target.min)} to {say(target.max)}, not from -1 to 1.",
-            consequence="The label is a factor of the loss: other numbers weight samples, or turn them round.",
+            statement=f"{target.name} ranges from {say(target.min)} to {say(target.max)}, not from -1 to 1.",
+            consequence="The label is a factor of the loss: other numbers weight samples or reverse them.",
             severity=Severity.WARNING,
             prescription=compile_with(
                 "keras.losses.CategoricalHinge()",
@@ -214,7 +214,7 @@ def _signs(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
             prescription=compile_with(
                 "'mean_squared_error'",
                 "Use a squared error for targets of both signs",
-                "It asks nothing of the sign.",
+                "It accepts targets of any sign.",
             ),
         )
 
@@ -224,14 +224,14 @@ def all_with_all(what: str, target: str) -> Mismatch:
     return Mismatch(
         title=f"{what} compares every prediction with every target",
         statement=(
-            f"{target} has shape (batch,), the output (batch, 1): in arithmetic of one's own that makes "
-            "(batch, batch), and the loss stays the same when the targets change places."
+            f"{target} has shape (batch,), the output (batch, 1): plain arithmetic broadcasts them to (batch, "
+            "batch), and the loss stays the same when the targets are permuted."
         ),
-        consequence="Which target belongs to which sample is lost: the net learns the mean, and nothing else.",
+        consequence="The link between target and sample is lost: the net learns only the mean.",
         prescription=Prescription(
             title="Give the targets a last axis",
             code="y = y.reshape(-1, 1)  # or y[:, None]\n",
-            reason="Keras' own losses do it for you; keras.losses.Loss does not.",
+            reason="Keras' own losses do this for you; a subclass of keras.losses.Loss does not.",
             risk="None.",
             reference="https://keras.io/api/losses/#creating-custom-losses",
         ),

@@ -94,11 +94,11 @@ def shape_mismatches(head: Head) -> Iterator[Mismatch]:
         yield Mismatch(
             title=f"{'One-hot rows' if hot else 'Rows'} for a loss that expects class numbers",
             statement=f"{of_one}; {head.loss} expects one whole number a sample.",
-            consequence="Keras refuses the shapes, or takes every entry of a row for a label of its own.",
+            consequence="Keras refuses the shapes, or treats every entry of a row as a label.",
             prescription=compile_with(
                 from_logits("categorical_crossentropy", head.from_logits),
                 "Use the categorical cross-entropy for one-hot rows",
-                "It compares two distributions; the sparse one takes the number of the class.",
+                "It compares two distributions; the sparse one expects the number of the class.",
                 more="# or keep the loss and pass y.argmax(axis=-1)\n",
             ),
             sure=1.0,
@@ -111,17 +111,17 @@ def shape_mismatches(head: Head) -> Iterator[Mismatch]:
             prescription=compile_with(
                 from_logits("sparse_categorical_crossentropy", head.from_logits),
                 "Use the sparse categorical cross-entropy for class numbers",
-                "It takes the number of the class; the other one a row for each sample.",
+                "It expects the number of the class; the other one a row for each sample.",
                 more="# or keep the loss and pass keras.utils.to_categorical(y)\n",
             ),
             sure=1.0,
         )
     elif head.loss in BY_ENTRY and _broadcasts(given, output):
         yield Mismatch(
-            title=f"Targets of {_shape(given)} are stretched to outputs of {_shape(output)}",
-            statement=f"{of_one}; {head.loss} stretches the one to the other without a word.",
+            title=f"Targets of {_shape(given)} are broadcast to outputs of {_shape(output)}",
+            statement=f"{of_one}; {head.loss} broadcasts one to the other silently.",
             consequence=(
-                "Every entry of the output is compared with the same target, so that all learn one and the same thing"
+                "Every entry of the output is compared with the same target, so all entries learn the same value"
                 + (": return_sequences=True on the last recurrent layer does that." if len(output) > 1 else ".")
             ),
             measured=float(_entries(output)),
@@ -133,7 +133,7 @@ def shape_mismatches(head: Head) -> Iterator[Mismatch]:
         yield Mismatch(
             title=f"Targets of {_shape(given)} do not fit outputs of {_shape(output)}",
             statement=f"{of_one} ({name!r}, {head.loss}).",
-            consequence="Keras refuses the shapes, or compares what does not belong together.",
+            consequence="Keras refuses the shapes, or compares entries that do not belong together.",
             prescription=_same_shape(head, given),
             sure=1.0,
         )
@@ -156,7 +156,7 @@ def _same_shape(head: Head, given: list[int]) -> Prescription:
     return compile_with(
         repr(head.loss),
         "Give the output the shape of the targets",
-        "One number is predicted for each number that is known.",
+        "The net then predicts one number for each target.",
         more=more,
     )
 

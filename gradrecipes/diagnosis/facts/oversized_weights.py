@@ -30,10 +30,10 @@ def oversized_weights(trace: Trace) -> Finding | None:
     activation = next((layer.activation for layer in layers(trace) if layer.name == worst.layer), None)
     statement = (
         f"The weights of {len(large)} of {len(read)} layers are more than {say(TOO_LARGE)} times too large; the "
-        f"worst, {worst.path!r}, have a size of {say(worst.rms)}, where an initializer "
-        f"gives at most {say(worst.most)} for {worst.fan_in} inputs."
+        f"worst, {worst.path!r}, has a size of {say(worst.rms)}, where an initializer gives at most "
+        f"{say(worst.most)} for {worst.fan_in} inputs."
     )
-    start = f" The loss begins at {say(seen.start)}; a blind guess has {say(seen.baseline)}." if far else ""
+    start = f" The loss begins at {say(seen.start)}; a constant prediction has {say(seen.baseline)}." if far else ""
     return Finding(
         code="exploding_initialization",
         title=f"The initial weights of {worst.layer!r} are {say(larger)} times too large",
@@ -41,8 +41,8 @@ def oversized_weights(trace: Trace) -> Finding | None:
         severity=Severity.CRITICAL if hurt else Severity.WARNING,
         confidence=confidence(trace, FITTING_WEIGHTS, ALL_SCALED),
         explanation=(
-            f"{statement}{start} Each such layer multiplies what passes through it, forwards and backwards, so that "
-            "outputs, loss and gradients start far out and the first steps throw the weights away."
+            f"{statement}{start} Each such layer enlarges its signal, forwards and backwards, so outputs, loss and "
+            "gradients start far too large and the first steps ruin the weights."
         ),
         layer=worst.layer,
         evidence=(

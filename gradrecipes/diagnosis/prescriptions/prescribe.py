@@ -177,9 +177,7 @@ def initialization_prescriptions(trace: Trace, stages: Sequence[Stage]) -> tuple
         lines=layer_lines(stages),
     )
     if narrow == 1:
-        risk = (
-            "With one neuron a layer the draw decides: a negative weight switches a ReLU chain off. Widen the layers."
-        )
+        risk = "With one unit a layer the draw decides: a negative weight switches a ReLU chain off. Widen the layers."
         advice = replace(advice, risk=risk)
     deep = []
     if count >= DEEP and narrow >= NORMALIZABLE:
@@ -195,8 +193,8 @@ def _why_not_batch(activation: str, depth: int) -> str:
         return f"It multiplies gradients by {say(layer)} per {activation} layer, and does not depend on the batch."
     return (
         f"It multiplies gradients by {say(layer)} per {activation} layer; BatchNormalization in a plain net by "
-        f"{say(batch)} whatever the weights, {say(batch**depth)}-fold over {depth} layers. BatchNormalization belongs "
-        "into nets with skip connections, LayerNormalization into this one."
+        f"{say(batch)}, whatever the weights: {say(batch**depth)}-fold over {depth} layers. Use BatchNormalization "
+        "in nets with skip connections, LayerNormalization in this one."
     )
 
 
@@ -256,10 +254,10 @@ def clip(trace: Trace, title: str, *, repairs: bool, learning_rate: float | None
     """Return the advice to clip by global norm, as a remedy or as protection only."""
     optimizer = optimizer_line(trace, learning_rate or recorded_rate(trace) or 1e-3, global_clipnorm="1.0")
     reason = (
-        "It bounds the length of every step, so that one large gradient cannot throw the weights away."
+        "It bounds the length of every step, so one large gradient cannot ruin the weights."
         if repairs
-        else "It keeps single steps from destroying the weights. It does not repair them: a net that starts too large "
-        "stays finite under clipping and still learns next to nothing."
+        else "It keeps single steps from ruining the weights. It does not repair them: with clipping, a net whose "
+        "initial weights are too large stays finite but hardly learns."
     )
     return prescription("clip", title=title, reason=reason, compile=compile_lines(optimizer))
 

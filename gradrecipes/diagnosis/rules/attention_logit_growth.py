@@ -60,7 +60,7 @@ class Sharp(NamedTuple):
 @rule(
     code="attention_logit_growth",
     kind=Kind.CAUSE,
-    title="The logits of an attention leave each query a single key",
+    title="Each query of an attention attends to a single key",
     short="attention logits too large",
     order=192,
     explained_by=(
@@ -89,11 +89,11 @@ def attention_logit_growth(trace: Trace) -> Finding | None:
     shown = after if found.grown else before
     where = f"the attention {shown.name.rsplit('/', 1)[-1]!r}"
     if found.grown:
-        title = f"The logits of {where} grew until each query looks at one key only"
-        story = f"In {where} the logits of a row were {say(before.spread)} apart and are {say(after.spread)} apart now"
+        title = f"The logits of {where} grew until each query attends to a single key"
+        story = f"In {where} the logits of a row spanned {say(before.spread)} at first and span {say(after.spread)} now"
     else:
-        title = f"The logits of {where} let each query look at one key only, from the start"
-        story = f"In {where} the logits of a row are {say(before.spread)} apart before the first step"
+        title = f"With the logits of {where} each query attends to a single key from the start"
+        story = f"In {where} the logits of a row span {say(before.spread)} before the first step"
     proven = rate is None and not fixed_by(trace, FITTING_WEIGHTS)
     return Finding(
         code="attention_logit_growth",
@@ -102,9 +102,9 @@ def attention_logit_growth(trace: Trace) -> Finding | None:
         severity=Severity.CRITICAL if failing else Severity.WARNING,
         confidence=0.85 if proven else 0.7,
         explanation=(
-            f"{story}, so that the largest weight takes {say(100 * shown.top)}% of each row. A weight that lies "
-            f"{say(ROUNDED_AWAY)} below the largest logit is lost in rounding, and with it the gradient that could "
-            "raise it again."
+            f"{story}, so the largest weight takes {say(100 * shown.top)}% of each row. The weight of a logit "
+            f"{say(ROUNDED_AWAY)} below the largest rounds to 0, and so does the gradient that could raise it "
+            "again."
         ),
         evidence=(
             Evidence(f"{story}.", shown.spread, ROUNDED_AWAY, "arXiv 2303.06296"),
@@ -113,7 +113,7 @@ def attention_logit_growth(trace: Trace) -> Finding | None:
         ),
         prescriptions=(
             _normalize_queries_and_keys(),
-            *((set_learning_rate(trace, rate, "With it the logits grow less from step to step."),) if rate else ()),
+            *((set_learning_rate(trace, rate, "The logits then grow less from step to step."),) if rate else ()),
         ),
     )
 
@@ -149,6 +149,6 @@ def _normalize_queries_and_keys() -> Prescription:
             "A normalized query and key have length sqrt(key_dim) each, so that their product divided by "
             "sqrt(key_dim) is at most sqrt(key_dim), whatever the weights before them do."
         ),
-        risk="Two small normalizations more per attention. Weights that were trained without them do not fit.",
+        risk="Two more small normalizations per attention. Weights that were trained without them do not fit.",
         reference="arXiv 2302.05442, section 2; arXiv 2309.14322, section 3.1",
     )

@@ -93,7 +93,7 @@ def _statistics(trace: Trace, size: int, seen: Verdict) -> Finding | None:
     count = _batch_normalizations(trace)
     if size > FEW or not count or not _harmed(trace, seen):
         return None
-    returns = "its own offset, whatever came in" if size == 1 else "little more than which of the two is larger"
+    returns = "its own offset, whatever the input" if size == 1 else "little more than which one is larger"
     layers = f"{count} BatchNormalization layer{'s' if count > 1 else ''}"
     statement = f"The net holds {layers}, and a batch has {size} sample{'s' if size > 1 else ''}."
     tried, mended = variation(trace, LARGER_BATCH), fixed_by(trace, LARGER_BATCH)
@@ -104,10 +104,10 @@ def _statistics(trace: Trace, size: int, seen: Verdict) -> Finding | None:
         severity=Severity.CRITICAL,
         confidence=PROVEN if mended else LIKELY if tried is None else UNPROVEN,
         explanation=(
-            f"{statement} BatchNormalization subtracts the mean over the batch and divides by the spread over it. Of "
-            f"{'one vector' if size == 1 else 'two vectors'} it returns {returns}; only in images do the positions "
-            "make up for some of it. The net behind it learns from what is left, and in inference, where moving "
-            "averages take the place of the batch, it meets signals that it never saw."
+            f"{statement} BatchNormalization subtracts the mean over the batch and divides by the standard "
+            f"deviation over it. For {'one vector' if size == 1 else 'two vectors'} it returns {returns}; only in "
+            "images do the positions make up for some of that. Later layers learn from what is left, and at "
+            "inference, where moving averages replace the batch, they receive signals that they have never seen."
         ),
         evidence=(
             Evidence(statement, float(size), float(USUAL), "arXiv 1803.08494: the error grows as batches shrink"),
@@ -131,7 +131,7 @@ def _noise(trace: Trace, size: int, seen: Verdict) -> Finding | None:
         f"The noise of the gradient is as large as the gradient itself at a batch of {say(scale or low)} samples; a "
         f"batch has {size}."
         if far
-        else f"The same steps learn with batches of {int(FAR) * size} samples, where they do not with {size}."
+        else f"The net learns in the same steps with batches of {int(FAR) * size} samples, but not with {size}."
     )
     what = "jumps up and down" if seen.state == OSCILLATING else "stands still"
     facts = [Evidence(measured, low, float(size), "noise scale, arXiv 1812.06162")] if far else []
@@ -142,8 +142,8 @@ def _noise(trace: Trace, size: int, seen: Verdict) -> Finding | None:
         severity=Severity.WARNING,
         confidence=PROVEN if far and mended else LIKELY if mended else UNPROVEN,
         explanation=(
-            f"The loss {what}. {measured} Nearly all of each step is then chance, and steps of this length add up to a "
-            "random walk instead of a descent."
+            f"The loss {what}. {measured} Nearly all of each step is then noise, and steps of this length add up "
+            "to a random walk instead of a descent."
         ),
         evidence=(*facts, *variation_evidence(trace, LARGER_BATCH)),
         prescriptions=(_larger(better), _accumulate(trace, max(2, better // size))),
@@ -166,20 +166,20 @@ def _larger(size: int) -> Prescription:
         title=f"Use batches of {size} samples",
         code=f"model.fit(x, y, batch_size={size})\n",
         reason="The noise of a gradient falls with the number of samples that it is averaged over.",
-        risk="Fewer steps in an epoch: train for more epochs, and try a higher learning rate.",
+        risk="An epoch then has fewer steps: train for more epochs, and try a higher learning rate.",
         reference="arXiv 1812.06162",
     )
 
 
 def _other_normalization() -> Prescription:
     return Prescription(
-        title="Put LayerNormalization or GroupNormalization in the place of BatchNormalization",
+        title="Replace BatchNormalization by LayerNormalization or GroupNormalization",
         code=(
             "import keras\n\n"
             "keras.layers.LayerNormalization()  # after Dense layers\n"
             "keras.layers.GroupNormalization(groups=8)  # after convolutions; the channels must divide by it\n"
         ),
-        reason="They normalize each sample by itself, in training as in inference, whatever the size of the batch.",
+        reason="They normalize each sample by itself, at training and at inference, whatever the batch size.",
         risk="The learning rate may have to be tuned again.",
         reference="arXiv 1803.08494, arXiv 1607.06450",
     )
@@ -188,9 +188,9 @@ def _other_normalization() -> Prescription:
 def _accumulate(trace: Trace, steps: int) -> Prescription:
     line = optimizer_line(trace, recorded_rate(trace) or 1e-3, gradient_accumulation_steps=str(steps))
     return Prescription(
-        title=f"Accumulate the gradients of {steps} batches, where memory forbids larger ones",
+        title=f"Accumulate the gradients of {steps} batches if larger ones do not fit into memory",
         code=f"import keras\n\nmodel.compile(optimizer={line}, loss=model.loss)\n",
-        reason="The update is then made from the mean of so many batches, with the memory of one.",
+        reason="Each update then uses the mean gradient of these batches, with the memory of one.",
         risk="It averages the noise of the gradient, but BatchNormalization still sees the small batches.",
         reference="keras.optimizers.Optimizer: gradient_accumulation_steps",
     )

@@ -135,7 +135,7 @@ OF_DATA = {"input", "target"}  # kinds of offenders
 @rule(
     code="corrupt_batch",
     kind=Kind.CAUSE,
-    title="A few samples are absurd beside all others",
+    title="A few samples lie far outside the range of all others",
     short="outlying samples in the data",
     order=40,
 )
@@ -194,11 +194,11 @@ def _title(odd: list[tuple[ArrayReading, list[Outlier]]], blamed: Offender | Non
         array, outliers = odd[0]
         samples = _samples(odd)
         which = listed(samples).capitalize() if len(samples) <= 3 else f"{len(samples)} samples"
-        hold = "holds" if len(samples) == 1 else "hold"
-        return f"{which} of {array.name} {hold} values up to {say(outliers[0].factor)} times beyond all others"
+        lie = "lies" if len(samples) == 1 else "lie"
+        return f"{which} of {array.name} {lie} up to {say(outliers[0].factor)} times further out than all others"
     if blamed is not None:
-        return f"A value of {blamed.name} is absurd: {say(float(blamed.found))}"
-    return f"One batch in every pass breaks out, first at step {spikes.steps[0] if spikes is not None else 0}"
+        return f"{blamed.name} holds an extreme value: {say(float(blamed.found))}"
+    return f"One batch in every pass stands out, first at step {spikes.steps[0] if spikes is not None else 0}"
 
 
 def _explanation(
@@ -223,8 +223,8 @@ def _explanation(
         f" It shows at {place(trace, spikes.steps[0])}, and again in every pass." if spikes is not None and odd else ""
     )
     return (
-        f"{story}{consequence} Gradients grow with the input and with the error, so that one such sample makes the "
-        "step of its whole batch as many times too long, and undoes what the others have taught."
+        f"{story}{consequence} Gradients grow with the input and with the error, so one such sample makes the step "
+        "of its whole batch that many times too long and undoes what was learned from the others."
     )
 
 
@@ -241,7 +241,7 @@ def _evidence(
                 f"{say(worst.factor)} times as far from the median as the next.",
                 float(worst.factor),
                 1.0,
-                "largest distance from the median over that of the largest sound sample",
+                "largest distance from the median over that of the largest other sample",
             )
         )
     if blamed is not None:

@@ -65,19 +65,19 @@ def dead_units(trace: Trace) -> Finding | None:
     worst = bad[0]  # those behind a dead layer may be dead for its sake
     share = worst.dead_share or 0.0
     biases = [w for w in weights(trace) if w.layer == worst.name and w.role == "bias" and w.mean < -0.5]
-    moment = "before the first step" if when == "before" else "at the end of the trial; before it, fewer were"
-    statement = f"{say(100 * share)} % of the units of {worst.name!r} are 0 for every sample of a batch, {moment}."
+    moment = "before the first step" if when == "before" else "at the end of the trial, more than before it"
+    statement = f"{say(100 * share)} % of the units of {worst.name!r} are 0 for every sample of a batch {moment}."
     if biases:
-        statement += f" Its biases begin at {say(biases[0].mean)}."
+        statement += f" Its biases start at {say(biases[0].mean)}."
     zero = Prescription(
-        title="Let the biases begin at 0",
+        title="Start the biases at 0",
         code=f"import keras\n\n# In {worst.name}:\n# keras.layers.Dense(units, activation='relu')\n",
-        reason="keras.layers.Dense does so by default: half of what reaches a ReLU is then above 0.",
+        reason="keras.layers.Dense does so by default: half of the inputs of a ReLU are then above 0.",
         risk="None for training from scratch.",
         reference="arXiv 1903.06733",
     )
     slower = set_learning_rate(
-        trace, 0.1, "A step that moves a weight by its own size can put a unit below 0 for good."
+        trace, 0.1, "A step that moves a weight by its own size can push a unit below 0 permanently."
     )
     return Finding(
         code="dead_units",
@@ -86,8 +86,8 @@ def dead_units(trace: Trace) -> Finding | None:
         severity=Severity.CRITICAL,
         confidence=confidence(trace, FITTING_WEIGHTS) if when == "before" else 0.6,
         explanation=(
-            f"{statement} Below zero the slope of a ReLU is 0, so that no gradient reaches their weights, nor, through "
-            "them, the layers before."
+            f"{statement} Below zero the derivative of a ReLU is 0, so no gradient reaches their weights or, "
+            "through them, earlier layers."
         ),
         layer=worst.name,
         step=None if when == "before" or not len(trace) else int(trace.steps["step"][-1]),

@@ -59,14 +59,16 @@ def diverging_loss(trace: Trace) -> Finding | None:
     if seen.state != DIVERGING or seen.step is None:
         return None
     where = place(trace, seen.step)
-    statement = f"The loss was {say(seen.start)} at the start and is {say(seen.end)} at the end; it left at {where}."
+    statement = (
+        f"The loss was {say(seen.start)} at the start and is {say(seen.end)} at the end; it began to climb at {where}."
+    )
     return Finding(
         code="diverging_loss",
         title=f"The loss climbs from {say(seen.start)} to {say(seen.end)}",
         kind=Kind.SYMPTOM,
         severity=Severity.CRITICAL,
         confidence=0.95,
-        explanation=f"{statement} Every step makes the net worse now, and what comes next is Inf.",
+        explanation=f"{statement} Every further step makes the net worse, until the loss is infinite.",
         step=seen.step,
         evidence=(Evidence(statement, seen.end, seen.start, "this run"),),
         prescriptions=(prescription("guard"),),

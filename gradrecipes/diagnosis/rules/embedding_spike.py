@@ -83,12 +83,12 @@ def embedding_spike(trace: Trace) -> Finding | None:
     if large and not mended and not ratio > STANDS_OUT:
         return None
     if large:
-        statement = f"The vectors of {large[0].layer!r} have a size of {say(large[0].rms)}; Keras would draw 0.03."
+        statement = f"The vectors of {large[0].layer!r} have a size of {say(large[0].rms)}; Keras' default is 0.03."
         layer = large[0].layer
         measured, expected = large[0].rms, 0.03
     else:
         statement = (
-            f"Beside its weights, the gradient of {layer!r} is up to {say(ratio)} times that of the median other layer."
+            f"Relative to its weights, the gradient of {layer!r} is up to {say(ratio)} times that of the median layer."
         )
         measured, expected = ratio, 1.0
     return Finding(
@@ -98,8 +98,8 @@ def embedding_spike(trace: Trace) -> Finding | None:
         severity=Severity.CRITICAL,
         confidence=_sure(trace, bool(large)),
         explanation=(
-            f"{statement} What an embedding sends on has the size of its vectors, and what it gets back is the sum "
-            "over all places where a token stands, so that one row can move as far as all the rest of the net together."
+            f"{statement} The output of an embedding has the size of its vectors, and the gradient of a row is the "
+            "sum over all positions of its token, so one row can move as far as the rest of the net together."
         ),
         layer=layer,
         evidence=(
@@ -108,13 +108,13 @@ def embedding_spike(trace: Trace) -> Finding | None:
         ),
         prescriptions=(
             Prescription(
-                title="Let the vectors begin at the usual size",
+                title="Start the vectors at the usual size",
                 code=(
                     "import keras\n\n"
                     "keras.layers.Embedding(tokens, width, embeddings_initializer='uniform')  # -0.05 to 0.05\n"
                 ),
-                reason="Then the embedding sends on a signal that the layers behind it were initialized for.",
-                risk="None for training from scratch; vectors that were trained before are not touched by it.",
+                reason="The layers after the embedding are initialized for a signal of that size.",
+                risk="None for training from scratch; it does not change vectors that were trained before.",
                 reference="arXiv 2312.16903",
             ),
             clip(trace, "Clip the gradient by its global norm", repairs=True),

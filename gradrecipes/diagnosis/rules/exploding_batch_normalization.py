@@ -81,8 +81,8 @@ def exploding_batch_normalization(trace: Trace) -> Finding | None:
         severity=Severity.CRITICAL,
         confidence=0.9,
         explanation=(
-            f"{statement} Forwards everything looks sound, which hides it. The first layers take steps that are far "
-            "too long for them while the last ones need them so long."
+            f"{statement} The forward pass looks healthy, which hides the problem. A step that suits the last "
+            "layers is far too long for the first ones."
         ),
         layer=read[0].name,
         evidence=(Evidence(statement, measured, predicted, "arXiv 1902.08129"),),

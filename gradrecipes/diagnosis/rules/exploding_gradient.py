@@ -135,7 +135,7 @@ def _overflow(trace: Trace) -> Finding | None:
     layer = _first_nonfinite_layer(trace, step)
     where = f" It appeared in {layer!r}." if layer else ""
     end = (
-        "The guard left these steps out, so the weights were not touched."
+        "The guard skipped these steps, so the weights did not change."
         if held
         else "The step was applied: from then on the weights hold NaN or infinite entries, and so does every output."
     )
@@ -145,8 +145,8 @@ def _overflow(trace: Trace) -> Finding | None:
         f"The gradient overflows at {place(trace, step)} while the loss is still finite",
         Severity.WARNING if held else Severity.CRITICAL,
         0.98,
-        f"At {place(trace, step)} the loss was {say(float(trace.loss[row]))}, a number, but its gradient was not: an "
-        f"entry had grown beyond what the precision holds, or an Inf - Inf had become NaN.{history}{where} {end}",
+        f"At {place(trace, step)} the loss was finite, {say(float(trace.loss[row]))}, but its gradient was not: an "
+        f"entry had overflowed, or Inf - Inf had become NaN.{history}{where} {end}",
         step,
         Evidence(
             f"{len(rows)} of {len(trace)} steps had a finite loss and a gradient with NaN or infinite entries.",
@@ -173,14 +173,14 @@ def _disproportion(trace: Trace) -> Finding | None:
         f"The gradient of {layer!r} is {say(size)} times the size of its weights",
         Severity.CRITICAL,
         0.9,
-        f"At the first step the gradient of {layer!r} has a norm {say(size)} times that of the layer's weights; in the "
-        f"middle of all layers the ratio is {say(middle(ratio))}, and sound nets mostly stay below {say(USUAL_RATIO)}. "
-        f"Plain gradient descent would need a rate of about {say(1e-2 / size)} to change that layer by one percent a "
-        "step, a rate at which every other layer may stand still. Adam divides the size away, but not the noise that "
-        "comes with it.",
+        f"At the first step the gradient of {layer!r} has a norm {say(size)} times that of the layer's weights; "
+        f"the median layer has a ratio of {say(middle(ratio))}, and healthy nets are mostly below "
+        f"{say(USUAL_RATIO)}. Plain gradient descent would need a learning rate of about {say(1e-2 / size)} to "
+        "change that layer by one percent a step, and every other layer may not learn at that rate. Adam "
+        "normalizes the size, but not the noise that comes with it.",
         step,
         Evidence(
-            f"||g||/||W|| of {layer!r} is {say(size)} at the first sample; usual is below {say(USUAL_RATIO)}.",
+            f"||g||/||W|| of {layer!r} is {say(size)} at the first sample; it is usually below {say(USUAL_RATIO)}.",
             size,
             USUAL_RATIO,
             "gradient over weight norm, arXiv 2102.06171",
@@ -232,14 +232,14 @@ def _stays_up(before: float, after: float, trace: Trace, row: int) -> bool:
 
 def _jump(trace: Trace, row: int, usual: float, usual_name: str, before: float, after: float) -> Finding:
     step, size = int(trace.steps["step"][row]), float(trace.gradient_norm[row])
-    end = f"{say(after)} after" if math.isfinite(after) else "not a number after"
+    end = f"{say(after)} after" if math.isfinite(after) else "not finite after"
     return _finding(
-        f"The gradient norm jumps to {say(size)} at {place(trace, step)} and the loss does not come back",
+        f"The gradient norm jumps to {say(size)} at {place(trace, step)} and the loss does not recover",
         Severity.CRITICAL,
         0.85,
-        f"At {place(trace, step)} the gradient norm was {say(size)}, {say(size / usual)} times {usual_name}. A jump by "
-        f"itself is common and often harmless; this one was not: the loss was {say(before)} before and {end}. The step "
-        "carried the weights to a region from which they did not find back.",
+        f"At {place(trace, step)} the gradient norm was {say(size)}, {say(size / usual)} times {usual_name}. A "
+        f"jump by itself is common and often harmless; this one was not: the loss was {say(before)} before and "
+        f"{end}. The step moved the weights to a region from which the training did not recover.",
         step,
         Evidence(
             f"Gradient norm {say(size)} against {say(usual)}, {usual_name}; loss {say(before)} before, {end}.",
@@ -254,7 +254,7 @@ def _interventions(trace: Trace) -> tuple[Evidence, ...]:
     skipped, factor = int(nonfinite_gradients(trace)[trace.skipped].sum()), trace.steps["clip_factor"]
     clipped, evidence = int(np.sum(factor <= STRONG_CLIP)), []
     if skipped:
-        statement = f"The guard left out {skipped} of {len(trace)} steps because of their gradient."
+        statement = f"The guard skipped {skipped} of {len(trace)} steps because of their gradient."
         evidence.append(Evidence(statement, float(skipped), 0.0, "this run"))
     if clipped:
         statement = (

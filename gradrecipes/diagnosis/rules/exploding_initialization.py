@@ -183,11 +183,7 @@ def _what(growth: Growth) -> str:
 def _explanation(growth: Growth, worst: Stage) -> str:
     count = len(growth.links)
     first, last = growth.stages[0].name, growth.stages[-1].name
-    way = (
-        f"on its way back from {last!r} to {first!r} the gradient"
-        if growth.backward
-        else (f"on its way from {first!r} to {last!r} the signal")
-    )
+    what, start, end = ("gradient", last, first) if growth.backward else ("signal", first, last)
     fitting = initializer_for(worst.activation)
     weights = (
         f"The weights of {worst.name!r} are all nearly the same number, so that its {worst.fan_in} inputs add up "
@@ -197,12 +193,13 @@ def _explanation(growth: Growth, worst: Stage) -> str:
         f"inputs, so sigma_w^2 = fan_in * Var(W) = {say(worst.variance)}."
     )
     return (
-        f"Before the first update, {way} grows {say(math.exp(growth.measured))}-fold over {count} layers: "
-        f"{say(growth.per_layer)} per layer, where the initial weights predict {say(growth.predicted_per_layer)}. "
-        f"{weights} With {worst.activation} a layer keeps the size of what passes through it when the standard "
-        f"deviation is about {fitting.spread} = {say(fitting.deviation(worst))}, which is what {fitting.name} draws. "
-        "Growth multiplies from layer to layer, so that loss and gradients start far out: a learning rate low enough "
-        "not to throw such weights away is too low to train them. Nothing later in training repairs that."
+        f"Before the first update the {what} grows {say(math.exp(growth.measured))}-fold over {count} layers, from "
+        f"{start!r} to {end!r}: {say(growth.per_layer)} per layer, where the initial weights "
+        f"predict {say(growth.predicted_per_layer)}. {weights} With {worst.activation} a layer keeps the size of its "
+        f"signal when the standard deviation is about {fitting.spread} = {say(fitting.deviation(worst))}, which "
+        f"{fitting.name} draws. The growth multiplies from layer to layer, so the loss and the gradients start far too "
+        "large: a learning rate low enough not to diverge is too low to train such weights. Training does not repair "
+        "this later."
     )
 
 
@@ -224,8 +221,9 @@ def _evidence(trace: Trace, exploding: list[Growth], growth: Growth, worst: Stag
     if len({stage.weight_std for stage in growth.stages[1:]}) == 1 and len(growth.links) > 1 and not worst.drift:
         evidence.append(
             Evidence(
-                "The weights of these layers have exactly the same spread, as those of layers have that share one "
-                "initializer object: Keras then gives each of them the same matrix, whose powers grow faster still.",
+                "The weights of these layers have exactly the same standard deviation, as in layers that share "
+                "one initializer object: Keras then gives each of them the same matrix, whose powers grow even "
+                "faster.",
                 worst.weight_std,
                 source="a keras.initializers object draws the same values at every call",
             )
@@ -241,8 +239,8 @@ def _compared(growth: Growth) -> Evidence:
     direction = "Backwards, the output gradient" if growth.backward else "Forwards, the output"
     return Evidence(
         f"{direction} grows {say(growth.per_layer)}-fold per layer, where the initial weights predict "
-        f"{say(growth.predicted_per_layer)}{bar}, and a sound initialization gives 1. Over {count} layers that is "
-        f"{say(math.exp(growth.measured))}-fold, predicted {say(math.exp(growth.predicted))}-fold.",
+        f"{say(growth.predicted_per_layer)}{bar} and a suitable initialization gives 1. Over {count} layers that "
+        f"is {say(math.exp(growth.measured))}-fold, predicted {say(math.exp(growth.predicted))}-fold.",
         growth.per_layer,
         growth.predicted_per_layer,
         "mean-field theory, arXiv 1606.05340; width, arXiv 1812.05994",
@@ -256,9 +254,10 @@ def _overflow(trace: Trace, growth: Growth) -> Evidence:
     rate = max(growth.predicted_per_layer, math.exp(total / len(growth.links)))
     entries, squares = overflow_depth(rate), overflow_depth(rate, largest=SQUARE_OVERFLOW)
     return Evidence(
-        f"At {say(rate)} per layer the sum of squared gradients leaves float32 at about {squares:.0f} layers and "
-        f"single entries, beyond {FLOAT32_MAX:.1e}, at about {entries:.0f}, counted from a gradient of 1 at the "
-        f"output. This stretch has {len(growth.stages)}. Training fails long before.",
+        f"At {say(rate)} per layer the sum of squared gradients overflows float32 after about {squares:.0f} "
+        f"layers, and single entries, beyond {FLOAT32_MAX:.1e}, after about {entries:.0f}, starting from a "
+        f"gradient of 1 at the output. This part of the net has {len(growth.stages)}; training fails long before "
+        "that.",
         float(len(growth.stages)),
         squares,
         "ln(1.8e19) / ln(growth per layer)",

@@ -32,8 +32,10 @@ _LOOK = Prescription(
         "print(model.output_shape, np.shape(y), np.min(y), np.max(y))\n"
         "model.train_on_batch(x[:2], y[:2])  # the same error, on two samples\n"
     ),
-    reason="Most such errors are an axis too many, another number of columns, or labels beyond the units.",
-    risk="The two samples train the model by one step if they do not fail.",
+    reason=(
+        "Most such errors come from an extra axis, a wrong number of columns, or labels outside the range of the units."
+    ),
+    risk="If the two samples do not fail, they train the model for one step.",
     reference="Keras guide: training and evaluation with the built-in methods",
 )
 
@@ -65,7 +67,7 @@ def failing_step(trace: Trace) -> Finding | None:
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=1.0,
-        explanation=f"{said} model.fit would raise the same, most often as a long traceback. The message: {message}",
+        explanation=f"{said} `model.fit` would raise the same error, with a long traceback. The message: {message}",
         evidence=(Evidence(f"The message: {message}", source="TensorFlow and Keras"), *_shapes(trace)),
         prescriptions=(_LOOK,),
     )

@@ -76,8 +76,8 @@ def float16_overflow(trace: Trace) -> Finding | None:
         severity=Severity.CRITICAL,
         confidence=0.9 if broken or swallowed or offender or pure else 0.8,
         explanation=(
-            f"{statement} float16 ends at 65,504 and has nothing below 6e-8, where float32 reaches from 1e-38 to 3e38. "
-            "What is finite there becomes Inf or 0 here, and Inf - Inf and 0 / 0 are NaN."
+            f"{statement} float16 holds numbers from 6e-8 to 65,504, float32 from 1e-38 to 3e38. What is finite in "
+            "float32 becomes Inf or 0 in float16, and Inf - Inf and 0 / 0 are NaN."
         ),
         layer=worst,
         step=seen.step,
@@ -120,7 +120,7 @@ def _statement(
 ) -> str | None:
     if broken and _is_swallowed(broken[0]):
         return (
-            f"{broken[0].name!r} makes nothing but zeros, in float16, of an input of root mean square "
+            f"{broken[0].name!r} returns only zeros, in float16, of an input of root mean square "
             f"{say(broken[0].input_rms)}: it divides by something that became infinite there."
         )
     if broken:

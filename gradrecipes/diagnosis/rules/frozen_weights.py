@@ -43,7 +43,7 @@ SHOWN = 3  # names that a sentence lists
 @rule(
     code="frozen_weights",
     kind=Kind.CAUSE,
-    title="What would have to learn is frozen",
+    title="Layers that have to learn are frozen",
     short="weights frozen that have to learn",
     order=75,
     explained_by=("nonfinite_data", "loss_output_mismatch", "unsafe_loss"),
@@ -62,10 +62,10 @@ def frozen_weights(trace: Trace) -> Finding | None:
     share = trained / (trained + entries)
     names = ", ".join(repr(layer.name) for layer in frozen[:SHOWN])
     names += f" and {len(frozen) - SHOWN} more" if len(frozen) > SHOWN else ""
-    counted = f"{trained:,} of {trained + entries:,} weights are trained; frozen are {names}"
+    counted = f"{trained:,} of {trained + entries:,} weights are trained; frozen: {names}"
     return Finding(
         code="frozen_weights",
-        title="No weight is trained: all are frozen" if nothing else f"The net learns only if {names} are trained too",
+        title="No weight is trained: all are frozen" if nothing else f"The net learns only with {names} trained too",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL if nothing or not seen.learnt else Severity.NOTICE,
         confidence=1.0 if nothing else PROVEN,
@@ -97,13 +97,16 @@ def _proven(trace: Trace, seen: Verdict) -> bool:
 
 def _why(frozen: list[FrozenLayer], nothing: bool) -> str:
     if nothing:
-        return "The optimizer has no variable to change: every epoch ends with the loss that it began with."
+        return "The optimizer has no variable to update, so the loss stays what it is."
     if any(layer.untrained for layer in frozen):
         return (
-            "What is frozen was never trained: it passes its input on at random, and what is trained can only weigh "
-            "that. Freezing is for weights that were trained before."
+            "The frozen layers were never trained: they transform their input at random, and the trained layers "
+            "can only weight the result. Freeze only weights that were trained before."
         )
-    return "What is trained cannot make up for what is frozen: the same steps learn with all weights trained."
+    return (
+        "The trained layers cannot make up for the frozen ones: the net learns in the same steps with all weights "
+        "trained."
+    )
 
 
 def _never_trained(frozen: list[FrozenLayer]) -> tuple[Evidence, ...]:
@@ -112,8 +115,8 @@ def _never_trained(frozen: list[FrozenLayer]) -> tuple[Evidence, ...]:
     if not untrained:
         return ()
     statement = (
-        f"Of {say(len(known))} frozen layers where it shows, {say(len(untrained))} were never trained: their biases "
-        "are exactly 0, or their running statistics those of no data."
+        f"Of {say(len(known))} frozen layers that show it, {say(len(untrained))} have never been trained: biases "
+        "are exactly 0, or moving statistics have their initial values."
     )
     return (Evidence(statement, float(len(untrained)), 0.0, "the model before the first step"),)
 

@@ -125,7 +125,9 @@ def learning_rate_too_high(trace: Trace) -> Finding | None:
     held = bool(divergence.broken and trace.skipped[nonfinite_losses(trace) | nonfinite_gradients(trace)].all())
     return Finding(
         code="learning_rate_too_high",
-        title="The learning rate" + (f" {say(rate)}" if rate else "") + " is too high: the loss climbs, not falls",
+        title="The learning rate"
+        + (f" {say(rate)}" if rate else "")
+        + " is too high: the loss climbs instead of falling",
         kind=Kind.CAUSE,
         severity=Severity.WARNING if held else Severity.CRITICAL,
         confidence=_sure(trace, lower, update, heard),
@@ -216,8 +218,8 @@ def _explanation(trace: Trace, divergence: Divergence, update: float, rate: floa
         "next step is longer still."
     )
     return (
-        f"{story} {size} Weights and gradients at the start were sound, so it is the length of the steps that is "
-        f"wrong, not their direction: a rate about {factor:,.0f} times lower is the first thing to try."
+        f"{story} {size} Weights and gradients were healthy at the start, so the length of the steps is wrong, not "
+        f"their direction: first try a learning rate about {factor:,.0f} times lower."
     )
 
 
@@ -229,8 +231,8 @@ def _curvature(trace: Trace) -> tuple[Evidence, ...]:
         return ()
     return (
         Evidence(
-            f"Before training the loss curves so much that the optimizer bears a rate of {say(rate / ratio)} at most; "
-            f"this one is {say(ratio)} times above that.",
+            "With the curvature of the loss before training, the optimizer is stable up to a learning rate of "
+            f"{say(rate / ratio)}; this one is {say(ratio)} times that.",
             ratio,
             1.0,
             "largest eigenvalue of the Hessian, arXiv 2103.00065; of Adam: arXiv 2207.14484",
@@ -242,7 +244,10 @@ def _evidence(trace: Trace, divergence: Divergence, update: float) -> tuple[Evid
     statement = (
         f"The loss was {say(divergence.start)} at the start and at most {say(divergence.peak)} before it broke."
         if divergence.broken
-        else f"The loss went from {say(divergence.start)} over {say(divergence.peak)} to {say(divergence.end)}."
+        else (
+            f"The loss went from {say(divergence.start)} up to {say(divergence.peak)} and ended at "
+            f"{say(divergence.end)}."
+        )
     )
     evidence = [Evidence(statement, divergence.peak, divergence.start, "this run; a loss should fall from its start")]
     if math.isfinite(update):

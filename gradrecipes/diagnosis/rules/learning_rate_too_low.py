@@ -104,14 +104,14 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
         severity=Severity.WARNING,
         confidence=PROVEN if proven else 0.7,
         explanation=(
-            f"{statement} The loss {seen.course}. Weights and gradients are sound: "
-            "the steps go in the right direction and are too short."
+            f"{statement} The loss {seen.course}. Weights and gradients are healthy: the steps have the right "
+            "direction and are too short."
         ),
         evidence=(
             Evidence(statement, update, 1e-3, "update norm over weight norm"),
             *variation_evidence(trace, at_rate(factor)),
         ),
-        prescriptions=(set_learning_rate(trace, factor, "With steps so much longer the same net learns at once."),),
+        prescriptions=(set_learning_rate(trace, factor, "With steps that much longer the same net learns."),),
     )
 
 
@@ -125,8 +125,8 @@ def _dies(trace: Trace, update: float) -> bool:
 def _died(trace: Trace, update: float, seen: Verdict) -> Finding:
     first = middle(trace.samples["update_ratio"][0])
     statement = (
-        f"The first update changed a typical layer by {say(first)} of its size, the later ones by {say(update)}, while "
-        "the gradients stayed as large: the learning rate was over within the first hundred steps."
+        f"The first update changed a typical layer by {say(first)} of its size, the later ones by {say(update)}, "
+        "while the gradients did not shrink: the learning rate dropped to nothing within the first hundred steps."
     )
     schedule = (
         "import keras\n\n"
@@ -136,7 +136,7 @@ def _died(trace: Trace, update: float, seen: Verdict) -> Finding:
     )
     return Finding(
         code="learning_rate_too_low",
-        title="The schedule lowers the learning rate to nothing before anything is learnt",
+        title="The schedule lowers the learning rate to nothing before anything is learned",
         kind=Kind.CAUSE,
         severity=Severity.WARNING,
         confidence=0.9,

@@ -57,7 +57,7 @@ SAME = 1e-4  # relative difference up to which what one block gives is what the 
 @rule(
     code="missing_normalization",
     kind=Kind.CAUSE,
-    title="Residual sums grow, for nothing sets their size",
+    title="Residual sums grow because nothing normalizes them",
     short="residual sums without normalization",
     order=150,
 )
@@ -74,33 +74,33 @@ def missing_normalization(trace: Trace) -> Finding | None:
     if total < TOTAL or per_skip < PER_SKIP:
         return None
     statement = (
-        f"Over {len(sums)} {what} the signal grows {say(total)}-fold, {say(per_skip)} at each, where He "
+        f"Over {len(sums)} {what} the signal grows {say(total)}-fold, {say(per_skip)} times at each, where He "
         "weights without normalization are expected to give 1.41 and a normalized net 1."
     )
     return Finding(
         code="missing_normalization",
-        title=f"The residual sums grow by {say(per_skip)} per block, for nothing sets their size",
+        title=f"The residual sums grow {say(per_skip)}-fold per block because nothing normalizes them",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=0.9,
         explanation=(
-            f"{statement} Each branch adds a signal as large as the one it is added to. The skip connections keep the "
-            "gradient alive, but it grows with the signal, and a rate that suits the last block is too high for the "
-            "first."
+            f"{statement} Each branch adds a signal as large as the one it is added to. The skip connections keep "
+            "the gradient alive, but it grows with the signal, and a learning rate that suits the last block is "
+            "too high for the first."
         ),
         layer=sums[-1].name,
         evidence=(Evidence(statement, per_skip, 1.0, "arXiv 1901.09321, section 2"),),
         prescriptions=(
             add_residual_blocks(trace),
             Prescription(
-                title="Begin each branch as zero (ReZero)",
+                title="Start each branch at zero (ReZero)",
                 code=(
                     "import keras\n\nimport gradrecipes as gr\n\n"
                     "branch = [keras.layers.Dense(64, activation='relu'), keras.layers.Dense(64)]\n"
                     "x = gr.layers.ReZeroResidual(branch)(x)\n"
                 ),
                 reason="x + alpha * F(x) with alpha = 0 at the start passes signal and gradient on unchanged.",
-                risk="The model needs this package to be loaded; learning is slow until the alphas have grown.",
+                risk="Loading the model needs this package; learning is slow until the alphas have grown.",
                 reference="arXiv 2003.04887",
             ),
         ),

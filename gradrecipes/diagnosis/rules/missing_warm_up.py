@@ -46,7 +46,7 @@ CERTAIN, WITH_A_RATE = 0.9, 0.7  # confidence where only the warm-up fixes the r
 @rule(
     code="missing_warm_up",
     kind=Kind.CAUSE,
-    title="The learning rate is at its height before the net can bear it",
+    title="The learning rate is high before the net is ready for it",
     short="no warm-up of the learning rate",
     order=195,
     explained_by=(
@@ -78,7 +78,7 @@ def missing_warm_up(trace: Trace) -> Finding | None:
     if lower is not None and not attention:
         return None  # the rate is too high; that it rises slowly only hides it for some steps
     held = f" The net has {attention} attention layers." if attention else ""
-    statement = f"At the full learning rate the loss is {seen.state}; with a rate that rises from 0 it learns."
+    statement = f"At the full learning rate the run is {seen.state}; with a rate that rises from 0 the net learns."
     return Finding(
         code="missing_warm_up",
         title="The net learns only if the learning rate rises from 0 at first",
@@ -86,13 +86,15 @@ def missing_warm_up(trace: Trace) -> Finding | None:
         severity=Severity.CRITICAL if seen.unhealthy else Severity.WARNING,
         confidence=WITH_A_RATE if lower is not None else CERTAIN,
         explanation=(
-            f"{statement}{held} The first steps are taken in directions that are hardly known yet, and at the full "
-            "rate they are long enough to saturate what follows. The loss "
-            f"{seen.course}."
+            f"{statement}{held} The first steps rest on few gradients, and at the full rate they are long enough "
+            f"to saturate later layers. The loss {seen.course}."
         ),
         step=seen.step,
         evidence=(
-            Evidence(f"With warm-up the same steps learn; as it is the run is {seen.state}.", source="this trial"),
+            Evidence(
+                (f"With warm-up the net learns in the same number of steps; without, the run is {seen.state}."),
+                source="this trial",
+            ),
             *variation_evidence(trace, WARM_UP),
         ),
         prescriptions=(

@@ -85,27 +85,28 @@ def _blamed(trace: Trace) -> bool | None:
 def _title(bad: list[ArrayReading], which: str) -> str:
     listing = ", ".join(array.name for array in bad[:3]) + (" and others" if len(bad) > 3 else "")
     entries = sum(int(array.nonfinite) for array in bad)
-    what = "an entry that is" if entries == 1 else f"{entries:,} entries that are"
-    return f"The {which}data hold {what} NaN or infinite, in {listing}"
+    what = "entry" if entries == 1 else "entries"
+    return f"The {which}data hold NaN or infinite values: {entries:,} {what} in {listing}"
 
 
 def _explanation(bad: list[ArrayReading], training: bool, broke: bool) -> str:
     where = "; ".join(f"{array.name}: {_where(array)}" for array in bad[:3])
     if not training:
         after = (
-            "The training data are sound, but every validation metric will be NaN, and callbacks that read one latch."
+            "The training data are finite, but every validation metric will be NaN, and so will what callbacks "
+            "read of it."
         )
     elif broke:
         after = (
-            "The run met one of them and broke there: NaN times anything is NaN, so one such entry makes the loss of "
-            "its batch NaN, the loss all gradients, and one step all weights."
+            "The run met one of them and broke there: NaN times anything is NaN, so one such entry makes the loss "
+            "of its batch NaN, then all gradients, and after one step all weights."
         )
     else:
         after = (
-            "The first batch that holds one makes the loss NaN, the loss makes all gradients NaN, and one step with "
-            "them all weights: from there on the net is lost."
+            "The first batch that holds one makes the loss NaN, then all gradients, and after one step all "
+            "weights: the net cannot recover from that."
         )
-    return f"NaN or infinite values stand in the data ({where}). {after}"
+    return f"The data contain NaN or infinite values ({where}). {after}"
 
 
 def _where(array: ArrayReading) -> str:
@@ -114,9 +115,9 @@ def _where(array: ArrayReading) -> str:
     samples, share = array.nonfinite_samples, array.nonfinite_share
     parts = []
     if empty and count > 1:
-        parts.append(f"column {', '.join(map(str, empty[:5]))} without a single finite value")
+        parts.append(f"{_columns(empty)} without a single finite value")
     elif touched and count > 1 and len(touched) < count:
-        parts.append(f"in column {', '.join(map(str, touched[:5]))}")
+        parts.append(f"in {_columns(touched)}")
     if share >= 1.0:
         parts.append("in every sample")
     elif samples:
@@ -124,16 +125,20 @@ def _where(array: ArrayReading) -> str:
         parts.append(
             listed(samples)
             if all_named and len(samples) <= 6
-            else f"{say(100 * share)} % of the samples, first {samples[0]}"
+            else f"{say(100 * share)} % of the samples, beginning with sample {samples[0]}"
         )
     return ", ".join(parts) or f"{int(array.nonfinite)} entries"
 
 
+def _columns(places: tuple[int, ...]) -> str:
+    return f"column{'s' if len(places) > 1 else ''} {', '.join(map(str, places[:5]))}"
+
+
 def _evidence(array: ArrayReading) -> Evidence:
     constant = (array.columns or Columns(0)).constant
-    aside = f" Beside that, {constant} of its columns never change and tell nothing." if constant else ""
+    aside = f" In addition, {constant} of its columns are constant and carry no information." if constant else ""
     return Evidence(
-        f"{array.name} holds {int(array.nonfinite):,} entries that are NaN or infinite: {_where(array)}.{aside}",
+        f"{array.name} holds {int(array.nonfinite):,} NaN or infinite values: {_where(array)}.{aside}",
         float(array.nonfinite),
         0.0,
         "the data as given",

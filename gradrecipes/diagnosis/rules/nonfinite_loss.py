@@ -151,11 +151,11 @@ def _name(trace: Trace, row: int) -> str:
 
 def _history(trace: Trace, row: int, where: str) -> str:
     if row == 0:
-        return f"The very first loss, at {where}, is {_name(trace, row)}: the run never had a number to work with."
+        return f"The very first loss, at {where}, is {_name(trace, row)}: the run never had a finite loss."
     sound = trace.loss[:row][np.isfinite(trace.loss[:row])]
-    last = f"; the last sound loss was {say(float(sound[-1]))}, the first {say(float(sound[0]))}" if len(sound) else ""
+    last = f"; the last finite loss was {say(float(sound[-1]))}, the first {say(float(sound[0]))}" if len(sound) else ""
     climbing = _climbing(trace, int(trace.steps["step"][row]))
-    trend = " It was climbing before it broke, so this is the end of a story, not its beginning." if climbing else ""
+    trend = " It was rising before that, so the cause lies in earlier steps." if climbing else ""
     return f"The loss becomes {_name(trace, row)} at {where}{last}.{trend}"
 
 
@@ -174,39 +174,39 @@ def _origin(trace: Trace, first: First, step: int) -> str:
     layer = f" of {first.layer!r}" if first.layer else ""
     if first.what == "a gradient":
         return (
-            f"A gradient broke first, at {where}: its update made the weights NaN, and the loss followed. What made "
-            "that gradient so large is the thing to look for."
+            f"A gradient was not finite first, at {where}: its update made the weights NaN, and then the loss. "
+            "Look for what made that gradient so large."
         )
     if first.what == "the weights" and _climbing(trace, step):
         norms = trace.gradient_norm[(trace.steps["step"] < first.step) & np.isfinite(trace.gradient_norm)]
         size = f" (its gradient norm was {say(float(norms[-1]))})" if len(norms) else ""
         return (
-            f"The weights{layer} were already broken when that step began, at {where}: the update before it{size} was "
-            "more than the precision holds. What made the updates grow is the thing to look for."
+            f"The weights{layer} were already not finite when that step began, at {where}: the update before "
+            f"it{size} overflowed. Look for what made the updates grow."
         )
     if first.what == "the weights":
         return (
-            f"The weights{layer} were broken before that, at {where}, though no earlier gradient was seen to be: an "
-            "optimizer's state that overflowed does this (a finite gradient beyond 1.8e19 makes Adam's second moment "
-            "infinite), or an update between two samples."
+            f"The weights{layer} were not finite before that, at {where}, although all recorded gradients were: an "
+            "optimizer's state that overflowed does this (a finite gradient beyond 1.8e19 makes Adam's second "
+            "moment infinite), or an update between two samples."
         )
     finite = _data_are_finite(trace)
     first_layer = first.layer == _first_measured_layer(trace) and not _climbing(trace, step)
     if first.what == "an output" and first_layer and not finite:
         return (
-            f"The output{layer}, the first layer, broke at {where} though its weights were numbers and nothing was "
-            "climbing: the inputs of this batch hold NaN or infinite values."
+            f"The output{layer}, the first layer, was not finite at {where}, although its weights were finite and "
+            "the loss was not rising: the inputs of this batch contain NaN or infinite values."
         )
     if first.what == "an output":
-        data = "" if finite else ", or the batch held NaN or infinite values"
+        data = "" if finite else ", or the batch contains NaN or infinite values"
         return (
-            f"The output{layer} was the first to break, at {where}, with weights that were still numbers: the signal "
-            f"outgrew the precision on its way through the net{data}."
+            f"The output{layer} was the first that was not finite, at {where}, while the weights still were: the "
+            f"signal overflowed on its way through the net{data}."
         )
     batch = "" if finite else "NaN or infinite values in this batch, or "
     return (
-        "Weights, gradients and outputs that were recorded before it were sound, so the step itself broke: "
-        f"{batch}a layer or a loss that takes the logarithm of 0, divides by 0, or overflows."
+        "Weights, gradients and outputs that were recorded before it are finite, so the cause is in the step "
+        f"itself: {batch}a layer or a loss that takes the logarithm of 0, divides by 0, or overflows."
     )
 
 
@@ -214,18 +214,18 @@ def _aftermath(trace: Trace, bad: np.ndarray, held: bool, isolated: bool) -> str
     epochs = len(set(trace.steps["epoch"][bad].tolist()))
     if held and isolated:
         again = (
-            f"It came back once in each of {epochs} epochs, as one bad sample does that is shuffled to another place."
+            f"It recurred once in each of {epochs} epochs, as one bad sample does that is shuffled to another batch."
             if bad.sum() > 1 and epochs == bad.sum()
-            else "Every other batch was sound."
+            else "Every other batch was finite."
         )
-        return f"The guard left the step out and kept the weights as they were. {again} That points to the data."
+        return f"The guard skipped the step and kept the weights as they were. {again} That points to the data."
     if held:
         return (
-            f"The guard left out all {int(bad.sum())} such steps and kept the weights as they were. But so many are no "
-            "accident: skipping hides the cause and does not cure it."
+            f"The guard skipped all {int(bad.sum())} such steps and kept the weights as they were. So many are no "
+            "accident: skipping hides the cause and does not fix it."
         )
     if isolated:
-        return "The loss was a number again in the steps after it, so the weights survived; look at this batch."
+        return "The loss was finite again in later steps, so the weights are intact; look at this batch."
     return f"{int(bad.sum())} of {len(bad)} steps are lost, and weights saved since then are worthless."
 
 
@@ -260,7 +260,7 @@ def _inspect(trace: Trace, row: int) -> Prescription:
     return Prescription(
         title="Look at the data, and at this batch first",
         code=code,
-        reason="A NaN that no gradient announced comes from the batch or from the loss, and one look tells which.",
+        reason="A NaN without a large gradient before it comes from the batch or the loss; these lines show which.",
         risk="model.fit shuffles by default: without shuffle=False the batch number does not name these rows.",
         reference="numpy.isfinite",
     )

@@ -90,15 +90,19 @@ def _origin(trace: Trace, event: Event) -> str:
     losses = trace.loss[later]
     if not len(losses):
         return (
-            "Nothing was trained after it, so the last update may have broken the weights, or it is the validation "
-            "data, or what only inference does."
+            "No step followed, so the cause may be the last update, the validation data, or something that only "
+            "inference does."
         )
     if np.isfinite(losses).all():
         return (
-            f"The {len(losses)} steps that were trained afterwards have finite losses, so the weights are finite: it "
-            "is the validation data, or what only inference does, such as the moving statistics of a normalization."
+            f"The {len(losses)} later steps have finite losses, so the weights are finite: the cause is the "
+            "validation data, or something that only inference does, such as the moving statistics of a "
+            "normalization."
         )
-    return "The training loss broke afterwards too: the last updates of that epoch made the weights bad."
+    return (
+        "The training loss is not finite afterwards either: the last updates of that epoch made the weights NaN "
+        "or infinite."
+    )
 
 
 def _listed(keys: list[str]) -> str:
@@ -115,7 +119,7 @@ def _find_samples() -> Prescription:
             "    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))\n"
             "    print(name, 'rows that are not finite:', bad[:20])\n"
         ),
-        reason="A NaN in the data shows in x or y; where only outputs are bad, it is the net on these samples.",
+        reason="A NaN in the data shows in x or y; if only the output is not finite, the net fails on these samples.",
         risk="None: it only reads.",
         reference="",
     )
@@ -123,14 +127,14 @@ def _find_samples() -> Prescription:
 
 def _look_at_inference() -> Prescription:
     return Prescription(
-        title="Look at what only inference reads",
+        title="Check what only inference uses",
         code=(
             "import numpy as np\n\n"
             "for weight in model.non_trainable_weights:\n"
             "    if not np.isfinite(weight.numpy()).all():\n"
             "        print(weight.path, 'is not finite')\n"
         ),
-        reason="Training normalizes by the batch, inference by moving statistics, which one bad batch ruins for good.",
+        reason="Training normalizes by the batch, inference by moving statistics, which one bad batch can ruin.",
         risk="None: it only reads.",
         reference="keras.layers.BatchNormalization",
     )

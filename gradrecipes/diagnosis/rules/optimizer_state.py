@@ -55,7 +55,7 @@ BOUNDS = ("clipnorm", "global_clipnorm", "clipvalue")
 @rule(
     code="optimizer_state",
     kind=Kind.CAUSE,
-    title="The optimizer's settings or memory spoil its steps",
+    title="The optimizer's settings or state spoil its steps",
     short="the optimizer's settings or state",
     order=70,
     explained_by=(
@@ -73,19 +73,21 @@ def optimizer_state(trace: Trace) -> Finding | None:
     if said is None:
         return None
     statement, measured, expected, sure = said
+    if "=" not in statement.split()[0]:  # the name of an argument stays as it is written in a program
+        statement = statement[0].upper() + statement[1:]
     return Finding(
         code="optimizer_state",
-        title=statement[0].upper() + statement[1:].split(":")[0].split(";")[0],
+        title=statement.split(":")[0].split(";")[0],
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=sure,
         explanation=(
-            f"{statement[0].upper()}{statement[1:]}. The gradients are what they should be; what the optimizer makes "
-            "of them is not."
+            f"{statement[0].upper()}{statement[1:]}. The gradients are as they should be; the steps that the "
+            "optimizer makes of them are not."
         ),
         step=seen.step,
         evidence=(
-            Evidence(statement[0].upper() + statement[1:] + ".", measured, expected, "arXiv 1412.6980"),
+            Evidence(f"{statement}.", measured, expected, "arXiv 1412.6980"),
             *variation_evidence(trace, FRESH_OPTIMIZER),
         ),
         prescriptions=(fresh_optimizer(trace),),
@@ -101,8 +103,7 @@ def _bad_constant(trace: Trace) -> Said | None:
     slots = trace.probes.nonfinite_slots
     if slots:
         return (
-            f"before the first step the optimizer's memory {slots[0]} holds a NaN or infinity: every update made with "
-            "it is one too",
+            f"before the first step the optimizer's variable {slots[0]} holds NaN or infinity: so will every update",
             float(len(slots)),
             0.0,
             1.0,
@@ -110,11 +111,12 @@ def _bad_constant(trace: Trace) -> Said | None:
     for name in MOMENTA:
         value = optimizer.setting(name)
         if value is not None and (value >= 1.0 or value < 0.0):
-            return f"{name}={say(value)} never forgets: it must lie between 0 and 1", value, 0.9, 0.95
+            return f"{name}={say(value)} never decays: it must lie between 0 and 1", value, 0.9, 0.95
     fast, slow = optimizer.setting("beta_1"), optimizer.setting("beta_2")
     if fast is not None and slow is not None and fast > USUAL_BETA and fast**2 >= slow:
         return (
-            f"beta_1={say(fast)} remembers longer than beta_2={say(slow)}: the step outlives the size it is divided by",
+            f"beta_1={say(fast)} decays more slowly than beta_2={say(slow)}: the mean gradient outlasts the size "
+            "that it is divided by",
             fast,
             USUAL_BETA,
             0.9,
@@ -130,8 +132,8 @@ def _bad_setting(trace: Trace, *, broken: bool) -> Said | None:
         return f"epsilon={say(epsilon)} leaves a division by 0 where a gradient is 0", epsilon, 1e-7, 0.9
     if epsilon is not None and rms and epsilon > EPSILON_OVER_GRADIENT * rms and not broken:
         return (
-            f"epsilon={say(epsilon)} is {say(epsilon / rms)} times the size of a gradient's entries, {say(rms)}: it "
-            "rules the division and makes every step tiny",
+            f"epsilon={say(epsilon)} is {say(epsilon / rms)} times the size of a gradient's entries, {say(rms)}: "
+            "it dominates the division and makes every step tiny",
             epsilon,
             rms,
             0.85,
@@ -139,13 +141,18 @@ def _bad_setting(trace: Trace, *, broken: bool) -> Said | None:
     for name in BOUNDS:
         bound, norm = optimizer.setting(name), middle(trace.gradient_norm)
         if bound is not None and norm > 0 and bound < TINY_CLIP * norm and not broken:
-            return f"{name}={say(bound)} cuts gradients of norm {say(norm)}: next to nothing is left", bound, norm, 0.85
+            return (
+                f"{name}={say(bound)} clips gradients of norm {say(norm)}: next to nothing is left",
+                bound,
+                norm,
+                0.85,
+            )
     if not broken and (slowed := _slowed(trace, optimizer)) is not None:
         return slowed
     decay, rate = optimizer.setting("weight_decay"), optimizer.learning_rate
     if decay and rate and decay * rate > EATEN:
         return (
-            f"weight_decay={say(decay)} takes {say(100 * decay * rate)} % of the weights at each step",
+            f"weight_decay={say(decay)} removes {say(100 * decay * rate)} % of the weights at each step",
             decay,
             0.01,
             0.85,
@@ -158,8 +165,8 @@ def _slowed(trace: Trace, optimizer: OptimizerDescription) -> Said | None:
     start = optimizer.setting("initial_accumulator_value")
     if start is not None and start > LARGE_ACCUMULATOR:
         return (
-            f"initial_accumulator_value={say(start)} divides every step by {say(start**0.5)} from the beginning, and "
-            "what Adagrad has added up it never forgets",
+            f"initial_accumulator_value={say(start)} divides every step by {say(start**0.5)} from the start, and "
+            "Adagrad never forgets what it has accumulated",
             start,
             0.1,
             0.85,
@@ -168,8 +175,8 @@ def _slowed(trace: Trace, optimizer: OptimizerDescription) -> Said | None:
     size, samples = trace.description.batch_size, data.samples
     if waits and size and samples and data.complete and waits > max(1.0, samples / size):
         return (
-            f"gradient_accumulation_steps={say(waits)} is more than the {say(samples / size)} batches of an epoch: for "
-            "so long no weight moves",
+            f"gradient_accumulation_steps={say(waits)} is more than the {say(samples / size)} batches of an epoch: "
+            "no weight changes for that long",
             waits,
             samples / size,
             0.9,
@@ -177,8 +184,9 @@ def _slowed(trace: Trace, optimizer: OptimizerDescription) -> Said | None:
     every, momentum = optimizer.setting("ema_overwrite_frequency"), optimizer.setting("ema_momentum")
     if optimizer.settings.get("use_ema") and every and momentum is not None and every * (1.0 - momentum) < FORGETS_MOST:
         return (
-            f"ema_overwrite_frequency={say(every)} puts the average back over the weights before it has followed them: "
-            f"with ema_momentum={say(momentum)} about {say(100 * every * (1 - momentum))} % of each step is left",
+            f"ema_overwrite_frequency={say(every)} overwrites the weights with their average before it has "
+            f"followed them: with ema_momentum={say(momentum)} about {say(100 * every * (1 - momentum))} % of each "
+            "step is left",
             every,
             1.0 / (1.0 - momentum),
             0.9,
@@ -203,7 +211,7 @@ def _bad_memory(trace: Trace) -> Said | None:
     if variation(trace, FRESH_OPTIMIZER) is None or not fixed_by(trace, FRESH_OPTIMIZER):
         return None
     return (
-        "the optimizer brings a memory along that spoils its steps; with an empty one the net learns",
+        "the optimizer starts with a state that spoils its steps; with a fresh state the net learns",
         None,
         None,
         0.95,
@@ -214,12 +222,12 @@ def _bad_slot(trace: Trace) -> Said | None:
     first = ((trace.probes.trial or TrialReading()).autopsy or Autopsy()).first
     if first is not None and first.kind == "weight" and (norm := _norm_before_the_break(trace)) is not None:
         return (
-            f"the update made {first.name} {first.found} out of a gradient of norm {say(norm)}: what it "
-            "divides by was 0 or no number",
+            f"the update made {first.name} {first.found} from a gradient of norm {say(norm)}: its divisor was 0 or "
+            "not finite",
             norm,
             None,
             0.85,
         )
     if first is None or first.kind != "optimizer_slot":
         return None
-    return f"the optimizer's memory broke first: {first.name} ({first.found})", None, None, 0.8
+    return f"the optimizer's state was the first to become non-finite: {first.name} ({first.found})", None, None, 0.8

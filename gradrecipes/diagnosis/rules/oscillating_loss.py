@@ -56,8 +56,8 @@ def oscillating_loss(trace: Trace) -> Finding | None:
     if seen.state != OSCILLATING:
         return None
     statement = (
-        f"The median loss was {say(seen.start)} at the start and is {say(seen.end)} at the end, and the last losses "
-        "spread by more than that."
+        f"The median loss was {say(seen.start)} at the start and is {say(seen.end)} at the end, and the last "
+        "losses vary by more than that."
     )
     return Finding(
         code="oscillating_loss",
@@ -65,7 +65,7 @@ def oscillating_loss(trace: Trace) -> Finding | None:
         kind=Kind.SYMPTOM,
         severity=Severity.WARNING,
         confidence=0.8,
-        explanation=f"{statement} Each step overshoots what the last one reached, or each batch says something else.",
+        explanation=f"{statement} Each step overshoots, or the batches contradict each other.",
         evidence=(Evidence(statement, seen.end, seen.start, "this run"),),
         prescriptions=(set_learning_rate(trace, 0.1, "Shorter steps do not overshoot."),),
     )

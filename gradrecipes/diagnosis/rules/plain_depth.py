@@ -49,7 +49,7 @@ USUAL = 2.5  # times larger or smaller than a usual spread up to which the weigh
 @rule(
     code="plain_depth",
     kind=Kind.CAUSE,
-    title="Too many layers in a row with no way around them",
+    title="Too many layers in a row without a skip connection",
     short="too many layers in a row",
     order=190,
     explained_by=(
@@ -75,12 +75,14 @@ def plain_depth(trace: Trace) -> Finding | None:
     spread = finite_width_log_std(widths) if widths else 0.0
     if seen.learnt and not seen.slow and not (spread >= LOTTERY and seen.end_over_baseline > LEARNT):
         return None
-    statement = f"{depth} weighted layers follow one another with no skip connection; {DEEP} are many without one."
+    statement = (
+        f"{depth} weighted layers follow one another without a skip connection; without one, {DEEP} are already many."
+    )
     evidence = [Evidence(statement, float(depth), float(DEEP), "depth and accuracy on digits, widths of 64")]
     evidence.append(
         Evidence(
-            f"At these widths the logarithm of the squared gradient differs by {say(spread)} (one standard deviation) "
-            "from one draw of the weights to the next, though their size is right.",
+            f"At these widths the logarithm of the squared gradient differs by {say(spread)} (one standard "
+            "deviation) from one draw of the weights to the next, although their size is right.",
             spread,
             0.0,
             "arXiv 1812.05994",
@@ -99,7 +101,7 @@ def plain_depth(trace: Trace) -> Finding | None:
         )
     return Finding(
         code="plain_depth",
-        title=f"{depth} layers in a row with no skip connection are too many to train",
+        title=f"{depth} layers in a row without a skip connection are too many to train",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=0.85,

@@ -166,13 +166,14 @@ def _confidence(gain: Gain, seen: Verdict) -> float:
 def _title(gain: Gain) -> str:
     name, steps = gain.layer.layer, gain.layer.steps
     if gain.way == "forward":
-        return f"The state of {name!r} grows by {say(gain.per_step)} at every time step"
+        return f"The state of {name!r} grows {say(gain.per_step)}-fold at every time step"
     if gain.way == "cell":
-        return f"{gain.layer.activation} in the {gain.layer.kind} {name!r} lets its state grow without a bound"
+        return f"{gain.layer.activation} in the {gain.layer.kind} {name!r} lets its state grow without limit"
     if gain.way == "motion":
         return f"The gradient through the {steps} time steps of {name!r} jumps {say(gain.jump)}-fold"
-    verb = "shrinks" if gain.way == "vanishing" else "grows"
-    return f"The gradient through {name!r} {verb} by {say(gain.per_step)} at every time step"
+    size = say(gain.per_step)
+    change = f"shrinks to {size} of its size" if gain.way == "vanishing" else f"grows {size}-fold"
+    return f"The gradient through {name!r} {change} at every time step"
 
 
 def _explanation(gain: Gain) -> str:
@@ -180,34 +181,34 @@ def _explanation(gain: Gain) -> str:
     name, size = layer.layer, _power(gain.log10_growth)
     if gain.way == "backward":
         return (
-            f"On its way back through {name!r} a gradient grows {say(gain.per_step)}-fold at each of {steps} time "
-            f"steps, before any training: {size}-fold in all. What happened early in a sequence then moves the weights "
-            "so much more than what happened late that no learning rate fits both, and a small change of the weights "
-            "changes the product of all steps beyond measure."
+            f"Before any training, a gradient grows {say(gain.per_step)}-fold at each of {steps} time steps on its "
+            f"way back through {name!r}: {size}-fold in total. Early time steps then move the weights so much more "
+            "than late ones that no learning rate fits both, and a small change of the weights changes the "
+            "product of all steps enormously."
         )
     if gain.way == "forward":
         return (
             f"The state of {name!r} passes through {layer.activation}, which has no bound, and grows "
-            f"{say(gain.per_step)}-fold at each of {steps} time steps, before any training: {size}-fold in all. "
+            f"{say(gain.per_step)}-fold at each of {steps} time steps, before any training: {size}-fold in total. "
             "Outputs, loss and gradients grow with it."
         )
     if gain.way == "vanishing":
         return (
-            f"On its way back through {name!r} a gradient keeps {say(gain.per_step)} of its size at each time step: "
-            f"after ten steps {_power(10 * math.log10(max(gain.per_step, 1e-38)))} of it is left, less than float32 "
-            f"can add to what came later. The layer learns from the last few of {steps} steps only."
+            f"On its way back through {name!r} a gradient keeps {say(gain.per_step)} of its size at each time "
+            f"step: {_power(10 * math.log10(max(gain.per_step, 1e-38)))} of it is left after ten steps, next to "
+            f"nothing beside the gradient of later steps. The layer learns from the last few of {steps} steps only."
         )
     if gain.way == "cell":
         return (
             f"{name!r} is an {layer.kind} whose state passes through {layer.activation} instead of tanh. It is "
             f"added to at each of {steps} time steps, and nothing bounds it: as soon as training opens the gates a "
-            "little, the state feeds itself and grows from step to step, and the gradient with it."
+            "little, the state amplifies itself from step to step, and the gradient with it."
         )
     return (
-        f"{name!r} is a plain recurrent layer: the gradient passes {steps} times through the same matrix. At the start "
-        f"that product was harmless, but in training its gradient jumped to {say(gain.jump)} times its usual size. "
-        "Where the matrix crosses the edge beyond which a signal feeds itself, the loss has a cliff, and one step from "
-        "its wall throws the weights far away."
+        f"{name!r} is a plain recurrent layer: the gradient passes through the same matrix {steps} times. At the "
+        f"start that product was harmless, but during training the gradient jumped to {say(gain.jump)} times its "
+        "usual size. Where the matrix begins to amplify its own signal the loss has a cliff, and one step at the "
+        "cliff moves the weights far away."
     )
 
 
@@ -236,8 +237,8 @@ def _evidence(trace: Trace, gain: Gain) -> tuple[Evidence, ...]:
             )
         )
     if layer.nonfinite_step is not None:
-        statement = f"After {layer.nonfinite_step} time steps the state is no finite number any more."
-        found.append(Evidence(statement, float(layer.nonfinite_step), source="the untouched net, a real batch"))
+        statement = f"After {layer.nonfinite_step} time steps the state is not finite any more."
+        found.append(Evidence(statement, float(layer.nonfinite_step), source="the untrained net, a real batch"))
     if math.isfinite(gain.jump):
         statement = f"The largest gradient norm of the layer was {say(gain.jump)} times its median in the run."
         found.append(Evidence(statement, gain.jump, JUMP, "this run"))

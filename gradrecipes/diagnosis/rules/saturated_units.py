@@ -41,7 +41,7 @@ SATURATED = 0.5  # share of a layer's outputs at a bound; Glorot weights and sca
 @rule(
     code="saturated_units",
     kind=Kind.CAUSE,
-    title="Bounded units sit at their bounds",
+    title="Bounded units are stuck at their bounds",
     short="saturated units",
     order=180,
     explained_by=(
@@ -67,8 +67,8 @@ def saturated_units(trace: Trace) -> Finding | None:
         return None
     worst = max(bad, key=lambda layer: layer.saturated_share or 0.0)
     share, name = worst.saturated_share or 0.0, worst.activation
-    moment = "before the first step" if when == "before" else "at the end of the trial, though not at its beginning"
-    statement = f"{say(100 * share)} % of the outputs of {worst.name!r} ({name}) lie at a bound, {moment}."
+    moment = "before the first step" if when == "before" else "at the end of the trial, but not at its beginning"
+    statement = f"{say(100 * share)} % of the outputs of {worst.name!r} ({name}) are at a bound {moment}."
     own = [weight for weight in weights(trace) if weight.layer == worst.name]
     advice = [normalize_before_the_activation(trace), *change_activation(trace, str(name), "relu")]
     return Finding(
@@ -78,9 +78,9 @@ def saturated_units(trace: Trace) -> Finding | None:
         severity=Severity.CRITICAL,
         confidence=0.75 if when == "before" else 0.6,
         explanation=(
-            f"{statement} There the slope of {name} is next to 0, and with it every gradient that passes through. What "
-            f"drives it there is the size of what comes in: {say(worst.input_rms or 0.0)} in the mean square, times "
-            "the weights."
+            f"{statement} There the derivative of {name} is close to 0, and so is every gradient that passes "
+            f"through it. The cause is the size of the inputs, {say(worst.input_rms or 0.0)} in root mean square, "
+            "times the weights."
         ),
         layer=worst.name,
         step=None if when == "before" or not len(trace) else int(trace.steps["step"][-1]),

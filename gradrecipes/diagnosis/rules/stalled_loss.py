@@ -66,7 +66,7 @@ def stalled_loss(trace: Trace) -> Finding | None:
     seen = verdict(trace)
     if seen.state != STALLED:
         return None
-    chance = f"; a blind guess has {say(seen.baseline)}" if seen.baseline > 0 else ""
+    chance = f"; a constant prediction has {say(seen.baseline)}" if seen.baseline > 0 else ""
     statement = f"The loss was {say(seen.start)} at the start and is {say(seen.end)} after {len(trace)} steps{chance}."
     return Finding(
         code="stalled_loss",
@@ -74,7 +74,7 @@ def stalled_loss(trace: Trace) -> Finding | None:
         kind=Kind.SYMPTOM,
         severity=Severity.WARNING,
         confidence=0.9,
-        explanation=f"{statement} Steps are spent and nothing is learnt; the cause named beside this says why.",
+        explanation=f"{statement} Nothing is learned; the cause that is reported with this symptom says why.",
         evidence=(Evidence(statement, seen.end, seen.start, "this run"),),
         prescriptions=(prescription("find_the_range"),),
     )

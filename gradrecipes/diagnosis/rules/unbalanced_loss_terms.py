@@ -75,24 +75,25 @@ def unbalanced_loss_terms(trace: Trace) -> Finding | None:
     if found is None:
         return None
     ratio = found.large_size / found.small_size
+    large = found.large[0].upper() + found.large[1:]
     statement = (
-        f"{found.large} begins at {say(found.large_size)} in the loss and {found.small} at {say(found.small_size)}, "
+        f"{large} begins at {say(found.large_size)} and {found.small} at {say(found.small_size)}, "
         f"{say(ratio)} times less"
     )
-    after = f"{found.small} ends at {say(found.small_end)} in the loss"
+    after = f"{found.small} ends at {say(found.small_end)}"
     return Finding(
         code="unbalanced_loss_terms",
-        title=f"{found.large} outweighs {found.small} {say(ratio)} times, which is not learned",
+        title=f"{large} outweighs {found.small} {say(ratio)} times, which is not learned",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL if found.proven else Severity.WARNING,
         confidence=0.95 if found.proven else 0.75,
         explanation=(
-            f"{statement}, and {after}. The gradient of a sum is the sum of the gradients: what the smaller term asks "
-            "for is lost beside the larger one, and the sum falls all the same."
+            f"{statement}, and {after}. The gradient of a sum is the sum of the gradients: the smaller term has no "
+            "visible effect beside the larger one, and the sum falls without it."
         ),
         evidence=(
             Evidence(f"{statement}.", ratio, 1.0, "this trial; arXiv 1711.02257"),
-            Evidence(f"{after}.", found.small_end, None, "this trial"),
+            Evidence(f"{after[0].upper()}{after[1:]}.", found.small_end, None, "this trial"),
             *_balanced(trace),
         ),
         prescriptions=(_reweigh(trace, found),),
@@ -173,7 +174,7 @@ def _balanced(trace: Trace) -> tuple[Evidence, ...]:
         return ()
     learned = sum(one.learned for one in trial.outputs)
     statement = (
-        f"{learned} of {len(trial.outputs)} outputs beat a constant answer as it is; {BALANCED_TERMS.words}, "
+        f"{learned} of {len(trial.outputs)} outputs beat a constant prediction as it is; {BALANCED_TERMS.words}, "
         f"{result.outputs_learned} do."
     )
     return (Evidence(statement, float(result.outputs_learned), float(len(trial.outputs)), "this trial"),)
@@ -192,7 +193,7 @@ def _reweigh(trace: Trace, found: Terms) -> Prescription:
             f"    loss_weights={{{weights}}},  # each loss begins at 1\n"
             ")\n"
         )
-        title = "Give the losses weights with which they begin equally large"
+        title = "Set loss weights so that the losses start equally large"
     else:
         factor = found.small_size / found.large_size
         code = f"weight = {factor:.2g}  # times the weight that {found.large.strip(chr(39))} has now\n"
@@ -200,7 +201,7 @@ def _reweigh(trace: Trace, found: Terms) -> Prescription:
     return Prescription(
         title=title,
         code=code,
-        reason="Terms that begin equally large have gradients of the same order, and all are learned.",
-        risk="Which term matters more is yours to say: change the weights by small factors from there.",
+        reason="Terms that start equally large have gradients of the same order, and all are learned.",
+        risk="You decide which term matters more: adjust the weights by small factors from there.",
         reference="arXiv 1711.02257 (GradNorm), arXiv 2001.04536 (equations)",
     )

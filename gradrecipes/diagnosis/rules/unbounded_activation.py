@@ -48,7 +48,7 @@ FAR_START = 5.0  # loss at the start over that of a blind guess
 @rule(
     code="unbounded_activation",
     kind=Kind.CAUSE,
-    title="An activation grows faster than what it is given",
+    title="An activation grows faster than its input",
     short="an activation that grows faster than its input",
     order=110,
 )
@@ -82,20 +82,19 @@ def _of_layers(trace: Trace, odd: list[LayerSignal], broke: bool) -> Finding:
     name = worst.activation or worst.kind
     exponent, gain = worst.activation_exponent or 0.0, worst.activation_gain or 0.0
     statement = (
-        f"{name} in {worst.name!r} answers to a signal of size 1 with {say(gain)}, and to one "
-        f"of size 10 with {say(gain * 10.0 ** min(exponent, 37.0))}; a ReLU gives 0.71 and 7.1."
+        f"{name} in {worst.name!r} turns a signal of size 1 into {say(gain)}, and one of size 10 into "
+        f"{say(gain * 10.0 ** min(exponent, 37.0))}; a ReLU gives 0.71 and 7.1."
     )
     sizes = f" Its output on this batch has a size of {say(worst.output_rms)}." if worst.output_rms else ""
     return Finding(
         code="unbounded_activation",
-        title=f"The activation {name} grows faster than what it is given",
+        title=f"The activation {name} grows faster than its input",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=0.9 if broke else 0.8,
         explanation=(
-            f"{statement}{sizes} Signal and gradient then have no size at which they stay: what is a little too large "
-            "becomes far too large in the next layer, and a step that enlarges the weights a little enlarges the "
-            "output a lot."
+            f"{statement}{sizes} Signal and gradient then have no stable size: a signal that is slightly too large "
+            "becomes far too large in the next layer, and a small step in the weights changes the output a lot."
         ),
         layer=worst.name,
         evidence=(Evidence(statement, exponent, 1.0, "the activation itself, on quantiles of a normal signal"),),
@@ -121,19 +120,19 @@ def _of_operation(trace: Trace, layer: LayerSignal, entered: float) -> Finding:
     size = layer.output_rms
     became = "more than float32 holds" if size is None else f"a size of {say(size)}"
     statement = (
-        f"{layer.name!r} ({layer.kind}) makes {became} out of numbers of at most {say(entered)} in the mean "
-        "square, without weights that would do so."
+        f"{layer.name!r} ({layer.kind}) turns an input of root mean square {say(entered)} at most into {became}, "
+        "without weights that would do so."
     )
     return Finding(
         code="unbounded_activation",
-        title=f"The arithmetic of {layer.name!r} grows faster than what it is given",
+        title=f"The output of {layer.name!r} grows faster than its input",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=0.85,
         explanation=(
-            f"{statement} An exponential, a power or a product of signals does that: it has no size at which it stays, "
-            "and the next such layer makes infinity of it. A softmax in place of a bare exponential, a division by the "
-            "root of the width before it, or a normalization behind it keeps the size."
+            f"{statement} An exponential, a power or a product of signals does that: it has no stable size, and "
+            "the next such layer overflows. Use a softmax instead of a bare exponential, divide by the square "
+            "root of the width before it, or normalize after it."
         ),
         layer=layer.name,
         evidence=(Evidence(statement, size, entered, "this batch, before the trial"),),
@@ -144,8 +143,8 @@ def _of_operation(trace: Trace, layer: LayerSignal, entered: float) -> Finding:
 def _of_cells(trace: Trace, gated: list[LayerSignal]) -> Finding:
     worst = gated[0]
     statement = (
-        f"{worst.name!r} is an {worst.kind} whose state passes through {worst.activation} instead of tanh: it "
-        "is added to at every time step and nothing bounds it."
+        f"{worst.name!r} is an {worst.kind} whose state passes through {worst.activation} instead of tanh: the "
+        "state is added to at every time step, and nothing bounds it."
     )
     advice = change_activation(trace, str(worst.activation), "tanh")
     return Finding(
@@ -154,7 +153,7 @@ def _of_cells(trace: Trace, gated: list[LayerSignal]) -> Finding:
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=0.9,
-        explanation=f"{statement} Over a long sequence the state, and the gradient through it, grow without end.",
+        explanation=f"{statement} Over a long sequence the state and its gradient grow without limit.",
         layer=worst.name,
         evidence=(Evidence(statement, source="keras.layers.LSTM: activation='tanh' by default"),),
         prescriptions=advice,

@@ -42,8 +42,8 @@ FAR_BELOW = 1.0  # below 0 by as much at 1e4 times the answers: no rounding does
 @rule(
     code="unbounded_loss",
     kind=Kind.CAUSE,
-    title="The loss falls for ever as the answers run away",
-    short="a loss without a least value",
+    title="The loss has no minimum: it falls as long as the outputs grow",
+    short="a loss without a minimum",
     order=52,
     explained_by=("nonfinite_data", "loss_output_mismatch"),
 )
@@ -58,21 +58,22 @@ def unbounded_loss(trace: Trace) -> Finding | None:
     on_its_way = seen.unhealthy or (last < first and last < 0)
     at = head.measured.far_losses or ()
     statement = (
-        f"The loss {head.name!r} is {say(at[0])} at the net's own answers, {say(at[1])} a hundred times further out, "
-        f"and {say(at[-1])} a million times further out"
+        f"The loss {head.name!r} is {say(at[0])} at the net's own outputs, {say(at[1])} at a hundred times larger "
+        f"ones, and {say(at[-1])} at a million times larger ones"
     )
     return Finding(
         code="unbounded_loss",
-        title=f"The loss {head.name!r} has no least value: it falls as long as the answers grow",
+        title=f"The loss {head.name!r} has no minimum: it falls as long as the outputs grow",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL if on_its_way else Severity.WARNING,
         confidence=0.9 if on_its_way else 0.75,
         explanation=(
-            f"{statement}. Nothing holds the answers: the last layer is linear, and neither a constraint nor a penalty "
-            "acts on weights. The training makes them larger for ever; a loss that falls is no learning here."
+            f"{statement}. Nothing limits the outputs: the last layer is linear, and the weights have neither a "
+            "constraint nor a penalty. Training makes them larger without end, so a falling loss is not a sign of "
+            "learning."
         ),
         evidence=(
-            Evidence(f"{statement}.", at[-1], 0.0, "the loss on one batch; expected: a loss with a least value"),
+            Evidence(f"{statement}.", at[-1], 0.0, "the loss on one batch; expected: a loss with a minimum"),
             *_run(first, last),
         ),
         prescriptions=(_bound(head),),
@@ -96,7 +97,7 @@ def _run(first: float, last: float) -> tuple[Evidence, ...]:
 
 def _bound(head: Head) -> Prescription:
     return Prescription(
-        title="Give the loss a least value",
+        title="Use a loss that has a minimum",
         code=(
             "import keras\n\n\n"
             "def difference(y, p):  # of numbers\n"
@@ -106,7 +107,7 @@ def _bound(head: Head) -> Prescription:
             "def apart(distance, margin=1.0):  # of what has to be far apart\n"
             "    return keras.ops.mean(keras.ops.square(keras.ops.relu(margin - distance)))\n"
         ),
-        reason=f"{head.name!r} rewards large answers; each of these is at its least where the answer is right.",
-        risk="The number that is shown means something else than before: do not compare the two.",
+        reason=f"{head.name!r} rewards large outputs; each of these is smallest where the output is right.",
+        risk="The new loss has another meaning: its values cannot be compared with those before.",
         reference="arXiv 1704.00028 (critics), LeCun et al. 2006 (margins)",
     )

@@ -68,13 +68,13 @@ def at_the_start(trace: Trace) -> Said | None:
         broken, found = ("value", point.value) if point.value != "finite" else ("gradient", point.gradient)
         samples = f", for {listed(point.samples)}" if point.samples else ""
         statement = (
-            f"On the first batch the {broken} of {head.name!r} is {word(found)}{samples}, though the net's answers lie "
-            f"between {say(head.measured.min or 0.0)} and {say(head.measured.max or 0.0)}"
+            f"On the first batch the {broken} of {head.name!r} is {word(found)}{samples}, although the net's "
+            f"outputs lie between {say(head.measured.min or 0.0)} and {say(head.measured.max or 0.0)}"
         )
         return (
             f"The loss {head.name!r} is {word(found)} from the first batch on",
-            f"{statement}. Something in it is no number there: a logarithm of 0 or less, a root at 0, or a division "
-            "by a target that is 0.",
+            f"{statement}. Part of it is not finite there: a logarithm of 0 or less, a square root at 0, or a "
+            "division by a target that is 0.",
             Severity.CRITICAL,
             0.95,
             (Evidence(f"{statement}.", None, None, "the loss on one batch, before the trial"), *_zeros(head)),
@@ -100,8 +100,8 @@ def percentage(trace: Trace) -> Said | None:
         )
         return (
             "A percentage error of targets that are 0",
-            f"{statement}. Such a sample counts ten million times as much as one whose target is 1, and its gradient "
-            "drowns all others.",
+            f"{statement}. Such a sample counts ten million times as much as one whose target is 1, and its "
+            "gradient outweighs all others.",
             Severity.CRITICAL,
             0.9,
             (Evidence(f"{statement}.", share, 0.0, "the data, and this trial"),),
@@ -119,16 +119,17 @@ def ends(trace: Trace) -> Said | None:
             continue
         at = " and ".join(one.at for one in bad)
         activation = bad[0].activation
-        where = "where it is sure of one class" if at == "one class" else f"at exactly {at}"
+        where = "for a single class" if at == "one class" else f"at exactly {at}"
         statement = (
-            f"The loss {head.name!r} is no number where the {activation} of {head.output.name!r} is {where[6:]}"
+            f"The loss {head.name!r} is not finite where the {activation} of {head.output.name!r} is certain of a class"
             if at == "one class"
-            else f"The loss {head.name!r} or its gradient is no number where a {activation} ends, {where}"
+            else f"The loss {head.name!r} or its gradient is not finite at the limit of a {activation}, {where}"
         )
         return (
-            f"The loss {head.name!r} breaks {where}, where its {activation} gets by training",
-            f"{statement}. This run has not met it; but float32 rounds the {activation} to its end as soon as the net "
-            "is sure, because it has learnt or because it was thrown off, and then one sample makes all weights NaN.",
+            f"The loss {head.name!r} is not finite {where}, which its {activation} reaches in training",
+            f"{statement}. This run has not reached it, but float32 rounds the {activation} to its limit as soon "
+            "as the net is certain, whether it has learned or diverged; one such sample then makes all weights "
+            "NaN.",
             Severity.WARNING,
             0.8,
             (Evidence(f"{statement}.", None, None, "the loss on one batch, a part of the predictions moved there"),),
@@ -157,7 +158,7 @@ def points(trace: Trace, own: list[Head]) -> tuple[Evidence, ...]:
     for head in own:
         bad = [one.at for one in head.points if not one.finite]
         if bad:
-            statement = f"Evaluated by itself, {head.name!r} is no number at these predictions: {', '.join(bad)}."
+            statement = f"Evaluated by itself, {head.name!r} is not finite at these predictions: {', '.join(bad)}."
             found.append(Evidence(statement, None, None, "the loss on one batch, before the trial"))
     return tuple(found)
 
@@ -236,10 +237,10 @@ def _broken_loss(trace: Trace) -> Said | None:
     name = f"what {first.layer} adds to the loss" if added else f"the loss {own[0].name!r}" if own else "the loss"
     part = "its derivative" if first.kind == "gradient" else "it"
     where = f", for {listed(first.samples)} of the batch" if first.samples else ""
-    statement = f"The step broke in {name}: {part} became {word(first.found)}{where}, while all that entered was finite"
+    statement = f"The step broke in {name}: {part} became {word(first.found)}{where}, while all its inputs were finite"
     largest_said = "" if largest is None else f" and at most {say(largest)} in size"
     return (
-        _title(trace, name) or f"{name[0].upper()}{name[1:]} gives {word(first.found)} for predictions that are finite",
+        _title(trace, name) or f"{name[0].upper()}{name[1:]} returns {word(first.found)} for finite predictions",
         f"{statement}{largest_said}. {first.sentence} {_arithmetic(trace)}".rstrip(),
         Severity.CRITICAL,
         0.95,
@@ -273,8 +274,8 @@ def _swept(trace: Trace) -> tuple[Evidence, ...]:
     bad = probe.nonfinite_samples
     if not bad:
         return ()
-    statement = f"At the first weights the loss, or its slope, is not finite for {listed(bad)} of all the data"
-    return (Evidence(f"{statement}.", len(bad), 0, f"{probe.samples} samples sent through the net"),)
+    statement = f"With the initial weights the loss, or its derivative, is not finite for {listed(bad)} of all the data"
+    return (Evidence(f"{statement}.", len(bad), 0, f"forward pass over {probe.samples} samples"),)
 
 
 def _broken_operation(trace: Trace) -> Said | None:
@@ -299,8 +300,7 @@ def _broken_operation(trace: Trace) -> Said | None:
     size = "" if entered is None else f" of root mean square {say(entered)}"
     statement = f"The step broke in {what}: {part} it became {word(first.found)}, while its input{size} was finite"
     return (
-        _title(trace, repr(layer))
-        or f"An operation in {layer!r} gives {word(first.found)} for numbers that are finite",
+        _title(trace, repr(layer)) or f"An operation in {layer!r} returns {word(first.found)} for finite inputs",
         f"{statement}. {first.sentence} {_arithmetic(trace)}",
         Severity.CRITICAL,
         0.9,
@@ -325,13 +325,12 @@ def _derivative(trace: Trace) -> Said | None:
         or offenders(trace)
     ):
         return None
-    statement = (
-        f"The first step has a loss of {say(float(first[0]))}, layers that are finite, and a gradient that is NaN"
-    )
+    statement = f"The first step has a loss of {say(float(first[0]))}, finite layer outputs, and a gradient that is NaN"
     return (
-        "Something in the train step has no derivative where the net begins",
-        f"{statement}. The slope of a root at 0 is infinite, and infinity times 0 is NaN: a norm of a gradient or of a "
-        "difference that is exactly 0 at first does that, and so does the branch of a `where` that is not taken.",
+        "Part of the train step has no derivative at the initial weights",
+        f"{statement}. The derivative of a square root at 0 is infinite, and infinity times 0 is NaN: this happens "
+        "for the norm of a gradient or of a difference that is exactly 0 at first, and in the branch of a `where` "
+        "that is not taken.",
         Severity.CRITICAL,
         0.85,
         (Evidence(f"{statement}.", None, None, "the first step of the trial"),),

@@ -138,13 +138,17 @@ def _oddity(array: ArrayReading, *, mended: bool) -> tuple[str, float, float] | 
     if rms is None:
         return f"{name} overflows when it is squared", math.inf, 1.0
     if rms > (SOMEWHAT_FAR if mended else FAR):
-        apart = f", and its columns deviate by {say(low)} to {say(high)}" if low and high and high > APART * low else ""
+        apart = (
+            (f", and its columns have standard deviations from {say(low)} to {say(high)}")
+            if low and high and high > APART * low
+            else ""
+        )
         return f"{name} has a root mean square of {say(rms)}{apart}", rms, 1.0
     if low and high and high > APART * low and high > SOMEWHAT_FAR:
-        return f"the columns of {name} deviate by {say(low)} to {say(high)}", high / low, 1.0
+        return f"the columns of {name} have standard deviations from {say(low)} to {say(high)}", high / low, 1.0
     if high and mean > SOMEWHAT_FAR and mean > OFF_CENTER * high:
         return (
-            f"the columns of {name} have means up to {say(mean)} and deviate by {say(high)} at most",
+            f"the columns of {name} have means up to {say(mean)} and standard deviations of at most {say(high)}",
             mean / high,
             0.0,
         )
@@ -164,15 +168,16 @@ def _explanation(array: ArrayReading, what: str) -> str:
     rms = number(array.rms)
     small = rms is not None and rms < TINY
     size = (
-        "The first layer makes next to nothing of them: its outputs and gradients are as many times too small, and "
+        "The first layer hardly responds to them: its outputs and gradients are that many times too small, and "
         "all samples look alike."
         if small
-        else "What the first layer puts out, the loss, and the gradient of its weights grow with them, so that a rate "
-        "that suits the rest of the net is that many times too long there; columns of different scales pull it apart."
+        else "The output of the first layer, the loss, and the gradient of its weights grow with the inputs, so a "
+        "learning rate that suits the rest of the net is that many times too high there; columns of different "
+        "scales need different rates."
     )
     return (
-        f"No normalization stands between the data and the first weights, and {what}. Initializers and learning rates "
-        f"are made for inputs of mean 0 and size 1. {size}"
+        f"No normalization precedes the first weights, and {what}. Initializers and learning rates assume inputs "
+        f"of mean 0 and standard deviation 1. {size}"
     )
 
 
@@ -198,9 +203,7 @@ def _largest_columns(array: ArrayReading) -> tuple[Evidence, ...]:
 def _start(seen: Any) -> tuple[Evidence, ...]:
     if not seen.start_over_baseline >= SOMEWHAT_FAR:
         return ()
-    statement = (
-        f"The run began at a loss of {say(seen.start)}; answering always the same would give {say(seen.baseline)}."
-    )
+    statement = f"The run began at a loss of {say(seen.start)}; a constant prediction would give {say(seen.baseline)}."
     return (Evidence(statement, seen.start, seen.baseline, "this trial, and the targets alone"),)
 
 

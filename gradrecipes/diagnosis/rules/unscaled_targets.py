@@ -145,12 +145,16 @@ def _explanation(trace: Trace, head: Head, what: str) -> str:
     adaptive = name in ADAPTIVE
     rate = trace.description.learning_rate
     if adaptive and rate:
-        steps = f" At {say(rate)} a step and weight, {name} is long under way to answers of that size."
+        steps = (
+            f" {name} changes each weight by about {say(rate)} a step, so it needs many steps to reach outputs of "
+            "that size."
+        )
     else:
-        steps = " Plain steps are in proportion to the gradient, and so as many times too long."
+        steps = " Plain gradient steps are proportional to the gradient, and so that many times too long."
     return (
-        f"A new net answers near 0, and {what}: the first error is the target itself, and with {head.loss} the "
-        f"last layer's gradient grows with it, by far beyond what initial weights and rates are made for.{steps}"
+        f"An untrained net predicts values near 0, and {what}: the first error is the target itself, and with "
+        f"{head.loss} the last layer's gradient grows with it, far beyond what initial weights and learning rates "
+        f"are made for.{steps}"
     )
 
 
@@ -160,7 +164,7 @@ def _first_answers(head: Head) -> tuple[Evidence, ...]:
         return ()
     return (
         Evidence(
-            f"The untrained net's answers have a root mean square of {say(rms)}.",
+            f"The untrained net's outputs have a root mean square of {say(rms)}.",
             rms,
             _size(head),
             "one batch before the trial; expected: that of the targets",
@@ -171,5 +175,5 @@ def _first_answers(head: Head) -> tuple[Evidence, ...]:
 def _start(seen: Any) -> tuple[Evidence, ...]:
     if not seen.start_over_baseline >= 2.0:
         return ()
-    statement = f"The run began at a loss of {say(seen.start)}; answering always the same gives {say(seen.baseline)}."
+    statement = f"The run began at a loss of {say(seen.start)}; a constant prediction gives {say(seen.baseline)}."
     return (Evidence(statement, seen.start, seen.baseline, "this trial, and the targets alone"),)

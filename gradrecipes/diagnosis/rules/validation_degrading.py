@@ -63,7 +63,7 @@ def validation_degrading(trace: Trace) -> Finding | None:
         kind=Kind.SYMPTOM,
         severity=Severity.WARNING,
         confidence=0.9,
-        explanation=f"{statement} From there on the net learns its samples by heart.",
+        explanation=f"{statement} From then on the net memorizes the training samples.",
         evidence=(Evidence(statement, float(last[-1]), float(validation[best]), "the logs of the epochs"),),
         prescriptions=(
             Prescription(
@@ -73,8 +73,8 @@ def validation_degrading(trace: Trace) -> Finding | None:
                     "stopping = gr.NanProofEarlyStopping(patience=5, restore_best_weights=True)\n"
                     "model.fit(x, y, validation_split=0.2, epochs=100, callbacks=[stopping])\n"
                 ),
-                reason="It goes back to the weights of the best epoch, and a NaN does not pass for one.",
-                risk="Patience that is too short stops on a plateau.",
+                reason="It restores the weights of the best epoch, and never takes NaN for the best.",
+                risk="A patience that is too short stops on a plateau.",
                 reference="Prechelt 1998",
             ),
         ),

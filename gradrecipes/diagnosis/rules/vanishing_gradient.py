@@ -33,7 +33,7 @@ LOST = 1e-5  # output gradient of the first weighted layer over that of the last
 @rule(
     code="vanishing_gradient",
     kind=Kind.SYMPTOM,
-    title="Next to nothing of the gradient reaches the first layers",
+    title="Hardly any gradient reaches the first layers",
     order=280,
     explained_by=(
         "loss_output_mismatch",
@@ -55,15 +55,15 @@ def vanishing_gradient(trace: Trace) -> Finding | None:
         return None
     left = ends[0] / ends[1]
     statement = (
-        f"Of the gradient at the last weighted layer, {say(left)} is left at the first, {len(read)} layers before."
+        f"Only {say(left)} of the gradient at the last weighted layer is left at the first, {len(read)} layers earlier."
     )
     return Finding(
         code="vanishing_gradient",
-        title=f"Of the gradient, {say(left)} reaches the first layer",
+        title=f"Only {say(left)} of the gradient reaches the first layer",
         kind=Kind.SYMPTOM,
         severity=Severity.WARNING,
         confidence=0.95,
-        explanation=f"{statement} The layers there are not moved, and the loss stands still.",
+        explanation=f"{statement} The first layers are hardly updated, and the loss does not fall.",
         layer=read[0].name,
         evidence=(Evidence(statement, left, 1.0, "this batch, before any update"),),
         prescriptions=(normalize_before_the_activation(trace), add_residual_blocks(trace)),

@@ -56,7 +56,7 @@ SHRINKS = 0.75  # theory's gradient factor per layer below which the activation 
 @rule(
     code="vanishing_initialization",
     kind=Kind.CAUSE,
-    title="The initial weights lose the signal or the gradient",
+    title="The signal or the gradient vanishes with the initial weights",
     short="weights too small",
     order=160,
 )
@@ -83,17 +83,21 @@ def _too_small(trace: Trace) -> Finding | None:
     worst = min(bad, key=lambda weight: weight.rms)
     usual = worst.least or 0.0
     if alike:
-        title = "The initial weights of a layer are all alike, so that its units can never differ"
-        said = f"all entries of {worst.path!r} are {say(worst.mean)}; an initializer would spread them by"
+        title = "The initial weights of a layer are all equal, so its units can never differ"
+        said = f"all entries of {worst.path!r} are {say(worst.mean)}; an initializer would draw them with"
+        why = "All units of such a layer compute the same and receive the same gradient, so they stay equal."
     else:
         times = say(usual / worst.rms) if worst.rms else "infinitely many"
         title = f"The initial weights are {times} times too small"
         said = f"the entries of {worst.path!r} have a size of {say(worst.rms)}; an initializer would draw them with"
-    statement = f"In {len(bad)} of {len(hidden)} kernels: {said} a standard deviation of {say(usual)}."
+        why = (
+            "Each layer shrinks its signal, and the gradient on its way back, so the output hardly depends on the "
+            "input and the first layers hardly learn."
+        )
+    statement = f"In {len(bad)} of {len(hidden)} kernels {said} a standard deviation of {say(usual)}."
     return _finding(
         title,
-        "Each layer makes of what it receives a smaller copy, and of the gradient likewise, so that the output hardly "
-        f"depends on the input and the first layers are hardly moved. {statement}",
+        f"{why} {statement}",
         worst.layer,
         confidence(trace, FITTING_WEIGHTS),
         (
@@ -121,9 +125,9 @@ def _shrinking(trace: Trace) -> Finding | None:
         f"multiply it by {say(predicted)}."
     )
     return _finding(
-        f"{activation} layers with these initial weights lose the gradient: {say(measured)} per layer",
-        f"{statement} A sound net keeps a factor near 1. What is lost on the way back cannot be had again by a higher "
-        "learning rate, which the last layers would not bear.",
+        f"The gradient shrinks to {say(measured)} of its size per {activation} layer with these initial weights",
+        f"{statement} In a healthy net the factor is near 1. A higher learning rate does not make up for it: the "
+        "last layers would diverge.",
         read[0].name,
         0.9,
         (Evidence(statement, measured, predicted, "mean-field theory, arXiv 1611.01232"),),
