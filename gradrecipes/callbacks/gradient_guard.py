@@ -317,12 +317,15 @@ class GradientGuard(AttachedCallback):
             return None
         if retrial.outcome in (SKIPPED_LOSS, SKIPPED_GRADIENT, SKIPPED_OVERFLOW):
             return True
+        outlies = consecutive > 0 and retrial.outcome != APPLIED
+        if np.isnan(retrial.first_loss):  # the train step shows none
+            return bool(outlies and 0 < DIVERGED * retrial.first_gradient_norm <= retrial.gradient_norm)
         first_loss = np.fmax(retrial.first_loss, self._baseline())
         limit = EARLY_RATIO * first_loss
         learned_nothing = len(losses) > 0 and float(np.median(losses[-LATEST:])) > limit
         absurd = 0 < limit < retrial.loss and (learned_nothing or retrial.loss > EARLY_RATIO * max(losses, default=0))
         worse = 0 < DIVERGED * first_loss <= retrial.loss
-        return bool(absurd or (consecutive and worse and retrial.outcome != APPLIED))
+        return bool(absurd or (outlies and worse))
 
     def _baseline(self) -> float:
         reference = self._session.reference

@@ -14,6 +14,7 @@ MAX_PLAIN_SQUARE = 3.0e38  # float32 ends at 3.4e38; a sum of squares above this
 MIN_PLAIN_SQUARE = 1.0e-24  # below it the squares of single entries fall under float32's 1.2e-38
 MAX_PLAIN_NORM = 1.7e19  # the square root of the first: above it no optimizer can hold the squares
 MAX_PLAIN_NORM_FLOAT64 = 1.3e154  # that of float64, which ends at 1.8e308
+MAX_OF_FLOAT64 = 1e30  # of a loss in the record, in float32: a mean of such losses is finite too
 MOMENTS = 5  # columns of `row_moments`
 MAX_SINGLE_FACTOR_NORM = 1e30  # above it, bound / norm nears float32's smallest number: divide in two steps
 
@@ -148,6 +149,14 @@ def judge_range(norms: Norms, tensors: Sequence[TensorLike], loss_scale: tf.Tens
         squares = tf.add_n([tf.reduce_sum(tf.square(part / divisor)) for part in values])
         overflows.append(divisor * tf.sqrt(squares) > bound * tf.cast(loss_scale, tf.float64))
     return tf.reduce_all(tf.stack(finite)), tf.reduce_any(tf.stack(overflows))
+
+
+def as_float32(value: tf.Tensor) -> tf.Tensor:
+    """Return a loss in float32: what is finite in float64 stays so, at most `MAX_OF_FLOAT64`."""
+    if value.dtype == tf.float64:
+        bounded = tf.clip_by_value(value, -MAX_OF_FLOAT64, MAX_OF_FLOAT64)
+        value = tf.where(tf.math.is_finite(value), bounded, value)
+    return tf.cast(value, tf.float32)
 
 
 def measure_norms(packed: PackedTensors) -> Norms:

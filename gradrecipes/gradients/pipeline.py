@@ -27,6 +27,7 @@ from gradrecipes.gradients.norms import (
     MAX_SINGLE_FACTOR_NORM,
     Norms,
     PlainSquares,
+    as_float32,
     judge_range,
     plain_squares,
     scaled_norms,
@@ -290,7 +291,7 @@ class Pipeline:
             return whole
         indices = self._indices(whole.variables)
         recorder = self._make_recorder(int(whole.norms.shape[0]), len(activations or ()))
-        loss = tf.constant(np.nan, tf.float32) if loss is None else tf.cast(loss, tf.float32)
+        loss = tf.constant(np.nan, tf.float32) if loss is None else as_float32(loss)
         if whole.is_step is None:
             self._write(recorder, results, whole, indices, loss, activations)
             return whole
@@ -397,4 +398,4 @@ class Pipeline:
 
 
 def _float32_or_zero(loss: tf.Tensor | None) -> tf.Tensor:
-    return tf.zeros(()) if loss is None else tf.cast(loss, tf.float32)
+    return tf.zeros(()) if loss is None else as_float32(loss)

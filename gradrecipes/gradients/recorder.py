@@ -222,10 +222,10 @@ class Recorder:
         self._taken, self._samples_taken = step, count
         return taken
 
-    def outcome_and_loss(self, step: int) -> tuple[int, float]:
-        """Return what one of the last steps came to."""
+    def result_of(self, step: int) -> tuple[int, float, float]:
+        """Return what one of the last steps came to: its outcome, its loss and its gradient norm."""
         row = dict(zip(STEP_COLUMNS, self._rows[step % self.capacity].numpy(), strict=False))
-        return int(row["outcome"]), float(row["loss"])
+        return int(row["outcome"]), float(row["loss"]), float(row["gradient_norm"])
 
     @property
     def counts(self) -> list[tf.Variable]:

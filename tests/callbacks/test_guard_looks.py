@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import types
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import gradrecipes as gr
 
@@ -138,3 +141,36 @@ def test_a_hard_batch_late_in_a_training_is_used_and_an_absurd_one_that_is_left_
         model.fit(x_late, y_late, **how)
         assert {event.kind for event in guard.events} == kinds
         assert model.history.history["loss"][-1] > 2 * before
+
+
+class Alternating(keras.Model):
+    """Two nets with an optimizer each, and a train step that shows two losses."""
+
+    def __init__(self):
+        super().__init__()
+        self.maker = keras.Sequential([keras.Input((10,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(10)])
+        self.judge = keras.Sequential([keras.Input((10,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1)])
+        self.of_maker, self.of_judge = keras.optimizers.SGD(0.01), keras.optimizers.Adam(0.01)
+
+    def train_step(self, batch):
+        losses = {}
+        for name, part, optimizer in (("j", self.judge, self.of_judge), ("m", self.maker, self.of_maker)):
+            with tf.GradientTape() as tape:
+                made = self.maker(batch[0]) if name == "m" else batch[0]
+                losses[name] = tf.reduce_mean(tf.square(self.judge(made) - batch[1]))
+            weights = part.trainable_weights
+            optimizer.apply_gradients(zip(tape.gradient(losses[name], weights), weights, strict=True))
+        return losses
+
+
+def test_where_no_loss_is_seen_the_gradients_tell_bad_weights():
+    x, y = data()
+    keras.utils.set_random_seed(0)
+    model, guard = Alternating(), gr.GradientGuard()
+    model.compile()
+    jump = Jump(35)
+    jump.set_model = lambda model: setattr(jump, "_model", types.SimpleNamespace(optimizer=model.of_maker))
+    model.fit(x, y, batch_size=BATCH, epochs=2, verbose=0, callbacks=[guard, jump])
+    assert np.isnan(guard.trace.loss).all()
+    assert "rollback" in [event.kind for event in guard.events]
+    assert max(np.abs(weight).max() for weight in model.get_weights()) < 10

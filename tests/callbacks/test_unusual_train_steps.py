@@ -78,6 +78,10 @@ KINDS = {
     "no call": (Distiller, ["mae"]),
     "other structure": (OtherStructure, ["mae"]),
     "nested": (lambda: Returning(lambda loss: {"nested": {"one": {"two": loss}, "three": 2.0 * loss}}), None),
+    "a variable within": (
+        lambda: Returning(lambda loss: {"nested": [loss, 2.0 * loss], "rate": keras.Variable(0.1)}),
+        None,
+    ),
     "vector": (lambda: Returning(lambda loss: {"vector": tf.stack([loss, loss])}), None),
     "None within": (lambda: Returning(lambda loss: {"loss": loss, "nothing": None}), None),
     "scalar": (lambda: Returning(lambda loss: loss), None),

@@ -158,7 +158,7 @@ class Trace:
 
     @property
     def loss(self) -> np.ndarray:
-        """float32 `[n]`, the loss of each batch."""
+        """float32 `[n]`, the loss of each batch; at most 1e30 where that of float64 is finite."""
         return self.steps["loss"]
 
     @property

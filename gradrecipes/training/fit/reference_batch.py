@@ -22,12 +22,16 @@ class Retrial(NamedTuple):
     Attributes:
         outcome: A key of `gradrecipes.core.trace.OUTCOMES`; of the step with the present weights.
         loss: Its loss; NaN where it is not seen.
+        gradient_norm: Its global gradient norm.
         first_loss: The loss of the batch when it came.
+        first_gradient_norm: Its norm when it came.
     """
 
     outcome: int
     loss: float
+    gradient_norm: float
     first_loss: float
+    first_gradient_norm: float
 
 
 class ReferenceBatch:

@@ -288,17 +288,17 @@ class FitSession:
             self.reference = None  # the next execution gives another
             return None
         seen = self._try(self.reference.iterator())
-        return None if seen is None else Retrial(*seen, float(steps["loss"][row]))
+        return None if seen is None else Retrial(*seen, *(float(steps[n][row]) for n in ("loss", "gradient_norm")))
 
-    def retry(self, batch: Any) -> tuple[int, float] | None:
+    def retry(self, batch: Any) -> tuple[int, float, float] | None:
         """Run a step on a batch with the present weights, and put everything back.
 
         Args:
             batch: One of `batch`, `batch_before` and `next_batch()`.
 
         Returns:
-            Its outcome, a key of `gradrecipes.core.trace.OUTCOMES`, and its loss; None where its gradient was only
-            accumulated.
+            Its outcome, a key of `gradrecipes.core.trace.OUTCOMES`, its loss and its gradient norm; None where its
+            gradient was only accumulated.
         """
         return self._try([batch])
 
@@ -311,13 +311,13 @@ class FitSession:
                 self._ahead = [next(self._iterator)]
         return self._ahead[0] if self._ahead else None
 
-    def _try(self, batches: Any) -> tuple[int, float] | None:
+    def _try(self, batches: Any) -> tuple[int, float, float] | None:
         with preserve_state(self.model, also=assigned_outside(self.model)), preserve_pipeline(self.pipeline):
             now = int(self.pipeline.step.numpy())
             self._prepared.retry(batches)
             if int(self.pipeline.step.numpy()) == now:  # its gradient was only accumulated
                 return None
-            return self.pipeline.recorder.outcome_and_loss(now)
+            return self.pipeline.recorder.result_of(now)
 
     def _run(self, iterator: Any, steps: int) -> Any:
         logs = self._prepared.run(iterator, steps)

@@ -15,6 +15,7 @@ from gradrecipes.compat import keras_private
 from gradrecipes.compat.graphs import current_graph
 from gradrecipes.compat.keras_private import replaced
 from gradrecipes.compat.tape import targets_reported
+from gradrecipes.gradients.norms import as_float32
 
 
 class LossCapture:
@@ -90,14 +91,14 @@ class LossCapture:
         graph = None if tf.executing_eagerly() else self._of_thread.graph
         if getattr(value, "graph", None) is not graph:
             return None  # of a function that the step calls
-        return value if value.shape.rank == 0 else tf.reduce_mean(tf.cast(value, tf.float32))
+        return value if value.shape.rank == 0 else tf.reduce_mean(as_float32(value))
 
     def _keeping_loss(self, compute_loss: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(compute_loss)
         def compute_and_keep(*args, **kwargs):
             loss = compute_loss(*args, **kwargs)
             if tf.is_tensor(loss) and current_graph() is self._of_thread.graph:
-                self._of_thread.computed = loss if loss.shape.rank == 0 else tf.reduce_mean(tf.cast(loss, tf.float32))
+                self._of_thread.computed = loss if loss.shape.rank == 0 else tf.reduce_mean(as_float32(loss))
             return loss  # of a loss of each sample, Keras too logs the mean
 
         return compute_and_keep
@@ -133,7 +134,7 @@ class LossCapture:
 
 
 def _is_floating_scalar(value: Any) -> bool:
-    return tf.is_tensor(value) and value.dtype.is_floating and value.shape.rank == 0
+    return isinstance(value, tf.Tensor) and value.dtype.is_floating and value.shape.rank == 0
 
 
 def _metrics_of(model: keras.Model) -> list[keras.metrics.Metric]:
