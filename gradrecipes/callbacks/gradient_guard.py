@@ -320,16 +320,12 @@ class GradientGuard(AttachedCallback):
         outlies = consecutive > 0 and retrial.outcome != APPLIED
         if np.isnan(retrial.first_loss):  # the train step shows none
             return bool(outlies and 0 < DIVERGED * retrial.first_gradient_norm <= retrial.gradient_norm)
-        first_loss = np.fmax(retrial.first_loss, self._baseline())
+        first_loss = np.fmax(retrial.first_loss, self._session.reference.baseline(self.model.loss))
         limit = EARLY_RATIO * first_loss
         learned_nothing = len(losses) > 0 and float(np.median(losses[-LATEST:])) > limit
         absurd = 0 < limit < retrial.loss and (learned_nothing or retrial.loss > EARLY_RATIO * max(losses, default=0))
         worse = 0 < DIVERGED * first_loss <= retrial.loss
         return bool(absurd or (outlies and worse))
-
-    def _baseline(self) -> float:
-        reference = self._session.reference
-        return float("nan") if reference is None else reference.baseline(self.model.loss)
 
     def _skips_were_finite(self, consecutive: int) -> bool:
         if not consecutive:
@@ -338,8 +334,7 @@ class GradientGuard(AttachedCallback):
         return bool(np.all(outcome[-consecutive:] >= SKIPPED_LOSS_OUTLIER))
 
     def _roll_back(self, readings: Readings) -> None:
-        recovery, pipeline = self._recovery, self._session.pipeline
-        rates = learning_rates(self.model)
+        recovery, pipeline, rates = self._recovery, self._session.pipeline, learning_rates(self.model)
         snapshot = recovery.ring.restore()
         while len(recovery.ring) > 1 and self._weights_at_fault(readings.consecutive_skips, readings.losses):
             recovery.ring.drop_newest()  # it was kept after the step that ruined the weights
@@ -355,15 +350,12 @@ class GradientGuard(AttachedCallback):
         details = {"back_to_step": snapshot.step, "steps_lost": lost, "rollbacks": recovery.rollbacks}
         event = self._session.add_event("rollback", recovery.reason, details)
         self._session.add_event("back_off", recovery.reason, {"learning_rates": rates, "at_most": now})
-        _LOG.warning(
-            "GradientGuard went back %d steps at epoch %d, batch %d (%s), and goes on with the next data at a learning "
-            "rate of at most %s.",
-            lost,
-            event.epoch + 1,
-            event.batch + 1,
-            recovery.reason,
-            ", ".join(f"{rate:.3g}" for rate in now.values()),
+        at_most = ", ".join(f"{rate:.3g}" for rate in now.values())
+        message = (
+            f"GradientGuard went back {lost} steps at epoch {event.epoch + 1}, batch {event.batch + 1} "
+            f"({recovery.reason}), and goes on with the next data at a learning rate of at most {at_most}."
         )
+        _LOG.warning("%s", message)
 
     def _speed_up(self) -> None:
         rates, caps = learning_rates(self.model), self._session.pipeline.rate_caps

@@ -145,10 +145,11 @@ class OptimizerDescription(Record):
 
     Args:
         name: Name of its class; of a wrapped one, that of the inner optimizer.
-        learning_rate: The rate when the record was made; None where there is no single one.
+        learning_rate: The rate when the record was made; None where there is no single one, as of several optimizers.
         schedule: Class of the learning-rate schedule, or None.
         loss_scaler: Class of the optimizer that scales the loss, or None.
-        count: How many optimizers the model has; the other fields describe the first.
+        count: How many optimizers the model has, without those that do no step where others do; the other fields
+            describe the first.
         settings: All settings by Keras' names, such as `momentum`, `beta_1`, `epsilon`.
     """
 

@@ -127,7 +127,7 @@ def learning_rate_too_high(trace: Trace) -> Finding | None:
         code="learning_rate_too_high",
         title="The learning rate"
         + (f" {say(rate)}" if rate else "")
-        + " is too high: the loss climbs instead of falling",
+        + f" is too high: the {'loss climbs instead of falling' if heard else 'gradients grow'}",
         kind=Kind.CAUSE,
         severity=Severity.WARNING if held else Severity.CRITICAL,
         confidence=_sure(trace, lower, update, heard),

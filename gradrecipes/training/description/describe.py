@@ -147,17 +147,25 @@ def _calls(graph: ModelGraph) -> tuple[Call, ...]:
 def _optimizer(model: keras.Model) -> OptimizerDescription | None:
     if getattr(model, "optimizer", None) is None:
         return None
-    optimizer = leaves(model.optimizer)[0]
+    whole = optimizers_of(model)
+    # `compile()` without arguments makes an optimizer that a train step with others never uses.
+    whole = [one for one in whole if np.any(keras.ops.convert_to_numpy(one.iterations))] or whole
+    optimizer = leaves(whole[0])[0]
     settings = json.loads(json.dumps(optimizer.get_config(), default=str))
     configured = settings.pop("learning_rate", None)
     return OptimizerDescription(
         name=type(optimizer).__name__,
-        learning_rate=_learning_rate(optimizer),
+        learning_rate=_common_learning_rate(whole),
         schedule=configured.get("class_name") if isinstance(configured, dict) else None,
-        loss_scaler=None if lower_scale(model.optimizer) is None else type(model.optimizer).__name__,
-        count=len(optimizers_of(model)),
+        loss_scaler=None if lower_scale(whole[0]) is None else type(whole[0]).__name__,
+        count=len(whole),
         settings=settings,
     )
+
+
+def _common_learning_rate(optimizers: Sequence[keras.optimizers.Optimizer]) -> float | None:
+    rates = {_learning_rate(leaves(optimizer)[0]) for optimizer in optimizers}
+    return rates.pop() if len(rates) == 1 else None
 
 
 def _learning_rate(optimizer: keras.optimizers.Optimizer) -> float | None:

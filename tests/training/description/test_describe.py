@@ -272,3 +272,16 @@ def test_weights_of_losses_are_read():
     assert [one.loss_weight for one in describe_model(model).outputs] == [1e-6, 1.0]
     model.compile("sgd", {"a": "mse", "b": "mae"})
     assert [one.loss_weight for one in describe_model(model).outputs] == [None, None]
+
+
+@pytest.mark.parametrize(("rates", "expected"), [((0.2, 0.2), 0.2), ((0.2, 0.3), None)])
+def test_the_optimizers_that_do_the_steps_are_described(rates, expected):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile()  # with an optimizer that a train step of its own may never use
+    model.of_kernel, model.of_bias = map(keras.optimizers.SGD, rates)
+    assert describe_model(model).optimizer.count == 3
+    for optimizer, variable in zip((model.of_kernel, model.of_bias), model.trainable_variables, strict=True):
+        optimizer.apply([keras.ops.ones(variable.shape)], [variable])
+    described = describe_model(model).optimizer
+    assert (described.name, described.count) == ("SGD", 2)
+    assert described.learning_rate == (None if expected is None else pytest.approx(expected))
