@@ -189,8 +189,8 @@ class GradientGuard(AttachedCallback):
         self.stop_reason = None
         self._resumed = False
         if self.skipped_batches is not None:
-            count = int(self._session.pipeline.skipped_steps.numpy())
-            self._skips = SkippedBatches(self.skipped_batches, self.trace, count)
+            skipped = self._session.pipeline.skipped_steps
+            self._skips = SkippedBatches(self.skipped_batches, self.trace, int(skipped.numpy()))
         self._begin_recovery()
 
     def _begin_recovery(self) -> None:
@@ -311,21 +311,25 @@ class GradientGuard(AttachedCallback):
     def _weights_at_fault(self, consecutive: int, losses: np.ndarray) -> bool | None:
         """Return whether a batch that once was good is bad with the present weights; None where it is not known."""
         retrial = self._session.retry_reference()
-        if retrial is None:
-            return None
-        if retrial.outcome == SKIPPED_GRADIENT and np.isfinite(retrial.loss) and self._is_rescaling():
+        if retrial is None or (
+            retrial.outcome == SKIPPED_GRADIENT and np.isfinite(retrial.loss) and self._is_rescaling()
+        ):
             return None
         if retrial.outcome in (SKIPPED_LOSS, SKIPPED_GRADIENT, SKIPPED_OVERFLOW):
             return True
         outlies = consecutive > 0 and retrial.outcome != APPLIED
         if np.isnan(retrial.first_loss):  # the train step shows none
             return bool(outlies and 0 < DIVERGED * retrial.first_gradient_norm <= retrial.gradient_norm)
-        first_loss = np.fmax(retrial.first_loss, self._session.reference.baseline(self.model.loss))
+        first_loss = np.fmax(retrial.first_loss, self._baseline())
         limit = EARLY_RATIO * first_loss
         learned_nothing = len(losses) > 0 and float(np.median(losses[-LATEST:])) > limit
         absurd = 0 < limit < retrial.loss and (learned_nothing or retrial.loss > EARLY_RATIO * max(losses, default=0))
         worse = 0 < DIVERGED * first_loss <= retrial.loss
         return bool(absurd or (outlies and worse))
+
+    def _baseline(self) -> float:
+        reference = self._session.reference
+        return float("nan") if reference is None else reference.baseline(self.model.loss)
 
     def _skips_were_finite(self, consecutive: int) -> bool:
         if not consecutive:

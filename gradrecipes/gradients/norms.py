@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.control_flow import rare_cond, shared_function
@@ -151,8 +152,10 @@ def judge_range(norms: Norms, tensors: Sequence[TensorLike], loss_scale: tf.Tens
     return tf.reduce_all(tf.stack(finite)), tf.reduce_any(tf.stack(overflows))
 
 
-def as_float32(value: tf.Tensor) -> tf.Tensor:
-    """Return a loss in float32: what is finite in float64 stays so, at most `MAX_OF_FLOAT64`."""
+def as_float32(value: tf.Tensor | None, *, missing: float = np.nan) -> tf.Tensor:
+    """Return a loss in float32: what is finite in float64 stays so, at most `MAX_OF_FLOAT64`; `missing` for None."""
+    if value is None:
+        return tf.constant(missing, tf.float32)
     if value.dtype == tf.float64:
         bounded = tf.clip_by_value(value, -MAX_OF_FLOAT64, MAX_OF_FLOAT64)
         value = tf.where(tf.math.is_finite(value), bounded, value)

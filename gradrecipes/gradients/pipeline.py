@@ -135,7 +135,7 @@ class Pipeline:
         settings = self.settings
         gradients = without_repeated_indices(update.gradients, xla=settings.xla)
         squares = plain_squares(gradients)
-        pair = tf.stack([_float32_or_zero(update.loss), tf.sqrt(squares.total) / loss_scale])
+        pair = tf.stack([as_float32(update.loss, missing=0.0), tf.sqrt(squares.total) / loss_scale])
         detector = self._detector(update.optimizer_key)
         due = is_due(self.step.read_value(), settings.sample_every) if sample else tf.constant(False)
         # Of a step with one update, the branch that finds the gradient not finite writes the sample itself.
@@ -203,7 +203,7 @@ class Pipeline:
             overflows = tf.constant(False)
         outcome = tf.constant(APPLIED)
         if detector is not None:
-            outliers = detector.judge(tf.stack([_float32_or_zero(update.loss), norms.total / loss_scale]))
+            outliers = detector.judge(tf.stack([as_float32(update.loss, missing=0.0), norms.total / loss_scale]))
             reason = tf.where(outliers.loss, SKIPPED_LOSS_OUTLIER, SKIPPED_NORM_OUTLIER)
             outcome = tf.where(outliers.harmful, reason, outcome)
         outcome = tf.where(overflows, SKIPPED_OVERFLOW, outcome)
@@ -291,7 +291,7 @@ class Pipeline:
             return whole
         indices = self._indices(whole.variables)
         recorder = self._make_recorder(int(whole.norms.shape[0]), len(activations or ()))
-        loss = tf.constant(np.nan, tf.float32) if loss is None else as_float32(loss)
+        loss = as_float32(loss, missing=np.nan)
         if whole.is_step is None:
             self._write(recorder, results, whole, indices, loss, activations)
             return whole
@@ -395,7 +395,3 @@ class Pipeline:
             for name, variable in self.variables.items():
                 if name in self._to_resume:
                     variable.assign(self._to_resume.pop(name))
-
-
-def _float32_or_zero(loss: tf.Tensor | None) -> tf.Tensor:
-    return tf.zeros(()) if loss is None else as_float32(loss)
