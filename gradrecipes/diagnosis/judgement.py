@@ -11,7 +11,7 @@ import numpy as np
 from gradrecipes.core.findings import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import OutputTrial, PlannedRates, TrialReading
-from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import (
     BROKEN,
     DIVERGING,
@@ -70,7 +70,9 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
             UNHEALTHY, f"The loss or the gradient is not finite from step {seen.step} on; no cause is known."
         )
     if seen.state == DIVERGING:
-        return Judgement(UNHEALTHY, f"The loss climbs from {say(seen.start)} to {say(seen.end)}; no cause is known.")
+        return Judgement(
+            UNHEALTHY, f"The loss climbs from {rounded(seen.start)} to {rounded(seen.end)}; no cause is known."
+        )
     loss = losses(trace)
     if not np.isfinite(loss).any():
         return Judgement(UNDECIDED, f"The loss was not seen in {steps}: the train step returns none.")
@@ -81,24 +83,26 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
         one = behind[0]
         return Judgement(
             UNDECIDED,
-            f"The output {one.name!r} ends {steps} at a loss of {say(one.end)}, where a constant prediction has "
-            f"{say(one.baseline)}. {_longer(trace)}",
+            f"The output {one.name!r} ends {steps} at a loss of {rounded(one.end)}, where a constant prediction has "
+            f"{rounded(one.baseline)}. {_longer(trace)}",
         )
     if (worse := unlearned_at_highest(rates(trace), seen)) is not None:
         return Judgement(
             UNDECIDED,
-            f"The loss fell from {say(seen.start)} to {say(seen.end)} in {steps}{_reach(trace)}: there it went "
-            f"back to {say(worse.end)}. A slower rise may prevent that; this was not tried.",
+            f"The loss fell from {rounded(seen.start)} to {rounded(seen.end)} in {steps}{_reach(trace)}: there it went "
+            f"back to {rounded(worse.end)}. A slower rise may prevent that; this was not tried.",
         )
     if _learned(seen, loss, trace):
-        return Judgement(HEALTHY, f"The loss fell from {say(seen.start)} to {say(seen.end)} in {steps}{_reach(trace)}.")
+        return Judgement(
+            HEALTHY, f"The loss fell from {rounded(seen.start)} to {rounded(seen.end)} in {steps}{_reach(trace)}."
+        )
     if (later := learned_at_highest(rates(trace))) is not None and not seen.unhealthy:
         return Judgement(
             HEALTHY,
-            f"The loss went from {say(seen.start)} to {say(seen.end)} in {steps}{_reach(trace)}: there it fell to "
-            f"{say(later.end)}.",
+            f"The loss went from {rounded(seen.start)} to {rounded(seen.end)} in {steps}{_reach(trace)}: there it "
+            f"fell to {rounded(later.end)}.",
         )
-    against = f", where a constant prediction has {say(seen.baseline)}" if math.isfinite(seen.baseline) else ""
+    against = f", where a constant prediction has {rounded(seen.baseline)}" if math.isfinite(seen.baseline) else ""
     return Judgement(UNDECIDED, f"The loss {seen.course} in {steps}{against}. {_longer(trace)}")
 
 
@@ -140,13 +144,13 @@ def _reach(trace: Trace) -> str:
     read = rates(trace)
     if read is None or read.trial_highest is None or read.trial_lowest is None:
         return ""
-    low, high = say(read.trial_lowest), say(read.trial_highest)
+    low, high = rounded(read.trial_lowest), rounded(read.trial_highest)
     words = f" at a learning rate of {high}" if low == high else f" at learning rates from {low} to {high}"
     if read.planned and read.steps is not None:
         words = f" of {read.steps:,} planned,{words}"
-    if read.highest is not None and say(read.highest) != high and read.highest > read.trial_highest:
+    if read.highest is not None and rounded(read.highest) != high and read.highest > read.trial_highest:
         tried = "steps at it were tried" if read.at_highest is not None else "steps at it were not tried"
-        words += f"; the schedule rises to {say(read.highest)} at step {read.highest_step:,}, and {tried}"
+        words += f"; the schedule rises to {rounded(read.highest)} at step {read.highest_step:,}, and {tried}"
     return words
 
 

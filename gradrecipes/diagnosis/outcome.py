@@ -11,7 +11,13 @@ from gradrecipes.core.findings import Evidence
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import PlannedRates, TrialReading, VariationResult
 from gradrecipes.core.trace.variation import AS_IT_IS, Variation, variation_of
-from gradrecipes.diagnosis.facts.readings import TOLERATED_BY_SCALER, middle, nonfinite_gradients, nonfinite_losses, say
+from gradrecipes.diagnosis.facts.readings import (
+    TOLERATED_BY_SCALER,
+    middle,
+    nonfinite_gradients,
+    nonfinite_losses,
+    rounded,
+)
 
 BROKEN, DIVERGING, STALLED, OSCILLATING, LEARNING, UNKNOWN = (
     "broken",
@@ -79,7 +85,7 @@ class Verdict:
     @property
     def course(self) -> str:
         """The way of the loss in words: "went from 2.3 to 0.4", "stayed at 2.3"."""
-        start, end = say(self.start), say(self.end)
+        start, end = rounded(self.start), rounded(self.end)
         return f"went from {start} to {end}" if start != end else f"stayed at {end}"
 
     @property
@@ -344,4 +350,8 @@ def _over(result: VariationResult) -> float:
 
 
 def _moves(start: float | None, end: float | None) -> str:
-    return f"goes from {say(start)} to {say(end)}" if say(start) != say(end) else f"stays at {say(end)}"
+    return (
+        (f"goes from {rounded(start)} to {rounded(end)}")
+        if rounded(start) != rounded(end)
+        else f"stays at {rounded(end)}"
+    )

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradrecipes.core.findings import Finding, Kind
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import BROKEN, DIVERGING, FAR_START, OSCILLATING, STALLED, Verdict, verdict
 from gradrecipes.diagnosis.registry import rules
 
@@ -105,27 +105,27 @@ def _gradient(trace: Trace) -> list[str]:
     if not len(first) or not np.isfinite(first[0]):
         return []
     norm = float(first[0])
-    return [f"gradient norm {say(norm)}"] if norm > LARGE_NORM or 0 < norm < SMALL_NORM else []
+    return [f"gradient norm {rounded(norm)}"] if norm > LARGE_NORM or 0 < norm < SMALL_NORM else []
 
 
 def _start(seen: Verdict) -> list[str]:
     if not seen.start_over_baseline > FAR_START:
         return []
-    return [f"first loss {say(seen.start)} (constant prediction: {say(seen.baseline)})"]
+    return [f"first loss {rounded(seen.start)} (constant prediction: {rounded(seen.baseline)})"]
 
 
 def _end(trace: Trace, seen: Verdict) -> list[str]:
-    chance = f" (constant prediction: {say(seen.baseline)})" if math.isfinite(seen.baseline) else ""
+    chance = f" (constant prediction: {rounded(seen.baseline)})" if math.isfinite(seen.baseline) else ""
     if seen.state == BROKEN:
         return [f"{_broken(trace, seen)} at step {seen.step}"]
     if seen.state == DIVERGING:
-        return [f"loss climbs from {say(seen.start)} to {say(seen.end)}"]
+        return [f"loss climbs from {rounded(seen.start)} to {rounded(seen.end)}"]
     if seen.state == STALLED:
-        return [f"loss stays at {say(seen.end)}{chance}"]
+        return [f"loss stays at {rounded(seen.end)}{chance}"]
     if seen.state == OSCILLATING:
-        return [f"loss oscillates around {say(seen.end)}{chance}"]
+        return [f"loss oscillates around {rounded(seen.end)}{chance}"]
     if seen.end_over_baseline >= 1.0:
-        return [f"loss ends at {say(seen.end)}{chance}"]
+        return [f"loss ends at {rounded(seen.end)}{chance}"]
     return []
 
 

@@ -18,7 +18,7 @@ from gradrecipes.diagnosis.facts.mismatch import (
     from_logits,
     last_layer,
 )
-from gradrecipes.diagnosis.facts.readings import number, say
+from gradrecipes.diagnosis.facts.readings import number, rounded
 
 A_HAIR = 1e-3  # by which a probability may leave [0, 1] by rounding, in half precision too
 PROBABILITIES = {"softmax", "sigmoid", "hard_sigmoid"}
@@ -243,11 +243,11 @@ def _out_of_reach(head: Head) -> Iterator[Mismatch]:
         return
     target = head.target
     yield Mismatch(
-        title=f"{say(100 * share)} % of the targets are outside the range of a {head.activation}",
+        title=f"{rounded(100 * share)} % of the targets are outside the range of a {head.activation}",
         statement=(
             f"The output {head.output.name!r} passes through a {head.activation}, which reaches {words}; "
-            f"{target.name} ranges from {say(target.min)} to {say(target.max)}, {say(100 * share)} % of it out of "
-            "reach."
+            f"{target.name} ranges from {rounded(target.min)} to {rounded(target.max)}, {rounded(100 * share)} % "
+            "of it out of reach."
         ),
         consequence=(
             "The last layer is pushed to the limit of its activation, where the derivative is 0, and the error remains."
@@ -268,4 +268,4 @@ def _out_of_reach(head: Head) -> Iterator[Mismatch]:
 
 def _range(head: Head) -> str:
     low, high = number(head.measured.min), number(head.measured.max)
-    return "ends that were not measured" if low is None or high is None else f"{say(low)} and {say(high)}"
+    return "ends that were not measured" if low is None or high is None else f"{rounded(low)} and {rounded(high)}"

@@ -11,7 +11,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import PlannedRates, TrialReading, VariationResult
 from gradrecipes.core.trace.variation import Variation, at_rate
-from gradrecipes.diagnosis.facts.readings import middle, nonfinite_gradients, nonfinite_losses, say
+from gradrecipes.diagnosis.facts.readings import middle, nonfinite_gradients, nonfinite_losses, rounded
 from gradrecipes.diagnosis.outcome import (
     BROKEN,
     OSCILLATING,
@@ -129,28 +129,30 @@ def rising_rate(trace: Trace) -> Finding | None:
     if rates is None or rates.highest is None or rates.trial_highest is None or not lost_at_highest(rates, seen):
         return None
     schedule = (trace.description.optimizer.schedule if trace.description.optimizer else None) or "The schedule"
-    within = "" if rates.planned or rates.steps is None else f", {say(rates.steps)} steps that it names itself"
+    within = "" if rates.planned or rates.steps is None else f", {rounded(rates.steps)} steps that it names itself"
     statement = (
-        f"{schedule} raises the learning rate from {say(rates.trial_highest)} in the trial to {say(rates.highest)} at "
-        f"step {rates.highest_step:,}{within}; {_what_happened(rates)}."
+        f"{schedule} raises the learning rate from {rounded(rates.trial_highest)} in the trial to "
+        f"{rounded(rates.highest)} at step {rates.highest_step:,}{within}; {_what_happened(rates)}."
     )
     peak = (rates.broken_rate or rates.highest) / BELOW_THE_BREAK
     return Finding(
         code="learning_rate_too_high",
-        title=f"The schedule raises the learning rate to {say(rates.highest)}, at which the training diverges",
+        title=f"The schedule raises the learning rate to {rounded(rates.highest)}, at which the training diverges",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=PROVEN,
         explanation=(
-            f"{statement} At the rates of the first {len(trace):,} steps the loss went from {say(seen.start)} to "
-            f"{say(seen.end)}: model, data and loss are in order; the later learning rate is too high."
+            f"{statement} At the rates of the first {len(trace):,} steps the loss went from {rounded(seen.start)} to "
+            f"{rounded(seen.end)}: model, data and loss are in order; the later learning rate is too high."
         ),
         evidence=(Evidence(statement, rates.highest, peak, "this trial, continued at the rates of the schedule"),),
         prescriptions=(
             replace(
                 warm_up(trace, peak),
                 title=f"Let the learning rate rise to {peak:.2g} at most",
-                reason=f"It is a quarter of {say(rates.broken_rate or rates.highest)}, at which the training diverges.",
+                reason=(
+                    f"It is a quarter of {rounded(rates.broken_rate or rates.highest)}, at which the training diverges."
+                ),
                 risk="Too low a peak is slow: double it while the loss still falls without jumps.",
                 reference="arXiv 1506.01186 (range test)",
             ),
@@ -162,7 +164,7 @@ def rising_rate(trace: Trace) -> Finding | None:
 def _what_happened(rates: PlannedRates) -> str:
     result, slowly = rates.at_highest, f"raised to it within {rates.raised_over} steps"
     if result is None or result.end is None:
-        at = f" at {say(rates.broken_rate)}" if rates.broken_rate else ""
+        at = f" at {rounded(rates.broken_rate)}" if rates.broken_rate else ""
         return f"{slowly}, the loss breaks{at}"
-    over = f", {say(result.over_baseline)} times that of a constant prediction" if result.over_baseline else ""
-    return f"{slowly}, the loss goes from {say(result.start)} to {say(result.end)}{over}"
+    over = f", {rounded(result.over_baseline)} times that of a constant prediction" if result.over_baseline else ""
+    return f"{slowly}, the loss goes from {rounded(result.start)} to {rounded(result.end)}{over}"

@@ -17,7 +17,7 @@ from gradrecipes.diagnosis.facts.mismatch import (
     last_layer,
     shape_mismatches,
 )
-from gradrecipes.diagnosis.facts.readings import number, say
+from gradrecipes.diagnosis.facts.readings import number, rounded
 
 A_HAIR = 1e-3  # by which a label may leave its range by rounding
 ROOM = 0.05  # by which a target of a binary cross-entropy may leave [0, 1]: interpolated images do
@@ -53,7 +53,7 @@ def _class_indices(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
     if share is not None and share < 1.0 and not target.nonfinite:
         yield Mismatch(
             title="Class numbers that are not whole",
-            statement=f"{say(100 * (1 - share))} % of {target.name} are not whole; {head.loss} truncates them.",
+            statement=f"{rounded(100 * (1 - share))} % of {target.name} are not whole; {head.loss} truncates them.",
             consequence="Targets with fractions are measurements: truncated, they become other labels, or all 0.",
             measured=share,
             expected=1.0,
@@ -73,13 +73,13 @@ def _class_indices(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
     classes = target.unique
     yield Mismatch(
         title=(
-            f"Labels from {say(low)} to {say(high)} for {units} unit{'' if one else 's'}"
+            f"Labels from {rounded(low)} to {rounded(high)} for {units} unit{'' if one else 's'}"
             if high is not None
-            else f"Labels from {say(low)}: class numbers start at 0"
+            else f"Labels from {rounded(low)}: class numbers start at 0"
         ),
         statement=(
-            f"{target.name} ranges from {say(low)} to {say(target.max)}, while {head.output.name!r} has {units} "
-            f"unit{'' if one else 's'}: classes are numbered from 0 to {(units or 1) - 1}."
+            f"{target.name} ranges from {rounded(low)} to {rounded(target.max)}, while {head.output.name!r} has "
+            f"{units} unit{'' if one else 's'}: classes are numbered from 0 to {(units or 1) - 1}."
         ),
         consequence="A label without a unit is an error on a CPU, and NaN or a silently wrong loss on a GPU.",
         measured=high if beyond else low,
@@ -112,8 +112,8 @@ def _distributions(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
     yield Mismatch(
         title="The targets of the categorical cross-entropy are not distributions",
         statement=(
-            f"Only {say(100 * (number(target.sums_to_one) or 0.0))} % of the rows of {target.name} sum to 1; "
-            f"the largest sum is {say(largest)}, the smallest entry {say(low)}."
+            f"Only {rounded(100 * (number(target.sums_to_one) or 0.0))} % of the rows of {target.name} sum to 1; "
+            f"the largest sum is {rounded(largest)}, the smallest entry {rounded(low)}."
         ),
         consequence=(
             "The loss then raises several units at once while a softmax favours one, and with entries below 0 it "
@@ -150,7 +150,7 @@ def _yes_or_no(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
             more=last_layer(int(high) + 1, "softmax"),
         )
     elif low >= 0:
-        advice = _convert("Scale the targets to the range from 0 to 1", f"y = y / {say(high).replace(',', '')}\n")
+        advice = _convert("Scale the targets to the range from 0 to 1", f"y = y / {rounded(high).replace(',', '')}\n")
     else:
         advice = compile_with(
             "'mean_squared_error'",
@@ -159,9 +159,9 @@ def _yes_or_no(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
             more=last_layer(head.units, None),
         )
     yield Mismatch(
-        title=f"Targets from {say(low)} to {say(high)} for a loss on probabilities",
+        title=f"Targets from {rounded(low)} to {rounded(high)} for a loss on probabilities",
         statement=(
-            f"{target.name} ranges from {say(low)} to {say(high)}"
+            f"{target.name} ranges from {rounded(low)} to {rounded(high)}"
             + (f" and holds {classes} different classes" if classes and classes > 2 and head.units == 1 else "")
             + f"; {class_of(head.loss)} takes targets from 0 to 1."
         ),
@@ -193,7 +193,7 @@ def _signs(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
     ):
         yield Mismatch(
             title="The hinge loss expects labels of -1 and 1",
-            statement=f"{target.name} ranges from {say(target.min)} to {say(target.max)}, not from -1 to 1.",
+            statement=f"{target.name} ranges from {rounded(target.min)} to {rounded(target.max)}, not from -1 to 1.",
             consequence="The label is a factor of the loss: other numbers weight samples or reverse them.",
             severity=Severity.WARNING,
             prescription=compile_with(
@@ -206,7 +206,7 @@ def _signs(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
     elif head.loss in ("poisson", "mean_squared_logarithmic_error") and negative >= MANY:
         yield Mismatch(
             title=f"Negative targets for {head.loss}",
-            statement=f"{say(100 * negative)} % of {target.name} are negative, down to {say(low)}.",
+            statement=f"{rounded(100 * negative)} % of {target.name} are negative, down to {rounded(low)}.",
             consequence="Both losses take logarithms: a count or a size cannot be below 0.",
             measured=low,
             expected=0.0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.variation import ALL_SCALED, FITTING_WEIGHTS
-from gradrecipes.diagnosis.facts.readings import NORMALIZATIONS, count, kernels, layers, say
+from gradrecipes.diagnosis.facts.readings import NORMALIZATIONS, count, kernels, layers, rounded
 from gradrecipes.diagnosis.outcome import FAR_START, confidence, fixed_by, halved_by, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import normalize_before_the_activation, use_fitting_initializer
 
@@ -29,14 +29,16 @@ def oversized_weights(trace: Trace) -> Finding | None:
     worst, larger = max(large, key=lambda pair: pair[1])
     activation = next((layer.activation for layer in layers(trace) if layer.name == worst.layer), None)
     statement = (
-        f"The weights of {len(large)} of {len(read)} layers are more than {say(TOO_LARGE)} times too large; the "
-        f"worst, {worst.path!r}, has a size of {say(worst.rms)}, where an initializer gives at most "
-        f"{say(worst.most)} for {worst.fan_in} inputs."
+        f"The weights of {len(large)} of {len(read)} layers are more than {rounded(TOO_LARGE)} times too large; the "
+        f"worst, {worst.path!r}, has a size of {rounded(worst.rms)}, where an initializer gives at most "
+        f"{rounded(worst.most)} for {worst.fan_in} inputs."
     )
-    start = f" The loss begins at {say(seen.start)}; a constant prediction has {say(seen.baseline)}." if far else ""
+    start = (
+        f" The loss begins at {rounded(seen.start)}; a constant prediction has {rounded(seen.baseline)}." if far else ""
+    )
     return Finding(
         code="exploding_initialization",
-        title=f"The initial weights of {worst.layer!r} are {say(larger)} times too large",
+        title=f"The initial weights of {worst.layer!r} are {rounded(larger)} times too large",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL if hurt else Severity.WARNING,
         confidence=confidence(trace, FITTING_WEIGHTS, ALL_SCALED),

@@ -124,8 +124,8 @@ def place(trace: Trace, step: int) -> str:
     return f"step {step}" if where is None else f"epoch {where[0] + 1}, batch {where[1] + 1} (step {step})"
 
 
-def say(value: float | None) -> str:
-    """Return a number as one reads it aloud: three digits, a power of ten when it is far from 1."""
+def rounded(value: float | None) -> str:
+    """Return a number as text: three significant digits, a power of ten when it is far from 1."""
     if value is None:
         return "unknown"
     if not math.isfinite(value):

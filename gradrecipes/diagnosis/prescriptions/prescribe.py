@@ -20,7 +20,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import WeightScale
 from gradrecipes.diagnosis.facts.chain import Stage
 from gradrecipes.diagnosis.facts.data_facts import Head
-from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.prescriptions.keras_lines import (
     can_be_residual,
     chain_values,
@@ -190,11 +190,11 @@ def initialization_prescriptions(trace: Trace, stages: Sequence[Stage]) -> tuple
 def _why_not_batch(activation: str, depth: int) -> str:
     layer, batch = layer_normalized_factor(activation), batch_normalized_factor(activation)
     if batch < layer + 0.01:
-        return f"It multiplies gradients by {say(layer)} per {activation} layer, and does not depend on the batch."
+        return f"It multiplies gradients by {rounded(layer)} per {activation} layer, and does not depend on the batch."
     return (
-        f"It multiplies gradients by {say(layer)} per {activation} layer; BatchNormalization in a plain net by "
-        f"{say(batch)}, whatever the weights: {say(batch**depth)}-fold over {depth} layers. Use BatchNormalization "
-        "in nets with skip connections, LayerNormalization in this one."
+        f"It multiplies gradients by {rounded(layer)} per {activation} layer; BatchNormalization in a plain net by "
+        f"{rounded(batch)}, whatever the weights: {rounded(batch**depth)}-fold over {depth} layers. Use "
+        "BatchNormalization in nets with skip connections, LayerNormalization in this one."
     )
 
 

@@ -37,7 +37,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Sev
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import AttentionReading, SignalReading
 from gradrecipes.core.trace.variation import FITTING_WEIGHTS
-from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import fixed_by, fixing_rate, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import set_learning_rate
 from gradrecipes.diagnosis.registry import rule
@@ -90,10 +90,13 @@ def attention_logit_growth(trace: Trace) -> Finding | None:
     where = f"the attention {shown.name.rsplit('/', 1)[-1]!r}"
     if found.grown:
         title = f"The logits of {where} grew until each query attends to a single key"
-        story = f"In {where} the logits of a row spanned {say(before.spread)} at first and span {say(after.spread)} now"
+        story = (
+            f"In {where} the logits of a row spanned {rounded(before.spread)} at first and span "
+            f"{rounded(after.spread)} now"
+        )
     else:
         title = f"With the logits of {where} each query attends to a single key from the start"
-        story = f"In {where} the logits of a row span {say(before.spread)} before the first step"
+        story = f"In {where} the logits of a row span {rounded(before.spread)} before the first step"
     proven = rate is None and not fixed_by(trace, FITTING_WEIGHTS)
     return Finding(
         code="attention_logit_growth",
@@ -102,8 +105,8 @@ def attention_logit_growth(trace: Trace) -> Finding | None:
         severity=Severity.CRITICAL if failing else Severity.WARNING,
         confidence=0.85 if proven else 0.7,
         explanation=(
-            f"{story}, so the largest weight takes {say(100 * shown.top)}% of each row. The weight of a logit "
-            f"{say(ROUNDED_AWAY)} below the largest rounds to 0, and so does the gradient that could raise it "
+            f"{story}, so the largest weight takes {rounded(100 * shown.top)}% of each row. The weight of a logit "
+            f"{rounded(ROUNDED_AWAY)} below the largest rounds to 0, and so does the gradient that could raise it "
             "again."
         ),
         evidence=(

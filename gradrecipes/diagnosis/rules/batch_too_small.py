@@ -35,7 +35,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Sev
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import NoiseReading
 from gradrecipes.core.trace.variation import LARGER_BATCH
-from gradrecipes.diagnosis.facts.readings import out_of_proportion, say
+from gradrecipes.diagnosis.facts.readings import out_of_proportion, rounded
 from gradrecipes.diagnosis.outcome import (
     LIKELY,
     OSCILLATING,
@@ -128,8 +128,8 @@ def _noise(trace: Trace, size: int, seen: Verdict) -> Finding | None:
         return None
     better = int(min(MOST, max(USUAL, 2 ** round(low or 0.0).bit_length() if far else FAR * size)))
     measured = (
-        f"The noise of the gradient is as large as the gradient itself at a batch of {say(scale or low)} samples; a "
-        f"batch has {size}."
+        f"The noise of the gradient is as large as the gradient itself at a batch of {rounded(scale or low)} "
+        f"samples; a batch has {size}."
         if far
         else f"The net learns in the same steps with batches of {int(FAR) * size} samples, but not with {size}."
     )

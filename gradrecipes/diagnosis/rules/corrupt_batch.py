@@ -40,7 +40,7 @@ from gradrecipes.core.trace.data_reading import Outlier
 from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.core.trace.variation import FINITE_DATA
 from gradrecipes.diagnosis.facts.data_facts import ArrayReading, arrays, is_held_back, names, offenders
-from gradrecipes.diagnosis.facts.readings import nonfinite_gradients, nonfinite_losses, place, say
+from gradrecipes.diagnosis.facts.readings import nonfinite_gradients, nonfinite_losses, place, rounded
 from gradrecipes.diagnosis.outcome import fixed_by, losses, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import leave_out_samples, prescription
 from gradrecipes.diagnosis.registry import rule
@@ -195,9 +195,9 @@ def _title(odd: list[tuple[ArrayReading, list[Outlier]]], blamed: Offender | Non
         samples = _samples(odd)
         which = listed(samples).capitalize() if len(samples) <= 3 else f"{len(samples)} samples"
         lie = "lies" if len(samples) == 1 else "lie"
-        return f"{which} of {array.name} {lie} up to {say(outliers[0].factor)} times further out than all others"
+        return f"{which} of {array.name} {lie} up to {rounded(outliers[0].factor)} times further out than all others"
     if blamed is not None:
-        return f"{blamed.name} holds an extreme value: {say(float(blamed.found))}"
+        return f"{blamed.name} holds an extreme value: {rounded(float(blamed.found))}"
     return f"One batch in every pass stands out, first at step {spikes.steps[0] if spikes is not None else 0}"
 
 
@@ -209,8 +209,8 @@ def _explanation(
         worst = outliers[0]
         column = f", column {worst.column}" if array.columns and array.columns.count > 1 else ""
         story = (
-            f"Sample {worst.sample} of {array.name}{column} is {say(worst.value)}, while no other lies "
-            f"further than {say(worst.typical)} from the median: {say(worst.factor)} times as far."
+            f"Sample {worst.sample} of {array.name}{column} is {rounded(worst.value)}, while no other lies "
+            f"further than {rounded(worst.typical)} from the median: {rounded(worst.factor)} times as far."
         )
     elif blamed is not None:
         story = f"The step that broke was gone through layer by layer, and this came first: {blamed.sentence}"
@@ -237,8 +237,8 @@ def _evidence(
         found.append(
             Evidence(
                 f"{array.outlying_samples} of {array.samples} samples of {array.name} stand apart "
-                f"from all others, sample {worst.sample} the furthest: {say(worst.value)}, "
-                f"{say(worst.factor)} times as far from the median as the next.",
+                f"from all others, sample {worst.sample} the furthest: {rounded(worst.value)}, "
+                f"{rounded(worst.factor)} times as far from the median as the next.",
                 float(worst.factor),
                 1.0,
                 "largest distance from the median over that of the largest other sample",
@@ -249,9 +249,11 @@ def _evidence(
     if spikes is not None:
         sizes = []
         if math.isfinite(spikes.loss):
-            sizes.append(f"a loss of {say(spikes.loss)} where {say(spikes.usual_loss)} is usual")
+            sizes.append(f"a loss of {rounded(spikes.loss)} where {rounded(spikes.usual_loss)} is usual")
         if math.isfinite(spikes.gradient) and spikes.gradient > spikes.usual_gradient:
-            sizes.append(f"a gradient of norm {say(spikes.gradient)} where {say(spikes.usual_gradient)} is usual")
+            sizes.append(
+                f"a gradient of norm {rounded(spikes.gradient)} where {rounded(spikes.usual_gradient)} is usual"
+            )
         if spikes.broken:
             sizes.append("a loss or gradient that is not finite")
         shown = ", ".join(map(str, spikes.steps[:5])) + (" ..." if len(spikes.steps) > 5 else "")

@@ -27,7 +27,7 @@ from __future__ import annotations
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.variation import FITTING_WEIGHTS
-from gradrecipes.diagnosis.facts.readings import cut_off, hidden, layers, say, weights
+from gradrecipes.diagnosis.facts.readings import cut_off, hidden, layers, rounded, weights
 from gradrecipes.diagnosis.outcome import confidence, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import change_activation, set_learning_rate
 from gradrecipes.diagnosis.registry import rule
@@ -66,9 +66,9 @@ def dead_units(trace: Trace) -> Finding | None:
     share = worst.dead_share or 0.0
     biases = [w for w in weights(trace) if w.layer == worst.name and w.role == "bias" and w.mean < -0.5]
     moment = "before the first step" if when == "before" else "at the end of the trial, more than before it"
-    statement = f"{say(100 * share)} % of the units of {worst.name!r} are 0 for every sample of a batch {moment}."
+    statement = f"{rounded(100 * share)} % of the units of {worst.name!r} are 0 for every sample of a batch {moment}."
     if biases:
-        statement += f" Its biases start at {say(biases[0].mean)}."
+        statement += f" Its biases start at {rounded(biases[0].mean)}."
     zero = Prescription(
         title="Start the biases at 0",
         code=f"import keras\n\n# In {worst.name}:\n# keras.layers.Dense(units, activation='relu')\n",
@@ -81,7 +81,7 @@ def dead_units(trace: Trace) -> Finding | None:
     )
     return Finding(
         code="dead_units",
-        title=f"{say(100 * share)} % of the ReLU units of {worst.name!r} are dead",
+        title=f"{rounded(100 * share)} % of the ReLU units of {worst.name!r} are dead",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=confidence(trace, FITTING_WEIGHTS) if when == "before" else 0.6,

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.facts.readings import place, say
+from gradrecipes.diagnosis.facts.readings import place, rounded
 from gradrecipes.diagnosis.outcome import DIVERGING, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
@@ -60,11 +60,12 @@ def diverging_loss(trace: Trace) -> Finding | None:
         return None
     where = place(trace, seen.step)
     statement = (
-        f"The loss was {say(seen.start)} at the start and is {say(seen.end)} at the end; it began to climb at {where}."
+        f"The loss was {rounded(seen.start)} at the start and is {rounded(seen.end)} at the end; it began to climb "
+        f"at {where}."
     )
     return Finding(
         code="diverging_loss",
-        title=f"The loss climbs from {say(seen.start)} to {say(seen.end)}",
+        title=f"The loss climbs from {rounded(seen.start)} to {rounded(seen.end)}",
         kind=Kind.SYMPTOM,
         severity=Severity.CRITICAL,
         confidence=0.95,

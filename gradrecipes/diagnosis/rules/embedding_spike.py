@@ -35,7 +35,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import WeightScale
 from gradrecipes.core.trace.variation import ALL_SCALED, FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.data_facts import first_loss_over_baseline
-from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, say, weights
+from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, rounded, weights
 from gradrecipes.diagnosis.outcome import (
     FAR_START,
     Verdict,
@@ -83,12 +83,13 @@ def embedding_spike(trace: Trace) -> Finding | None:
     if large and not mended and not ratio > STANDS_OUT:
         return None
     if large:
-        statement = f"The vectors of {large[0].layer!r} have a size of {say(large[0].rms)}; Keras' default is 0.03."
+        statement = f"The vectors of {large[0].layer!r} have a size of {rounded(large[0].rms)}; Keras' default is 0.03."
         layer = large[0].layer
         measured, expected = large[0].rms, 0.03
     else:
         statement = (
-            f"Relative to its weights, the gradient of {layer!r} is up to {say(ratio)} times that of the median layer."
+            f"Relative to its weights, the gradient of {layer!r} is up to {rounded(ratio)} times that of the "
+            "median layer."
         )
         measured, expected = ratio, 1.0
     return Finding(

@@ -31,7 +31,7 @@ from gradrecipes.core.theory.activation import ACTIVATIONS
 from gradrecipes.core.theory.signal_theory import batch_normalized_factor
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.data_facts import LEARNT
-from gradrecipes.diagnosis.facts.readings import count, layers, say, span, weighted
+from gradrecipes.diagnosis.facts.readings import count, layers, rounded, span, weighted
 from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import add_residual_blocks, prescription
 from gradrecipes.diagnosis.registry import rule
@@ -70,13 +70,13 @@ def exploding_batch_normalization(trace: Trace) -> Finding | None:
     activation = max(set(names), key=names.count) if names else "relu"
     predicted = batch_normalized_factor(activation)
     statement = (
-        f"From the last layer back to the first the output gradient grows {say(total)}-fold over {len(read)} layers: "
-        f"{say(measured)} per layer, where theory gives {say(predicted)} for BatchNormalization and {activation}, "
-        "whatever the weights."
+        f"From the last layer back to the first the output gradient grows {rounded(total)}-fold over {len(read)} "
+        f"layers: {rounded(measured)} per layer, where theory gives {rounded(predicted)} for BatchNormalization "
+        f"and {activation}, whatever the weights."
     )
     return Finding(
         code="exploding_batch_normalization",
-        title=f"BatchNormalization without skip connections multiplies the gradient by {say(measured)} per layer",
+        title=f"BatchNormalization without skip connections multiplies the gradient by {rounded(measured)} per layer",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=0.9,

@@ -43,7 +43,7 @@ from gradrecipes.diagnosis.facts.readings import (
     nonfinite_gradients,
     nonfinite_losses,
     place,
-    say,
+    rounded,
 )
 from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import clip, prescription
@@ -140,12 +140,12 @@ def _overflow(trace: Trace) -> Finding | None:
         else "The step was applied: from then on the weights hold NaN or infinite entries, and so does every output."
     )
     before = trace.gradient_norm[:row][np.isfinite(trace.gradient_norm[:row])]
-    history = f" The norm before it was {say(float(before[-1]))}." if len(before) else ""
+    history = f" The norm before it was {rounded(float(before[-1]))}." if len(before) else ""
     return _finding(
         f"The gradient overflows at {place(trace, step)} while the loss is still finite",
         Severity.WARNING if held else Severity.CRITICAL,
         0.98,
-        f"At {place(trace, step)} the loss was finite, {say(float(trace.loss[row]))}, but its gradient was not: an "
+        f"At {place(trace, step)} the loss was finite, {rounded(float(trace.loss[row]))}, but its gradient was not: an "
         f"entry had overflowed, or Inf - Inf had become NaN.{history}{where} {end}",
         step,
         Evidence(
@@ -170,17 +170,18 @@ def _disproportion(trace: Trace) -> Finding | None:
     worst, step = int(np.nanargmax(ratio)), int(trace.samples["step"].min())
     layer, size = trace.layers[worst], float(ratio[worst])
     return _finding(
-        f"The gradient of {layer!r} is {say(size)} times the size of its weights",
+        f"The gradient of {layer!r} is {rounded(size)} times the size of its weights",
         Severity.CRITICAL,
         0.9,
-        f"At the first step the gradient of {layer!r} has a norm {say(size)} times that of the layer's weights; "
-        f"the median layer has a ratio of {say(middle(ratio))}, and healthy nets are mostly below "
-        f"{say(USUAL_RATIO)}. Plain gradient descent would need a learning rate of about {say(1e-2 / size)} to "
+        f"At the first step the gradient of {layer!r} has a norm {rounded(size)} times that of the layer's weights; "
+        f"the median layer has a ratio of {rounded(middle(ratio))}, and healthy nets are mostly below "
+        f"{rounded(USUAL_RATIO)}. Plain gradient descent would need a learning rate of about {rounded(1e-2 / size)} to "
         "change that layer by one percent a step, and every other layer may not learn at that rate. Adam "
         "normalizes the size, but not the noise that comes with it.",
         step,
         Evidence(
-            f"||g||/||W|| of {layer!r} is {say(size)} at the first sample; it is usually below {say(USUAL_RATIO)}.",
+            f"||g||/||W|| of {layer!r} is {rounded(size)} at the first sample; it is usually below "
+            f"{rounded(USUAL_RATIO)}.",
             size,
             USUAL_RATIO,
             "gradient over weight norm, arXiv 2102.06171",
@@ -232,17 +233,18 @@ def _stays_up(before: float, after: float, trace: Trace, row: int) -> bool:
 
 def _jump(trace: Trace, row: int, usual: float, usual_name: str, before: float, after: float) -> Finding:
     step, size = int(trace.steps["step"][row]), float(trace.gradient_norm[row])
-    end = f"{say(after)} after" if math.isfinite(after) else "not finite after"
+    end = f"{rounded(after)} after" if math.isfinite(after) else "not finite after"
     return _finding(
-        f"The gradient norm jumps to {say(size)} at {place(trace, step)} and the loss does not recover",
+        f"The gradient norm jumps to {rounded(size)} at {place(trace, step)} and the loss does not recover",
         Severity.CRITICAL,
         0.85,
-        f"At {place(trace, step)} the gradient norm was {say(size)}, {say(size / usual)} times {usual_name}. A "
-        f"jump by itself is common and often harmless; this one was not: the loss was {say(before)} before and "
+        f"At {place(trace, step)} the gradient norm was {rounded(size)}, {rounded(size / usual)} times {usual_name}. A "
+        f"jump by itself is common and often harmless; this one was not: the loss was {rounded(before)} before and "
         f"{end}. The step moved the weights to a region from which the training did not recover.",
         step,
         Evidence(
-            f"Gradient norm {say(size)} against {say(usual)}, {usual_name}; loss {say(before)} before, {end}.",
+            f"Gradient norm {rounded(size)} against {rounded(usual)}, {usual_name}; loss {rounded(before)} before, "
+            f"{end}.",
             size,
             usual,
             "Megatron-LM's rule for spikes, and the losses of this run",
@@ -259,7 +261,7 @@ def _interventions(trace: Trace) -> tuple[Evidence, ...]:
     if clipped:
         statement = (
             f"{clipped} of {len(trace)} steps were clipped to a tenth or less of their length, the hardest to "
-            f"{say(float(np.nanmin(factor)))} of it."
+            f"{rounded(float(np.nanmin(factor)))} of it."
         )
         evidence.append(Evidence(statement, float(clipped), 0.0, "this run"))
     return tuple(evidence)

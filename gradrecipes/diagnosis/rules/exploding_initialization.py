@@ -44,7 +44,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.chain import Link, Stage, growth_log_std, links, stretches
 from gradrecipes.diagnosis.facts.data_facts import LEARNT
 from gradrecipes.diagnosis.facts.oversized_weights import oversized_weights
-from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import FAR_START, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import initializer_for
 from gradrecipes.diagnosis.prescriptions.prescribe import initialization_prescriptions
@@ -112,7 +112,7 @@ def exploding_initialization(trace: Trace) -> Finding | None:
     agrees = abs(growth.measured - growth.predicted) <= max(3.0 * spread, 0.1 * growth.measured)
     return Finding(
         code="exploding_initialization",
-        title=f"The initial weights multiply the {_what(growth)} by {say(growth.per_layer)} in "
+        title=f"The initial weights multiply the {_what(growth)} by {rounded(growth.per_layer)} in "
         + ("every layer" if len(growth.links) > 1 else repr(worst.name)),
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL if critical else Severity.WARNING,
@@ -187,19 +187,19 @@ def _explanation(growth: Growth, worst: Stage) -> str:
     fitting = initializer_for(worst.activation)
     weights = (
         f"The weights of {worst.name!r} are all nearly the same number, so that its {worst.fan_in} inputs add up "
-        f"instead of cancelling, and multiply them by {say(worst.drift)}."
+        f"instead of cancelling, and multiply them by {rounded(worst.drift)}."
         if worst.drift
-        else f"The weights of {worst.name!r} have a standard deviation of {say(worst.weight_std)} at {worst.fan_in} "
-        f"inputs, so sigma_w^2 = fan_in * Var(W) = {say(worst.variance)}."
+        else f"The weights of {worst.name!r} have a standard deviation of {rounded(worst.weight_std)} at "
+        f"{worst.fan_in} inputs, so sigma_w^2 = fan_in * Var(W) = {rounded(worst.variance)}."
     )
     return (
-        f"Before the first update the {what} grows {say(math.exp(growth.measured))}-fold over {count} layers, from "
-        f"{start!r} to {end!r}: {say(growth.per_layer)} per layer, where the initial weights "
-        f"predict {say(growth.predicted_per_layer)}. {weights} With {worst.activation} a layer keeps the size of its "
-        f"signal when the standard deviation is about {fitting.spread} = {say(fitting.deviation(worst))}, which "
-        f"{fitting.name} draws. The growth multiplies from layer to layer, so the loss and the gradients start far too "
-        "large: a learning rate low enough not to diverge is too low to train such weights. Training does not repair "
-        "this later."
+        f"Before the first update the {what} grows {rounded(math.exp(growth.measured))}-fold over {count} layers, "
+        f"from {start!r} to {end!r}: {rounded(growth.per_layer)} per layer, where the initial weights predict "
+        f"{rounded(growth.predicted_per_layer)}. {weights} With {worst.activation} a layer keeps the size of its "
+        f"signal when the standard deviation is about {fitting.spread} = {rounded(fitting.deviation(worst))}, "
+        f"which {fitting.name} draws. The growth multiplies from layer to layer, so the loss and the gradients "
+        "start far too large: a learning rate low enough not to diverge is too low to train such weights. "
+        "Training does not repair this later."
     )
 
 
@@ -212,7 +212,7 @@ def _evidence(trace: Trace, exploding: list[Growth], growth: Growth, worst: Stag
         evidence.append(
             Evidence(
                 f"The worst layer is {worst.name!r}: its weights have a standard deviation of "
-                f"{say(worst.weight_std)}; {fitting.name} would give {say(fitting.deviation(worst))}.",
+                f"{rounded(worst.weight_std)}; {fitting.name} would give {rounded(fitting.deviation(worst))}.",
                 worst.weight_std,
                 fitting.deviation(worst),
                 f"{fitting.spread}, {worst.fan_in} inputs, {worst.activation}",
@@ -235,12 +235,12 @@ def _compared(growth: Growth) -> Evidence:
     count, spread = len(growth.links), _spread(growth)
     center = growth.predicted - spread**2  # ln||g||^2 lies beta/2 low at finite width, and spread^2 is beta/4
     low, high = (math.exp((center + side * ERROR_BARS * spread) / count) for side in (-1, 1))
-    bar = f", between {say(low)} and {say(high)} at these widths" if spread else ""
+    bar = f", between {rounded(low)} and {rounded(high)} at these widths" if spread else ""
     direction = "Backwards, the output gradient" if growth.backward else "Forwards, the output"
     return Evidence(
-        f"{direction} grows {say(growth.per_layer)}-fold per layer, where the initial weights predict "
-        f"{say(growth.predicted_per_layer)}{bar} and a suitable initialization gives 1. Over {count} layers that "
-        f"is {say(math.exp(growth.measured))}-fold, predicted {say(math.exp(growth.predicted))}-fold.",
+        f"{direction} grows {rounded(growth.per_layer)}-fold per layer, where the initial weights predict "
+        f"{rounded(growth.predicted_per_layer)}{bar} and a suitable initialization gives 1. Over {count} layers that "
+        f"is {rounded(math.exp(growth.measured))}-fold, predicted {rounded(math.exp(growth.predicted))}-fold.",
         growth.per_layer,
         growth.predicted_per_layer,
         "mean-field theory, arXiv 1606.05340; width, arXiv 1812.05994",
@@ -254,7 +254,7 @@ def _overflow(trace: Trace, growth: Growth) -> Evidence:
     rate = max(growth.predicted_per_layer, math.exp(total / len(growth.links)))
     entries, squares = overflow_depth(rate), overflow_depth(rate, largest=SQUARE_OVERFLOW)
     return Evidence(
-        f"At {say(rate)} per layer the sum of squared gradients overflows float32 after about {squares:.0f} "
+        f"At {rounded(rate)} per layer the sum of squared gradients overflows float32 after about {squares:.0f} "
         f"layers, and single entries, beyond {FLOAT32_MAX:.1e}, after about {entries:.0f}, starting from a "
         f"gradient of 1 at the output. This part of the net has {len(growth.stages)}; training fails long before "
         "that.",

@@ -31,7 +31,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Autopsy, Offender
 from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.core.trace.trial_reading import TrialReading
-from gradrecipes.diagnosis.facts.readings import TOLERATED_BY_SCALER, layers, left_out_by_scaler, say
+from gradrecipes.diagnosis.facts.readings import TOLERATED_BY_SCALER, layers, left_out_by_scaler, rounded
 from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.registry import rule
 
@@ -121,17 +121,20 @@ def _statement(
     if broken and _is_swallowed(broken[0]):
         return (
             f"{broken[0].name!r} returns only zeros, in float16, of an input of root mean square "
-            f"{say(broken[0].input_rms)}: it divides by something that became infinite there."
+            f"{rounded(broken[0].input_rms)}: it divides by something that became infinite there."
         )
     if broken:
-        share = say(100 * broken[0].nonfinite_share)
+        share = rounded(100 * broken[0].nonfinite_share)
         return f"{share} % of the outputs of {broken[0].name!r}, in float16, are not finite."
     if offender is not None:
         return f"The first value that was not finite is of float16: {offender.sentence}"
     if near:
-        return f"The outputs of {near[0].name!r} reach {say(near[0].output_max)}, next to the end of float16."
+        return f"The outputs of {near[0].name!r} reach {rounded(near[0].output_max)}, next to the end of float16."
     if left_out > TOLERATED_BY_SCALER:
-        return f"The loss scaler left out {say(100 * left_out)} % of the steps, for gradients that float16 cannot hold."
+        return (
+            f"The loss scaler left out {rounded(100 * left_out)} % of the steps, for gradients that float16 cannot "
+            "hold."
+        )
     if pure_and_broken:
         return "Weights, gradients and the optimizer's memory are all in float16, and the updates broke."
     return None

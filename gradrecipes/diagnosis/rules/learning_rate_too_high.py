@@ -64,7 +64,7 @@ from gradrecipes.diagnosis.facts.readings import (
     nonfinite_losses,
     number,
     place,
-    say,
+    rounded,
     smallest_weight_norms,
 )
 from gradrecipes.diagnosis.outcome import PROVEN, UNPROVEN, fixing_rate, variation, variation_evidence, verdict
@@ -126,7 +126,7 @@ def learning_rate_too_high(trace: Trace) -> Finding | None:
     return Finding(
         code="learning_rate_too_high",
         title="The learning rate"
-        + (f" {say(rate)}" if rate else "")
+        + (f" {rounded(rate)}" if rate else "")
         + f" is too high: the {'loss climbs instead of falling' if heard else 'gradients grow'}",
         kind=Kind.CAUSE,
         severity=Severity.WARNING if held else Severity.CRITICAL,
@@ -200,18 +200,19 @@ def _factor(update: float) -> float:
 
 def _explanation(trace: Trace, divergence: Divergence, update: float, rate: float | None, factor: float) -> str:
     where = place(trace, divergence.step)
-    at_rate = f" at a learning rate of {say(rate)}" if rate else ""
+    at_rate = f" at a learning rate of {rounded(rate)}" if rate else ""
     story = (
-        f"The run began at a loss of {say(divergence.start)} with gradients of a moderate size, and broke at {where}"
-        f"{at_rate}; the highest loss before was {say(divergence.peak)}."
+        f"The run began at a loss of {rounded(divergence.start)} with gradients of a moderate size, and broke at "
+        f"{where}{at_rate}; the highest loss before was {rounded(divergence.peak)}."
         if divergence.broken
-        else f"The run began at a loss of {say(divergence.start)} with gradients of a moderate size. By {where} the "
-        f"loss had climbed beyond {say(divergence.start + (RISE - 1) * abs(divergence.start))}{at_rate}; it reached "
-        f"{say(divergence.peak)} and ended at {say(divergence.end)}."
+        else f"The run began at a loss of {rounded(divergence.start)} with gradients of a moderate size. By {where} "
+        "the loss had climbed beyond "
+        f"{rounded(divergence.start + (RISE - 1) * abs(divergence.start))}{at_rate}; it reached "
+        f"{rounded(divergence.peak)} and ended at {rounded(divergence.end)}."
     )
     size = (
-        f"One update changes a typical layer by up to {say(update)} times the size of its weights; "
-        f"{say(USUAL_UPDATE)} is usual, and from {say(OWN_SIZE)} on a step replaces the weights instead of "
+        f"One update changes a typical layer by up to {rounded(update)} times the size of its weights; "
+        f"{rounded(USUAL_UPDATE)} is usual, and from {rounded(OWN_SIZE)} on a step replaces the weights instead of "
         "improving them."
         if update >= OWN_SIZE
         else "Steps that overshoot the valley land higher on its other side, where the slope is steeper, so that the "
@@ -232,7 +233,7 @@ def _curvature(trace: Trace) -> tuple[Evidence, ...]:
     return (
         Evidence(
             "With the curvature of the loss before training, the optimizer is stable up to a learning rate of "
-            f"{say(rate / ratio)}; this one is {say(ratio)} times that.",
+            f"{rounded(rate / ratio)}; this one is {rounded(ratio)} times that.",
             ratio,
             1.0,
             "largest eigenvalue of the Hessian, arXiv 2103.00065; of Adam: arXiv 2207.14484",
@@ -242,19 +243,19 @@ def _curvature(trace: Trace) -> tuple[Evidence, ...]:
 
 def _evidence(trace: Trace, divergence: Divergence, update: float) -> tuple[Evidence, ...]:
     statement = (
-        f"The loss was {say(divergence.start)} at the start and at most {say(divergence.peak)} before it broke."
+        f"The loss was {rounded(divergence.start)} at the start and at most {rounded(divergence.peak)} before it broke."
         if divergence.broken
         else (
-            f"The loss went from {say(divergence.start)} up to {say(divergence.peak)} and ended at "
-            f"{say(divergence.end)}."
+            f"The loss went from {rounded(divergence.start)} up to {rounded(divergence.peak)} and ended at "
+            f"{rounded(divergence.end)}."
         )
     )
     evidence = [Evidence(statement, divergence.peak, divergence.start, "this run; a loss should fall from its start")]
     if math.isfinite(update):
         evidence.append(
             Evidence(
-                f"The largest update of a typical layer was {say(update)} times its weights; "
-                f"{say(USUAL_UPDATE)} is usual.",
+                f"The largest update of a typical layer was {rounded(update)} times its weights; "
+                f"{rounded(USUAL_UPDATE)} is usual.",
                 update,
                 USUAL_UPDATE,
                 "update norm over weight norm, first 500 steps",
@@ -264,7 +265,7 @@ def _evidence(trace: Trace, divergence: Divergence, update: float) -> tuple[Evid
     if ratio < OUT_OF_PROPORTION:  # else the gradients speak against it
         evidence.append(
             Evidence(
-                f"The gradients were moderate at the start: {say(ratio)} times the weights in the median layer.",
+                f"The gradients were moderate at the start: {rounded(ratio)} times the weights in the median layer.",
                 ratio,
                 1.0,
                 "gradient norm over weight norm at the first sample",

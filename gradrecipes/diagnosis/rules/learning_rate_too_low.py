@@ -32,7 +32,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Sev
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.core.trace.variation import at_rate
-from gradrecipes.diagnosis.facts.readings import middle, say
+from gradrecipes.diagnosis.facts.readings import middle, rounded
 from gradrecipes.diagnosis.outcome import (
     LEARNING,
     PROVEN,
@@ -93,13 +93,13 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
     factor = factor or 100.0
     rate = recorded_rate(trace)
     statement = (
-        f"An update changes a typical layer by {say(update)} of its size; about 1e-3 is usual."
+        f"An update changes a typical layer by {rounded(update)} of its size; about 1e-3 is usual."
         if math.isfinite(update)
         else "The updates are too small to be measured."
     )
     return Finding(
         code="learning_rate_too_low",
-        title=f"The learning rate{f' {say(rate)}' if rate else ''} is about {factor:,.0f} times too low",
+        title=f"The learning rate{f' {rounded(rate)}' if rate else ''} is about {factor:,.0f} times too low",
         kind=Kind.CAUSE,
         severity=Severity.WARNING,
         confidence=PROVEN if proven else 0.7,
@@ -125,8 +125,9 @@ def _dies(trace: Trace, update: float) -> bool:
 def _died(trace: Trace, update: float, seen: Verdict) -> Finding:
     first = middle(trace.samples["update_ratio"][0])
     statement = (
-        f"The first update changed a typical layer by {say(first)} of its size, the later ones by {say(update)}, "
-        "while the gradients did not shrink: the learning rate dropped to nothing within the first hundred steps."
+        f"The first update changed a typical layer by {rounded(first)} of its size, the later ones by "
+        f"{rounded(update)}, while the gradients did not shrink: the learning rate dropped to nothing within the "
+        "first hundred steps."
     )
     schedule = (
         "import keras\n\n"

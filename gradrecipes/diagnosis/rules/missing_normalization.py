@@ -39,7 +39,7 @@ from gradrecipes.diagnosis.facts.readings import (
     kernels,
     layers,
     out_of_proportion,
-    say,
+    rounded,
     span,
 )
 from gradrecipes.diagnosis.outcome import verdict
@@ -74,12 +74,12 @@ def missing_normalization(trace: Trace) -> Finding | None:
     if total < TOTAL or per_skip < PER_SKIP:
         return None
     statement = (
-        f"Over {len(sums)} {what} the signal grows {say(total)}-fold, {say(per_skip)} times at each, where He "
+        f"Over {len(sums)} {what} the signal grows {rounded(total)}-fold, {rounded(per_skip)} times at each, where He "
         "weights without normalization are expected to give 1.41 and a normalized net 1."
     )
     return Finding(
         code="missing_normalization",
-        title=f"The residual sums grow {say(per_skip)}-fold per block because nothing normalizes them",
+        title=f"The residual sums grow {rounded(per_skip)}-fold per block because nothing normalizes them",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=0.9,

@@ -33,7 +33,7 @@ from gradrecipes.core.trace.autopsy import listed
 from gradrecipes.core.trace.data_reading import Columns
 from gradrecipes.core.trace.variation import FINITE_DATA
 from gradrecipes.diagnosis.facts.data_facts import ArrayReading, arrays, names, offenders
-from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import BROKEN, UNKNOWN, fixed_by, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import leave_out_nonfinite, prescription
 from gradrecipes.diagnosis.registry import rule
@@ -125,7 +125,7 @@ def _where(array: ArrayReading) -> str:
         parts.append(
             listed(samples)
             if all_named and len(samples) <= 6
-            else f"{say(100 * share)} % of the samples, beginning with sample {samples[0]}"
+            else f"{rounded(100 * share)} % of the samples, beginning with sample {samples[0]}"
         )
     return ", ".join(parts) or f"{int(array.nonfinite)} entries"
 

@@ -34,7 +34,7 @@ import numpy as np
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import DataReading
-from gradrecipes.diagnosis.facts.readings import nonfinite_gradients, nonfinite_losses, place, say
+from gradrecipes.diagnosis.facts.readings import nonfinite_gradients, nonfinite_losses, place, rounded
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
@@ -153,7 +153,11 @@ def _history(trace: Trace, row: int, where: str) -> str:
     if row == 0:
         return f"The very first loss, at {where}, is {_name(trace, row)}: the run never had a finite loss."
     sound = trace.loss[:row][np.isfinite(trace.loss[:row])]
-    last = f"; the last finite loss was {say(float(sound[-1]))}, the first {say(float(sound[0]))}" if len(sound) else ""
+    last = (
+        (f"; the last finite loss was {rounded(float(sound[-1]))}, the first {rounded(float(sound[0]))}")
+        if len(sound)
+        else ""
+    )
     climbing = _climbing(trace, int(trace.steps["step"][row]))
     trend = " It was rising before that, so the cause lies in earlier steps." if climbing else ""
     return f"The loss becomes {_name(trace, row)} at {where}{last}.{trend}"
@@ -179,7 +183,7 @@ def _origin(trace: Trace, first: First, step: int) -> str:
         )
     if first.what == "the weights" and _climbing(trace, step):
         norms = trace.gradient_norm[(trace.steps["step"] < first.step) & np.isfinite(trace.gradient_norm)]
-        size = f" (its gradient norm was {say(float(norms[-1]))})" if len(norms) else ""
+        size = f" (its gradient norm was {rounded(float(norms[-1]))})" if len(norms) else ""
         return (
             f"The weights{layer} were already not finite when that step began, at {where}: the update before "
             f"it{size} overflowed. Look for what made the updates grow."

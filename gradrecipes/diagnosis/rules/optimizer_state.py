@@ -35,7 +35,7 @@ from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.description import OptimizerDescription
 from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.core.trace.variation import FRESH_OPTIMIZER
-from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, say
+from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, rounded
 from gradrecipes.diagnosis.outcome import fixed_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import fresh_optimizer
 from gradrecipes.diagnosis.registry import rule
@@ -111,12 +111,12 @@ def _bad_constant(trace: Trace) -> Said | None:
     for name in MOMENTA:
         value = optimizer.setting(name)
         if value is not None and (value >= 1.0 or value < 0.0):
-            return f"{name}={say(value)} never decays: it must lie between 0 and 1", value, 0.9, 0.95
+            return f"{name}={rounded(value)} never decays: it must lie between 0 and 1", value, 0.9, 0.95
     fast, slow = optimizer.setting("beta_1"), optimizer.setting("beta_2")
     if fast is not None and slow is not None and fast > USUAL_BETA and fast**2 >= slow:
         return (
-            f"beta_1={say(fast)} decays more slowly than beta_2={say(slow)}: the mean gradient outlasts the size "
-            "that it is divided by",
+            f"beta_1={rounded(fast)} decays more slowly than beta_2={rounded(slow)}: the mean gradient outlasts "
+            "the size that it is divided by",
             fast,
             USUAL_BETA,
             0.9,
@@ -129,11 +129,11 @@ def _bad_setting(trace: Trace, *, broken: bool) -> Said | None:
     rms = _gradient_rms(trace)
     epsilon = optimizer.setting("epsilon")
     if epsilon is not None and epsilon <= NO_EPSILON and broken and optimizer.name != "Adafactor":
-        return f"epsilon={say(epsilon)} leaves a division by 0 where a gradient is 0", epsilon, 1e-7, 0.9
+        return f"epsilon={rounded(epsilon)} leaves a division by 0 where a gradient is 0", epsilon, 1e-7, 0.9
     if epsilon is not None and rms and epsilon > EPSILON_OVER_GRADIENT * rms and not broken:
         return (
-            f"epsilon={say(epsilon)} is {say(epsilon / rms)} times the size of a gradient's entries, {say(rms)}: "
-            "it dominates the division and makes every step tiny",
+            f"epsilon={rounded(epsilon)} is {rounded(epsilon / rms)} times the size of a gradient's entries, "
+            f"{rounded(rms)}: it dominates the division and makes every step tiny",
             epsilon,
             rms,
             0.85,
@@ -142,7 +142,7 @@ def _bad_setting(trace: Trace, *, broken: bool) -> Said | None:
         bound, norm = optimizer.setting(name), middle(trace.gradient_norm)
         if bound is not None and norm > 0 and bound < TINY_CLIP * norm and not broken:
             return (
-                f"{name}={say(bound)} clips gradients of norm {say(norm)}: next to nothing is left",
+                f"{name}={rounded(bound)} clips gradients of norm {rounded(norm)}: next to nothing is left",
                 bound,
                 norm,
                 0.85,
@@ -152,7 +152,7 @@ def _bad_setting(trace: Trace, *, broken: bool) -> Said | None:
     decay, rate = optimizer.setting("weight_decay"), optimizer.learning_rate
     if decay and rate and decay * rate > EATEN:
         return (
-            f"weight_decay={say(decay)} removes {say(100 * decay * rate)} % of the weights at each step",
+            f"weight_decay={rounded(decay)} removes {rounded(100 * decay * rate)} % of the weights at each step",
             decay,
             0.01,
             0.85,
@@ -165,8 +165,8 @@ def _slowed(trace: Trace, optimizer: OptimizerDescription) -> Said | None:
     start = optimizer.setting("initial_accumulator_value")
     if start is not None and start > LARGE_ACCUMULATOR:
         return (
-            f"initial_accumulator_value={say(start)} divides every step by {say(start**0.5)} from the start, and "
-            "Adagrad never forgets what it has accumulated",
+            f"initial_accumulator_value={rounded(start)} divides every step by {rounded(start**0.5)} from the "
+            "start, and Adagrad never forgets what it has accumulated",
             start,
             0.1,
             0.85,
@@ -175,8 +175,8 @@ def _slowed(trace: Trace, optimizer: OptimizerDescription) -> Said | None:
     size, samples = trace.description.batch_size, data.samples
     if waits and size and samples and data.complete and waits > max(1.0, samples / size):
         return (
-            f"gradient_accumulation_steps={say(waits)} is more than the {say(samples / size)} batches of an epoch: "
-            "no weight changes for that long",
+            f"gradient_accumulation_steps={rounded(waits)} is more than the {rounded(samples / size)} batches of "
+            "an epoch: no weight changes for that long",
             waits,
             samples / size,
             0.9,
@@ -184,9 +184,9 @@ def _slowed(trace: Trace, optimizer: OptimizerDescription) -> Said | None:
     every, momentum = optimizer.setting("ema_overwrite_frequency"), optimizer.setting("ema_momentum")
     if optimizer.settings.get("use_ema") and every and momentum is not None and every * (1.0 - momentum) < FORGETS_MOST:
         return (
-            f"ema_overwrite_frequency={say(every)} overwrites the weights with their average before it has "
-            f"followed them: with ema_momentum={say(momentum)} about {say(100 * every * (1 - momentum))} % of each "
-            "step is left",
+            f"ema_overwrite_frequency={rounded(every)} overwrites the weights with their average before it has "
+            f"followed them: with ema_momentum={rounded(momentum)} about {rounded(100 * every * (1 - momentum))} % "
+            "of each step is left",
             every,
             1.0 / (1.0 - momentum),
             0.9,
@@ -222,7 +222,7 @@ def _bad_slot(trace: Trace) -> Said | None:
     first = ((trace.probes.trial or TrialReading()).autopsy or Autopsy()).first
     if first is not None and first.kind == "weight" and (norm := _norm_before_the_break(trace)) is not None:
         return (
-            f"the update made {first.name} {first.found} from a gradient of norm {say(norm)}: its divisor was 0 or "
+            f"the update made {first.name} {first.found} from a gradient of norm {rounded(norm)}: its divisor was 0 or "
             "not finite",
             norm,
             None,

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import OSCILLATING, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import set_learning_rate
 from gradrecipes.diagnosis.registry import rule
@@ -56,7 +56,7 @@ def oscillating_loss(trace: Trace) -> Finding | None:
     if seen.state != OSCILLATING:
         return None
     statement = (
-        f"The median loss was {say(seen.start)} at the start and is {say(seen.end)} at the end, and the last "
+        f"The median loss was {rounded(seen.start)} at the start and is {rounded(seen.end)} at the end, and the last "
         "losses vary by more than that."
     )
     return Finding(

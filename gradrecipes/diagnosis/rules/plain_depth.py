@@ -32,7 +32,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.theory.signal_theory import finite_width_log_std
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.data_facts import LEARNT
-from gradrecipes.diagnosis.facts.readings import NORMALIZATIONS, count, kernels, say, span, weighted
+from gradrecipes.diagnosis.facts.readings import NORMALIZATIONS, count, kernels, rounded, span, weighted
 from gradrecipes.diagnosis.outcome import fixing_rate, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import (
     add_residual_blocks,
@@ -81,7 +81,7 @@ def plain_depth(trace: Trace) -> Finding | None:
     evidence = [Evidence(statement, float(depth), float(DEEP), "depth and accuracy on digits, widths of 64")]
     evidence.append(
         Evidence(
-            f"At these widths the logarithm of the squared gradient differs by {say(spread)} (one standard "
+            f"At these widths the logarithm of the squared gradient differs by {rounded(spread)} (one standard "
             "deviation) from one draw of the weights to the next, although their size is right.",
             spread,
             0.0,
@@ -92,8 +92,8 @@ def plain_depth(trace: Trace) -> Finding | None:
     if ends is not None:
         evidence.append(
             Evidence(
-                f"The gradient with respect to the first layer's output is {say(ends[0] / ends[1])} times that of the "
-                "last.",
+                f"The gradient with respect to the first layer's output is {rounded(ends[0] / ends[1])} times that "
+                "of the last.",
                 ends[0] / ends[1],
                 1.0,
                 "this batch",

@@ -40,7 +40,7 @@ import numpy as np
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import RecurrentReading
-from gradrecipes.diagnosis.facts.readings import OUT_OF_PROPORTION, gradient_to_weight, number, say
+from gradrecipes.diagnosis.facts.readings import OUT_OF_PROPORTION, gradient_to_weight, number, rounded
 from gradrecipes.diagnosis.outcome import OSCILLATING, STALLED, Verdict, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import clip, prescription
 from gradrecipes.diagnosis.registry import rule
@@ -166,12 +166,12 @@ def _confidence(gain: Gain, seen: Verdict) -> float:
 def _title(gain: Gain) -> str:
     name, steps = gain.layer.layer, gain.layer.steps
     if gain.way == "forward":
-        return f"The state of {name!r} grows {say(gain.per_step)}-fold at every time step"
+        return f"The state of {name!r} grows {rounded(gain.per_step)}-fold at every time step"
     if gain.way == "cell":
         return f"{gain.layer.activation} in the {gain.layer.kind} {name!r} lets its state grow without limit"
     if gain.way == "motion":
-        return f"The gradient through the {steps} time steps of {name!r} jumps {say(gain.jump)}-fold"
-    size = say(gain.per_step)
+        return f"The gradient through the {steps} time steps of {name!r} jumps {rounded(gain.jump)}-fold"
+    size = rounded(gain.per_step)
     change = f"shrinks to {size} of its size" if gain.way == "vanishing" else f"grows {size}-fold"
     return f"The gradient through {name!r} {change} at every time step"
 
@@ -181,7 +181,7 @@ def _explanation(gain: Gain) -> str:
     name, size = layer.layer, _power(gain.log10_growth)
     if gain.way == "backward":
         return (
-            f"Before any training, a gradient grows {say(gain.per_step)}-fold at each of {steps} time steps on its "
+            f"Before any training, a gradient grows {rounded(gain.per_step)}-fold at each of {steps} time steps on its "
             f"way back through {name!r}: {size}-fold in total. Early time steps then move the weights so much more "
             "than late ones that no learning rate fits both, and a small change of the weights changes the "
             "product of all steps enormously."
@@ -189,12 +189,12 @@ def _explanation(gain: Gain) -> str:
     if gain.way == "forward":
         return (
             f"The state of {name!r} passes through {layer.activation}, which has no bound, and grows "
-            f"{say(gain.per_step)}-fold at each of {steps} time steps, before any training: {size}-fold in total. "
+            f"{rounded(gain.per_step)}-fold at each of {steps} time steps, before any training: {size}-fold in total. "
             "Outputs, loss and gradients grow with it."
         )
     if gain.way == "vanishing":
         return (
-            f"On its way back through {name!r} a gradient keeps {say(gain.per_step)} of its size at each time "
+            f"On its way back through {name!r} a gradient keeps {rounded(gain.per_step)} of its size at each time "
             f"step: {_power(10 * math.log10(max(gain.per_step, 1e-38)))} of it is left after ten steps, next to "
             f"nothing beside the gradient of later steps. The layer learns from the last few of {steps} steps only."
         )
@@ -206,7 +206,7 @@ def _explanation(gain: Gain) -> str:
         )
     return (
         f"{name!r} is a plain recurrent layer: the gradient passes through the same matrix {steps} times. At the "
-        f"start that product was harmless, but during training the gradient jumped to {say(gain.jump)} times its "
+        f"start that product was harmless, but during training the gradient jumped to {rounded(gain.jump)} times its "
         "usual size. Where the matrix begins to amplify its own signal the loss has a cliff, and one step at the "
         "cliff moves the weights far away."
     )
@@ -219,7 +219,7 @@ def _evidence(trace: Trace, gain: Gain) -> tuple[Evidence, ...]:
         what = "The state" if gain.way == "forward" else "A gradient on its way back"
         found.append(
             Evidence(
-                f"{what} is multiplied by {say(gain.per_step)} per time step, by {_power(gain.log10_growth)} over "
+                f"{what} is multiplied by {rounded(gain.per_step)} per time step, by {_power(gain.log10_growth)} over "
                 f"{steps} steps.",
                 gain.per_step,
                 1.0,
@@ -230,7 +230,7 @@ def _evidence(trace: Trace, gain: Gain) -> tuple[Evidence, ...]:
     if radius is not None and layer.kind not in GATED:
         found.append(
             Evidence(
-                f"The largest eigenvalue of the recurrent matrix has a magnitude of {say(radius)}.",
+                f"The largest eigenvalue of the recurrent matrix has a magnitude of {rounded(radius)}.",
                 radius,
                 1.0,
                 "spectral radius; an orthogonal matrix has 1",
@@ -240,11 +240,11 @@ def _evidence(trace: Trace, gain: Gain) -> tuple[Evidence, ...]:
         statement = f"After {layer.nonfinite_step} time steps the state is not finite any more."
         found.append(Evidence(statement, float(layer.nonfinite_step), source="the untrained net, a real batch"))
     if math.isfinite(gain.jump):
-        statement = f"The largest gradient norm of the layer was {say(gain.jump)} times its median in the run."
+        statement = f"The largest gradient norm of the layer was {rounded(gain.jump)} times its median in the run."
         found.append(Evidence(statement, gain.jump, JUMP, "this run"))
     ratio = _proportion(trace, layer)
     if ratio >= OUT_OF_PROPORTION:
-        statement = f"The first gradient of the layer was {say(ratio)} times its weights."
+        statement = f"The first gradient of the layer was {rounded(ratio)} times its weights."
         found.append(Evidence(statement, ratio, 1.0, "gradient norm over weight norm at the first sample"))
     if not found:
         statement = f"The activation of the {layer.kind} is {layer.activation}, which has no bound."
@@ -254,7 +254,7 @@ def _evidence(trace: Trace, gain: Gain) -> tuple[Evidence, ...]:
 
 def _power(log10: float) -> str:
     """Return ten to a power as a number, or as 1e400 where no float holds it."""
-    return say(10.0**log10) if abs(log10) < 300 else f"1e{log10:.0f}"
+    return rounded(10.0**log10) if abs(log10) < 300 else f"1e{log10:.0f}"
 
 
 def _prescriptions(trace: Trace, layer: RecurrentReading, way: str) -> tuple[Prescription, ...]:

@@ -26,7 +26,7 @@ from __future__ import annotations
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.data_facts import LEARNT
-from gradrecipes.diagnosis.facts.readings import hidden, say, weights
+from gradrecipes.diagnosis.facts.readings import hidden, rounded, weights
 from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import (
     change_activation,
@@ -68,18 +68,18 @@ def saturated_units(trace: Trace) -> Finding | None:
     worst = max(bad, key=lambda layer: layer.saturated_share or 0.0)
     share, name = worst.saturated_share or 0.0, worst.activation
     moment = "before the first step" if when == "before" else "at the end of the trial, but not at its beginning"
-    statement = f"{say(100 * share)} % of the outputs of {worst.name!r} ({name}) are at a bound {moment}."
+    statement = f"{rounded(100 * share)} % of the outputs of {worst.name!r} ({name}) are at a bound {moment}."
     own = [weight for weight in weights(trace) if weight.layer == worst.name]
     advice = [normalize_before_the_activation(trace), *change_activation(trace, str(name), "relu")]
     return Finding(
         code="saturated_units",
-        title=f"{say(100 * share)} % of {worst.name!r} is saturated",
+        title=f"{rounded(100 * share)} % of {worst.name!r} is saturated",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=0.75 if when == "before" else 0.6,
         explanation=(
             f"{statement} There the derivative of {name} is close to 0, and so is every gradient that passes "
-            f"through it. The cause is the size of the inputs, {say(worst.input_rms or 0.0)} in root mean square, "
+            f"through it. The cause is the size of the inputs, {rounded(worst.input_rms or 0.0)} in root mean square, "
             "times the weights."
         ),
         layer=worst.name,

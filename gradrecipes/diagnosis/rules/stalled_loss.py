@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import STALLED, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
@@ -66,8 +66,10 @@ def stalled_loss(trace: Trace) -> Finding | None:
     seen = verdict(trace)
     if seen.state != STALLED:
         return None
-    chance = f"; a constant prediction has {say(seen.baseline)}" if seen.baseline > 0 else ""
-    statement = f"The loss was {say(seen.start)} at the start and is {say(seen.end)} after {len(trace)} steps{chance}."
+    chance = f"; a constant prediction has {rounded(seen.baseline)}" if seen.baseline > 0 else ""
+    statement = (
+        f"The loss was {rounded(seen.start)} at the start and is {rounded(seen.end)} after {len(trace)} steps{chance}."
+    )
     return Finding(
         code="stalled_loss",
         title="The loss does not fall",

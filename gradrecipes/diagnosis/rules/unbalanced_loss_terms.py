@@ -35,7 +35,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Sev
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import OutputTrial, TrialReading
 from gradrecipes.core.trace.variation import BALANCED_TERMS
-from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import variation, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import optimizer_line, recorded_rate
 from gradrecipes.diagnosis.registry import rule
@@ -77,13 +77,13 @@ def unbalanced_loss_terms(trace: Trace) -> Finding | None:
     ratio = found.large_size / found.small_size
     large = found.large[0].upper() + found.large[1:]
     statement = (
-        f"{large} begins at {say(found.large_size)} and {found.small} at {say(found.small_size)}, "
-        f"{say(ratio)} times less"
+        f"{large} begins at {rounded(found.large_size)} and {found.small} at {rounded(found.small_size)}, "
+        f"{rounded(ratio)} times less"
     )
-    after = f"{found.small} ends at {say(found.small_end)}"
+    after = f"{found.small} ends at {rounded(found.small_end)}"
     return Finding(
         code="unbalanced_loss_terms",
-        title=f"{large} outweighs {found.small} {say(ratio)} times, which is not learned",
+        title=f"{large} outweighs {found.small} {rounded(ratio)} times, which is not learned",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL if found.proven else Severity.WARNING,
         confidence=0.95 if found.proven else 0.75,
@@ -197,7 +197,7 @@ def _reweigh(trace: Trace, found: Terms) -> Prescription:
     else:
         factor = found.small_size / found.large_size
         code = f"weight = {factor:.2g}  # times the weight that {found.large.strip(chr(39))} has now\n"
-        title = f"Divide the weight of {found.large} by {say(found.large_size / found.small_size)}"
+        title = f"Divide the weight of {found.large} by {rounded(found.large_size / found.small_size)}"
     return Prescription(
         title=title,
         code=code,

@@ -32,7 +32,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.diagnosis.facts.data_facts import arrays
-from gradrecipes.diagnosis.facts.readings import RECURRENT, WEIGHTED, hidden, layers, number, say, weights
+from gradrecipes.diagnosis.facts.readings import RECURRENT, WEIGHTED, hidden, layers, number, rounded, weights
 from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import change_activation, normalize_before_the_activation
 from gradrecipes.diagnosis.registry import rule
@@ -82,10 +82,10 @@ def _of_layers(trace: Trace, odd: list[LayerSignal], broke: bool) -> Finding:
     name = worst.activation or worst.kind
     exponent, gain = worst.activation_exponent or 0.0, worst.activation_gain or 0.0
     statement = (
-        f"{name} in {worst.name!r} turns a signal of size 1 into {say(gain)}, and one of size 10 into "
-        f"{say(gain * 10.0 ** min(exponent, 37.0))}; a ReLU gives 0.71 and 7.1."
+        f"{name} in {worst.name!r} turns a signal of size 1 into {rounded(gain)}, and one of size 10 into "
+        f"{rounded(gain * 10.0 ** min(exponent, 37.0))}; a ReLU gives 0.71 and 7.1."
     )
-    sizes = f" Its output on this batch has a size of {say(worst.output_rms)}." if worst.output_rms else ""
+    sizes = f" Its output on this batch has a size of {rounded(worst.output_rms)}." if worst.output_rms else ""
     return Finding(
         code="unbounded_activation",
         title=f"The activation {name} grows faster than its input",
@@ -118,9 +118,9 @@ def _jump(trace: Trace) -> tuple[LayerSignal, float] | None:
 
 def _of_operation(trace: Trace, layer: LayerSignal, entered: float) -> Finding:
     size = layer.output_rms
-    became = "more than float32 holds" if size is None else f"a size of {say(size)}"
+    became = "more than float32 holds" if size is None else f"a size of {rounded(size)}"
     statement = (
-        f"{layer.name!r} ({layer.kind}) turns an input of root mean square {say(entered)} at most into {became}, "
+        f"{layer.name!r} ({layer.kind}) turns an input of root mean square {rounded(entered)} at most into {became}, "
         "without weights that would do so."
     )
     return Finding(

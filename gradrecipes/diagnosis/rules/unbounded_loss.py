@@ -31,7 +31,7 @@ import math
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.data_facts import Head, heads
-from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import losses, verdict
 from gradrecipes.diagnosis.registry import rule
 
@@ -58,8 +58,8 @@ def unbounded_loss(trace: Trace) -> Finding | None:
     on_its_way = seen.unhealthy or (last < first and last < 0)
     at = head.measured.far_losses or ()
     statement = (
-        f"The loss {head.name!r} is {say(at[0])} at the net's own outputs, {say(at[1])} at a hundred times larger "
-        f"ones, and {say(at[-1])} at a million times larger ones"
+        f"The loss {head.name!r} is {rounded(at[0])} at the net's own outputs, {rounded(at[1])} at a hundred times "
+        f"larger ones, and {rounded(at[-1])} at a million times larger ones"
     )
     return Finding(
         code="unbounded_loss",
@@ -91,8 +91,8 @@ def _falls_for_ever(at: tuple[float, ...] | None) -> bool:
 def _run(first: float, last: float) -> tuple[Evidence, ...]:
     if not (math.isfinite(first) and math.isfinite(last)):
         return ()
-    statement = f"In the trial the loss went from {say(first)} to {say(last)}."
-    return (Evidence(statement, last, None, "this trial"),) if say(first) != say(last) else ()
+    statement = f"In the trial the loss went from {rounded(first)} to {rounded(last)}."
+    return (Evidence(statement, last, None, "this trial"),) if rounded(first) != rounded(last) else ()
 
 
 def _bound(head: Head) -> Prescription:

@@ -43,7 +43,7 @@ from gradrecipes.diagnosis.facts.data_facts import (
     largest_output,
     offenders,
 )
-from gradrecipes.diagnosis.facts.readings import layers, number, say
+from gradrecipes.diagnosis.facts.readings import layers, number, rounded
 from gradrecipes.diagnosis.outcome import BROKEN, UNKNOWN, losses, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription, safe_cross_entropy
 from gradrecipes.diagnosis.registry import rule
@@ -69,7 +69,7 @@ def at_the_start(trace: Trace) -> Said | None:
         samples = f", for {listed(point.samples)}" if point.samples else ""
         statement = (
             f"On the first batch the {broken} of {head.name!r} is {word(found)}{samples}, although the net's "
-            f"outputs lie between {say(head.measured.min or 0.0)} and {say(head.measured.max or 0.0)}"
+            f"outputs lie between {rounded(head.measured.min or 0.0)} and {rounded(head.measured.max or 0.0)}"
         )
         return (
             f"The loss {head.name!r} is {word(found)} from the first batch on",
@@ -95,8 +95,8 @@ def percentage(trace: Trace) -> Said | None:
         if not (is_held_back(trace, seen) or seen.start > HUGE):
             continue
         statement = (
-            f"{say(100 * share)} % of {target.name} are 0; the percentage error divides by them, or by 1e-7 in "
-            f"their place, and began at {say(seen.start)} %"
+            f"{rounded(100 * share)} % of {target.name} are 0; the percentage error divides by them, or by 1e-7 in "
+            f"their place, and began at {rounded(seen.start)} %"
         )
         return (
             "A percentage error of targets that are 0",
@@ -168,7 +168,7 @@ def _zeros(head: Head) -> tuple[Evidence, ...]:
     share = target.share_zero
     if not share:
         return ()
-    return (Evidence(f"{say(100 * share)} % of {target.name} are exactly 0.", share, None, "the data"),)
+    return (Evidence(f"{rounded(100 * share)} % of {target.name} are exactly 0.", share, None, "the data"),)
 
 
 def word(found: str | float) -> str:
@@ -238,7 +238,7 @@ def _broken_loss(trace: Trace) -> Said | None:
     part = "its derivative" if first.kind == "gradient" else "it"
     where = f", for {listed(first.samples)} of the batch" if first.samples else ""
     statement = f"The step broke in {name}: {part} became {word(first.found)}{where}, while all its inputs were finite"
-    largest_said = "" if largest is None else f" and at most {say(largest)} in size"
+    largest_said = "" if largest is None else f" and at most {rounded(largest)} in size"
     return (
         _title(trace, name) or f"{name[0].upper()}{name[1:]} returns {word(first.found)} for finite predictions",
         f"{statement}{largest_said}. {first.sentence} {_arithmetic(trace)}".rstrip(),
@@ -297,7 +297,7 @@ def _broken_operation(trace: Trace) -> Said | None:
         return None  # arithmetic of the whole model: what entered it stands with its layers
     what = f"the layer {layer!r}" + (f" ({about.kind})" if about and about.kind else "")
     part = "the gradient on its way back through" if first.kind == "gradient" else "the output of"
-    size = "" if entered is None else f" of root mean square {say(entered)}"
+    size = "" if entered is None else f" of root mean square {rounded(entered)}"
     statement = f"The step broke in {what}: {part} it became {word(first.found)}, while its input{size} was finite"
     return (
         _title(trace, repr(layer)) or f"An operation in {layer!r} returns {word(first.found)} for finite inputs",
@@ -325,7 +325,9 @@ def _derivative(trace: Trace) -> Said | None:
         or offenders(trace)
     ):
         return None
-    statement = f"The first step has a loss of {say(float(first[0]))}, finite layer outputs, and a gradient that is NaN"
+    statement = (
+        f"The first step has a loss of {rounded(float(first[0]))}, finite layer outputs, and a gradient that is NaN"
+    )
     return (
         "Part of the train step has no derivative at the initial weights",
         f"{statement}. The derivative of a square root at 0 is infinite, and infinity times 0 is NaN: this happens "

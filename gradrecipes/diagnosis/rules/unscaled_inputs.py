@@ -41,7 +41,7 @@ from gradrecipes.diagnosis.facts.data_facts import (
     held_back_by,
     improves,
 )
-from gradrecipes.diagnosis.facts.readings import number, say
+from gradrecipes.diagnosis.facts.readings import number, rounded
 from gradrecipes.diagnosis.outcome import Verdict, fixed_by, halved_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
@@ -139,21 +139,22 @@ def _oddity(array: ArrayReading, *, mended: bool) -> tuple[str, float, float] | 
         return f"{name} overflows when it is squared", math.inf, 1.0
     if rms > (SOMEWHAT_FAR if mended else FAR):
         apart = (
-            (f", and its columns have standard deviations from {say(low)} to {say(high)}")
+            (f", and its columns have standard deviations from {rounded(low)} to {rounded(high)}")
             if low and high and high > APART * low
             else ""
         )
-        return f"{name} has a root mean square of {say(rms)}{apart}", rms, 1.0
+        return f"{name} has a root mean square of {rounded(rms)}{apart}", rms, 1.0
     if low and high and high > APART * low and high > SOMEWHAT_FAR:
-        return f"the columns of {name} have standard deviations from {say(low)} to {say(high)}", high / low, 1.0
+        return f"the columns of {name} have standard deviations from {rounded(low)} to {rounded(high)}", high / low, 1.0
     if high and mean > SOMEWHAT_FAR and mean > OFF_CENTER * high:
         return (
-            f"the columns of {name} have means up to {say(mean)} and standard deviations of at most {say(high)}",
+            f"the columns of {name} have means up to {rounded(mean)} and standard deviations of at most "
+            f"{rounded(high)}",
             mean / high,
             0.0,
         )
     if 0 < rms < TINY and mended:
-        return f"{name} has a root mean square of only {say(rms)}", rms, 1.0
+        return f"{name} has a root mean square of only {rounded(rms)}", rms, 1.0
     return None
 
 
@@ -191,8 +192,8 @@ def _largest_columns(array: ArrayReading) -> tuple[Evidence, ...]:
         return ()
     return (
         Evidence(
-            f"Column {first.column} is the largest, {say(size)} in root mean square; the median column has "
-            f"{say(columns.rms_median)}.",
+            f"Column {first.column} is the largest, {rounded(size)} in root mean square; the median column has "
+            f"{rounded(columns.rms_median)}.",
             size,
             columns.rms_median,
             "the data",
@@ -203,7 +204,9 @@ def _largest_columns(array: ArrayReading) -> tuple[Evidence, ...]:
 def _start(seen: Any) -> tuple[Evidence, ...]:
     if not seen.start_over_baseline >= SOMEWHAT_FAR:
         return ()
-    statement = f"The run began at a loss of {say(seen.start)}; a constant prediction would give {say(seen.baseline)}."
+    statement = (
+        f"The run began at a loss of {rounded(seen.start)}; a constant prediction would give {rounded(seen.baseline)}."
+    )
     return (Evidence(statement, seen.start, seen.baseline, "this trial, and the targets alone"),)
 
 

@@ -38,7 +38,7 @@ from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.core.trace.probes import OutputReading
 from gradrecipes.core.trace.variation import ALL_SCALED, SCALED_TARGETS
 from gradrecipes.diagnosis.facts.data_facts import Head, arrays, heads, held_back_by
-from gradrecipes.diagnosis.facts.readings import number, say
+from gradrecipes.diagnosis.facts.readings import number, rounded
 from gradrecipes.diagnosis.judgement import outputs
 from gradrecipes.diagnosis.outcome import LEARNING, Verdict, fixed_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import scale_targets
@@ -72,7 +72,7 @@ def unscaled_targets(trace: Trace) -> Finding | None:
     if head is None or (tried and not healed and not together):
         return None
     target = head.target or ArrayReading("")
-    what = f"{target.name} has a root mean square of {say(_size(head))}"
+    what = f"{target.name} has a root mean square of {rounded(_size(head))}"
     return Finding(
         code="unscaled_targets",
         title=f"The targets are not scaled: {what}",
@@ -83,7 +83,7 @@ def unscaled_targets(trace: Trace) -> Finding | None:
         step=seen.step,
         evidence=(
             Evidence(
-                f"{what}, from {say(target.min)} to {say(target.max)}, mean {say(target.mean or 0.0)}.",
+                f"{what}, from {rounded(target.min)} to {rounded(target.max)}, mean {rounded(target.mean or 0.0)}.",
                 _size(head),
                 1.0,
                 "the data; Efficient BackProp, section 4.3",
@@ -146,7 +146,7 @@ def _explanation(trace: Trace, head: Head, what: str) -> str:
     rate = trace.description.learning_rate
     if adaptive and rate:
         steps = (
-            f" {name} changes each weight by about {say(rate)} a step, so it needs many steps to reach outputs of "
+            f" {name} changes each weight by about {rounded(rate)} a step, so it needs many steps to reach outputs of "
             "that size."
         )
     else:
@@ -164,7 +164,7 @@ def _first_answers(head: Head) -> tuple[Evidence, ...]:
         return ()
     return (
         Evidence(
-            f"The untrained net's outputs have a root mean square of {say(rms)}.",
+            f"The untrained net's outputs have a root mean square of {rounded(rms)}.",
             rms,
             _size(head),
             "one batch before the trial; expected: that of the targets",
@@ -175,5 +175,7 @@ def _first_answers(head: Head) -> tuple[Evidence, ...]:
 def _start(seen: Any) -> tuple[Evidence, ...]:
     if not seen.start_over_baseline >= 2.0:
         return ()
-    statement = f"The run began at a loss of {say(seen.start)}; a constant prediction gives {say(seen.baseline)}."
+    statement = (
+        f"The run began at a loss of {rounded(seen.start)}; a constant prediction gives {rounded(seen.baseline)}."
+    )
     return (Evidence(statement, seen.start, seen.baseline, "this trial, and the targets alone"),)

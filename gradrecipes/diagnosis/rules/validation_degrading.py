@@ -24,7 +24,7 @@ import numpy as np
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.facts.readings import say
+from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.registry import rule
 
 EPOCHS = 6  # fewer show no trend
@@ -53,9 +53,9 @@ def validation_degrading(trace: Trace) -> Finding | None:
     if not climbing or not training[-1] < training[best]:
         return None
     statement = (
-        f"The validation loss was {say(float(validation[best]))} after epoch {best + 1} and is {say(float(last[-1]))} "
-        f"after epoch {len(logs)}, while the training loss fell from {say(float(training[best]))} to "
-        f"{say(float(training[-1]))}."
+        f"The validation loss was {rounded(float(validation[best]))} after epoch {best + 1} and is "
+        f"{rounded(float(last[-1]))} after epoch {len(logs)}, while the training loss fell from "
+        f"{rounded(float(training[best]))} to {rounded(float(training[-1]))}."
     )
     return Finding(
         code="validation_degrading",

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.facts.readings import say, span, weighted
+from gradrecipes.diagnosis.facts.readings import rounded, span, weighted
 from gradrecipes.diagnosis.outcome import STALLED, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import add_residual_blocks, normalize_before_the_activation
 from gradrecipes.diagnosis.registry import rule
@@ -55,11 +55,12 @@ def vanishing_gradient(trace: Trace) -> Finding | None:
         return None
     left = ends[0] / ends[1]
     statement = (
-        f"Only {say(left)} of the gradient at the last weighted layer is left at the first, {len(read)} layers earlier."
+        f"Only {rounded(left)} of the gradient at the last weighted layer is left at the first, {len(read)} layers "
+        "earlier."
     )
     return Finding(
         code="vanishing_gradient",
-        title=f"Only {say(left)} of the gradient reaches the first layer",
+        title=f"Only {rounded(left)} of the gradient reaches the first layer",
         kind=Kind.SYMPTOM,
         severity=Severity.WARNING,
         confidence=0.95,

@@ -37,7 +37,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.core.trace.variation import FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.oversized_weights import TOO_LARGE
-from gradrecipes.diagnosis.facts.readings import cut_off, kernels, say, span, weighted
+from gradrecipes.diagnosis.facts.readings import cut_off, kernels, rounded, span, weighted
 from gradrecipes.diagnosis.outcome import LEARNING, confidence, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import (
     change_activation,
@@ -84,17 +84,17 @@ def _too_small(trace: Trace) -> Finding | None:
     usual = worst.least or 0.0
     if alike:
         title = "The initial weights of a layer are all equal, so its units can never differ"
-        said = f"all entries of {worst.path!r} are {say(worst.mean)}; an initializer would draw them with"
+        said = f"all entries of {worst.path!r} are {rounded(worst.mean)}; an initializer would draw them with"
         why = "All units of such a layer compute the same and receive the same gradient, so they stay equal."
     else:
-        times = say(usual / worst.rms) if worst.rms else "infinitely many"
+        times = rounded(usual / worst.rms) if worst.rms else "infinitely many"
         title = f"The initial weights are {times} times too small"
-        said = f"the entries of {worst.path!r} have a size of {say(worst.rms)}; an initializer would draw them with"
+        said = f"the entries of {worst.path!r} have a size of {rounded(worst.rms)}; an initializer would draw them with"
         why = (
             "Each layer shrinks its signal, and the gradient on its way back, so the output hardly depends on the "
             "input and the first layers hardly learn."
         )
-    statement = f"In {len(bad)} of {len(hidden)} kernels {said} a standard deviation of {say(usual)}."
+    statement = f"In {len(bad)} of {len(hidden)} kernels {said} a standard deviation of {rounded(usual)}."
     return _finding(
         title,
         f"{why} {statement}",
@@ -120,12 +120,12 @@ def _shrinking(trace: Trace) -> Finding | None:
     activation = next(layer.activation for layer in read if layer.activation not in (None, "linear"))
     measured = (ends[0] / ends[1]) ** (1.0 / max(1, len(read) - 1))
     statement = (
-        f"The gradient that reaches the first layer's output is {say(ends[0] / ends[1])} of that at the last: "
-        f"{say(measured)} per layer over {len(read)} layers, where {activation} under these weights is predicted to "
-        f"multiply it by {say(predicted)}."
+        f"The gradient that reaches the first layer's output is {rounded(ends[0] / ends[1])} of that at the last: "
+        f"{rounded(measured)} per layer over {len(read)} layers, where {activation} under these weights is "
+        f"predicted to multiply it by {rounded(predicted)}."
     )
     return _finding(
-        f"The gradient shrinks to {say(measured)} of its size per {activation} layer with these initial weights",
+        f"The gradient shrinks to {rounded(measured)} of its size per {activation} layer with these initial weights",
         f"{statement} In a healthy net the factor is near 1. A higher learning rate does not make up for it: the "
         "last layers would diverge.",
         read[0].name,
