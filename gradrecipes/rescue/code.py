@@ -21,13 +21,14 @@ KERAS_SCHEDULES = frozenset(vars(keras.optimizers.schedules))
 RATES = ("initial_learning_rate", "end_learning_rate", "warmup_target", "values")  # of Keras' schedules
 
 
-def code_of(before: Setup, after: Setup, scaling: Scaling | None = None) -> str:
+def code_of(before: Setup, after: Setup, scaling: Scaling | None = None, *, arrays: bool = True) -> str:
     """Return what to change in the user's script; empty where nothing differs.
 
     Args:
         before: The user's setup.
         after: The changed one.
         scaling: Means and scales of the data; None for a setup that scales none.
+        arrays: Whether `fit` is given arrays, which it divides into batches itself.
 
     Example:
         >>> import dataclasses
@@ -71,7 +72,11 @@ def code_of(before: Setup, after: Setup, scaling: Scaling | None = None) -> str:
         lines += [f"# In compile, unless you have weights of your own{where}"]
         lines += [f"+ loss_weights=[{', '.join(f'{weight:.4g}' for weight in weights)}]"]
     if "batch_size" in changed:
-        lines += ["# In fit", f"- batch_size={before.batch_size}", f"+ batch_size={after.batch_size}"]
+        if arrays:
+            lines += ["# In fit", f"- batch_size={before.batch_size}", f"+ batch_size={after.batch_size}"]
+        else:
+            lines += [f"# Of the dataset, which has batches of {before.batch_size}"]
+            lines += [f"+ dataset = dataset.unbatch().batch({after.batch_size})"]
     if "guard" in changed:
         lines += ["# In fit", "+ callbacks=[gradrecipes.GradientGuard()]"]
     return "\n".join(lines)

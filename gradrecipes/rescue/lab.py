@@ -161,7 +161,7 @@ class Lab:
 
     def _trained(self, names: tuple[str, ...], setup: Setup, seed: int, steps: int, part: str) -> Result:
         began = time.monotonic()
-        arm = self._arm(names, setup, seed)
+        arm = self._arm(names, setup, seed, steps)
         before = arm.done
         try:
             result = arm.train(steps)
@@ -213,13 +213,21 @@ class Lab:
         error = UNKNOWN_ERROR if samples is None or len(samples) < 2 else float(np.std(samples)) / len(samples) ** 0.5
         return result.score.value > self.task.chance + max(LEAST_DIFFERENCE, standard_errors * error)
 
+    def has_run(self, changes: Changes, share: float) -> bool:
+        """Return whether the score of an arm with the first seed is known after just such a share of the training."""
+        steps = self.steps_of(setup_after(self.base, changes), share)
+        return (tuple(change.name for change in changes), 0, steps) in self._results
+
     def has_learnt(self, changes: Changes) -> bool:
         """Return whether an arm with these changes learnt in any trial."""
         names = tuple(change.name for change in changes)
         return any(self.learns(result) for (tried, _, _), result in self._results.items() if tried == names)
 
-    def _arm(self, names: tuple[str, ...], setup: Setup, seed: int) -> Arm:
+    def _arm(self, names: tuple[str, ...], setup: Setup, seed: int, steps: int) -> Arm:
         arm = self._arms.pop((names, seed), None)
+        if arm is not None and arm.done > steps:  # it has learnt more than is asked for
+            arm.release()
+            arm = None
         if arm is None:
             arm = Arm(setup, seed, build=self.build, feed=self.feed, task=self.task, stages=self.stages)
         held = sum(one.state_bytes for one in self._arms.values())

@@ -177,7 +177,7 @@ class _Progress:
                 break
             unbeaten += 1
             probe = lab.run(changes, share=GLANCE * share, part="short trials")
-            if probe.error or probe.broken is not None or (scored and self._is_behind(probe, best[0], share)):
+            if probe.error or probe.broken is not None or (best[0] and self._is_behind(probe, best[0], share)):
                 continue
             result = lab.run(changes, share=share, part="short trials")
             if result.error or result.broken is not None:
@@ -262,7 +262,8 @@ class _Progress:
     def _need(self, changes: Changes, fewer: Changes, share: float) -> float | None:
         """Return by how much the score falls with fewer changes; None where that is within chance."""
         lab, fall = self.lab, 0.0
-        for length in dict.fromkeys((min(self.short, share), share)):
+        lengths = [self.short] if self.short < share and lab.has_run(changes, self.short) else []
+        for length in (*lengths, share):
             whole, part = (lab.run(some, share=length, part="ablation") for some in (changes, fewer))
             fall = whole.score.value - part.score.value
             if part.error or part.broken is not None or lab.better(whole.score, part.score):
@@ -336,23 +337,26 @@ class _Progress:
 
     def _confirm(self, shortest: float) -> None:
         """Compare where the first seed tells the two apart, with other seeds until their interval excludes zero."""
-        share = shortest
-        reached = min(1.0, self.checkpoints[-1].steps / self.lab.full)
-        if self.checkpoints[-1].broken is None and not self.lab.proof([self._pair(self.winner, 0, reached)]).wins:
+        lab, share = self.lab, shortest
+        reached = min(1.0, self.checkpoints[-1].steps / lab.full)
+        if self.checkpoints[-1].broken is None and not lab.proof([self._pair(self.winner, 0, reached)]).wins:
             self.winner, self.pairs = (), []  # the training as it is gets there, too, only later
             return
-        for share in sorted({min(self.short, shortest), shortest, max(shortest, HALF), 1.0}):
+        shares = {shortest, max(shortest, HALF), 1.0} | (
+            {self.short} if lab.has_run(self.winner, self.short) else set()
+        )
+        for share in sorted(shares):
             self.pairs = [self._pair(self.winner, 0, share)]
-            if self.lab.proof(self.pairs).wins:
+            if lab.proof(self.pairs).wins:
                 break
         for seed in SEEDS[1:]:
-            if not self.lab.proof(self.pairs).wins or (len(self.pairs) > 1 and self.lab.left <= 0):
+            if not lab.proof(self.pairs).wins or (len(self.pairs) > 1 and lab.left <= 0):
                 break
             self.pairs = [*self.pairs, self._pair(self.winner, seed, share)]
-            if (interval := self.lab.proof(self.pairs).interval) is not None and interval.low > 0:
+            if (interval := lab.proof(self.pairs).interval) is not None and interval.low > 0:
                 break
         if len(self.winner) == 1:
-            self.needed = {self.winner[0].name: self.lab.proof(self.pairs).difference}
+            self.needed = {self.winner[0].name: lab.proof(self.pairs).difference}
 
 
 def _cost(changes: Changes) -> tuple[int, int]:

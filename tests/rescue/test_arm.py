@@ -6,6 +6,7 @@ import pytest
 
 from gradrecipes.rescue.arm import Arm, graph_of
 from gradrecipes.rescue.feed import read_feed
+from gradrecipes.rescue.lab import Journal, Lab
 from gradrecipes.rescue.original import read_original
 from gradrecipes.rescue.rebuild import rebuild
 from gradrecipes.rescue.scaling import scaling_of
@@ -51,3 +52,14 @@ def test_a_graph_of_its_own_is_not_shared(parts):
     assert graph_of(base) != graph_of(replace(base, clipping=("clipnorm", "1.0")))
     assert graph_of(replace(base, warm_up=5)) != graph_of(replace(base, warm_up=5, rate_factor=0.1))
     assert graph_of(replace(base, guard=True)) is None
+
+
+def test_a_score_after_fewer_steps_is_not_that_of_an_arm_trained_further(parts):
+    base, arguments = parts
+    lab = Lab(
+        base, arguments["feed"], arguments["task"], arguments["build"], Journal(None, ""), 1000, lambda words: None
+    )
+    early = lab.run((), share=0.25).score.value
+    again = replace(lab, _arms={}, _results={}, _broken={}, _values={}, trials=[])
+    again.run((), share=1.0)
+    assert again.run((), share=0.25).score.value == pytest.approx(early, abs=1e-6)

@@ -63,3 +63,10 @@ def test_the_lines_that_scale_the_data_make_a_model_in_the_users_units():
     assert abs(predicted.mean() - Y.mean()) < 3 * Y.std()
     assert scope["model"].layers[0].mean.shape[-1] == 4
     assert f"loss_weights=[{1 / Y.var():.1e}"[:16] in code
+
+
+def test_batches_of_a_dataset_are_made_anew():
+    _, base, scaling = parts(keras.optimizers.SGD(0.01))
+    larger = replace(base, batch_size=64)
+    assert added(code_of(base, larger, scaling)) == ["batch_size=64"]
+    assert added(code_of(base, larger, scaling, arrays=False)) == ["dataset = dataset.unbatch().batch(64)"]

@@ -41,6 +41,9 @@ class MadeUp(Lab):
         self._results[names, seed, steps] = result
         return result
 
+    def has_run(self, changes, share):
+        return (tuple(change.name for change in changes), 0, round(share * FULL)) in self._results
+
     def longest(self, *names, seed=0):
         return max((steps for tried, with_seed, steps in self.asked if (tried, with_seed) == (names, seed)), default=0)
 
