@@ -342,10 +342,8 @@ class _Progress:
         if self.checkpoints[-1].broken is None and not lab.proof([self._pair(self.winner, 0, reached)]).wins:
             self.winner, self.pairs = (), []  # the training as it is gets there, too, only later
             return
-        shares = {shortest, max(shortest, HALF), 1.0} | (
-            {self.short} if lab.has_run(self.winner, self.short) else set()
-        )
-        for share in sorted(shares):
+        early = {self.short} if lab.has_run(self.winner, self.short) else set()
+        for share in sorted({*early, shortest, max(shortest, HALF), 1.0}):
             self.pairs = [self._pair(self.winner, 0, share)]
             if lab.proof(self.pairs).wins:
                 break

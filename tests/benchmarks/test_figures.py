@@ -50,7 +50,14 @@ def test_diagnosis(monkeypatch):
 
 def test_rescue_beside_its_baselines(monkeypatch):
     def judge(case, baselines):
-        row = {"cause": case.cause, "right": True, "verdict": "rescued", "needed": [0.3], "trainings": 2.0}
+        row = {
+            "name": case.name,
+            "cause": case.cause,
+            "right": True,
+            "verdict": "rescued",
+            "needed": [0.3],
+            "trainings": 2.0,
+        }
         row |= {"costs": {"control": 0.5}, "steps": {"ours": 100.0, "list": 400.0}}
         return row | {"baselines": dict.fromkeys(("random", "rate/10", "clip", "list"), False)}
 

@@ -56,10 +56,8 @@ def test_a_graph_of_its_own_is_not_shared(parts):
 
 def test_a_score_after_fewer_steps_is_not_that_of_an_arm_trained_further(parts):
     base, arguments = parts
-    lab = Lab(
-        base, arguments["feed"], arguments["task"], arguments["build"], Journal(None, ""), 1000, lambda words: None
-    )
-    early = lab.run((), share=0.25).score.value
-    again = replace(lab, _arms={}, _results={}, _broken={}, _values={}, trials=[])
-    again.run((), share=1.0)
-    assert again.run((), share=0.25).score.value == pytest.approx(early, abs=1e-6)
+    feed, task, build = (arguments[name] for name in ("feed", "task", "build"))
+    one, other = (Lab(base, feed, task, build, Journal(None, ""), 1000, lambda words: None) for _ in range(2))
+    early = one.run((), share=0.25).score.value
+    other.run((), share=1.0)
+    assert other.run((), share=0.25).score.value == pytest.approx(early, abs=1e-6)
