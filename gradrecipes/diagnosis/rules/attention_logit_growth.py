@@ -1,16 +1,16 @@
-"""attention_logit_growth: the logits of an attention are so large that each query looks at one key only.
+"""attention_logit_growth: the logits of an attention are so large that each query attends to a single key.
 
 ## What it does
-Reads, for every softmax over products of queries and keys, how far the highest logit of a row lies above the lowest
-and how much the largest weight takes, before the steps and after them. It fires where a row is one-hot on average: from
-the start in a run that then fails, or after growth. A training that learns is warned only where the smallest weights
-are exactly 0 and the logits have multiplied.
+Reads, for every softmax over products of queries and keys, how far the highest logit of a row lies above the lowest and
+how much the largest weight takes, before the steps and after them. It fires where a row is one-hot on average: from the
+start in a run that then fails, or after growth. In a training that learns it fires only where the smallest weights are
+exactly 0 and the logits have multiplied.
 
 ## Why it is bad
 A weight that lies `spread` below the largest logit is exp(-spread) of the largest weight. At 16.6 that is below the
 rounding of float32, at 88 it is exactly 0, and so is the gradient that would undo it: the attention cannot change its
-choice any more. Logits grow with the product of two weight matrices, so a learning rate that is slightly too high makes
-them grow faster and faster, long before the loss moves.
+choice. Logits grow with the product of two weight matrices, so a learning rate that is slightly too high makes them
+grow faster and faster, long before the loss moves.
 
 ## Example
 ```python

@@ -1,16 +1,15 @@
-"""batch_too_small: too few samples in a batch for what is computed over it.
+"""batch_too_small: a batch has too few samples for the statistics that are computed over it.
 
 ## What it does
 Fires on a run that learns nothing, or little with gradients out of proportion to the weights, in two cases. Where the
 net holds BatchNormalization and a batch has one or two samples: mean and variance of so few are the samples themselves,
-so that what comes out says next to nothing of what went in. And where the loss jumps or stands still, and the noise of
-the gradient was measured far above the batch (the lower end of its interval more than eight times the batch size) or
-the same steps with batches eight times larger learn.
-A run that learns well never sets it off, however small its batches.
+so the output says next to nothing about the input. And where the loss oscillates or stalls, and the noise scale of the
+gradient is far above the batch (the lower end of its interval is more than eight times the batch size), or the net
+learns with batches eight times larger. It never fires on a run that learns well, however small its batches.
 
 ## Why it is bad
 The gradient of a batch is the true one plus noise that falls with the size of the batch. Far below the noise scale
-nearly all of a step is noise, and steps as long as a large batch would bear add up to a random walk. A
+nearly all of a step is noise, and steps of the length that suits a large batch add up to a random walk. A
 BatchNormalization over one vector returns its offset whatever the input; over two it returns a sign.
 
 ## Example
@@ -19,9 +18,9 @@ model.fit(x, y, batch_size=1)  # with keras.layers.BatchNormalization() in the m
 ```
 
 ## Remedy
-Larger batches; where memory forbids them, gradient accumulation, which averages the noise but not the statistics of
-BatchNormalization: put LayerNormalization or GroupNormalization in its place. Or a lower learning rate, which averages
-over more steps.
+Larger batches; if they do not fit into memory, gradient accumulation, which averages the noise but not the statistics
+of BatchNormalization: replace that by LayerNormalization or GroupNormalization. Or a lower learning rate, which
+averages over more steps.
 
 ## References
 - McCandlish et al., arXiv 1812.06162: the noise scale of the gradient.

@@ -1,15 +1,14 @@
-"""corrupt_batch: a few samples, finite but absurd beside all others, throw the net off whenever their batch comes.
+"""corrupt_batch: a few samples, finite but far outside the range of all others, ruin the step of their batch.
 
 ## What it does
-Looks for samples that stand orders of magnitude further out of a column than the largest of all others, and for
-consequences: the run broke, ran away or stands still, the autopsy of the broken step names one of them, the same steps
-go well without them, or a single batch stands out of loss and gradient once in every pass. Heavy tails are no
-corruption: in sound data the largest value is a few times the next one, not thousands. What is NaN or infinite is
-`nonfinite_data`.
+Looks for samples that lie orders of magnitude further out in a column than all others, and for consequences: the run is
+not finite, diverges or stalls, the autopsy of the failing step names one of them, the net learns without them, or a
+single batch stands out in loss and gradient once in every pass. Heavy tails are not corruption: in healthy data the
+largest value is a few times the next one, not thousands of times. NaN and infinity are `nonfinite_data`.
 
 ## Why it is bad
 The gradient of a squared error grows with the error, that of the first layer with the input. A sample a million times
-too large makes a step a million times too long, and one such step is enough to lose all that was learnt.
+too large makes a step a million times too long, and one such step is enough to lose everything that was learned.
 
 ## Example
 ```python
@@ -19,8 +18,8 @@ model.fit(broken, y)
 ```
 
 ## Remedy
-Look at the samples; correct them or leave them out. Clip the values, use a robust loss, and train under a guard that
-leaves out absurd steps.
+Look at the samples; correct them or leave them out. Clip the values, use a robust loss, and train with a guard that
+skips outlying steps.
 
 ## References
 - Huber, "Robust Statistics"; Chowdhery et al. (PaLM), arXiv 2204.02311: batches that are skipped.

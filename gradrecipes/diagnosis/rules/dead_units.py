@@ -1,12 +1,13 @@
-"""dead_units: ReLU units that are zero for every sample, and so can never learn again.
+"""dead_units: ReLU units that are zero for every sample, and so cannot learn any more.
 
 ## What it does
 Counts, on one real batch, the units of each hidden ReLU layer that are 0 for every sample. It fires where nine tenths
-of a layer are dead before the training, or die in the trial, and the loss did not fall as it should.
+of a layer are dead before the training, or after the trial, and the loss did not fall as it should.
 
 ## Why it is bad
-The slope of a ReLU below zero is 0: a unit that is below zero for all samples gets no gradient, and no later batch
-brings it back. When a whole layer is dead, nothing before it learns either, and the loss stays that of a blind guess.
+The derivative of a ReLU below zero is 0: a unit that is below zero for all samples gets no gradient, and no later batch
+revives it. When a whole layer is dead, no earlier layer learns either, and the loss stays that of a constant
+prediction.
 
 ## Example
 ```python
@@ -14,8 +15,8 @@ keras.layers.Dense(64, activation="relu", bias_initializer=keras.initializers.Co
 ```
 
 ## Remedy
-Biases that begin at 0; a lower learning rate, where a single step threw the weights below zero; or an activation with a
-slope on both sides (leaky ReLU, ELU, GELU).
+Biases that start at 0; a lower learning rate, if a single step pushed the units below zero; or an activation with a
+derivative on both sides (leaky ReLU, ELU, GELU).
 
 ## References
 - Lu et al., "Dying ReLU and initialization", arXiv 1903.06733.

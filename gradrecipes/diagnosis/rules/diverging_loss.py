@@ -1,17 +1,17 @@
-"""diverging_loss: the loss is a number, but climbs away from where it began.
+"""diverging_loss: the loss is finite, but climbs above its start.
 
 ## What it does
-Fires where the loss at the end is more than twice that at the start, and further up than its noise explains. A bump
-that heals is none.
+Fires where the loss at the end is more than twice that at the start, and higher than its noise explains. A bump from
+which the run recovers does not count.
 
 ## Why it is bad
-Every step makes the net worse, the weights saved since then are worthless, and what comes next is Inf.
+Every step makes the net worse, the weights saved since then are useless, and in the end the loss is infinite.
 
 ## Example
 SGD at a rate of 10; targets in the thousands under a squared loss and SGD.
 
 ## Remedy
-This is a symptom: treat the cause. Until then a `GradientGuard` goes back to sound weights and bounds the rate.
+This is a symptom: treat the cause. Until then a `GradientGuard` restores healthy weights and lowers the learning rate.
 
 ## References
 - Cohen et al., arXiv 2103.00065: beyond the edge of stability the loss climbs.

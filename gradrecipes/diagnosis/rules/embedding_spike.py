@@ -1,15 +1,15 @@
-"""embedding_spike: the embedding gets gradients, or has weights, out of all proportion to the rest of the net.
+"""embedding_spike: the gradients or the weights of the embedding are out of proportion to the rest of the net.
 
 ## What it does
 Compares the embedding with the other layers: the ratio of gradient to weights, typical and at its worst, and the size
-of its vectors beside those that an initializer would draw. It fires where the trial broke, ran away or did not learn
-and the embedding stands out by a factor of a hundred, or where vectors of usual size mend the run.
+of its vectors beside those that an initializer would draw. It fires where the trial is not finite, diverges or does not
+learn and the embedding stands out by a factor of a hundred, or where vectors of usual size fix the run.
 
 ## Why it is bad
 A rare token gets no gradient for a long time and then, in the batch that holds it many times, the sum of all of them.
-Adam, whose memory of that row is empty, then takes a step of full size; a plain step is as long as the sum. Vectors
-that begin large saturate what comes behind them; vectors that begin tiny before a normalization make its gradient,
-which is divided by their size, huge.
+Adam, whose state for that row is empty, then takes a full step; a plain gradient step is as long as the sum. Vectors
+that start large saturate later layers; vectors that start tiny before a normalization make its gradient, which is
+divided by their size, huge.
 
 ## Example
 ```python

@@ -1,14 +1,14 @@
 """exploding_batch_normalization: batch normalization without skip connections multiplies gradients layer by layer.
 
 ## What it does
-Fires where ten or more weighted layers, each with BatchNormalization and none with a way around it, make the gradient
-grow on its way back by about the factor that theory predicts (1.21 per ReLU layer), so that the first layers receive
-thirty times that of the last or more, and the trial did not go well.
+Fires where ten or more weighted layers, each with BatchNormalization and none with a skip connection, multiply the
+gradient on its way back by about the factor that theory predicts (1.21 per ReLU layer), so that the first layers
+receive thirty times that of the last or more, and the trial failed.
 
 ## Why it is bad
-BatchNormalization sets the size of what goes forwards and thereby enlarges what comes back: at initialization by
-sqrt(pi / (pi - 1)) = 1.21 per ReLU layer, whatever the weights. Over fifty layers that is 14,000-fold. The
-first steps then throw the first layers away, and no initializer helps, for the normalization undoes it.
+BatchNormalization fixes the size of the signal and thereby enlarges the gradient: at initialization by sqrt(pi / (pi -
+1)) = 1.21 per ReLU layer, whatever the weights. Over fifty layers that is 14,000-fold. The first steps then ruin the
+first layers, and no initializer helps, because the normalization cancels it.
 
 ## Example
 ```python

@@ -1,17 +1,18 @@
 """exploding_gradient: the gradients are out of proportion to the weights, overflow, or jump and stay up.
 
 ## What it does
-Looks for four marks, the gravest first. (1) A gradient with NaN or infinite entries while the loss was finite.
-(2) At the first sample, a layer whose gradient norm is a thousand times its weights' norm. (3) A step whose norm is
-ten times the largest of the first 100 steps, together with a loss that rose and did not come back. (4) In shorter
-runs, a norm a thousand times that of the first step with a loss that ends above its start. Steps that a guard
-left out, and steps clipped to a tenth or less, are named as evidence beside these.
+Looks for four signs, the most severe first. (1) A gradient with NaN or infinite entries while the loss was finite. (2)
+At the first sample, a layer whose gradient norm is a thousand times its weights' norm. (3) A step whose norm is ten
+times the largest of the first 100 steps, together with a loss that rose and did not recover. (4) In shorter runs, a
+norm a thousand times that of the first step with a loss that ends above its start. Steps that a guard skipped, and
+steps clipped to a tenth or less, are further evidence.
 
 ## Why it is bad
 A step of gradient descent moves the weights by rate * gradient. A gradient a thousand times the weights moves them by
-ten times their own size at a rate of 0.01: whatever the layer had learnt is gone. Beyond 3.4e38 an entry is infinite,
-Inf - Inf is NaN, and one NaN in the weights makes every later output NaN. A large norm alone is no illness: sound
-nets begin with norms of 10 or 100 and train well, so size is judged against the weights and a jump only by its loss.
+ten times their own size at a rate of 0.01: everything the layer had learned is lost. Beyond 3.4e38 an entry is
+infinite, Inf - Inf is NaN, and one NaN in the weights makes every later output NaN. A large norm alone is not a
+problem: healthy nets start with norms of 10 or 100 and train well, so a norm is judged relative to the weights, and a
+jump only by its loss.
 
 ## Example
 A ReLU net of 30 layers and width 64 with sigma_w^2 = 4: ||g||/||W|| is between 1e3 and 1e5 at the first step, where
@@ -19,7 +20,7 @@ He initialization has 0.1 to 4.
 
 ## Remedy
 This is a symptom: treat the cause if one is named. Otherwise clip by global norm, which keeps the direction and bounds
-the length; a guard that leaves out steps with a non-finite gradient keeps the weights.
+the length; a guard that skips steps with a non-finite gradient preserves the weights.
 
 ## References
 - Pascanu et al., "On the difficulty of training recurrent neural networks", arXiv 1211.5063.

@@ -1,12 +1,12 @@
 """exploding_initialization: the initial weights multiply the signal in every layer.
 
 ## What it does
-Looks at the first sample, before any update. In every stretch of plain chain (weighted layers with nothing that
-normalizes or merges between them) it accumulates the growth of the outputs' root mean square forwards and of the
-output gradients backwards, and asks the mean-field theory what the initial weights predict:
-`sigma_w * sqrt(E[phi^2])` per layer forwards and `sigma_w * sqrt(E[phi'^2])` backwards, `sigma_w^2 = fan_in * Var(W)`.
-It fires where the predicted *and* the measured growth, over the same layers, are large. So neither an unscaled
-input (large, but not growing) nor a residual net with sound weights (growing, but not for its weights) sets it off.
+Looks at the first sample, before any update. In every plain chain (weighted layers without a normalization or a merge
+between them) it accumulates the growth of the outputs' root mean square forwards and of the output gradients backwards,
+and compares it with what mean-field theory predicts from the initial weights: `sigma_w * sqrt(E[phi^2])` per layer
+forwards and `sigma_w * sqrt(E[phi'^2])` backwards, `sigma_w^2 = fan_in * Var(W)`. It fires where the predicted *and*
+the measured growth, over the same layers, are large. So neither an unscaled input (large, but not growing) nor a
+residual net with suitable weights (growing, but not because of its weights) makes it fire.
 
 ## Why it is bad
 A factor rho per layer is rho^L over L layers. Long before anything overflows, the loss is steep beyond any
@@ -21,10 +21,10 @@ keras.layers.Dense(64, activation="relu", kernel_initializer=keras.initializers.
 sigma_w^2 = 64: each layer multiplies the signal by sqrt(64 / 2) = 5.7, five of them by 5,800.
 
 ## Remedy
-The initializer that belongs to the activation: `HeNormal` for the ReLU family, `LecunNormal` for SELU, Glorot for
-tanh and sigmoid. In a deep plain net, LayerNormalization before each activation with it. BatchNormalization is no
-remedy without skip connections: at initialization it multiplies gradients by 1.21 per ReLU layer whatever the
-weights. Clipping keeps the numbers finite but does not repair the weights.
+The initializer that belongs to the activation: `HeNormal` for the ReLU family, `LecunNormal` for SELU, Glorot for tanh
+and sigmoid. In a deep plain net, LayerNormalization before each activation with it. BatchNormalization does not help
+without skip connections: at initialization it multiplies gradients by 1.21 per ReLU layer whatever the weights.
+Clipping keeps the numbers finite but does not repair the weights.
 
 ## References
 - He et al., "Delving deep into rectifiers", arXiv 1502.01852; Glorot and Bengio, AISTATS 2010.

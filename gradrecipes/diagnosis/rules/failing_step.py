@@ -1,16 +1,16 @@
 """failing_step: a training step cannot be run at all.
 
 ## What it does
-Tells that building the model, or its first training step, raised an error, in which part, and with which message.
+Reports that building the model, or its first training step, raised an error, in which part, and with which message.
 
 ## Why it is bad
-`model.fit` raises the same error, most often as a long traceback out of TensorFlow.
+`model.fit` raises the same error, usually with a long traceback from TensorFlow.
 
 ## Example
 Labels from 1 to 10 for ten units; inputs with another number of columns than the model has.
 
 ## Remedy
-What the message names. The shapes of data, outputs and targets stand in the evidence.
+Fix what the message names. The evidence lists the shapes of data, outputs and targets.
 
 ## References
 - Keras guide: "Training and evaluation with the built-in methods".

@@ -1,14 +1,14 @@
-"""float16_overflow: numbers beyond 65,504, or below what half precision can hold.
+"""float16_overflow: numbers above 65,504, or below the smallest that half precision holds.
 
 ## What it does
 Fires where a layer computes in float16 and a value left its range: an output near or beyond 65,504, a NaN or Inf that
-began in a float16 layer, or a loss scaler that leaves out one step after the other. With everything in float16, without
-a loss scaler and float32 weights, it also fires where the very first updates break.
+began in a float16 layer, or a loss scaler that skips one step after the other. With everything in float16, without a
+loss scaler and float32 weights, it also fires where the very first updates are not finite.
 
 ## Why it is bad
-float16 ends at 65,504 and has nothing below 6e-8. Sums over many units, squared errors of unscaled targets and
-exponentials pass the first; gradients of small losses and Adam's epsilon of 1e-7 fall below the second, and 0 / 0 is
-NaN.
+float16 holds numbers from 6e-8 to 65,504. Sums over many units, squared errors of unscaled targets and exponentials
+exceed the upper limit; gradients of small losses and Adam's epsilon of 1e-7 fall below the lower one or lose their
+digits, and 0 / 0 is NaN.
 
 ## Example
 ```python

@@ -1,15 +1,15 @@
-"""frozen_weights: what would have to learn is frozen, so that the training cannot get anywhere.
+"""frozen_weights: layers that have to learn are frozen, so the training makes no progress.
 
 ## What it does
-Counts the weights that are trained and those that are frozen. It fires where nothing at all is trained, and where the
-run does not learn while the same steps learn with all weights trained. A frozen layer whose bias is still all zeros,
-or whose normalization never saw data, was never trained anywhere: a backbone that was built without its pretrained
-weights. A net whose frozen part was trained, and whose head learns, is let be.
+Counts the weights that are trained and those that are frozen. It fires where no weight is trained, and where the run
+does not learn although it learns in the same steps with all weights trained. A frozen layer whose bias is still all
+zeros, or whose normalization never saw data, has never been trained: a backbone that was built without its pretrained
+weights. A net whose frozen part was trained, and whose head learns, is not reported.
 
 ## Why it is bad
-A layer with random weights passes on some of what its input says, at random; the layers behind it can only weigh that.
-With the head frozen, the layers below must learn to serve random answers. The loss then stands still or falls slowly,
-and no learning rate helps.
+A layer with random weights transforms its input at random; later layers can only weight the result. With the head
+frozen, the layers before it must adapt to random outputs. The loss then stalls or falls slowly, and no learning rate
+helps.
 
 ## Example
 ```python
@@ -19,7 +19,7 @@ model = keras.Sequential([base, keras.layers.Dense(10, activation="softmax")])
 ```
 
 ## Remedy
-Train what was never trained; freeze a pretrained part only, and leave the head free. Compile again afterwards.
+Train what has never been trained; freeze only a pretrained part, and train the head. Compile again afterwards.
 
 ## References
 - Keras guide: "Transfer learning and fine-tuning".

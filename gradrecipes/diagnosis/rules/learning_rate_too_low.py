@@ -1,9 +1,9 @@
-"""learning_rate_too_low: sound weights and gradients, but steps so short that nothing is learnt in any reasonable time.
+"""learning_rate_too_low: healthy weights and gradients, but steps too short to learn in a reasonable time.
 
 ## What it does
 Fires where the trial's loss hardly fell, an update changed a typical layer by less than a hundred-thousandth of its
-size, and the same steps at ten, a hundred or a thousand times the rate learn well. Without a trial, in the record of a
-real training, it asks for at least 200 steps of that kind and stays silent otherwise.
+size, and the net learns in the same steps at ten, a hundred or a thousand times the rate. Without a trial, in the
+record of a real training, it needs at least 200 such steps.
 
 ## Why it is bad
 About a thousandth of the weights' size per step is usual. A hundred times less takes a hundred times as long, which

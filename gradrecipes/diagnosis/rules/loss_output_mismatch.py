@@ -1,13 +1,13 @@
 """loss_output_mismatch: the loss, the last activation and the labels do not belong together.
 
 ## What it does
-Compares what the loss expects with what it gets, by the structure, by what the untrained net really puts out, and by
-the targets: probabilities or logits, one unit or several, class numbers or one-hot rows, 0 and 1 or -1 and 1, shapes
-that are silently stretched, targets that the last activation cannot reach. What Keras converts by itself is known (the
-logits behind a softmax, `(n,)` against `(n, 1)`, 0 and 1 under a hinge) and measured where it may fail.
+Compares what the loss expects with what it gets, from the structure, the output of the untrained net, and the targets:
+probabilities or logits, one unit or several, class numbers or one-hot rows, 0 and 1 or -1 and 1, shapes that are
+silently broadcast, targets that the last activation cannot reach. What Keras converts by itself (the logits before a
+softmax, `(n,)` against `(n, 1)`, 0 and 1 with a hinge) is taken into account, and measured where it may fail.
 
 ## Why it is bad
-Most of these run without a word, and the loss even falls. The net then learns another task than is meant, with a
+Most of these run without an error, and the loss even falls. The net then learns another task than intended, with a
 fraction of the gradient, towards minus infinity, or nothing.
 
 ## Example

@@ -1,13 +1,13 @@
-"""missing_normalization: residual blocks that add up, with nothing that sets the size of the sum.
+"""missing_normalization: residual blocks add up, and nothing normalizes the size of the sum.
 
 ## What it does
-Follows the size of the signal past the places where branches are added. It fires where there are eight or more such
-places, no normalization, and the outputs grow twentyfold or more from the first to the last of them (an un-normalized
-residual block with He weights makes the sum sqrt(2) times larger), and the trial did not go well.
+Follows the size of the signal at the points where branches are added. It fires where there are eight or more such
+points, no normalization, the outputs grow twentyfold or more from the first to the last of them (a residual block with
+He weights and without normalization makes the sum sqrt(2) times larger), and the trial failed.
 
 ## Why it is bad
 sqrt(2) per block is a thousand after twenty blocks and 3e16 after a hundred, forwards and backwards alike. The output
-then is far out at the start, the loss steep, and a step that suits the last block destroys the first.
+is then far too large at the start, the loss is steep, and a step that suits the last block ruins the first.
 
 ## Example
 ```python
@@ -16,7 +16,7 @@ for _ in range(50):
 ```
 
 ## Remedy
-A normalization at the beginning of each block (pre-norm), or a branch that begins as zero: ReZero or Fixup.
+A normalization at the start of each block (pre-norm), or branches that start at zero: ReZero or Fixup.
 
 ## References
 - Zhang et al., "Fixup initialization", arXiv 1901.09321; Bachlechner et al., "ReZero", arXiv 2003.04887.

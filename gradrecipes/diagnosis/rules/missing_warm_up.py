@@ -1,14 +1,14 @@
-"""missing_warm_up: the full learning rate from the first step throws off a net that would learn after a warm-up.
+"""missing_warm_up: the full learning rate from the first step ruins a net that would learn after a warm-up.
 
 ## What it does
-Reads the variations of the trial. It fires where the run broke, diverged, jumps or stands still, where the same steps
-learn with a learning rate that rises linearly from 0, and where no other cause was shown to fix it: neither scaled
-data, nor other initial weights.
+Reads the variations of the trial. It fires where the run is not finite, diverges, oscillates or stalls, where the net
+learns in the same steps with a learning rate that rises linearly from 0, and where nothing else fixes it: neither
+scaled data nor other initial weights.
 
 ## Why it is bad
 At the start, gradients of the last layers of a post-norm transformer are large, and the variance that an adaptive
 optimizer divides by is estimated from a few steps. Full steps in random directions saturate attention and
-normalization, and the net does not come back.
+normalization, and the net does not recover.
 
 ## Example
 ```python
@@ -16,8 +16,8 @@ model.compile(optimizer=keras.optimizers.Adam(1e-3), loss="sparse_categorical_cr
 ```
 
 ## Remedy
-Let the learning rate rise over the first hundreds to thousands of steps; or place the normalization before attention
-and feed-forward layers (pre-norm), which needs no warm-up.
+Raise the learning rate over the first hundreds to thousands of steps; or place the normalization before attention and
+feed-forward layers (pre-norm), which needs no warm-up.
 
 ## References
 - Xiong et al., "On layer normalization in the transformer architecture", arXiv 2002.04745: warm-up and post-norm.

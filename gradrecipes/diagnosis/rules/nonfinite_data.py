@@ -2,12 +2,12 @@
 
 ## What it does
 Counts the entries that are NaN or infinite in every array of the data, names the arrays, samples and columns, and fires
-unless the run met them and stayed finite: a Masking layer or a loss that leaves missing labels out is at home with
-them. Columns that are empty throughout are told apart from single missing values.
+unless the run met them and stayed finite: a Masking layer, or a loss that ignores missing labels, handles them. Columns
+without any finite value are reported apart from single missing values.
 
 ## Why it is bad
-One NaN in one sample makes the loss of its batch NaN, that loss makes every gradient NaN, and one step with it makes
-every weight NaN. Nothing is left to learn with, in the first epoch at the latest, and Keras says no more than "nan".
+One NaN in one sample makes the loss of its batch NaN, that loss makes every gradient NaN, and one step makes every
+weight NaN. In the first epoch at the latest nothing can be learned any more, and Keras reports no more than "nan".
 
 ## Example
 ```python
@@ -17,8 +17,8 @@ model.fit(broken, y)
 ```
 
 ## Remedy
-Leave such samples out, or fill them in; drop a column that is empty throughout. Look first where they come from: a
-failed join, a division by 0, a text that was no number.
+Leave such samples out, or fill the values in; drop a column without any finite value. First find out where they come
+from: a failed join, a division by 0, a text that is not a number.
 
 ## References
 - IEEE 754: arithmetic with NaN gives NaN. Keras: `keras.callbacks.TerminateOnNaN` stops when it is too late.

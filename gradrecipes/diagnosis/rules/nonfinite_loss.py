@@ -1,14 +1,14 @@
-"""nonfinite_loss: the loss becomes NaN or infinite, and which reading broke first.
+"""nonfinite_loss: the loss becomes NaN or infinite, and which value was not finite first.
 
 ## What it does
 Names the first step whose loss is NaN or infinite, with its epoch and batch, and follows the chain back: was there a
-non-finite gradient in an earlier step, were there non-finite weights, did a layer's output break in that very step,
-or was everything sound before, so that the batch itself is suspect? It is a warning only, where a guard left out every
-such step and the weights are as they were.
+non-finite gradient in an earlier step, were there non-finite weights, was a layer's output not finite in that step, or
+was everything finite before, so that the batch itself is suspect? It is only a warning where a guard skipped every such
+step and the weights did not change.
 
 ## Why it is bad
-NaN spreads: one NaN entry in a gradient makes the updated weights NaN, and with them every later output. Keras goes on
-without an error, and saves the broken weights in every checkpoint from there on.
+NaN spreads: one NaN entry in a gradient makes the updated weights NaN, and with them every later output. Keras
+continues without an error, and saves the NaN weights in every later checkpoint.
 
 ## Example
 ```python
@@ -16,8 +16,8 @@ model.fit(x, y)  # loss: 2.31, 2.05, nan, nan, nan ...
 ```
 
 ## Remedy
-This is a symptom: treat the cause if one is named. One batch alone points to the data; look at it, and check inputs
-and targets with `numpy.isfinite`. Train with a guard that leaves out such steps and stops with a reason.
+This is a symptom: treat the cause if one is named. One batch alone points to the data; look at it, and check inputs and
+targets with `numpy.isfinite`. Train with a guard that skips such steps and stops with a reason.
 
 ## References
 - Keras: `keras.callbacks.TerminateOnNaN`, which stops but neither explains nor keeps the weights.

@@ -2,20 +2,19 @@
 
 ## What it does
 Reads the logs of the epochs. It fires where a `val_` value was NaN or infinite in an epoch in which every training step
-that was applied had a finite loss, and says whether the weights can have been the reason: training that went on with
-finite losses rules them out.
+that was applied had a finite loss, and reports whether the weights can be the cause: later steps with finite losses
+rule them out.
 
 ## Why it is bad
-Nothing was measured. `EarlyStopping`, `ModelCheckpoint` and `ReduceLROnPlateau` compare with NaN, which nothing
-improves: they keep the first epoch, save nothing, or lower the rate for ever.
+Nothing was measured. `EarlyStopping`, `ModelCheckpoint` and `ReduceLROnPlateau` compare with NaN, on which nothing
+improves: they keep the first epoch, save nothing, or lower the learning rate again and again.
 
 ## Example
 One NaN among 500 validation samples; a BatchNormalization whose moving statistics are not finite, which only inference
 reads; a `log` of a prediction that is 0 on a validation sample.
 
 ## Remedy
-Find the validation samples whose loss is not finite. Where there are none, look at what inference does and training
-does not.
+Find the validation samples whose loss is not finite. If there are none, check what only inference does.
 
 ## References
 - Keras: `keras.callbacks.EarlyStopping`, whose comparison with NaN is always False.

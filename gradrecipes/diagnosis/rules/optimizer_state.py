@@ -1,15 +1,15 @@
-"""optimizer_state: the optimizer's settings or memory make sound gradients into useless or broken updates.
+"""optimizer_state: the optimizer's settings or state turn healthy gradients into useless or non-finite updates.
 
 ## What it does
 Looks at the settings that no optimizer works with (a momentum or beta of 1 or more, an epsilon of nothing, an epsilon
-or a clipping bound that leaves next to nothing of a step, a weight decay that eats the weights) and at the memory that
-the optimizer brings along: a trial that learns with an empty memory and not with the one it has proves the memory
-wrong. It fires only where the trial went wrong or stood still.
+or a clipping bound that leaves next to nothing of a step, a weight decay that removes the weights) and at the state
+that the optimizer starts with: a trial that learns with a fresh state, but not with the present one, proves the state
+wrong. It fires only where the trial failed or did not learn.
 
 ## Why it is bad
-Adam divides by the root of its memory of squared gradients plus epsilon. With an epsilon of 0, an entry whose gradient
-was always 0 becomes 0 / 0; with one far above the gradients, the division is by a constant and the steps are tiny; with
-a memory that belongs to other weights or to a spike of 1e20, the steps have nothing to do with the gradients at hand.
+Adam divides by the square root of its average of squared gradients, plus epsilon. With an epsilon of 0, an entry whose
+gradient was always 0 becomes 0 / 0; with one far above the gradients, the division is by a constant and the steps are
+tiny; with a state from other weights, or from a spike of 1e20, the steps have nothing to do with the present gradients.
 
 ## Example
 ```python

@@ -1,11 +1,11 @@
 """oscillating_loss: the loss jumps up and down by its own size and gets nowhere.
 
 ## What it does
-Fires where the last losses spread by more than their median, three times as much as the first ones did, and their
-median is no lower than at the start.
+Fires where the last losses vary by more than their median, three times as much as the first ones, and their median is
+no lower than at the start.
 
 ## Why it is bad
-Each step overshoots what the last one reached, or each batch says something else: nothing is kept.
+Each step overshoots, or the batches contradict each other: no progress lasts.
 
 ## Example
 A learning rate just above what the curvature allows; batches of two samples.

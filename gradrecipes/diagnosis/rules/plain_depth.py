@@ -1,16 +1,16 @@
-"""plain_depth: too many layers one after the other, with no way around them and nothing that evens them out.
+"""plain_depth: too many layers in a row, without skip connections and without normalization.
 
 ## What it does
-Fires where the longest run of weighted layers without skip connection and without normalization is fifteen or more,
-the initial weights have the size that they should have, and the trial did not learn: the loss stood still, ran away,
-or ended no better than a blind guess.
+Fires where the longest run of weighted layers without skip connection and without normalization is fifteen or more, the
+initial weights have the size that they should have, and the trial did not learn: the loss stalled, diverged, or ended
+no better than a constant prediction.
 
 ## Why it is bad
 Even at the right initialization the size of signal and gradient is a product of as many random factors as there are
 layers: ln of the squared norm has a variance of 5 * sum(1 / width), so that thirty layers of width 64 differ by a
 factor of five from draw to draw. Worse, two different inputs become more alike in every layer, until the last ones
-cannot tell them apart: at the edge of chaos that is a matter of depth, not of size. With He weights, digits are
-learnt to .97 with ten layers of width 64, to .58 with thirty and to .30 with fifty.
+cannot tell them apart: at the edge of chaos that is a matter of depth, not of size. With He weights, digits are learned
+to .97 with ten layers of width 64, to .58 with thirty and to .30 with fifty.
 
 ## Example
 ```python
@@ -19,7 +19,7 @@ keras.Sequential([keras.Input((64,)), *hidden, keras.layers.Dense(10)])
 ```
 
 ## Remedy
-Skip connections with a normalization before each block; else fewer layers.
+Skip connections with a normalization before each block; otherwise fewer layers.
 
 ## References
 - He et al., "Deep residual learning", arXiv 1512.03385.

@@ -1,18 +1,18 @@
-"""recurrent_gain: what happens at every time step of a recurrent layer multiplies up over the sequence.
+"""recurrent_gain: the growth or decay at each time step of a recurrent layer multiplies over the sequence.
 
 ## What it does
-Reads what the recurrent probe measured on the untouched net: the factor by which a gradient grows on its way back
-through one time step, as a geometric mean over the real sequences, and that of the state on its way forwards. It fires
-where that factor, over all steps of the sequence, makes a thousandfold of a gradient or of an unbounded state *and* the
-run shows it: it broke, ran away or learnt nothing, or the gradient of that layer is out of proportion to its weights.
-It also fires where nothing of a gradient is left after ten steps and the loss stands still, where a run breaks with
-a gated cell that lets its state grow without a bound, and where a run learns nothing while the gradient of a plain
-recurrent layer, which nothing keeps from growing once it trains, jumps to ten times its usual size.
+Reads what the recurrent probe measured before training: the factor by which a gradient grows on its way back through
+one time step, as a geometric mean over the real sequences, and that of the state on its way forward. It fires where
+that factor, over all steps of the sequence, multiplies a gradient or an unbounded state a thousandfold *and* the run
+shows it: it is not finite, diverges or learns nothing, or the gradient of that layer is out of proportion to its
+weights. It also fires where nothing of a gradient is left after ten steps and the loss stalls, where a run fails with a
+gated cell whose state can grow without limit, and where a run learns nothing while the gradient of a plain recurrent
+layer jumps to ten times its usual size.
 
 ## Why it is bad
-A factor rho per step is rho^T over T steps. The gradient with respect to what came early is then so much larger (or
-smaller) than that of what came late that no learning rate fits both, and a tiny change of the weights changes rho^T
-beyond measure: the loss has cliffs.
+A factor rho per step is rho^T over T steps. The gradient of early time steps is then so much larger (or smaller) than
+that of late ones that no learning rate fits both, and a tiny change of the weights changes rho^T enormously: the loss
+has cliffs.
 
 ## Example
 ```python

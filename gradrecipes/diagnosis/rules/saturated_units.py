@@ -1,13 +1,13 @@
-"""saturated_units: hidden sigmoid or tanh units sit at their bounds, where their slope is next to zero.
+"""saturated_units: hidden sigmoid or tanh units are at their bounds, where their derivative is close to zero.
 
 ## What it does
-Counts, on one real batch, the outputs of bounded activations within a hair of a bound (|tanh| above .95, where the
-slope is below a tenth). It fires where more than half of a hidden layer is there before the training, or gets there
-in the trial, and the loss did not fall as it should.
+Counts, on one real batch, the outputs of bounded activations close to a bound (|tanh| above .95, where the derivative
+is below a tenth). It fires where more than half of a hidden layer is saturated before the training, or after the trial,
+and the loss did not fall as it should.
 
 ## Why it is bad
-The gradient is multiplied by the slope. A unit at its bound passes next to nothing on, for any sample, so that neither
-its own weights nor those before it can learn; and what put it there, a large weight or a large input, stays.
+The gradient is multiplied by the derivative. A unit at its bound passes on hardly any gradient, for any sample, so
+neither its own weights nor earlier ones can learn; and the cause, a large weight or a large input, remains.
 
 ## Example
 ```python

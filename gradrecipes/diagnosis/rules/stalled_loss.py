@@ -2,17 +2,17 @@
 
 ## What it does
 Compares the loss of the last batches with that of the same batches, or of the first ones, and fires where it fell by
-less than a hundredth. By itself that is no illness, for a net may have learnt all it can, or may need more steps: the
-diagnosis therefore names it only beside a cause that explains it.
+less than a hundredth. By itself that is not a problem: a net may have learned all it can, or may need more steps. So
+the diagnosis reports it only together with a cause that explains it.
 
 ## Why it is bad
-Steps are spent and nothing is learnt, and a training that stands still looks like one that needs more patience.
+Nothing is learned, and a training that stalls looks like one that only needs more time.
 
 ## Example
 Twelve sigmoid layers; a learning rate of 1e-7; a last layer whose ReLU is dead.
 
 ## Remedy
-This is a symptom: treat the cause that is named beside it.
+This is a symptom: treat the cause that is reported with it.
 
 ## References
 - Smith, arXiv 1506.01186: the range test tells at which rates a loss falls at all.

@@ -2,9 +2,9 @@
 
 ## What it does
 Looks at the terms of a sum: the losses of several outputs with their weights, what layers add to the loss (penalties on
-weights, a KL divergence), and the parts that a train step of the user's own returns beside its loss, whose weights
-follow from their values by least squares. It fires where one term makes up nearly all of the sum and another one stays
-where it was. Of outputs and penalties the same steps are run with terms that begin equally large.
+weights, a KL divergence), and the parts that a user's own train step returns with its loss, whose weights are found by
+least squares. It fires where one term makes up nearly all of the sum and another one does not fall. For outputs and
+penalties, the trial is repeated with terms that start equally large.
 
 ## Why it is bad
 The gradient of a sum is the sum of the gradients. A term with a thousandth of the gradient moves the shared weights by
@@ -16,7 +16,7 @@ model.compile("adam", loss={"label": "sparse_categorical_crossentropy", "box": "
 ```
 
 ## Remedy
-Give the terms weights with which they begin equally large; for equations, adapt the weights while training.
+Weight the terms so that they start equally large; for equations, adapt the weights during training.
 
 ## References
 - Chen et al., "GradNorm", arXiv 1711.02257.

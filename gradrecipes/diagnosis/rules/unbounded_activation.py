@@ -1,14 +1,14 @@
 """unbounded_activation: an activation that grows faster than its input, or in a loop where it must not grow at all.
 
 ## What it does
-Puts a normal signal of size 1 and one of size 10 through every hidden activation. One that answers with more than ten
-times the size (a square, an exponential) or that enlarges even a signal of size 1 (a leaky ReLU with a slope above 1)
-is a candidate; so is a ReLU, or another activation without a bound, in the place of the tanh of an LSTM or GRU, whose
-state then has no bound either. It fires where the trial broke, ran away, or began far above a blind guess.
+Passes a normal signal of size 1 and one of size 10 through every hidden activation. One whose output grows more than
+tenfold (a square, an exponential), or that enlarges even a signal of size 1 (a leaky ReLU with a slope above 1), is a
+candidate; so is a ReLU, or another unbounded activation, instead of the tanh of an LSTM or GRU, whose state is then
+unbounded too. It fires where the trial is not finite, diverges, or starts far above a constant prediction.
 
 ## Why it is bad
-A layer that squares turns a signal of 10 into 100 and the next one into 10,000: no initializer holds that, since it is
-right at one size only. A gated cell was made for a bounded state; with ReLU it adds up, step by step.
+A layer that squares turns a signal of 10 into 100 and the next one into 10,000: no initializer prevents that, since it
+fits one size only. A gated cell is designed for a bounded state; with ReLU the state adds up, step by step.
 
 ## Example
 ```python
@@ -17,7 +17,7 @@ keras.layers.LSTM(64, activation="relu")
 ```
 
 ## Remedy
-ReLU, GELU or SiLU in feed-forward layers, tanh in recurrent cells; where the function is wanted, normalize before it.
+ReLU, GELU or SiLU in feed-forward layers, tanh in recurrent cells; if you need the function, normalize before it.
 
 ## References
 - Hochreiter and Schmidhuber, "Long short-term memory", 1997: the bounded squashing of the cell.

@@ -1,13 +1,13 @@
-"""unbounded_loss: a loss that falls for ever, the further the answers run away.
+"""unbounded_loss: a loss without a minimum, which falls as long as the outputs grow.
 
 ## What it does
-Evaluates a loss of the user's own at the answers of the net, and a hundred, ten thousand and a million times their size
-away from them, in the direction in which the loss falls. It fires where the loss falls in proportion to the distance,
-though nothing holds the answers: no activation, no constraint and no penalty on weights.
+Evaluates a user's own loss at the outputs of the net, and a hundred, ten thousand and a million times their size away
+from them, in the direction in which the loss falls. It fires where the loss falls in proportion to the distance and
+nothing limits the outputs: no activation, no constraint and no penalty on weights.
 
 ## Why it is bad
-Training minimizes what it is given: it makes the answers larger and larger, the loss more and more negative, until
-numbers overflow. The loss falls all the time, so that it looks like learning.
+Training minimizes the loss: it makes the outputs larger and larger, the loss more and more negative, until numbers
+overflow. The loss falls all the time, so it looks like learning.
 
 ## Example
 ```python
@@ -16,8 +16,8 @@ def loss(y, p):
 ```
 
 ## Remedy
-Give the loss a least value: square or absolute value of a difference, a hinge with a margin for what is to be far
-apart, a cross-entropy for a product of label and score; a penalty on the critic's gradient.
+Use a loss with a minimum: the square or absolute value of a difference, a hinge with a margin for samples that are to
+be far apart, a cross-entropy for a product of label and score; a penalty on the critic's gradient.
 
 ## References
 - LeCun, Chopra, Hadsell et al., "A tutorial on energy-based learning", 2006: losses without a margin collapse.

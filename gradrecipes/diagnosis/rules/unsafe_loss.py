@@ -1,15 +1,15 @@
-"""unsafe_loss: a loss, or an operation in the net, that gives NaN or Inf for values that the net does reach.
+"""unsafe_loss: a loss, or an operation in the net, that returns NaN or Inf for values that the net reaches.
 
 ## What it does
-Follows the autopsy of a broken step to the loss, its derivative, or a layer without weights that was given sound
-numbers and made none of them; and evaluates a loss of one's own where the net begins and where its last activation
-ends: float32 takes a sigmoid to exactly 0 and 1, a softmax to exactly 0. Keras' own losses clip and are let be, but for
-the percentage error of targets that are 0. What is only met where prediction and target are equal to the last bit is
-told only once it has happened.
+Follows the autopsy of a failing step to the loss, its derivative, or a layer without weights that returned NaN or Inf
+for finite inputs; and evaluates a user's own loss at the outputs of the untrained net and at the limits of its last
+activation: float32 rounds a sigmoid to exactly 0 and 1, a softmax to exactly 0. Keras' own losses clip and are not
+reported, except for the percentage error of targets that are 0. A problem that only occurs where prediction and target
+are equal to the last bit is reported only once it has happened.
 
 ## Why it is bad
-log(0) is -inf, 0 * inf is NaN, and the slope of a square root at 0 is infinite: one sample that gets there makes the
-gradient of its whole batch NaN, and with one step all the weights. It happens late, when the net has become good.
+log(0) is -inf, 0 * inf is NaN, and the derivative of a square root at 0 is infinite: one such sample makes the gradient
+of its whole batch NaN, and after one step all the weights. It happens late, when the net has become good.
 
 ## Example
 ```python
@@ -18,7 +18,7 @@ def loss(y, p):
 ```
 
 ## Remedy
-Keras' own loss on logits; else a small constant inside the logarithm, the root or the denominator.
+Keras' own loss on logits; otherwise a small constant inside the logarithm, the square root or the denominator.
 
 ## References
 - Goodfellow, Bengio, Courville, "Deep Learning", section 4.1: overflow and underflow.

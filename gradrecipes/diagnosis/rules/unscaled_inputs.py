@@ -1,15 +1,15 @@
-"""unscaled_inputs: what reaches the first weights is far from unit size, and the training suffers from it.
+"""unscaled_inputs: the inputs of the first weights are far from unit size, and the training suffers from it.
 
 ## What it does
-Looks at inputs that no normalization stands behind: their root mean square, how far their columns' scales lie apart,
-how far their means from 0. It fires only where the run suffers (breaks, runs away, stands still, or is on no way to do
-better than chance), and is sure where the same steps go well with scaled inputs. Pixels from 0 to 255 that a net learns
-from all the same are let be, and so are indices into an embedding.
+Looks at inputs that are not followed by a normalization: their root mean square, the range of their columns' scales,
+and the distance of their means from 0. It fires only where the run suffers (is not finite, diverges, stalls, or does
+not beat a constant prediction), and is certain where the net learns in the same steps with scaled inputs. Pixels from 0
+to 255 from which a net learns anyway are not reported, nor are indices into an embedding.
 
 ## Why it is bad
 Initializers keep the size of a signal; they do not set it. Inputs of size 250 make outputs, loss and every gradient of
-the first layer that many times larger, so that a learning rate that suits all other layers is 250 times too long there.
-Columns of sizes 0.001 and 4000 make a valley four million times as long as it is wide: no one rate suits both.
+the first layer that many times larger, so a learning rate that suits all other layers is 250 times too high there.
+Columns of sizes 0.001 and 4000 make a valley four million times as long as it is wide: no single rate suits both.
 
 ## Example
 ```python

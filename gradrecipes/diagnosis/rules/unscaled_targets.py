@@ -2,14 +2,14 @@
 
 ## What it does
 Looks at outputs with a loss on differences and an activation that could reach the targets: their root mean square. It
-fires only where the run breaks, runs away, stands still, or is on no way to the loss of the best constant answer, and
-is sure where the same steps go well with scaled targets. Targets that the last activation cannot reach are
-`loss_output_mismatch`.
+fires only where the run is not finite, diverges, stalls, or does not approach the loss of the best constant prediction,
+and is certain where the net learns in the same steps with scaled targets. Targets that the last activation cannot reach
+are `loss_output_mismatch`.
 
 ## Why it is bad
-A new net answers near 0. The first error is then the target itself, a squared error its square: with prices of 200,000
-the loss begins at 4e10, and the gradient with it, so that plain steps blow the net up. Adam, which divides by the
-gradient's size, moves each weight by the learning rate a step, and needs thousands of steps to get to the mean.
+An untrained net predicts values near 0. The first error is then the target itself, a squared error its square: with
+prices of 200,000 the loss starts at 4e10, and plain gradient steps diverge. Adam, which divides by the gradient's size,
+moves each weight by the learning rate a step, and needs thousands of steps to get to the mean.
 
 ## Example
 ```python

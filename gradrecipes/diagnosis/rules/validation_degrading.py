@@ -1,18 +1,18 @@
 """validation_degrading: the training loss falls while the validation loss climbs.
 
 ## What it does
-Reads the logs of the epochs. It fires where the validation loss rose well above its best for at least three epochs in
-a row at the end while the training loss went on falling.
+Reads the logs of the epochs. It fires where the validation loss rose well above its best for at least three epochs in a
+row at the end while the training loss continued to fall.
 
 ## Why it is bad
-From the best epoch on the net learns the samples by heart. With gradients it has to do in that an over-fitted net's
-weights and curvature grow, and a late explosion often follows.
+From the best epoch on the net memorizes the training samples. The weights and the curvature of an over-fitted net grow,
+and a late explosion often follows.
 
 ## Example
 A wide net on 500 samples for 200 epochs.
 
 ## Remedy
-Early stopping that goes back to the best epoch, weight decay, dropout, more data.
+Early stopping that restores the best epoch, weight decay, dropout, more data.
 
 ## References
 - Prechelt, "Early stopping, but when?", 1998.

@@ -1,12 +1,12 @@
-"""vanishing_gradient: next to nothing of the gradient reaches the first layers.
+"""vanishing_gradient: hardly any gradient reaches the first layers.
 
 ## What it does
 Compares, on one real batch before any update, the gradient with respect to the first weighted layer's output with that
-at the last, and fires where less than a hundred-thousandth is left and the loss stood still.
+at the last, and fires where less than a hundred-thousandth is left and the loss stalls.
 
 ## Why it is bad
-Layers without a gradient stay as they were drawn. The last ones then learn from what random layers made of the inputs,
-which after many of them is next to a constant.
+Layers without a gradient keep their random weights. The last layers then learn from the output of random layers, which
+after many of them is nearly constant.
 
 ## Example
 Twelve sigmoid layers under Glorot's weights: a factor of four is lost in each, a millionth is left after ten.

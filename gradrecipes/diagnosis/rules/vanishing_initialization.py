@@ -2,14 +2,14 @@
 
 ## What it does
 Looks at the weights and at the signal of one real batch before any update. It fires where most kernels are far smaller
-than any usual initializer would draw them, or are all alike; or where the weights are usual but the activation shrinks
-the gradient so much per layer (a sigmoid under Glorot's weights by a factor of four) that next to nothing reaches the
-first layers; and only where the trial stood still or went wrong.
+than any usual initializer would draw them, or have all entries equal; or where the weights are usual but the activation
+shrinks the gradient so much per layer (a sigmoid under Glorot's weights by a factor of four) that hardly any reaches
+the first layers; and only where the trial stalled or failed.
 
 ## Why it is bad
-A factor of a quarter per layer is a millionth after ten: the first layers receive no gradient and stay random, and what
-the last ones get to see of the inputs is a constant. The loss then sits at that of a blind guess. Weights that are all
-alike make all units of a layer compute the same, for ever.
+A factor of a quarter per layer is a millionth after ten: the first layers receive no gradient and stay random, and the
+last ones receive a constant. The loss then stays at that of a constant prediction. With weights that are all equal, all
+units of a layer compute the same, and stay equal.
 
 ## Example
 ```python
