@@ -8,20 +8,40 @@ from typing import Any
 import keras
 import numpy as np
 
+from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.rescue.scaling import BOUND, Scaling
 from gradrecipes.rescue.setup import OWN, Setup
+from gradrecipes.training.description.output_head import activation_of
 
 HEADS = {
     "sparse_categorical_crossentropy": "keras.losses.SparseCategoricalCrossentropy(from_logits={logits})",
     "categorical_crossentropy": "keras.losses.CategoricalCrossentropy(from_logits={logits})",
     "binary_crossentropy": "keras.losses.BinaryCrossentropy(from_logits={logits})",
 }
+INITIALIZERS = {
+    "HeNormal": "he_normal",
+    "GlorotUniform": "glorot_uniform",
+    "LecunNormal": "lecun_normal",
+    "Orthogonal": "orthogonal",
+    "RandomUniform": "random_uniform",
+    "Zeros": "zeros",
+    "Ones": "ones",
+}
+IN_LAYERS = {"activation", "initializers", "normalization", "skips"}
+SHOWN_LAYERS = 6  # names in one line
 SHOWN_COLUMNS = 12  # whose means and scales are written down; more are computed from the data
 KERAS_SCHEDULES = frozenset(vars(keras.optimizers.schedules))
 RATES = ("initial_learning_rate", "end_learning_rate", "warmup_target", "values")  # of Keras' schedules
 
 
-def code_of(before: Setup, after: Setup, scaling: Scaling | None = None, *, arrays: bool = True) -> str:
+def code_of(
+    before: Setup,
+    after: Setup,
+    scaling: Scaling | None = None,
+    *,
+    arrays: bool = True,
+    models: tuple[keras.Model, keras.Model] | None = None,
+) -> str:
     """Return what to change in the user's script; empty where nothing differs.
 
     Args:
@@ -29,6 +49,7 @@ def code_of(before: Setup, after: Setup, scaling: Scaling | None = None, *, arra
         after: The changed one.
         scaling: Means and scales of the data; None for a setup that scales none.
         arrays: Whether `fit` is given arrays, which it divides into batches itself.
+        models: The user's model and the changed one, so that the lines name layers; None for lines on all of them.
 
     Example:
         >>> import dataclasses
@@ -42,6 +63,12 @@ def code_of(before: Setup, after: Setup, scaling: Scaling | None = None, *, arra
     changed = {difference.setting for difference in before.diff(after)}
     if "precision" in changed:
         lines += ["# Before the model is built", f'+ keras.config.set_dtype_policy("{after.precision}")']
+    by_layer = [] if models is None or not changed & IN_LAYERS else _layer_lines(*models)
+    lines += by_layer
+    if "initializers" in changed and models is not None and not any("initializer" in line for line in by_layer):
+        lines += ["# Leave the weights as the initializers of the layers draw them: assign or load none"]
+    if by_layer:
+        changed -= IN_LAYERS
     if "activation" in changed:
         lines += ["# In every hidden layer", f"+ activation={after.activation!r}"]
     if "initializers" in changed:
@@ -80,6 +107,58 @@ def code_of(before: Setup, after: Setup, scaling: Scaling | None = None, *, arra
     if "guard" in changed:
         lines += ["# In fit", "+ callbacks=[gradrecipes.GradientGuard()]"]
     return "\n".join(lines)
+
+
+def _layer_lines(before: keras.Model, after: keras.Model) -> list[str]:
+    """Return what changes in which layers: their arguments, their class, what comes behind them."""
+    theirs = {layer.name: layer for layer in sublayers(before)}
+    groups: dict[tuple[str, str], list[str]] = {}
+    for layer in sublayers(after):
+        behind, _, added = layer.name.rpartition("_")
+        old = theirs.get(layer.name)
+        if old is None and added == "normalization" and behind in theirs:
+            groups.setdefault(("After", "keras.layers.LayerNormalization()"), []).append(behind)
+        elif old is None and added == "skip" and behind in theirs:
+            line = "hidden = keras.layers.Add()([hidden, layer(hidden)])"
+            groups.setdefault(("Around, in the functional API,", line), []).append(behind)
+        elif old is not None and type(old) is not type(layer):
+            shown = f'"{activation_of(layer)}"' if isinstance(layer, keras.layers.Activation) else ""
+            line = f"keras.layers.{type(layer).__name__}({shown})"
+            groups.setdefault(("In place of", line), []).append(layer.name)
+        elif old is not None and (arguments := _changed_arguments(old, layer)):
+            groups.setdefault(("In", ", ".join(arguments)), []).append(layer.name)
+    lines: list[str] = []
+    for (where, line), names in groups.items():
+        lines += [f"# {where} {_listed(names)}", f"+ {line}"]
+    return lines
+
+
+def _changed_arguments(before: keras.layers.Layer, after: keras.layers.Layer) -> list[str]:
+    try:
+        old, new = before.get_config(), after.get_config()
+    except NotImplementedError:  # a layer that no config describes was copied as it is
+        return []
+    found = []
+    for name in new:
+        kind = new[name].get("class_name") if isinstance(new[name], Mapping) else None
+        if name.endswith("_initializer") and kind in INITIALIZERS and _settings(old.get(name)) != _settings(new[name]):
+            found.append(f'{name}="{INITIALIZERS[kind]}"')
+    if activation_of(before) != activation_of(after) and isinstance(new.get("activation"), str):
+        found.insert(0, f"activation={new['activation']!r}")
+    return found
+
+
+def _settings(initializer: Any) -> Any:
+    """Return class and arguments of an initializer, its seed apart."""
+    if not isinstance(initializer, Mapping):
+        return initializer
+    config = {key: value for key, value in initializer.get("config", {}).items() if key != "seed"}
+    return initializer.get("class_name"), tuple(sorted(config.items(), key=str))
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:SHOWN_LAYERS])
+    return shown if len(names) <= SHOWN_LAYERS else f"{shown} and {len(names) - SHOWN_LAYERS} more, to {names[-1]}"
 
 
 def _scaling_lines(after: Setup, scaling: Scaling) -> list[str]:

@@ -66,7 +66,8 @@ def with_fitting_initializers(activation: str | None) -> Callable[[dict[str, Any
                 continue
             kind = FITTING.get(key)
             if kind is None and ("kernel" in key or key in ("depthwise_initializer", "pointwise_initializer")):
-                kind = kernel_initializer(_activation(config) or activation)
+                own = _activation(config)
+                kind = kernel_initializer(activation if own in (None, "linear") else own)
             if kind is not None:
                 config[key] = {
                     "module": "keras.initializers",

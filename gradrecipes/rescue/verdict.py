@@ -138,7 +138,10 @@ class Rescue:
 
     def as_code(self) -> str:
         """Return the changes as Keras lines to paste into the script; empty where there are none."""
-        return code_of(self.before, self.after, self._scaling, arrays=self._arrays)
+        if not self.changes:
+            return ""
+        models = (self._user_model, self.model)
+        return code_of(self.before, self.after, self._scaling, arrays=self._arrays, models=models)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as plain JSON values."""

@@ -9,6 +9,7 @@ from gradrecipes.rescue.changes import catalogue
 from gradrecipes.rescue.code import code_of, optimizer_line
 from gradrecipes.rescue.feed import read_feed
 from gradrecipes.rescue.original import read_original
+from gradrecipes.rescue.rebuild import rebuild
 from gradrecipes.rescue.scaling import scaling_of
 from gradrecipes.rescue.setup import setup_of
 from gradrecipes.rescue.task import task_of
@@ -70,3 +71,31 @@ def test_batches_of_a_dataset_are_made_anew():
     larger = replace(base, batch_size=64)
     assert added(code_of(base, larger, scaling)) == ["batch_size=64"]
     assert added(code_of(base, larger, scaling, arrays=False)) == ["dataset = dataset.unbatch().batch(64)"]
+
+
+def test_layers_are_named_with_the_arguments_that_they_need():
+    hidden = keras.layers.Dense(8, name="one", kernel_initializer=keras.initializers.RandomNormal(0.0, 3.0))
+    bend, out = keras.layers.ReLU(name="bend"), keras.layers.Dense(1, name="out")
+    model = keras.Sequential([keras.Input((4,)), hidden, bend, out])
+    model.compile("sgd", "mse")
+    original, base = read_original(model), setup_of(model, None, batch_size=8, epochs=1)
+    scaling = scaling_of(X, Y, (False,))
+    changed = replace(base, initializers="fitting", activation="elu", normalization="layer")
+    made = rebuild(original, base, changed, scaling=scaling)
+    lines = code_of(base, changed, scaling, models=(model, made)).splitlines()
+    assert lines == [
+        "# In one",
+        '+ kernel_initializer="he_normal"',
+        "# After one",
+        "+ keras.layers.LayerNormalization()",
+        "# In place of bend",
+        '+ keras.layers.Activation("elu")',
+    ]
+
+
+def test_weights_that_were_assigned_are_said_to_be_left_alone():
+    model, base, scaling = parts("sgd")
+    model.set_weights([100.0 * one for one in model.get_weights()])
+    changed = replace(base, initializers="fitting")
+    made = rebuild(read_original(model), base, changed, scaling=scaling)
+    assert "assign or load none" in code_of(base, changed, scaling, models=(model, made))
