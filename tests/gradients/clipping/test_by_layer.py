@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import gradrecipes as gr
 from tests.training.nets import digits, seeded, two_dense
@@ -22,10 +23,10 @@ def net():
     )
 
 
-def changes(clipping, *, make=net, steps=1, guarded=True, **how):
+def changes(clipping, *, make=net, steps=1, guarded=True, optimizer=None, **how):
     """Return the norm of the change of each layer's weights, with SGD(1)."""
     x, y = digits(steps * BATCH)
-    model = seeded(make, keras.optimizers.SGD(1.0), **how)
+    model = seeded(make, optimizer or keras.optimizers.SGD(1.0), **how)
     before = [[weight.copy() for weight in layer.get_weights()] for layer in model.layers]
     guard = [gr.GradientGuard(clipping=clipping)] if guarded else []
     model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=guard)
@@ -41,6 +42,71 @@ def test_each_group_of_layers_is_bounded_by_its_own_method():
     np.testing.assert_allclose(both, [0.01, 0.02], rtol=1e-3)
     one = changes({"fir*": gr.clipping.by_global_norm(0.01)})
     np.testing.assert_allclose(one, [0.01, plain[1]], rtol=1e-3)
+
+
+XLA = pytest.param({"jit_compile": True}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("how", [{"run_eagerly": True}, {"steps_per_execution": 2}, XLA], ids=str)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_mean_of_accumulated_gradients_is_bounded_by_groups(how, scaled):
+    optimizer = keras.optimizers.SGD(1.0, gradient_accumulation_steps=2)
+    if scaled:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=8.0)
+    clipping = {"first": gr.clipping.by_global_norm(0.01), "*": gr.clipping.by_global_norm(0.02)}
+    np.testing.assert_allclose(changes(clipping, optimizer=optimizer, steps=2, **how), [0.01, 0.02], rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulated", [None, 2])
+def test_a_group_that_remembers_does_so_alike_in_every_mode(accumulated):
+    clipping = {"first": gr.clipping.by_percentile(50.0, window=16), "*": gr.clipping.by_value(1e-3)}
+    eager, *others = (
+        changes(clipping, optimizer=keras.optimizers.SGD(1.0, gradient_accumulation_steps=accumulated), steps=8, **how)
+        for how in ({"run_eagerly": True}, {}, {"jit_compile": True})
+    )
+    for other in others:
+        np.testing.assert_allclose(other, eager, rtol=1e-4)
+
+
+class TwoOptimizers(keras.Model):
+    def __init__(self, accumulated):
+        super().__init__()
+        self.parts = [keras.layers.Dense(8, "tanh", name="first"), keras.layers.Dense(10, name="last")]
+        self.optimizers = [keras.optimizers.SGD(1.0, gradient_accumulation_steps=n) for n in (accumulated, None)]
+
+    def call(self, x):
+        return self.parts[1](self.parts[0](x))
+
+    def train_step(self, data):
+        with tf.GradientTape(persistent=True) as tape:
+            loss = self.compute_loss(data[0], data[1], self(data[0], training=True))
+        for optimizer, part in zip(self.optimizers, self.parts, strict=True):
+            weights = part.trainable_weights
+            optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("how", [{"run_eagerly": True}, XLA], ids=str)
+@pytest.mark.parametrize("accumulated", [None, 2])
+@pytest.mark.parametrize("named", ["layers", "optimizers", "both"])
+def test_of_several_optimizers_each_is_bounded_by_its_own_method(how, accumulated, named):
+    x, y = digits(BATCH)
+    keras.utils.set_random_seed(0)
+    model = TwoOptimizers(accumulated)
+    model(x)
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), **how)
+    first, last = gr.clipping.by_global_norm(0.01), gr.clipping.by_global_norm(0.02)
+    keys = {"layers": ("first", "last"), "optimizers": model.optimizers, "both": (model.optimizers[0], "*")}[named]
+    before = [part.get_weights() for part in model.parts]
+    guard = gr.GradientGuard(clipping=dict(zip(keys, (first, last), strict=True)), sigmas=None)
+    model.fit(x, y, batch_size=BATCH // (accumulated or 1), shuffle=False, verbose=0, callbacks=[guard])
+    moved = [
+        np.sqrt(sum(np.sum(np.square(new - old)) for new, old in zip(part.get_weights(), kept, strict=True)))
+        for part, kept in zip(model.parts, before, strict=True)
+    ]
+    assert moved[0] == pytest.approx(0.01, rel=1e-3)
+    assert moved[1] == pytest.approx(0.02, rel=1e-3) if accumulated is None else 0.02 < moved[1] < 0.0401
 
 
 def test_a_recipe_model_takes_a_mapping_and_survives_a_file(tmp_path):
