@@ -28,7 +28,7 @@ def diagnose(
 
     Of a compiled model and its data everything is measured that can be before the training: the data, the structure,
     the signal on a real batch, and then a short trial of a hundred steps with the model's own optimizer. Where that
-    goes wrong, the same steps are run with one thing changed, to see what mends them. The model is afterwards what it
+    goes wrong, the same steps are run with one thing changed, to see what fixes them. The model is afterwards what it
     was, to the bit: weights, optimizer, seeds, metrics.
 
     Args:
@@ -51,7 +51,7 @@ def diagnose(
         The findings, most severe first, with the trace they rest on. A model whose training is sound has none.
 
     Raises:
-        TypeError: Neither a model nor a Trace; or data that hold no numbers.
+        TypeError: Neither a model nor a Trace; or data that are not numeric.
         ValueError: The model is not compiled, or the data are empty or do not belong together.
 
     Example:

@@ -51,13 +51,13 @@ class GradientGuard(AttachedCallback):
     the weights are kept, and skipping goes on; else they go back, so that whoever looks at them finds good ones.
 
     **Roll back and back off.** When the weights are bad after `max_consecutive_skips` in a row or at such a look, when
-    the loss is back where it began after half of it had been learned away or is twice that (of a fit that continues a
-    training: half the way back to that of a constant answer), or when a weight is not finite at an epoch's end or at a
-    snapshot, weights, optimizer, moving averages, seeds and metrics go back to the newest finite snapshot, at first
-    that of the fit's beginning, and the training goes on with the *next* data. Its learning rate is then bounded by
-    half of what it was when all was well, by a tenth where nothing is known of it yet, and by a tenth of that each time
-    the training fails again before it has recovered. That works under a schedule too: the rate is bounded inside the
-    step. After the next snapshot the bound doubles, up to the rate of the time when all was well; with each further
+    the loss returns to its start after it had fallen by half, or is twice that (in a fit that continues a training:
+    when it is half the way back to that of a constant prediction), or when a weight is not finite at an epoch's end or
+    at a snapshot, weights, optimizer, moving averages, seeds and metrics go back to the newest finite snapshot, at
+    first that of the fit's beginning, and the training goes on with the *next* data. Its learning rate is then bounded
+    by half of what it was when all was well, by a tenth where nothing is known of it yet, and by a tenth of that each
+    time the training fails again before it has recovered. That works under a schedule too: the rate is bounded inside
+    the step. After the next snapshot the bound doubles, up to the rate of the time when all was well; with each further
     rollback of the fit this takes twice as many snapshots.
 
     **Give way.** A *finite* loss never stops a training. Where earlier weights do no better, or `max_rollbacks` have
@@ -75,7 +75,7 @@ class GradientGuard(AttachedCallback):
     steps.
 
     Keras' callbacks that keep a best value (`EarlyStopping`, `ModelCheckpoint`, `ReduceLROnPlateau`) take a NaN of the
-    first epoch for the best for ever. Beside the guard they begin anew with the next epoch.
+    first epoch for the best forever. Beside the guard they begin anew with the next epoch.
 
     Args:
         clipping: A method of `gradrecipes.clipping` that bounds every gradient before it is applied, a mapping of
@@ -83,7 +83,7 @@ class GradientGuard(AttachedCallback):
             It acts before what the optimizer's own `clipnorm`, `global_clipnorm` or `clipvalue` do.
         sigmas: Standard deviations from which on a finite loss or norm is an outlier; None to skip only what is not
             finite.
-        max_consecutive_skips: Consecutive skipped steps allowed before rolling back, at least 1: skipping for ever
+        max_consecutive_skips: Consecutive skipped steps allowed before rolling back, at least 1: skipping forever
             would hide a bug.
         snapshot_every: Steps from one snapshot to the next; the last three are held, each of the size of weights and
             slots. None to keep none: then too many skips stop the training.

@@ -27,7 +27,7 @@ from gradrecipes.diagnosis.outcome import (
 )
 
 HEALTHY, UNHEALTHY, UNDECIDED = "healthy", "unhealthy", "undecided"
-STANDARD_ERRORS = 2.0  # by which the end of a run has to lie below the loss of the best constant answer
+STANDARD_ERRORS = 2.0  # by which the end of a run has to lie below the loss of the best constant prediction
 # Steps of a fit from which a symptom without a cause is reported; before, only a run that breaks or diverges is.
 MIN_STEPS_OF_SYMPTOM = 100
 AT_REST = 0.9  # end over the baseline below which a run that no longer falls has learned before
@@ -49,9 +49,9 @@ class Judgement:
 def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
     """Return the verdict on a training.
 
-    It is unhealthy where a finding is critical or a warning, or where the run broke or diverged; healthy where it was
-    seen to learn: where the loss fell by more than its noise and, where the loss of the best constant answer is known,
-    ended below it, on every output. Otherwise neither was seen.
+    It is unhealthy if a finding is critical or a warning, or if the run broke or diverged. It is healthy if it learned:
+    if the loss fell by more than its noise and, where the loss of the best constant prediction is known, ended below it
+    on every output. Otherwise it is undecided.
 
     Args:
         trace: The record.

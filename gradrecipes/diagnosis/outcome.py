@@ -1,4 +1,4 @@
-"""How a training went: broke, diverged, stood still, or learnt; and what the variations of its trial show."""
+"""How a training went: broke, diverged, stalled, or learned; and what the variations of its trial show."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ FIRST = 3  # steps whose median is the loss before anything happened
 PEAK = 10.0  # highest loss over those, and over all at the end, after which a run was thrown away
 FIRST_PEAK = 1e3  # the same over the very first loss, where the second step already threw it away
 BACK_DOWN = 0.5  # end over first below which it has come back; bumps of sound runs heal
-STILL = 0.01  # relative fall over the whole run below which next to nothing was learnt
+STILL = 0.01  # relative fall over the whole run below which next to nothing was learned
 SLOW = 0.1  # relative fall over the whole run of a net that learns, but slowly
-FAR_START = 5.0  # first loss over that of a blind guess; He nets with a cross-entropy begin below 2
+FAR_START = 5.0  # first loss over that of a constant prediction; He nets with a cross-entropy begin below 2
 SURE = 2.0  # standard errors that a fall exceeds which is no accident
 WILD = 1.0  # robust spread of the last losses over their median: a net at rest has .1 to .5
 
@@ -51,7 +51,7 @@ class Verdict:
         start: Median loss of the first batches.
         end: Median loss of the last ones, of the same batches if they came again.
         fall: (start - end) / |start|.
-        baseline: The loss of the best constant answer; NaN where it is not known.
+        baseline: The loss of the best constant prediction; NaN where it is not known.
         step: Where it broke or left its start, or None.
     """
 
@@ -70,7 +70,7 @@ class Verdict:
     @property
     def suspicious(self) -> bool:
         """Whether the run is worth a closer look: not learning, slow, far out at first, or below the baseline."""
-        return self.state != LEARNING or self.start_over_baseline >= FAR_START or self.slow or not self.learnt
+        return self.state != LEARNING or self.start_over_baseline >= FAR_START or self.slow or not self.learned
 
     @property
     def slow(self) -> bool:
@@ -78,7 +78,7 @@ class Verdict:
         return self.state == LEARNING and (self.fall < SLOW or self.end_over_baseline > 1.0 - SLOW)
 
     @property
-    def learnt(self) -> bool:
+    def learned(self) -> bool:
         """Whether the net got better, and where the baseline is known, better than that."""
         return self.state == LEARNING and not self.end_over_baseline >= 1.0
 
@@ -210,7 +210,7 @@ def lost_at_highest(rates: PlannedRates | None, seen: Verdict) -> bool:
 
 
 def unlearned_at_highest(rates: PlannedRates | None, seen: Verdict) -> VariationResult | None:
-    """Return what steps at the highest rate did where they ended no better than a constant answer, or broke."""
+    """Return what steps at the highest rate did where they ended no better than a constant prediction, or broke."""
     result = None if rates is None else rates.at_highest
     if result is None or (not seen.end_over_baseline < UNLEARNED and not _diverges(result, seen)):
         return None
@@ -224,7 +224,7 @@ def _diverges(result: VariationResult, seen: Verdict) -> bool:
 
 
 def learned_at_highest(rates: PlannedRates | None) -> VariationResult | None:
-    """Return what steps at the highest rate did, where they ended below the constant answer, or None.
+    """Return what steps at the highest rate did, where they ended below the constant prediction, or None.
 
     It counts only where the training is known to be so long: a schedule may name steps that nobody trains.
     """
@@ -239,7 +239,7 @@ HALVED = 0.5  # end over that of the run as it is, where both are numbers
 BEGINS, FASTER, LEAST_FALL = 0.05, 20.0, 1e-3  # relative fall of forty steps, and how many times that of a stall it is
 NEAR = 2.0  # start over chance of a net whose weights have the usual size, and its inputs too
 LEARNS = 0.9  # end over chance, or over its own start, below which a run learns
-PROVEN, LIKELY, UNPROVEN = 0.95, 0.8, 0.6  # confidence: the variation mends the run; was not tried; does not fix it
+PROVEN, LIKELY, UNPROVEN = 0.95, 0.8, 0.6  # confidence: the variation fixes the run; was not tried; does not fix it
 
 
 def variation(trace: Trace, tried: Variation) -> VariationResult | None:
@@ -251,7 +251,7 @@ def fixes(result: VariationResult | None, seen: Verdict) -> bool:
     """Say whether a variation is sound where the run as it is was not.
 
     Of a run that broke, ran away or ended far above chance, that it no longer does so in forty steps is enough; one
-    that stood still must learn.
+    that stalled must learn.
     """
     if result is None or result.start is None or result.end is None or result.fall is None:
         return False
@@ -277,7 +277,7 @@ def halved_by(trace: Trace, seen: Verdict, *variations: Variation) -> bool:
 
 def starts_near_baseline(trace: Trace, seen: Verdict, *variations: Variation) -> bool:
     """Say whether a net that begins far above chance and gets nowhere begins near it with one of these variations."""
-    if seen.learnt or not seen.start_over_baseline >= FAR_START:
+    if seen.learned or not seen.start_over_baseline >= FAR_START:
         return False
     for result in (variation(trace, one) for one in variations):
         if result is None or result.start is None or result.end is None or not result.over_baseline:
@@ -289,7 +289,7 @@ def starts_near_baseline(trace: Trace, seen: Verdict, *variations: Variation) ->
 
 
 def fixed_by(trace: Trace, *variations: Variation) -> bool:
-    """Say whether one of these variations mends the run."""
+    """Say whether one of these variations fixes the run."""
     seen = verdict(trace)
     return any(fixes(variation(trace, one), seen) for one in variations)
 
@@ -335,7 +335,7 @@ def variation_evidence(trace: Trace, *variations: Variation) -> tuple[Evidence, 
 
 
 def _many_times_faster(result: VariationResult, seen: Verdict) -> bool:
-    """Return whether a loss that stood still, or fell slowly, falls many times faster, and ends no higher."""
+    """Return whether a loss that stalled, or fell slowly, falls many times faster, and ends no higher."""
     if result.fall is None or seen.unhealthy or not (seen.state == STALLED or seen.slow):
         return False
     if _over(result) > max(1.0, seen.end_over_baseline) or (

@@ -21,12 +21,12 @@ class TrialCurves(Picture):
 
     On the left the loss of every step and the median of each pass. On the right an arrow for each variation, from
     its first pass to its last; a cross is one that broke. Both panels share their scale, and the dotted line is the
-    loss of the best constant guess.
+    loss of the best constant prediction.
 
     Args:
         loss: float `[steps]`, loss of each batch.
         batches: How many batches make a pass; 0 when they never came again.
-        chance: Loss of the best constant guess, or None.
+        chance: Loss of the best constant prediction, or None.
         varied: (start, end) of each variation by its name, None for one that broke.
 
     Attributes:
@@ -128,7 +128,7 @@ class TrialCurves(Picture):
                 transform=axes.get_xaxis_transform(),
             )  # fmt: skip
         if self.chance:
-            axes.axhline(self.chance, color=GREY, linestyle=":", linewidth=1.4, label="best constant guess")
+            axes.axhline(self.chance, color=GREY, linestyle=":", linewidth=1.4, label="best constant prediction")
 
     def _draw_ends(self, axes: Any) -> None:
         axes.grid(alpha=0.25, axis="y")

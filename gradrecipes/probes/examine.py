@@ -158,7 +158,7 @@ def examine(
     Raises:
         ValueError: The model is not compiled or has nothing to train; the data are empty, do not belong together, or
             their source raised.
-        TypeError: No model, or data that hold no numbers.
+        TypeError: No model, or data that are not numeric.
     """
     require_compiled(model)
     require_whole("steps", steps, least=10, remedy="100 are usual.")

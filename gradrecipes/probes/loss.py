@@ -269,7 +269,7 @@ def _word(values: np.ndarray) -> str:
 
 
 def _held(model: keras.Model) -> bool:
-    """Return whether constraints or penalties on weights keep the answers of a net from growing for ever."""
+    """Return whether constraints or penalties on weights keep the answers of a net from growing forever."""
     names = ("kernel_constraint", "kernel_regularizer", "constraint")
     return bool(model.losses) or any(getattr(layer, name, None) for layer in sublayers(model) for name in names)
 

@@ -116,7 +116,7 @@ def sharpness(
     iterations: int = 20,
     seed: int = 0,
 ) -> Sharpness:
-    r"""Measure how steeply the loss curves, and compare it with what the optimizer bears at its learning rate.
+    r"""Measure the curvature of the loss, and compare it with the stability limit of the optimizer.
 
     The largest eigenvalue lambda of the Hessian is found by the Lanczos recurrence on Hessian-vector products. A
     gradient step of rate eta along that direction grows from step to step where `eta * lambda > 2`; with momentum

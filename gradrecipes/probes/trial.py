@@ -1,7 +1,7 @@
 """A short trial with the user's own optimizer and batches, and, if it goes wrong, again with one thing changed.
 
 A hundred steps over a few batches, again and again, so that each batch is compared with itself. Where that run breaks,
-diverges, stands still or ends no better than a constant answer, the same steps are run from the same start with one
+diverges, stalls or ends no better than a constant prediction, the same steps are run from the same start with one
 thing changed: scaled inputs or targets, weights of usual size, another learning rate, warm-up, larger batches. What
 fixes the run, also in twice the steps, is what was wrong with it.
 """
@@ -183,7 +183,7 @@ def _suspects(probes: Probes) -> list[int]:
 
 
 class Baselines:
-    """The loss of the best constant answers to the targets of some batches; None where it is not known.
+    """The loss of the best constant predictions to the targets of some batches; None where it is not known.
 
     Args:
         model: A compiled model.
@@ -200,7 +200,7 @@ class Baselines:
         self.of_trial = self.of(batches)
 
     def of(self, batches: list[Any]) -> float | None:
-        """Return the sum over the outputs of the loss of their best constant answer."""
+        """Return the sum over the outputs of the loss of their best constant prediction."""
         ys = [keras.tree.flatten(keras.utils.unpack_x_y_sample_weight(batch)[1]) for batch in batches]
         if any(len(y) != len(ys[0]) for y in ys) or not ys[0]:
             return None
@@ -263,7 +263,7 @@ def _rates(seen: Verdict) -> tuple[float, ...]:
         return LOWER_RATES
     if seen.state != STALLED:
         return (*LOWER_RATES[:2], *HIGHER_RATES[:1])
-    pairs = zip_longest(HIGHER_RATES, LOWER_RATES)  # a deep net may stand still at a rate that is too high, too
+    pairs = zip_longest(HIGHER_RATES, LOWER_RATES)  # a deep net may stall at a rate that is too high, too
     return tuple(rate for pair in pairs for rate in pair if rate is not None)
 
 

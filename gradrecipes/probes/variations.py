@@ -231,10 +231,10 @@ def _fresh_optimizer(context: Context) -> dict[str, Any] | None:
 
 
 def _warm_up(context: Context) -> dict[str, Any] | None:
-    """Warm up where the run broke, diverged or stands still, and nets with attention or normalization may need it."""
+    """Warm up where the run broke, diverged or stalls, and nets with attention or normalization may need it."""
     attention = any("Attention" in kind for kind in context.description.kinds)
     deep = (context.description.plain_depth or 0) >= DEEP
-    suspicious = context.seen.unhealthy or context.seen.state in (STALLED, OSCILLATING) or not context.seen.learnt
+    suspicious = context.seen.unhealthy or context.seen.state in (STALLED, OSCILLATING) or not context.seen.learned
     return {"warm_up": True} if suspicious and (attention or deep or context.description.normalizations) else None
 
 

@@ -194,7 +194,7 @@ class TrialRow:
         name: What was changed; "as it is" for nothing.
         start: Median loss of the first pass, for people.
         end: Median loss of the last one.
-        over_baseline: End over the loss of the best constant guess.
+        over_baseline: End over the loss of the best constant prediction.
         outcome: What came of it, in words.
         fixes: Whether it fixes what was wrong with the run as it is.
     """
@@ -229,19 +229,19 @@ def _row(name: str, result: VariationResult, seen: Any, outputs: tuple[OutputTri
     if result.outputs_learned is not None:
         before, count = sum(one.learned for one in outputs), len(outputs)
         words = f"{result.outputs_learned} of {count} outputs {'learns' if result.outputs_learned == 1 else 'learn'}"
-        mended = result.outputs_learned > before
-        return TrialRow(variation_of(name).label, "–", "–", "–", words, mended)
+        fixed = result.outputs_learned > before
+        return TrialRow(variation_of(name).label, "–", "–", "–", words, fixed)
     if result.end is None:
         where = "" if result.broken is None else f" at step {result.broken}"
         return TrialRow(variation_of(name).label, "–", "–", "–", f"breaks{where}", False)
-    mended = fixes(result, seen)
+    fixed = fixes(result, seen)
     return TrialRow(
         variation_of(name).label,
         number(result.start),
         number(result.end),
         number(result.over_baseline),
-        "fixes it" if mended else "does not fix it",
-        mended,
+        "fixes it" if fixed else "does not fix it",
+        fixed,
     )
 
 

@@ -40,7 +40,7 @@ def patience() -> float:
 def serve(oracle: Any) -> None:
     """Answer the workers of a search until all its trials have ended and all workers have gone.
 
-    keras-tuner's own chief waits for ever for a worker that was killed, and holds its trial. This one gives the trial
+    keras-tuner's own chief waits forever for a worker that was killed, and holds its trial. This one gives the trial
     to another worker, and leaves within a few seconds of the last trial.
 
     Args:

@@ -19,7 +19,7 @@ from typing import Any
 
 _LOG = logging.getLogger(__name__)
 LOOK = 0.2  # seconds between two looks at the processes
-MOST_RESTARTS = 3  # of one worker: what kills it again and again would do so for ever
+MOST_RESTARTS = 3  # of one worker: what kills it again and again would do so forever
 TO_LEAVE = 10.0  # seconds that a process gets to end by itself, when it is asked to, before it is killed
 WORKERS_TO_LEAVE = 20.0  # seconds that workers get to end after the chief did
 LOG_LINES = 15  # last lines of a log that an error quotes

@@ -63,8 +63,8 @@ def test_a_loss_scaler_may_leave_out_its_first_steps():
 
 def test_chance_tells_a_fall_from_having_learnt():
     thrown_far = trial(np.r_[50.0 * np.exp(-np.arange(60) / 10.0) + 2.3, np.full(40, 2.31)])
-    assert not verdict(thrown_far).learnt and verdict(thrown_far).suspicious
-    assert verdict(trial(FALLING)).learnt and not verdict(trial(FALLING)).suspicious
+    assert not verdict(thrown_far).learned and verdict(thrown_far).suspicious
+    assert verdict(trial(FALLING)).learned and not verdict(trial(FALLING)).suspicious
 
 
 # -- variations ----------------------------------------------------------------------------------------------

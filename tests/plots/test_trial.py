@@ -29,7 +29,7 @@ def test_the_picture_shows_losses_passes_chance_and_each_variation():
     assert list(curves.varied) == ["inputs scaled", "rate_0.1"]
     assert losses.get_yscale() == "log"
     labels = [text.get_text() for text in losses.get_legend().get_texts()]
-    assert labels == ["each batch", "median of a pass", "not finite", "best constant guess"]
+    assert labels == ["each batch", "median of a pass", "not finite", "best constant prediction"]
     assert [label.get_text() for label in ends.get_xticklabels()] == ["inputs scaled", "rate_0.1"]
     crosses = [line for line in ends.get_lines() if line.get_marker() == "x"]
     assert [line.get_xdata().tolist() for line in crosses] == [[1]]

@@ -16,7 +16,7 @@ from gradrecipes.training.description.describe import describe_model
 from gradrecipes.training.trial.trial import TrialRun
 
 schedules = keras.optimizers.schedules
-LEARNT = Verdict(LEARNING, 2.3, 0.5, 0.8, 2.3)
+LEARNED = Verdict(LEARNING, 2.3, 0.5, 0.8, 2.3)
 
 
 def compiled(rate):
@@ -88,7 +88,7 @@ def tried(loss, *, steps=5000):
     rates = rates_of(model, steps)
     model.optimizer.iterations.assign(100)  # the steps of the trial
     stub = Stub(model, loss)
-    return try_highest_rate(stub, rates, LEARNT, trial_steps=100, tell=lambda words: None), stub
+    return try_highest_rate(stub, rates, LEARNED, trial_steps=100, tell=lambda words: None), stub
 
 
 def test_a_rate_that_trains_is_tried_once():

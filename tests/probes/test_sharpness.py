@@ -165,7 +165,7 @@ def test_what_cannot_be_had_is_said():
 
 def test_the_words():
     high = Sharpness(lambda_max=28.0, limit=2.0, learning_rate=1.0, converged=True)
-    assert high.ratio == 14 and "14 times more steeply" in str(high)
+    assert high.ratio == 14 and "14 times the stability limit" in str(high)
     assert high.highest_learning_rate == pytest.approx(1 / 14)
     assert "fits" in str(Sharpness(lambda_max=1.0, limit=2.0, learning_rate=1.0, converged=True))
     assert str(Sharpness()).startswith("The curvature of the loss could not be had")

@@ -1,4 +1,4 @@
-"""The loss of a guess that knows nothing of the inputs: what a net must beat to have learnt anything."""
+"""The loss of a guess that knows nothing of the inputs: what a net must beat to have learned anything."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ABSOLUTE = {"mae", "mean_absolute_error"}
 
 
 def constant_baseline_loss(loss: str | None, targets: np.ndarray | None) -> float | None:
-    """Return the loss of the best constant guess, or None for a loss or targets of another kind.
+    """Return the loss of the best constant prediction, or None for a loss or targets of another kind.
 
     For a cross-entropy that is the entropy of the labels, in nats; for a squared error their variance; for an
     absolute one their mean distance from the median.

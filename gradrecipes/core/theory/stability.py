@@ -1,4 +1,4 @@
-r"""How much curvature an optimizer bears at its learning rate before its steps grow from one to the next.
+r"""Up to which curvature an optimizer is stable at its learning rate: beyond it, steps grow from one to the next.
 
 On a slope of curvature lambda, an update that is linear in the gradient is a linear recurrence. It oscillates with
 growing amplitude once `eta * lambda` passes the value at which a root of its characteristic polynomial leaves the unit
@@ -32,7 +32,7 @@ KNOWN = (*PLAIN, *MEMORY_OF_SQUARES, *MEMORY_OF_SIZES)
 
 @dataclass(frozen=True)
 class StabilityLimit:
-    """Say which curvature an optimizer bears.
+    """Hold the largest curvature at which an optimizer is stable.
 
     Args:
         limit: Largest eigenvalue of the (preconditioned) Hessian at which steps do not yet grow; infinite at rate 0.
@@ -48,7 +48,7 @@ class StabilityLimit:
 
 
 def stability_limit(optimizer: Mapping[str, Any], learning_rate: float) -> StabilityLimit | None:
-    """Return the curvature that an optimizer bears at a learning rate, or None where no such limit is known.
+    """Return the curvature up to which an optimizer is stable at a learning rate, or None where no limit is known.
 
     Args:
         optimizer: `name`, the class, and the arguments of `optimizer.get_config()`; what is missing has Keras' default.

@@ -1,4 +1,4 @@
-"""How steep the loss curves, beside what the optimizer bears: the verdict of the sharpness probe, in numbers."""
+"""The curvature of the loss beside the stability limit of the optimizer: what the sharpness probe found."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sharpness:
-    """Say how steeply the loss curves and whether the learning rate fits that.
+    """Hold the curvature of the loss, and whether the learning rate fits it.
 
     Args:
         lambda_max: Largest eigenvalue of the loss's Hessian (of the preconditioned one, where `preconditioned`);
             None where it could not be had.
         lambda_min: Smallest one found, less exactly.
-        limit: Largest eigenvalue that the optimizer bears at its rate; None where no such limit is known.
+        limit: Largest eigenvalue at which the optimizer is stable at its rate; None where no such limit is known.
         learning_rate: The rate that was judged, or None where there is no single one.
         iterations: Hessian-vector products that were taken.
-        converged: Whether `lambda_max` stood still within a hundredth; it is a lower bound otherwise.
+        converged: Whether `lambda_max` converged to a hundredth; it is a lower bound otherwise.
         preconditioned: Whether the optimizer divides by the size of past gradients, so that this was done here too.
         preconditioner: "state" of the optimizer, or "gradients" of some batches where it had none yet.
         method: "double_backprop", or "finite_difference" where a layer has no second derivative.
@@ -27,8 +27,8 @@ class Sharpness:
 
     Example:
         >>> print(Sharpness(lambda_max=28.0, limit=2.0, learning_rate=1.0, converged=True, formula="2 / rate"))
-        The loss curves 14 times more steeply than the optimizer bears at a learning rate of 1: lambda_max is 28, the \
-limit 2 (2 / rate). Below a rate of 0.071 its steps do not grow.
+        The curvature of the loss is 14 times the stability limit of the optimizer at a learning rate of 1: lambda_max \
+is 28, the limit 2 (2 / rate). Below a rate of 0.071 its steps do not grow.
     """
 
     lambda_max: float | None = None
@@ -74,9 +74,9 @@ limit 2 (2 / rate). Below a rate of 0.071 its steps do not grow.
         limit = f"{size}, the limit {self.limit:.3g} ({self.formula})"
         if self.ratio > 1:
             return (
-                f"The loss curves {self.ratio:.3g} times more steeply than the optimizer bears at a learning rate of "
-                f"{self.learning_rate:.3g}: {limit}. Below a rate of {self.highest_learning_rate:.2g} its steps do "
-                "not grow."
+                f"The curvature of the loss is {self.ratio:.3g} times the stability limit of the optimizer at a "
+                f"learning rate of {self.learning_rate:.3g}: {limit}. Below a rate of {self.highest_learning_rate:.2g} its steps "
+                "do not grow."
             )
         return f"The learning rate of {self.learning_rate:.3g} fits the curvature of the loss: {limit}."
 

@@ -18,7 +18,7 @@ class VariationResult(Record):
         end: Median loss of the last pass; None where it broke.
         fall: (start - end) / |start|; None where it broke.
         broken: Step at which it broke, or None.
-        over_baseline: `end` over the loss of the best constant answer; None where that is not known.
+        over_baseline: `end` over the loss of the best constant prediction; None where that is not known.
         steps: How many were run; None in older records. What fixes the trial is run for twice as many.
         outputs_learned: How many outputs ended below their own baseline; None where that was not measured.
     """
@@ -41,7 +41,7 @@ class OutputTrial(Record):
         name: Name of the output.
         start: Mean loss of this output over the trial's batches before the first step.
         end: The same after the last step.
-        baseline: Loss of the best constant answer; None where it is not known.
+        baseline: Loss of the best constant prediction; None where it is not known.
         noise: Standard error of `end` over the batches.
     """
 
@@ -99,7 +99,7 @@ class TrialReading(Record):
     Args:
         steps: How many were run.
         batches: How many batches they went over, again and again.
-        constant_baseline_loss: Loss of the best constant answer; None where it is not known.
+        constant_baseline_loss: Loss of the best constant prediction; None where it is not known.
         broken: Step at which it broke, or None.
         broken_batch: Index of the batch of that step, or None.
         autopsy: Of the step that broke, or None.

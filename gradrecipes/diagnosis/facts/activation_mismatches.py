@@ -83,11 +83,11 @@ def _no_logits(head: Head) -> Iterator[Mismatch]:
         activation = "softmax" if shares is not None and shares > 0.99 else activation
     if activation in PROBABILITIES:
         again = "softmax" if head.loss in CATEGORICAL | SPARSE else "sigmoid"
-        mended = bool(seen)
+        fixed = bool(seen)
         consequence = (
             "This release of Keras detects that, uses the logits from before the activation, and trains "
             "correctly; under mixed precision, after another operation or on another backend it does not."
-            if mended
+            if fixed
             else f"The loss applies a {again} to numbers between 0 and 1: even the best prediction is far from "
             "certain, gradients are a fraction of what they should be, and the loss stays high."
         )
@@ -98,7 +98,7 @@ def _no_logits(head: Head) -> Iterator[Mismatch]:
                 f"which lies between {_range(head)}."
             ),
             consequence=consequence,
-            severity=Severity.NOTICE if mended else Severity.CRITICAL,
+            severity=Severity.NOTICE if fixed else Severity.CRITICAL,
             prescription=compile_with(
                 from_logits(head.loss, True),
                 f"Leave the {activation} out and keep from_logits=True",

@@ -30,7 +30,7 @@ from gradrecipes.diagnosis.outcome import (
 
 REACHES_CHANCE = 10.0  # trials of further training; a loss that needs more to get to chance at its pace is held back
 AT_CHANCE = (0.9, 1.1)  # end over chance of a net that answers everything with the same: 1 but for the batches
-LEARNT = 0.5  # end over chance of a net that nothing keeps from learning; it may come to rest there
+LEARNED = 0.5  # end over chance of a net that nothing keeps from learning; it may come to rest there
 BETTER = 0.98  # end of a variation over that of the run: of one and the same batches, so that 2% are no accident
 FALLING = 0.95  # last quarter over the one before: a loss that falls so fast is not at rest
 THROWN_OFF = 10.0  # largest loss over the first: sound nets stay below, early spikes of Adam included
@@ -148,7 +148,7 @@ def offenders(trace: Trace) -> list[Offender]:
 
 
 def is_held_back(trace: Trace, seen: Verdict | None = None) -> bool:
-    """Say whether something is wrong with a run: it broke, ran away, stands still, or is on no way to chance.
+    """Say whether something is wrong with a run: it broke, ran away, stalls, or is on no way to chance.
 
     A run that learns, and at its own pace gets to chance within ten times as many steps, is let be, however far out
     it began; so is one that has come to rest far below chance.
@@ -158,7 +158,7 @@ def is_held_back(trace: Trace, seen: Verdict | None = None) -> bool:
     if seen.unhealthy:
         return True
     if seen.state in (STALLED, OSCILLATING):
-        return over is None or over > LEARNT
+        return over is None or over > LEARNED
     if seen.state != LEARNING or over is None:
         return False
     if over < AT_CHANCE[1]:
@@ -171,7 +171,7 @@ def held_back_by(trace: Trace, tried: Variation, seen: Verdict) -> bool:
     """Say whether a run is held back, or learns no more than chance where only one variation learns.
 
     The second is asked of runs that seem to fall: thrown off by their first steps, they come back from there to the
-    best constant answer, and no other rate brings them further.
+    best constant prediction, and no other rate brings them further.
     """
     if is_held_back(trace, seen):
         return True
@@ -185,7 +185,7 @@ def held_back_by(trace: Trace, tried: Variation, seen: Verdict) -> bool:
 
 
 def improves(trace: Trace, tried: Variation, seen: Verdict) -> bool:
-    """Say whether a variation leaves a run that holds back behind, though it has not yet learnt enough to heal it."""
+    """Say whether a variation leaves a run that holds back behind, though it has not yet learned enough to heal it."""
     result = variation(trace, tried)
     if result is None or result.end is None or result.fall is None or not result.fall > 0:
         return False

@@ -77,18 +77,18 @@ def risen(trace: Trace, update: float) -> Divergence | None:
     end = middle(loss[finite][-max(SHORTEST_RUN, int(LAST_SHARE * finite.sum())) :])
     peak = largest(loss[:EARLY_STEPS])
     stays_high = end >= start + (RISE - 1.0) * scale and scale > 0
-    never_learnt = peak >= start + (HIGH_PEAK - 1.0) * scale and end >= HEALED * start and update >= OWN_SIZE
-    if not (stays_high or never_learnt) or peak < start + (RISE - 1.0) * scale:
+    never_learned = peak >= start + (HIGH_PEAK - 1.0) * scale and end >= HEALED * start and update >= OWN_SIZE
+    if not (stays_high or never_learned) or peak < start + (RISE - 1.0) * scale:
         return None
     row = int(np.argmax(finite & (loss >= start + (RISE - 1.0) * scale)))
     return Divergence(int(trace.steps["step"][row]), start, largest(loss), end, False)
 
 
 def stuck(trace: Trace, update: float) -> Divergence | None:
-    """Return what a run did that stands still, or far out, for its steps are so long that it threw itself there."""
+    """Return what a run did that stalls, or far out, for its steps are so long that it threw itself there."""
     seen = verdict(trace)
     far_better = update >= LIVELY and any(_far_better(trace, at_rate(factor), seen) for factor in (0.1, 0.01, 0.001))
-    if (seen.learnt and not (seen.slow and far_better)) or not (
+    if (seen.learned and not (seen.slow and far_better)) or not (
         update >= OWN_SIZE or seen.unhealthy or seen.state == OSCILLATING or far_better
     ):
         return None

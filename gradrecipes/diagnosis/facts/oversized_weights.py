@@ -23,7 +23,7 @@ def oversized_weights(trace: Trace) -> Finding | None:
         return None
     if count(trace, NORMALIZATIONS) > SHARE * len(read) and not seen.unhealthy:
         return None  # a normalization undoes the size of the weights before it
-    hurt = seen.unhealthy or far or (not seen.learnt and fixed_by(trace, FITTING_WEIGHTS, ALL_SCALED))
+    hurt = seen.unhealthy or far or (not seen.learned and fixed_by(trace, FITTING_WEIGHTS, ALL_SCALED))
     if not hurt and not halved_by(trace, seen, FITTING_WEIGHTS):
         return None
     worst, larger = max(large, key=lambda pair: pair[1])

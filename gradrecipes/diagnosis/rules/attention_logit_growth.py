@@ -81,7 +81,7 @@ def attention_logit_growth(trace: Trace) -> Finding | None:
     if found is None:
         return None
     seen, rate = verdict(trace), fixing_rate(trace, lower=True)
-    failing = not seen.learnt or seen.slow
+    failing = not seen.learned or seen.slow
     on_its_way = found.grown and found.after.spread >= EXACTLY_ZERO
     if not (failing or on_its_way):
         return None

@@ -53,7 +53,9 @@ from gradrecipes.diagnosis.registry import rule
 
 FEW = 2  # samples; BatchNormalization over them returns signs, or with one its offset. arXiv 1803.08494, figure 1
 USUAL = 32  # samples; Keras' default, from which the error of BatchNormalization no longer falls
-LITTLE = 0.5  # loss at the end over that of a blind guess; sound nets get below in a trial that repeats its batches
+LITTLE = (
+    0.5  # loss at the end over that of a constant prediction; sound nets get below in a trial that repeats its batches
+)
 MOST = 4096  # samples that are prescribed
 
 
@@ -95,13 +97,13 @@ def _statistics(trace: Trace, size: int, seen: Verdict) -> Finding | None:
     returns = "its own offset, whatever the input" if size == 1 else "little more than which one is larger"
     layers = f"{count} BatchNormalization layer{'s' if count > 1 else ''}"
     statement = f"The net holds {layers}, and a batch has {size} sample{'s' if size > 1 else ''}."
-    tried, mended = variation(trace, LARGER_BATCH), fixed_by(trace, LARGER_BATCH)
+    tried, fixed = variation(trace, LARGER_BATCH), fixed_by(trace, LARGER_BATCH)
     return Finding(
         code="batch_too_small",
         title=f"BatchNormalization over {'one sample' if size == 1 else 'two samples'} at a time",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
-        confidence=PROVEN if mended else LIKELY if tried is None else UNPROVEN,
+        confidence=PROVEN if fixed else LIKELY if tried is None else UNPROVEN,
         explanation=(
             f"{statement} BatchNormalization subtracts the mean over the batch and divides by the standard "
             f"deviation over it. For {'one vector' if size == 1 else 'two vectors'} it returns {returns}; only in "
@@ -122,8 +124,8 @@ def _noise(trace: Trace, size: int, seen: Verdict) -> Finding | None:
     noise = trace.probes.noise or NoiseReading()
     scale, low = noise.noise_scale, noise.low
     far = low is not None and low > FAR * size
-    mended = fixed_by(trace, LARGER_BATCH)
-    if not (far or mended) or (variation(trace, LARGER_BATCH) is not None and not mended):
+    fixed = fixed_by(trace, LARGER_BATCH)
+    if not (far or fixed) or (variation(trace, LARGER_BATCH) is not None and not fixed):
         return None
     better = int(min(MOST, max(USUAL, 2 ** round(low or 0.0).bit_length() if far else FAR * size)))
     measured = (
@@ -132,14 +134,14 @@ def _noise(trace: Trace, size: int, seen: Verdict) -> Finding | None:
         if far
         else f"The net learns in the same steps with batches of {int(FAR) * size} samples, but not with {size}."
     )
-    what = "jumps up and down" if seen.state == OSCILLATING else "stands still"
+    what = "jumps up and down" if seen.state == OSCILLATING else "stalls"
     facts = [Evidence(measured, low, float(size), "noise scale, arXiv 1812.06162")] if far else []
     return Finding(
         code="batch_too_small",
         title=f"A batch of {size} is too small: its gradient is mostly noise",
         kind=Kind.CAUSE,
         severity=Severity.WARNING,
-        confidence=PROVEN if far and mended else LIKELY if mended else UNPROVEN,
+        confidence=PROVEN if far and fixed else LIKELY if fixed else UNPROVEN,
         explanation=(
             f"The loss {what}. {measured} Nearly all of each step is then noise, and steps of this length add up "
             "to a random walk instead of a descent."
@@ -150,10 +152,10 @@ def _noise(trace: Trace, size: int, seen: Verdict) -> Finding | None:
 
 
 def _harmed(trace: Trace, seen: Verdict) -> bool:
-    """Say whether a run learnt nothing, or little with gradients that are out of proportion to the weights."""
+    """Say whether a run learned nothing, or little with gradients that are out of proportion to the weights."""
     if trace.description.vector_batch_normalizations and seen.end_over_baseline > LITTLE:
         return True  # where there are no positions, two samples leave nothing but a sign
-    return not seen.learnt or (out_of_proportion(trace) and seen.end_over_baseline > LITTLE)
+    return not seen.learned or (out_of_proportion(trace) and seen.end_over_baseline > LITTLE)
 
 
 def _batch_normalizations(trace: Trace) -> int:

@@ -127,7 +127,7 @@ def _largest(values: np.ndarray) -> float:
 
 ABSURD = 1000.0  # times the largest of all other samples; the ratio of the two largest Pareto values (exponent 1)
 # exceeds it once in a thousand data sets
-SUSPECT = 30.0  # times, where leaving the samples out mends the run
+SUSPECT = 30.0  # times, where leaving the samples out fixes the run
 OF_DATA = {"input", "target"}  # kinds of offenders
 
 

@@ -54,7 +54,7 @@ DEAD = 0.9  # share of a layer's units; He weights leave a tenth dead on a batch
 )
 def dead_units(trace: Trace) -> Finding | None:
     """Tell whether ReLU units are 0 for every sample."""
-    if verdict(trace).learnt and not cut_off(trace):
+    if verdict(trace).learned and not cut_off(trace):
         return None
     for when in ("before", "after"):
         bad = [layer for layer in hidden(trace, when) if (layer.dead_share or 0.0) >= DEAD]

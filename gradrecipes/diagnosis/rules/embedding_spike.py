@@ -72,15 +72,15 @@ LARGE = 0.5  # root mean square of the vectors; Keras draws .03; others draw N(0
 def embedding_spike(trace: Trace) -> Finding | None:
     """Tell whether the embedding is what throws the net off."""
     seen = verdict(trace)
-    if seen.learnt and not halved_by(trace, seen, FITTING_WEIGHTS):
+    if seen.learned and not halved_by(trace, seen, FITTING_WEIGHTS):
         return None
     large = [weight for weight in weights(trace) if weight.role == "embedding" and weight.rms > LARGE]
     ratio, layer = _ratio(trace) if seen.unhealthy else (math.nan, None)
     if not (large or ratio > STANDS_OUT):
         return None
-    mended = fixed_by(trace, FITTING_WEIGHTS, ALL_SCALED) or halved_by(trace, seen, FITTING_WEIGHTS)
-    mended = mended or starts_near_baseline(trace, seen, FITTING_WEIGHTS) or _far_out(trace, large, seen)
-    if large and not mended and not ratio > STANDS_OUT:
+    fixed = fixed_by(trace, FITTING_WEIGHTS, ALL_SCALED) or halved_by(trace, seen, FITTING_WEIGHTS)
+    fixed = fixed or starts_near_baseline(trace, seen, FITTING_WEIGHTS) or _far_out(trace, large, seen)
+    if large and not fixed and not ratio > STANDS_OUT:
         return None
     if large:
         statement = f"The vectors of {large[0].layer!r} have a size of {rounded(large[0].rms)}; Keras' default is 0.03."
@@ -126,13 +126,13 @@ def embedding_spike(trace: Trace) -> Finding | None:
 def _far_out(trace: Trace, large: list[WeightScale], seen: Verdict) -> bool:
     """Say whether vectors a hundred times too large go with a first loss far above chance, and no learning."""
     huge = any(weight.rms > HUGE for weight in large)
-    return huge and not seen.learnt and first_loss_over_baseline(trace, seen) >= FAR_START
+    return huge and not seen.learned and first_loss_over_baseline(trace, seen) >= FAR_START
 
 
 def _sure(trace: Trace, large: bool) -> float:
     if large:
         return confidence(trace, FITTING_WEIGHTS, ALL_SCALED)
-    return 0.6 if fixing_rate(trace, lower=True) else 0.75  # where a lower rate mends the run, it was the rate
+    return 0.6 if fixing_rate(trace, lower=True) else 0.75  # where a lower rate fixes the run, it was the rate
 
 
 def _ratio(trace: Trace) -> tuple[float, str | None]:

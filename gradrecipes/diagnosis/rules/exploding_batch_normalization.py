@@ -30,7 +30,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.theory.activation import ACTIVATIONS
 from gradrecipes.core.theory.signal_theory import batch_normalized_factor
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.facts.data_facts import LEARNT
+from gradrecipes.diagnosis.facts.data_facts import LEARNED
 from gradrecipes.diagnosis.facts.readings import count, layers, rounded, span, weighted
 from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import add_residual_blocks, prescription
@@ -54,7 +54,7 @@ def exploding_batch_normalization(trace: Trace) -> Finding | None:
     structure = trace.description
     normalized = count(trace, {"BatchNormalization"})
     seen = verdict(trace)
-    if normalized < LAYERS or (structure.plain_depth or normalized) < LAYERS or seen.end_over_baseline < LEARNT:
+    if normalized < LAYERS or (structure.plain_depth or normalized) < LAYERS or seen.end_over_baseline < LEARNED:
         return None
     read = weighted(trace)
     ends = span(read, "output_gradient_norm")
@@ -62,7 +62,7 @@ def exploding_batch_normalization(trace: Trace) -> Finding | None:
         return None
     total = ends[0] / ends[1]
     measured = total ** (1.0 / max(1, len(read) - 1))
-    least = HOPELESS if seen.learnt and not seen.slow else TOTAL
+    least = HOPELESS if seen.learned and not seen.slow else TOTAL
     if total < least or measured < PER_LAYER:
         return None
     names = [layer.activation for layer in layers(trace) if layer.activation in ACTIVATIONS]

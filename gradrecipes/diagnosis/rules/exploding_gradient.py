@@ -166,7 +166,7 @@ def _disproportion(trace: Trace) -> Finding | None:
     if not np.isfinite(ratio).any() or np.nanmax(ratio) < HUGE_RATIO:
         return None
     seen = verdict(trace)
-    if seen.learnt and seen.end_over_baseline < FAR_BELOW:
+    if seen.learned and seen.end_over_baseline < FAR_BELOW:
         return None
     worst, step = int(np.nanargmax(ratio)), int(trace.samples["step"].min())
     layer, size = trace.layers[worst], float(ratio[worst])

@@ -42,7 +42,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.theory.signal_theory import FLOAT32_MAX, SQUARE_OVERFLOW, overflow_depth
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.chain import Link, Stage, growth_log_std, links, stretches
-from gradrecipes.diagnosis.facts.data_facts import LEARNT
+from gradrecipes.diagnosis.facts.data_facts import LEARNED
 from gradrecipes.diagnosis.facts.oversized_weights import oversized_weights
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import FAR_START, verdict
@@ -128,7 +128,7 @@ def exploding_initialization(trace: Trace) -> Finding | None:
 def _does_no_harm(trace: Trace) -> bool:
     """Say whether a trial began near chance all the same and got far below it."""
     seen = verdict(trace)
-    return seen.learnt and seen.start_over_baseline < FAR_START and seen.end_over_baseline < LEARNT
+    return seen.learned and seen.start_over_baseline < FAR_START and seen.end_over_baseline < LEARNED
 
 
 def _weight(growth: Growth) -> float:

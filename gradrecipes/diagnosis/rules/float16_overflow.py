@@ -65,7 +65,7 @@ def float16_overflow(trace: Trace) -> Finding | None:
     left_out = float((trace.skipped | left_out_by_scaler(trace)).mean()) if len(trace) else 0.0
     pure = precision == "float16"
     statement = _statement(offender, near, broken or swallowed, left_out, pure and seen.unhealthy)
-    if statement is None or (seen.learnt and not broken):
+    if statement is None or (seen.learned and not broken):
         return None
     suspects = broken or swallowed or near
     worst = suspects[0].name if suspects else None if offender is None else offender.layer

@@ -67,7 +67,7 @@ def frozen_weights(trace: Trace) -> Finding | None:
         code="frozen_weights",
         title="No weight is trained: all are frozen" if nothing else f"The net learns only with {names} trained too",
         kind=Kind.CAUSE,
-        severity=Severity.CRITICAL if nothing or not seen.learnt else Severity.NOTICE,
+        severity=Severity.CRITICAL if nothing or not seen.learned else Severity.NOTICE,
         confidence=1.0 if nothing else PROVEN,
         explanation=f"{counted}. {_why(frozen, nothing)}",
         layer=frozen[-1].name if frozen[-1].name in trace.layers else None,
@@ -89,7 +89,7 @@ def _proven(trace: Trace, seen: Verdict) -> bool:
     result = variation(trace, UNFROZEN)
     if result is None:
         return False
-    if not seen.learnt:
+    if not seen.learned:
         return fixes(result, seen)
     untrained = any(layer.untrained for layer in trace.description.frozen)
     return untrained and halved_by(trace, seen, UNFROZEN)
@@ -130,6 +130,6 @@ def _unfreeze(trace: Trace) -> Prescription:
             + compile_lines(optimizer_line(trace, recorded_rate(trace) or 1e-3))
         ),
         reason="Only weights that were trained before, on data of the same kind, are worth freezing.",
-        risk="Pretrained weights change too: train them with a tenth of the rate, after the head has learnt.",
+        risk="Pretrained weights change too: train them with a tenth of the rate, after the head has learned.",
         reference="Keras guide: transfer learning and fine-tuning",
     )

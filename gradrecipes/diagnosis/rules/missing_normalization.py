@@ -121,7 +121,7 @@ def _sums(trace: Trace) -> tuple[str, list[LayerSignal], str]:
 def _harmed(trace: Trace) -> bool:
     """Say whether a run did not learn, or, where chance is not known, begins with gradients out of proportion."""
     seen = verdict(trace)
-    return not seen.learnt or (math.isnan(seen.end_over_baseline) and out_of_proportion(trace))
+    return not seen.learned or (math.isnan(seen.end_over_baseline) and out_of_proportion(trace))
 
 
 def _blocks(trace: Trace) -> list[LayerSignal]:

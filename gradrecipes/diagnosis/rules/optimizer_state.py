@@ -67,7 +67,7 @@ def optimizer_state(trace: Trace) -> Finding | None:
     """Tell whether it is the optimizer itself that spoils the updates."""
     seen = verdict(trace)
     certain = _bad_constant(trace)
-    if seen.learnt and certain is None:
+    if seen.learned and certain is None:
         return None
     said = certain or _bad_setting(trace, broken=seen.unhealthy) or _bad_memory(trace) or _bad_slot(trace)
     if said is None:

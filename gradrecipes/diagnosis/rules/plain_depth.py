@@ -31,7 +31,7 @@ from __future__ import annotations
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.theory.signal_theory import finite_width_log_std
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.facts.data_facts import LEARNT
+from gradrecipes.diagnosis.facts.data_facts import LEARNED
 from gradrecipes.diagnosis.facts.readings import NORMALIZATIONS, count, kernels, rounded, span, weighted
 from gradrecipes.diagnosis.outcome import fixing_rate, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import (
@@ -73,7 +73,7 @@ def plain_depth(trace: Trace) -> Finding | None:
         return None
     widths = [weight.fan_out for weight, _, _ in read if weight.fan_out and weight.fan_out > 1]
     spread = finite_width_log_std(widths) if widths else 0.0
-    if seen.learnt and not seen.slow and not (spread >= LOTTERY and seen.end_over_baseline > LEARNT):
+    if seen.learned and not seen.slow and not (spread >= LOTTERY and seen.end_over_baseline > LEARNED):
         return None
     statement = (
         f"{depth} weighted layers follow one another without a skip connection; without one, {DEEP} are already many."

@@ -82,7 +82,7 @@ def recurrent_gain(trace: Trace) -> Finding | None:
     if not layers:
         return None
     seen = verdict(trace)
-    harmed = seen.unhealthy or not seen.learnt
+    harmed = seen.unhealthy or not seen.learned
     gains = [gain for layer in layers for gain in _gains(trace, layer, seen, harmed)]
     if not gains:
         return None

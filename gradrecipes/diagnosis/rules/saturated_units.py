@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.facts.data_facts import LEARNT
+from gradrecipes.diagnosis.facts.data_facts import LEARNED
 from gradrecipes.diagnosis.facts.readings import hidden, rounded, weights
 from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import (
@@ -57,9 +57,9 @@ SATURATED = 0.5  # share of a layer's outputs at a bound; Glorot weights and sca
 def saturated_units(trace: Trace) -> Finding | None:
     """Tell whether hidden units sit at the bounds of their activation."""
     seen = verdict(trace)
-    if seen.learnt and not seen.end_over_baseline > LEARNT:
+    if seen.learned and not seen.end_over_baseline > LEARNED:
         return None
-    for when in ("before",) if seen.learnt else ("before", "after"):
+    for when in ("before",) if seen.learned else ("before", "after"):
         bad = [layer for layer in hidden(trace, when) if (layer.saturated_share or 0.0) > SATURATED]
         if bad:
             break

@@ -62,7 +62,7 @@ from gradrecipes.diagnosis.registry import rule
     needs_cause=True,
 )
 def stalled_loss(trace: Trace) -> Finding | None:
-    """Tell whether the loss stands still; the engine drops it where no cause explains it."""
+    """Tell whether the loss stalls; the engine drops it where no cause explains it."""
     seen = verdict(trace)
     if seen.state != STALLED:
         return None

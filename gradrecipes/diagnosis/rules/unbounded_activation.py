@@ -42,7 +42,7 @@ AMPLIFIES = 1.1  # answer to a signal of size 1; a ReLU has .71, linear 1, a lea
 GATED = {"LSTM", "GRU", "LSTMCell", "GRUCell", "ConvLSTM1D", "ConvLSTM2D"}
 WITHOUT_BOUND = {"relu", "leaky_relu", "elu", "selu", "linear", "exponential", "softplus", "silu", "swish", "gelu"}
 USUAL, JUMP = 100.0, 1e3  # size of a signal that is nothing unusual, and the factor that no sound operation reaches
-FAR_START = 5.0  # loss at the start over that of a blind guess
+FAR_START = 5.0  # loss at the start over that of a constant prediction
 
 
 @rule(
@@ -55,7 +55,7 @@ FAR_START = 5.0  # loss at the start over that of a blind guess
 def unbounded_activation(trace: Trace) -> Finding | None:
     """Tell whether an activation makes the signal run away."""
     seen = verdict(trace)
-    if not (seen.unhealthy or seen.start_over_baseline >= FAR_START or not seen.learnt):
+    if not (seen.unhealthy or seen.start_over_baseline >= FAR_START or not seen.learned):
         return None
     gated = [layer for layer in layers(trace) if layer.kind in GATED and layer.activation in WITHOUT_BOUND]
     odd = [layer for layer in hidden(trace) if _runs_away(layer) and layer.kind not in GATED]

@@ -47,11 +47,11 @@ from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
 FAR = 10.0  # root mean square of what enters the first weights; standardized data have 1, bytes of pixels 100
-SOMEWHAT_FAR = 3.0  # the same, where scaling mends the run
+SOMEWHAT_FAR = 3.0  # the same, where scaling fixes the run
 APART = 100.0  # largest over smallest deviation of a column, one of the columns being larger than 3
 OFF_CENTER = 10.0  # mean of a column over its deviation, where that mean is larger than 3
-FAR_OUT = 5.0  # loss at the start over that of a blind guess, where columns of different scales still learn
-FAR_FROM_CHANCE = 2.0  # loss at the end of the trial over that of a blind guess, where scaling fixes it
+FAR_OUT = 5.0  # loss at the start over that of a constant prediction, where columns of different scales still learn
+FAR_FROM_CHANCE = 2.0  # loss at the end of the trial over that of a constant prediction, where scaling fixes it
 TINY = 0.01  # root mean square below which all that the first layer makes of the inputs is its bias
 
 
@@ -71,11 +71,11 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
     healed, tried = fixed_by(trace, SCALED_INPUTS), variation(trace, SCALED_INPUTS) is not None
     better = improves(trace, SCALED_INPUTS, seen) and first_loss_over_baseline(trace, seen) >= FAR_START
     together = fixed_by(trace, ALL_SCALED)
-    far = [(array, odd) for array in _unscaled(trace) if (odd := _oddity(array, mended=healed)) is not None]
+    far = [(array, odd) for array in _unscaled(trace) if (odd := _oddity(array, fixed=healed)) is not None]
     if not far or (tried and not (healed or better or together)):
         return None
     array, (what, measured, expected) = max(far, key=lambda pair: abs(math.log(max(pair[1][1], 1e-30))))
-    sure = 0.95 if healed and _oddity(array, mended=False) else 0.85 if better else 0.7
+    sure = 0.95 if healed and _oddity(array, fixed=False) else 0.85 if better else 0.7
     return Finding(
         code="unscaled_inputs",
         title=f"The inputs are not scaled: {what}",
@@ -95,12 +95,12 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
 
 
 def far_inputs(trace: Trace) -> list[ArrayReading]:
-    """Return the inputs whose scale is odd enough to be mended where a trial shows that scaling helps."""
-    return [array for array in _unscaled(trace) if _oddity(array, mended=True) is not None]
+    """Return the inputs whose scale is odd enough to be fixed where a trial shows that scaling helps."""
+    return [array for array in _unscaled(trace) if _oddity(array, fixed=True) is not None]
 
 
 def _slowed(trace: Trace, seen: Verdict) -> bool:
-    """Say whether a run that falls is far behind the same steps on scaled inputs, or behind a blind guess."""
+    """Say whether a run that falls is far behind the same steps on scaled inputs, or behind a constant prediction."""
     if seen.end_over_baseline > FAR_FROM_CHANCE and fixed_by(trace, SCALED_INPUTS):
         return True
     apart = [array for array in _unscaled(trace) if _apart(array.columns)]
@@ -129,7 +129,7 @@ def _unscaled(trace: Trace) -> list[ArrayReading]:
     return found
 
 
-def _oddity(array: ArrayReading, *, mended: bool) -> tuple[str, float, float] | None:
+def _oddity(array: ArrayReading, *, fixed: bool) -> tuple[str, float, float] | None:
     """Return what is odd about the scale of an array (words, measured, expected), or None."""
     columns = Columns(0) if array.outliers or array.columns is None else array.columns  # outliers set all scales
     name, rms = array.name, array.rms_without_outliers
@@ -137,7 +137,7 @@ def _oddity(array: ArrayReading, *, mended: bool) -> tuple[str, float, float] | 
     mean = columns.mean_abs_max or 0.0
     if rms is None:
         return f"{name} overflows when it is squared", math.inf, 1.0
-    if rms > (SOMEWHAT_FAR if mended else FAR):
+    if rms > (SOMEWHAT_FAR if fixed else FAR):
         apart = (
             (f", and its columns have standard deviations from {rounded(low)} to {rounded(high)}")
             if low and high and high > APART * low
@@ -153,7 +153,7 @@ def _oddity(array: ArrayReading, *, mended: bool) -> tuple[str, float, float] | 
             mean / high,
             0.0,
         )
-    if 0 < rms < TINY and mended:
+    if 0 < rms < TINY and fixed:
         return f"{name} has a root mean square of only {rounded(rms)}", rms, 1.0
     return None
 

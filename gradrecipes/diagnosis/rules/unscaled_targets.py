@@ -46,7 +46,7 @@ from gradrecipes.diagnosis.registry import rule
 
 FAR = 10.0  # root mean square of the targets, in units of the loss; a new net answers within 1 of 0
 VERY_FAR = 50.0  # the same, which a net that is on its way there does not reach in a reasonable time
-FAR_FROM_CHANCE = 2.0  # end over that of a blind guess, where the same steps on scaled targets get below it
+FAR_FROM_CHANCE = 2.0  # end over that of a constant prediction, where the same steps on scaled targets get below it
 ADAPTIVE = {"Adam", "AdamW", "Adamax", "Nadam", "RMSprop", "Adagrad", "Adadelta", "Adafactor", "Lion"}
 BOUNDED = {"sigmoid", "softmax", "tanh", "hard_sigmoid", "hard_tanh", "softsign", "relu6", "log_softmax"}
 ON_LABELS = ("crossentropy", "cross_entropy", "hinge", "ctc", "dice", "tversky", "cosine", "kl_div", "circle")

@@ -78,7 +78,7 @@ def _too_small(trace: Trace) -> Finding | None:
         if weight.std <= ALIKE * weight.rms and min(weight.shape) > 1 and larger <= TOO_LARGE
     ]
     bad = alike or small
-    if not read or len(bad) < SHARE * len(hidden) or (verdict(trace).learnt and not cut_off(trace)):
+    if not read or len(bad) < SHARE * len(hidden) or (verdict(trace).learned and not cut_off(trace)):
         return None
     worst = min(bad, key=lambda weight: weight.rms)
     usual = worst.least or 0.0
