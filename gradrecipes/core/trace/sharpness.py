@@ -75,8 +75,8 @@ is 28, the limit 2 (2 / rate). Below a rate of 0.071 its steps do not grow.
         if self.ratio > 1:
             return (
                 f"The curvature of the loss is {self.ratio:.3g} times the stability limit of the optimizer at a "
-                f"learning rate of {self.learning_rate:.3g}: {limit}. Below a rate of {self.highest_learning_rate:.2g} its steps "
-                "do not grow."
+                f"learning rate of {self.learning_rate:.3g}: {limit}. Below a rate of "
+                f"{self.highest_learning_rate:.2g} its steps do not grow."
             )
         return f"The learning rate of {self.learning_rate:.3g} fits the curvature of the loss: {limit}."
 
