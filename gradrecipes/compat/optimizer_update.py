@@ -50,9 +50,43 @@ def scalars_read_once(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
         yield
 
 
-SEQUENCE_FROM = (
-    131_072  # entries; half a megabyte, from which on temporary results of two variables crowd each other out
-)
+# Half a megabyte of entries, from which on temporary results of two variables crowd each other out.
+SEQUENCE_FROM = 131_072
+# Classes of Keras whose arithmetic TensorFlow's graph optimizer leaves as it is written, to the bit.
+AS_WRITTEN = {"Adam", "AdamW", "Adamax", "Lion", "Nadam", "SGD"}
+
+
+def runs_as_written(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Return whether an update gives the same bits with and without TensorFlow's graph optimizer.
+
+    Others divide by a square root, which it turns into a product with the inverse one, or by a constant, such as the
+    number of batches that are accumulated.
+    """
+    plain = is_of_keras(optimizer) and not optimizer.gradient_accumulation_steps
+    return plain and type(optimizer).__name__ in AS_WRITTEN
+
+
+@contextlib.contextmanager
+def decayed_as_in_a_graph(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Let weights decay within a condition to the bit as outside of one.
+
+    Keras writes (weight · decay) · rate, of which the graph optimizer makes weight · (decay · rate), but not within a
+    condition. A class of the user's own is let be.
+    """
+    rewrites = tf.config.optimizer.get_experimental_options().get("arithmetic_optimization", True)
+    if not rewrites or tf.executing_eagerly() or not is_of_keras(optimizer) or optimizer.weight_decay is None:
+        yield
+        return
+
+    def decay(variables: list[Any]) -> None:
+        for variable in variables:
+            if optimizer._use_weight_decay(variable):
+                value = variable.value if isinstance(variable, keras.Variable) else variable
+                rate, share = (tf.cast(x, value.dtype) for x in (optimizer.learning_rate, optimizer.weight_decay))
+                value.assign_sub(value * (share * rate))
+
+    with replaced(optimizer, "_apply_weight_decay", decay):
+        yield
 
 
 @contextlib.contextmanager

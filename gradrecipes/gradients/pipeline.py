@@ -232,7 +232,7 @@ class Pipeline:
             lower_scale(update, outcome)
             return tf.ones(())
 
-        return rare_cond(is_applied, optimized(applied), skipped)
+        return rare_cond(is_applied, applied if update.as_written else optimized(applied), skipped)
 
     def _apply_where(
         self, is_applied: tf.Tensor, outcome: tf.Tensor, update: Update, norms: Norms, loss_scale: tf.Tensor

@@ -49,6 +49,7 @@ class Update:
         alone: Whether no update came before it in the step, and no other optimizer applies gradients.
         variables: What the gradients belong to, where they are recorded by variable.
         optimizers: The optimizer, and those within it.
+        as_written: Whether TensorFlow's graph optimizer would leave the arithmetic of `apply` as it is, to the bit.
     """
 
     gradients: Sequence[TensorLike]
@@ -65,6 +66,7 @@ class Update:
     alone: bool = True
     variables: Sequence[Any] | None = None
     optimizers: Sequence[Any] = ()
+    as_written: bool = False
 
 
 @dataclass(frozen=True)

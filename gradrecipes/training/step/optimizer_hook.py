@@ -15,6 +15,8 @@ from gradrecipes.compat import keras_private
 from gradrecipes.compat.keras_private import replaced
 from gradrecipes.compat.optimizer_update import (
     clipped_first,
+    decayed_as_in_a_graph,
+    runs_as_written,
     scalars_read_once,
     scales_in_update,
     updated_in_sequence,
@@ -149,6 +151,7 @@ class OptimizerHook:
             alone=alone and not earlier,
             variables=variables,
             optimizers=[optimizer, *leaves],
+            as_written=not through_another and all(map(runs_as_written, leaves)),
         )
         return pipeline.apply(update, sample=self._sample)
 
@@ -180,6 +183,8 @@ class OptimizerHook:
                 stack.enter_context(keras_private.already_summed(leaf))
             else:
                 stack.enter_context(scalars_read_once(leaf))
+                if settings.skip and not settings.xla:
+                    stack.enter_context(decayed_as_in_a_graph(leaf))
                 if settings.fused:
                     from gradrecipes.compat.fused_updates import fused
 
