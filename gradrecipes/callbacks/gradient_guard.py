@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ from gradrecipes.core.trace.trace import Event
 from gradrecipes.gradients.clipping import Clipping
 from gradrecipes.gradients.outliers import EARLY_RATIO
 from gradrecipes.training.fit.request import Request
-from gradrecipes.training.recovery.guard_state import SkippedBatches, load_guard_state, save_guard_state
+from gradrecipes.training.recovery.guard_state import SkippedBatches, load_guard_state, save_guard_state, seeds_of
 from gradrecipes.training.recovery.policy import DIVERGED, FASTER, FIRST_FACTOR, LATEST, Action, Readings, Recovery
 from gradrecipes.training.recovery.snapshots import SNAPSHOT_PLACES, SnapshotRing
 
@@ -215,7 +216,7 @@ class GradientGuard(AttachedCallback):
         if not self._resumed and self.backup_dir is not None:
             values = load_guard_state(self.backup_dir, iterations=self._iterations())
             if values is not None:
-                for name, seed in self._seeds().items():
+                for name, seed in seeds_of(self.model).items():
                     seed.assign(values.pop(name, seed))
                 self._session.pipeline.restore(values)
         if not self._resumed and all(optimizer.built for optimizer in optimizers_of(self.model)):
@@ -227,7 +228,7 @@ class GradientGuard(AttachedCallback):
         self._check(thoroughly=True)
         super().on_epoch_end(epoch, logs)
         if self.backup_dir is not None:
-            state = self._session.pipeline.variables | self._seeds()
+            state = self._session.pipeline.variables | seeds_of(self.model)
             values = {name: keras.ops.convert_to_numpy(variable) for name, variable in state.items()}
             save_guard_state(self.backup_dir, values, iterations=self._iterations())
 
@@ -242,12 +243,6 @@ class GradientGuard(AttachedCallback):
     def _iterations(self) -> int:
         return sum(int(keras.ops.convert_to_numpy(one.iterations)) for one in optimizers_of(self.model))
 
-    def _seeds(self) -> dict[str, keras.Variable]:
-        """Return by name what Keras leaves out of a weights file: the counters of dropout and the like."""
-        saved = {id(weight) for weight in self.model.weights}
-        left_out = [variable for variable in self.model.variables if id(variable) not in saved]
-        return {f"seed_{index}": variable for index, variable in enumerate(left_out)}
-
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_recovery": None}
 
@@ -257,8 +252,12 @@ class GradientGuard(AttachedCallback):
             self._check(thoroughly=True)
 
     def _check(self, *, thoroughly: bool = False) -> None:
-        if self.stop_reason is not None:
-            return
+        ring = self._recovery.ring
+        if self.stop_reason is None:
+            with contextlib.nullcontext() if ring is None else ring.one_look():
+                self._act(thoroughly=thoroughly)
+
+    def _act(self, *, thoroughly: bool) -> None:
         pipeline = self._session.pipeline
         consecutive = int(pipeline.consecutive_skips.numpy())
         detector = next(iter(pipeline.detectors.values()), None)

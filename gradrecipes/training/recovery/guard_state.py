@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from gradrecipes.core.trace import APPLIED, OUTCOMES, SKIPPED_GRADIENT, Trace
@@ -58,6 +59,13 @@ def load_guard_state(directory: str | os.PathLike[str], *, iterations: int) -> d
         if found == iterations:
             return values
     return None
+
+
+def seeds_of(model: keras.Model) -> dict[str, keras.Variable]:
+    """Return by name what Keras leaves out of a weights file: the counters of dropout and the like."""
+    saved = {id(weight) for weight in model.weights}
+    left_out = [variable for variable in model.variables if id(variable) not in saved]
+    return {f"seed_{index}": variable for index, variable in enumerate(left_out)}
 
 
 class SkippedBatches:

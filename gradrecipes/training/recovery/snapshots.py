@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,8 @@ class SnapshotRing:
         self._place = place
         self._ring: deque[Snapshot] = deque()
         self._state: StackedState | None = None if earlier is None else earlier._state
+        self._looking = False
+        self._seen: tuple[dict[int, Copy], set[int]] | None = None  # by the present look
         self._never_finite: set[int] | None = None  # by id: what was not finite from the beginning
 
     def __len__(self) -> int:
@@ -75,6 +78,15 @@ class SnapshotRing:
     def newest(self) -> Snapshot:
         """The last one that was kept."""
         return self._ring[-1]
+
+    @contextlib.contextmanager
+    def one_look(self) -> Iterator[None]:
+        """Read the state at most once within the `with` block, unless it goes back there."""
+        self._looking = True
+        try:
+            yield
+        finally:
+            self._looking, self._seen = False, None
 
     def keep(self, step: int, *, proven: bool = True) -> bool:
         """Copy the state, unless a number in it is not finite; return whether it was kept.
@@ -126,6 +138,7 @@ class SnapshotRing:
 
     def restore(self) -> Snapshot:
         """Put the newest one back and return it; it stays in the ring."""
+        self._seen = None
         then = {key: copy.value for key, copy in self.newest.values.items()}
         beginnings = {id(variable): variable.beginning for variable in self._also()}  # for those of after the snapshot
         for variable in self._variables():
@@ -135,10 +148,14 @@ class SnapshotRing:
         return self.newest
 
     def _read(self) -> tuple[dict[int, Copy], set[int]]:
+        if self._seen is not None:
+            return self._seen
         variables = self._variables()
         if self._state is None or [*map(id, variables)] != [*map(id, self._state.variables)]:
             self._state = StackedState(variables)
-        return self._state.copies(host=self._place == "host")
+        found = self._state.copies(host=self._place == "host")
+        self._seen = found if self._looking else None
+        return found
 
     def _judge(self, broken: set[int]) -> bool:
         broken = broken - {id(metric) for metric in self._model.metrics_variables}
