@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from gradrecipes.core.trace.record import to_json
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Prescription:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the prescription as plain JSON values."""
-        return asdict(self)
+        return to_json(self)
 
 
 class Severity(StrEnum):
@@ -69,12 +70,7 @@ class Evidence:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the evidence as plain JSON values; a number JSON cannot hold becomes its name."""
-        return {
-            "statement": self.statement,
-            "measured": _json_number(self.measured),
-            "expected": _json_number(self.expected),
-            "source": self.source,
-        }
+        return to_json(self)
 
 
 @dataclass(frozen=True)
@@ -116,23 +112,4 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the finding as plain JSON values."""
-        return {
-            "code": self.code,
-            "title": self.title,
-            "kind": self.kind.value,
-            "severity": self.severity.value,
-            "confidence": float(self.confidence),
-            "explanation": self.explanation,
-            "layer": self.layer,
-            "step": None if self.step is None else int(self.step),
-            "evidence": [item.to_dict() for item in self.evidence],
-            "prescriptions": [item.to_dict() for item in self.prescriptions],
-            "leads_to": list(self.leads_to),
-        }
-
-
-def _json_number(value: float | None) -> float | str | None:
-    if value is None:
-        return None
-    number = float(value)
-    return number if math.isfinite(number) else str(number)
+        return to_json(self)

@@ -6,13 +6,14 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import Probes
+from gradrecipes.core.trace.record import to_json
 from gradrecipes.core.trace.table import Table
 
 
@@ -54,7 +55,7 @@ class Event:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the event as plain JSON values."""
-        return asdict(self) | {"step": int(self.step), "epoch": int(self.epoch), "batch": int(self.batch)}
+        return to_json(self)
 
     def __repr__(self) -> str:
         return f"<Event: {self}>"
