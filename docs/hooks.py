@@ -75,7 +75,7 @@ def recipe_card(recipe: Recipe) -> str:
         f"# {recipe.name}\n\n{recipe.claim}\n\n## Use\n\n```python\n{recipe_snippet(recipe)}```\n\n"
         f"`x`, `y` and `x_val`, `y_val` are your data.\n\n"
         f"## What it sets\n\n```text\n{recipe}\n```\n\n{effect}"
-        f"## Arguments\n\n::: gradrecipes.recipes.{recipe.name}.{recipe.name}\n    options:\n"
+        f"## Arguments\n\n::: gradrecipes.recipes.practices.{recipe.name}\n    options:\n"
         f"      heading_level: 3\n\n## Sources\n\n{sources}\n"
     )
 
