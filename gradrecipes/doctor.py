@@ -27,9 +27,10 @@ def diagnose(
     """Tell what is wrong with a training, where, since when, why, how sure that is, and what to do.
 
     Of a compiled model and its data everything is measured that can be before the training: the data, the structure,
-    the signal on a real batch, and then a short trial of a hundred steps with the model's own optimizer. Where that
-    goes wrong, the same steps are run with one thing changed, to see what fixes them. The model is afterwards what it
-    was, to the bit: weights, optimizer, seeds, metrics.
+    the signal on a real batch, and then a short trial of a hundred steps with the model's own optimizer, which goes on
+    for four hundred more where these are too few to judge. Where that goes wrong, the same steps are run with one thing
+    changed, to see what fixes them. The model is afterwards what it was, to the bit: weights, optimizer, seeds,
+    metrics.
 
     Args:
         subject: A compiled `keras.Model`, or the record of a training: `GradientMonitor().trace`, `Trace.load(path)`.

@@ -13,13 +13,16 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import OutputTrial, PlannedRates, TrialReading
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import (
+    AT_REST,
     BROKEN,
     DIVERGING,
     LEARNING,
     OSCILLATING,
+    SLOW,
     STALLED,
     UNKNOWN,
     Verdict,
+    falling,
     learned_at_highest,
     losses,
     unlearned_at_highest,
@@ -30,7 +33,7 @@ HEALTHY, UNHEALTHY, UNDECIDED = "healthy", "unhealthy", "undecided"
 STANDARD_ERRORS = 2.0  # by which the end of a run has to lie below the loss of the best constant prediction
 # Steps of a fit from which a symptom without a cause is reported; before, only a run that breaks or diverges is.
 MIN_STEPS_OF_SYMPTOM = 100
-AT_REST = 0.9  # end over the baseline below which a run that no longer falls has learned before
+WON = 0.01  # end over start of a loss that is next to nothing, beside another one that climbs
 
 
 @dataclass(frozen=True)
@@ -75,22 +78,27 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
         )
     loss = losses(trace)
     if not np.isfinite(loss).any():
-        return Judgement(UNDECIDED, f"The loss was not seen in {steps}: the train step returns none.")
+        return _judge_several(trace, steps)
     if seen.state == UNKNOWN:
         return Judgement(UNDECIDED, f"{steps} {'is' if len(trace) == 1 else 'are'} too few to judge. {_longer(trace)}")
-    behind = [one for one in outputs(trace) if not one.learned]
+    trial = trace.probes.trial or TrialReading()
+    in_all = f"{len(trace) + trial.further_steps:,} steps"
+    lost_later = unlearned_at_highest(rates(trace), seen)
+    if trial.further and all(map(_is_learned, trial.further)) and lost_later is None:
+        return Judgement(HEALTHY, f"The loss {seen.course} in {steps}{_reach(trace)}. {_in_the_end(trial)} {in_all}.")
+    behind = [one for one in outputs(trace) and (trial.further or outputs(trace)) if not one.learned]
     if behind:
         one = behind[0]
         return Judgement(
             UNDECIDED,
-            f"The output {one.name!r} ends {steps} at a loss of {rounded(one.end)}, where a constant prediction has "
+            f"The output {one.name!r} ends {in_all} at a loss of {rounded(one.end)}, where a constant prediction has "
             f"{rounded(one.baseline)}. {_longer(trace)}",
         )
-    if (worse := unlearned_at_highest(rates(trace), seen)) is not None:
+    if lost_later is not None:
         return Judgement(
             UNDECIDED,
             f"The loss fell from {rounded(seen.start)} to {rounded(seen.end)} in {steps}{_reach(trace)}: there it went "
-            f"back to {rounded(worse.end)}. A slower rise may prevent that; this was not tried.",
+            f"back to {rounded(lost_later.end)}. A slower rise may prevent that; this was not tried.",
         )
     if _learned(seen, loss, trace):
         return Judgement(
@@ -102,8 +110,29 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
             f"The loss went from {rounded(seen.start)} to {rounded(seen.end)} in {steps}{_reach(trace)}: there it "
             f"fell to {rounded(later.end)}.",
         )
+    if len(trial.further) == 1:
+        steps += f", and is {rounded(trial.further[0].end)} after {in_all}"
     against = f", where a constant prediction has {rounded(seen.baseline)}" if math.isfinite(seen.baseline) else ""
     return Judgement(UNDECIDED, f"The loss {seen.course} in {steps}{against}. {_longer(trace)}")
+
+
+def _judge_several(trace: Trace, steps: str) -> Judgement:
+    """Judge a train step that returns several losses and no sum, as that of a GAN does, by each of them.
+
+    One that falls beyond its noise was learned. None may be won outright: a discriminator that is sure of everything
+    leaves its generator without a gradient.
+    """
+    logs = (trace.probes.trial or TrialReading()).logs
+    read = {name: np.array(values, float) for name, values in logs.items() if "loss" in name.lower()}
+    falls = {name: falling(values, trace) for name, values in read.items() if np.isfinite(values).all()}
+    if not falls or len(falls) < len(read):
+        return Judgement(UNDECIDED, f"The loss was not seen in {steps}: the train step returns none.")
+    told = "; ".join(f"{name!r} went from {rounded(one.start)} to {rounded(one.end)}" for name, one in falls.items())
+    lost = any(one.climbs for one in falls.values())
+    won = lost and any(0 < one.end < WON * one.start for one in falls.values())
+    if won or not any(one.falls for one in falls.values()):
+        return Judgement(UNDECIDED, f"In {steps}, {told}. {_longer(trace)}")
+    return Judgement(HEALTHY, f"In {steps}, {told}.")
 
 
 def _too_short(trace: Trace, seen: Verdict, alarming: Sequence[Finding]) -> bool:
@@ -116,6 +145,18 @@ def _too_short(trace: Trace, seen: Verdict, alarming: Sequence[Finding]) -> bool
 def outputs(trace: Trace) -> tuple[OutputTrial, ...]:
     """Return how each of several outputs did in the trial; empty for a single one."""
     return (trace.probes.trial or TrialReading()).outputs
+
+
+def _is_learned(one: OutputTrial) -> bool:
+    """Return whether an output is below its baseline, or where that is not known, well below its start."""
+    falls = one.start is not None and one.end is not None and one.start - one.end > SLOW * abs(one.start)
+    return one.learned and (one.baseline is not None or falls)
+
+
+def _in_the_end(trial: TrialReading) -> str:
+    if len(trial.further) > 1:
+        return f"Each of its {len(trial.further)} outputs is below its constant prediction after"
+    return f"It is {rounded(trial.further[0].end)} after"
 
 
 def _learned(seen: Verdict, loss: np.ndarray, trace: Trace) -> bool:

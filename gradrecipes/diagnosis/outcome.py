@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,6 +39,9 @@ BACK_DOWN = 0.5  # end over first below which it has come back; bumps of sound r
 STILL = 0.01  # relative fall over the whole run below which next to nothing was learned
 SLOW = 0.1  # relative fall over the whole run of a net that learns, but slowly
 FAR_START = 5.0  # first loss over that of a constant prediction; He nets with a cross-entropy begin below 2
+LEARNED_AT_ONCE = 0.5  # fall from the first steps to the end of a run that is at rest after its first pass
+AT_REST = 0.9  # end over the baseline below which a run that no longer falls has learned before
+NOTHING_LEFT = 1e-6  # end over the first loss, where the baseline is not known: ten roundings of float32
 SURE = 2.0  # standard errors that a fall exceeds which is no accident
 WILD = 1.0  # robust spread of the last losses over their median: a net at rest has .1 to .5
 
@@ -129,9 +133,36 @@ def verdict(trace: Trace) -> Verdict:
         return Verdict(DIVERGING, start, end, fall, baseline, int(trace.steps["step"][int(np.argmax(above))]))
     if fall < STILL or (fall < SLOW and start - end < SURE * _error_of_fall(finite, period)):
         last = finite[-max(SHORTEST, period, len(finite) // 4) :]
+        first = float(np.median(finite[:FIRST]))
+        rest = AT_REST * baseline if math.isfinite(baseline) else NOTHING_LEFT * abs(first)
+        if end < rest and first - end > max(LEARNED_AT_ONCE * abs(first), NOISES * _spread(last)):
+            return Verdict(LEARNING, first, end, (first - end) / abs(first), baseline)  # within the first pass
         wild = _spread(last) > WILD * abs(middle(last)) and _spread(last) > 3.0 * noise
         return Verdict(OSCILLATING if wild else STALLED, start, end, fall, baseline)
     return Verdict(LEARNING, start, end, fall, baseline)
+
+
+class Falling(NamedTuple):
+    """Say how one of several losses went: its ends, and whether it fell, or climbed, beyond its noise."""
+
+    start: float
+    end: float
+    falls: bool
+    climbs: bool
+
+
+def falling(loss: np.ndarray, trace: Trace) -> Falling:
+    """Compare the ends of one of the losses that a train step returns, as `verdict` does with the sum.
+
+    Args:
+        loss: Finite values, `[steps]`.
+        trace: The record.
+    """
+    period = (trace.probes.trial or TrialReading()).batches or 0
+    start, end = _ends(loss, period)
+    fall, accident = start - end, SURE * _error_of_fall(loss, period)
+    climbs = -fall > max((RISE - 1.0) * abs(start), accident)
+    return Falling(start, end, fall > max(STILL * abs(start), accident), climbs)
 
 
 def _thrown_away_from(finite: np.ndarray, end: float, period: int) -> float | None:

@@ -146,7 +146,7 @@ def _judged(
     if about["custom"]:
         read = replace(read, acts_like=acts_like(loss, target, tf.constant(np.asarray(output))))
         if read.acts_like is None and activation in (None, "linear", "unknown") and not _held(model):
-            read = replace(read, far_losses=_far_losses(loss, target, output))
+            read = replace(read, far_losses=_far_losses(loss, target, output, _reach(activation, read)))
     name = about["loss"] if read.acts_like is None else read.acts_like.loss
     from_logits = about["from_logits"] if read.acts_like is None else read.acts_like.from_logits
     if from_logits or (activation == "sigmoid" and "categorical" in str(name)):
@@ -182,11 +182,12 @@ def _read(output: Any) -> OutputReading:
     with np.errstate(all="ignore"):
         rms = float(np.sqrt(np.mean(np.square(finite)))) if finite.size else None
         spread = float(finite.std()) if finite.size else None
-    sums = None
+    sums, over = None, None
     if values.ndim >= 2 and values.shape[-1] > 1:
-        with np.errstate(invalid="ignore"):
-            near = np.abs(values.sum(axis=-1) - 1.0) < _tolerance(output)
-            sums = float((near & (values >= 0).all(axis=-1)).mean())
+        sums = _sums_to_one(values, -1, _tolerance(output))
+        others = (axis for axis in range(values.ndim - 1) if values.shape[axis] > 1 and values.std() > 0)
+        if sums < 1.0:
+            over = next((axis for axis in others if _sums_to_one(values, axis, _tolerance(output)) == 1.0), None)
     return OutputReading(
         shape=tuple(int(size) for size in values.shape[1:]),
         rms=rms if rms is not None and math.isfinite(rms) else None,
@@ -196,7 +197,15 @@ def _read(output: Any) -> OutputReading:
         std=spread if spread is not None and math.isfinite(spread) else None,
         nonfinite_share=1.0 - finite.size / max(1, values.size),
         sums_to_one=sums,
+        sums_over=over,
     )
+
+
+def _sums_to_one(values: np.ndarray, axis: int, tolerance: float) -> float:
+    """Return the share of the distributions along an axis: numbers that are not negative and sum to 1."""
+    with np.errstate(invalid="ignore"):
+        near = np.abs(values.sum(axis=axis) - 1.0) < tolerance
+    return float((near & (values >= 0).all(axis=axis)).mean())
 
 
 def _tolerance(output: Any) -> float:
@@ -274,8 +283,23 @@ def _held(model: keras.Model) -> bool:
     return bool(model.losses) or any(getattr(layer, name, None) for layer in sublayers(model) for name in names)
 
 
-def _far_losses(loss: Any, target: tf.Tensor, output: Any) -> tuple[float, ...] | None:
+def _reach(activation: str | None, read: OutputReading) -> tuple[float, float] | None:
+    """Return the lowest and highest answer to try: where the last operation is not known, a side that was not seen
+    is not tried; None where all answers lie within [-1, 1], as those of a sigmoid or a cosine do.
+    """
+    if activation == "linear":
+        return -math.inf, math.inf
+    if read.min is None or read.max is None or (read.min >= -1.0 and read.max <= 1.0):
+        return None
+    return (0.0 if read.min >= 0 else -math.inf), (0.0 if read.max <= 0 else math.inf)
+
+
+def _far_losses(
+    loss: Any, target: tf.Tensor, output: Any, reach: tuple[float, float] | None
+) -> tuple[float, ...] | None:
     """Return the loss at the answers, and ever further away from them along the negative gradient."""
+    if reach is None:
+        return None
     prediction = tf.constant(np.asarray(output))
     try:
         with tf.GradientTape() as tape:
@@ -289,7 +313,8 @@ def _far_losses(loss: Any, target: tf.Tensor, output: Any) -> tuple[float, ...] 
         if not 0 < size < math.inf:
             return None
         scale = max(1.0, float(tf.sqrt(tf.reduce_mean(tf.square(prediction)))))
-        moved = [prediction - distance * scale / size * slope for distance in FAR_DISTANCES]
+        away = scale / size * slope
+        moved = [tf.clip_by_value(prediction - distance * away, *reach) for distance in FAR_DISTANCES]
         return float(value), *(float(tf.reduce_mean(loss(target, one))) for one in moved)
     except Exception:  # a loss that needs more than targets and predictions
         logger.debug("The loss could not be evaluated far out.", exc_info=True)

@@ -27,7 +27,6 @@ POINTS = 48  # at which a schedule is read, evenly over the training, beside tho
 HIGHER = 1.5  # highest rate over that of the trial's steps from which it is tried
 RAISED_OVER = (75, SLOW_RISE, SLOWEST_RISE)  # steps over which the rate rises, the next where the loss is lost
 HELD = 2  # passes over the trial's batches at the highest rate
-SECONDS = 5.0  # that a rise may have taken for one that is four times slower to be tried
 
 
 def read_planned_rates(
@@ -103,8 +102,8 @@ def try_highest_rate(
         if number and over <= rates.raised_over:
             break
         trial.load(saved)
-        rates, seconds = _raised(trial, schedule, rates, seen, over, in_full=over == gap)
-        if lost_at_highest(rates, seen) or unlearned_at_highest(rates, seen) is None or seconds > SECONDS:
+        rates = _raised(trial, schedule, rates, seen, over, in_full=over == gap)
+        if lost_at_highest(rates, seen) or unlearned_at_highest(rates, seen) is None:
             break
     trial.load(saved)
     return rates
@@ -112,19 +111,18 @@ def try_highest_rate(
 
 def _raised(
     trial: Trial, schedule: Any, rates: PlannedRates, seen: Verdict, over: int, *, in_full: bool
-) -> tuple[PlannedRates, float]:
+) -> PlannedRates:
     first = schedule_of(leaves(optimizers_of(trial.model)[0])[0])[1]
     held = HELD * len(trial.batches)
     own = np.array([float(schedule(first + step)) for step in range(over + held)])
     begin = own[0]
     wanted = np.r_[np.linspace(begin, rates.highest, over), np.full(held, rates.highest)]
     if not (own > 0).all():
-        return rates, 0.0  # a rate of 0 cannot be multiplied to another
+        return rates  # a rate of 0 cannot be multiplied to another
     run = trial.continued(list(wanted / own))
     result = _result(run, seen, len(trial.batches), len(wanted))
     broken_rate = None if run.broken is None else float(wanted[run.broken])
-    changed = replace(rates, at_highest=result, raised_over=over, in_full=in_full, broken_rate=broken_rate)
-    return changed, run.seconds
+    return replace(rates, at_highest=result, raised_over=over, in_full=in_full, broken_rate=broken_rate)
 
 
 def _result(run: TrialRun, seen: Verdict, period: int, steps: int) -> VariationResult:

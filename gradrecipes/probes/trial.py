@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import zip_longest
@@ -25,9 +24,11 @@ from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import FailureReading, Probes
-from gradrecipes.core.trace.trial_reading import TrialReading, VariationResult
+from gradrecipes.core.trace.trial_reading import OutputTrial, TrialReading, VariationResult
 from gradrecipes.core.trace.variation import AS_IT_IS, BALANCED_TERMS, LARGER_BATCH, UNFROZEN, at_rate, variation_of
-from gradrecipes.diagnosis.outcome import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict, fixes, verdict
+from gradrecipes.diagnosis.judgement import UNDECIDED, judge
+from gradrecipes.diagnosis.loss_parts import outweighed_part
+from gradrecipes.diagnosis.outcome import BROKEN, DIVERGING, LEARNING, OSCILLATING, STALLED, Verdict, fixes, verdict
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.output_losses import OutputLosses, pairs_samples
 from gradrecipes.probes.planned_rates import read_planned_rates, try_highest_rate
@@ -44,7 +45,9 @@ BATCHES = 25  # that it runs over, four times
 VARIED_STEPS = 40  # of each variation
 VARIED_BATCHES = 10  # that it runs over, four times
 MAX_CONFIRMED = 3  # variations that fix the run and are run for twice as many steps
-SECONDS = 8.0  # for all variations together, or twice what the trial took, whichever is more
+VARIED_AT_MOST = 4  # steps of all variations together, before they are confirmed, over those of the trial
+FURTHER = 4  # trials of further steps, where a trial was too short to tell
+HOMOGENEOUS, EXACT = (2.0, 4.0), 1e-3  # what doubled weights multiply a penalty on magnitudes, or on squares, by
 LOWER_RATES, HIGHER_RATES = (0.1, 0.01, 0.001), (10.0, 100.0, 1e3, 1e5)  # times the learning rate
 
 
@@ -104,34 +107,76 @@ def try_out(
             penalties=penalties,
         )
         trace.probes = replace(probes, trial=reading, signal_after=signal(model, batches[0], attention=attention))
+        seen = verdict(trace)
+        outweighed = description.own_train_step and outweighed_part(reading) is not None
+        open_still = seen.state in (LEARNING, STALLED) and judge(trace, ()).verdict == UNDECIDED
+        ended = trial.save() if run.broken is None and (outweighed or open_still) else []
         if description.own_train_step:
             reading = replace(reading, pairs_samples=pairs_samples(trial, probes.loss.outputs))
-        seen = verdict(trace)
         rates = try_highest_rate(trial, rates, seen, trial_steps=steps, tell=tell)
         reading = replace(reading, rates=rates)
         odd = bool(fitting_weights(model, probes.signal.weights))
+        heard = run.broken is not None or bool(np.isfinite(run.loss).any())
         variations: dict[str, VariationResult] = {}
-        if seen.suspicious or odd:
+        if (seen.suspicious or odd) and heard:  # without a loss no variation could be judged
             tell(f"the trial is {seen.state}: varying one thing at a time")
-            began = time.monotonic()
-            trial.restart()  # weights and optimizer are read as they were at the start
             context = Context(trial, description, probes, seen, trial.batches[:VARIED_BATCHES])
+            taken = 0
             for name, varied in _variations(context, baselines):
                 if varied is not None:
                     variations[name] = varied
-                if time.monotonic() - began > max(SECONDS, 2.0 * run.seconds):
+                    taken += VARIED_STEPS if varied.broken is None else varied.broken + 1
+                if taken >= VARIED_AT_MOST * steps:  # steps, not seconds: a slow machine judges as a fast one
                     break
             variations |= dict(_confirmed(context, baselines, variations))
         if run.broken is None and not all(one.learned for one in outputs):
             tell("balancing the terms of the loss")
             balanced = _balanced(trial, losses, before, penalty, steps=len(run.loss))
             variations |= {} if balanced is None else {BALANCED_TERMS.name: balanced}
+        if ended and (outweighed or seen.state == LEARNING or not any(fixes(one, seen) for one in variations.values())):
+            tell("going on where the trial ended")
+            trial.load(ended)
+            reading = _gone_on(trial, reading, losses, before, steps, outweighed=outweighed)
     if seen.suspicious and any(layer.kernel for layer in description.frozen):
         tell("training what is frozen, too")
         freed = _unfrozen(model, batches[:VARIED_BATCHES], baselines, description)
         variations |= {} if freed is None else {UNFROZEN.name: freed}
     trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
     return trace
+
+
+def _gone_on(
+    trial: Trial, reading: TrialReading, losses: OutputLosses, before: list[Any], steps: int, *, outweighed: bool
+) -> TrialReading:
+    """Return the reading with how each output does in further steps, and each part of an own loss, if one is lost."""
+    try:
+        run = trial.continued([1.0] * FURTHER * steps)
+        if run.broken is not None or len(run.loss) < len(trial.batches):
+            return reading
+        last = run.loss[-len(trial.batches) :]
+        start = float(np.mean(reading.logs["loss"][: len(trial.batches)])) if "loss" in reading.logs else math.nan
+        ended = OutputTrial(
+            0, "loss", finite(start), float(last.mean()), reading.constant_baseline_loss, _standard_error(last)
+        )
+        further = losses.compared(before, losses.measured()) or ((ended,) if np.isfinite(last).all() else ())
+        reading = replace(reading, further=further, further_steps=len(run.loss))
+        if not outweighed:
+            return reading
+        later = {name: float(np.median(values[-len(trial.batches) :])) for name, values in run.logs.items() if values}
+        trial.restart()
+        doubled = {variable.path: 2.0 * np.array(variable) for variable in trial.model.trainable_variables}
+        first = trial.varied(1, weights=doubled).logs
+        before_it = {name: values[0] for name, values in reading.logs.items() if values and values[0]}
+        grown = {name: first[name][0] / value for name, value in before_it.items() if first.get(name)}
+        alone = [name for name, factor in grown.items() if any(abs(factor - one) < EXACT for one in HOMOGENEOUS)]
+        return replace(reading, later=later, weight_penalties=tuple(alone))
+    except Exception:  # a train step that cannot go on
+        logger.debug("The trial could not go on.", exc_info=True)
+        return reading
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def _balanced(
@@ -225,6 +270,7 @@ def _variations(context: Context, baselines: Baselines) -> Iterator[tuple[str, V
     """Yield (name, result) of each variation that is called for, those of the data first; None of one that raises."""
     trial, batches = context.trial, context.batches
     for one, change in CHANGES:
+        trial.restart()  # weights and optimizer are read as they were at the start
         changed = change(context)
         if changed is not None:
             yield one.name, _vary(trial, baselines, **{"batches": batches, **changed})
@@ -252,6 +298,7 @@ def _confirmed(
         elif name == LARGER_BATCH.name:
             changed = {"batches": larger_batches(context) or batches}
         else:
+            trial.restart()
             changed = changes[name](context)
         again = _vary(trial, baselines, steps=2 * VARIED_STEPS, **{"batches": batches, **(changed or {})})
         if again is not None:

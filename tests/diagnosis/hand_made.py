@@ -38,6 +38,7 @@ def trial(
     structure: dict[str, Any] | None = None,
     description: dict[str, Any] | None = None,
     loss_read: dict[str, Any] | None = None,
+    norm: Any = 1.0,
     **probes: Any,
 ) -> Trace:
     """Return the record of a trial: sound, but for what the arguments change.
@@ -52,7 +53,7 @@ def trial(
     weighed = [one | (weights(one, place) if weights else {}) for place, one in enumerate(weighed)]
     trace = Trace(names)
     finite = np.isfinite(loss)
-    norm = np.where(finite, 1.0, np.nan)
+    norm = np.where(finite, norm, np.nan)
     trace.extend(
         step=np.arange(len(loss)),
         loss=loss,
@@ -381,6 +382,29 @@ def of_parts(weight: float, *, falls: float = 0.1) -> Trace:
     return trace
 
 
+def of_held_parts(weight: float = 1e3, *, small: str = "reconstruction", **reading: Any) -> Trace:
+    """Return a trial of a train step where one part falls to nothing, and the other one stays as it was."""
+    trace = trial(FALLING)
+    noise = 1.0 + 0.05 * np.sin(np.arange(STEPS))
+    parts = {small: 60.0 * noise, "divergence": 10.0 * np.exp(-np.arange(STEPS) / 5.0) + 1e-3}
+    logs = {"loss": parts[small] + weight * parts["divergence"], **parts, "accuracy": 0.5 + 0.1 * noise**2}
+    trace.description = replace(trace.description, own_train_step=True)
+    changes = {"constant_baseline_loss": None, "later": {small: 58.0, "divergence": 1e-3}} | reading
+    changed = replace(trace.probes.trial, logs={name: tuple(part.tolist()) for name, part in logs.items()}, **changes)
+    trace.probes = replace(trace.probes, trial=changed)
+    return trace
+
+
+def of_own_blocks(grows: float = 8.0, loss: np.ndarray | None = None) -> Trace:
+    """Return a trial of four blocks of a user's own kind, each of which enlarges the signal so many times."""
+
+    def block(layer: dict[str, Any], place: int) -> dict[str, Any]:
+        sizes = {"input_rms": grows**place, "output_rms": grows ** (place + 1)}
+        return {"kind": "GraphConv", "activation": None} | sizes if place < 4 else {}
+
+    return trial(BROKEN if loss is None else loss, depth=5, layers=block)
+
+
 def far_out(*losses: float) -> Trace:
     """Return a trial whose loss reads so far out along its own slope."""
     trace = with_data(-FALLING[::-1] * 1e4, output=_REGRESSION)
@@ -423,6 +447,16 @@ TRACES |= {
     ),
     "terms_with_a_light_penalty": lambda: of_terms(BOX_HEAVY[:1], balanced=1, penalties=(9.0, 7.0)),
     "parts_of_an_equation": lambda: of_parts(1e-2),
+    "own_blocks_multiply": of_own_blocks,
+    "own_blocks_double": lambda: of_own_blocks(2.0),
+    "own_blocks_multiply_and_learn": lambda: of_own_blocks(loss=FALLING),
+    "loss_falls_below_all": lambda: trial(-np.exp(0.15 * np.arange(STEPS)), norm=np.exp(0.1 * np.arange(STEPS))),
+    "log_likelihood_falls": lambda: trial(3.0 - 0.1 * np.arange(STEPS)),
+    "part_held_by_another": of_held_parts,
+    "part_that_is_learned_later": lambda: of_held_parts(later={"reconstruction": 20.0, "divergence": 1e-3}),
+    "part_of_usual_weight": lambda: of_held_parts(1.0),
+    "part_that_depends_on_weights_alone": lambda: of_held_parts(small="size", weight_penalties=("size",)),
+    "part_that_regularizes": lambda: of_held_parts(small="kl_loss"),
     "parts_of_like_size": lambda: of_parts(1e3),
     "parts_that_fall": lambda: of_parts(1e-2, falls=0.9),
     "loss_without_end": lambda: far_out(0.1, -1e2, -1e4, -1e6),
@@ -459,7 +493,7 @@ FIRES: dict[str, tuple[str, ...]] = {
     "exploding_initialization": ("trial_weights_huge", "trial_weights_alike_and_huge"),
     "plain_depth": ("trial_deep_stands", "trial_deep_and_narrow"),
     "exploding_batch_normalization": ("trial_batch_norm_explodes",),
-    "missing_normalization": ("trial_sums_grow",),
+    "missing_normalization": ("trial_sums_grow", "own_blocks_multiply"),
     "unbounded_activation": ("trial_squares", "trial_relu_lstm"),
     "saturated_units": ("trial_saturated",),
     "dead_units": ("trial_dead", "trial_dies", "trial_answers_dead"),
@@ -482,8 +516,9 @@ FIRES: dict[str, tuple[str, ...]] = {
     "frozen_weights": ("frozen_never_trained", "frozen_whole", "frozen_whole_of_scales"),
     "unbalanced_loss_terms": (
         *("terms_of_a_heavy_box", "terms_of_a_heavy_box_untried", "terms_of_a_heavy_penalty", "parts_of_an_equation"),
+        "part_held_by_another",
     ),
-    "unbounded_loss": ("loss_without_end",),
+    "unbounded_loss": ("loss_without_end", "loss_falls_below_all"),
     "attention_logit_growth": (
         *("trial_attention_grows", "trial_attention_one_hot", "trial_attention_grows_and_learns"),
     ),
@@ -507,8 +542,14 @@ SILENT: dict[str, tuple[str, ...]] = {
     "unbalanced_loss_terms": (
         *(*SOUND, "data_sound_stands", "terms_that_learn", "terms_that_balance_does_not_help", "terms_on_their_way"),
         *("terms_with_a_light_penalty", "parts_of_like_size", "parts_that_fall"),
+        *("part_that_is_learned_later", "part_of_usual_weight", "part_that_depends_on_weights_alone"),
+        "part_that_regularizes",
     ),
-    "unbounded_loss": (*SOUND, "data_sound_stands", "loss_with_an_end", "loss_as_a_logarithm", "loss_within_bounds"),
+    "unbounded_loss": (
+        *(*SOUND, "data_sound_stands", "loss_with_an_end", "loss_as_a_logarithm", "loss_within_bounds"),
+        "log_likelihood_falls",
+    ),
+    "missing_normalization": (*SOUND, "data_sound_stands", "own_blocks_double", "own_blocks_multiply_and_learn"),
     "learning_rate_too_high": (
         *(*SOUND, "data_sound_stands", "trial_dead", "trial_deep_stands", "trial_learns_at_the_peak"),
         *("trial_breaks_after_a_steep_rise", "trial_forgets_after_a_steep_rise"),

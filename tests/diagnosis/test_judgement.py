@@ -11,7 +11,8 @@ import pytest
 import gradrecipes as gr
 from gradrecipes.core.findings import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.trial_reading import OutputTrial
+from gradrecipes.core.trace.trial_reading import OutputTrial, TrialReading
+from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.judgement import judge
 from tests.diagnosis.hand_made import BROKEN, CLIMBING, FALLING, STANDING, TRACES, trial
 
@@ -98,3 +99,41 @@ def test_a_rate_that_nobody_plans_to_reach_makes_no_training_healthy():
     unplanned = replace(reading, rates=replace(reading.rates, planned=False))
     trace.probes = replace(trace.probes, trial=unplanned)
     assert judge(trace, ()).verdict == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("critic", "generator", "verdict"),
+    [
+        (np.linspace(1.4, 1.2, 100), np.full(100, 0.7), "healthy"),
+        (np.linspace(1.4, 1.2, 100), np.linspace(0.7, 2.0, 100), "healthy"),  # one learns at the cost of the other
+        (np.full(100, 1.4), np.full(100, 0.7), "undecided"),
+        (1.4 * np.exp(-np.arange(100) / 10.0), np.linspace(0.7, 9.0, 100), "undecided"),  # the first has won
+    ],
+)
+def test_a_train_step_of_several_losses_is_judged_by_each_of_them(critic, generator, verdict):
+    trace = Trace(["dense"])
+    trace.extend(step=range(100), gradient_norm=np.ones(100))
+    noise = 0.01 * np.sin(7.0 * np.arange(100))
+    logs = {"critic_loss": tuple(critic + noise), "generator_loss": tuple(generator + noise), "accuracy": (0.5,) * 100}
+    trace.probes = replace(trace.probes, trial=TrialReading(steps=100, batches=20, logs=logs))
+    judged = judge(trace, ())
+    assert judged.verdict == verdict and "'critic_loss' went from" in judged.reason
+
+
+@pytest.mark.parametrize(
+    ("loss", "end", "baseline", "verdict"),
+    [
+        (STANDING, 1.1, 2.3, "healthy"),  # a plateau that was left
+        (STANDING, 2.3, 2.3, "undecided"),
+        (STANDING, 2.29, None, "undecided"),
+        (STANDING, 1.1, None, "healthy"),
+        (BROKEN, 1.1, 2.3, "unhealthy"),
+    ],
+)
+def test_further_steps_decide_where_the_trial_was_too_short(loss, end, baseline, verdict):
+    trace = trial(loss)
+    further = (OutputTrial(0, "loss", 2.3, end, baseline, noise=0.001),)
+    trace.probes = replace(trace.probes, trial=replace(trace.probes.trial, further=further, further_steps=400))
+    judged = judge(trace, ())
+    assert judged.verdict == verdict
+    assert verdict == "unhealthy" or f"{rounded(end)} after 500 steps" in judged.reason

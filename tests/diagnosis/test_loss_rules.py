@@ -22,6 +22,7 @@ layers, ops, losses = keras.layers, keras.ops, keras.losses
 X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
 CLASSES = np.arange(60) % 3
 ONE_HOT = np.eye(3, dtype=np.float32)[CLASSES]
+SEVERAL = 1 - ONE_HOT
 YES = (CLASSES > 0).astype(np.float32)
 NUMBERS = X[:, :1].copy()
 WIDE = np.random.default_rng(1).normal(size=(60, 1)).astype(np.float32)
@@ -138,6 +139,9 @@ MISMATCHES = {
     "all_with_all": ((1, None, Squared(), WIDE[:, 0]), "critical", "every prediction with every target"),
     "negative_rates": ((1, None, "poisson", CLASSES.astype(np.float32)), "critical", "Poisson"),
     "hinge_on_classes": ((1, None, "hinge", CLASSES.astype(np.float32)), "warning", "-1 and 1"),
+    "softmax_over_samples": ((3, None, SPARSE, CLASSES, layers.Softmax(axis=0)), "critical", "the samples of a batch"),
+    "several_labels_under_softmax": ((3, "softmax", "binary_crossentropy", SEVERAL), "warning", "2 labels a sample"),
+    "several_labels_for_one": ((3, "softmax", "categorical_crossentropy", SEVERAL), "warning", "2 labels a sample"),
     "negative_counts": ((1, "softplus", "poisson", WIDE), "warning", "Negative targets"),
 }
 
@@ -151,8 +155,30 @@ def test_what_does_not_belong_together_is_found(name):
     assert finding.severity == severity
 
 
+def test_more_labels_than_steps_have_no_path():
+    x, y = np.zeros((20, 6, 4), np.float32), np.ones((20, 8), np.int32)
+    net_of = {steps: [keras.Input((6, 4)), layers.Conv1D(3, 1, strides=6 // steps)] for steps in (3, 6)}
+    words = {3: "8 labels for 3 output steps", 6: "8 labels for 6"}
+    for steps, read in net_of.items():
+        found = loss_output_mismatch(probed(keras.Sequential(read), x, y, losses.CTC()))
+        assert words[steps] in assert_sound(found, "loss_output_mismatch").title
+    y[:, 5:] = 0  # padding
+    assert loss_output_mismatch(probed(keras.Sequential(net_of[6]), x, y, losses.CTC())) is None
+
+
+def test_a_softmax_over_time_is_found_and_one_over_the_axis_of_the_loss_is_not():
+    x = np.random.default_rng(0).normal(size=(40, 6, 4)).astype(np.float32)
+    y = np.eye(3, dtype=np.float32)[np.arange(240).reshape(40, 6) % 3]
+    over_time = keras.Sequential([keras.Input((6, 4)), layers.Dense(3), layers.Softmax(axis=1)])
+    finding = loss_output_mismatch(probed(over_time, x, y, "categorical_crossentropy"))
+    assert "The softmax runs over axis 1" in assert_sound(finding, "loss_output_mismatch").title
+    along = losses.CategoricalCrossentropy(axis=1)
+    assert loss_output_mismatch(probed(over_time, x, y, along)) is None
+
+
 def test_some_are_told_only_of_runs_that_do_not_learn():
-    for program in ((3, "softmax", "categorical_crossentropy", 1 - ONE_HOT), (1, "tanh", "mse", WIDE)):
+    some_with_two = np.maximum(ONE_HOT, np.eye(3, dtype=np.float32)[np.where(CLASSES, CLASSES, 1)])
+    for program in ((3, "softmax", "categorical_crossentropy", some_with_two), (1, "tanh", "mse", WIDE)):
         assert loss_output_mismatch(trace_of(*program)) is None
         assert_sound(loss_output_mismatch(trace_of(*program, run=STANDS_STILL)), "loss_output_mismatch")
 
@@ -215,6 +241,13 @@ def test_a_loss_that_is_no_number_at_the_start():
 def broken(trace, largest=0.9, **offender):
     found = {"name": "loss", "found": "nan", "samples": (4,), "sentence": "It broke.", **offender}
     return set_autopsy(trace, Offender(**found), layers=(LayerReading("dense", input_rms=1.0, output_max=largest),))
+
+
+def test_a_train_step_that_ran_away_before_it_broke_is_not_unsafe():
+    for run, unsafe in (((500.0, 400.0, math.nan), True), ((500.0, 4e15, math.nan), False)):
+        trace = trace_of(1, None, distance, NUMBERS, run=run)
+        trace = set_autopsy(trace, Offender(kind="loss", name="loss", found="nan", sentence="It broke."), layers=())
+        assert (unsafe_loss(trace) is not None) == unsafe
 
 
 def test_the_autopsy_names_the_loss_or_its_derivative():

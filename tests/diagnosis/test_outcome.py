@@ -44,6 +44,8 @@ NOISE = np.random.default_rng(0).normal(size=100)
         (FALLING[:5], UNKNOWN),
         (np.r_[2.3, 9.0, 30.0, 12.0, FALLING[4:]], LEARNING),  # a bump that fixed_by
         (np.r_[2.3, 9e4, 8e4, 7e3, np.full(96, 2.5)], DIVERGING),  # thrown away, and back at a blind guess
+        (np.r_[2.3, 1.9, 1.4, np.full(97, 0.2)], LEARNING),  # within the first pass
+        (np.r_[90.0, 60.0, 40.0, STANDING[3:]], STALLED),  # back at a blind guess
         (-1.0 - 0.01 * np.arange(100), LEARNING),  # a loss below 0, as a likelihood has it
         (np.r_[STANDING[:60], 2.9 + 3.5 * np.sin(1.9 * np.arange(40))], OSCILLATING),
     ],

@@ -346,3 +346,31 @@ def test_balanced_terms_begin_equally_large():
         for name, weight, part in zip("ab", (1e-6, 1.0), before, strict=True)
     ]
     assert terms[0] == pytest.approx(terms[1], rel=1e-4)
+
+
+def test_variations_are_decided_at_the_start_and_not_where_the_last_one_ended(monkeypatch):
+    changed, varied = [], trial.Trial.varied
+
+    def noted(self, steps, **change):
+        changed.append(change)
+        return varied(self, steps, **change)
+
+    monkeypatch.setattr(trial, "VARIED_STEPS", 4)
+    monkeypatch.setattr(trial.Trial, "varied", noted)
+    found = gr.diagnose(exploding(), *data(), batch_size=BATCH, steps=10).trace.probes.trial.variations
+    assert {"as_it_is", "fitting_weights"} <= set(found)
+    assert "fresh_optimizer" not in found  # the optimizer has never run
+    weights = [change["weights"] for change in changed if change.get("weights")]
+    assert weights and all(np.isfinite(value).all() for one in weights for value in one.values())
+
+
+def test_a_trial_that_is_too_short_to_tell_goes_on():
+    x = np.random.default_rng(0).normal(size=(SAMPLES, COLUMNS)).astype("float32")
+    y = x[:, :1] + 3.0
+    start = keras.Sequential([keras.Input((COLUMNS,)), keras.layers.Dense(1)])
+    start.compile(keras.optimizers.SGD(0.01), "mse")
+    weights = start.get_weights()
+    diagnosis = gr.diagnose(start, x, y, batch_size=BATCH, steps=12)
+    read = diagnosis.trace.probes.trial
+    assert read.further_steps == 4 * read.steps and read.further[0].end < read.further[0].start
+    assert all(np.array_equal(*pair) for pair in zip(weights, start.get_weights(), strict=True))

@@ -216,6 +216,22 @@ def test_a_loss_of_the_users_is_followed_far_out():
     assert probe(net(), ONE_HOT, own_square).outputs[0].far_losses[3] > 0.0
 
 
+def test_a_distance_is_not_followed_below_0_nor_a_cosine_beyond_1():
+    distance = layers.Lambda(lambda x: 10.0 * tf.sqrt(tf.square(x) + 1e-6))
+    assert probe(net(distance), ONE_HOT, lambda y, p: ops.mean(p)).outputs[0].far_losses == (
+        pytest.approx(float(ops.mean(net(distance)(X))), rel=1e-3),
+        *(0.0,) * 3,
+    )
+    cosine = layers.Lambda(lambda x: tf.math.l2_normalize(x, axis=-1))
+    assert probe(net(cosine), ONE_HOT, own_difference).outputs[0].far_losses is None
+
+
+def test_outputs_that_sum_to_1_over_another_axis():
+    assert probe(net(layers.Softmax(axis=0)), ONE_HOT, "mse").outputs[0].sums_over == 0
+    assert probe(net(layers.Softmax()), ONE_HOT, "mse").outputs[0].sums_over is None
+    assert probe(net(), ONE_HOT, "mse").outputs[0].sums_over is None
+
+
 def test_a_loss_is_not_followed_where_something_holds_the_answers():
     held = layers.Dense(3, kernel_constraint="max_norm")
     assert probe(net(held), ONE_HOT, own_difference).outputs[0].far_losses is None

@@ -244,13 +244,19 @@ class Autopsy:
 
 
 def listed(samples: Sequence[int]) -> str:
-    """Return indices as text: "sample 5", "samples 1, 5 and 9", "256 samples (0, 1, 2, ...)"."""
+    """Return indices as text: "sample 5", "samples 1, 5 and 9", "256 samples (first 0, 1 and 2)"."""
     names = [str(int(sample)) for sample in samples]
     if len(names) == 1:
         return f"sample {names[0]}"
     if len(names) <= SAMPLES_SHOWN:
         return f"samples {', '.join(names[:-1])} and {names[-1]}"
-    return f"{len(names)} samples ({', '.join(names[:SAMPLES_SHOWN])}, ...)"
+    shown = names[:SAMPLES_SHOWN]
+    return f"{len(names)} samples (first {', '.join(shown[:-1])} and {shown[-1]})"
+
+
+def in_words(found: str | float) -> str:
+    """Return a number that is none in words."""
+    return {"nan": "NaN", "inf": "infinity", "-inf": "minus infinity"}.get(str(found), str(found))
 
 
 def _json_number(value: float | str) -> float | str:

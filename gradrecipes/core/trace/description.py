@@ -9,6 +9,7 @@ from typing import Any
 
 from gradrecipes.core.trace.record import Record
 
+ADAPTIVE = {"Adam", "AdamW", "Adamax", "Nadam", "RMSprop", "Adagrad", "Adadelta", "Adafactor", "Lion"}
 Shape = tuple[int | None, ...]  # without samples; None for an axis of any length
 
 
@@ -159,6 +160,11 @@ class OptimizerDescription(Record):
     loss_scaler: str | None = None
     count: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it divides the size of a gradient away."""
+        return self.name in ADAPTIVE
 
     def setting(self, name: str) -> float | None:
         """Return a setting that is a finite number, or None."""

@@ -149,6 +149,7 @@ class OutputReading(Record):
         std: Standard deviation.
         nonfinite_share: Share of the entries that are not finite.
         sums_to_one: Share of the rows that are distributions; None for a single unit.
+        sums_over: Axis whose entries sum to 1 where those of the last one do not, 0 for the samples; None for none.
         target_shape: Shape of its targets without samples; None where there are none.
         logits_seen: Whether a loss with `from_logits=True` behind a softmax or sigmoid gets the logits all the same;
             None where that is no question.
@@ -167,6 +168,7 @@ class OutputReading(Record):
     std: float | None = None
     nonfinite_share: float = 0.0
     sums_to_one: float | None = None
+    sums_over: int | None = None
     target_shape: tuple[int, ...] | None = None
     logits_seen: bool | None = None
     pairs_samples: bool | None = None

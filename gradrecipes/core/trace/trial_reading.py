@@ -110,6 +110,11 @@ class TrialReading(Record):
         penalties: What layers add to the loss, before the first step and after the last one; None where nothing.
         pairs_samples: False where the loss of a user's train step does not depend on which target belongs to which
             sample; None where that is no question.
+        further: How each output did where the steps went on, or the loss of the only one; empty where they did not.
+        further_steps: How many steps these were, after those of the trial.
+        later: What the train step returned in the last pass of further steps, the median by name; empty where none of
+            its parts seemed lost.
+        weight_penalties: Names of what the train step returns that depends on the weights alone.
         rates: The learning rates of the training that is planned; None where the optimizer has no single rate.
     """
 
@@ -125,4 +130,8 @@ class TrialReading(Record):
     outputs: tuple[OutputTrial, ...] = ()
     penalties: tuple[float, ...] | None = None
     pairs_samples: bool | None = None
+    further: tuple[OutputTrial, ...] = ()
+    further_steps: int = 0
+    later: Mapping[str, float] = field(default_factory=dict)
+    weight_penalties: tuple[str, ...] = ()
     rates: PlannedRates | None = None

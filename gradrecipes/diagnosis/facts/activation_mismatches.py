@@ -49,6 +49,7 @@ def activation_mismatches(head: Head) -> Iterator[Mismatch]:
         yield from _one_unit(head)
         yield from _no_logits(head) if head.from_logits else _no_probabilities(head)
     yield from _softmax_twice(head)
+    yield from _softmax_over_another_axis(head)
     if head.known:
         yield from _sign(head)
         yield from _out_of_reach(head)
@@ -152,12 +153,15 @@ def _no_probabilities(head: Head) -> Iterator[Mismatch]:
                 more="" if head.activation in ("linear", "unknown") else last_layer(head.units, None),
             ),
         )
-    elif head.activation == "sigmoid" and head.loss in CATEGORICAL | SPARSE and (head.units or 0) > 1:
+    elif head.loss in CATEGORICAL | SPARSE and (head.units or 0) > 1 and _single_probabilities(head):
         seen = bool(head.measured.logits_seen)
+        sigmoids = head.activation == "sigmoid"
+        behind = " with a sigmoid each" if sigmoids else " that do not sum to 1"
+        what = "sigmoids" if sigmoids else "units"
         yield Mismatch(
-            title=f"{head.units} sigmoids under {class_of(head.loss)}: they do not sum to 1",
+            title=f"{head.units} {what} under {class_of(head.loss)}: they do not sum to 1",
             statement=(
-                f"The output {head.output.name!r} has {head.units} units with a sigmoid each, and "
+                f"The output {head.output.name!r} has {head.units} units{behind}, and "
                 f"{class_of(head.loss)} interprets them as one distribution over {head.units} classes."
             ),
             consequence=(
@@ -176,6 +180,13 @@ def _no_probabilities(head: Head) -> Iterator[Mismatch]:
                 risk="If a sample may have several classes, keep the sigmoid and use the binary cross-entropy instead.",
             ),
         )
+
+
+def _single_probabilities(head: Head) -> bool:
+    """Return whether each unit has a probability of its own: a sigmoid, or what was measured of an operation."""
+    read = head.measured
+    none_sums = number(read.sums_to_one) == 0.0 and read.sums_over is None and read.nonfinite_share == 0.0
+    return head.activation == "sigmoid" or (head.activation == "unknown" and none_sums)
 
 
 def _softmax_twice(head: Head) -> Iterator[Mismatch]:
@@ -198,6 +209,36 @@ def _softmax_twice(head: Head) -> Iterator[Mismatch]:
             more=last_layer(head.units, activations[1]),
         ),
     )
+
+
+def _softmax_over_another_axis(head: Head) -> Iterator[Mismatch]:
+    """Nothing but a softmax makes the samples of a batch sum to 1; other axes count where the loss compares classes."""
+    axis, units = head.measured.sums_over, head.units
+    if axis is None or (axis > 0 and head.loss not in CATEGORICAL | SPARSE) or _loss_axis(head) == axis:
+        return
+    share = number(head.measured.sums_to_one)
+    along = "the samples of a batch" if axis == 0 else f"axis {axis}"
+    consequence = "A prediction depends on the other samples of its batch" if axis == 0 else "Positions compete"
+    yield Mismatch(
+        title=f"The softmax runs over {along}, not over the {units} classes",
+        statement=f"The output {head.output.name!r} sums to 1 over {along}; {rounded(100 * (share or 0.0))} % "
+        "of its rows over the classes do.",
+        consequence=f"{consequence}; the classes of one sample do not exclude each other.",
+        measured=share,
+        expected=1.0,
+        prescription=compile_with(
+            repr(head.loss) if head.known else "model.loss",
+            "Let the softmax run over the last axis",
+            "The classes of each sample then share one distribution.",
+            more=last_layer(units, "softmax"),
+        ),
+    )
+
+
+def _loss_axis(head: Head) -> int:
+    axis = head.output.config.get("axis", -1)
+    rank = len(head.shape or ()) + 1
+    return axis % rank if isinstance(axis, int) else rank - 1
 
 
 def _sign(head: Head) -> Iterator[Mismatch]:

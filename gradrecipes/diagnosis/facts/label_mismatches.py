@@ -23,6 +23,8 @@ A_HAIR = 1e-3  # by which a label may leave its range by rounding
 ROOM = 0.05  # by which a target of a binary cross-entropy may leave [0, 1]: interpolated images do
 SOME = 0.01  # share of the rows that may be no distribution: rows of zeros for samples without a label
 MANY = 0.05  # share of targets of the wrong sign
+SEVERAL = 1.5  # ones in a row of 0 and 1, in the mean: more samples have several labels than one
+RANKED = 100  # classes above which a softmax over several labels may be a ranking of items, as in arXiv 1802.05814
 
 
 def label_mismatches(head: Head) -> Iterator[Mismatch]:
@@ -31,12 +33,16 @@ def label_mismatches(head: Head) -> Iterator[Mismatch]:
         return
     if head.known:
         yield from shape_mismatches(head)
+    if head.known and head.loss in CATEGORICAL | BINARY:
+        yield from _several_labels(head, head.target)
     if head.known and head.loss in SPARSE:
         yield from _class_indices(head, head.target)
     elif head.known and head.loss in CATEGORICAL:
         yield from _distributions(head, head.target)
     elif head.known and head.loss in BINARY:
         yield from _yes_or_no(head, head.target)
+    elif head.known and head.loss == "ctc":
+        yield from _too_many_labels(head, head.target)
     elif head.known:
         yield from _signs(head, head.target)
     if head.measured.pairs_samples is False:
@@ -103,6 +109,71 @@ def _ending(head: Head) -> str:
     return "" if head.from_logits else ", activation='softmax'"
 
 
+def _too_many_labels(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
+    """Yield sequences of labels longer than those of the outputs: CTC has no path for them. A label 0 is padding."""
+    if head.shape is None or len(head.shape) != 2 or len(target.shape) != 1:
+        return
+    steps, labels = head.shape[0], target.shape[0] * (1.0 - (number(target.share_zero) or 0.0))
+    if labels <= steps:
+        return
+    yield Mismatch(
+        title=f"{rounded(labels)} labels for {steps} output steps: CTC has no path",
+        statement=(
+            f"{target.name} holds {rounded(labels)} labels a sample, and {head.output.name!r} has {steps} steps; "
+            "CTC needs at least a step for each label."
+        ),
+        consequence="The probability of such a sample is 0: its loss is a constant or infinite, without a gradient.",
+        measured=float(steps),
+        expected=labels,
+        prescription=Prescription(
+            title="Keep at least as many output steps as there are labels",
+            code=(
+                "import keras\n\n"
+                "# smaller strides and pools before the last layer, or the sequence made longer:\n"
+                f"longer = keras.layers.UpSampling1D({-int(-labels // steps) * 2})\n"
+            ),
+            reason="Each label takes a step, and two equal ones in a row take a blank between them.",
+            risk="Longer sequences cost time and memory in proportion.",
+            reference="Graves et al., 2006: connectionist temporal classification",
+        ),
+        sure=1.0,
+    )
+
+
+def _several_labels(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
+    """Yield a softmax, of the net or of the loss, over targets that are several classes at once."""
+    softmax = head.activation == "softmax" or (head.loss in CATEGORICAL and head.from_logits)
+    mean, units = number(target.mean), head.units or 0
+    if not softmax or mean is None or target.values != (0.0, 1.0) or not 1 < units <= RANKED:
+        return
+    ones = mean * units
+    if ones < SEVERAL or target.shape[-1:] != (units,):
+        return
+    yield Mismatch(
+        title=f"A softmax over targets with {rounded(ones)} labels a sample: only one class can win",
+        statement=(
+            f"The rows of {target.name} hold {rounded(ones)} ones in the mean; the {units} outputs of "
+            f"{head.output.name!r} sum to 1."
+        ),
+        consequence="No two classes can have a probability above 1/2, and the loss cannot get near 0.",
+        measured=ones,
+        expected=1.0,
+        severity=Severity.WARNING,
+        sure=0.9,
+        prescription=_binary_per_class(head),
+    )
+
+
+def _binary_per_class(head: Head) -> Prescription:
+    return compile_with(
+        from_logits("binary_crossentropy", True),
+        "For several labels a sample: linear units and the binary cross-entropy of logits",
+        "Each class is then predicted independently.",
+        more=last_layer(head.units, None),
+        risk="If each sample has one label, fix the targets instead: rows of zeros with a single 1.",
+    )
+
+
 def _distributions(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
     largest, low = number(target.row_sum_max), number(target.min)
     if largest is None or low is None or (number(target.sums_to_one) or 0.0) >= 1.0 - SOME:
@@ -123,13 +194,7 @@ def _distributions(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
         expected=1.0,
         severity=Severity.CRITICAL if low < -A_HAIR else Severity.WARNING,
         only_if_held_back=low >= -A_HAIR,
-        prescription=compile_with(
-            from_logits("binary_crossentropy", True),
-            "For several labels a sample: linear units and the binary cross-entropy of logits",
-            "Each class is then predicted independently.",
-            more=last_layer(head.units, None),
-            risk="If each sample has one label, fix the targets instead: rows of zeros with a single 1.",
-        ),
+        prescription=_binary_per_class(head),
     )
 
 

@@ -79,6 +79,7 @@ STRONG_CLIP = 0.1  # clip factor: the step was shortened to a tenth or less
         "optimizer_state",
         "unscaled_inputs",
         "unscaled_targets",
+        "unbalanced_loss_terms",
         "exploding_initialization",
         "unbounded_activation",
         "recurrent_gain",
@@ -166,8 +167,9 @@ def _disproportion(trace: Trace) -> Finding | None:
     if not np.isfinite(ratio).any() or np.nanmax(ratio) < HUGE_RATIO:
         return None
     seen = verdict(trace)
-    if seen.learned and seen.end_over_baseline < FAR_BELOW:
-        return None
+    divided = trace.description.optimizer is not None and trace.description.optimizer.adaptive
+    if seen.learned and (seen.end_over_baseline < FAR_BELOW or (divided and not seen.suspicious)):
+        return None  # an adaptive optimizer divides the size away
     worst, step = int(np.nanargmax(ratio)), int(trace.samples["step"].min())
     layer, size = trace.layers[worst], float(ratio[worst])
     return _finding(

@@ -1,9 +1,11 @@
-"""missing_normalization: residual blocks add up, and nothing normalizes the size of the sum.
+"""missing_normalization: blocks add up, and nothing normalizes the size of the sum.
 
 ## What it does
 Follows the size of the signal at the points where branches are added. It fires where there are eight or more such
 points, no normalization, the outputs grow twentyfold or more from the first to the last of them (a residual block with
-He weights and without normalization makes the sum sqrt(2) times larger), and the trial failed.
+He weights and without normalization makes the sum sqrt(2) times larger), and the trial failed. Three
+blocks in a row of the user's own class are enough where each makes the signal three times larger, as a sum over
+neighbours does.
 
 ## Why it is bad
 sqrt(2) per block is a thousand after twenty blocks and 3e16 after a hundred, forwards and backwards alike. The output
@@ -49,6 +51,7 @@ from gradrecipes.diagnosis.registry import rule
 SKIPS = 8  # places where branches are added; sqrt(2) each makes 16-fold
 TOTAL = 10.0  # growth of the sum from the first to the last of them
 PER_SKIP = 1.15  # growth at each; sound branches of Fixup or ReZero add next to nothing
+FEW_BLOCKS, PER_BLOCK = 3, 3.0  # blocks in a row, and growth at each, that no weights of usual size explain
 SUMS = {"Add", "Average"}
 MORE = 1.05  # times what a layer gave, of a sum with something else
 SAME = 1e-4  # relative difference up to which what one block gives is what the next one takes
@@ -57,14 +60,16 @@ SAME = 1e-4  # relative difference up to which what one block gives is what the 
 @rule(
     code="missing_normalization",
     kind=Kind.CAUSE,
-    title="Residual sums grow because nothing normalizes them",
-    short="residual sums without normalization",
+    title="Sums grow from block to block because nothing normalizes them",
+    short="sums without normalization",
     order=150,
 )
 def missing_normalization(trace: Trace) -> Finding | None:
     """Tell whether the sums of a residual net grow for want of a normalization."""
     what, sums, reading = _sums(trace)
-    if len(sums) < SKIPS or count(trace, NORMALIZATIONS) > len(sums) // 4 or not _harmed(trace):
+    multiplied = _multiply(sums) and what.startswith("blocks")
+    enough = len(sums) >= SKIPS or multiplied
+    if not enough or count(trace, NORMALIZATIONS) > len(sums) // 4 or not _harmed(trace):
         return None
     ends = span(sums, reading)
     if ends is None:
@@ -73,6 +78,8 @@ def missing_normalization(trace: Trace) -> Finding | None:
     per_skip = total ** (1.0 / (len(sums) - 1))
     if total < TOTAL or per_skip < PER_SKIP:
         return None
+    if multiplied:
+        return _of_blocks(sums, total, per_skip)
     statement = (
         f"Over {len(sums)} {what} the signal grows {rounded(total)}-fold, {rounded(per_skip)} times at each, where He "
         "weights without normalization are expected to give 1.41 and a normalized net 1."
@@ -107,13 +114,48 @@ def missing_normalization(trace: Trace) -> Finding | None:
     )
 
 
+def _multiply(blocks: list[LayerSignal]) -> bool:
+    """Return whether a few blocks in a row each make the signal several times larger, as sums over neighbours do."""
+    pairs = [(one.input_rms or 0.0, one.output_rms or 0.0) for one in blocks]
+    return len(pairs) >= FEW_BLOCKS and all(0 < given * PER_BLOCK <= made < math.inf for given, made in pairs[1:])
+
+
+def _of_blocks(blocks: list[LayerSignal], total: float, per_block: float) -> Finding:
+    kind = blocks[0].kind
+    statement = f"Over {len(blocks)} {kind} blocks the signal grows {rounded(total)}-fold, {rounded(per_block)} at each"
+    return Finding(
+        code="missing_normalization",
+        title=f"Each {kind} makes the signal {rounded(per_block)} times larger, and nothing sets its size",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=0.9,
+        explanation=f"{statement}. The weights have the usual size: the arithmetic of the block enlarges the signal.",
+        layer=blocks[-1].name,
+        evidence=(Evidence(f"{statement}.", per_block, 1.0, "one batch through the net"),),
+        prescriptions=(
+            Prescription(
+                title="Divide a sum by the number of its terms, or normalize it",
+                code=(
+                    "import keras\n\n"
+                    "total = keras.ops.matmul(neighbours, x)  # neighbours: 1 where two nodes are joined\n"
+                    "mean = total / keras.ops.sum(neighbours, axis=-1, keepdims=True)\n"
+                    "mean = keras.layers.LayerNormalization()(mean)\n"
+                ),
+                reason="A mean has the size of its terms, however many they are.",
+                risk="None for training; the number of neighbours is then no longer seen.",
+                reference="arXiv 1609.02907 (normalized adjacency), arXiv 1607.06450 (layer normalization)",
+            ),
+        ),
+    )
+
+
 def _sums(trace: Trace) -> tuple[str, list[LayerSignal], str]:
     """Return what adds a branch to what it came from, the layers that show it, and in which reading."""
     added = [layer for layer in layers(trace) if layer.kind in SUMS]
     if len(added) >= SKIPS or any(larger > TOO_LARGE for _, larger, _ in kernels(trace)):
         return "sums of branches", added, "output_rms"
     blocks = _blocks(trace)
-    if len(blocks) >= SKIPS:
+    if len(blocks) >= SKIPS or _multiply(blocks):
         return f"blocks of kind {blocks[0].kind}", blocks, "output_rms"
     return "sums of branches", _sums_between(trace), "input_rms"
 

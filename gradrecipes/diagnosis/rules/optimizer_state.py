@@ -30,7 +30,7 @@ import numpy as np
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.autopsy import Autopsy
+from gradrecipes.core.trace.autopsy import Autopsy, in_words
 from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.description import OptimizerDescription
 from gradrecipes.core.trace.trial_reading import TrialReading
@@ -222,8 +222,8 @@ def _bad_slot(trace: Trace) -> Said | None:
     first = ((trace.probes.trial or TrialReading()).autopsy or Autopsy()).first
     if first is not None and first.kind == "weight" and (norm := _norm_before_the_break(trace)) is not None:
         return (
-            f"the update made {first.name} {first.found} from a gradient of norm {rounded(norm)}: its divisor was 0 or "
-            "not finite",
+            f"the update made {first.name} {in_words(first.found)} from a gradient of norm {rounded(norm)}: its "
+            "divisor was 0 or not finite",
             norm,
             None,
             0.85,

@@ -29,23 +29,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import OutputTrial, TrialReading
 from gradrecipes.core.trace.variation import BALANCED_TERMS
 from gradrecipes.diagnosis.facts.readings import rounded
+from gradrecipes.diagnosis.loss_parts import DROWNS, OUTWEIGHS, outweighed_part
 from gradrecipes.diagnosis.outcome import variation, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import optimizer_line, recorded_rate
 from gradrecipes.diagnosis.registry import rule
 
-OUTWEIGHS = 30.0  # largest term over the one that is not learned; GradNorm's tasks differ by less
-DROWNS = 1e3  # the same where no variation could be run
-EXACT = 1e-3  # error of the sum of the parts over the loss, up to which the weights are taken as found
-FLAT = 0.2  # relative change of a part that is not learned
-FELL = 0.5  # the end over the start of a term that falls: a sum that hides another, or one that is not lost
-MIN_STEPS = 20  # from which the weights of the parts are found
+FELL = 0.5  # the end over the start of a term that falls: one that is not lost
 
 
 class Terms(NamedTuple):
@@ -80,7 +74,9 @@ def unbalanced_loss_terms(trace: Trace) -> Finding | None:
         f"{large} begins at {rounded(found.large_size)} and {found.small} at {rounded(found.small_size)}, "
         f"{rounded(ratio)} times less"
     )
-    after = f"{found.small} ends at {rounded(found.small_end)}"
+    trial = trace.probes.trial or TrialReading()
+    taken = f" after {trial.steps + trial.further_steps:,} steps" if trial.later else ""
+    after = f"{found.small} ends at {rounded(found.small_end)}{taken}"
     return Finding(
         code="unbalanced_loss_terms",
         title=f"{large} outweighs {found.small} {rounded(ratio)} times, which is not learned",
@@ -133,39 +129,12 @@ def _falling(one: OutputTrial) -> bool:
 
 
 def _of_parts(trace: Trace) -> Terms | None:
-    """Find the weights of the parts that a train step returns beside its loss, and a part that is lost among them."""
-    logs = (trace.probes.trial or TrialReading()).logs
-    if not trace.description.own_train_step or "loss" not in logs:
+    """Find a part that is outweighed among those that a train step returns beside its loss."""
+    trial = trace.probes.trial or TrialReading()
+    found = outweighed_part(trial) if trace.description.own_train_step else None
+    if found is None or (not trial.later and found.large_size < DROWNS * found.small_size):
         return None
-    read = {name: np.array([np.nan if one is None else one for one in values]) for name, values in logs.items()}
-    loss = read.pop("loss")
-    parts = {name: part for name, part in read.items() if len(part) == len(loss) and np.isfinite(part).all()}
-    if len(parts) < 2 or len(loss) < MIN_STEPS or not np.isfinite(loss).all() or not (loss > 0).all():
-        return None
-    columns = np.stack(list(parts.values()), axis=1)
-    if not (columns > 0).all():
-        return None
-    sizes = columns.mean(axis=0)
-    found, *_ = np.linalg.lstsq(columns / sizes / loss[:, None], np.ones(len(loss)), rcond=None)
-    weights = found / sizes
-    error = np.abs(columns @ weights - loss) / loss
-    if not (weights > 0).all() or error.max() > EXACT:
-        return None
-    quarter = max(1, len(loss) // 4)
-    start, end = (weights * np.median(part, axis=0) for part in (columns[:quarter], columns[-quarter:]))
-    if not float(np.median(loss[-quarter:])) < FELL * float(np.median(loss[:quarter])):
-        return None
-    names, large = list(parts), int(np.argmax(start))
-    lost = [
-        place
-        for place in range(len(names))
-        if max(start[place] / start[large], end[place] / end.max()) < 1.0 / DROWNS
-        and abs(end[place] / start[place] - 1.0) < FLAT
-    ]
-    if not lost:
-        return None
-    small = min(lost, key=lambda place: start[place])
-    return Terms(f"{names[large]!r}", f"{names[small]!r}", start[large], start[small], end[small], False)
+    return Terms(repr(found.large), repr(found.small), *found[2:], proven=False)
 
 
 def _balanced(trace: Trace) -> tuple[Evidence, ...]:

@@ -28,14 +28,18 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.facts.data_facts import Head, heads
+from gradrecipes.diagnosis.facts.data_facts import heads
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import losses, verdict
 from gradrecipes.diagnosis.registry import rule
 
 IN_PROPORTION = 10.0  # loss at 1e6 over that at 1e4, at least: 100 where it is linear, 1.5 for a logarithm
+FALLEN = 100.0  # loss below 0 over the first one: a log-likelihood of sound answers changes by a few
+MIN_QUARTER = 10  # steps in a quarter of a run
 FAR_BELOW = 1.0  # below 0 by as much at 1e4 times the answers: no rounding does that
 
 
@@ -51,7 +55,7 @@ def unbounded_loss(trace: Trace) -> Finding | None:
     """Tell whether a loss has no least value, and whether the run is on its way there."""
     head = next((one for one in heads(trace) if _falls_for_ever(one.measured.far_losses)), None)
     if head is None:
-        return None
+        return _of_run(trace)
     seen = verdict(trace)
     run = losses(trace)
     first, last = (float(run[0]), float(run[-1])) if len(run) else (math.nan, math.nan)
@@ -68,15 +72,40 @@ def unbounded_loss(trace: Trace) -> Finding | None:
         severity=Severity.CRITICAL if on_its_way else Severity.WARNING,
         confidence=0.9 if on_its_way else 0.75,
         explanation=(
-            f"{statement}. Nothing limits the outputs: the last layer is linear, and the weights have neither a "
-            "constraint nor a penalty. Training makes them larger without end, so a falling loss is not a sign of "
-            "learning."
+            f"{statement}. Nothing that was seen limits the outputs: no bounded activation, no constraint, no "
+            "penalty on weights. Training makes them larger without end, so a falling loss is not a sign of learning."
         ),
         evidence=(
             Evidence(f"{statement}.", at[-1], 0.0, "the loss on one batch; expected: a loss with a minimum"),
             *_run(first, last),
         ),
-        prescriptions=(_bound(head),),
+        prescriptions=(_bound(repr(head.name)),),
+    )
+
+
+def _of_run(trace: Trace) -> Finding | None:
+    """Tell it from a run alone: near a least value the gradient shrinks, while here it grows with the loss below 0."""
+    run, norm = losses(trace), trace.gradient_norm.astype(float)
+    quarter = len(run) // 4
+    if quarter < MIN_QUARTER or not (np.isfinite(run).all() and np.isfinite(norm).all()):
+        return None
+    first, before, last = (float(np.median(part)) for part in (run[:3], run[quarter : 2 * quarter], run[-quarter:]))
+    grown = float(np.median(norm[-quarter:])) / max(float(np.median(norm[:quarter])), np.finfo(float).tiny)
+    if not (last < -FALLEN * max(abs(first), 1.0) and last < 2.0 * before < 0 and grown > IN_PROPORTION):
+        return None
+    statement = (
+        f"The loss fell from {rounded(first)} to {rounded(last)} while the gradient grew {rounded(grown)}-fold; near a "
+        "minimum the gradient shrinks"
+    )
+    return Finding(
+        code="unbounded_loss",
+        title=f"The loss has no minimum: it is {rounded(last)} and falls faster and faster",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=0.85,
+        explanation=f"{statement}. The outputs grow without end; a falling loss is not a sign of learning.",
+        evidence=(Evidence(f"{statement}.", last, first, "this run"),),
+        prescriptions=(_bound("the loss"),),
     )
 
 
@@ -95,7 +124,7 @@ def _run(first: float, last: float) -> tuple[Evidence, ...]:
     return (Evidence(statement, last, None, "this trial"),) if rounded(first) != rounded(last) else ()
 
 
-def _bound(head: Head) -> Prescription:
+def _bound(name: str) -> Prescription:
     return Prescription(
         title="Use a loss that has a minimum",
         code=(
@@ -107,7 +136,7 @@ def _bound(head: Head) -> Prescription:
             "def apart(distance, margin=1.0):  # of what has to be far apart\n"
             "    return keras.ops.mean(keras.ops.square(keras.ops.relu(margin - distance)))\n"
         ),
-        reason=f"{head.name!r} rewards large outputs; each of these is smallest where the output is right.",
+        reason=f"Now {name} rewards large outputs; each of these is smallest where the output is right.",
         risk="The new loss has another meaning: its values cannot be compared with those before.",
         reference="arXiv 1704.00028 (critics), LeCun et al. 2006 (margins)",
     )

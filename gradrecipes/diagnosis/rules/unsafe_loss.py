@@ -31,7 +31,7 @@ import numpy as np
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.autopsy import Offender, listed
+from gradrecipes.core.trace.autopsy import Offender, in_words, listed
 from gradrecipes.core.trace.data_reading import ArrayReading
 from gradrecipes.core.trace.probes import ForwardPassReading
 from gradrecipes.diagnosis.facts.data_facts import (
@@ -68,11 +68,11 @@ def at_the_start(trace: Trace) -> Said | None:
         broken, found = ("value", point.value) if point.value != "finite" else ("gradient", point.gradient)
         samples = f", for {listed(point.samples)}" if point.samples else ""
         statement = (
-            f"On the first batch the {broken} of {head.name!r} is {word(found)}{samples}, although the net's "
+            f"On the first batch the {broken} of {head.name!r} is {in_words(found)}{samples}, although the net's "
             f"outputs lie between {rounded(head.measured.min or 0.0)} and {rounded(head.measured.max or 0.0)}"
         )
         return (
-            f"The loss {head.name!r} is {word(found)} from the first batch on",
+            f"The loss {head.name!r} is {in_words(found)} from the first batch on",
             f"{statement}. Part of it is not finite there: a logarithm of 0 or less, a square root at 0, or a "
             "division by a target that is 0.",
             Severity.CRITICAL,
@@ -171,11 +171,6 @@ def _zeros(head: Head) -> tuple[Evidence, ...]:
     return (Evidence(f"{rounded(100 * share)} % of {target.name} are exactly 0.", share, None, "the data"),)
 
 
-def word(found: str | float) -> str:
-    """Return a number that is none in words."""
-    return {"nan": "NaN", "inf": "infinity", "-inf": "minus infinity"}.get(str(found), str(found))
-
-
 SANE = 1e4  # output up to which a squared error, its sum and its gradient are far from overflowing
 EXPONENT = 50.0  # input up to which exp stays far from overflowing float32, which it does at 88.7
 
@@ -234,13 +229,16 @@ def _broken_loss(trace: Trace) -> Said | None:
     limit = EXPONENT if added and first.found != "nan" else SANE
     if largest is not None and largest > limit:
         return None  # the net had run away before: a square, a sum or an exponential overflows then
+    if largest is None and _ran_away(trace):
+        return None
     name = f"what {first.layer} adds to the loss" if added else f"the loss {own[0].name!r}" if own else "the loss"
     part = "its derivative" if first.kind == "gradient" else "it"
     where = f", for {listed(first.samples)} of the batch" if first.samples else ""
-    statement = f"The step broke in {name}: {part} became {word(first.found)}{where}, while all its inputs were finite"
+    found = in_words(first.found)
+    statement = f"The step broke in {name}: {part} became {found}{where}, while all its inputs were finite"
     largest_said = "" if largest is None else f" and at most {rounded(largest)} in size"
     return (
-        _title(trace, name) or f"{name[0].upper()}{name[1:]} returns {word(first.found)} for finite predictions",
+        _title(trace, name) or f"{name[0].upper()}{name[1:]} returns {found} for finite predictions",
         f"{statement}{largest_said}. {first.sentence} {_arithmetic(trace)}".rstrip(),
         Severity.CRITICAL,
         0.95,
@@ -252,6 +250,12 @@ def _broken_loss(trace: Trace) -> Said | None:
         (prescription("safe_arithmetic"), *safe_cross_entropy(own), prescription("guard")),
         first.layer if added else None,
     )
+
+
+def _ran_away(trace: Trace) -> bool:
+    """Say whether a loss or a gradient was beyond what sound outputs give, before anything broke."""
+    sizes = np.abs(np.concatenate([losses(trace), trace.gradient_norm.astype(float)]))
+    return bool(np.max(sizes, where=np.isfinite(sizes), initial=0.0) > SANE**2)
 
 
 def _title(trace: Trace, where: str) -> str:
@@ -283,6 +287,9 @@ def _broken_operation(trace: Trace) -> Said | None:
     first = _first(trace)
     if first is None or first.kind not in ("layer_output", "gradient") or not first.layer:
         return None
+    operation = autopsy(trace).operation
+    if operation is not None and operation.type == "Cast" and "float16" in str(trace.description.precision):
+        return None  # the range of the dtype is what is too small
     layer = first.layer
     about = next((one for one in trace.description.layers if one.name == layer), None)
     if about is not None and not about.custom and ((about.parameters or 0) > 0 or about.activation):
@@ -298,9 +305,9 @@ def _broken_operation(trace: Trace) -> Said | None:
     what = f"the layer {layer!r}" + (f" ({about.kind})" if about and about.kind else "")
     part = "the gradient on its way back through" if first.kind == "gradient" else "the output of"
     size = "" if entered is None else f" of root mean square {rounded(entered)}"
-    statement = f"The step broke in {what}: {part} it became {word(first.found)}, while its input{size} was finite"
+    statement = f"The step broke in {what}: {part} it became {in_words(first.found)}, while its input{size} was finite"
     return (
-        _title(trace, repr(layer)) or f"An operation in {layer!r} returns {word(first.found)} for finite inputs",
+        _title(trace, repr(layer)) or f"An operation in {layer!r} returns {in_words(first.found)} for finite inputs",
         f"{statement}. {first.sentence} {_arithmetic(trace)}",
         Severity.CRITICAL,
         0.9,

@@ -47,7 +47,6 @@ from gradrecipes.diagnosis.registry import rule
 FAR = 10.0  # root mean square of the targets, in units of the loss; a new net answers within 1 of 0
 VERY_FAR = 50.0  # the same, which a net that is on its way there does not reach in a reasonable time
 FAR_FROM_CHANCE = 2.0  # end over that of a constant prediction, where the same steps on scaled targets get below it
-ADAPTIVE = {"Adam", "AdamW", "Adamax", "Nadam", "RMSprop", "Adagrad", "Adadelta", "Adafactor", "Lion"}
 BOUNDED = {"sigmoid", "softmax", "tanh", "hard_sigmoid", "hard_tanh", "softsign", "relu6", "log_softmax"}
 ON_LABELS = ("crossentropy", "cross_entropy", "hinge", "ctc", "dice", "tversky", "cosine", "kl_div", "circle")
 
@@ -109,7 +108,7 @@ def _far_head(trace: Trace, size: float, *, own: bool) -> Head | None:
 
 def _severity(trace: Trace, head: Head, seen: Verdict) -> Severity:
     """Return a notice where an adaptive optimizer is on its way to targets of moderate size all the same."""
-    adaptive = trace.description.optimizer is not None and trace.description.optimizer.name in ADAPTIVE
+    adaptive = trace.description.optimizer is not None and trace.description.optimizer.adaptive
     learns = seen.state == LEARNING and all(one.learned for one in outputs(trace))
     return Severity.NOTICE if adaptive and learns and _size(head) < VERY_FAR else Severity.CRITICAL
 
@@ -141,13 +140,11 @@ def _regression(head: Head) -> bool:
 
 
 def _explanation(trace: Trace, head: Head, what: str) -> str:
-    name = "" if trace.description.optimizer is None else trace.description.optimizer.name
-    adaptive = name in ADAPTIVE
-    rate = trace.description.learning_rate
-    if adaptive and rate:
+    optimizer, rate = trace.description.optimizer, trace.description.learning_rate
+    if optimizer is not None and optimizer.adaptive and rate:
         steps = (
-            f" {name} changes each weight by about {rounded(rate)} a step, so it needs many steps to reach outputs of "
-            "that size."
+            f" {optimizer.name} changes each weight by about {rounded(rate)} a step, so it needs many steps to reach "
+            "outputs of that size."
         )
     else:
         steps = " Plain gradient steps are proportional to the gradient, and so that many times too long."

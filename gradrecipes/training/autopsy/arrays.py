@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.core.trace.autopsy import in_words
+
 ENTRIES_KEPT = 8  # positions that are named
 OUTLIER_FACTOR = 1e3  # times the largest of all others; no scaling of valid data leaves one sample so far out
 
@@ -37,6 +39,11 @@ class Numbers:
     squares: float
     largest: float
     dtype: str
+
+    @property
+    def words(self) -> str:
+        """What was found, for a sentence: "NaN", "infinity"."""
+        return in_words(self.found or "")
 
 
 @dataclass(frozen=True)

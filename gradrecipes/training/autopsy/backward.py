@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import leaves
-from gradrecipes.core.trace.autopsy import Offender, OffenderKind, listed
+from gradrecipes.core.trace.autopsy import Offender, OffenderKind, in_words, listed
 from gradrecipes.training.autopsy.arrays import numbers_of
 from gradrecipes.training.autopsy.call_recorder import CapturedTensor
 from gradrecipes.training.autopsy.forward import LOW_PRECISION, first_source, owners_of
@@ -40,15 +40,16 @@ def loss_offenders(step: Step, explained: frozenset[int] | None) -> list[Offende
         return []
     name = ", ".join(name for name, value in step.named_losses.items() if not math.isfinite(value)) or "loss"
     found = str(step.sample_losses[new[0]] if new else step.loss)
+    words = in_words(found)
     if new:
         sentence = (
-            f"The loss of {listed(new)} is {found}, though predictions, targets and sample weights there are finite. "
+            f"The loss of {listed(new)} is {words}, though predictions, targets and sample weights there are finite. "
             "Look into the loss for a log(0), a division by 0 or an exponential: clip what goes into it, or compute "
             "from logits."
         )
     else:
         sentence = (
-            f"Each sample alone has a finite loss, but that of the whole batch is {found}: the sum over the batch "
+            f"Each sample alone has a finite loss, but that of the whole batch is {words}: the sum over the batch "
             "overflows, or the loss compares samples with each other. Scale the targets, or guard the loss."
         )
     return [Offender(OffenderKind.LOSS, name, found, sentence, samples=new)]
@@ -81,8 +82,8 @@ def _additional(name: str, value: float) -> Offender:
         kind=OffenderKind.LOSS,
         name=f"{name}/added_loss",
         found=str(value),
-        sentence=f"What {name} adds to the loss (regularizer, add_loss) is {value}, while its weights are finite: "
-        "most often a sum of squares that overflows because the weights have grown too large.",
+        sentence=f"What {name} adds to the loss (regularizer, add_loss) is {in_words(value)}, while its weights are "
+        "finite: most often a sum of squares that overflows because the weights have grown too large.",
         layer=name,
     )
 
@@ -161,7 +162,7 @@ def _of_output(step: Step, captured: CapturedTensor, samples: tuple[int, ...]) -
         layer, where = call.parent.name, f"on the way back through the arithmetic of {call.parent.name}.call"
     sentence = (
         f"The forward pass and the loss are finite, but the gradient with respect to the output of {name} becomes "
-        f"{numbers.found.replace('nan', 'NaN')} {where}. {_advice(step, numbers.found, numbers.dtype)}"
+        f"{numbers.words} {where}. {_advice(step, numbers.found, numbers.dtype)}"
     )
     return Offender(
         OffenderKind.GRADIENT, name, numbers.found, sentence, layer, samples, numbers.entries, numbers.dtype
@@ -257,7 +258,7 @@ def _slot(model: keras.Model, variable: Any, why: str) -> Offender:
         kind=OffenderKind.OPTIMIZER_SLOT,
         name=variable.path,
         found=numbers.found,
-        sentence=f"The optimizer's own memory holds {numbers.found} in {numbers.bad} of {numbers.size} entries. {why}",
+        sentence=f"The optimizer's own memory holds {numbers.words} in {numbers.bad} of {numbers.size} entries. {why}",
         layer=None if weight is None else owners.get(id(weight)),
         entries=numbers.entries,
         dtype=numbers.dtype,

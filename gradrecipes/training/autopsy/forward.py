@@ -56,7 +56,7 @@ def weight_offenders(model: keras.Model, harm: Harm, batch_size: int) -> tuple[l
         statistic = variable.path.rsplit("/", 1)[-1].startswith("moving_")
         constant = not variable.trainable and not statistic and "nan" not in _kinds(variable)
         if constant and harm.survived(range(batch_size)):
-            notes.append(f"{variable.path} holds {numbers.found}, which the model seems to mean: the step survives it.")
+            notes.append(f"{variable.path} holds {numbers.words}, which the model seems to mean: the step survives it.")
             continue
         share = f"{numbers.bad} of its {numbers.size} entries"
         offenders.append(
@@ -94,12 +94,12 @@ def data_offenders(kind: OffenderKind, batch: Batch, harm: Harm) -> tuple[list[O
             continue
         if harm.survived(numbers.samples):
             notes.append(
-                f"{path} holds {numbers.found} in {listed(numbers.samples) if numbers.samples else 'places'}; "
+                f"{path} holds {numbers.words} in {listed(numbers.samples) if numbers.samples else 'places'}; "
                 "the step survives that, so the model seems to know it."
             )
             continue
         where = f" at {path}{list(numbers.entries[0])}" if numbers.entries[0] else ""
-        sentence = f"The batch itself holds {numbers.found}{where}: {numbers.bad} of {numbers.size} entries are not "
+        sentence = f"The batch itself holds {numbers.words}{where}: {numbers.bad} of {numbers.size} entries are not "
         sentence += f"finite. {advice}; no optimizer or clipping can help against it."
         offenders.append(
             Offender(kind, path, numbers.found, sentence, None, numbers.samples, numbers.entries, numbers.dtype)
@@ -155,14 +155,14 @@ def _at_entrance(step: Step, captured: CapturedTensor, harm: Harm) -> Offender |
             call,
             captured,
             harm,
-            f"What enters {call.name} was finite and became {numbers.found} in {numbers.dtype}, which "
+            f"What enters {call.name} was finite and became {numbers.words} in {numbers.dtype}, which "
             f"{_limit(numbers)}. Normalize before this layer, or give it the dtype float32 or bfloat16.",
         )
     return _output_offender(
         call.parent,
         captured,
         harm,
-        f"The arithmetic in {call.parent.name}.call before it calls {call.name} makes {numbers.found} out of finite "
+        f"The arithmetic in {call.parent.name}.call before it calls {call.name} makes {numbers.words} out of finite "
         "numbers. Look there for a division, a log, a square root or an exponential without a guard.",
     )
 
@@ -184,7 +184,7 @@ def _cast_input(step: Step, captured: CapturedTensor) -> Offender | None:
                 name=path,
                 found=value,
                 sentence=f"The batch holds {value:.4g}, which {numbers.dtype} cannot hold (it {_limit(numbers)}): it "
-                f"becomes {numbers.found} as it enters {captured.call.name}. Scale the inputs, or compute in float32 "
+                f"becomes {numbers.words} as it enters {captured.call.name}. Scale the inputs, or compute in float32 "
                 "or bfloat16.",
                 samples=tuple(int(index) for index in np.unique(beyond[:, 0])),
                 entries=tuple(tuple(int(index) for index in entry) for entry in beyond[:ENTRIES_KEPT]),
@@ -238,7 +238,7 @@ def _made_by(captured: CapturedTensor, harm: Harm) -> Offender:
         call,
         captured,
         harm,
-        f"{call.name} ({type(call.layer).__name__}) is the first to give {numbers.found}{repeated}, though what it was "
+        f"{call.name} ({type(call.layer).__name__}) is the first to give {numbers.words}{repeated}, though what it was "
         f"given is finite: {given}; {why}. {numbers.bad} of {numbers.size} entries of its output are not finite.",
     )
 

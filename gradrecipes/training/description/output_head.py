@@ -54,8 +54,8 @@ def last_activations(graph: ModelGraph, place: int) -> list[str]:
     while True:
         node = graph.nodes[place]
         own = activation_of(node.operation)
-        if own is None and node.weighted and is_custom(node.operation):
-            own = UNKNOWN  # whatever it does behind its weights
+        if own is None and (node.kind == "UnitNormalization" or (node.weighted and is_custom(node.operation))):
+            own = UNKNOWN  # bounded by its length, or whatever it does behind its weights
         if own is not None and own != "linear":
             found.append(own)
         if node.weighted or node.kind in NORMALIZATIONS or own == UNKNOWN or node.kind == "Embedding":

@@ -210,7 +210,8 @@ class Trial:
         """
         self._readings()
         block = max(1, self.steps // len(self.batches)) * len(self.batches)  # what the recorder keeps, and less
-        loss, norm, logs, seconds, broken = [], [], {}, 0.0, None
+        loss, norm, seconds, broken = [], [], 0.0, None
+        logs: dict[str, list[float]] = {}
         try:
             for first in range(0, len(factors), block):
                 part = factors[first : first + block]
@@ -220,6 +221,8 @@ class Trial:
                 loss.append(run.loss)
                 norm.append(run.gradient_norm)
                 seconds += run.seconds
+                for name, values in run.logs.items():
+                    logs.setdefault(name, []).extend(values)
                 broken = None if run.broken is None else first + run.broken
                 if broken is not None or seconds > SECONDS_AT_MOST:
                     break

@@ -245,6 +245,20 @@ def test_a_subclassed_model_says_what_is_not_known(compiled):
     assert found.optimizer is None or found.optimizer.schedule == ("CosineDecay" if compiled else None)
 
 
+@pytest.mark.parametrize(("second", "rate"), [(0.01, 0.01), (0.5, None)])
+def test_a_train_step_of_several_optimizers_has_a_rate_where_they_agree(second, rate):
+    model = Subclassed()
+    model.compile(optimizer=keras.optimizers.Adam(0.01))
+    model.other = keras.optimizers.SGD(second)
+    assert describe_model(model).learning_rate == (rate and pytest.approx(rate))
+
+
+def test_the_length_of_a_normalized_output_is_bounded():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.UnitNormalization()(layers.Dense(3)(inputs)))
+    assert not describe_model(model).outputs[0].certain
+
+
 def test_a_model_without_layers_is_no_error():
     assert describe_model(keras.Sequential()).depth is None
     assert json.dumps(describe_model(keras.Sequential([keras.Input((2,))])).to_json())
