@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from gradrecipes.core.trace.record import to_json
 
 ROWS_SHOWN = 40  # lines of the layer table in a terminal; `to_dict` holds all of them
 SAMPLES_SHOWN = 12  # indices that a line of text lists
@@ -56,16 +58,7 @@ class Offender:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the offender as plain JSON values."""
-        return {
-            "kind": self.kind.value,
-            "name": self.name,
-            "found": _json_number(self.found),
-            "sentence": self.sentence,
-            "layer": self.layer,
-            "samples": [int(sample) for sample in self.samples],
-            "entries": [[int(index) for index in entry] for entry in self.entries],
-            "dtype": self.dtype,
-        }
+        return to_json(self)
 
     def __str__(self) -> str:
         kind = self.kind.value.replace("_", " ")
@@ -127,8 +120,7 @@ class LayerReading:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the reading as plain JSON values."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__} | {"growth": self.growth}
-        return {name: value if isinstance(value, str) else _json_number(value) for name, value in values.items()}
+        return to_json({**vars(self), "growth": self.growth})
 
 
 @dataclass(frozen=True)
@@ -191,18 +183,7 @@ class Autopsy:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole as plain JSON values; a number JSON cannot hold becomes its name."""
-        return {
-            "offenders": [offender.to_dict() for offender in self.offenders],
-            "layers": [reading.to_dict() for reading in self.layers],
-            "batch_size": int(self.batch_size),
-            "loss": _json_number(self.loss),
-            "sample_losses": [_json_number(value) for value in self.sample_losses],
-            "sample_gradient_norms": [_json_number(value) for value in self.sample_gradient_norms],
-            "reached": list(self.reached),
-            "notes": list(self.notes),
-            "complete": bool(self.complete),
-            "operation": None if self.operation is None else asdict(self.operation),
-        }
+        return {**to_json(self), "layers": [reading.to_dict() for reading in self.layers]}
 
     def __str__(self) -> str:
         lines = [f"Autopsy of one step: {self.batch_size} samples, loss {self.loss:.4g}"]
@@ -255,12 +236,5 @@ def listed(samples: Sequence[int]) -> str:
 
 
 def in_words(found: str | float) -> str:
-    """Return a number that is none in words."""
+    """Return NaN or infinity in words."""
     return {"nan": "NaN", "inf": "infinity", "-inf": "minus infinity"}.get(str(found), str(found))
-
-
-def _json_number(value: float | str) -> float | str:
-    if isinstance(value, str):
-        return value
-    number = float(value)
-    return number if math.isfinite(number) else str(number)
