@@ -10,6 +10,7 @@ import pytest
 from gradrecipes.core.trace.trial_reading import VariationResult
 from gradrecipes.core.trace.variation import FITTING_WEIGHTS, SCALED_INPUTS, at_rate
 from gradrecipes.diagnosis.engine import linked
+from gradrecipes.diagnosis.facts.oversized_weights import oversized_weights
 from gradrecipes.diagnosis.outcome import (
     BROKEN,
     DIVERGING,
@@ -129,3 +130,12 @@ def test_outputs_that_a_trial_did_not_hear_again_are_not_called_broken():
     trace = trial(BREAKS)
     trace.samples["output_rms"][1:] = np.nan
     assert "output" not in nonfinite_loss(trace).evidence[1].statement
+
+
+@pytest.mark.parametrize(("end", "severity"), [(0.4, "notice"), (1.9, "warning")])
+def test_large_weights_that_keep_a_net_from_nothing_are_a_notice(end, severity):
+    varied = {"fitting_weights": {**LEARNS, "end": 0.1, "over_chance": 0.04}, "as_it_is": {**LEARNS, "end": 0.9}}
+    weights = lambda weight, place: {"rms": 0.5, "std": 0.5}  # noqa: E731
+    trace = trial(np.linspace(2.3, end, 100), weights=weights, varied=varied)
+    found = oversized_weights(trace)
+    assert found is not None and found.severity == severity

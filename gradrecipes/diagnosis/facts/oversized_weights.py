@@ -10,6 +10,7 @@ from gradrecipes.diagnosis.outcome import FAR_START, confidence, fixed_by, halve
 from gradrecipes.diagnosis.prescriptions.prescribe import normalize_before_the_activation, use_fitting_initializer
 
 TOO_LARGE = 2.0  # times the largest usual standard deviation: four times the variance
+HALF, NEAR = 0.5, 2.0  # end and start over the constant prediction of a net that its weights do not keep from learning
 SHARE = 0.3  # of the kernels that are so
 
 
@@ -26,6 +27,7 @@ def oversized_weights(trace: Trace) -> Finding | None:
     hurt = seen.unhealthy or far or (not seen.learned and fixed_by(trace, FITTING_WEIGHTS, ALL_SCALED))
     if not hurt and not halved_by(trace, seen, FITTING_WEIGHTS):
         return None
+    at_ease = seen.learned and seen.end_over_baseline < HALF and seen.start_over_baseline < NEAR
     worst, larger = max(large, key=lambda pair: pair[1])
     activation = next((layer.activation for layer in layers(trace) if layer.name == worst.layer), None)
     statement = (
@@ -40,7 +42,7 @@ def oversized_weights(trace: Trace) -> Finding | None:
         code="exploding_initialization",
         title=f"The initial weights of {worst.layer!r} are {rounded(larger)} times too large",
         kind=Kind.CAUSE,
-        severity=Severity.CRITICAL if hurt else Severity.WARNING,
+        severity=Severity.CRITICAL if hurt else Severity.NOTICE if at_ease else Severity.WARNING,
         confidence=confidence(trace, FITTING_WEIGHTS, ALL_SCALED),
         explanation=(
             f"{statement}{start} Each such layer enlarges its signal, forwards and backwards, so outputs, loss and "
