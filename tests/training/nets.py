@@ -17,6 +17,7 @@ from tensorflow.python.framework import config as tensorflow_config
 from gradrecipes.compat.keras_private import DIVIDES_LOSS_AMONG_REPLICAS
 
 layers = keras.layers
+REWRITES = ("arithmetic_optimization", "constant_folding", "remapping")  # of the graph, that reorder sums and products
 
 
 @functools.cache
@@ -39,12 +40,12 @@ def deterministic(*, rewrites: bool = True) -> Iterator[None]:
     update where nothing else reads the gradient, so that reading it can move a slot by one unit in the last place.
     """
     tf.config.experimental.enable_op_determinism()
-    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": rewrites, "remapping": rewrites})
+    tf.config.optimizer.set_experimental_options(dict.fromkeys(REWRITES, rewrites))
     try:
         yield
     finally:
         tensorflow_config.disable_op_determinism()
-        tf.config.optimizer.set_experimental_options({"arithmetic_optimization": True, "remapping": True})
+        tf.config.optimizer.set_experimental_options(dict.fromkeys(REWRITES, True))
 
 
 # For tests of several replicas.
