@@ -48,7 +48,7 @@ from tests.corpus.verify import surroundings
 
 SEEDS = (0, 1, 2)
 WITHIN = 0.05  # of the known fix's metric
-SAMPLE = slice(10, None, 30)  # of the programs of each open set, those that the record is made of
+SAMPLE = slice(5, None, 30)  # of the programs of each open set, those that the record is made of
 OPEN = tuple(name for name in SETS if name not in BLIND)
 LISTED = ("activation_elu", "clip", "normalization", "initializers", "adam")
 
