@@ -302,24 +302,22 @@ class _Progress:
 
     def _slower(self, changes: Changes, share: float) -> Changes | None:
         """Return fewer changes that get as far by the end of the training, though they learn more slowly at first."""
-        lab = self.lab
-        for change in sorted(changes, key=lambda change: -change.risk):
-            fewer = tuple(one for one in changes if one is not change)
-            if not fewer or lab.left < 2 * lab.full:
-                continue
-            learnt = self._after(fewer, share).score.value - lab.task.chance
-            if learnt < HALF_LEARNT * (self._after(changes, share).score.value - lab.task.chance):
-                continue
-            if not self._holds(fewer):
-                continue
-            least = lab.run(fewer, part="finals")
-            if least.score.value < EXCELLENT:
-                whole = lab.run(changes, part="finals")
-                self.needed[change.name] = whole.score.value - least.score.value
-                if lab.better(whole.score, least.score):
-                    continue
-            return self._slower(self._ablated(fewer, share), share) or fewer
-        return None
+        lab, chance = self.lab, self.lab.task.chance
+        sets = [tuple(one for one in changes if one is not change) for change in changes if len(changes) > 1]
+        fewer = max(sets, key=lambda some: self._after(some, share).score.value, default=())
+        if not fewer or lab.left < 2 * lab.full:
+            return None
+        learnt = self._after(fewer, share).score.value - chance
+        if learnt < HALF_LEARNT * (self._after(changes, share).score.value - chance) or not self._holds(fewer):
+            return None
+        least = lab.run(fewer, part="finals")
+        if least.score.value < EXCELLENT:
+            whole = lab.run(changes, part="finals")
+            if lab.better(whole.score, least.score):
+                left_out = next(change for change in changes if change not in fewer)
+                self.needed[left_out.name] = whole.score.value - least.score.value
+                return None
+        return self._slower(self._ablated(fewer, share), share) or self._ablated(fewer, share)
 
     def _holds(self, changes: Changes) -> bool:
         """Return whether changes learn to the end of the user's training, and do not get worse on the way."""
