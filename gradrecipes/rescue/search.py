@@ -127,20 +127,25 @@ class _Progress:
                 break
             if stoppable and share >= HALF and self._stands_still():
                 break
-        self.fails = self._fails()
+        self.fails = self._fails(1.0 if stoppable else 0.0)
 
     def _stands_still(self) -> bool:
         learnt = any(self.lab.learns(one, standard_errors=1.0) for one in self.checkpoints)
         return not learnt and not self.checkpoints[-1].falls
 
-    def _fails(self) -> bool:
+    def _fails(self, standard_errors: float) -> bool:
+        """Return whether the training as it is fails; a few samples held back prove that of no training by themselves.
+
+        Args:
+            standard_errors: By which its score has to be above a guess; 0 where the diagnosis found nothing either.
+        """
         last = self.checkpoints[-1]
         if last.error or last.broken is not None or not math.isfinite(last.loss):
             return True
         if self.lab.task.kind == OWN_LOSS:
             return last.peak > FINAL_PEAK and last.score.value < -0.5
         late = any(self.lab.better(one.score, last.score) for one in self.checkpoints[:-1])
-        return late or not self.lab.learns(last, standard_errors=1.0)
+        return late or not self.lab.learns(last, standard_errors=standard_errors)
 
     def _against_late_failure(self, tried: Sequence[Changes]) -> Found:
         """Train with each remedy in full, those for the causes and the safest first, until one stays learnt."""

@@ -22,6 +22,7 @@ class MadeUp(Lab):
     """A lab whose arms score what a function of the names, the seed and the share says."""
 
     score: object = None
+    held_back: int = 200  # samples
     asked: list = field(default_factory=list)
 
     @property
@@ -36,7 +37,7 @@ class MadeUp(Lab):
         if (names, seed, steps) not in self.asked:
             self.asked.append((names, seed, steps))
         value = -1.0 if value is None else value
-        right = np.arange(200) < 200 * value
+        right = np.arange(self.held_back) < self.held_back * value
         result = Result(steps, Score(value, right.astype(float)), 1.0, broken, falls=value > 0.1)
         self._results[names, seed, steps] = result
         return result
@@ -54,8 +55,9 @@ def lab(score, budget=10_000):
     return MadeUp(setup, None, task, None, None, budget, lambda words: None, score=score)
 
 
-def run(score, *tried, healthy=False, budget=10_000):
+def run(score, *tried, healthy=False, budget=10_000, held_back=200):
     made = lab(score, budget)
+    made.held_back = held_back
     return made, search(made, [tuple(KNOWN[name] for name in names) for names in tried], KNOWN, healthy=healthy)
 
 
@@ -74,6 +76,14 @@ def test_a_training_that_stands_still_is_stopped_half_way_and_stays_whole_withou
     made, found = run(lambda names, seed, share: 0.1 if share < 0.8 else 0.9, ("a",), healthy=True)
     assert made.longest() == FULL
     assert (names(found), found.fails) == ([], False)
+
+
+def test_few_samples_held_back_do_not_prove_that_a_training_fails():
+    def score(names, seed, share):
+        return 0.25  # one of four samples: above a guess of 0.1, by less than a standard error
+
+    assert run(score, ("a",), healthy=True, held_back=4)[1].fails is False
+    assert run(score, ("a",), held_back=4)[1].fails is True
 
 
 def test_a_broken_training_is_not_trained_on():
