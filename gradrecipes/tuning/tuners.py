@@ -13,6 +13,7 @@ import keras
 import keras_tuner
 import numpy as np
 
+from gradrecipes.callbacks.training_stopped import TrainingStoppedError
 from gradrecipes.core.analysis.search_trial import Failure
 from gradrecipes.tuning import oracles, records
 from gradrecipes.tuning.chief import WorkerManners, serve
@@ -191,6 +192,8 @@ class SurvivingTuner(WorkerManners):
             return_value = super()._build_and_fit_model(
                 trial, *args, **{**kwargs, "callbacks": [*kwargs.get("callbacks", []), watch]}
             )
+        except TrainingStoppedError as stopped:
+            watch.fail("guard_gave_up", stopped.reason)
         finally:
             self._outcome.steps += watch.steps
             self._outcome.values = list(watch.values)

@@ -138,7 +138,7 @@ class TrialWatch(AttachedCallback):
         self.values.append(float(logs[self.objective]))
         last = self.values[-NONFINITE_EPOCHS:]
         if len(last) == NONFINITE_EPOCHS and not np.isfinite(last).any():
-            self._fail("nonfinite_objective", f"{self.objective} was not finite in {NONFINITE_EPOCHS} epochs in a row")
+            self.fail("nonfinite_objective", f"{self.objective} was not finite in {NONFINITE_EPOCHS} epochs in a row")
         elif (
             self._earlier is not None
             and (self._before or not self.first_epoch)
@@ -153,7 +153,7 @@ class TrialWatch(AttachedCallback):
         if self.failure is None and self._guard is not None:
             self._judge_guarded(self._guard)
         if self.failure is None and not all(np.isfinite(weight).all() for weight in _floating_weights(self.model)):
-            self._fail("nonfinite_weights", "a weight is not finite, though the loss is")
+            self.fail("nonfinite_weights", "a weight is not finite, though the loss is")
 
     def _judge_guarded(self, guard: GradientGuard) -> None:
         going_back = [event for event in guard.events if event.kind in ("rollback", "gave_way")]
@@ -161,15 +161,15 @@ class TrialWatch(AttachedCallback):
         skipped = self.trace.skipped
         if rollbacks and going_back[-1].kind == "rollback":
             reason = f"{rollbacks[0].reason}, weights put back {len(rollbacks)} times and the learning rate bounded"
-            self._fail("guard_rolled_back", reason, step=rollbacks[0].step)
+            self.fail("guard_rolled_back", reason, step=rollbacks[0].step)
         elif len(skipped) and skipped.mean() > MOST_SKIPPED:
-            self._fail("guard_skipped", f"{int(skipped.sum())} of {len(skipped)} steps were skipped")
+            self.fail("guard_skipped", f"{int(skipped.sum())} of {len(skipped)} steps were skipped")
 
     def _check(self, *, ended: bool = False) -> None:
         if self.failure is not None:
             return
         if self._guard is not None and self._guard.stop_reason is not None:
-            self._fail("guard_gave_up", self._guard.stop_reason)
+            self.fail("guard_gave_up", self._guard.stop_reason)
             return
         steps = self._session.collect().steps
         count = len(steps)
@@ -184,9 +184,10 @@ class TrialWatch(AttachedCallback):
         self._known = count
         if found is not None:
             step = int(rows[found.step])
-            self._fail(found.cause, f"at step {step}", step=step, loss_ratio=found.loss_ratio)
+            self.fail(found.cause, f"at step {step}", step=step, loss_ratio=found.loss_ratio)
 
-    def _fail(self, cause: str, message: str, *, step: int | None = None, loss_ratio: float = math.nan) -> None:
+    def fail(self, cause: str, message: str, *, step: int | None = None, loss_ratio: float = math.nan) -> None:
+        """Note why the training failed, and stop it."""
         in_epoch = self.params.get("steps") or 0
         lived = (self.steps if step is None else step) + (self.first_epoch or 0) * in_epoch
         self.failure = Failure(cause, lived, (self.params.get("epochs") or 0) * in_epoch, loss_ratio, message)

@@ -100,10 +100,11 @@ def test_one_error_in_all_trials_ends_the_search_in_words(tmp_path):
         search(tmp_path, "random", late, fixed(0.01, 0.02, 0.03, 0.04, 0.05), max_trials=5, seed=0)
 
 
-def test_a_guard_of_the_user_decides_and_its_reason_is_kept(tmp_path):
+@pytest.mark.parametrize("raise_error", [False, True])
+def test_a_guard_of_the_user_decides_and_its_reason_is_kept(tmp_path, raise_error):
     bad = np.array(Y)
     bad[64:] = np.nan
-    guard = {"max_consecutive_skips": 3, "snapshot_every": None}
+    guard = {"max_consecutive_skips": 3, "snapshot_every": None, "raise_error": raise_error}
     hypermodel = RecipeHyperModel(build, callbacks=lambda hp: [GradientGuard(**guard)])
     tuner = RandomSearch(
         hypermodel, max_trials=1, directory=str(tmp_path), project_name="guarded", hyperparameters=fixed(0.01)
