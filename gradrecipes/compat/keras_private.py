@@ -121,6 +121,8 @@ def build_metrics_by_spec(model: keras.Model, spec: Any) -> None:
         return
     if has_own_train_step(model) or model.run_eagerly or tf.distribute.has_strategy():
         return
+    if isinstance(outputs, list | tuple) and len(outputs) == 1:
+        (outputs,) = outputs  # a functional model returns a single output by itself, even where it was given a list
     for name, compute in (("_compile_metrics", model.compute_metrics), ("_compile_loss", model.compute_loss)):
         part = getattr(model, name, None)
         if part is None or part.built:

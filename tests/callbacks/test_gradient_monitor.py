@@ -276,3 +276,17 @@ def test_a_layer_without_weights_has_no_gradient_norm():
     assert described["Dropout"].parameters == 0
     column = monitor.trace.layers.index(described["Dropout"].name)
     assert np.isnan(monitor.trace.layer_gradient_norm[:, column]).all()
+
+
+@pytest.mark.parametrize("metrics", [None, ["accuracy"]])
+def test_the_loss_of_a_model_whose_outputs_are_a_list_of_one_is_the_mean_over_the_batch(metrics):
+    x, y = digits(96)
+    inputs = keras.Input((64,))
+    model = keras.Model([inputs], [keras.layers.Dense(10)(inputs)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.0), loss, metrics=metrics)
+    monitor = gr.GradientMonitor()
+    model.fit(x, y, batch_size=32, shuffle=False, verbose=0, callbacks=[monitor])
+    logits = model.predict(x, verbose=0)
+    expected = np.asarray(keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)).reshape(3, 32)
+    np.testing.assert_allclose(monitor.trace.loss, expected.mean(axis=1), rtol=1e-5)
