@@ -73,3 +73,9 @@ def test_the_digits_are_all_there_and_scaled():
     assert data.x_train.dtype == np.float32 and data.x_train.min() >= 0 and data.x_train.max() == 1
     assert set(data.y_test) == set(range(10))
     np.testing.assert_array_equal(data.x_test, load_digits().x_test)
+
+
+def test_of_the_demo_as_it_is_only_the_rescued_run_learns():
+    *sick, rescued = four_runs.tell_story(load_digits()).runs
+    assert all(run.test_accuracy < 0.4 for run in sick)
+    assert rescued.test_accuracy > 0.8
