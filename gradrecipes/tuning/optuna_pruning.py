@@ -30,8 +30,9 @@ class OptunaPruning(keras.callbacks.Callback):
         optuna.TrialPruned: At the end of `fit`.
 
     Example:
-        >>> pruning = gr.tuning.OptunaPruning(trial, "val_loss")  # doctest: +SKIP
-        >>> model.fit(x, y, validation_split=0.2, callbacks=[gr.GradientGuard(), pruning])  # doctest: +SKIP
+        >>> import optuna
+        >>> pruning = gr.tuning.OptunaPruning(optuna.trial.FixedTrial({}), "val_loss")
+        >>> history = model.fit(x, y, validation_split=0.2, verbose=0, callbacks=[gr.GradientGuard(), pruning])
     """
 
     def __init__(self, trial: Any, metric: str = "val_loss"):
