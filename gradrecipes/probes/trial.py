@@ -116,9 +116,9 @@ def try_out(
         rates = try_highest_rate(trial, rates, seen, trial_steps=steps, tell=tell)
         reading = replace(reading, rates=rates)
         odd = bool(fitting_weights(model, probes.signal.weights))
-        heard = run.broken is not None or bool(np.isfinite(run.loss).any())
+        loss_seen = run.broken is not None or bool(np.isfinite(run.loss).any())
         variations: dict[str, VariationResult] = {}
-        if (seen.suspicious or odd) and heard:  # without a loss no variation could be judged
+        if (seen.suspicious or odd) and loss_seen:  # without a loss no variation could be judged
             tell(f"the trial is {seen.state}: varying one thing at a time")
             context = Context(trial, description, probes, seen, trial.batches[:VARIED_BATCHES])
             taken = 0

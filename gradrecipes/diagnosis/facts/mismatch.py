@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -124,8 +125,8 @@ def shape_mismatches(head: Head) -> Iterator[Mismatch]:
                 "Every entry of the output is compared with the same target, so all entries learn the same value"
                 + (": return_sequences=True on the last recurrent layer does that." if len(output) > 1 else ".")
             ),
-            measured=float(_entries(output)),
-            expected=float(_entries(given)),
+            measured=float(math.prod(output)),
+            expected=float(math.prod(given)),
             severity=Severity.WARNING,
             prescription=_same_shape(head, given),
         )
@@ -159,13 +160,6 @@ def _same_shape(head: Head, given: list[int]) -> Prescription:
         "The net then predicts one number for each target.",
         more=more,
     )
-
-
-def _entries(shape: list[int]) -> int:
-    entries = 1
-    for size in shape:
-        entries *= size
-    return entries
 
 
 def _shape(shape: list[int]) -> str:

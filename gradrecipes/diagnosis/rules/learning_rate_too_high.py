@@ -109,10 +109,10 @@ def learning_rate_too_high(trace: Trace) -> Finding | None:
     """Tell whether the learning rate is too high, by what factor, and since which step."""
     lower = fixing_rate(trace, lower=True)
     eased = lower or _easing_rate(trace)
-    heard = bool(np.isfinite(trace.loss).any())
+    loss_seen = bool(np.isfinite(trace.loss).any())
     if (later := rising_rate(trace)) is not None:
         return later
-    if (lower is None and len(trace) < SHORTEST_RUN) or (eased is None and heard and _started_badly(trace)):
+    if (lower is None and len(trace) < SHORTEST_RUN) or (eased is None and loss_seen and _started_badly(trace)):
         return None
     update = _largest_early_update(trace)
     divergence = (
@@ -127,10 +127,10 @@ def learning_rate_too_high(trace: Trace) -> Finding | None:
         code="learning_rate_too_high",
         title="The learning rate"
         + (f" {rounded(rate)}" if rate else "")
-        + f" is too high: the {'loss climbs instead of falling' if heard else 'gradients grow'}",
+        + f" is too high: the {'loss climbs instead of falling' if loss_seen else 'gradients grow'}",
         kind=Kind.CAUSE,
         severity=Severity.WARNING if held else Severity.CRITICAL,
-        confidence=_sure(trace, lower, update, heard),
+        confidence=_sure(trace, lower, update, loss_seen),
         explanation=_explanation(trace, divergence, update, rate, factor),
         layer=None,
         step=divergence.step,
@@ -143,10 +143,10 @@ def learning_rate_too_high(trace: Trace) -> Finding | None:
     )
 
 
-def _sure(trace: Trace, lower: float | None, update: float, heard: bool) -> float:
+def _sure(trace: Trace, lower: float | None, update: float, loss_seen: bool) -> float:
     if lower:
         return PROVEN
-    if heard and _started_badly(trace):
+    if loss_seen and _started_badly(trace):
         return UNPROVEN
     return 0.9 if update >= OWN_SIZE else 0.7 if math.isnan(update) else 0.6
 

@@ -53,7 +53,7 @@ class ReferenceBatch:
         return len(self._batches)
 
     def baseline(self, loss: Any) -> float:
-        """Return the loss of the best constant answer to the first batch, NaN where it is not known.
+        """Return the loss of the best constant prediction to the first batch, NaN where it is not known.
 
         Args:
             loss: What the model was compiled with.

@@ -19,7 +19,7 @@ BEGINNING = 16  # losses that tell the level at the beginning
 LEARNED = 0.5  # of the level at the beginning: below it, something had been learned
 LOST = 0.9  # of the level at the beginning: above it again, all of that is lost
 DIVERGED = 2.0  # times the level at the beginning: worse than knowing nothing
-FORGOTTEN = 0.5  # of the way from the level at the beginning to a constant answer
+FORGOTTEN = 0.5  # of the way from the level at the beginning to a constant prediction
 HIGHER = 1.25  # times the level of the newest snapshot: below it, going back would gain nothing
 SOUND = 2.0  # a snapshot is kept up to this many times the best level; llm-foundry calls twice the mean a spike
 
@@ -45,7 +45,7 @@ class Readings:
         finite: Whether the loss and gradient of the last step were finite.
         weights_at_fault: Whether a batch that once was good is bad with the present weights; None where it was not
             tried.
-        baseline: Returns the loss of the best constant answer, NaN where it is not known.
+        baseline: Returns the loss of the best constant prediction, NaN where it is not known.
     """
 
     step: int
@@ -71,8 +71,8 @@ class Recovery:
     The bound of the rate is raised again after the next snapshot: what went wrong may have been one batch or one bit.
     After each further rollback of the fit, the training has to last for twice as many snapshots before that.
 
-    A fit that continues a training begins far below the loss of a constant answer, where twice the level is noise.
-    There the training is lost only if the loss is more than half the way up to that of a constant answer.
+    A fit that continues a training begins far below the loss of a constant prediction, where twice the level is noise.
+    There the training is lost only if the loss is more than half the way up to that of a constant prediction.
 
     A loss may also rise because the data change, or the loss itself, as under an annealed penalty. Then the weights of
     the snapshot do no better on the present data, or were at nearly the same level, and the training gives way: the
