@@ -42,7 +42,7 @@ from rich.table import Table
 
 import gradrecipes as gr
 from benchmarks.rescue import Bench, metric_of, reaches
-from gradrecipes.compat.model_copy import compile_arguments
+from gradrecipes.compat.keras_private import compile_arguments
 from gradrecipes.core.findings import Kind
 from gradrecipes.rescue.changes import BY_CAUSE, setup_after
 from gradrecipes.rescue.rebuild import rebuild

@@ -79,6 +79,12 @@ def same_identity(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     return all(a is b or (isinstance(a, (int, bool)) and a == b) for a, b in zip(one, other, strict=True))
 
 
+def compile_arguments(model: keras.Model) -> dict[str, Any] | None:
+    """Return what the model was compiled with, the user's own objects; None for a `compile` of the user's own."""
+    config = getattr(model, "_compile_config", None)
+    return None if config is None else dict(config.config)
+
+
 def compile_train_step(model: keras.Model, train_step: Callable[[Any], dict[str, Any]]) -> Callable[[Any], Any]:
     """Return what `model.make_train_function` would make of another train step; the model stays as it was."""
     before = model.train_function

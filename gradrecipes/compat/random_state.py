@@ -1,12 +1,14 @@
-"""The private names of Keras and TensorFlow that hold their random states; a test fails when one moves."""
+"""Leave random numbers as they were: those of Python, numpy, TensorFlow and Keras, by private names where needed."""
 
 from __future__ import annotations
 
 import contextlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from keras.src.backend.common import global_state
 from tensorflow.python.eager import context as tensorflow_context
 from tensorflow.python.ops import stateful_random_ops
@@ -55,3 +57,90 @@ def global_generator_kept() -> Iterator[None]:
         stateful_random_ops.global_generator = before
         if before is not None:
             before.state.assign(state)
+
+
+def draws_by_itself(graph: Any) -> bool:
+    """Return whether a graph holds seeded operations such as `tf.random.normal` and `tf.nn.dropout`.
+
+    Each goes on from its own last number, and a second graph of the same step begins anew. Keras' layers draw from
+    variables, which all graphs share.
+
+    Args:
+        graph: What `current_graph` returned.
+    """
+    if not isinstance(graph, tf.Graph):
+        return False
+    operations = graph.get_operations()
+    if any(map(_is_seeded, {operation.type: operation for operation in operations}.values())):
+        return any(
+            operation.get_attr("seed") or operation.get_attr("seed2") for operation in filter(_is_seeded, operations)
+        )
+    if not any(operation.type in ("StatefulPartitionedCall", "If", "While", "Case") for operation in operations):
+        return False
+    inner = [node for function in graph.as_graph_def().library.function for node in function.node_def]
+    return any("seed2" in node.attr and (node.attr["seed"].i or node.attr["seed2"].i) for node in inner)
+
+
+def _is_seeded(operation: tf.Operation) -> bool:
+    return operation.op_def.is_stateful and any(attribute.name == "seed2" for attribute in operation.op_def.attr)
+
+
+@contextlib.contextmanager
+def global_tensorflow_seed_kept() -> Iterator[None]:
+    """Put TensorFlow's global seed back after the `with` block."""
+    context = tensorflow_context.context()
+    before = context._seed
+    try:
+        yield
+    finally:
+        context._seed = before
+
+
+GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, tf.random.Generator)
+
+
+@contextlib.contextmanager
+def random_numbers_kept(*owners: Any) -> Iterator[None]:
+    """Put the random states back after the `with` block, whatever was drawn in it: global ones, and those of objects.
+
+    Args:
+        owners: Objects, such as a model and its layers, whose attributes may be generators of Python, numpy or
+            TensorFlow.
+
+    Example:
+        >>> import random
+        >>> random.seed(1)
+        >>> with random_numbers_kept():
+        ...     first = random.random()
+        >>> first == random.random()
+        True
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    held = [(one, _state_of(one)) for owner in owners for one in vars(owner).values() if isinstance(one, GENERATORS)]
+    with global_seed_kept(), eager_random_kept(), global_generator_kept():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            for generator, state in held:
+                _put_back(generator, state)
+
+
+def _state_of(generator: Any) -> Any:
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.get_state() if isinstance(generator, np.random.RandomState) else np.array(generator.state)
+
+
+def _put_back(generator: Any, state: Any) -> None:
+    if isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, np.random.RandomState):
+        generator.set_state(state)
+    else:
+        generator.state.assign(state)

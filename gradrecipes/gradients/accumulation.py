@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.control_flow import rare_cond
-from gradrecipes.compat.plain_variable import plain_variable
+from gradrecipes.compat.tensorflow_private import plain_variable, rare_cond
 from gradrecipes.core.trace import APPLIED
 from gradrecipes.gradients.columns import MISSING
 from gradrecipes.gradients.norms import Norms, measure_norms

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from gradrecipes.compat.plain_variable import plain_variable
+from gradrecipes.compat.tensorflow_private import plain_variable
 from gradrecipes.gradients.norms import Norms, measure_norms
 from gradrecipes.gradients.packing import PackedTensors, TensorLike
 from gradrecipes.gradients.settings import PipelineSettings

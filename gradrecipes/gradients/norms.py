@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.control_flow import rare_cond, shared_function
+from gradrecipes.compat.tensorflow_private import rare_cond, shared_function
 from gradrecipes.gradients.packing import PackedTensors, TensorLike, largest_of_rows, values_of
 
 MAX_PLAIN_SQUARE = 3.0e38  # float32 ends at 3.4e38; a sum of squares above this is taken again, scaled

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.control_flow import shared_function
-from gradrecipes.compat.plain_variable import plain_variable
+from gradrecipes.compat.tensorflow_private import plain_variable, shared_function
 
 WINDOW = 128  # steps that are remembered; OLMo-core, SkipStepOptimizer
 WARM_UP = 64  # remembered steps from which the statistics of the window count; OLMo-core

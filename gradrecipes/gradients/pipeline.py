@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.control_flow import optimized, rare_cond
-from gradrecipes.compat.plain_variable import plain_variable
+from gradrecipes.compat.tensorflow_private import optimized, plain_variable, rare_cond
 from gradrecipes.core.trace import (
     APPLIED,
     SKIPPED_GRADIENT,

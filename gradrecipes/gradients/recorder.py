@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.control_flow import rare_cond, shared_function
-from gradrecipes.compat.plain_variable import plain_variable
+from gradrecipes.compat.tensorflow_private import plain_variable, rare_cond, shared_function
 from gradrecipes.core.trace import HISTOGRAM_BINS, HISTOGRAM_HIGHEST, HISTOGRAM_LOWEST
 from gradrecipes.gradients.columns import Indices, combine_max, combine_mean, combine_sum, in_columns
 from gradrecipes.gradients.norms import compare_rows, row_moments

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from gradrecipes.compat.keras_private import sublayers
+from gradrecipes.compat.random_state import random_numbers_kept
 from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import Probes
@@ -20,7 +21,6 @@ from gradrecipes.probes.loss import loss_probe
 from gradrecipes.probes.nonfinite_slots import nonfinite_slots
 from gradrecipes.probes.signal import signal
 from gradrecipes.training.description.describe import describe_model
-from gradrecipes.training.recovery.random_numbers import random_numbers_kept
 from gradrecipes.training.trial.sampling import is_arrays
 from gradrecipes.training.trial.trial_data import TrialData, trial_data
 

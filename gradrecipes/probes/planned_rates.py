@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from gradrecipes.compat.keras_private import leaves, optimizers_of
-from gradrecipes.compat.schedules import schedule_of
+from gradrecipes.compat.optimizer_update import schedule_of
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.trial_reading import PlannedRates, VariationResult
 from gradrecipes.diagnosis.outcome import (

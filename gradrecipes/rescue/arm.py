@@ -15,11 +15,10 @@ import numpy as np
 
 from gradrecipes.callbacks.gradient_guard import GradientGuard
 from gradrecipes.compat.keras_private import build_optimizer
-from gradrecipes.compat.model_copy import global_tensorflow_seed_kept
+from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_numbers_kept
 from gradrecipes.rescue.feed import Feed
 from gradrecipes.rescue.setup import OWN, Setup
 from gradrecipes.rescue.task import WORST, Score, Task
-from gradrecipes.training.recovery.random_numbers import random_numbers_kept
 
 _LOG = logging.getLogger(__name__)
 

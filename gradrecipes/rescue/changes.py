@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from gradrecipes.compat.model_copy import compile_arguments
+from gradrecipes.compat.keras_private import compile_arguments
 from gradrecipes.core.findings import Kind
 from gradrecipes.rescue.original import Original
 from gradrecipes.rescue.scaling import Scaling

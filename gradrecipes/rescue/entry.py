@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import has_own_train_step
-from gradrecipes.compat.model_copy import global_tensorflow_seed_kept
+from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_numbers_kept
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.findings import Severity
 from gradrecipes.diagnosis.engine import find
@@ -32,7 +32,6 @@ from gradrecipes.rescue.search import Found, search
 from gradrecipes.rescue.setup import Setup, looked_up_inputs, setup_of
 from gradrecipes.rescue.task import OWN_LOSS, WORDS, Task, task_of
 from gradrecipes.rescue.verdict import NOT_RESCUED, NOTHING_NEEDED, RESCUED, AdvisedChange, Rescue, RescueEvidence
-from gradrecipes.training.recovery.random_numbers import random_numbers_kept
 from gradrecipes.training.trial.trial import build_on
 
 _LOG = logging.getLogger(__name__)

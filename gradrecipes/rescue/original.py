@@ -8,8 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from gradrecipes.compat.keras_private import has_own_train_step, sublayers
-from gradrecipes.compat.model_copy import compile_arguments
+from gradrecipes.compat.keras_private import compile_arguments, has_own_train_step, sublayers
 from gradrecipes.rescue.layer_edits import RECURRENT
 from gradrecipes.training.description.describe_layer import ACTIVATION_LAYERS
 from gradrecipes.training.description.model_graph import NORMALIZATIONS, ModelGraph, model_graph

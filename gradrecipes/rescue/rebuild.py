@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from gradrecipes.compat.keras_private import build_optimizer, replaced, sublayers
-from gradrecipes.compat.model_copy import compile_arguments, copied_model
+from gradrecipes.compat.keras_private import build_optimizer, compile_arguments, replaced, sublayers
+from gradrecipes.compat.model_reuse import copied_model
 from gradrecipes.rescue import layer_edits as edits
 from gradrecipes.rescue.original import Original
 from gradrecipes.rescue.scaling import Scaling, wrapped

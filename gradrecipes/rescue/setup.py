@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from gradrecipes.compat.model_copy import compile_arguments
+from gradrecipes.compat.keras_private import compile_arguments
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.record import Record

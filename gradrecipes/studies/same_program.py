@@ -36,7 +36,7 @@ def difference(one: keras.Model, other: keras.Model) -> str | None:
     Everything that a trace could have read is compared, at any depth: layers and how they are joined, numbers,
     arrays, closures of functions, what is shared with what, loss, metrics, optimizer. Initializers of Keras' own
     layers do not matter once the weights are there. Both models have to be built, and their layers named alike: a loss
-    or a metric may go by a name (`keras_reuse.names_as_in_a_fresh_process`).
+    or a metric may go by a name (`model_reuse.names_as_in_a_fresh_process`).
 
     Args:
         one: A compiled model.

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.callbacks.gradient_guard import GradientGuard
-from gradrecipes.compat import keras_reuse
+from gradrecipes.compat import model_reuse
 from gradrecipes.compat.keras_private import optimizers_of
 from gradrecipes.studies.arm import Arm, Objective, Run
 from gradrecipes.studies.same_program import difference
@@ -57,7 +57,7 @@ class Traced:
         """Why it cannot be used again, or None."""
         model = self.model
         known = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
-        return next(filter(None, (keras_reuse.hidden_state(one, known) for one in self.functions)), None)
+        return next(filter(None, (model_reuse.hidden_state(one, known) for one in self.functions)), None)
 
     def take(self, fresh: keras.Model) -> None:
         """Put in every value of a model that was built a moment ago."""
@@ -110,7 +110,7 @@ class Trainer:
         """
         begun = time.perf_counter()
         keras.utils.set_random_seed(seed)
-        with keras_reuse.names_as_in_a_fresh_process():
+        with model_reuse.names_as_in_a_fresh_process():
             model = arm.model(self._build)
         arguments = arm.fit_arguments(self._fit)
         cut = tuple(arguments.get(key) for key in ("batch_size", "validation_batch_size", "class_weight"))
@@ -164,7 +164,7 @@ class Trainer:
         if not self._traced:
             return None, ""
         note = ""
-        keras_reuse.build_whole(model, self._split.x, self._split.y)
+        model_reuse.build_whole(model, self._split.x, self._split.y)
         alike = [traced for traced in self._traced if traced.batches == cut]
         for traced in sorted(alike, key=lambda traced: traced.arm != name):
             found = difference(traced.model, model)
@@ -227,7 +227,7 @@ class Feed:
             return {**rest, "x": split.x, "y": split.y, "validation_data": (split.x_val, split.y_val)}
         batch_size = rest.pop("batch_size", None) or BATCH
         shuffle, weights = rest.pop("shuffle", True), rest.pop("class_weight", None)
-        whole = keras_reuse.epoch_in_order(split.x, split.y, shuffle=shuffle, class_weight=weights)
+        whole = model_reuse.epoch_in_order(split.x, split.y, shuffle=shuffle, class_weight=weights)
         for_validation = rest.pop("validation_batch_size", None) or batch_size
         return {
             **rest,
@@ -250,11 +250,11 @@ class Feed:
         known = isinstance(shuffle, bool) and not any(fit.get(name) for name in LEFT_TO_KERAS)
         alone = model.distribute_strategy.num_replicas_in_sync == 1 and not tf.distribute.has_strategy()
         count = len(leaves(self._split.x)[0])
-        return self._small and known and alone and (not shuffle or keras_reuse.orders_repeat(count))
+        return self._small and known and alone and (not shuffle or model_reuse.orders_repeat(count))
 
     def _unshuffled(self, name: str, x: Any, y: Any, batch_size: int) -> Any:
         if (name, batch_size) not in self._made:
-            whole = keras_reuse.epoch_in_order(x, y, shuffle=False)
+            whole = model_reuse.epoch_in_order(x, y, shuffle=False)
             self._made[name, batch_size] = batches(whole, batch_size)
         return self._made[name, batch_size]
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from gradrecipes.compat import keras_reuse
+from gradrecipes.compat import model_reuse
 from gradrecipes.studies.same_program import difference
 from tests.training.nets import NETS, compiled, digits, two_dense
 
@@ -16,10 +16,10 @@ METRICS = ("accuracy", lambda: keras.metrics.SparseTopKCategoricalAccuracy(k=3))
 
 
 def made(make, **how):
-    with keras_reuse.names_as_in_a_fresh_process():
+    with model_reuse.names_as_in_a_fresh_process():
         model = make(**how)
         model = model if model.compiled else compiled(model, metrics=["accuracy", METRICS[1]()])
-    keras_reuse.build_whole(model, X, Y)
+    model_reuse.build_whole(model, X, Y)
     return model
 
 
@@ -143,20 +143,20 @@ def test_state_outside_of_the_variables_is_found():
     def state_of(model):
         model.fit(X, Y, verbose=0)
         known = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
-        return keras_reuse.hidden_state(model.train_function, known)
+        return model_reuse.hidden_state(model.train_function, known)
 
     assert state_of(made(net)) is None
     assert "RandomStandardNormal" in state_of(made(noisy, draw=lambda x: tf.random.normal(tf.shape(x))))
     counter = tf.Variable(0.0, name="counter")
     assert "counter" in state_of(made(noisy, draw=lambda x: counter))
-    assert keras_reuse.hidden_state(None, []) is None
+    assert model_reuse.hidden_state(None, []) is None
 
 
 def test_the_private_names_stand_where_they_did():
-    with keras_reuse.names_as_in_a_fresh_process():
+    with model_reuse.names_as_in_a_fresh_process():
         assert [layers.Dense(1).name for _ in range(2)] == ["dense", "dense_1"]
     before = layers.Dense(1).name
-    with keras_reuse.names_as_in_a_fresh_process():
+    with model_reuse.names_as_in_a_fresh_process():
         assert layers.Dense(1).name == "dense"
     assert layers.Dense(1).name not in ("dense", before)
 
@@ -169,7 +169,7 @@ def test_the_order_of_an_epoch_is_that_of_fit_and_repeats():
     keras.utils.set_random_seed(3)
     model.fit(X, np.arange(32), batch_size=8, epochs=2, verbose=0)
     keras.utils.set_random_seed(3)
-    order = keras_reuse.epoch_in_order(X, np.arange(32), shuffle=True)[1].numpy()
-    assert keras_reuse.orders_repeat(32)
+    order = model_reuse.epoch_in_order(X, np.arange(32), shuffle=True)[1].numpy()
+    assert model_reuse.orders_repeat(32)
     assert np.array_equal(np.concatenate(seen), np.tile(order, 2))
     assert np.array_equal(np.sort(order), np.arange(32)) and not np.array_equal(order, np.arange(32))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.control_flow import rare_cond
+from gradrecipes.compat.tensorflow_private import rare_cond
 from gradrecipes.gradients.norms import MAX_SINGLE_FACTOR_NORM, Norms
 from gradrecipes.gradients.step_gradients import Clipped, StepGradients
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from gradrecipes.compat.control_flow import rare_cond
+from gradrecipes.compat.tensorflow_private import rare_cond
 from gradrecipes.gradients.clipping.bounds import factor_where, in_units_of
 from gradrecipes.gradients.clipping.method import SerializableMethod, clip_tensors, require_positive
 from gradrecipes.gradients.packing import PackedTensors, TensorLike

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.plain_variable import plain_variable
+from gradrecipes.compat.tensorflow_private import plain_variable
 from gradrecipes.gradients.clipping.bounds import LARGEST_BOUND, bounded_globally
 from gradrecipes.gradients.clipping.method import SerializableMethod, require_count, require_decay, require_positive
 from gradrecipes.gradients.step_gradients import Clipped, StepGradients

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import sublayers
-from gradrecipes.compat.tape import with_arriving_gradient
+from gradrecipes.compat.tensorflow_private import with_arriving_gradient
 from gradrecipes.training.autopsy.arrays import Numbers, numbers_of
 from gradrecipes.training.step.activation_capture import calls_intercepted, is_floating
 

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import (
+    compile_arguments,
     frozen_variables,
     has_own_train_step,
     leaves,
@@ -21,7 +22,6 @@ from gradrecipes.compat.keras_private import (
     optimizers_of,
     sublayers,
 )
-from gradrecipes.compat.model_copy import compile_arguments
 from gradrecipes.core.trace.description import (
     Call,
     Description,

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from gradrecipes.compat import keras_private
-from gradrecipes.compat.graphs import dismantle
+from gradrecipes.compat.tensorflow_private import dismantle
 from gradrecipes.core.trace import Trace
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.recorder import is_due
@@ -62,7 +62,7 @@ class PreparedStep:
                 "compiled and trained. Call model.compile(...) after a change of `trainable`, else it has no effect."
             )
         if self.pipeline.settings.fused:
-            from gradrecipes.compat.fused_updates import require_fusible
+            from gradrecipes.compat.optimizer_update import require_fusible
 
             for optimizer in keras_private.optimizers_of(model):
                 for leaf in keras_private.leaves(optimizer):
@@ -123,7 +123,7 @@ class PreparedStep:
         return self._lean or self._function
 
     def _make_lean(self) -> Callable[[Any], Any]:
-        from gradrecipes.compat.seeded_operations import draws_by_itself
+        from gradrecipes.compat.random_state import draws_by_itself
 
         if any(draws_by_itself(graph()) for graph in self._step.graphs):  # which go on within one graph only
             return self._function

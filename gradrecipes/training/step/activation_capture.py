@@ -10,9 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from gradrecipes.compat.graphs import current_graph
 from gradrecipes.compat.keras_private import replaced, sublayers
-from gradrecipes.compat.tape import with_arriving_gradient
+from gradrecipes.compat.tensorflow_private import current_graph, with_arriving_gradient
 
 Intercept = Callable[[keras.layers.Layer, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 

@@ -11,9 +11,7 @@ import keras
 import tensorflow as tf
 
 from gradrecipes.compat import keras_private
-from gradrecipes.compat.assignments import assignments_reported, reading_before
-from gradrecipes.compat.control_flow import rare_cond
-from gradrecipes.compat.graphs import current_graph
+from gradrecipes.compat.tensorflow_private import assignments_reported, current_graph, rare_cond, reading_before
 from gradrecipes.core.trace import APPLIED, SKIPPED_GRADIENT, SKIPPED_LOSS
 from gradrecipes.training.recovery.model_state import recurrent_states
 from gradrecipes.training.step import replicas

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.plain_variable import plain_variable
+from gradrecipes.compat.tensorflow_private import plain_variable
 from gradrecipes.core.arguments import require_flag
 from gradrecipes.core.trace import APPLIED
 from gradrecipes.gradients.clipping import Clipping, as_clipping

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat import keras_private
-from gradrecipes.compat.graphs import current_graph, inlined, require_same_graph
+from gradrecipes.compat.tensorflow_private import current_graph, inlined, require_same_graph
 from gradrecipes.gradients.clipping import by_layer
 from gradrecipes.gradients.columns import Columns
 from gradrecipes.gradients.pipeline import Pipeline

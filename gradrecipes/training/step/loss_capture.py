@@ -12,9 +12,8 @@ import keras
 import tensorflow as tf
 
 from gradrecipes.compat import keras_private
-from gradrecipes.compat.graphs import current_graph
 from gradrecipes.compat.keras_private import replaced
-from gradrecipes.compat.tape import targets_reported
+from gradrecipes.compat.tensorflow_private import current_graph, targets_reported
 from gradrecipes.gradients.norms import as_float32
 
 

@@ -186,7 +186,7 @@ class OptimizerHook:
                 if settings.skip and not settings.xla:
                     stack.enter_context(decayed_as_in_a_graph(leaf))
                 if settings.fused:
-                    from gradrecipes.compat.fused_updates import fused
+                    from gradrecipes.compat.optimizer_update import fused
 
                     stack.enter_context(fused(leaf, scale))
                 else:

@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from gradrecipes.compat.graphs import updates_without_merging
 from gradrecipes.compat.keras_private import DIVIDES_LOSS_AMONG_REPLICAS
+from gradrecipes.compat.tensorflow_private import updates_without_merging
 
 Apply = Callable[[Sequence[Any]], None]
 

@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.graphs import current_graph
 from gradrecipes.compat.keras_private import sublayers
+from gradrecipes.compat.tensorflow_private import current_graph
 from gradrecipes.training.step.activation_capture import calls_intercepted
 
 State = list[Any]

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import gradrecipes as gr
-from gradrecipes.compat import assignments
+from gradrecipes.compat import tensorflow_private
 from gradrecipes.training.recovery.snapshots import SnapshotRing
 from tests.training.nets import all_finite, digits, layers, seeded, two_dense
 
@@ -101,7 +101,7 @@ def test_recurrent_states_are_put_back():
 
 def test_nothing_listens_after_a_step():
     fit(seeded(two_dense, metrics=[]), gr.GradientGuard())
-    assert all(vars(kind)[name] is original for kind, name, original in assignments._ORIGINALS)
+    assert all(vars(kind)[name] is original for kind, name, original in tensorflow_private._ORIGINALS)
 
 
 def test_a_skip_in_double_precision():

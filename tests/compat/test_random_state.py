@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import gradrecipes as gr
-from gradrecipes.compat.seeded_operations import draws_by_itself
+from gradrecipes.compat.random_state import draws_by_itself
 from tests.training.nets import assert_same_state, compiled, deterministic, digits, layers
 
 BATCH, STEPS = 16, 8

@@ -5,7 +5,9 @@ import tensorflow as tf
 from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.utils.tracking import Tracker
 
-from gradrecipes.compat.model_copy import compile_arguments, copied_model, global_tensorflow_seed_kept
+from gradrecipes.compat.keras_private import compile_arguments
+from gradrecipes.compat.model_reuse import copied_model
+from gradrecipes.compat.random_state import global_tensorflow_seed_kept
 
 X = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
 
