@@ -27,8 +27,13 @@ from typing import Any
 
 import numpy as np
 
-from gradrecipes.core.theory.activation import Activation, resolve_activation
-from gradrecipes.core.theory.signal_theory import derivative_moment, gaussian_mean, second_moment
+from gradrecipes.core.theory.signal_theory import (
+    Activation,
+    derivative_moment,
+    gaussian_mean,
+    resolve_activation,
+    second_moment,
+)
 
 DRAWS = 4000  # of the random walk: the ends of the interval are then known to a twentieth of its width
 TAIL = 0.02275  # probability on either side of the interval: two standard deviations of a normal distribution

@@ -272,7 +272,7 @@ def test_the_walker_catches_a_planted_violation(module, source, words):
     [
         (
             "gradrecipes.core.trace",
-            "import numpy as np\nfrom gradrecipes.core.trace.table import Table\nfrom . import event",
+            "import numpy as np\nfrom gradrecipes.core.trace.trace_file import Table\nfrom . import event",
         ),
         ("gradrecipes.core.trace", "if TYPE_CHECKING:\n    from gradrecipes.cli import main"),
         ("gradrecipes.core.trace", "import typing\nif typing.TYPE_CHECKING:\n    import keras"),

@@ -10,9 +10,9 @@ import numpy as np
 
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.plots.measured import NoiseScale
+from gradrecipes.probes.noise_scale import MicroBatches
 from gradrecipes.training.recovery.model_state import preserve_state
-from gradrecipes.training.trial.micro_batches import MicroBatches
-from gradrecipes.training.trial.sampling import draw_batches
+from gradrecipes.training.trial.trial_data import draw_batches
 
 _LOG = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.before_fit import look_before_fit
 from gradrecipes.report.diagnosis import Diagnosis
-from gradrecipes.report.wording import confidence, path
+from gradrecipes.report.findings import confidence, path
 from gradrecipes.training.fit.request import Request
 
 _LOG = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from gradrecipes.core.analysis.range_test import range_of_rates
 from gradrecipes.plots.measured import LearningRateRange
+from gradrecipes.probes.learning_rate_range import RateRamp
 from gradrecipes.training.recovery.model_state import preserve_state
-from gradrecipes.training.trial.rate_ramp import RateRamp
 
 _END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
 

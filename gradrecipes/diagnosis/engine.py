@@ -10,7 +10,7 @@ import numpy as np
 
 from gradrecipes.core.findings import Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.variation import ALL_SCALED, FITTING_WEIGHTS, SCALED_INPUTS, SCALED_TARGETS, Variation
+from gradrecipes.core.trace.trial_reading import ALL_SCALED, FITTING_WEIGHTS, SCALED_INPUTS, SCALED_TARGETS, Variation
 from gradrecipes.diagnosis.outcome import fixed_by, variation
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription, scaling_lines
 from gradrecipes.diagnosis.registry import Rule, rules

@@ -10,8 +10,14 @@ import numpy as np
 
 from gradrecipes.core.findings import Evidence
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.trial_reading import PlannedRates, TrialReading, VariationResult
-from gradrecipes.core.trace.variation import AS_IT_IS, Variation, variation_of
+from gradrecipes.core.trace.trial_reading import (
+    AS_IT_IS,
+    PlannedRates,
+    TrialReading,
+    Variation,
+    VariationResult,
+    variation_of,
+)
 from gradrecipes.diagnosis.facts.readings import (
     TOLERATED_BY_SCALER,
     middle,

@@ -1,14 +1,12 @@
 """What a Trace or a probe looks like: each class holds the data of one picture, and draws it when asked."""
 
 from gradrecipes.plots.clipping import ClippedNorms
-from gradrecipes.plots.curves import TrainingCurves
+from gradrecipes.plots.curves import TrainingCurves, TrialCurves
 from gradrecipes.plots.heat_map import HeatMap
 from gradrecipes.plots.layer_profile import LayerProfile
 from gradrecipes.plots.measured import LearningRateRange, NoiseScale
-from gradrecipes.plots.search import ParallelCoordinates, SettingImportance
-from gradrecipes.plots.stability_map import StabilityMap
+from gradrecipes.plots.search import ParallelCoordinates, SettingImportance, StabilityMap
 from gradrecipes.plots.study import StudyPlot
-from gradrecipes.plots.trial import TrialCurves
 
 __all__ = [
     "ClippedNorms",

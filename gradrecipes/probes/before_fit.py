@@ -18,11 +18,10 @@ from gradrecipes.core.trace.probes import Probes
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.data import data_probe
 from gradrecipes.probes.loss import loss_probe
-from gradrecipes.probes.nonfinite_slots import nonfinite_slots
+from gradrecipes.probes.optimizer import nonfinite_slots
 from gradrecipes.probes.signal import signal
 from gradrecipes.training.description.describe import describe_model
-from gradrecipes.training.trial.sampling import is_arrays
-from gradrecipes.training.trial.trial_data import TrialData, trial_data
+from gradrecipes.training.trial.trial_data import TrialData, is_arrays, trial_data
 
 T = TypeVar("T")
 

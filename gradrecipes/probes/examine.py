@@ -25,7 +25,7 @@ from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.data import data_probe
 from gradrecipes.probes.loss import loss_probe
 from gradrecipes.probes.noise_scale import noise_scale
-from gradrecipes.probes.nonfinite_slots import nonfinite_slots
+from gradrecipes.probes.optimizer import nonfinite_slots
 from gradrecipes.probes.recurrent import recurrent
 from gradrecipes.probes.sharpness import sharpness
 from gradrecipes.probes.signal import signal

@@ -16,7 +16,7 @@ import tensorflow as tf
 from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import LossEquivalent, LossPoint, LossReading, OutputReading
-from gradrecipes.training.description.describe_loss import OutputLoss, describe_loss, losses_of
+from gradrecipes.training.description.output_head import OutputLoss, describe_loss, losses_of
 from gradrecipes.training.recovery.model_state import preserve_state
 
 CLOSE = 2e-3  # relative difference at every trial; the losses below differ by tenths from one another

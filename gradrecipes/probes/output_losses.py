@@ -16,7 +16,7 @@ from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import OutputReading
 from gradrecipes.core.trace.trial_reading import OutputTrial
 from gradrecipes.probes.loss import SAME, as_loss
-from gradrecipes.training.description.describe_loss import losses_of
+from gradrecipes.training.description.output_head import losses_of
 from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.trial.trial import Trial
 

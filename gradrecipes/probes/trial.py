@@ -24,19 +24,26 @@ from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import FailureReading, Probes
-from gradrecipes.core.trace.trial_reading import OutputTrial, TrialReading, VariationResult
-from gradrecipes.core.trace.variation import AS_IT_IS, BALANCED_TERMS, LARGER_BATCH, UNFROZEN, at_rate, variation_of
-from gradrecipes.diagnosis.judgement import UNDECIDED, judge
-from gradrecipes.diagnosis.loss_parts import outweighed_part
+from gradrecipes.core.trace.trial_reading import (
+    AS_IT_IS,
+    BALANCED_TERMS,
+    LARGER_BATCH,
+    UNFROZEN,
+    OutputTrial,
+    TrialReading,
+    VariationResult,
+    at_rate,
+    variation_of,
+)
+from gradrecipes.diagnosis.judgement import UNDECIDED, judge, outweighed_part
 from gradrecipes.diagnosis.outcome import BROKEN, DIVERGING, LEARNING, OSCILLATING, STALLED, Verdict, fixes, verdict
 from gradrecipes.probes.attention import AttentionProbe
+from gradrecipes.probes.optimizer import read_planned_rates, try_highest_rate
 from gradrecipes.probes.output_losses import OutputLosses, pairs_samples
-from gradrecipes.probes.planned_rates import read_planned_rates, try_highest_rate
 from gradrecipes.probes.signal import signal
 from gradrecipes.probes.variations import CHANGES, Context, bad_samples, fitting_weights, larger_batches, without
-from gradrecipes.training.trial.error_words import essence
 from gradrecipes.training.trial.trial import Trial, finite, step_works
-from gradrecipes.training.trial.trial_data import TrialData
+from gradrecipes.training.trial.trial_data import TrialData, essence
 
 logger = logging.getLogger(__name__)
 

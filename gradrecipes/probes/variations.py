@@ -16,7 +16,7 @@ from gradrecipes.compat.keras_private import leaves, optimizers_of, rate_variabl
 from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import Probes, SignalReading, WeightScale
-from gradrecipes.core.trace.variation import (
+from gradrecipes.core.trace.trial_reading import (
     ALL_SCALED,
     AS_IT_IS,
     FINITE_DATA,

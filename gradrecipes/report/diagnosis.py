@@ -9,8 +9,7 @@ from typing import Any
 from gradrecipes.core.trace.record import dumps, plain
 from gradrecipes.report import text
 from gradrecipes.report.facts import looked_at
-from gradrecipes.report.findings import OrderedFindings
-from gradrecipes.report.wording import path
+from gradrecipes.report.findings import OrderedFindings, path
 
 FORMAT = "gradrecipes.diagnosis"
 VERSION = 1

@@ -14,11 +14,10 @@ from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import LossReading, SignalReading
 from gradrecipes.core.trace.trace import Event
-from gradrecipes.core.trace.trial_reading import OutputTrial, TrialReading, VariationResult
-from gradrecipes.core.trace.variation import variation_of
+from gradrecipes.core.trace.trial_reading import OutputTrial, TrialReading, VariationResult, variation_of
 from gradrecipes.diagnosis.outcome import BROKEN, fixes, verdict
 from gradrecipes.diagnosis.registry import rules
-from gradrecipes.report.wording import number
+from gradrecipes.report.findings import number
 
 TOPICS = (
     ("model", "Model"),

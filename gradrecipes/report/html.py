@@ -17,19 +17,16 @@ import numpy as np
 from gradrecipes import __version__
 from gradrecipes.core.theory.signal_theory import finite_width_log_std
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.trial_reading import TrialReading
-from gradrecipes.core.trace.variation import variation_of
+from gradrecipes.core.trace.trial_reading import TrialReading, variation_of
 from gradrecipes.diagnosis.facts.chain import links, stretches
 from gradrecipes.diagnosis.registry import RulePage, rule_page, rules
-from gradrecipes.plots.curves import TrainingCurves
+from gradrecipes.plots.curves import TrainingCurves, TrialCurves
 from gradrecipes.plots.heat_map import HeatMap
 from gradrecipes.plots.layer_profile import LayerProfile
-from gradrecipes.plots.trial import TrialCurves
 from gradrecipes.report import facts as run_facts
-from gradrecipes.report import wording
+from gradrecipes.report import findings as wording
 from gradrecipes.report.facts import looked_at, trial_rows
-from gradrecipes.report.findings import OrderedFindings
-from gradrecipes.report.wording import path
+from gradrecipes.report.findings import OrderedFindings, path
 
 EVENTS_AT_MOST = 200  # events that are listed one by one; the counts cover all of them
 

@@ -9,10 +9,9 @@ import tokenize
 
 from gradrecipes.core.findings import Evidence, Finding, Prescription, Severity
 from gradrecipes.diagnosis.judgement import HEALTHY, UNDECIDED, UNHEALTHY
-from gradrecipes.report import wording
+from gradrecipes.report import findings as wording
 from gradrecipes.report.facts import event_counts, looked_at, trial_rows
-from gradrecipes.report.findings import OrderedFindings
-from gradrecipes.report.wording import ARROW, path
+from gradrecipes.report.findings import ARROW, OrderedFindings, path
 
 WIDTH, HEIGHT = 80, 40  # columns and lines: the size of a terminal window, with some lines for the prompt
 MAX_NUMBERS = 5  # pieces of evidence with a number; more is for the full text

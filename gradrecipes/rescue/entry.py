@@ -249,6 +249,6 @@ def constant_loss(model: keras.Model, feed: Feed, shape: tuple[int | None, ...])
 
 
 def _is_arrays(x: Any) -> bool:
-    from gradrecipes.training.trial.sampling import is_arrays
+    from gradrecipes.training.trial.trial_data import is_arrays
 
     return is_arrays(x) or isinstance(x, list | tuple | dict)

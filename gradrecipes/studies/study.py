@@ -8,14 +8,25 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from gradrecipes.core.analysis.paired import smallest_p
+from gradrecipes.core.analysis.intervals import smallest_p
 from gradrecipes.core.trace.record import plain
 from gradrecipes.plots.study import StudyPlot
 from gradrecipes.studies import spread
 from gradrecipes.studies.arm import Objective
-from gradrecipes.studies.judge import LEVEL, ArmSummary, Comparison, compare, leader, seen_from, summarize
+from gradrecipes.studies.judge import (
+    LEVEL,
+    ArmSummary,
+    Comparison,
+    StudyTable,
+    compare,
+    interval,
+    leader,
+    more_seeds,
+    number,
+    seen_from,
+    summarize,
+)
 from gradrecipes.studies.study_runs import StudyRuns
-from gradrecipes.studies.table import StudyTable, interval, more_seeds, number
 
 
 class Study(StudyRuns):

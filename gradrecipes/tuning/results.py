@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradrecipes.core.analysis.search_trial import Failure, SearchTrial, SpaceAxis
-from gradrecipes.plots.search import ParallelCoordinates, SettingImportance
-from gradrecipes.plots.stability_map import StabilityMap
+from gradrecipes.plots.search import ParallelCoordinates, SettingImportance, StabilityMap
 from gradrecipes.tuning import records
 
 LONG = 28  # characters of a setting in a table

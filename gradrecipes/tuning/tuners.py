@@ -16,7 +16,7 @@ import numpy as np
 from gradrecipes.callbacks.training_stopped import TrainingStoppedError
 from gradrecipes.core.analysis.search_trial import Failure
 from gradrecipes.tuning import oracles, records
-from gradrecipes.tuning.chief import WorkerManners, serve
+from gradrecipes.tuning.jobs import WorkerManners, serve
 from gradrecipes.tuning.keras_tuner_private import (
     DefaultObjective,
     Trial,

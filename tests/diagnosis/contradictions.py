@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from gradrecipes.core.findings import Finding, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import DataReading
-from gradrecipes.core.trace.variation import variation_of
+from gradrecipes.core.trace.trial_reading import variation_of
 from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.report.facts import trial_rows
 

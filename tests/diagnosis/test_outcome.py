@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gradrecipes.core.trace.trial_reading import VariationResult
-from gradrecipes.core.trace.variation import FITTING_WEIGHTS, SCALED_INPUTS, at_rate
+from gradrecipes.core.trace.trial_reading import FITTING_WEIGHTS, SCALED_INPUTS, VariationResult, at_rate
 from gradrecipes.diagnosis.engine import linked
 from gradrecipes.diagnosis.facts.oversized_weights import oversized_weights
 from gradrecipes.diagnosis.outcome import (

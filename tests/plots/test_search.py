@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from gradrecipes.core.analysis.search_trial import SearchTrial, SpaceAxis
-from gradrecipes.plots.search import ParallelCoordinates, SettingImportance
-from gradrecipes.plots.stability_map import StabilityMap
+from gradrecipes.plots.search import ParallelCoordinates, SettingImportance, StabilityMap
 
 RATE, BATCH, NORM = SpaceAxis("rate", logarithmic=True), SpaceAxis("batch", choices=(16, 32, 64)), SpaceAxis("norm")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gradrecipes.core.trace import Trace
-from gradrecipes.plots.trial import TrialCurves
+from gradrecipes.plots.curves import TrialCurves
 from tests.records import with_records
 
 VARIED = {"scaled_inputs": {"start": 4.0, "end": 1.0}, "rate_0.1": {"start": None, "end": None, "broken": 2}}

@@ -10,7 +10,7 @@ import pytest
 
 from gradrecipes.core.trace.trial_reading import PlannedRates
 from gradrecipes.diagnosis.outcome import LEARNING, Verdict
-from gradrecipes.probes.planned_rates import read_planned_rates, try_highest_rate
+from gradrecipes.probes.optimizer import read_planned_rates, try_highest_rate
 from gradrecipes.schedules import WarmUp
 from gradrecipes.training.description.describe import describe_model
 from gradrecipes.training.trial.trial import TrialRun

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from gradrecipes import probes
-from gradrecipes.probes.recurrent import WINDOW, recurrent
+from gradrecipes.probes.recurrent import WINDOW, Recurrence, recurrent
 from gradrecipes.training.recovery.model_state import variables_of
-from gradrecipes.training.trial.recurrence import Recurrence
 
 layers = keras.layers
 

@@ -10,9 +10,8 @@ import pytest
 import tensorflow as tf
 
 from gradrecipes.core.trace.sharpness import Sharpness
-from gradrecipes.probes.sharpness import extreme_eigenvalues, sharpness
+from gradrecipes.probes.sharpness import Curvature, extreme_eigenvalues, sharpness
 from gradrecipes.training.recovery.model_state import variables_of
-from gradrecipes.training.trial.curvature import Curvature
 from tests.training.nets import digits
 
 layers = keras.layers

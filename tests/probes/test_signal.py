@@ -8,9 +8,8 @@ import keras
 import numpy as np
 import pytest
 
-from gradrecipes.probes.signal import signal
-from gradrecipes.training.description.weight_scales import weight_scales
-from gradrecipes.training.trial.activation_response import activation_response
+from gradrecipes.probes.signal import activation_response, signal
+from gradrecipes.training.description.describe_layer import weight_scales
 
 layers = keras.layers
 X = np.random.default_rng(0).normal(size=(64, 5)).astype("float32")

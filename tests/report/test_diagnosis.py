@@ -15,7 +15,7 @@ from gradrecipes.core.trace.description import Description, OptimizerDescription
 from gradrecipes.core.trace.record import dumps, plain
 from gradrecipes.core.trace.trace import Event
 from gradrecipes.diagnosis.engine import CONFIDENCE_STEPS
-from gradrecipes.report import wording
+from gradrecipes.report import findings as wording
 from gradrecipes.report.diagnosis import Diagnosis
 
 HOSTILE = "<script>alert('x')</script>\x1b[31m [bold red]"

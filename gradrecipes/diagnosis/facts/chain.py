@@ -9,8 +9,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from gradrecipes.core.theory.activation import ACTIVATIONS, Activation, leaky_relu
-from gradrecipes.core.theory.signal_theory import derivative_moment, finite_width_log_std, second_moment
+from gradrecipes.core.theory.signal_theory import (
+    ACTIVATIONS,
+    Activation,
+    derivative_moment,
+    finite_width_log_std,
+    leaky_relu,
+    second_moment,
+)
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import LayerDescription
 from gradrecipes.diagnosis.facts.readings import first_sample, layer_descriptions

@@ -12,8 +12,7 @@ from gradrecipes.core.trace.autopsy import Autopsy, LayerReading, Offender
 from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.core.trace.probes import LossPoint, LossReading, OutputReading
-from gradrecipes.core.trace.trial_reading import TrialReading
-from gradrecipes.core.trace.variation import Variation
+from gradrecipes.core.trace.trial_reading import TrialReading, Variation
 from gradrecipes.diagnosis.facts.readings import number
 from gradrecipes.diagnosis.outcome import (
     LEARNING,

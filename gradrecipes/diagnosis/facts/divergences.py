@@ -9,8 +9,7 @@ import numpy as np
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.trial_reading import PlannedRates, TrialReading, VariationResult
-from gradrecipes.core.trace.variation import Variation, at_rate
+from gradrecipes.core.trace.trial_reading import PlannedRates, TrialReading, Variation, VariationResult, at_rate
 from gradrecipes.diagnosis.facts.readings import middle, nonfinite_gradients, nonfinite_losses, rounded
 from gradrecipes.diagnosis.outcome import (
     BROKEN,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.variation import ALL_SCALED, FITTING_WEIGHTS
+from gradrecipes.core.trace.trial_reading import ALL_SCALED, FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.readings import NORMALIZATIONS, count, kernels, layers, rounded
 from gradrecipes.diagnosis.outcome import FAR_START, confidence, fixed_by, halved_by, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import normalize_before_the_activation, use_fitting_initializer

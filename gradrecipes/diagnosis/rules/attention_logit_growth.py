@@ -36,7 +36,7 @@ from typing import NamedTuple
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import AttentionReading, SignalReading
-from gradrecipes.core.trace.variation import FITTING_WEIGHTS
+from gradrecipes.core.trace.trial_reading import FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import fixed_by, fixing_rate, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import set_learning_rate

@@ -36,8 +36,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Offender, listed
 from gradrecipes.core.trace.data_reading import Outlier
-from gradrecipes.core.trace.trial_reading import TrialReading
-from gradrecipes.core.trace.variation import FINITE_DATA
+from gradrecipes.core.trace.trial_reading import FINITE_DATA, TrialReading
 from gradrecipes.diagnosis.facts.data_facts import ArrayReading, arrays, is_held_back, names, offenders
 from gradrecipes.diagnosis.facts.readings import nonfinite_gradients, nonfinite_losses, place, rounded
 from gradrecipes.diagnosis.outcome import fixed_by, losses, variation, variation_evidence, verdict

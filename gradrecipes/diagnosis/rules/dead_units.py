@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.variation import FITTING_WEIGHTS
+from gradrecipes.core.trace.trial_reading import FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.readings import cut_off, hidden, layers, rounded, weights
 from gradrecipes.diagnosis.outcome import confidence, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import change_activation, set_learning_rate

@@ -33,7 +33,7 @@ import numpy as np
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import WeightScale
-from gradrecipes.core.trace.variation import ALL_SCALED, FITTING_WEIGHTS
+from gradrecipes.core.trace.trial_reading import ALL_SCALED, FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.data_facts import first_loss_over_baseline
 from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, rounded, weights
 from gradrecipes.diagnosis.outcome import (

@@ -31,7 +31,7 @@ from __future__ import annotations
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import FrozenLayer
-from gradrecipes.core.trace.variation import UNFROZEN
+from gradrecipes.core.trace.trial_reading import UNFROZEN
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import PROVEN, Verdict, fixes, halved_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import compile_lines, optimizer_line, recorded_rate

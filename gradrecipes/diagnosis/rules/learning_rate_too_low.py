@@ -30,8 +30,7 @@ import numpy as np
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.trial_reading import TrialReading
-from gradrecipes.core.trace.variation import at_rate
+from gradrecipes.core.trace.trial_reading import TrialReading, at_rate
 from gradrecipes.diagnosis.facts.readings import middle, rounded
 from gradrecipes.diagnosis.outcome import (
     LEARNING,

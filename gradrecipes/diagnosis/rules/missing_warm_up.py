@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.variation import (
+from gradrecipes.core.trace.trial_reading import (
     ALL_SCALED,
     FINITE_DATA,
     FITTING_WEIGHTS,

@@ -31,7 +31,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import listed
 from gradrecipes.core.trace.data_reading import Columns
-from gradrecipes.core.trace.variation import FINITE_DATA
+from gradrecipes.core.trace.trial_reading import FINITE_DATA
 from gradrecipes.diagnosis.facts.data_facts import ArrayReading, arrays, names, offenders
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import BROKEN, UNKNOWN, fixed_by, variation_evidence, verdict

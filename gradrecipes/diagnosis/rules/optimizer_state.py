@@ -33,8 +33,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Autopsy, in_words
 from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.description import OptimizerDescription
-from gradrecipes.core.trace.trial_reading import TrialReading
-from gradrecipes.core.trace.variation import FRESH_OPTIMIZER
+from gradrecipes.core.trace.trial_reading import FRESH_OPTIMIZER, TrialReading
 from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, rounded
 from gradrecipes.diagnosis.outcome import fixed_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import fresh_optimizer

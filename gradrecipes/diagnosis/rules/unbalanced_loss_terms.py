@@ -31,10 +31,9 @@ from typing import NamedTuple
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.trial_reading import OutputTrial, TrialReading
-from gradrecipes.core.trace.variation import BALANCED_TERMS
+from gradrecipes.core.trace.trial_reading import BALANCED_TERMS, OutputTrial, TrialReading
 from gradrecipes.diagnosis.facts.readings import rounded
-from gradrecipes.diagnosis.loss_parts import DROWNS, OUTWEIGHS, outweighed_part
+from gradrecipes.diagnosis.judgement import DROWNS, OUTWEIGHS, outweighed_part
 from gradrecipes.diagnosis.outcome import variation, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import optimizer_line, recorded_rate
 from gradrecipes.diagnosis.registry import rule

@@ -33,7 +33,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Sev
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import Columns, DataReading
 from gradrecipes.core.trace.description import InputDescription
-from gradrecipes.core.trace.variation import ALL_SCALED, SCALED_INPUTS
+from gradrecipes.core.trace.trial_reading import ALL_SCALED, SCALED_INPUTS
 from gradrecipes.diagnosis.facts.data_facts import (
     FAR_START,
     ArrayReading,

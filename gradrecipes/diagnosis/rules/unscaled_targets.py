@@ -36,7 +36,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import ArrayReading
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.core.trace.probes import OutputReading
-from gradrecipes.core.trace.variation import ALL_SCALED, SCALED_TARGETS
+from gradrecipes.core.trace.trial_reading import ALL_SCALED, SCALED_TARGETS
 from gradrecipes.diagnosis.facts.data_facts import Head, arrays, heads, held_back_by
 from gradrecipes.diagnosis.facts.readings import number, rounded
 from gradrecipes.diagnosis.judgement import outputs

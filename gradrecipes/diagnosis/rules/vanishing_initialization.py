@@ -31,11 +31,10 @@ from __future__ import annotations
 import math
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
-from gradrecipes.core.theory.activation import ACTIVATIONS
-from gradrecipes.core.theory.signal_theory import derivative_moment
+from gradrecipes.core.theory.signal_theory import ACTIVATIONS, derivative_moment
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import LayerSignal
-from gradrecipes.core.trace.variation import FITTING_WEIGHTS
+from gradrecipes.core.trace.trial_reading import FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.oversized_weights import TOO_LARGE
 from gradrecipes.diagnosis.facts.readings import cut_off, kernels, rounded, span, weighted
 from gradrecipes.diagnosis.outcome import LEARNING, confidence, variation_evidence, verdict

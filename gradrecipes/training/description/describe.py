@@ -33,16 +33,24 @@ from gradrecipes.core.trace.description import (
     Shape,
 )
 from gradrecipes.training.description.describe_layer import describe_layer
-from gradrecipes.training.description.describe_loss import OutputLoss, describe_loss, losses_of
-from gradrecipes.training.description.model_depth import depth_of
-from gradrecipes.training.description.model_graph import NORMALIZATIONS, ModelGraph, innermost, is_weighted, model_graph
+from gradrecipes.training.description.model_graph import (
+    NORMALIZATIONS,
+    ModelGraph,
+    depth_of,
+    innermost,
+    is_weighted,
+    model_graph,
+)
 from gradrecipes.training.description.output_head import (
     INPUT_SCALINGS,
     UNKNOWN,
+    OutputLoss,
     activation_of,
     behind_input,
+    describe_loss,
     first_layers,
     last_activations,
+    losses_of,
 )
 
 T = TypeVar("T")

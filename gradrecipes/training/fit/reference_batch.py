@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.gradients.pipeline import Pipeline
-from gradrecipes.training.description.describe_loss import describe_loss
+from gradrecipes.training.description.output_head import describe_loss
 
 
 class Retrial(NamedTuple):

@@ -1,8 +1,9 @@
-"""The batches of a trial: arrays, datasets and generators turned into a few batches that are run again and again."""
+"""The batches of a trial, cut from arrays, datasets or generators, and what the errors of their sources say."""
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,92 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.training.trial.error_words import named
-from gradrecipes.training.trial.sampling import is_arrays
+from gradrecipes.core.analysis.range_test import MOST_BATCHES
+from gradrecipes.core.arguments import require_whole
+
+
+def is_arrays(x: Any) -> bool:
+    """Return whether the data are arrays or tensors, and not a dataset or a generator that makes batches itself."""
+    parts = keras.tree.flatten(x)
+    return bool(parts) and all(hasattr(part, "shape") and hasattr(part, "dtype") for part in parts)
+
+
+def draw_batches(data: tuple[Any, ...], *, batch_size: int, batches: int, seed: int) -> tuple[Any, ...]:
+    """Return so many batches of samples, one after the other; every sample once before any comes again.
+
+    Args:
+        data: Arrays or nested structures of them, samples first; None stays None.
+        batch_size: Samples in a batch; of fewer samples than that, all.
+        batches: How many batches.
+        seed: Fixes the order.
+
+    Raises:
+        ValueError: No samples, different numbers of them, or a number out of range.
+    """
+    parts = [part for part in keras.tree.flatten(data) if part is not None]
+    strangers = [part for part in parts if not len(getattr(part, "shape", ()))]
+    strangers += [part for part in data if part is not None and not keras.tree.flatten(part)]
+    if strangers or data[0] is None:
+        raise ValueError(
+            "The data must be arrays, samples first. Received: "
+            f"{f'{strangers[0]!r:.80}' if strangers else 'none'}. Turn lists into arrays with numpy.asarray."
+        )
+    counts = {len(part) for part in parts}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(f"All data must have one number of samples, at least 1. Received: {sorted(counts)}.")
+    samples = counts.pop()
+    require_whole("seed", seed, least=0, remedy="Another seed draws other samples.")
+    require_whole("batches", batches, least=1, remedy="20 suit most measurements.")
+    if batches > MOST_BATCHES:
+        raise ValueError(
+            f"`batches` may be at most {MOST_BATCHES:,}. Received: batches={batches!r}. 20 suit most nets."
+        )
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= samples:
+        raise ValueError(
+            f"`batch_size` must be a whole number from 1 to the number of samples, {samples}. "
+            f"Received: batch_size={batch_size!r}."
+        )
+    random = np.random.default_rng(seed)
+    # Of every round, what does not fill a batch is left out: no batch holds a sample twice.
+    rounds = -(-batches // (samples // batch_size))
+    whole = samples // batch_size * batch_size
+    order = np.concatenate([random.permutation(samples)[:whole] for _ in range(rounds)])[: batches * batch_size]
+    return keras.tree.map_structure(lambda part: None if part is None else np.asarray(part)[order], data)
+
+
+LONGEST = 600  # characters that are kept
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_WRAPPING = re.compile(
+    r"^\s*$|^Graph execution error:|^Detected at node|^\s+File \"|^ {4,}|^\s*\[\[\{\{node|^Traceback \(most recent"
+    r"|^Stack trace for op definition|^\t|^\d+ root error\(s\)|^\s*\(\d+\) "
+)
+_ARGUMENTS = re.compile(r"\n\s*Arguments received by .*", re.DOTALL)
+_NAMED = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Warning|Interrupt|Iteration)\b")
+_PLACE = re.compile(r"\{\{(?:function_)?node [^}]*\}\}\s*|\s*\[Op:[^\]]*\](?:\s*name:\s*\S*)?")
+
+
+def essence(error: BaseException) -> str:
+    """Return what an error says in one line, the frames and graph nodes around it left out.
+
+    Example:
+        >>> essence(ValueError("Graph execution error:\\n\\nReceived a label value of 7\\n\\t [[{{node loss}}]]"))
+        'Received a label value of 7'
+    """
+    text = _ARGUMENTS.sub("", _COLOUR.sub("", str(error)))
+    kept = [line for line in text.splitlines() if not _WRAPPING.match(line)]
+    if "Traceback (most recent call last)" in text:  # Python within TensorFlow: the last line names the error itself
+        kept = [line for line in kept if _NAMED.match(line)][-1:] or kept
+    said = " ".join(_PLACE.sub(" ", " ".join(kept)).split()) or " ".join(text.split())
+    return said[:LONGEST]
+
+
+def named(error: BaseException) -> str:
+    """Return the class of an error and what it says: "RuntimeError: the disk is gone"."""
+    said = essence(error)
+    if _NAMED.match(said):
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
 
 NUMBERS = "biuf"  # kinds of numpy dtypes that a train step can take
 BATCHES_READ = 25  # of a dataset or a generator, whose end is not known

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from gradrecipes.core.analysis.paired import holm, seeds_needed, sign_flip_test, smallest_p
+from gradrecipes.core.analysis.intervals import holm, seeds_needed, sign_flip_test, smallest_p
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 8, 11])

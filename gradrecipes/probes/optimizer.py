@@ -1,4 +1,4 @@
-"""Read the learning rates of the whole training, and try steps at the highest where the trial did not reach it."""
+"""Read what the optimizer holds and the rates of the whole training, and try steps at the highest of them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,13 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from gradrecipes.compat.keras_private import leaves, optimizers_of
 from gradrecipes.compat.optimizer_update import schedule_of
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.trial_reading import PlannedRates, VariationResult
-from gradrecipes.diagnosis.outcome import (
-    SLOW_RISE,
-    SLOWEST_RISE,
-    Verdict,
-    lost_at_highest,
-    unlearned_at_highest,
-)
+from gradrecipes.diagnosis.outcome import SLOW_RISE, SLOWEST_RISE, Verdict, lost_at_highest, unlearned_at_highest
 from gradrecipes.training.trial.trial import Trial, TrialRun
 
 POINTS = 48  # at which a schedule is read, evenly over the training, beside those that its settings name
@@ -133,3 +128,22 @@ def _result(run: TrialRun, seen: Verdict, period: int, steps: int) -> VariationR
     over = end / seen.baseline if seen.baseline > 0 else None
     fall = (seen.end - end) / abs(seen.end) if seen.end else 0.0
     return VariationResult(seen.end, end, fall, over_baseline=over, steps=steps)
+
+
+SLOTS_NAMED = 5
+
+
+def nonfinite_slots(model: keras.Model) -> tuple[str, ...]:
+    """Return the paths of up to five optimizer variables that hold a NaN or infinity.
+
+    Args:
+        model: A compiled model.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    slots = [] if optimizer is None else optimizer.variables
+    return tuple(slot.path for slot in slots if not _is_finite(slot))[:SLOTS_NAMED]
+
+
+def _is_finite(variable: Any) -> bool:
+    value = tf.convert_to_tensor(variable)
+    return not value.dtype.is_floating or bool(tf.reduce_all(tf.math.is_finite(value)))
