@@ -257,20 +257,14 @@ class Baselines:
         if any(len(y) != len(ys[0]) for y in ys) or not ys[0]:
             return None
         if len(ys[0]) == 1:
-            return self._of_target([y[0] for y in ys], self._loss)
+            return constant_baseline_loss(self._loss, *(y[0] for y in ys))
         parts = [
-            None if one.target is None else self._of_target([y[one.target] for y in ys], one.loss)
+            None if one.target is None else constant_baseline_loss(one.loss, *(y[one.target] for y in ys))
             for one in self._outputs
             if one.loss is not None
         ]
         known = [part for part in parts if part is not None]
         return sum(known) if known and len(known) == len(parts) else None
-
-    def _of_target(self, arrays: list[Any], loss: str | None) -> float | None:
-        try:
-            return constant_baseline_loss(loss, np.concatenate([np.asarray(array) for array in arrays]))
-        except (TypeError, ValueError):  # targets of different lengths, or that are no numbers
-            return None
 
 
 def _variations(context: Context, baselines: Baselines) -> Iterator[tuple[str, VariationResult | None]]:

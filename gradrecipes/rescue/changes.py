@@ -61,7 +61,7 @@ def catalogue(base: Setup, original: Original, scaling: Scaling, task: Task, *, 
         base: The user's setup.
         original: The user's model.
         scaling: Of the data.
-        task: What is to be learnt.
+        task: What is to be learned.
         steps: Training steps of the user's own training.
     """
     return {change.name: change for change in _allowed(base, original, scaling, task, steps)}

@@ -96,7 +96,7 @@ class Lab:
     Args:
         base: The user's setup.
         feed: The data.
-        task: What is to be learnt.
+        task: What is to be learned.
         build: Returns the compiled model of a setup and a seed.
         journal: Where results are kept.
         budget: Training steps that may be used, in batches of the user's size.
@@ -218,14 +218,14 @@ class Lab:
         steps = self.steps_of(setup_after(self.base, changes), share)
         return (tuple(change.name for change in changes), 0, steps) in self._results
 
-    def has_learnt(self, changes: Changes) -> bool:
-        """Return whether an arm with these changes learnt in any trial."""
+    def has_learned(self, changes: Changes) -> bool:
+        """Return whether an arm with these changes learned in any trial."""
         names = tuple(change.name for change in changes)
         return any(self.learns(result) for (tried, _, _), result in self._results.items() if tried == names)
 
     def _arm(self, names: tuple[str, ...], setup: Setup, seed: int, steps: int) -> Arm:
         arm = self._arms.pop((names, seed), None)
-        if arm is not None and arm.done > steps:  # it has learnt more than is asked for
+        if arm is not None and arm.done > steps:  # it has learned more than is asked for
             arm.release()
             arm = None
         if arm is None:

@@ -21,7 +21,7 @@ EXPLORED = 0.6  # share of what is left after the final training that the short 
 FEWEST_CANDIDATES = 8
 GLANCE = 0.5  # share of a short trial after which one is given up that the best so far beats
 UNBEATEN = 3  # candidates in a row that are no better than the best before them end the short trials ...
-HALF_LEARNT = 0.5  # ... if it is so far from a guess to a perfect score
+HALF_LEARNED = 0.5  # ... if it is so far from a guess to a perfect score
 EXCELLENT = 0.95  # score from which on a better one is not looked for
 FINAL_PEAK = 10.0  # highest loss over the first from which on a run that ends well is said to have spiked
 LATE = (
@@ -130,8 +130,8 @@ class _Progress:
         self.fails = self._fails(1.0 if stoppable else 0.0)
 
     def _stands_still(self) -> bool:
-        learnt = any(self.lab.learns(one, standard_errors=1.0) for one in self.checkpoints)
-        return not learnt and not self.checkpoints[-1].falls
+        learned = any(self.lab.learns(one, standard_errors=1.0) for one in self.checkpoints)
+        return not learned and not self.checkpoints[-1].falls
 
     def _fails(self, standard_errors: float) -> bool:
         """Return whether the training as it is fails; a few samples held back prove that of no training by themselves.
@@ -148,7 +148,7 @@ class _Progress:
         return late or not self.lab.learns(last, standard_errors=standard_errors)
 
     def _against_late_failure(self, tried: Sequence[Changes]) -> Found:
-        """Train with each remedy in full, those for the causes and the safest first, until one stays learnt."""
+        """Train with each remedy in full, those for the causes and the safest first, until one stays learned."""
         lab, best = self.lab, max((one.score for one in self.checkpoints), key=lambda score: score.value)
         suggested = [changes[0].name for changes in tried if len(changes) == 1][:UNBEATEN]
         for name in sorted(LATE, key=lambda name: suggested.index(name) if name in suggested else len(LATE)):
@@ -178,7 +178,7 @@ class _Progress:
         best, unbeaten = ((), self._at(share)), 0
         scored: Scored = []
         for changes in tried[:count]:
-            if scored and (lab.left <= 0 or (unbeaten >= UNBEATEN and self._is_half_learnt(best[1]))):
+            if scored and (lab.left <= 0 or (unbeaten >= UNBEATEN and self._is_half_learned(best[1]))):
                 break
             unbeaten += 1
             probe = lab.run(changes, share=GLANCE * share, part="short trials")
@@ -192,12 +192,12 @@ class _Progress:
                 best, unbeaten = (changes, result), 0
         return scored
 
-    def _is_half_learnt(self, result: Result) -> bool:
+    def _is_half_learned(self, result: Result) -> bool:
         chance = self.lab.task.chance
-        return self.lab.learns(result) and result.score.value >= chance + HALF_LEARNT * (1.0 - chance)
+        return self.lab.learns(result) and result.score.value >= chance + HALF_LEARNED * (1.0 - chance)
 
     def _is_behind(self, probe: Result, best: Changes, share: float) -> bool:
-        """Return whether the best so far learnt by the same step, and was better by more than chance."""
+        """Return whether the best so far learned by the same step, and was better by more than chance."""
         then = self.lab.run(best, share=GLANCE * share, part="short trials")
         return self.lab.learns(then) and self.lab.better(then.score, probe.score)
 
@@ -245,7 +245,7 @@ class _Progress:
         missed after a short trial already is not tried for longer.
         """
         best = self.lab.run(changes, share=share, part="ablation")  # small losses must not add up
-        alone = tuple(one for one in changes if self.lab.has_learnt((one,)))
+        alone = tuple(one for one in changes if self.lab.has_learned((one,)))
         if 0 < len(alone) < len(changes) and self._need(changes, alone, share) is None:
             changes = alone
         self.needed, pending = {}, sorted(changes, key=lambda change: -change.risk)
@@ -312,8 +312,8 @@ class _Progress:
         fewer = max(sets, key=lambda some: self._after(some, share).score.value, default=())
         if not fewer or lab.left < 2 * lab.full:
             return None
-        learnt = self._after(fewer, share).score.value - chance
-        if learnt < HALF_LEARNT * (self._after(changes, share).score.value - chance) or not self._holds(fewer):
+        learned = self._after(fewer, share).score.value - chance
+        if learned < HALF_LEARNED * (self._after(changes, share).score.value - chance) or not self._holds(fewer):
             return None
         least = lab.run(fewer, part="finals")
         if least.score.value < EXCELLENT:

@@ -48,7 +48,7 @@ class Score:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Hold what is to be learnt, and score models at it.
+    """Hold what is to be learned, and score models at it.
 
     Args:
         kind: `"classes"`, `"one_hot"`, `"binary"`, `"numbers"`, `"several"` or `"own_loss"`.
@@ -179,7 +179,7 @@ class OutputTask:
 
 
 def task_of(feed: Any, setup: Setup, outputs: Sequence[OutputDescription] = ()) -> Task:
-    """Read from the targets, the losses and the outputs what is to be learnt.
+    """Read from the targets, the losses and the outputs what is to be learned.
 
     Args:
         feed: The data.

@@ -197,7 +197,7 @@ def test_inputs_of_very_different_sizes_are_found_where_the_run_suffers():
 
 
 @pytest.mark.parametrize("run", [FALLS, (100.0, *FALLS[1:])])
-def test_raw_pixels_that_are_learnt_from_are_let_be(run):
+def test_raw_pixels_that_are_learned_from_are_let_be(run):
     x, y = digits()
     assert unscaled_inputs(probed(net(64, 10, "softmax"), x * 255, y, LABELS, run=run)) is None
 

@@ -63,7 +63,7 @@ def test_a_loss_scaler_may_leave_out_its_first_steps():
     assert verdict(scaled).state == LEARNING
 
 
-def test_chance_tells_a_fall_from_having_learnt():
+def test_chance_tells_a_fall_from_having_learned():
     thrown_far = trial(np.r_[50.0 * np.exp(-np.arange(60) / 10.0) + 2.3, np.full(40, 2.31)])
     assert not verdict(thrown_far).learned and verdict(thrown_far).suspicious
     assert verdict(trial(FALLING)).learned and not verdict(trial(FALLING)).suspicious

@@ -1,9 +1,10 @@
-"""The loss of a guess that knows nothing of the inputs: what a net must beat to have learned anything."""
+"""The loss of the best constant prediction, which a net must beat to have learned anything."""
 
 from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import numpy as np
 
@@ -11,15 +12,16 @@ _SQUARED = {"mse", "mean_squared_error"}
 _ABSOLUTE = {"mae", "mean_absolute_error"}
 
 
-def constant_baseline_loss(loss: str | None, targets: np.ndarray | None) -> float | None:
-    """Return the loss of the best constant prediction, or None for a loss or targets of another kind.
+def constant_baseline_loss(loss: str | None, *targets: Any) -> float | None:
+    """Return the loss of the best constant prediction, or None where the loss or the targets do not tell it.
 
     For a cross-entropy that is the entropy of the labels, in nats; for a squared error their variance; for an
     absolute one their mean distance from the median.
 
     Args:
         loss: Keras' name of the loss, such as `"mse"` or `"sparse_categorical_crossentropy"`.
-        targets: Array `[samples, ...]`.
+        targets: Arrays `[samples, ...]`, one for each batch. None, or arrays that hold no numbers or do not fit each
+            other, give None.
 
     Example:
         >>> round(constant_baseline_loss("sparse_categorical_crossentropy", np.array([0, 1, 0, 1])), 4)
@@ -27,10 +29,15 @@ def constant_baseline_loss(loss: str | None, targets: np.ndarray | None) -> floa
         >>> constant_baseline_loss("mse", np.array([1.0, 3.0]))
         1.0
     """
-    if loss is None or targets is None or not len(targets):
+    if loss is None or any(batch is None for batch in targets):
         return None
     name = re.sub(r"(?<!^)(?=[A-Z])", "_", str(loss)).lower()
-    values = np.asarray(targets, dtype=np.float64)
+    try:
+        values = np.concatenate([np.asarray(batch, dtype=np.float64) for batch in targets])
+    except (TypeError, ValueError):
+        return None
+    if not len(values):
+        return None
     values = values[np.isfinite(values.reshape(len(values), -1)).all(axis=1)]
     if not len(values):
         return None

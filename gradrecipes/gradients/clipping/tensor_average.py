@@ -30,7 +30,7 @@ class adaptive_by_tensor(SerializableMethod):  # noqa: N801
     smallest norm it meets. And a tensor that was clipped in 1/(1−β) steps in a row has no spike but a new
     level: from then on γ_i takes up to ten times the bound, until the norm is within it again.
 
-    Norms are unscaled and those of applied steps; in a step with a non-finite entry nothing is learnt. A
+    Norms are unscaled and those of applied steps; in a step with a non-finite entry nothing is learned. A
     tensor without a past (no gradient so far) is bounded by `max_norm`.
 
     Args:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from gradrecipes.core.analysis.baseline import constant_baseline_loss
@@ -62,10 +61,7 @@ class ReferenceBatch:
         if targets is None or keras.tree.is_nested(targets) or isinstance(loss, dict | list | tuple):
             return float("nan")
         about = describe_loss(loss)
-        try:
-            found = None if about["custom"] else constant_baseline_loss(about["loss"], np.asarray(targets))
-        except (TypeError, ValueError):  # targets that are no numbers
-            found = None
+        found = None if about["custom"] else constant_baseline_loss(about["loss"], targets)
         return float("nan") if found is None else found
 
     def iterator(self) -> Iterator[Any] | list[Any]:

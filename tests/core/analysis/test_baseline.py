@@ -1,4 +1,4 @@
-"""The loss of a blind guess, against the loss that Keras computes for the best constant answer."""
+"""The loss of the best constant prediction, against the loss that Keras computes for it."""
 
 from __future__ import annotations
 
@@ -36,10 +36,24 @@ def test_names_are_taken_as_classes_write_them():
 
 @pytest.mark.parametrize(
     ("name", "targets"),
-    [(None, LABELS), ("my_loss", LABELS), ("mse", None), ("mse", np.zeros(0)), ("binary_crossentropy", 9 * BITS)],
+    [
+        (None, [LABELS]),
+        ("my_loss", [LABELS]),
+        ("mse", [None]),
+        ("mse", []),
+        ("mse", [np.zeros(0)]),
+        ("mse", [3.0]),
+        ("mse", [np.array(["a", "b"])]),
+        ("mse", [np.zeros((2, 3)), np.zeros((2, 4))]),
+        ("binary_crossentropy", [9 * BITS]),
+    ],
 )
 def test_what_it_cannot_know_is_none(name, targets):
-    assert constant_baseline_loss(name, targets) is None
+    assert constant_baseline_loss(name, *targets) is None
+
+
+def test_batches_are_taken_together():
+    assert constant_baseline_loss("mse", NUMBERS[:50], NUMBERS[50:]) == constant_baseline_loss("mse", NUMBERS)
 
 
 def test_missing_targets_are_left_out():

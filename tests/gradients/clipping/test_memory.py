@@ -164,7 +164,7 @@ def test_it_follows_its_rule_step_by_step_and_bad_steps_never_enter(method, loss
 
 
 @each_method
-def test_a_step_that_is_not_to_be_learnt_leaves_the_memory_as_it_was(method):
+def test_a_step_that_is_not_to_be_learned_leaves_the_memory_as_it_was(method):
     step, state = make_step(method, len(SHAPES), eager=True)
     run = run_of_gradients(40)
     for arrays in run[:20]:
