@@ -18,6 +18,7 @@ from gradrecipes.diagnosis.facts.mismatch import (
     shape_mismatches,
 )
 from gradrecipes.diagnosis.facts.readings import number, rounded
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 
 A_HAIR = 1e-3  # by which a label may leave its range by rounding
 ROOM = 0.05  # by which a target of a binary cross-entropy may leave [0, 1]: interpolated images do
@@ -90,17 +91,7 @@ def _class_indices(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
         consequence="A label without a unit is an error on a CPU, and NaN or a silently wrong loss on a GPU.",
         measured=high if beyond else low,
         expected=float((units or 1) - 1) if beyond else 0.0,
-        prescription=Prescription(
-            title="Number the classes from 0, and give the output a unit for each",
-            code=(
-                "import keras\nimport numpy as np\n\n"
-                "classes, y = np.unique(y, return_inverse=True)  # 0 .. len(classes) - 1\n"
-                f"last = keras.layers.Dense({classes or 'len(classes)'}{_ending(head)})\n"
-            ),
-            reason="The loss selects the unit by the number of the class.",
-            risk="Keep `classes`: predictions are indices into it.",
-            reference="https://keras.io/api/losses/probabilistic_losses/",
-        ),
+        prescription=prescription("number_classes", classes=classes or "len(classes)", ending=_ending(head)),
         sure=1.0,
     )
 
@@ -125,17 +116,7 @@ def _too_many_labels(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
         consequence="The probability of such a sample is 0: its loss is a constant or infinite, without a gradient.",
         measured=float(steps),
         expected=labels,
-        prescription=Prescription(
-            title="Keep at least as many output steps as there are labels",
-            code=(
-                "import keras\n\n"
-                "# smaller strides and pools before the last layer, or the sequence made longer:\n"
-                f"longer = keras.layers.UpSampling1D({-int(-labels // steps) * 2})\n"
-            ),
-            reason="Each label takes a step, and two equal ones in a row take a blank between them.",
-            risk="Longer sequences cost time and memory in proportion.",
-            reference="Graves et al., 2006: connectionist temporal classification",
-        ),
+        prescription=prescription("more_output_steps", factor=-int(-labels // steps) * 2),
         sure=1.0,
     )
 
@@ -206,7 +187,9 @@ def _yes_or_no(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
     signs = target.unique == 2 and values == (-1.0, 1.0)
     classes = target.unique if target.integer_valued and low >= 0 else None
     if signs:
-        advice = _convert("Turn the labels from -1 and 1 into 0 and 1", "y = (y + 1) / 2\n")
+        advice = prescription(
+            "probability_targets", title="Turn the labels from -1 and 1 into 0 and 1", lines="y = (y + 1) / 2\n"
+        )
     elif classes and classes <= 1000 and head.units == 1 and high < 200:
         advice = compile_with(
             "'sparse_categorical_crossentropy'",
@@ -215,7 +198,11 @@ def _yes_or_no(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
             more=last_layer(int(high) + 1, "softmax"),
         )
     elif low >= 0:
-        advice = _convert("Scale the targets to the range from 0 to 1", f"y = y / {rounded(high).replace(',', '')}\n")
+        advice = prescription(
+            "probability_targets",
+            title="Scale the targets to the range from 0 to 1",
+            lines=f"y = y / {rounded(high).replace(',', '')}\n",
+        )
     else:
         advice = compile_with(
             "'mean_squared_error'",
@@ -237,16 +224,6 @@ def _yes_or_no(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
         measured=high if high > 1 else low,
         expected=1.0 if high > 1 else 0.0,
         prescription=advice,
-    )
-
-
-def _convert(title: str, code: str) -> Prescription:
-    return Prescription(
-        title=title,
-        code=code,
-        reason="A probability lies between 0 and 1.",
-        risk="Do the same for validation data and all later targets.",
-        reference="https://keras.io/api/losses/probabilistic_losses/",
     )
 
 
@@ -293,12 +270,6 @@ def all_with_all(what: str, target: str) -> Mismatch:
             "batch), and the loss stays the same when the targets are permuted."
         ),
         consequence="The link between target and sample is lost: the net learns only the mean.",
-        prescription=Prescription(
-            title="Give the targets a last axis",
-            code="y = y.reshape(-1, 1)  # or y[:, None]\n",
-            reason="Keras' own losses do this for you; a subclass of keras.losses.Loss does not.",
-            risk="None.",
-            reference="https://keras.io/api/losses/#creating-custom-losses",
-        ),
+        prescription=prescription("target_axis"),
         sure=0.97,
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from gradrecipes.core.findings import Prescription, Severity
 from gradrecipes.core.trace.data_reading import ArrayReading
 from gradrecipes.diagnosis.facts.data_facts import Head
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 
 BINARY = {"binary_crossentropy", "binary_focal_crossentropy"}
 CATEGORICAL = {"categorical_crossentropy", "categorical_focal_crossentropy"}
@@ -54,13 +55,7 @@ class Mismatch:
 
 def compile_with(loss: str, title: str, reason: str, *, more: str = "", risk: str = "None.") -> Prescription:
     """Return the advice to compile with another loss, and perhaps to end the model in another way."""
-    return Prescription(
-        title=title,
-        code=f"import keras\n\n{more}model.compile(optimizer=model.optimizer, loss={loss})\n",
-        reason=reason,
-        risk=risk,
-        reference="https://keras.io/api/losses/",
-    )
+    return prescription("other_loss", title=title, more=more, loss=loss, reason=reason, risk=risk)
 
 
 def last_layer(units: int | None, activation: str | None) -> str:

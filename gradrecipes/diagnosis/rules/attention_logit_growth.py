@@ -33,13 +33,13 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import AttentionReading, SignalReading
 from gradrecipes.core.trace.trial_reading import FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import fixed_by, fixing_rate, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import set_learning_rate
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription, set_learning_rate
 from gradrecipes.diagnosis.registry import rule
 
 ROUNDED_AWAY = 24 * math.log(2)  # logits below the largest at which a weight is under the rounding of float32
@@ -115,7 +115,7 @@ def attention_logit_growth(trace: Trace) -> Finding | None:
             Evidence("Largest logit.", shown.largest_logit, None, "arXiv 2309.14322"),
         ),
         prescriptions=(
-            _normalize_queries_and_keys(),
+            prescription("normalized_attention"),
             *((set_learning_rate(trace, rate, "The logits then grow less from step to step."),) if rate else ()),
         ),
     )
@@ -132,26 +132,3 @@ def _sharpest(trace: Trace) -> Sharp | None:
 
 def _one_hot(read: AttentionReading) -> bool:
     return read.spread >= ROUNDED_AWAY and read.top >= ONE_HOT and math.isfinite(read.spread)
-
-
-def _normalize_queries_and_keys() -> Prescription:
-    return Prescription(
-        title="Normalize queries and keys before their product",
-        code=(
-            "import keras\n\n\n"
-            "def attention(x, heads=4, key_dim=16):\n"
-            "    steps, units = x.shape[1:]\n"
-            "    split = keras.layers.Reshape((steps, heads, key_dim))\n"
-            "    queries, keys, values = (split(keras.layers.Dense(heads * key_dim)(x)) for _ in range(3))\n"
-            "    queries = keras.layers.LayerNormalization()(queries)\n"
-            "    keys = keras.layers.LayerNormalization()(keys)\n"
-            "    mixed = keras.ops.nn.dot_product_attention(queries, keys, values)  # divides by sqrt(key_dim)\n"
-            "    return keras.layers.Dense(units)(keras.layers.Reshape((steps, heads * key_dim))(mixed))\n"
-        ),
-        reason=(
-            "A normalized query and key have length sqrt(key_dim) each, so that their product divided by "
-            "sqrt(key_dim) is at most sqrt(key_dim), whatever the weights before them do."
-        ),
-        risk="Two more small normalizations per attention. Weights that were trained without them do not fit.",
-        reference="arXiv 2302.05442, section 2; arXiv 2309.14322, section 3.1",
-    )

@@ -49,6 +49,7 @@ from gradrecipes.diagnosis.outcome import (
     verdict,
 )
 from gradrecipes.diagnosis.prescriptions.keras_lines import optimizer_line, recorded_rate
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
 FEW = 2  # samples; BatchNormalization over them returns signs, or with one its offset. arXiv 1803.08494, figure 1
@@ -114,7 +115,11 @@ def _statistics(trace: Trace, size: int, seen: Verdict) -> Finding | None:
             Evidence(statement, float(size), float(USUAL), "arXiv 1803.08494: the error grows as batches shrink"),
             *variation_evidence(trace, LARGER_BATCH),
         ),
-        prescriptions=(_larger(USUAL), _other_normalization(), _accumulate(trace, max(2, USUAL // size))),
+        prescriptions=(
+            prescription("larger_batches", size=USUAL),
+            prescription("other_normalization"),
+            _accumulate(trace, max(2, USUAL // size)),
+        ),
     )
 
 
@@ -147,7 +152,7 @@ def _noise(trace: Trace, size: int, seen: Verdict) -> Finding | None:
             "to a random walk instead of a descent."
         ),
         evidence=(*facts, *variation_evidence(trace, LARGER_BATCH)),
-        prescriptions=(_larger(better), _accumulate(trace, max(2, better // size))),
+        prescriptions=(prescription("larger_batches", size=better), _accumulate(trace, max(2, better // size))),
     )
 
 
@@ -162,36 +167,6 @@ def _batch_normalizations(trace: Trace) -> int:
     return trace.description.normalizations.get("BatchNormalization", 0)
 
 
-def _larger(size: int) -> Prescription:
-    return Prescription(
-        title=f"Use batches of {size} samples",
-        code=f"model.fit(x, y, batch_size={size})\n",
-        reason="The noise of a gradient falls with the number of samples that it is averaged over.",
-        risk="An epoch then has fewer steps: train for more epochs, and try a higher learning rate.",
-        reference="arXiv 1812.06162",
-    )
-
-
-def _other_normalization() -> Prescription:
-    return Prescription(
-        title="Replace BatchNormalization by LayerNormalization or GroupNormalization",
-        code=(
-            "import keras\n\n"
-            "keras.layers.LayerNormalization()  # after Dense layers\n"
-            "keras.layers.GroupNormalization(groups=8)  # after convolutions; the channels must divide by it\n"
-        ),
-        reason="They normalize each sample by itself, at training and at inference, whatever the batch size.",
-        risk="The learning rate may have to be tuned again.",
-        reference="arXiv 1803.08494, arXiv 1607.06450",
-    )
-
-
 def _accumulate(trace: Trace, steps: int) -> Prescription:
     line = optimizer_line(trace, recorded_rate(trace) or 1e-3, gradient_accumulation_steps=str(steps))
-    return Prescription(
-        title=f"Accumulate the gradients of {steps} batches if larger ones do not fit into memory",
-        code=f"import keras\n\nmodel.compile(optimizer={line}, loss=model.loss)\n",
-        reason="Each update then uses the mean gradient of these batches, with the memory of one.",
-        risk="It averages the noise of the gradient, but BatchNormalization still sees the small batches.",
-        reference="keras.optimizers.Optimizer: gradient_accumulation_steps",
-    )
+    return prescription("accumulate_gradients", steps=steps, optimizer=line)

@@ -25,12 +25,12 @@ derivative on both sides (leaky ReLU, ELU, GELU).
 
 from __future__ import annotations
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.readings import cut_off, hidden, layers, rounded, weights
 from gradrecipes.diagnosis.outcome import confidence, variation_evidence, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import change_activation, set_learning_rate
+from gradrecipes.diagnosis.prescriptions.prescribe import change_activation, prescription, set_learning_rate
 from gradrecipes.diagnosis.registry import rule
 
 DEAD = 0.9  # share of a layer's units; He weights leave a tenth dead on a batch, more than half is rare
@@ -70,13 +70,7 @@ def dead_units(trace: Trace) -> Finding | None:
     statement = f"{rounded(100 * share)} % of the units of {worst.name!r} are 0 for every sample of a batch {moment}."
     if biases:
         statement += f" Its biases start at {rounded(biases[0].mean)}."
-    zero = Prescription(
-        title="Start the biases at 0",
-        code=f"import keras\n\n# In {worst.name}:\n# keras.layers.Dense(units, activation='relu')\n",
-        reason="keras.layers.Dense does so by default: half of the inputs of a ReLU are then above 0.",
-        risk="None for training from scratch.",
-        reference="arXiv 1903.06733",
-    )
+    zero = prescription("zero_biases", layer=worst.name)
     slower = set_learning_rate(
         trace, 0.1, "A step that moves a weight by its own size can push a unit below 0 permanently."
     )

@@ -30,7 +30,7 @@ import math
 
 import numpy as np
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import WeightScale
 from gradrecipes.core.trace.trial_reading import ALL_SCALED, FITTING_WEIGHTS
@@ -47,7 +47,7 @@ from gradrecipes.diagnosis.outcome import (
     variation_evidence,
     verdict,
 )
-from gradrecipes.diagnosis.prescriptions.prescribe import clip
+from gradrecipes.diagnosis.prescriptions.prescribe import clip, prescription
 from gradrecipes.diagnosis.registry import rule
 
 EMBEDDINGS = {"Embedding", "ReversibleEmbedding", "TokenAndPositionEmbedding", "PositionEmbedding"}
@@ -108,16 +108,7 @@ def embedding_spike(trace: Trace) -> Finding | None:
             *(variation_evidence(trace, FITTING_WEIGHTS) if large else ()),
         ),
         prescriptions=(
-            Prescription(
-                title="Start the vectors at the usual size",
-                code=(
-                    "import keras\n\n"
-                    "keras.layers.Embedding(tokens, width, embeddings_initializer='uniform')  # -0.05 to 0.05\n"
-                ),
-                reason="The layers after the embedding are initialized for a signal of that size.",
-                risk="None for training from scratch; it does not change vectors that were trained before.",
-                reference="arXiv 2312.16903",
-            ),
+            prescription("usual_embeddings"),
             clip(trace, "Clip the gradient by its global norm", repairs=True),
         ),
     )

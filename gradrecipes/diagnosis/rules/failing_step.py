@@ -18,26 +18,13 @@ Fix what the message names. The evidence lists the shapes of data, outputs and t
 
 from __future__ import annotations
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import DataReading
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
 PARTS = {"build": "The model could not be built on these inputs", "step": "A training step raised an error"}
-_LOOK = Prescription(
-    title="Compare the shapes of data, outputs and targets",
-    code=(
-        "import numpy as np\n\n"
-        "print(model.input_shape, np.shape(x))\n"
-        "print(model.output_shape, np.shape(y), np.min(y), np.max(y))\n"
-        "model.train_on_batch(x[:2], y[:2])  # the same error, on two samples\n"
-    ),
-    reason=(
-        "Most such errors come from an extra axis, a wrong number of columns, or labels outside the range of the units."
-    ),
-    risk="If the two samples do not fail, they train the model for one step.",
-    reference="Keras guide: training and evaluation with the built-in methods",
-)
 
 
 @rule(
@@ -69,7 +56,7 @@ def failing_step(trace: Trace) -> Finding | None:
         confidence=1.0,
         explanation=f"{said} `model.fit` would raise the same error, with a long traceback. The message: {message}",
         evidence=(Evidence(f"The message: {message}", source="TensorFlow and Keras"), *_shapes(trace)),
-        prescriptions=(_LOOK,),
+        prescriptions=(prescription("compare_shapes"),),
     )
 
 

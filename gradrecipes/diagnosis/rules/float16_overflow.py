@@ -26,13 +26,14 @@ loss; inputs and targets of unit size.
 
 from __future__ import annotations
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Autopsy, Offender
 from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.diagnosis.facts.readings import TOLERATED_BY_SCALER, layers, left_out_by_scaler, rounded
 from gradrecipes.diagnosis.outcome import verdict
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
 LARGEST = 65504.0  # largest float16
@@ -82,20 +83,7 @@ def float16_overflow(trace: Trace) -> Finding | None:
         layer=worst,
         step=seen.step,
         evidence=(Evidence(statement, source="IEEE 754 binary16; arXiv 1710.03740"),),
-        prescriptions=(
-            Prescription(
-                title="Compute in bfloat16, or in mixed precision with float32 where sums are large",
-                code=(
-                    "import keras\n\n"
-                    "keras.config.set_dtype_policy('mixed_bfloat16')  # before the model is built\n"
-                    "# or 'mixed_float16', with the last layers in float32:\n"
-                    "# keras.layers.Dense(units, dtype='float32')\n"
-                ),
-                reason="bfloat16 has the range of float32; mixed precision keeps weights and updates in float32.",
-                risk="bfloat16 keeps fewer digits, and is slow on processors that lack it.",
-                reference="Keras guide: mixed precision; arXiv 1710.03740",
-            ),
-        ),
+        prescriptions=(prescription("wider_numbers"),),
     )
 
 

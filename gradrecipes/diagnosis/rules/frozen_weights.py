@@ -35,6 +35,7 @@ from gradrecipes.core.trace.trial_reading import UNFROZEN
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import PROVEN, Verdict, fixes, halved_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import compile_lines, optimizer_line, recorded_rate
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
 SHOWN = 3  # names that a sentence lists
@@ -122,14 +123,4 @@ def _never_trained(frozen: list[FrozenLayer]) -> tuple[Evidence, ...]:
 
 
 def _unfreeze(trace: Trace) -> Prescription:
-    return Prescription(
-        title="Train the frozen layers, and compile again",
-        code=(
-            "import keras\n\n"
-            "model.trainable = True  # of a pretrained part, freeze base.trainable = False alone\n"
-            + compile_lines(optimizer_line(trace, recorded_rate(trace) or 1e-3))
-        ),
-        reason="Only weights that were trained before, on data of the same kind, are worth freezing.",
-        risk="Pretrained weights change too: train them with a tenth of the rate, after the head has learned.",
-        reference="Keras guide: transfer learning and fine-tuning",
-    )
+    return prescription("unfreeze", compile=compile_lines(optimizer_line(trace, recorded_rate(trace) or 1e-3)))

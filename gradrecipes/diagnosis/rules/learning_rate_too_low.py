@@ -28,7 +28,7 @@ import math
 
 import numpy as np
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import TrialReading, at_rate
 from gradrecipes.diagnosis.facts.readings import middle, rounded
@@ -44,7 +44,7 @@ from gradrecipes.diagnosis.outcome import (
     verdict,
 )
 from gradrecipes.diagnosis.prescriptions.keras_lines import recorded_rate
-from gradrecipes.diagnosis.prescriptions.prescribe import set_learning_rate
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription, set_learning_rate
 from gradrecipes.diagnosis.registry import rule
 
 SHORT = 1e-4  # update norm over weight norm of a typical layer; 1e-3 is usual, fine-tuning has 1e-4
@@ -128,12 +128,6 @@ def _died(trace: Trace, update: float, seen: Verdict) -> Finding:
         f"{rounded(update)}, while the gradients did not shrink: the learning rate dropped to nothing within the "
         "first hundred steps."
     )
-    schedule = (
-        "import keras\n\n"
-        "steps = 100 * 50  # epochs times steps per epoch\n"
-        "rate = keras.optimizers.schedules.CosineDecay(1e-3, decay_steps=steps)\n"
-        "model.compile(optimizer=keras.optimizers.Adam(rate), loss=model.loss)\n"
-    )
     return Finding(
         code="learning_rate_too_low",
         title="The schedule lowers the learning rate to nothing before anything is learned",
@@ -142,15 +136,7 @@ def _died(trace: Trace, update: float, seen: Verdict) -> Finding:
         confidence=0.9,
         explanation=f"{statement} The loss {seen.course}.",
         evidence=(Evidence(statement, update, first, "update norm over weight norm, first and later steps"),),
-        prescriptions=(
-            Prescription(
-                title="Let the schedule fall over the whole training",
-                code=schedule,
-                reason="A schedule counts steps, not epochs: decay_steps is epochs times steps per epoch.",
-                risk="Longer schedules keep a high rate for longer; watch the first epoch.",
-                reference="arXiv 1608.03983 (cosine decay)",
-            ),
-        ),
+        prescriptions=(prescription("longer_schedule"),),
     )
 
 

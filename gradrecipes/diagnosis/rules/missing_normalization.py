@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.diagnosis.facts.oversized_weights import TOO_LARGE
@@ -45,7 +45,7 @@ from gradrecipes.diagnosis.facts.readings import (
     span,
 )
 from gradrecipes.diagnosis.outcome import verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import add_residual_blocks
+from gradrecipes.diagnosis.prescriptions.prescribe import add_residual_blocks, prescription
 from gradrecipes.diagnosis.registry import rule
 
 SKIPS = 8  # places where branches are added; sqrt(2) each makes 16-fold
@@ -99,17 +99,7 @@ def missing_normalization(trace: Trace) -> Finding | None:
         evidence=(Evidence(statement, per_skip, 1.0, "arXiv 1901.09321, section 2"),),
         prescriptions=(
             add_residual_blocks(trace),
-            Prescription(
-                title="Start each branch at zero (ReZero)",
-                code=(
-                    "import keras\n\nimport gradrecipes as gr\n\n"
-                    "branch = [keras.layers.Dense(64, activation='relu'), keras.layers.Dense(64)]\n"
-                    "x = gr.layers.ReZeroResidual(branch)(x)\n"
-                ),
-                reason="x + alpha * F(x) with alpha = 0 at the start passes signal and gradient on unchanged.",
-                risk="Loading the model needs this package; learning is slow until the alphas have grown.",
-                reference="arXiv 2003.04887",
-            ),
+            prescription("rezero"),
         ),
     )
 
@@ -132,20 +122,7 @@ def _of_blocks(blocks: list[LayerSignal], total: float, per_block: float) -> Fin
         explanation=f"{statement}. The weights have the usual size: the arithmetic of the block enlarges the signal.",
         layer=blocks[-1].name,
         evidence=(Evidence(f"{statement}.", per_block, 1.0, "one batch through the net"),),
-        prescriptions=(
-            Prescription(
-                title="Divide a sum by the number of its terms, or normalize it",
-                code=(
-                    "import keras\n\n"
-                    "total = keras.ops.matmul(neighbours, x)  # neighbours: 1 where two nodes are joined\n"
-                    "mean = total / keras.ops.sum(neighbours, axis=-1, keepdims=True)\n"
-                    "mean = keras.layers.LayerNormalization()(mean)\n"
-                ),
-                reason="A mean has the size of its terms, however many they are.",
-                risk="None for training; the number of neighbours is then no longer seen.",
-                reference="arXiv 1609.02907 (normalized adjacency), arXiv 1607.06450 (layer normalization)",
-            ),
-        ),
+        prescriptions=(prescription("mean_of_neighbours"),),
     )
 
 

@@ -251,20 +251,4 @@ def _inspect(trace: Trace, row: int) -> Prescription:
     size = trace.description.batch_size
     size = size if isinstance(size, int) and not isinstance(size, bool) and size > 0 else 32
     start = int(trace.steps["batch"][row]) * size
-    code = (
-        "import numpy as np\n\n"
-        "for name, values in (('x', x), ('y', y)):\n"
-        "    values = np.asarray(values, dtype=float).reshape(len(values), -1)\n"
-        "    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))\n"
-        "    print(name, 'rows that are not finite:', bad[:20], 'largest:', np.nanmax(np.abs(values)))\n\n"
-        f"# With model.fit(..., shuffle=False) the batch in question is\n"
-        f"batch = slice({start}, {start + size})\n"
-        "print(model.evaluate(x[batch], y[batch], verbose=0))\n"
-    )
-    return Prescription(
-        title="Look at the data, and at this batch first",
-        code=code,
-        reason="A NaN without a large gradient before it comes from the batch or the loss; these lines show which.",
-        risk="model.fit shuffles by default: without shuffle=False the batch number does not name these rows.",
-        reference="numpy.isfinite",
-    )
+    return prescription("inspect_batch", start=start, end=start + size)

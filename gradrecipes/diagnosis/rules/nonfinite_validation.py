@@ -26,10 +26,11 @@ import math
 
 import numpy as np
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trace import Event
 from gradrecipes.diagnosis.facts.readings import nonfinite_losses
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
 
@@ -61,7 +62,7 @@ def nonfinite_validation(trace: Trace) -> Finding | None:
         explanation=f"{statement} {_origin(trace, first)}",
         step=first.step,
         evidence=(Evidence(statement, float(len(broken)), 0.0, "the logs of the epochs"),),
-        prescriptions=(_find_samples(), _look_at_inference()),
+        prescriptions=(prescription("find_validation_samples"), prescription("check_inference")),
     )
 
 
@@ -106,34 +107,3 @@ def _origin(trace: Trace, event: Event) -> str:
 
 def _listed(keys: list[str]) -> str:
     return ", ".join(f"`{key}`" for key in keys)
-
-
-def _find_samples() -> Prescription:
-    return Prescription(
-        title="Find the validation samples whose values or predictions are not finite",
-        code=(
-            "import numpy as np\n\n"
-            "for name, values in (('x', x_validation), ('y', y_validation), ('output', model.predict(x_validation))):\n"
-            "    values = np.asarray(values, dtype=float).reshape(len(values), -1)\n"
-            "    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))\n"
-            "    print(name, 'rows that are not finite:', bad[:20])\n"
-        ),
-        reason="A NaN in the data shows in x or y; if only the output is not finite, the net fails on these samples.",
-        risk="None: it only reads.",
-        reference="",
-    )
-
-
-def _look_at_inference() -> Prescription:
-    return Prescription(
-        title="Check what only inference uses",
-        code=(
-            "import numpy as np\n\n"
-            "for weight in model.non_trainable_weights:\n"
-            "    if not np.isfinite(weight.numpy()).all():\n"
-            "        print(weight.path, 'is not finite')\n"
-        ),
-        reason="Training normalizes by the batch, inference by moving statistics, which one bad batch can ruin.",
-        risk="None: it only reads.",
-        reference="keras.layers.BatchNormalization",
-    )

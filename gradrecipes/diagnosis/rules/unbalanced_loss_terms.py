@@ -36,6 +36,7 @@ from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.judgement import DROWNS, OUTWEIGHS, outweighed_part
 from gradrecipes.diagnosis.outcome import variation, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import optimizer_line, recorded_rate
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
 FELL = 0.5  # the end over the start of a term that falls: one that is not lost
@@ -166,10 +167,4 @@ def _reweigh(trace: Trace, found: Terms) -> Prescription:
         factor = found.small_size / found.large_size
         code = f"weight = {factor:.2g}  # times the weight that {found.large.strip(chr(39))} has now\n"
         title = f"Divide the weight of {found.large} by {rounded(found.large_size / found.small_size)}"
-    return Prescription(
-        title=title,
-        code=code,
-        reason="Terms that start equally large have gradients of the same order, and all are learned.",
-        risk="You decide which term matters more: adjust the weights by small factors from there.",
-        reference="arXiv 1711.02257 (GradNorm), arXiv 2001.04536 (equations)",
-    )
+    return prescription("balance_loss_terms", title=title, lines=code)

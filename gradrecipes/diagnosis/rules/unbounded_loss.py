@@ -30,11 +30,12 @@ import math
 
 import numpy as np
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.data_facts import heads
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import losses, verdict
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
 IN_PROPORTION = 10.0  # loss at 1e6 over that at 1e4, at least: 100 where it is linear, 1.5 for a logarithm
@@ -79,7 +80,7 @@ def unbounded_loss(trace: Trace) -> Finding | None:
             Evidence(f"{statement}.", at[-1], 0.0, "the loss on one batch; expected: a loss with a minimum"),
             *_run(first, last),
         ),
-        prescriptions=(_bound(repr(head.name)),),
+        prescriptions=(prescription("bounded_loss", name=repr(head.name)),),
     )
 
 
@@ -105,7 +106,7 @@ def _of_run(trace: Trace) -> Finding | None:
         confidence=0.85,
         explanation=f"{statement}. The outputs grow without end; a falling loss is not a sign of learning.",
         evidence=(Evidence(f"{statement}.", last, first, "this run"),),
-        prescriptions=(_bound("the loss"),),
+        prescriptions=(prescription("bounded_loss", name="the loss"),),
     )
 
 
@@ -122,21 +123,3 @@ def _run(first: float, last: float) -> tuple[Evidence, ...]:
         return ()
     statement = f"In the trial the loss went from {rounded(first)} to {rounded(last)}."
     return (Evidence(statement, last, None, "this trial"),) if rounded(first) != rounded(last) else ()
-
-
-def _bound(name: str) -> Prescription:
-    return Prescription(
-        title="Use a loss that has a minimum",
-        code=(
-            "import keras\n\n\n"
-            "def difference(y, p):  # of numbers\n"
-            "    return keras.ops.mean(keras.ops.square(y - p))\n\n\n"
-            "def scores(y, p):  # of labels -1 and 1\n"
-            "    return keras.ops.mean(keras.ops.softplus(-y * p))\n\n\n"
-            "def apart(distance, margin=1.0):  # of what has to be far apart\n"
-            "    return keras.ops.mean(keras.ops.square(keras.ops.relu(margin - distance)))\n"
-        ),
-        reason=f"Now {name} rewards large outputs; each of these is smallest where the output is right.",
-        risk="The new loss has another meaning: its values cannot be compared with those before.",
-        reference="arXiv 1704.00028 (critics), LeCun et al. 2006 (margins)",
-    )

@@ -22,9 +22,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.readings import rounded
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
 EPOCHS = 6  # fewer show no trend
@@ -65,17 +66,5 @@ def validation_degrading(trace: Trace) -> Finding | None:
         confidence=0.9,
         explanation=f"{statement} From then on the net memorizes the training samples.",
         evidence=(Evidence(statement, float(last[-1]), float(validation[best]), "the logs of the epochs"),),
-        prescriptions=(
-            Prescription(
-                title="Stop at the best epoch",
-                code=(
-                    "import gradrecipes as gr\n\n"
-                    "stopping = gr.NanProofEarlyStopping(patience=5, restore_best_weights=True)\n"
-                    "model.fit(x, y, validation_split=0.2, epochs=100, callbacks=[stopping])\n"
-                ),
-                reason="It restores the weights of the best epoch, and never takes NaN for the best.",
-                risk="A patience that is too short stops on a plateau.",
-                reference="Prechelt 1998",
-            ),
-        ),
+        prescriptions=(prescription("stop_at_best_epoch"),),
     )
