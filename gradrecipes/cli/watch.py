@@ -110,9 +110,10 @@ class _Watcher:
         from gradrecipes.probes.before_fit import look_before_fit
         from gradrecipes.training.fit.watching import WatchedFits
 
-        def look(model: Any, arguments: dict[str, Any]) -> Any:
+        def look(model: Any, arguments: dict[str, Any], steps: int | None) -> Any:
             taken = ("x", "y", "sample_weight", "batch_size")
-            return look_before_fit(model, **{name: arguments[name] for name in taken if name in arguments})
+            given = {name: arguments[name] for name in taken if name in arguments}
+            return look_before_fit(model, **given, steps=steps)
 
         self.fits = WatchedFits(
             lambda: FitRecorder(sample_every=self._sample_every), own=GradientMonitor, look=look, script=self._script

@@ -49,7 +49,10 @@ def write_html(path: str | os.PathLike[str], diagnoses: Sequence[tuple[str, Orde
 
 
 def render_page(diagnoses: Sequence[tuple[str, OrderedFindings]]) -> str:
-    """Return the page that `write_html` writes."""
+    """Return the page that `write_html` writes: with the pictures of a single run, of several those of unhealthy ones.
+
+    Pictures take longer than the fit of a small net.
+    """
     if not diagnoses:
         raise ValueError(
             "A report needs at least one diagnosis. Received an empty list. "
@@ -58,7 +61,8 @@ def render_page(diagnoses: Sequence[tuple[str, OrderedFindings]]) -> str:
     environment = _environment()
     runs = [_run(place, name, diagnosis) for place, (name, diagnosis) in enumerate(diagnoses, 1)]
     for run, (_, diagnosis) in zip(runs, diagnoses, strict=True):
-        run["pictures"] = pictures(diagnosis.trace)
+        run["pictured"] = len(runs) == 1 or diagnosis.verdict == "unhealthy"
+        run["pictures"] = pictures(diagnosis.trace) if run["pictured"] else []
     return environment.get_template("page.html.j2").render(runs=runs, version=__version__)
 
 
@@ -124,6 +128,7 @@ def _run(place: int, name: str, diagnosis: OrderedFindings) -> dict[str, Any]:
             }
             for finding in diagnosis.findings
         ],
+        "pictured": True,
         "pictures": [],
         "tried": trial_rows(trace),
         "looked_at": looked_at(trace),

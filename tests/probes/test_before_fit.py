@@ -6,6 +6,7 @@ import random
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from gradrecipes.core.trace.probes import Probes
@@ -49,6 +50,36 @@ def test_nothing_moves():
     assert found.data.samples == 64 and found.signal.error is None
     after = variables_of(model)
     assert all(np.array_equal(one, np.array(other)) for one, other in zip(before, after, strict=False))
+
+
+class Counting(keras.layers.Layer):
+    """Counts the samples that pass."""
+
+    passed = 0
+
+    def call(self, x):
+        Counting.passed += x.shape[0] or 0
+        return x
+
+
+@pytest.mark.parametrize(("steps", "most"), [(None, 10), (20, 10), (1000, 50)])
+def test_a_look_costs_at_most_ten_steps_or_a_twentieth_of_the_fit(steps, most):
+    inputs = keras.Input((4,))
+    seen = Counting()(inputs)
+    outputs = [keras.layers.Dense(1, activation="sigmoid", name=f"head_{place}")(seen) for place in range(40)]
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", ["categorical_crossentropy"] * 40)
+    Counting.passed = 0
+    found = look_before_fit(model, X, [(Y > 0).astype("float32")] * 40, batch_size=30, steps=steps)
+    assert found.loss is not None and found.loss.error is None
+    forward = Counting.passed + 2 * Counting.passed / 42  # one of them went backward as well
+    assert forward / 3 <= most * 30
+    if steps == 1000:
+        assert Counting.passed > 42 * 8  # and makes use of it
+
+
+def test_no_more_data_are_read_than_the_fit_draws():
+    assert look_before_fit(net(), X, Y, batch_size=8, steps=3).data.samples == 24
 
 
 def test_what_is_used_up_by_being_read_is_not_read():

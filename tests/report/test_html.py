@@ -186,3 +186,9 @@ def test_the_templates_lie_in_the_package():
         "parts.html.j2",
         "style.css",
     }
+
+
+def test_of_several_runs_only_the_unhealthy_ones_have_pictures():
+    several = [("well", Diagnosis((), Trace())), ("ill", make_diagnosis())]
+    assert render_page(several).count("<img") == render_page([("ill", make_diagnosis())]).count("<img") > 0
+    assert "Among several runs only unhealthy ones have pictures" in render_page(several)

@@ -19,7 +19,7 @@ from gradrecipes.core.trace.probes import Probes
 
 logger = logging.getLogger(__name__)
 
-Look = Callable[[keras.Model, dict[str, Any]], Probes]
+Look = Callable[[keras.Model, dict[str, Any], int | None], Probes]
 RECENT_MODELS = 4  # fitted last, whose recorders are kept: programs that fit some models in turn are traced once each
 
 
@@ -57,8 +57,8 @@ class WatchedFits:
     Args:
         make_recorder: Makes a recorder: a callback with a `trace`.
         own: The class of a callback that a program may bring itself; its record is taken then.
-        look: Looks at (model, arguments of its first fit) before the first step, without changing anything, and returns
-            what joins the `probes` of the trace; None for no look.
+        look: Looks at (model, arguments of its first fit, number of its steps or None) before the first step, without
+            changing anything, and returns what joins the `probes` of the trace; None for no look.
         script: The file whose lines name the fits, or None.
     """
 
@@ -180,7 +180,9 @@ class _Looking(keras.callbacks.Callback):
         if self._arguments is None:
             return
         arguments, self._arguments = self._arguments, None
+        epochs, of_epoch = self.params.get("epochs"), self.params.get("steps")
+        steps = None if not epochs or not of_epoch else epochs * of_epoch
         try:
-            self._watched.probes = self._look(self.model, arguments)
+            self._watched.probes = self._look(self.model, arguments, steps)
         except Exception:  # the script of somebody else runs here
             logger.debug("The look at %r before its fit failed.", self.model, exc_info=True)

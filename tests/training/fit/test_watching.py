@@ -59,8 +59,8 @@ class OwnWeights(keras.Model):
         return keras.ops.matmul(x, self.scale)
 
 
-def look(model, arguments):
-    return look_before_fit(model, arguments["x"], arguments["y"])
+def look(model, arguments, steps):
+    return look_before_fit(model, arguments["x"], arguments["y"], steps=steps)
 
 
 def first_weights(watched):
@@ -79,3 +79,13 @@ def test_weights_that_fit_creates_are_those_of_a_plain_run():
     plain = first_weights(None)
     assert plain[0] != plain[1]
     assert first_weights(WatchedFits(FitRecorder, look=look)) == plain
+
+
+def test_a_look_is_told_how_many_steps_the_fit_takes():
+    seen = []
+    watched = WatchedFits(FitRecorder, look=lambda model, arguments, steps: seen.append(steps))
+    model = OwnWeights()
+    model.compile(keras.optimizers.SGD(0.0), "mse", run_eagerly=True)
+    with watched.watching():
+        model.fit(X, Y, verbose=0, batch_size=len(X) // 2, epochs=3)
+    assert seen == [6]
