@@ -20,7 +20,7 @@ from gradrecipes.diagnosis.outcome import (
     DIVERGING,
     LEARNING,
     OSCILLATING,
-    SLOW,
+    SLOW_FALL,
     STALLED,
     UNKNOWN,
     Verdict,
@@ -151,7 +151,7 @@ def outputs(trace: Trace) -> tuple[OutputTrial, ...]:
 
 def _is_learned(one: OutputTrial) -> bool:
     """Return whether an output is below its baseline, or where that is not known, well below its start."""
-    falls = one.start is not None and one.end is not None and one.start - one.end > SLOW * abs(one.start)
+    falls = one.start is not None and one.end is not None and one.start - one.end > SLOW_FALL * abs(one.start)
     return one.learned and (one.baseline is not None or falls)
 
 

@@ -1,4 +1,4 @@
-"""Losses that do not fit the last activation: logits that are none, probabilities that are none, ranges not reached."""
+"""Losses that do not fit the last activation: wrong logits or probabilities, or targets out of its range."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from gradrecipes.diagnosis.facts.mismatch import (
 )
 from gradrecipes.diagnosis.facts.readings import number, rounded
 
-A_HAIR = 1e-3  # by which a probability may leave [0, 1] by rounding, in half precision too
+A_HAIR = 1e-3  # by which rounding may move a probability out of [0, 1], also in half precision
 PROBABILITIES = {"softmax", "sigmoid", "hard_sigmoid"}
 NO_PROBABILITIES = {"linear", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "tanh", "softplus", "exponential"}
 NO_LOGITS = {"relu", "relu6", "tanh", "softplus", "exponential"}
-MEANINGFUL = 0.05  # share of the targets that lie out of reach
-MOST = 0.3  # share from which it hurts whatever the loss does; standardized targets beyond a tanh: .29
-# Ends that an activation cannot pass, and the share of the targets beyond them, as the data probe counts it.
+MEANINGFUL = 0.05  # share of the targets that the activation cannot reach
+MOST = 0.3  # share from which it is reported whatever the loss does; of standardized targets a tanh cannot reach .29
+# Ends of the range of an activation, and the reading of the data probe that counts the targets beyond them.
 REACH: dict[str, tuple[str, tuple[str, ...]]] = {
     "sigmoid": ("0 to 1", ("share_below_0", "share_above_1")),
     "hard_sigmoid": ("0 to 1", ("share_below_0", "share_above_1")),
@@ -44,7 +44,7 @@ REACH: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def activation_mismatches(head: Head) -> Iterator[Mismatch]:
-    """Yield what does not fit between a loss of Keras and what the net can put out."""
+    """Yield the mismatches between a loss of Keras and the range of the output."""
     if head.known and head.loss in CROSS_ENTROPIES:
         yield from _one_unit(head)
         yield from _no_logits(head) if head.from_logits else _no_probabilities(head)
@@ -183,7 +183,7 @@ def _no_probabilities(head: Head) -> Iterator[Mismatch]:
 
 
 def _single_probabilities(head: Head) -> bool:
-    """Return whether each unit has a probability of its own: a sigmoid, or what was measured of an operation."""
+    """Return whether each unit has its own probability: by a sigmoid, or as measured for another operation."""
     read = head.measured
     none_sums = number(read.sums_to_one) == 0.0 and read.sums_over is None and read.nonfinite_share == 0.0
     return head.activation == "sigmoid" or (head.activation == "unknown" and none_sums)

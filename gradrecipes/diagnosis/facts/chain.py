@@ -1,4 +1,4 @@
-"""The stretches of plain chain in a net: what one weighted layer after the other did, and what theory says of it."""
+"""The stretches of plain chain in a net: growth from layer to layer, as measured and as theory predicts it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KINDS_THAT_PASS |= {f"{kind}Pooling{d}D" for kind in ("Max", "Average") for d in
 KINDS_THAT_PASS |= {f"{kind}{d}D" for kind in ("ZeroPadding", "UpSampling") for d in (1, 2, 3)}
 # Every other kind (normalization, merges, recurrence, embeddings, nested models) ends a stretch.
 
-MEAN_OVER_SPREAD = 3.0  # |mean| * sqrt(fan_in) / std of the weights; random ones have about 1 / sqrt(units)
+MEAN_OVER_SPREAD = 3.0  # |mean| * sqrt(fan_in) / std of the weights; random weights have about 1 / sqrt(units)
 _LEAKY_RELU_LAYER = leaky_relu(0.3)  # the default of keras.layers.LeakyReLU, unlike that of the function
 
 
@@ -54,7 +54,7 @@ class Stage:
         variance: sigma_w^2 = fan_in * Var(W), from the initial weights.
         weight_std: Standard deviation of the initial weights.
         fan_in: Inputs of one unit.
-        drift: |mean(W)| * fan_in where the weights are all alike rather than random, else 0.
+        drift: |mean(W)| * fan_in where the mean dominates the weights, else 0.
         output_rms: Root mean square of the output.
         output_gradient: L2 norm of the loss's gradient with respect to the output; NaN where not measured.
     """
@@ -75,7 +75,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Link:
-    """The step from one stage to the next: natural logarithms of growth, measured and predicted."""
+    """The growth from one stage to the next, as natural logarithms, measured and predicted."""
 
     forward: float
     forward_predicted: float
@@ -112,7 +112,7 @@ def links(stretch: Sequence[Stage]) -> list[Link]:
 
 
 def growth_log_std(stretch: Sequence[Stage]) -> float:
-    """Return the standard deviation of ln(growth) that finite width brings; 0 where no weight is random."""
+    """Return the standard deviation of ln(growth) due to finite width; 0 where no weight is random."""
     return finite_width_log_std([stage.units for stage in stretch if not stage.drift]) / 2.0
 
 
@@ -139,7 +139,7 @@ def _stage(trace: Trace, index: int, layer: LayerDescription, rms: float, gradie
 
 
 def _mean_square(trace: Trace, index: int, layer: LayerDescription, entries: int, std: float) -> float:
-    """Return the square of the mean of the weights; of an older record from a norm that holds the biases too."""
+    """Return the square of the mean of the weights; for an older record, from a norm that includes the biases."""
     if layer.weight_mean is not None:
         return layer.weight_mean**2
     norm = float(first_sample(trace, "weight_norm")[index])
@@ -147,14 +147,14 @@ def _mean_square(trace: Trace, index: int, layer: LayerDescription, entries: int
 
 
 def _drift(fan_in: float, std: float, mean_square: float) -> float:
-    """Return |mean| * fan_in if the mean rules the weights: alike weights add up their inputs, random ones do not."""
+    """Return |mean| * fan_in if the mean dominates the weights, which then add up their inputs; else 0."""
     if not math.isfinite(mean_square) or mean_square * fan_in <= (MEAN_OVER_SPREAD * std) ** 2:
         return 0.0
     return math.sqrt(mean_square) * fan_in
 
 
 def _activated(stretch: list[Stage], layer: LayerDescription) -> Stage | None:
-    """Return the last stage with an activation layer behind it; None where theory cannot follow."""
+    """Return the last stage with an activation layer behind it; None where the theory does not apply."""
     name = {"PReLU": "relu"}.get(layer.kind, layer.activation or layer.kind.lower())
     name = {"leakyrelu": "leaky_relu"}.get(name, name)
     if not stretch or name not in ACTIVATIONS:

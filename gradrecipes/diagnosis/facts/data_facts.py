@@ -1,4 +1,4 @@
-"""What rules ask of the probes of data, structure and loss: arrays, outputs beside their targets, who broke first."""
+"""What rules read from the probes of data and loss: arrays, outputs with their targets, and the first failure."""
 
 from __future__ import annotations
 
@@ -27,18 +27,21 @@ from gradrecipes.diagnosis.outcome import (
     verdict,
 )
 
-REACHES_CHANCE = 10.0  # trials of further training; a loss that needs more to get to chance at its pace is held back
-AT_CHANCE = (0.9, 1.1)  # end over chance of a net that answers everything with the same: 1 but for the batches
-LEARNED = 0.5  # end over chance of a net that nothing keeps from learning; it may come to rest there
-BETTER = 0.98  # end of a variation over that of the run: of one and the same batches, so that 2% are no accident
-FALLING = 0.95  # last quarter over the one before: a loss that falls so fast is not at rest
-THROWN_OFF = 10.0  # largest loss over the first: sound nets stay below, early spikes of Adam included
-FAR_START = 3.0  # start over chance of a net whose first answers are far out; nets at the usual scale start below 2
+REACHES_BASELINE = 10.0  # trials; a loss that needs more of them to reach the baseline is held back
+AT_BASELINE = (
+    0.9,
+    1.1,
+)  # end over the baseline of a net whose prediction is constant
+LEARNED = 0.5  # end over the baseline below which a net has learned, even if the loss no longer falls
+BETTER = 0.98  # end of a variation over that of the run, on the same batches
+FALLING = 0.95  # last quarter over the one before, below which a loss still falls
+THROWN_OFF = 10.0  # largest loss over the first; healthy nets stay below, with early spikes of Adam
+FAR_START = 3.0  # start over the baseline from which a start is far out; nets of usual scale start below 2
 
 
 @dataclass(frozen=True)
 class Head:
-    """One output of a net, with the loss on it, the targets it is compared with, and what it puts out at first.
+    """One output of a net, with its loss, its targets and its values before training.
 
     Args:
         output: Its description.
@@ -56,27 +59,27 @@ class Head:
 
     @property
     def activation(self) -> str:
-        """The last activation; `"unknown"` where an operation behind it is not understood."""
+        """The last activation; `"unknown"` where an operation after it is not recognized."""
         return str(self.output.activation or "unknown") if self.output.certain else "unknown"
 
     @property
     def name(self) -> str:
-        """What the loss is called."""
+        """Name of the loss for the reader."""
         return str(self.output.loss or "")
 
     @property
     def loss(self) -> str:
-        """Keras' name of the loss, of that which the user's function equals in value, or else of the function."""
+        """Keras' name of the loss, or of the one that the user's function equals; else the function's name."""
         return self.name if self.measured.acts_like is None else self.measured.acts_like.loss
 
     @property
     def of_keras(self) -> bool:
-        """Whether the loss is one of Keras' own, which are safe at their ends."""
+        """Whether the loss is one of Keras' own, which stay finite at the ends of their range."""
         return bool(self.output.loss) and not self.output.custom
 
     @property
     def known(self) -> bool:
-        """Whether it is known what the loss expects, for it is one of Keras' own or equals one."""
+        """Whether the loss is one of Keras' own or equals one, so that its inputs are known."""
         return self.of_keras or bool(self.measured.acts_like)
 
     @property
@@ -131,7 +134,7 @@ def arrays(trace: Trace, *, which: str = "data", parts: tuple[str, ...] = ("inpu
 
 
 def names(trace: Trace) -> list[str]:
-    """Return how inputs, targets and sample weights are called, those that are no numbers too."""
+    """Return the names of inputs, targets and sample weights, including arrays that are not numeric."""
     data = trace.probes.data or DataReading()
     return [array.name for array in (*data.inputs, *data.targets, *data.sample_weight) if array.name]
 
@@ -142,15 +145,15 @@ def autopsy(trace: Trace) -> Autopsy:
 
 
 def offenders(trace: Trace) -> list[Offender]:
-    """Return what the autopsy of the trial, or of a recorded run, found to be broken, in order."""
+    """Return what the autopsy of the trial, or of a recorded run, found broken, in order."""
     return list(autopsy(trace).offenders)
 
 
 def is_held_back(trace: Trace, seen: Verdict | None = None) -> bool:
-    """Say whether something is wrong with a run: it broke, ran away, stalls, or is on no way to chance.
+    """Return whether something is wrong with a run: it broke, diverged, stalls, or does not approach the baseline.
 
-    A run that learns, and at its own pace gets to chance within ten times as many steps, is let be, however far out
-    it began; so is one that has come to rest far below chance.
+    A run that learns and would reach the baseline within ten times as many steps is not held back, however far out it
+    started; nor is one whose loss no longer falls far below the baseline.
     """
     seen = seen or verdict(trace)
     over = number(seen.end_over_baseline)
@@ -160,17 +163,17 @@ def is_held_back(trace: Trace, seen: Verdict | None = None) -> bool:
         return over is None or over > LEARNED
     if seen.state != LEARNING or over is None:
         return False
-    if over < AT_CHANCE[1]:
+    if over < AT_BASELINE[1]:
         held = seen.start_over_baseline >= FAR_START and not _still_falling(trace)
-        return over > AT_CHANCE[0] and (held or seen.slow)
-    return _log_ratio(seen.start, seen.end) * REACHES_CHANCE < math.log(over)
+        return over > AT_BASELINE[0] and (held or seen.slow)
+    return _log_ratio(seen.start, seen.end) * REACHES_BASELINE < math.log(over)
 
 
 def held_back_by(trace: Trace, tried: Variation, seen: Verdict) -> bool:
-    """Say whether a run is held back, or learns no more than chance where only one variation learns.
+    """Return whether a run is held back, or learns no more than a constant prediction where one variation learns.
 
-    The second is asked of runs that seem to fall: thrown off by their first steps, they come back from there to the
-    best constant prediction, and no other rate brings them further.
+    The second concerns runs whose loss seems to fall: after a rise in the first steps it returns to the best constant
+    prediction, and no other rate gets below that.
     """
     if is_held_back(trace, seen):
         return True
@@ -179,12 +182,12 @@ def held_back_by(trace: Trace, tried: Variation, seen: Verdict) -> bool:
     if over is None or not fixed_by(trace, tried) or rates != (None, None):
         return False
     loss = losses(trace)
-    thrown_off = over > AT_CHANCE[1] and float(np.nanmax(loss)) > THROWN_OFF * abs(float(loss[0]))
-    return thrown_off or (AT_CHANCE[0] < over < AT_CHANCE[1] and not _still_falling(trace))
+    thrown_off = over > AT_BASELINE[1] and float(np.nanmax(loss)) > THROWN_OFF * abs(float(loss[0]))
+    return thrown_off or (AT_BASELINE[0] < over < AT_BASELINE[1] and not _still_falling(trace))
 
 
 def improves(trace: Trace, tried: Variation, seen: Verdict) -> bool:
-    """Say whether a variation leaves a run that holds back behind, though it has not yet learned enough to heal it."""
+    """Return whether a variation does clearly better than a run that is held back, without fixing it yet."""
     result = variation(trace, tried)
     if result is None or result.end is None or result.fall is None or not result.fall > 0:
         return False
@@ -195,7 +198,7 @@ def improves(trace: Trace, tried: Variation, seen: Verdict) -> bool:
 
 
 def first_loss_over_baseline(trace: Trace, seen: Verdict) -> float:
-    """Return how far above chance the very first batch was; NaN where that is not known."""
+    """Return the loss of the first batch over the baseline; NaN where that is not known."""
     loss = losses(trace)
     return float(loss[0]) / seen.baseline if len(loss) and seen.baseline > 0 else math.nan
 
@@ -211,7 +214,7 @@ def _log_ratio(start: float, end: float) -> float:
 
 
 def autopsy_readings(trace: Trace) -> list[LayerReading]:
-    """Return what the autopsy of the step that broke read of each layer."""
+    """Return the reading of each layer in the step that broke, from the autopsy."""
     return list(autopsy(trace).layers)
 
 

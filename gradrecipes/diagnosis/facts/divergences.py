@@ -1,4 +1,4 @@
-"""How a run left its start for good, as long steps make it: broke, rose, stood far out, or shot up at once."""
+"""How a run diverged because its steps are too long: it broke, rose, stalled far out, or rose at once."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from gradrecipes.diagnosis.outcome import (
 )
 from gradrecipes.diagnosis.prescriptions.prescribe import clip, warm_up
 
-EARLY_STEPS = 500  # steps within which a rate that is too high shows; later trouble has other causes
-SHORTEST_RUN = 5  # steps; fewer show no trend
-RISE = 3.0  # loss at the end over loss at the start; noise and Adam's early spikes that heal stay below
+EARLY_STEPS = 500  # steps within which a rate that is too high shows; later failures have other causes
+SHORTEST_RUN = 5  # steps below which no trend is read
+RISE = 3.0  # loss at the end over loss at the start; noise and early spikes of Adam stay below
 HIGH_PEAK = 10.0  # loss at its peak over its start
-HEALED = 0.5  # loss at the end over its start; a net killed by a high peak ends at chance, .6 to 1 of a usual start
-LAST_SHARE = 0.1  # of the steps, whose median loss is "the end"
+HEALED = 0.5  # loss at the end over its start; a net ruined by a peak ends at the baseline, .6 to 1 of a usual start
+LAST_SHARE = 0.1  # share of the steps whose median loss is the end
 GRADIENT_RISE = 100.0  # gradient norm before the break over that of the start
-OWN_SIZE = 0.3  # update norm over weight norm: the update is of the weights' own size
-SHOT_UP = 30.0  # highest loss over the first, of a train step that computes its own; sound GANs stay within ten
-LIVELY = 0.02  # update norm over weight norm below which steps are not long, whatever a lower rate does
-FAR_BETTER = 0.5  # end of a run at a lower rate over that of the run as it is, after fewer steps
-ALL_BUT_ALL = 0.5  # share of the steps after the break that are lost too
+OWN_SIZE = 0.3  # update norm over weight norm from which an update is as large as the weights
+SHOT_UP = 30.0  # highest loss over the first, of a custom train step; healthy GANs stay below 10
+LIVELY = 0.02  # update norm over weight norm below which steps are not too long, whatever a lower rate does
+FAR_BETTER = 0.5  # end at a lower rate over that of the unchanged run, after fewer steps
+ALL_BUT_ALL = 0.5  # share of the steps after the break that fail as well
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """Hold what the loss did: its start, its peak and end, and where it left for good."""
+    """The course of the loss: its start, peak and end, and the step at which it diverged."""
 
     step: int
     start: float
@@ -49,7 +49,7 @@ class Divergence:
 
 
 def broken(trace: Trace, update: float) -> Divergence | None:
-    """Return the divergence of a run that broke early and stayed broken, if a witness saw it coming."""
+    """Return the divergence of a run that broke early and stayed broken, if loss, gradient or update grew before."""
     bad = nonfinite_losses(trace) | nonfinite_gradients(trace)
     if not bad[:EARLY_STEPS].any():
         return None
@@ -66,7 +66,7 @@ def broken(trace: Trace, update: float) -> Divergence | None:
 
 
 def risen(trace: Trace, update: float) -> Divergence | None:
-    """Return the divergence of a run whose loss left its start early, stayed a number, and did not come back."""
+    """Return the divergence of a run whose loss rose early, stayed finite, and did not recover."""
     loss = trace.loss.astype(float)
     finite = np.isfinite(loss)
     if finite.sum() < SHORTEST_RUN or trace.skipped[finite].mean() > ALL_BUT_ALL:
@@ -84,7 +84,7 @@ def risen(trace: Trace, update: float) -> Divergence | None:
 
 
 def stuck(trace: Trace, update: float) -> Divergence | None:
-    """Return what a run did that stalls, or far out, for its steps are so long that it threw itself there."""
+    """Return the divergence of a run that stalls because its steps are too long."""
     seen = verdict(trace)
     far_better = update >= LIVELY and any(_far_better(trace, at_rate(factor), seen) for factor in (0.1, 0.01, 0.001))
     if (seen.learned and not (seen.slow and far_better)) or not (
@@ -97,12 +97,12 @@ def stuck(trace: Trace, update: float) -> Divergence | None:
 
 
 def thrown(trace: Trace, update: float) -> Divergence | None:
-    """Return what a run did whose train step computes losses of its own, as a GAN's: one shot up at once."""
+    """Return the divergence of a run with a custom train step, such as a GAN's, of whose losses one rose at once."""
     logs = (trace.probes.trial or TrialReading()).logs
     if not update >= OWN_SIZE or np.isfinite(trace.loss).any():
         return None
-    for told in logs.values():
-        values = np.array([value for value in told if value is not None], dtype=float)
+    for logged in logs.values():
+        values = np.array([value for value in logged if value is not None], dtype=float)
         if len(values) >= SHORTEST_RUN and values[0] > 0 and values.max() > SHOT_UP * values[0]:
             step = int(trace.steps["step"][min(int(np.argmax(values)), len(trace) - 1)])
             return Divergence(step, float(values[0]), float(values.max()), float(values[-1]), False)
@@ -123,7 +123,7 @@ BELOW_THE_BREAK = 4.0  # rate that broke over the one to train at: a range test 
 
 
 def rising_rate(trace: Trace) -> Finding | None:
-    """Return learning_rate_too_high where a run that goes well is lost at the highest rate of its schedule."""
+    """Return learning_rate_too_high where a healthy run diverges at the highest rate of its schedule."""
     seen, rates = verdict(trace), (trace.probes.trial or TrialReading()).rates
     if rates is None or rates.highest is None or rates.trial_highest is None or not lost_at_highest(rates, seen):
         return None

@@ -1,4 +1,4 @@
-"""Labels that do not fit the output: out of range, of another shape, no distribution, of the wrong sign."""
+"""Labels that do not fit the output: out of range, of another shape, not a distribution, of the wrong sign."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from gradrecipes.diagnosis.facts.mismatch import (
 from gradrecipes.diagnosis.facts.readings import number, rounded
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 
-A_HAIR = 1e-3  # by which a label may leave its range by rounding
-ROOM = 0.05  # by which a target of a binary cross-entropy may leave [0, 1]: interpolated images do
-SOME = 0.01  # share of the rows that may be no distribution: rows of zeros for samples without a label
+A_HAIR = 1e-3  # by which rounding may move a label out of its range
+ROOM = 0.05  # by which a target of a binary cross-entropy may leave [0, 1], as in interpolated images
+SOME = 0.01  # share of the rows that need not be a distribution: rows of zeros are samples without a label
 MANY = 0.05  # share of targets of the wrong sign
-SEVERAL = 1.5  # ones in a row of 0 and 1, in the mean: more samples have several labels than one
+SEVERAL = 1.5  # mean number of ones in a row from which most samples have several labels
 RANKED = 100  # classes above which a softmax over several labels may be a ranking of items, as in arXiv 1802.05814
 
 
 def label_mismatches(head: Head) -> Iterator[Mismatch]:
-    """Yield what does not fit between targets, the loss of Keras on them, and the output."""
+    """Yield the mismatches between targets, a loss of Keras and the output."""
     if head.target is None or head.target.min is None:
         return
     if head.known:
@@ -101,7 +101,7 @@ def _ending(head: Head) -> str:
 
 
 def _too_many_labels(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
-    """Yield sequences of labels longer than those of the outputs: CTC has no path for them. A label 0 is padding."""
+    """Yield label sequences longer than the output, for which CTC has no path. A label of 0 is padding."""
     if head.shape is None or len(head.shape) != 2 or len(target.shape) != 1:
         return
     steps, labels = head.shape[0], target.shape[0] * (1.0 - (number(target.share_zero) or 0.0))
@@ -262,7 +262,7 @@ def _signs(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
 
 
 def all_with_all(what: str, target: str) -> Mismatch:
-    """Return the mismatch of a loss that has lost which target belongs to which sample."""
+    """Return the mismatch of a loss that compares every prediction with every target."""
     return Mismatch(
         title=f"{what} compares every prediction with every target",
         statement=(

@@ -1,4 +1,4 @@
-"""What a misfit of loss, last activation and labels is, and the losses in families."""
+"""A mismatch of loss, last activation and labels, and the families of losses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BINARY = {"binary_crossentropy", "binary_focal_crossentropy"}
 CATEGORICAL = {"categorical_crossentropy", "categorical_focal_crossentropy"}
 SPARSE = {"sparse_categorical_crossentropy"}
 CROSS_ENTROPIES = BINARY | CATEGORICAL | SPARSE
-# Losses on the difference of prediction and target, entry by entry: arithmetic between shapes that differ broadcasts.
+# Losses on the entry-wise difference of prediction and target, which broadcasts where the shapes differ.
 BY_ENTRY = {
     "mean_squared_error",
     "mean_absolute_error",
@@ -28,7 +28,7 @@ BY_ENTRY = {
 
 @dataclass(frozen=True)
 class Mismatch:
-    """One thing about a loss, an output and its targets that cannot be meant.
+    """One contradiction between a loss, an output and its targets.
 
     Args:
         title: For a headline.
@@ -54,7 +54,7 @@ class Mismatch:
 
 
 def compile_with(loss: str, title: str, reason: str, *, more: str = "", risk: str = "None.") -> Prescription:
-    """Return the advice to compile with another loss, and perhaps to end the model in another way."""
+    """Return the advice to compile with another loss, and with other last layers where `more` makes them."""
     return prescription("other_loss", title=title, more=more, loss=loss, reason=reason, risk=risk)
 
 
@@ -65,7 +65,7 @@ def last_layer(units: int | None, activation: str | None) -> str:
 
 
 def from_logits(loss: str, logits: bool) -> str:
-    """Return the loss of this name as an object that takes logits, or probabilities."""
+    """Return the expression of this loss for logits or for probabilities."""
     return f"keras.losses.{class_of(loss)}(from_logits={logits})"
 
 
@@ -75,7 +75,7 @@ def class_of(loss: str) -> str:
 
 
 def shape_mismatches(head: Head) -> Iterator[Mismatch]:
-    """Yield what does not fit between the shape of the targets and that of the output, under a loss of Keras."""
+    """Yield the mismatches between the shapes of targets and output, under a loss of Keras."""
     target = head.target or ArrayReading("")
     output, given = head.shape, [int(size) for size in target.shape or []]
     if output is None:
@@ -136,7 +136,7 @@ def shape_mismatches(head: Head) -> Iterator[Mismatch]:
 
 
 def _broadcasts(given: list[int], output: list[int]) -> bool:
-    """Say whether arithmetic stretches targets to outputs, or the reverse, though they differ."""
+    """Return whether targets and outputs of different shapes broadcast."""
     squeezed = output[:-1] if len(output) == len(given) + 1 and output[-1:] == [1] else output
     if len(given) != len(squeezed) or given == squeezed:
         return False

@@ -1,4 +1,4 @@
-"""Weights that are too large where no stretch of plain chain tells it: by their size, and by what smaller ones do."""
+"""Weights that are too large in a net without a plain chain: by their size, and by the effect of smaller ones."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from gradrecipes.diagnosis.outcome import FAR_START, confidence, fixed_by, halve
 from gradrecipes.diagnosis.prescriptions.prescribe import normalize_before_the_activation, use_fitting_initializer
 
 TOO_LARGE = 2.0  # times the largest usual standard deviation: four times the variance
-HALF, NEAR = 0.5, 2.0  # end and start over the constant prediction of a net that its weights do not keep from learning
-SHARE = 0.3  # of the kernels that are so
+HALF, NEAR = 0.5, 2.0  # end and start over the baseline of a net that learns in spite of its weights
+SHARE = 0.3  # of the kernels that are too large
 
 
 def oversized_weights(trace: Trace) -> Finding | None:

@@ -1,4 +1,4 @@
-"""What every rule asks of a Trace: the first sample, the layers' descriptions, what is finite, how to say it."""
+"""What most rules read from a Trace: the first sample, layers and kernels, finite steps, and numbers as text."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gradrecipes.core.trace import SKIPPED_GRADIENT, SKIPPED_LOSS, SKIPPED_OVERF
 from gradrecipes.core.trace.description import LayerDescription
 from gradrecipes.core.trace.probes import LayerSignal, SignalReading, WeightScale
 
-OUT_OF_PROPORTION = 10.0  # ||g||/||W|| of a layer at the first step; sound nets have .01 to 2
-TOLERATED_BY_SCALER = 0.3  # share of steps that a loss scaler may leave out while it looks for its scale
-MIN_PARAMETERS = 16  # of a layer; the norm of fewer weights is a matter of chance
-SMALLEST_WEIGHT_RMS = 1e-3  # root mean square of a layer's weights; below it (zero heads, ReZero) ratios mean nothing
+OUT_OF_PROPORTION = 10.0  # ||g||/||W|| of a layer at the first step; healthy nets have .01 to 2
+TOLERATED_BY_SCALER = 0.3  # share of steps that a loss scaler may skip while it searches for its scale
+MIN_PARAMETERS = 16  # of a layer; the norm of fewer weights is random
+SMALLEST_WEIGHT_RMS = 1e-3  # root mean square of a layer's weights below which (zero heads, ReZero) ratios are not read
 
 
 def first_sample(trace: Trace, reading: str) -> np.ndarray:
@@ -26,7 +26,7 @@ def first_sample(trace: Trace, reading: str) -> np.ndarray:
 
 
 def layer_descriptions(trace: Trace) -> list[LayerDescription]:
-    """Return a description for each of `trace.layers`; one with nothing but the name where no more is known."""
+    """Return a description for each of `trace.layers`; the name alone where no more is known."""
     known = {layer.name: layer for layer in trace.description.layers}
     return [known.get(name) or LayerDescription(name) for name in trace.layers]
 
@@ -39,10 +39,9 @@ def number(value: Any) -> float | None:
 
 
 def nonfinite_losses(trace: Trace) -> np.ndarray:
-    """Return bool `[n]`: the steps whose loss is NaN or infinite, as against one that was not measured.
+    """Return bool `[n]`: the steps whose loss is NaN or infinite; one that was not measured is not among them.
 
-    NaN also stands for "not measured". It is taken for that only where no loss of the whole record is a number
-    while gradients are.
+    NaN also means "not measured": where no loss of the record is a number while gradients are.
     """
     loss = trace.loss
     reported = trace.steps["outcome"] == SKIPPED_LOSS
@@ -54,8 +53,8 @@ def nonfinite_losses(trace: Trace) -> np.ndarray:
 def nonfinite_gradients(trace: Trace) -> np.ndarray:
     """Return bool `[n]`: the steps whose gradient had a NaN or infinite entry, or a norm beyond float32.
 
-    Those that a loss scaler leaves out while it looks for its scale are not among them: its first scale is meant to be
-    too large, and it tries a larger one now and then.
+    Those that a loss scaler skips while it searches for its scale are not among them: it starts too large on purpose,
+    and tries larger scales from time to time.
     """
     found, left_out = _nonfinite_gradients(trace), left_out_by_scaler(trace)
     searches = left_out.sum() <= TOLERATED_BY_SCALER * len(trace) and not _gave_up(trace)
@@ -86,7 +85,7 @@ def _nonfinite_gradients(trace: Trace) -> np.ndarray:
 
 
 def gradient_to_weight(trace: Trace) -> np.ndarray:
-    """Return ||g||/||W|| of the first sample, float64 `[layers]`; NaN where either is missing or W is next to 0."""
+    """Return ||g||/||W|| of the first sample, float64 `[layers]`; NaN where either is missing or W is almost 0."""
     if not len(trace) or not len(trace.samples):
         return np.full(len(trace.layers), np.nan)
     rows = np.flatnonzero(trace.steps["step"] == trace.samples["step"].min())
@@ -99,7 +98,7 @@ def gradient_to_weight(trace: Trace) -> np.ndarray:
 
 
 def out_of_proportion(trace: Trace) -> bool:
-    """Say whether some layer's gradient is, at the first sample, far larger than its weights."""
+    """Return whether the gradient of a layer is far larger than its weights at the first sample."""
     ratios = gradient_to_weight(trace)
     sizes = np.array([layer.parameters or math.inf for layer in layer_descriptions(trace)])
     usable = np.isfinite(ratios) & (sizes >= MIN_PARAMETERS)
@@ -107,7 +106,7 @@ def out_of_proportion(trace: Trace) -> bool:
 
 
 def smallest_weight_norms(trace: Trace) -> np.ndarray:
-    """Return the norm, float64 `[layers]`, up to which a layer's weights are next to 0 and no measure of anything."""
+    """Return the norm, float64 `[layers]`, up to which the weights of a layer count as 0."""
     sizes = [max(1.0, number(layer.parameters) or 1.0) for layer in layer_descriptions(trace)]
     return SMALLEST_WEIGHT_RMS * np.sqrt(sizes)
 
@@ -119,7 +118,7 @@ def middle(values: np.ndarray) -> float:
 
 
 def place(trace: Trace, step: int) -> str:
-    """Return "epoch 1, batch 4 (step 3)", counted as Keras' progress bar counts: only steps begin at 0."""
+    """Return "epoch 1, batch 4 (step 3)": epochs and batches from 1, as Keras counts them, and steps from 0."""
     where = trace.locate(step)
     return f"step {step}" if where is None else f"epoch {where[0] + 1}, batch {where[1] + 1} (step {step})"
 
@@ -148,7 +147,7 @@ NORMALIZATIONS = {
 MERGES = {"Add", "Concatenate", "Average", "Multiply", "Maximum"}
 WEIGHTED = {"Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D", "DepthwiseConv2D", "SeparableConv2D"}
 RECURRENT = {"SimpleRNN", "LSTM", "GRU", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D"}
-MIN_ENTRIES = 8  # of a kernel; the root mean square of so many normal numbers is below a fourth of theirs once in 1e4
+MIN_ENTRIES = 8  # of a kernel; the root mean square of 8 normal numbers is below a fourth of the true one once in 1e4
 
 
 def layers(trace: Trace, when: str = "before") -> list[LayerSignal]:
@@ -158,7 +157,7 @@ def layers(trace: Trace, when: str = "before") -> list[LayerSignal]:
 
 
 def weights(trace: Trace) -> list[WeightScale]:
-    """Return what is known of every weight before the trial."""
+    """Return the scale of every weight before the trial."""
     return list((trace.probes.signal or SignalReading()).weights)
 
 
@@ -174,7 +173,7 @@ def kernels(trace: Trace) -> Iterator[tuple[WeightScale, float, float]]:
     for weight in weights(trace):
         entries = math.prod(weight.shape)
         if entries < MIN_ENTRIES:
-            continue  # the size of a few random numbers says nothing
+            continue
         if weight.role in ("kernel", "matrix") and weight.most and weight.least is not None:
             rms = weight.rms
             yield weight, rms / weight.most, weight.least / rms if rms > 0 else math.inf
@@ -193,7 +192,7 @@ def span(read: list[LayerSignal], reading: str) -> tuple[float, float] | None:
 
 
 def cut_off(trace: Trace) -> bool:
-    """Say whether no gradient at all reaches the first layer, before the trial as after it: its units are all dead."""
+    """Return whether the first layer gets no gradient, before the trial and after it, because all units are dead."""
     for when in ("before", "after"):
         read = weighted(trace, when)
         if len(read) < 2 or read[0].output_gradient_norm != 0.0:
@@ -204,5 +203,5 @@ def cut_off(trace: Trace) -> bool:
 
 
 def count(trace: Trace, kinds: set[str]) -> int:
-    """Return how many layers of these kinds the signal passed."""
+    """Return how many layers of these kinds the net has."""
     return sum(layer.kind in kinds for layer in layers(trace))
