@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.core.trace.probes import AttentionReading
-from gradrecipes.training.description.describe_layer import is_custom
+from gradrecipes.training.description.model_graph import is_custom
 from gradrecipes.training.recovery.model_state import preserve_state
 
 logger = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import NormalDist
 from typing import Any
 
@@ -12,9 +13,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.core.trace.probes import LayerSignal, SignalReading
+from gradrecipes.compat.keras_private import holds_layers, sublayers
+from gradrecipes.core.theory.signal_theory import ACTIVATIONS, forward_gain
+from gradrecipes.core.trace.probes import LayerSignal, SignalReading, WeightScale
 from gradrecipes.probes.attention import AttentionProbe
-from gradrecipes.training.description.describe_layer import describe_layer, weight_scales
+from gradrecipes.training.description.model_graph import describe_layer
 from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.step.activation_capture import ActivationCapture
 
@@ -164,3 +167,84 @@ def _saturated_share(values: np.ndarray, activation: str | None) -> float | None
         return None
     low, high, near = BOUNDS[activation]
     return float(((values <= low + near) | (values >= high - near)).mean())
+
+
+SATURATING = {"tanh", "sigmoid", "hard_sigmoid", "hard_tanh", "softsign"}
+
+
+def weight_scales(model: keras.Model) -> tuple[WeightScale, ...]:
+    """Return the spread of every weight of a model, beside the spreads that the usual initializers give.
+
+    Returns:
+        A `WeightScale` for each trainable variable.
+    """
+    found, seen = [], set()
+    for layer in [*sublayers(model), model]:
+        if holds_layers(layer) and layer is not model and not hasattr(layer, "kernel"):
+            continue  # a container: its layers come themselves
+        for variable in layer.trainable_variables:
+            if id(variable) not in seen:
+                seen.add(id(variable))
+                found.append(_scale(layer, variable))
+    return tuple(found)
+
+
+def _scale(layer: keras.layers.Layer, variable: Any) -> WeightScale:
+    values = np.asarray(variable).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale = WeightScale(
+            path=variable.path,
+            layer=layer.name,
+            kind=type(layer).__name__,
+            role=_role(layer, variable),
+            shape=tuple(values.shape),
+            mean=float(values.mean()) if values.size else 0.0,
+            std=float(values.std()) if values.size else 0.0,
+            rms=float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0,
+            largest=float(np.abs(values).max()) if values.size else 0.0,
+        )
+    if scale.role in ("kernel", "matrix"):
+        fan_in, fan_out = _fans(layer, values.shape)
+        gain = _gain(describe_layer(layer).activation)
+        spreads = [math.sqrt(2.0 / (fan_in + fan_out)), math.sqrt(1.0 / fan_in), gain / math.sqrt(fan_in)]
+        return replace(scale, fan_in=fan_in, fan_out=fan_out, least=min(spreads), most=max(spreads))
+    return scale
+
+
+def _role(layer: keras.layers.Layer, variable: Any) -> str:
+    name = variable.path.rsplit("/", 1)[-1]
+    if "embedding" in name:
+        return "embedding"
+    if "recurrent" in name:
+        return "recurrent"
+    if "bias" in name or name == "beta":
+        return "bias"
+    if "kernel" in name and len(variable.shape) >= 2:
+        return "kernel"
+    return "matrix" if len(variable.shape) == 2 and min(variable.shape) > 1 else "other"
+
+
+def _fans(layer: keras.layers.Layer, shape: tuple[int, ...]) -> tuple[int, int]:
+    if "Depthwise" in type(layer).__name__:
+        window = int(np.prod(shape[:-2]))
+        return window, window * shape[-1]
+    if type(layer).__name__ == "EinsumDense":
+        return _einsum_fans(layer, shape)
+    window = int(np.prod(shape[:-2]))
+    return max(1, window * shape[-2]), max(1, window * shape[-1])
+
+
+def _einsum_fans(layer: Any, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the fans by the equation: what the output keeps of the kernel's axes goes out, the rest comes in."""
+    inputs, _, output = layer.equation.replace(" ", "").partition("->")
+    kernel = inputs.split(",")[1]
+    kept = {axis: size for axis, size in zip(kernel, shape, strict=False) if axis in output}
+    fan_out = int(np.prod(list(kept.values()))) if kept else 1
+    return max(1, int(np.prod(shape)) // max(1, fan_out)), fan_out
+
+
+def _gain(activation: str | None) -> float:
+    """Return the gain that keeps the signal's size; that of sigmoids is left at 1, as their initializers do."""
+    if activation in SATURATING or activation not in ACTIVATIONS or activation == "exponential":
+        return 1.0
+    return min(2.0, forward_gain(activation))

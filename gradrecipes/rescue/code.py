@@ -11,7 +11,7 @@ import numpy as np
 from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.rescue.scaling import BOUND, Scaling
 from gradrecipes.rescue.setup import OWN, Setup
-from gradrecipes.training.description.output_head import activation_of
+from gradrecipes.training.description.model_graph import activation_of
 
 HEADS = {
     "sparse_categorical_crossentropy": "keras.losses.SparseCategoricalCrossentropy(from_logits={logits})",

@@ -10,9 +10,13 @@ import numpy as np
 
 from gradrecipes.compat.keras_private import compile_arguments, has_own_train_step, sublayers
 from gradrecipes.rescue.layer_edits import RECURRENT
-from gradrecipes.training.description.describe_layer import ACTIVATION_LAYERS
-from gradrecipes.training.description.model_graph import NORMALIZATIONS, ModelGraph, model_graph
-from gradrecipes.training.description.output_head import activation_of
+from gradrecipes.training.description.model_graph import (
+    ACTIVATION_LAYERS,
+    NORMALIZATIONS,
+    ModelGraph,
+    activation_of,
+    model_graph,
+)
 
 MIN_ENTRIES = 32  # entries of a weight below which its distribution says nothing
 UNLIKE_ITS_INITIALIZER = 1e-6  # two-sided Kolmogorov-Smirnov p of a weight against a fresh draw

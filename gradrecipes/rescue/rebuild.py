@@ -17,7 +17,7 @@ from gradrecipes.rescue.original import Original
 from gradrecipes.rescue.scaling import Scaling, wrapped
 from gradrecipes.rescue.setup import CLIPS, OWN, Setup, optimizer_config, unwrapped
 from gradrecipes.schedules import WarmUp
-from gradrecipes.training.description.output_head import activation_of
+from gradrecipes.training.description.model_graph import activation_of
 
 TO_TANH = ("relu", "exponential", "linear", "leaky_relu", "elu", "softplus")  # in a recurrent layer these do not bound
 

@@ -8,8 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from gradrecipes.probes.signal import activation_response, signal
-from gradrecipes.training.description.describe_layer import weight_scales
+from gradrecipes.probes.signal import activation_response, signal, weight_scales
 
 layers = keras.layers
 X = np.random.default_rng(0).normal(size=(64, 5)).astype("float32")

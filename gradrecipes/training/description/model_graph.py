@@ -1,25 +1,131 @@
-"""Walk a net from its inputs to its outputs: which layer feeds which, and how deep that makes it."""
+"""Read the layers of a net, and walk it from its inputs to its outputs: which layer feeds which, and how deep."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import keras
+import numpy as np
 
-from gradrecipes.compat.keras_private import inputs_of, made_by, sublayers
+from gradrecipes.compat.keras_private import inputs_of, made_by
+from gradrecipes.core.trace.description import LayerDescription
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 MERGES = {"Add", "Concatenate", "Average", "Maximum", "Minimum", "Subtract", "Multiply", "Stack", "Where"}
-NORMALIZATIONS = {
-    "BatchNormalization",
-    "LayerNormalization",
-    "GroupNormalization",
-    "RMSNormalization",
-    "UnitNormalization",
-}
+NORMALIZATIONS = {f"{kind}Normalization" for kind in ("Batch", "Layer", "Group", "RMS", "Unit")}
 # Weights of theirs do not mix the inputs of a unit, or are no product with them.
 _NO_PRODUCTS = NORMALIZATIONS | {"Normalization", "Embedding", "PReLU", "InputLayer", "SpectralNormalization"}
+ACTIVATION_LAYERS = {"ReLU": "relu", "LeakyReLU": "leaky_relu", "ELU": "elu", "PReLU": "prelu", "Softmax": "softmax"}
+UNKNOWN = "unknown"
+# Keras' operations that are activations.
+_FUNCTIONS = {"LogSoftmax": "log_softmax", "Exp": "exponential", "HardSigmoid": "hard_sigmoid"}
+_FUNCTIONS |= {
+    name: name.lower() for name in ("Sigmoid", "Tanh", "Relu", "Relu6", "Softplus", "Elu", "Selu", "Gelu", "Silu")
+}
+
+
+def none_if_unreadable(read: Callable[P, T]) -> Callable[P, T | None]:
+    """Return None where a model is built in a way that cannot be read: a description does not raise."""
+
+    @functools.wraps(read)
+    def read_or_none(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        try:
+            return read(*args, **kwargs)
+        except Exception:
+            logger.debug("%s could not read a part of the model.", read.__name__, exc_info=True)
+            return None
+
+    return read_or_none
+
+
+def describe_layer(layer: keras.layers.Layer, *, name: str | None = None) -> LayerDescription:
+    """Return what a layer is: name and class alone where it cannot be read.
+
+    The spread of its weights is added by the first sample of a training.
+
+    Args:
+        layer: The layer.
+        name: Its name in the record; that of the layer by default.
+
+    Example:
+        >>> describe_layer(keras.layers.Dense(3, activation="relu", name="hidden")).activation
+        'relu'
+    """
+    name, kind = layer.name if name is None else name, type(layer).__name__
+    return _read(layer, name, kind) or LayerDescription(name, kind)
+
+
+@none_if_unreadable
+def _read(layer: keras.layers.Layer, name: str, kind: str) -> LayerDescription:
+    kernel = kernel_of(layer)
+    initializer = getattr(layer, "kernel_initializer", None)
+    return LayerDescription(
+        name=name,
+        kind=kind,
+        activation=_activation(layer),
+        initializer=None if initializer is None else type(initializer).__name__,
+        fan_in=None if kernel is None else int(np.prod(kernel.shape[:-1])),
+        units=None if kernel is None else int(kernel.shape[-1]),
+        parameters=int(sum(np.prod(variable.shape) for variable in layer.trainable_variables)),
+        trainable=bool(layer.trainable),
+        custom=is_custom(layer),
+    )
+
+
+def is_custom(layer: Any) -> bool:
+    """Return whether the class of a layer is not one of Keras'."""
+    return type(layer).__module__.split(".")[0] not in ("keras", "keras_hub", "keras_nlp", "keras_cv")
+
+
+def kernel_of(layer: keras.layers.Layer) -> Any:
+    """Return the weights that a layer's inputs are multiplied by, or None."""
+    kernel = getattr(layer, "kernel", None)
+    return kernel if kernel is not None and len(kernel.shape) >= 2 else None
+
+
+def _activation(layer: keras.layers.Layer) -> str | None:
+    if type(layer).__name__ in ACTIVATION_LAYERS:
+        return ACTIVATION_LAYERS[type(layer).__name__]
+    activation = getattr(layer, "activation", None)
+    return None if activation is None else getattr(activation, "__name__", type(activation).__name__)
+
+
+def activation_of(layer: Any) -> str | None:
+    """Return the Keras name of a layer's activation; None for what has none, `"unknown"` for a function without name.
+
+    Recurrent layers give their output through the activation too, times a gate between 0 and 1.
+    """
+    kind = type(layer).__name__
+    if kind in ACTIVATION_LAYERS:
+        return ACTIVATION_LAYERS[kind]
+    if kind in _FUNCTIONS:
+        return _FUNCTIONS[kind]
+    for wrapped in ("layer", "forward_layer"):  # TimeDistributed, Bidirectional, SpectralNormalization
+        inner = getattr(layer, wrapped, None)
+        if inner is not None and hasattr(inner, "name"):
+            return activation_of(inner)
+    activation = getattr(layer, "activation", None)
+    if activation is None:
+        return "linear" if is_weighted(layer) and hasattr(layer, "kernel") else None
+    name = getattr(activation, "__name__", None) or type(activation).__name__
+    return name if name.isidentifier() else UNKNOWN
+
+
+def is_weighted(layer: Any) -> bool:
+    """Return whether a layer multiplies its inputs by a matrix; embeddings look rows up, normalizations only scale."""
+    if type(layer).__name__ in _NO_PRODUCTS or not isinstance(layer, keras.layers.Layer):
+        return False
+    if layer.weights:
+        return any(len(weight.shape) >= 2 for weight in layer.weights)
+    return not layer.built and (hasattr(layer, "units") or hasattr(layer, "filters"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +147,26 @@ class Node:
 
     @property
     def weighted(self) -> bool:
-        """Whether it multiplies what comes in by a matrix of weights."""
+        """Whether it multiplies its inputs by a matrix of weights."""
         return is_weighted(self.operation)
+
+    @property
+    def activation(self) -> str | None:
+        """Keras' name of its activation; `"unknown"` where custom weights or a normalized length may bound it."""
+        own = activation_of(self.operation)
+        bounded = self.kind == "UnitNormalization" or (self.weighted and is_custom(self.operation))
+        return UNKNOWN if own is None and bounded else own
+
+    @property
+    def scales(self) -> bool:
+        """Whether a layer that normalizes or rescales does anything: an unadapted Normalization does not."""
+        mean = getattr(self.operation, "adapt_mean", None)
+        variance = getattr(self.operation, "adapt_variance", None)
+        if self.kind != "Normalization" or getattr(self.operation, "input_mean", None) is not None:
+            return True
+        if mean is None or variance is None:
+            return False
+        return bool(np.any(np.asarray(mean) != 0) or np.any(np.asarray(variance) != 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,15 +192,7 @@ class ModelGraph:
         return found
 
 
-def is_weighted(layer: Any) -> bool:
-    """Return whether a layer multiplies its inputs by a matrix; embeddings look rows up, normalizations only scale."""
-    if type(layer).__name__ in _NO_PRODUCTS or not isinstance(layer, keras.layers.Layer):
-        return False
-    if layer.weights:
-        return any(len(weight.shape) >= 2 for weight in layer.weights)
-    return not layer.built and (hasattr(layer, "units") or hasattr(layer, "filters"))
-
-
+@none_if_unreadable
 def model_graph(model: keras.Model) -> ModelGraph | None:
     """Return the graph of a Sequential or functional model; None for a subclassed one, whose graph is its code.
 
@@ -91,10 +207,7 @@ def model_graph(model: keras.Model) -> ModelGraph | None:
     if outputs is None:
         return _chain(model) if isinstance(model, keras.Sequential) and model.layers else None
     building = _Building()
-    try:
-        places = building.place(outputs, {})
-    except (AttributeError, IndexError, KeyError):  # a graph made by hand, in a way that Keras does not document
-        return None
+    places = building.place(outputs, {})
     starts = [building.known.get(_key(tensor)) for tensor in inputs]
     return ModelGraph(building.nodes, [place for place in starts if place is not None], places)
 
@@ -163,11 +276,6 @@ class _Building:
         return [known[_key(tensor)] for tensor in outputs]
 
 
-def innermost(model: keras.Model) -> list[keras.layers.Layer]:
-    """Return the layers of a model that hold no others, in the order in which they were attached."""
-    return [layer for layer in sublayers(model) if not sublayers(layer)]
-
-
 _SOURCE = -1  # stands before all inputs
 
 
@@ -188,6 +296,7 @@ class Depth:
     batch_normalizations_on_plain: int
 
 
+@none_if_unreadable
 def depth_of(graph: ModelGraph) -> Depth:
     """Return the depth of a net.
 
@@ -195,7 +304,6 @@ def depth_of(graph: ModelGraph) -> Depth:
     with the fewest weighted layers is passed over. Towers that start from inputs of their own pass over nothing.
 
     Example:
-        >>> from gradrecipes.training.description.model_graph import model_graph
         >>> inputs = keras.Input((4,))
         >>> hidden = keras.layers.Dense(4)(keras.layers.Dense(4)(inputs))
         >>> outputs = keras.layers.Dense(1)(keras.layers.Add()([inputs, hidden]))
@@ -242,29 +350,19 @@ def _skips(graph: ModelGraph) -> tuple[set[int], set[int]]:
     return passed_over, joins
 
 
-def _gates(graph: ModelGraph) -> list[int]:
+def _gates(graph: ModelGraph) -> dict[int, int]:
     """Return for each node the last one that every path from the inputs to it crosses (its immediate dominator)."""
-    gates: list[int] = []
-    level: list[int] = []
-
-    def above(place: int) -> int:
-        return _SOURCE if place == _SOURCE else gates[place]
-
-    def height(place: int) -> int:
-        return -1 if place == _SOURCE else level[place]
-
-    for node in graph.nodes:
+    gates, level = {_SOURCE: _SOURCE}, {_SOURCE: -1}
+    for place, node in enumerate(graph.nodes):
         parents = list(dict.fromkeys(node.parents))
         gate = parents[0] if parents else _SOURCE
-        for parent in parents[1:]:
-            other = parent
+        for other in parents[1:]:
             while gate != other:
-                if height(gate) >= height(other):
-                    gate = above(gate)
+                if level[gate] >= level[other]:
+                    gate = gates[gate]
                 else:
-                    other = above(other)
-        gates.append(gate)
-        level.append(height(gate) + 1)
+                    other = gates[other]
+        gates[place], level[place] = gate, level[gate] + 1
     return gates
 
 

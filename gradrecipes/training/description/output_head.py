@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
-from gradrecipes.compat.keras_private import loss_arguments
-from gradrecipes.training.description.describe_layer import ACTIVATION_LAYERS, is_custom
-from gradrecipes.training.description.model_graph import MERGES, NORMALIZATIONS, ModelGraph, Node, is_weighted
+from gradrecipes.compat.keras_private import loss_arguments, sublayers
+from gradrecipes.core.trace.description import InputDescription, OutputDescription, Shape
+from gradrecipes.training.description.model_graph import (
+    MERGES,
+    NORMALIZATIONS,
+    UNKNOWN,
+    ModelGraph,
+    Node,
+    activation_of,
+    is_weighted,
+    none_if_unreadable,
+)
 
-UNKNOWN = "unknown"
 INPUT_SCALINGS = NORMALIZATIONS | {"Normalization", "Rescaling"}
 # Operations that scale what comes in, written as `x / 255` or `(x - mean) / std`.
 _ARITHMETIC = {"TrueDivide", "Divide", "Multiply", "Subtract", "DivideNoNan", "Normalize", "Log", "Log1p", "Lambda"}
@@ -25,20 +34,6 @@ _KEEPS_VALUES |= {f"Global{kind}Pooling{d}D" for kind in ("Max", "Average") for 
 _KEEPS_VALUES |= {"GetItem", "Squeeze", "ExpandDims", "Transpose", "StopGradient", "Mean", "Max", "Min", "Take"}
 _KEEPS_VALUES |= {"Masking", "InputLayer", "Copy"}
 _LINEAR_MERGES = {"Add", "Subtract"}
-_FUNCTIONS = {
-    "Sigmoid": "sigmoid",
-    "Tanh": "tanh",
-    "Relu": "relu",
-    "Relu6": "relu6",
-    "LogSoftmax": "log_softmax",
-    "Softplus": "softplus",
-    "Exp": "exponential",
-    "HardSigmoid": "hard_sigmoid",
-    "Elu": "elu",
-    "Selu": "selu",
-    "Gelu": "gelu",
-    "Silu": "silu",
-}
 
 
 def last_activations(graph: ModelGraph, place: int) -> list[str]:
@@ -47,8 +42,7 @@ def last_activations(graph: ModelGraph, place: int) -> list[str]:
     `["linear"]` where there is none, `"unknown"` at the end where an operation is not understood.
 
     Example:
-        >>> from gradrecipes.training.description.model_graph import model_graph
-        >>> inputs = keras.Input((4,))
+        >>>         >>> inputs = keras.Input((4,))
         >>> graph = model_graph(keras.Model(inputs, keras.layers.Softmax()(keras.layers.Dense(3)(inputs))))
         >>> last_activations(graph, graph.outputs[0])
         ['softmax']
@@ -56,9 +50,7 @@ def last_activations(graph: ModelGraph, place: int) -> list[str]:
     found: list[str] = []
     while True:
         node = graph.nodes[place]
-        own = activation_of(node.operation)
-        if own is None and (node.kind == "UnitNormalization" or (node.weighted and is_custom(node.operation))):
-            own = UNKNOWN  # bounded by its length, or whatever it does behind its weights
+        own = node.activation
         if own is not None and own != "linear":
             found.append(own)
         if node.weighted or node.kind in NORMALIZATIONS or own == UNKNOWN or node.kind == "Embedding":
@@ -79,27 +71,6 @@ def _stays_linear(graph: ModelGraph, node: Node) -> bool:
     return any(last_activations(graph, parent) == ["linear"] for parent in node.parents)
 
 
-def activation_of(layer: Any) -> str | None:
-    """Return the Keras name of a layer's activation; None for what has none, `"unknown"` for a function without name.
-
-    Recurrent layers give their output through the activation too, times a gate between 0 and 1.
-    """
-    kind = type(layer).__name__
-    if kind in ACTIVATION_LAYERS:
-        return ACTIVATION_LAYERS[kind]
-    if kind in _FUNCTIONS:
-        return _FUNCTIONS[kind]
-    for wrapped in ("layer", "forward_layer"):  # TimeDistributed, Bidirectional, SpectralNormalization
-        inner = getattr(layer, wrapped, None)
-        if inner is not None and hasattr(inner, "name"):
-            return activation_of(inner)
-    activation = getattr(layer, "activation", None)
-    if activation is None:
-        return "linear" if is_weighted(layer) and hasattr(layer, "kernel") else None
-    name = getattr(activation, "__name__", None) or type(activation).__name__
-    return name if name.isidentifier() else UNKNOWN
-
-
 def behind_input(graph: ModelGraph, place: int) -> dict[str, str | None]:
     """Return what an input meets: the scaling that stands before all weights, and the first layer with weights."""
     children = graph.children()
@@ -109,7 +80,7 @@ def behind_input(graph: ModelGraph, place: int) -> dict[str, str | None]:
     while front:
         place = front.pop(0)
         node = graph.nodes[place]
-        if node.kind in INPUT_SCALINGS and scaling is None and _scales(node.operation):
+        if node.kind in INPUT_SCALINGS and scaling is None and node.scales:
             scaling = node.kind
         elif node.kind in _ARITHMETIC and scaling is None:
             scaling = "Rescaling" if node.kind != "Lambda" else "Lambda"
@@ -124,10 +95,10 @@ def behind_input(graph: ModelGraph, place: int) -> dict[str, str | None]:
     return {"normalized": scaling, "first_kind": None}
 
 
-def first_layers(graph: ModelGraph, place: int) -> list[Any]:
-    """Return the layers and operations that read an input's values, behind what only moves them about."""
+def first_kinds(graph: ModelGraph, place: int) -> set[str]:
+    """Return the classes of the layers and operations that read an input's values, after those that only move them."""
     children = graph.children()
-    found: list[Any] = []
+    found: set[str] = set()
     front, seen = [place], {place}
     while front:
         place = front.pop()
@@ -138,19 +109,8 @@ def first_layers(graph: ModelGraph, place: int) -> list[Any]:
             if graph.nodes[child].kind in _KEEPS_VALUES:
                 front.append(child)
             else:
-                found.append(graph.nodes[child].operation)
+                found.add(graph.nodes[child].kind)
     return found
-
-
-def _scales(layer: Any) -> bool:
-    """Return whether a scaling layer does anything: a Normalization that was never adapted passes all on as it is."""
-    if type(layer).__name__ != "Normalization" or getattr(layer, "input_mean", None) is not None:
-        return True
-    mean, variance = getattr(layer, "adapt_mean", None), getattr(layer, "adapt_variance", None)
-    if mean is None or variance is None:
-        return False
-    mean, variance = (keras.ops.convert_to_numpy(part) for part in (mean, variance))
-    return bool((mean != 0).any() or (variance != 1).any())
 
 
 # Families whose Keras functions take probabilities unless they are told that logits come.
@@ -242,3 +202,108 @@ def describe_loss(loss: Any, *, one_unit: bool = False, sparse: bool = False) ->
 def _of_keras(part: Any) -> bool:
     module = getattr(part, "__module__", None) or type(part).__module__
     return module.split(".")[0] == "keras"
+
+
+LOOKUPS = {"Embedding", "StringLookup", "IntegerLookup", "Hashing", "CategoryEncoding", "TextVectorization"}
+
+
+@none_if_unreadable
+def describe_outputs(
+    model: keras.Model, graph: ModelGraph | None, layers: Sequence[Any], loss_weights: Any = None
+) -> tuple[OutputDescription, ...]:
+    """Return a description of each output of a model, with the loss on it.
+
+    Args:
+        model: The model.
+        graph: Its graph; None for a subclassed model, where the activation of the layer attached last stands in for
+            that of the output, and `certain` is False.
+        layers: Its innermost layers, in the order of their attachment.
+        loss_weights: What it was compiled with.
+    """
+    ends = [] if graph is None else list(graph.outputs)
+    compiled = losses_of(model, len(ends) or 1)
+    count = max(len(ends), len(compiled), 1)
+    shapes = _shapes(model, "outputs", count)
+    names = list(getattr(model, "output_names", None) or [])
+    found = []
+    for place in range(count):
+        loss = compiled[place] if place < len(compiled) else OutputLoss(None, place, None)
+        if graph is not None:
+            activations = last_activations(graph, ends[place])
+            last = graph.nodes[ends[place]].operation
+        else:
+            last = next((layer for layer in reversed(layers) if activation_of(layer) is not None), None)
+            own = None if last is None else activation_of(last)
+            activations = [own if own is not None and count == 1 else UNKNOWN]
+        shape = shapes[place]
+        units = shape[-1] if shape else getattr(last, "units", None)
+        found.append(
+            OutputDescription(
+                name=names[place] if place < len(names) else getattr(last, "name", f"output_{place}"),
+                units=units,
+                shape=shape,
+                activation=activations[0],
+                activations=tuple(activations),
+                certain=graph is not None and UNKNOWN not in activations,
+                target=loss.target,
+                loss_weight=_loss_weight(loss_weights, place, names),
+                **describe_loss(loss.loss, one_unit=units == 1),
+            )
+        )
+    return tuple(found)
+
+
+def _loss_weight(weights: Any, place: int, names: Sequence[str]) -> float | None:
+    if isinstance(weights, dict):
+        weight = weights.get(names[place], 1.0) if place < len(names) else None
+    elif isinstance(weights, list | tuple):
+        weight = weights[place] if place < len(weights) else None
+    else:
+        weight = weights
+    return float(weight) if isinstance(weight, int | float) else None
+
+
+@none_if_unreadable
+def describe_inputs(
+    model: keras.Model, graph: ModelGraph | None, layers: Sequence[Any]
+) -> tuple[InputDescription, ...]:
+    """Return a description of each input of a model; of a subclassed one, of what its first layers suggest."""
+    if graph is None:
+        return (_first_met(model, layers),)
+    shapes = _shapes(model, "inputs", len(graph.inputs))
+    return tuple(
+        InputDescription(
+            name=graph.nodes[place].operation.name,
+            shape=shape,
+            looked_up=_only_looked_up(graph, place),
+            **behind_input(graph, place),
+        )
+        for place, shape in zip(graph.inputs, shapes, strict=True)
+    )
+
+
+def _first_met(model: keras.Model, layers: Sequence[Any]) -> InputDescription:
+    """Return what the input of a subclassed model probably meets: its layers in the order of their attachment."""
+    attached = [one for one in sublayers(model) if not sublayers(one) and type(one).__name__ != "InputLayer"]
+    looked_up = bool(attached) and type(attached[0]).__name__ in LOOKUPS
+    scaling = None
+    for layer in layers:
+        if is_weighted(layer) or type(layer).__name__ == "Embedding":
+            return InputDescription(normalized=scaling, first_kind=type(layer).__name__, looked_up=looked_up)
+        if type(layer).__name__ in INPUT_SCALINGS:
+            scaling = type(layer).__name__
+    return InputDescription(normalized=scaling, looked_up=looked_up)
+
+
+def _only_looked_up(graph: ModelGraph, place: int) -> bool:
+    kinds = first_kinds(graph, place)
+    return bool(kinds & LOOKUPS) and kinds <= LOOKUPS | {"NotEqual", "Equal"}
+
+
+def _shapes(model: keras.Model, which: str, count: int) -> list[Shape | None]:
+    try:
+        tensors = list(getattr(model, which))
+    except (AttributeError, TypeError, ValueError):
+        tensors = []
+    shapes = [None if tensor is None else tuple(tensor.shape[1:]) for tensor in tensors]
+    return [shapes[place] if place < len(shapes) else None for place in range(count)]

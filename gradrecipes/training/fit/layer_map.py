@@ -10,7 +10,7 @@ import numpy as np
 
 from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.gradients.columns import MISSING
-from gradrecipes.training.description.describe_layer import kernel_of
+from gradrecipes.training.description.model_graph import kernel_of
 
 
 class LayerMap:

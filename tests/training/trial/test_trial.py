@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gradrecipes.training.description.describe_layer import weight_scales
+from gradrecipes.probes.signal import weight_scales
 from gradrecipes.training.trial.trial import Trial, build_on
 from gradrecipes.training.trial.trial_data import trial_data
 
