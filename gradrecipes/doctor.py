@@ -62,29 +62,30 @@ def diagnose(
     """
     from gradrecipes.diagnosis.engine import find
 
-    if isinstance(subject, Trace):
-        if x is not None or y is not None:
+    if not isinstance(subject, Trace):
+        if not _is_model(subject):
             raise TypeError(
-                "A Trace is diagnosed alone. Received: data as well. Pass the model to have them looked at."
+                f"diagnose needs a compiled model or a Trace. Received: {_named(subject)}. {_remedy(subject)}"
             )
-        return Diagnosis(tuple(find(subject)), subject)
-    if not _is_model(subject):
-        raise TypeError(f"diagnose needs a compiled model or a Trace. Received: {_named(subject)}. {_remedy(subject)}")
-    from gradrecipes.probes.examine import examine
+        from gradrecipes.probes.examine import examine
 
-    trace = examine(
-        subject,
-        x,
-        y,
-        sample_weight=sample_weight,
-        batch_size=batch_size,
-        validation_data=validation_data,
-        seed=seed,
-        steps=steps,
-        epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
-        tell=tell,
-    )
+        trace = examine(
+            subject,
+            x,
+            y,
+            sample_weight=sample_weight,
+            batch_size=batch_size,
+            validation_data=validation_data,
+            seed=seed,
+            steps=steps,
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            tell=tell,
+        )
+    elif x is None and y is None:
+        trace = subject
+    else:
+        raise TypeError("A Trace is diagnosed alone. Received: data as well. Pass the model to have them looked at.")
     return Diagnosis(tuple(find(trace)), trace)
 
 

@@ -12,11 +12,9 @@ import numpy as np
 
 from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.compat.random_state import random_numbers_kept
-from gradrecipes.core.trace.data_reading import DataReading
-from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import Probes
 from gradrecipes.probes.attention import AttentionProbe
-from gradrecipes.probes.data import data_probe
+from gradrecipes.probes.data import read_data
 from gradrecipes.probes.loss import loss_probe
 from gradrecipes.probes.optimizer import nonfinite_slots
 from gradrecipes.probes.signal import signal
@@ -59,7 +57,7 @@ def look_before_fit(
         sample_weight: Weights of the samples, or None.
         batch_size: Samples in a batch; None for Keras' 32.
         steps: Training steps of the fit, or None where they are not known.
-        attention: See `signal`.
+        attention: Reads the attention of the model; None for one of its own. One that is given is traced once.
 
     Returns:
         The probes; None for what could not be measured.
@@ -75,13 +73,14 @@ def look_before_fit(
         data = _data(x, y, sample_weight, batch_size or 32, steps)
         if data is None:
             return probes
-        probes = replace(probes, data=_try("data", lambda: _read(data, description, x)))
+        complete = data.samples == len(keras.tree.flatten(x)[0])
+        probes = replace(probes, data=_try("data", lambda: read_data(data, description, complete=complete)))
         if model.distribute_strategy.num_replicas_in_sync > 1:
             return probes
         if not all(layer.built for layer in (model, *sublayers(model))):
             return probes  # a look would draw the initial weights from seeds that are drawn again in the fit
         batch = _affordable(data.cut(1)[0], data.batch_size, len(description.outputs), steps)
-        measured = _try("signal", lambda: signal(model, batch, attention=attention))
+        measured = _try("signal", lambda: signal(model, batch, attention=attention or AttentionProbe(model)))
         return replace(probes, signal=measured, loss=_try("loss", lambda: loss_probe(model, batch, description)))
 
 
@@ -117,15 +116,3 @@ def _data(x: Any, y: Any, sample_weight: Any, batch_size: int, steps: int | None
 
 def _first(part: Any, samples: int) -> Any:
     return keras.tree.map_structure(lambda array: None if array is None else array[:samples], part)
-
-
-def _read(data: TrialData, description: Description, x: Any) -> DataReading:
-    complete = data.samples == len(keras.tree.flatten(x)[0])
-    return data_probe(
-        data.x,
-        data.y,
-        data.sample_weight,
-        inputs=description.inputs,
-        samples=data.samples,
-        complete=complete,
-    )

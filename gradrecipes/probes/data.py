@@ -12,8 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.core.trace.data_reading import ArrayReading, Column, Columns, DataReading, Outlier
-from gradrecipes.core.trace.description import InputDescription
+from gradrecipes.core.trace.description import Description, InputDescription
 from gradrecipes.training.autopsy.arrays import dense, leaves
+from gradrecipes.training.trial.trial_data import TrialData
 
 SAMPLES_NAMED = 20  # samples that are listed by their index
 LARGEST_COLUMNS = 5  # columns that are described
@@ -300,6 +301,19 @@ def data_probe(
     if samples is None:
         samples = counts[0] if counts else 0
     return DataReading(samples, bool(complete), tuple(read_inputs), tuple(targets), tuple(weights))
+
+
+def read_data(data: TrialData, description: Description, *, complete: bool | None = None) -> DataReading:
+    """Return `data_probe` of the data of a trial.
+
+    Args:
+        data: Arrays, or what was read of a dataset.
+        description: Of the model.
+        complete: Whether these are all the data; None for what `data` says.
+    """
+    complete = data.complete if complete is None else complete
+    how = {"inputs": description.inputs, "samples": data.samples, "complete": complete}
+    return data_probe(data.x, data.y, data.sample_weight, **how)
 
 
 def _read(name: str, values: Any, fed: bool, *, target: bool = False) -> ArrayReading:

@@ -3,118 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import keras
-import numpy as np
-import tensorflow as tf
 
-from gradrecipes.compat.keras_private import frozen_variables, has_own_train_step, optimizers_of, sublayers
+from gradrecipes.compat.keras_private import optimizers_of, sublayers
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.description import Description
-from gradrecipes.core.trace.probes import ForwardPassReading, NoiseReading, Probes
+from gradrecipes.core.trace.probes import FailureReading, NoiseReading, Probes
 from gradrecipes.diagnosis.outcome import LEARNING, STALLED, UNKNOWN, verdict
 from gradrecipes.probes.attention import AttentionProbe
-from gradrecipes.probes.data import data_probe
+from gradrecipes.probes.data import read_data
 from gradrecipes.probes.loss import loss_probe
 from gradrecipes.probes.noise_scale import noise_scale
 from gradrecipes.probes.optimizer import nonfinite_slots
 from gradrecipes.probes.recurrent import recurrent
 from gradrecipes.probes.sharpness import sharpness
-from gradrecipes.probes.signal import signal
+from gradrecipes.probes.signal import forward_pass, signal
 from gradrecipes.probes.trial import failure, try_out
 from gradrecipes.training.description.describe import describe_model
-from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.step.replicas import require_supported
 from gradrecipes.training.trial.trial import build_on, step_works
 from gradrecipes.training.trial.trial_data import TrialData, trial_data
-
-logger = logging.getLogger(__name__)
-
-SECONDS = 2.0  # that the pass may take; what is left over then is not seen
-ENTRIES = 2**18  # of all inputs in a batch of the pass: large batches are quick, and activations are larger than inputs
-LARGEST_BATCH = 1024  # samples
-SAMPLES_NAMED = 20
-
-
-def forward_pass(model: keras.Model, data: TrialData, *, seconds: float = SECONDS) -> ForwardPassReading:
-    """Say for which samples the net's output, its loss, or the gradient of that by the output is no number.
-
-    A trial meets a few hundred samples; a logarithm of the single 0 among ten thousand waits for some later epoch. The
-    model is left as it was. A dataset or a generator is not read any further than it was.
-
-    Args:
-        model: A compiled, built model.
-        data: All of them.
-        seconds: After which no further batch is begun.
-
-    Example:
-        >>> from gradrecipes.training.trial.trial_data import trial_data
-        >>> forward_pass(model, trial_data(x, y)).nonfinite_samples
-        ()
-    """
-    samples, bad, failure = 0, [], None
-    if data.batches is not None or data.y is None or has_own_train_step(model):
-        return ForwardPassReading()
-    began = time.monotonic()
-    try:
-        with preserve_state(model):
-            for index in _batches(data):
-                bad += _bad_of(model, data, index)
-                samples += len(index)
-                if time.monotonic() - began > seconds or len(bad) >= SAMPLES_NAMED:
-                    break
-    except Exception as error:  # the trial meets the same error, and tells it
-        logger.debug("The data could not be sent through %r.", model, exc_info=True)
-        failure = f"{type(error).__name__}: {error}"[:500]
-    return ForwardPassReading(samples, tuple(bad[:SAMPLES_NAMED]), failure)
-
-
-def _batches(data: TrialData) -> Iterator[np.ndarray]:
-    entries = sum(int(np.prod(array.shape[1:])) for array in keras.tree.flatten(data.x))
-    size = min(max(data.batch_size, ENTRIES // max(1, entries)), max(data.batch_size, LARGEST_BATCH))
-    for start in range(0, data.samples, size):
-        yield np.arange(start, min(start + size, data.samples))
-
-
-def _bad_of(model: keras.Model, data: TrialData, index: np.ndarray) -> list[int]:
-    """Return which of some samples are bad; where only their sum tells, by halves."""
-    bad, whole = _judged(model, data.take(index))
-    if bad.any():
-        return [int(sample) for sample in index[bad]]
-    if whole:
-        return []
-    if len(index) == 1:
-        return [int(index[0])]
-    middle = len(index) // 2
-    return _bad_of(model, data, index[:middle]) or _bad_of(model, data, index[middle:])
-
-
-def _judged(model: keras.Model, batch: Any) -> tuple[np.ndarray, bool]:
-    """Return bool `[samples]`, whose output or whose loss's slope is no number, and whether the loss is one."""
-    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-    outputs = model(x, training=False)
-    flat = keras.tree.flatten(outputs)
-    with tf.GradientTape() as tape:
-        tape.watch(flat)
-        predicted = keras.tree.pack_sequence_as(outputs, flat)
-        loss = model.compute_loss(x=x, y=y, y_pred=predicted, sample_weight=sample_weight, training=False)
-    slopes = [slope for slope in tape.gradient(loss, flat) if slope is not None]
-    samples = len(keras.tree.flatten(x)[0])
-    bad = np.zeros(samples, bool)
-    for array in (*flat, *slopes):
-        values = tf.cast(tf.convert_to_tensor(array), tf.float32)
-        if values.shape.rank and values.shape[0] == samples:
-            bad |= ~np.isfinite(np.asarray(values)).reshape(samples, -1).all(axis=1)
-    return bad, bool(np.isfinite(float(loss)))
-
 
 HESSIAN_PRODUCTS = 12  # of the sharpness: the largest eigenvalue is known to some percent by then
 SMALL_BATCH = 8  # samples up to which the noise of the gradient is asked for
@@ -178,40 +92,42 @@ def examine(
     data = trial_data(x, y, sample_weight=sample_weight, batch_size=batch_size)
     validation = _validation(validation_data, data)
     batch = data.cut(1, seed=seed)[0]
-    try:
-        build_on(model, batch)
-    except Exception as error:
-        if not step_works(model, [batch]):  # which builds it as well
-            description = describe_model(model, batch_size=data.batch_size)
-            trace = Trace(description=description)
-            trace.probes = Probes(data=_read(data, description), failure=failure("build", error))
-            return trace
+    planned = _planned_steps(data, epochs, steps_per_epoch)
+    failed = _failure_of_build(model, batch)
     tell("reading data and model")
     description = describe_model(model, batch_size=data.batch_size)
-    read = _read(data, description)
-    if not _has_something_to_train(model):
+    read, read_validation = (None if part is None else read_data(part, description) for part in (data, validation))
+    probes = Probes(data=read, validation=read_validation)
+    if failed is not None or not _has_something_to_train(model, description):
         trace = Trace(description=description)
-        trace.probes = Probes(data=read)
+        trace.probes = Probes(data=read, failure=failed)
         return trace
-    read_validation = None if validation is None else _read(validation, description)
     tell("passing one batch through the net")
     attention = AttentionProbe(model)
-    probes = Probes(
-        data=read,
-        validation=read_validation,
-        signal=signal(model, batch, attention=attention),
+    probes = replace(
+        probes,
+        nonfinite_slots=nonfinite_slots(model),
         loss=loss_probe(model, batch, description),
         recurrent=recurrent(model, keras.utils.unpack_x_y_sample_weight(batch)[0], seed=seed),
-        nonfinite_slots=nonfinite_slots(model),
+        signal=signal(model, batch, attention=attention),
     )
     tell("passing all the data through the net")
     probes = replace(probes, forward_pass=forward_pass(model, data))
     tell("training for a few steps")
-    planned = _planned_steps(data, epochs, steps_per_epoch)
     how = {"seed": seed, "steps": steps, "planned_steps": planned, "attention": attention, "tell": tell}
     trace = try_out(model, data, description, probes, **how)
     _look_closer(model, data, trace, seed=seed, tell=tell)
     return trace
+
+
+def _failure_of_build(model: keras.Model, batch: Any) -> FailureReading | None:
+    """Build the model on a batch; return why it cannot be built, where its train step fails too."""
+    try:
+        build_on(model, batch)
+    except Exception as error:
+        if not step_works(model, [batch]):  # which builds it as well
+            return failure("build", error)
+    return None
 
 
 def _planned_steps(data: TrialData, epochs: int | None, steps_per_epoch: int | None) -> int | None:
@@ -257,18 +173,7 @@ def require_compiled(model: Any) -> None:
     require_supported(model.distribute_strategy, "diagnose")
 
 
-def _read(data: TrialData, description: Description) -> DataReading:
-    return data_probe(
-        data.x,
-        data.y,
-        data.sample_weight,
-        inputs=description.inputs,
-        samples=data.samples,
-        complete=data.complete,
-    )
-
-
-def _has_something_to_train(model: keras.Model) -> bool:
+def _has_something_to_train(model: keras.Model, description: Description) -> bool:
     """Return whether any weight is trained; a model without a weight that could be is refused.
 
     Raises:
@@ -276,7 +181,7 @@ def _has_something_to_train(model: keras.Model) -> bool:
     """
     if model.trainable_variables or any(not layer.built for layer in sublayers(model)):
         return True
-    if any(frozen_variables(layer) for layer in sublayers(model)):
+    if description.frozen:
         return False
     raise ValueError(
         f"The model {model.name!r} has nothing to train. Received: {len(model.variables)} weights, none of them made "

@@ -16,8 +16,8 @@ import tensorflow as tf
 from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import LossEquivalent, LossPoint, LossReading, OutputReading
-from gradrecipes.training.description.output_head import OutputLoss, describe_loss, losses_of
-from gradrecipes.training.recovery.model_state import preserve_state
+from gradrecipes.training.description.output_head import OutputLoss, losses_of
+from gradrecipes.training.recovery.model_state import preserves_state
 
 CLOSE = 2e-3  # relative difference at every trial; the losses below differ by tenths from one another
 TRIALS = 3  # predictions on which they are compared
@@ -94,6 +94,7 @@ FAR_DISTANCES = (1e2, 1e4, 1e6)  # times the size of the answers
 SAME = 1e-4  # relative difference up to which two losses are one
 
 
+@preserves_state
 def loss_probe(model: keras.Model, batch: Any, description: Description) -> LossReading:
     """Tell what a net puts out on a batch, and where its loss or the gradient of it is no number.
 
@@ -117,17 +118,16 @@ def loss_probe(model: keras.Model, batch: Any, description: Description) -> Loss
     failure = None
     try:
         x, y, _ = (_some(part) for part in keras.utils.unpack_x_y_sample_weight(batch))
-        with preserve_state(model):
-            outputs = keras.tree.flatten(model(x, training=False))
-            read += [_read(output) for output in outputs]
-            targets = [] if y is None else keras.tree.flatten(y)
-            for one in losses_of(model, len(outputs)):
-                if one.loss is None or one.target is None or max(one.output, one.target + 1) > len(targets):
-                    continue
-                output, target = outputs[one.output], tf.convert_to_tensor(targets[one.target])
-                activation = _activation(description, one.output)
-                read[one.output] = _judged(read[one.output], model, x, activation, one, output, target)
-                points += _points(one, activation, output, target)
+        outputs = keras.tree.flatten(model(x, training=False))
+        read += [_read(output) for output in outputs]
+        targets = [] if y is None else keras.tree.flatten(y)
+        for one in losses_of(model, len(outputs)):
+            if one.loss is None or one.target is None or max(one.output, one.target + 1) > len(targets):
+                continue
+            output, target = outputs[one.output], tf.convert_to_tensor(targets[one.target])
+            activation = _activation(description, one.output)
+            read[one.output] = _judged(read[one.output], model, x, activation, one, output, target)
+            points += _points(one, activation, output, target)
     except Exception as error:  # a train step of the user's own may do what the call alone cannot
         logger.debug("The loss of %r could not be probed.", model, exc_info=True)
         failure = f"{type(error).__name__}: {error}"[:500]
@@ -142,7 +142,7 @@ def _judged(
     loss = as_loss(one.loss)
     if loss is None:
         return read
-    about = describe_loss(one.loss)
+    about = one.about
     if about["custom"]:
         read = replace(read, acts_like=acts_like(loss, target, tf.constant(np.asarray(output))))
         if read.acts_like is None and activation in (None, "linear", "unknown") and not _held(model):

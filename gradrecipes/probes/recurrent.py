@@ -14,7 +14,7 @@ import tensorflow as tf
 from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.compat.tensorflow_private import current_graph
 from gradrecipes.core.trace.probes import RecurrentReading
-from gradrecipes.training.recovery.model_state import preserve_state
+from gradrecipes.training.recovery.model_state import preserves_state
 from gradrecipes.training.step.activation_capture import calls_intercepted
 
 State = list[Any]
@@ -25,7 +25,7 @@ def recurrent_layers(model: keras.Model) -> list[keras.layers.RNN]:
     return [layer for layer in sublayers(model) if isinstance(layer, keras.layers.RNN)]
 
 
-def arriving_sequences(model: keras.Model, x: Any) -> dict[int, dict[str, Any]]:
+def arriving_sequences(model: keras.Model, layers: Sequence[keras.layers.RNN], x: Any) -> dict[int, dict[str, Any]]:
     """Return by the id of each recurrent layer with what arguments a forward pass called it first.
 
     Layers that the pass does not call, or calls within a graph of its own, are left out. To be used within
@@ -33,6 +33,7 @@ def arriving_sequences(model: keras.Model, x: Any) -> dict[int, dict[str, Any]]:
 
     Args:
         model: A built model.
+        layers: Its recurrent layers.
         x: Inputs of a batch.
     """
     arriving: dict[int, dict[str, Any]] = {}
@@ -49,7 +50,7 @@ def arriving_sequences(model: keras.Model, x: Any) -> dict[int, dict[str, Any]]:
         wanted = ("sequences", "initial_state", "mask")
         return [{name: arguments.get(name) for name in wanted} for arguments in arriving.values()]
 
-    with calls_intercepted(recurrent_layers(model), keep_arguments):
+    with calls_intercepted(layers, keep_arguments):
         found = tf.function(forward)(x)
     return dict(zip(arriving, found, strict=True))
 
@@ -228,18 +229,22 @@ def recurrent(model: keras.Model, x: Any, *, seed: int = 0) -> tuple[RecurrentRe
         nets).
     """
     layers = recurrent_layers(model)
-    if not layers:
-        return ()
     batch = keras.tree.map_structure(lambda part: None if part is None else part[:SAMPLES], x)
-    with preserve_state(model):
-        try:
-            arrived = arriving_sequences(model, batch)
-        except Exception as error:  # the user's own layers run here, and may fail in any way
-            return tuple(_described(layer, note=f"The model could not be called: {error}"[:500]) for layer in layers)
-        return tuple(_examined(layer, arrived.get(id(layer)), seed) for layer in layers)
+    return _examined(model, layers, batch, seed) if layers else ()
 
 
-def _examined(layer: keras.layers.RNN, arguments: dict[str, Any] | None, seed: int) -> RecurrentReading:
+@preserves_state
+def _examined(
+    model: keras.Model, layers: Sequence[keras.layers.RNN], batch: Any, seed: int
+) -> tuple[RecurrentReading, ...]:
+    try:
+        arrived = arriving_sequences(model, layers, batch)
+    except Exception as error:  # the user's own layers run here, and may fail in any way
+        return tuple(_described(layer, note=f"The model could not be called: {error}"[:500]) for layer in layers)
+    return tuple(_of_layer(layer, arrived.get(id(layer)), seed) for layer in layers)
+
+
+def _of_layer(layer: keras.layers.RNN, arguments: dict[str, Any] | None, seed: int) -> RecurrentReading:
     if arguments is None:
         return _described(layer, note="The layer was not called, or was called in a graph of its own.")
     try:

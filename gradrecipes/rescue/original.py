@@ -63,7 +63,7 @@ def read_original(model: keras.Model) -> Original:
     if graph is None or not model.inputs:
         return Original(model, surgical=False, wrappable=plain, kept=kept)
     heads, tail = _heads(graph)
-    children = graph.children()
+    children = graph.children
     hidden, activations, normalizations, recurrent = set(), set(), set(), set()
     for place, node in enumerate(graph.nodes):
         name, layer = node.operation.name, node.operation

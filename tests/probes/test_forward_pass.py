@@ -8,7 +8,7 @@ import pytest
 
 import gradrecipes as gr
 from gradrecipes.core.trace.probes import ForwardPassReading
-from gradrecipes.probes.examine import forward_pass
+from gradrecipes.probes.signal import forward_pass
 from gradrecipes.training.trial.trial_data import trial_data
 
 ops = keras.ops

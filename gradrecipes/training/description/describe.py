@@ -24,6 +24,7 @@ from gradrecipes.compat.keras_private import (
 from gradrecipes.core.trace.description import Call, Description, FrozenLayer, OptimizerDescription
 from gradrecipes.training.description.model_graph import (
     NORMALIZATIONS,
+    Node,
     depth_of,
     describe_layer,
     model_graph,
@@ -60,35 +61,38 @@ def describe_model(
     frozen = [(layer, variables) for layer in every if (variables := frozen_variables(layer))]
     loss_weights = (compile_arguments(model) or {}).get("loss_weights")
     kinds = Counter(type(layer).__name__ for layer in every)
-    innermost = [layer for layer in every if not sublayers(layer)]
+    innermost = [Node(layer, ()) for layer in every if not sublayers(layer)]
+    own = {
+        "frozen": _frozen(frozen) or (),
+        "optimizer": _optimizer(optimizers) if getattr(model, "optimizer", None) is not None else None,
+        "loss": _name_of(getattr(model, "loss", None)),
+        "vector_batch_normalizations": sum(_normalizes_vectors(one.operation) for one in innermost),
+    }
     graph = model_graph(model)
     depth = None if graph is None else depth_of(graph)
     return Description(
         model=model.name,
         layers=tuple(describe_layer(layer, name=name) for layer, name in zip(layers, names, strict=True)),
-        frozen=_frozen(frozen) or (),
         trainable_entries=sum(math.prod(one.shape) for one in model.trainable_variables),
         calls=None
         if graph is None
         else tuple(Call(one.operation.name, one.kind, one.parents, one.weighted) for one in graph.nodes),
         inputs=describe_inputs(model, graph, innermost) or (),
         outputs=describe_outputs(model, graph, innermost, loss_weights) or (),
-        optimizer=_optimizer(optimizers) if getattr(model, "optimizer", None) is not None else None,
-        loss=_name_of(getattr(model, "loss", None)),
         precision=model.dtype_policy.name,
         batch_size=batch_size,
         depth=None if depth is None else depth.depth,
         skips=None if depth is None else depth.skips,
         plain_depth=None if depth is None else depth.plain_depth,
         plain_batch_normalizations=None if depth is None else depth.batch_normalizations_on_plain,
-        vector_batch_normalizations=sum(map(_normalizes_vectors, innermost)),
         normalizations={kind: count for kind, count in kinds.items() if kind in NORMALIZATIONS},
         kinds=dict(kinds),
-        masked="Masking" in kinds or any(getattr(layer, "mask_zero", False) for layer in innermost),
+        masked="Masking" in kinds or any(getattr(one.operation, "mask_zero", False) for one in innermost),
         own_train_step=has_own_train_step(model),
         own_loss=type(model).compute_loss is not keras.Model.compute_loss,
         keras=keras.__version__,
         tensorflow=tf.__version__,
+        **own,
     )
 
 

@@ -152,10 +152,13 @@ class Node:
 
     @property
     def activation(self) -> str | None:
-        """Keras' name of its activation; `"unknown"` where custom weights or a normalized length may bound it."""
-        own = activation_of(self.operation)
-        bounded = self.kind == "UnitNormalization" or (self.weighted and is_custom(self.operation))
-        return UNKNOWN if own is None and bounded else own
+        """Keras' name of its activation, see `activation_of`."""
+        return activation_of(self.operation)
+
+    @property
+    def opaque(self) -> bool:
+        """Whether its values may be bounded without an activation: by a unit length, or behind custom weights."""
+        return self.kind == "UnitNormalization" or (self.weighted and is_custom(self.operation))
 
     @property
     def scales(self) -> bool:
@@ -183,8 +186,9 @@ class ModelGraph:
     inputs: Sequence[int]
     outputs: Sequence[int]
 
+    @functools.cached_property
     def children(self) -> list[list[int]]:
-        """Return for each node the places of those that it feeds."""
+        """For each node the places of those that it feeds."""
         found: list[list[int]] = [[] for _ in self.nodes]
         for place, node in enumerate(self.nodes):
             for parent in dict.fromkeys(node.parents):

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from gradrecipes.compat.keras_private import loss_arguments, sublayers
+from gradrecipes.compat.keras_private import loss_arguments
 from gradrecipes.core.trace.description import InputDescription, OutputDescription, Shape
 from gradrecipes.training.description.model_graph import (
     MERGES,
@@ -17,8 +17,6 @@ from gradrecipes.training.description.model_graph import (
     UNKNOWN,
     ModelGraph,
     Node,
-    activation_of,
-    is_weighted,
     none_if_unreadable,
 )
 
@@ -42,7 +40,8 @@ def last_activations(graph: ModelGraph, place: int) -> list[str]:
     `["linear"]` where there is none, `"unknown"` at the end where an operation is not understood.
 
     Example:
-        >>>         >>> inputs = keras.Input((4,))
+        >>> from gradrecipes.training.description.model_graph import model_graph
+        >>> inputs = keras.Input((4,))
         >>> graph = model_graph(keras.Model(inputs, keras.layers.Softmax()(keras.layers.Dense(3)(inputs))))
         >>> last_activations(graph, graph.outputs[0])
         ['softmax']
@@ -50,7 +49,7 @@ def last_activations(graph: ModelGraph, place: int) -> list[str]:
     found: list[str] = []
     while True:
         node = graph.nodes[place]
-        own = node.activation
+        own = UNKNOWN if node.activation is None and node.opaque else node.activation
         if own is not None and own != "linear":
             found.append(own)
         if node.weighted or node.kind in NORMALIZATIONS or own == UNKNOWN or node.kind == "Embedding":
@@ -73,7 +72,7 @@ def _stays_linear(graph: ModelGraph, node: Node) -> bool:
 
 def behind_input(graph: ModelGraph, place: int) -> dict[str, str | None]:
     """Return what an input meets: the scaling that stands before all weights, and the first layer with weights."""
-    children = graph.children()
+    children = graph.children
     scaling = None
     seen = {place}
     front = [place]
@@ -97,7 +96,7 @@ def behind_input(graph: ModelGraph, place: int) -> dict[str, str | None]:
 
 def first_kinds(graph: ModelGraph, place: int) -> set[str]:
     """Return the classes of the layers and operations that read an input's values, after those that only move them."""
-    children = graph.children()
+    children = graph.children
     found: set[str] = set()
     front, seen = [place], {place}
     while front:
@@ -137,6 +136,11 @@ class OutputLoss:
     output: int
     target: int | None
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What `describe_loss` returns of it."""
+        return describe_loss(self.loss)
+
 
 def losses_of(model: keras.Model, outputs: int) -> list[OutputLoss]:
     """Return the loss of each output, in the order of the flattened outputs; empty without a compiled loss."""
@@ -160,13 +164,12 @@ def losses_of(model: keras.Model, outputs: int) -> list[OutputLoss]:
     return found
 
 
-def describe_loss(loss: Any, *, one_unit: bool = False, sparse: bool = False) -> dict[str, Any]:
+def describe_loss(loss: Any, *, one_unit: bool = False) -> dict[str, Any]:
     """Return name, class, origin, `from_logits` and settings of a loss, as plain JSON values.
 
     Args:
         loss: A name, a function or a `keras.Loss`.
         one_unit: Whether the output has a single unit, for the name "crossentropy" leaves the choice to Keras.
-        sparse: Whether the targets are whole numbers of another shape than the output, likewise.
 
     Example:
         >>> describe_loss("mse")["loss"], describe_loss(keras.losses.BinaryCrossentropy())["from_logits"]
@@ -176,7 +179,7 @@ def describe_loss(loss: Any, *, one_unit: bool = False, sparse: bool = False) ->
         return {"loss": None, "loss_class": None, "custom": False, "from_logits": None, "config": {}}
     if isinstance(loss, str):
         if loss.lower() in ("crossentropy", "ce"):
-            loss = "binary_crossentropy" if one_unit else f"{'sparse_' if sparse else ''}categorical_crossentropy"
+            loss = "binary_crossentropy" if one_unit else "categorical_crossentropy"
         try:
             loss = keras.losses.get(loss)
         except ValueError:
@@ -209,7 +212,7 @@ LOOKUPS = {"Embedding", "StringLookup", "IntegerLookup", "Hashing", "CategoryEnc
 
 @none_if_unreadable
 def describe_outputs(
-    model: keras.Model, graph: ModelGraph | None, layers: Sequence[Any], loss_weights: Any = None
+    model: keras.Model, graph: ModelGraph | None, layers: Sequence[Node], loss_weights: Any = None
 ) -> tuple[OutputDescription, ...]:
     """Return a description of each output of a model, with the loss on it.
 
@@ -217,7 +220,7 @@ def describe_outputs(
         model: The model.
         graph: Its graph; None for a subclassed model, where the activation of the layer attached last stands in for
             that of the output, and `certain` is False.
-        layers: Its innermost layers, in the order of their attachment.
+        layers: Its innermost layers, in the order of their attachment, as nodes.
         loss_weights: What it was compiled with.
     """
     ends = [] if graph is None else list(graph.outputs)
@@ -230,11 +233,12 @@ def describe_outputs(
         loss = compiled[place] if place < len(compiled) else OutputLoss(None, place, None)
         if graph is not None:
             activations = last_activations(graph, ends[place])
-            last = graph.nodes[ends[place]].operation
+            node = graph.nodes[ends[place]]
         else:
-            last = next((layer for layer in reversed(layers) if activation_of(layer) is not None), None)
-            own = None if last is None else activation_of(last)
+            node = next((one for one in reversed(layers) if one.activation is not None), None)
+            own = None if node is None else node.activation
             activations = [own if own is not None and count == 1 else UNKNOWN]
+        last = None if node is None else node.operation
         shape = shapes[place]
         units = shape[-1] if shape else getattr(last, "units", None)
         found.append(
@@ -265,11 +269,11 @@ def _loss_weight(weights: Any, place: int, names: Sequence[str]) -> float | None
 
 @none_if_unreadable
 def describe_inputs(
-    model: keras.Model, graph: ModelGraph | None, layers: Sequence[Any]
+    model: keras.Model, graph: ModelGraph | None, layers: Sequence[Node]
 ) -> tuple[InputDescription, ...]:
     """Return a description of each input of a model; of a subclassed one, of what its first layers suggest."""
     if graph is None:
-        return (_first_met(model, layers),)
+        return (_first_met(layers),)
     shapes = _shapes(model, "inputs", len(graph.inputs))
     return tuple(
         InputDescription(
@@ -282,16 +286,16 @@ def describe_inputs(
     )
 
 
-def _first_met(model: keras.Model, layers: Sequence[Any]) -> InputDescription:
+def _first_met(layers: Sequence[Node]) -> InputDescription:
     """Return what the input of a subclassed model probably meets: its layers in the order of their attachment."""
-    attached = [one for one in sublayers(model) if not sublayers(one) and type(one).__name__ != "InputLayer"]
-    looked_up = bool(attached) and type(attached[0]).__name__ in LOOKUPS
+    first = next((one for one in layers if one.kind != "InputLayer"), None)
+    looked_up = first is not None and first.kind in LOOKUPS
     scaling = None
     for layer in layers:
-        if is_weighted(layer) or type(layer).__name__ == "Embedding":
-            return InputDescription(normalized=scaling, first_kind=type(layer).__name__, looked_up=looked_up)
-        if type(layer).__name__ in INPUT_SCALINGS:
-            scaling = type(layer).__name__
+        if layer.weighted or layer.kind == "Embedding":
+            return InputDescription(normalized=scaling, first_kind=layer.kind, looked_up=looked_up)
+        if layer.kind in INPUT_SCALINGS:
+            scaling = layer.kind
     return InputDescription(normalized=scaling, looked_up=looked_up)
 
 

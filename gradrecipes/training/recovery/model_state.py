@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import keras
 import numpy as np
@@ -12,6 +13,8 @@ import tensorflow as tf
 
 from gradrecipes.compat.keras_private import optimizers_of, sublayers
 
+P = ParamSpec("P")
+T = TypeVar("T")
 State = Sequence[Any] | Mapping[str, Any] | None
 
 
@@ -36,6 +39,17 @@ def preserve_state(model: keras.Model, also: Sequence[Any] = ()) -> Iterator[Non
         for metric in model.metrics:
             if metric.variables and not any(id(variable) in known for variable in metric.variables):
                 metric.reset_state()
+
+
+def preserves_state(probe: Callable[Concatenate[keras.Model, P], T]) -> Callable[Concatenate[keras.Model, P], T]:
+    """Run a function of a model, its first argument, within `preserve_state`."""
+
+    @functools.wraps(probe)
+    def preserving(model: keras.Model, *args: P.args, **kwargs: P.kwargs) -> T:
+        with preserve_state(model):
+            return probe(model, *args, **kwargs)
+
+    return preserving
 
 
 def load_temporarily(model: keras.Model, weights: State, optimizer_variables: State) -> list[str]:

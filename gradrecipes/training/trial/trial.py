@@ -89,7 +89,6 @@ class Trial:
         self.broken_batch: int | None = None
         self._rate = tf.Variable(1.0, dtype=tf.float32, trainable=False)
         self._stack = contextlib.ExitStack()
-        self._scaled = any(keras_private.lower_scale(one) for one in keras_private.optimizers_of(model))
 
     def __enter__(self) -> Trial:
         try:
@@ -108,7 +107,9 @@ class Trial:
         before, stop, history = model.train_function, model.stop_training, getattr(model, "history", None)
         self._stack.callback(self._put_back, before, stop, history)
         self._stack.enter_context(keras_private.replaced(model, "steps_per_execution", 1))
-        for optimizer in keras_private.optimizers_of(model):
+        optimizers = keras_private.optimizers_of(model)
+        self._patience = SCALER_PATIENCE if any(map(keras_private.lower_scale, optimizers)) else 0
+        for optimizer in optimizers:
             for leaf in keras_private.leaves(optimizer):
                 self._stack.enter_context(keras_private.rate_multiplied(leaf, self._rate))
         settings = PipelineSettings(record=True, capacity=2 * self.steps, by_batch=True, xla=bool(model.jit_compile))
@@ -271,7 +272,7 @@ class Trial:
             began = time.monotonic() if step == 0 else began
             finite = all(math.isfinite(logs[name][-1]) for name in ("loss", "gradient_norm") if name in logs)
             in_a_row = 0 if finite else in_a_row + 1
-            if in_a_row > (SCALER_PATIENCE if self._scaled else 0):
+            if in_a_row > self._patience:
                 broken = step
                 break
             if time.monotonic() - began > SECONDS_AT_MOST:
