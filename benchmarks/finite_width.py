@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from gradrecipes.core.theory.signal_theory import (
+from gradrecipes.core.signal_theory import (
     Activation,
     derivative_moment,
     gaussian_mean,

@@ -37,11 +37,10 @@ from benchmarks.record import Figure, Record, share_figure
 from gradrecipes.probes.examine import examine
 from gradrecipes.rescue.arm import Arm
 from gradrecipes.rescue.changes import catalogue, setup_after
+from gradrecipes.rescue.edits import scaling_of
 from gradrecipes.rescue.feed import read_feed
-from gradrecipes.rescue.original import read_original
+from gradrecipes.rescue.original import looked_up_inputs, read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
-from gradrecipes.rescue.scaling import scaling_of
-from gradrecipes.rescue.setup import looked_up_inputs, setup_of
 from gradrecipes.rescue.task import task_of
 from tests.corpus.case import BLIND, SETS, Case, Program
 from tests.corpus.verify import surroundings

@@ -28,7 +28,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from benchmarks.finite_width import predict_growth
-from gradrecipes.core.theory.signal_theory import forward_gain
+from gradrecipes.core.signal_theory import forward_gain
 from gradrecipes.probes.signal import signal
 
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "selu", "tanh", "gelu", "silu", "sigmoid")

@@ -9,7 +9,7 @@ from scipy.stats import linregress
 
 from benchmarks.record import Record, mean_figure, save_plot
 from benchmarks.reproductions.runs import digits
-from gradrecipes.core.theory.signal_theory import batch_normalized_factor
+from gradrecipes.core.signal_theory import batch_normalized_factor
 from gradrecipes.probes.signal import signal
 
 LAYERS, WIDTH, BATCH, SEEDS = 50, 512, 128, 10

@@ -9,7 +9,7 @@ from scipy.optimize import brentq
 
 from benchmarks.record import Figure, Record, save_plot
 from benchmarks.reproductions.runs import accuracies, digits, train
-from gradrecipes.core.theory.signal_theory import derivative_moment, second_moment
+from gradrecipes.core.signal_theory import derivative_moment, second_moment
 
 BIAS_VARIANCE = 0.05
 VARIANCES = (0.9, 1.2, 1.4, 2.5, 3.0, 4.0)  # of a weight, times fan-in; order and chaos meet at 1.76

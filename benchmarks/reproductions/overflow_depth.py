@@ -10,7 +10,7 @@ import tensorflow as tf
 import gradrecipes as gr
 from benchmarks.record import Record, mean_figure, save_plot, share_figure
 from benchmarks.reproductions.runs import digits
-from gradrecipes.core.theory.signal_theory import backward_factor, forward_factor
+from gradrecipes.core.signal_theory import backward_factor, forward_factor
 
 WIDTH, VARIANCE, SEEDS, BATCH = 256, 4.0, 5, 16
 DEEPEST = 290

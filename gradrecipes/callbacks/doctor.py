@@ -18,7 +18,7 @@ from gradrecipes.core.trace.probes import AttentionReading, Probes, SignalReadin
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.probes.attention import AttentionProbe
-from gradrecipes.probes.before_fit import look_before_fit
+from gradrecipes.probes.examine import look_before_fit
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.report.findings import confidence, path
 from gradrecipes.training.fit.request import Request

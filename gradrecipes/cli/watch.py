@@ -107,7 +107,7 @@ class _Watcher:
             raise UsageError(f"gradrecipes works on Keras' TensorFlow backend. Received: {keras.backend.backend()!r}.")
         from gradrecipes.callbacks.fit_recorder import FitRecorder
         from gradrecipes.callbacks.gradient_monitor import GradientMonitor
-        from gradrecipes.probes.before_fit import look_before_fit
+        from gradrecipes.probes.examine import look_before_fit
         from gradrecipes.training.fit.watching import WatchedFits
 
         def look(model: Any, arguments: dict[str, Any], steps: int | None) -> Any:

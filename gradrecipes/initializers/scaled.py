@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from gradrecipes.core.arguments import require_choice
-from gradrecipes.core.theory.signal_theory import Activation, backward_gain, fixup_gain, forward_gain
+from gradrecipes.core.signal_theory import Activation, backward_gain, fixup_gain, forward_gain
 from gradrecipes.initializers.shared import checked_seed, seed_config, seed_of_this_call
 
 FANS = {"he": "fan_in", "lecun": "fan_in", "glorot": "fan_avg"}
@@ -25,7 +25,7 @@ def gain(activation: str | Activation | Callable[..., Any] | None, *, preserve: 
     integrated numerically: 1.414 for ReLU, both ways.
 
     Args:
-        activation: A Keras name or function, or a `gradrecipes.core.theory.signal_theory.Activation`.
+        activation: A Keras name or function, or a `gradrecipes.core.signal_theory.Activation`.
         preserve: `"signal"`, the outputs on their way forwards, or `"gradient"`, on its way back. Where the two
             differ, as for tanh, one of them drifts; it is the price of such an activation.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import keras
 
-from gradrecipes.core.theory.signal_theory import batch_normalized_factor
+from gradrecipes.core.signal_theory import batch_normalized_factor
 
 # The error of a ResNet-50 with BatchNorm is 23.7% at 16 images a batch, 24.8% at 8, 27.3% at 4, 34.7% at 2;
 # with GroupNorm 24.1% at each: arXiv 1803.08494, table 2.

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from gradrecipes.core.theory.signal_theory import fixup_gain
+from gradrecipes.core.signal_theory import fixup_gain
 
 
 def as_branch(branch: Any, owner: str) -> keras.layers.Layer:

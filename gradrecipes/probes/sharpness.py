@@ -12,8 +12,14 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import leaves
-from gradrecipes.core.theory.stability import KNOWN, MEMORY_OF_SIZES, MEMORY_OF_SQUARES, StabilityLimit, stability_limit
-from gradrecipes.core.trace.sharpness import Sharpness
+from gradrecipes.core.trace.sharpness import (
+    KNOWN,
+    MEMORY_OF_SIZES,
+    MEMORY_OF_SQUARES,
+    Sharpness,
+    StabilityLimit,
+    stability_limit,
+)
 from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.trial.trial_data import draw_batches, is_arrays
 

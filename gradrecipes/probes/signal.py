@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import has_own_train_step, holds_layers, sublayers
-from gradrecipes.core.theory.signal_theory import ACTIVATIONS, forward_gain
+from gradrecipes.core.signal_theory import ACTIVATIONS, forward_gain
 from gradrecipes.core.trace.probes import ForwardPassReading, LayerSignal, SignalReading, WeightScale
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.training.description.model_graph import describe_layer

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gradrecipes import __version__
-from gradrecipes.core.theory.signal_theory import finite_width_log_std
+from gradrecipes.core.signal_theory import finite_width_log_std
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import TrialReading, variation_of
 from gradrecipes.diagnosis.facts.chain import links, stretches

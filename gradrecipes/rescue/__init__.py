@@ -17,7 +17,7 @@ __all__ = ["Rescue", "RescueEvidence", "Setup"]
 _PUBLIC = {
     "Rescue": "gradrecipes.rescue.verdict",
     "RescueEvidence": "gradrecipes.rescue.verdict",
-    "Setup": "gradrecipes.rescue.setup",
+    "Setup": "gradrecipes.rescue.original",
 }
 
 

@@ -17,7 +17,7 @@ from gradrecipes.callbacks.gradient_guard import GradientGuard
 from gradrecipes.compat.keras_private import build_optimizer
 from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_numbers_kept
 from gradrecipes.rescue.feed import Feed
-from gradrecipes.rescue.setup import OWN, Setup
+from gradrecipes.rescue.original import OWN, Setup
 from gradrecipes.rescue.task import WORST, Score, Task
 
 _LOG = logging.getLogger(__name__)

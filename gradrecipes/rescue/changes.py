@@ -10,9 +10,8 @@ import keras
 
 from gradrecipes.compat.keras_private import compile_arguments
 from gradrecipes.core.findings import Kind
-from gradrecipes.rescue.original import Original
-from gradrecipes.rescue.scaling import Scaling
-from gradrecipes.rescue.setup import OWN, Setup, optimizer_config
+from gradrecipes.rescue.edits import Scaling
+from gradrecipes.rescue.original import OWN, Original, Setup, optimizer_config
 from gradrecipes.rescue.task import NUMBERS, SEVERAL, Task, fitted
 
 ADAM_RATE = 1e-3  # Keras' default

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 
 from gradrecipes.compat.keras_private import sublayers
-from gradrecipes.rescue.scaling import BOUND, Scaling
-from gradrecipes.rescue.setup import OWN, Setup
+from gradrecipes.rescue.edits import BOUND, Scaling
+from gradrecipes.rescue.original import OWN, Setup
 from gradrecipes.training.description.model_graph import activation_of
 
 HEADS = {

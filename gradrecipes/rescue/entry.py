@@ -23,13 +23,12 @@ from gradrecipes.probes.examine import examine, require_compiled
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.rescue.arm import Arm
 from gradrecipes.rescue.changes import candidates, catalogue, setup_after
+from gradrecipes.rescue.edits import Scaling, scaling_of
 from gradrecipes.rescue.feed import Feed, read_feed
 from gradrecipes.rescue.lab import Journal, Lab, fingerprint_of
-from gradrecipes.rescue.original import read_original
+from gradrecipes.rescue.original import Setup, looked_up_inputs, read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
-from gradrecipes.rescue.scaling import Scaling, scaling_of
 from gradrecipes.rescue.search import Found, search
-from gradrecipes.rescue.setup import Setup, looked_up_inputs, setup_of
 from gradrecipes.rescue.task import OWN_LOSS, WORDS, Task, task_of
 from gradrecipes.rescue.verdict import NOT_RESCUED, NOTHING_NEEDED, RESCUED, AdvisedChange, Rescue, RescueEvidence
 from gradrecipes.training.trial.trial import build_on

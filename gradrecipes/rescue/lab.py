@@ -19,7 +19,7 @@ from gradrecipes.core.analysis.intervals import Interval
 from gradrecipes.rescue.arm import Arm, Result, Stage
 from gradrecipes.rescue.changes import Changes, setup_after
 from gradrecipes.rescue.feed import Feed
-from gradrecipes.rescue.setup import Setup
+from gradrecipes.rescue.original import Setup
 from gradrecipes.rescue.task import OWN_LOSS, WORST, Score, Task
 
 LIVE_MODELS = 3  # arms whose models are kept at a time, so that they can be trained further

@@ -12,10 +12,9 @@ import numpy as np
 
 from gradrecipes.compat.keras_private import build_optimizer, compile_arguments, replaced, sublayers
 from gradrecipes.compat.model_reuse import copied_model
-from gradrecipes.rescue import layer_edits as edits
-from gradrecipes.rescue.original import Original
-from gradrecipes.rescue.scaling import Scaling, wrapped
-from gradrecipes.rescue.setup import CLIPS, OWN, Setup, optimizer_config, unwrapped
+from gradrecipes.rescue import edits
+from gradrecipes.rescue.edits import Scaling, wrapped
+from gradrecipes.rescue.original import CLIPS, OWN, Original, Setup, optimizer_config, unwrapped
 from gradrecipes.schedules import WarmUp
 from gradrecipes.training.description.model_graph import activation_of
 

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from gradrecipes.core.trace.description import OutputDescription
-from gradrecipes.rescue.setup import OWN, Setup
+from gradrecipes.rescue.original import OWN, Setup
 
 _LOG = logging.getLogger(__name__)
 

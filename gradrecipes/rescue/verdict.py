@@ -15,9 +15,9 @@ import keras
 from gradrecipes.core.trace.record import dumps, plain
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.rescue.code import code_of
+from gradrecipes.rescue.edits import Scaling
 from gradrecipes.rescue.lab import Proof, Trial
-from gradrecipes.rescue.scaling import Scaling
-from gradrecipes.rescue.setup import Setup
+from gradrecipes.rescue.original import Setup
 
 NOTHING_NEEDED, RESCUED, NOT_RESCUED = "nothing needed", "rescued", "not rescued"
 FORMAT, VERSION = "gradrecipes.rescue", 1

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import theory
 from benchmarks.finite_width import layer_noise, predict_growth
-from gradrecipes.core.theory.signal_theory import ACTIVATIONS, finite_width_log_std, forward_gain, predict_output_rms
+from gradrecipes.core.signal_theory import ACTIVATIONS, finite_width_log_std, forward_gain, predict_output_rms
 
 NETS = 100
 

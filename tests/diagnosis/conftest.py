@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradrecipes.core.theory.signal_theory import ACTIVATIONS
+from gradrecipes.core.signal_theory import ACTIVATIONS
 from gradrecipes.core.trace import SKIPPED_GRADIENT, SKIPPED_LOSS, Trace
 from gradrecipes.core.trace.description import Description
 from tests.diagnosis import hand_made

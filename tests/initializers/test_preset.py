@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from gradrecipes.core.theory.signal_theory import ACTIVATIONS, leaky_relu
+from gradrecipes.core.signal_theory import ACTIVATIONS, leaky_relu
 from gradrecipes.initializers import DrawnAnew, ScaledInitializer, gain, preset
 
 Z = np.linspace(-14.0, 14.0, 1_000_001)

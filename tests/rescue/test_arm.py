@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 
 from gradrecipes.rescue.arm import Arm, graph_of
+from gradrecipes.rescue.edits import scaling_of
 from gradrecipes.rescue.feed import read_feed
 from gradrecipes.rescue.lab import Journal, Lab
-from gradrecipes.rescue.original import read_original
+from gradrecipes.rescue.original import read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
-from gradrecipes.rescue.scaling import scaling_of
-from gradrecipes.rescue.setup import setup_of
 from gradrecipes.rescue.task import task_of
 
 X = np.random.default_rng(0).normal(size=(128, 4)).astype("float32")

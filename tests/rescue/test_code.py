@@ -7,11 +7,10 @@ import pytest
 
 from gradrecipes.rescue.changes import catalogue
 from gradrecipes.rescue.code import code_of, optimizer_line
+from gradrecipes.rescue.edits import scaling_of
 from gradrecipes.rescue.feed import read_feed
-from gradrecipes.rescue.original import read_original
+from gradrecipes.rescue.original import read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
-from gradrecipes.rescue.scaling import scaling_of
-from gradrecipes.rescue.setup import setup_of
 from gradrecipes.rescue.task import task_of
 
 X = np.random.default_rng(0).normal(5.0, 3.0, size=(60, 4)).astype("float32")

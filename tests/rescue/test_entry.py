@@ -9,7 +9,7 @@ import tensorflow as tf
 import gradrecipes as gr
 from gradrecipes.rescue.entry import constant_loss
 from gradrecipes.rescue.feed import read_feed
-from gradrecipes.rescue.setup import OWN
+from gradrecipes.rescue.original import OWN
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(300, 5)).astype("float32")

@@ -5,10 +5,9 @@ import keras
 import numpy as np
 import pytest
 
-from gradrecipes.rescue.original import read_original
+from gradrecipes.rescue.edits import scaling_of
+from gradrecipes.rescue.original import read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
-from gradrecipes.rescue.scaling import scaling_of
-from gradrecipes.rescue.setup import setup_of
 
 RNG = np.random.default_rng(0)
 X = (RNG.normal(size=(64, 8)) * 50 + 100).astype("float32")

@@ -8,8 +8,8 @@ import pytest
 from gradrecipes.rescue.arm import Result
 from gradrecipes.rescue.changes import Change
 from gradrecipes.rescue.lab import Lab
+from gradrecipes.rescue.original import Setup
 from gradrecipes.rescue.search import search
-from gradrecipes.rescue.setup import Setup
 from gradrecipes.rescue.task import CLASSES, Score, Task
 
 FULL = 400

@@ -3,7 +3,7 @@ from dataclasses import replace
 import keras
 import pytest
 
-from gradrecipes.rescue.setup import OWN, Difference, Setup, setup_of
+from gradrecipes.rescue.original import OWN, Difference, Setup, setup_of
 
 
 def compiled(optimizer, **layers):

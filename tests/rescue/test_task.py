@@ -6,7 +6,7 @@ import pytest
 
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.rescue.feed import read_feed
-from gradrecipes.rescue.setup import Setup
+from gradrecipes.rescue.original import Setup
 from gradrecipes.rescue.task import BINARY, CLASSES, NUMBERS, ONE_HOT, OWN_LOSS, fitted, task_of
 
 RNG = np.random.default_rng(0)

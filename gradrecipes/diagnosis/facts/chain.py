@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from gradrecipes.core.theory.signal_theory import (
+from gradrecipes.core.signal_theory import (
     ACTIVATIONS,
     Activation,
     derivative_moment,

@@ -148,6 +148,7 @@ MERGES = {"Add", "Concatenate", "Average", "Multiply", "Maximum"}
 WEIGHTED = {"Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D", "DepthwiseConv2D", "SeparableConv2D"}
 RECURRENT = {"SimpleRNN", "LSTM", "GRU", "RNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D"}
 MIN_ENTRIES = 8  # of a kernel; the root mean square of 8 normal numbers is below a fourth of the true one once in 1e4
+TOO_LARGE = 2.0  # times the largest usual standard deviation of a kernel: four times the variance
 
 
 def layers(trace: Trace, when: str = "before") -> list[LayerSignal]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from gradrecipes.core.theory.signal_theory import forward_gain
+from gradrecipes.core.signal_theory import forward_gain
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import OptimizerDescription
 from gradrecipes.diagnosis.facts.chain import Stage

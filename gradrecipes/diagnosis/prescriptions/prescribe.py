@@ -15,7 +15,7 @@ from string import Template
 from typing import Any
 
 from gradrecipes.core.findings import Prescription
-from gradrecipes.core.theory.signal_theory import batch_normalized_factor, layer_normalized_factor
+from gradrecipes.core.signal_theory import batch_normalized_factor, layer_normalized_factor
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import WeightScale
 from gradrecipes.diagnosis.facts.chain import Stage

@@ -27,7 +27,7 @@ RMSNormalization in its place, which multiply the gradient by 1.00.
 from __future__ import annotations
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
-from gradrecipes.core.theory.signal_theory import ACTIVATIONS, batch_normalized_factor
+from gradrecipes.core.signal_theory import ACTIVATIONS, batch_normalized_factor
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.data_facts import LEARNED
 from gradrecipes.diagnosis.facts.readings import count, layers, rounded, span, weighted

@@ -39,15 +39,19 @@ import math
 from dataclasses import dataclass
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
-from gradrecipes.core.theory.signal_theory import FLOAT32_MAX, SQUARE_OVERFLOW, overflow_depth
+from gradrecipes.core.signal_theory import FLOAT32_MAX, SQUARE_OVERFLOW, overflow_depth
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.trial_reading import ALL_SCALED, FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.chain import Link, Stage, growth_log_std, links, stretches
 from gradrecipes.diagnosis.facts.data_facts import LEARNED
-from gradrecipes.diagnosis.facts.oversized_weights import oversized_weights
-from gradrecipes.diagnosis.facts.readings import rounded
-from gradrecipes.diagnosis.outcome import FAR_START, verdict
+from gradrecipes.diagnosis.facts.readings import NORMALIZATIONS, TOO_LARGE, count, kernels, layers, rounded
+from gradrecipes.diagnosis.outcome import FAR_START, confidence, fixed_by, halved_by, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import initializer_for
-from gradrecipes.diagnosis.prescriptions.prescribe import initialization_prescriptions
+from gradrecipes.diagnosis.prescriptions.prescribe import (
+    initialization_prescriptions,
+    normalize_before_the_activation,
+    use_fitting_initializer,
+)
 from gradrecipes.diagnosis.registry import rule
 
 TOTAL_GROWTH = 20.0  # factor over the stretch; sigma_w^2 = 4 with ReLU makes 32 in ten layers and costs .2 of accuracy
@@ -58,6 +62,8 @@ SHARE_EXPLAINED = 0.5  # predicted over measured ln(growth); below it something 
 ERROR_BARS = 2.0  # standard deviations of finite width quoted as "between"
 BELONGS = 0.5  # ln(growth) of a layer at an end of the run over that of the steepest: below, it dilutes the average
 EQUAL = 0.1  # difference of ln(growth) of two layers that the draw of their weights explains, down to width 16
+LEARNED_END, LEARNED_START = 0.5, 2.0  # end and start over the baseline of a net that learns in spite of its weights
+SHARE_TOO_LARGE = 0.3  # of the kernels that are too large
 
 SQUARED_LOSSES = ("squared_error", "mse")
 
@@ -104,7 +110,7 @@ def exploding_initialization(trace: Trace) -> Finding | None:
     growths = [growth for stretch in stretches(trace) for growth in _growths(stretch)]
     exploding = [growth for growth in growths if growth.explodes()]
     if not exploding or _does_no_harm(trace):
-        return oversized_weights(trace)
+        return _oversized_weights(trace)
     growth = max(exploding, key=_weight)
     worst = _worst(growth)
     critical = growth.measured >= math.log(CRITICAL_GROWTH)
@@ -261,4 +267,50 @@ def _overflow(trace: Trace, growth: Growth) -> Evidence:
         float(len(growth.stages)),
         squares,
         "ln(1.8e19) / ln(growth per layer)",
+    )
+
+
+def _oversized_weights(trace: Trace) -> Finding | None:
+    """Return exploding_initialization where kernels are far larger than usual, and the run suffers from it."""
+    seen = verdict(trace)
+    read = list(kernels(trace))
+    large = [(weight, larger) for weight, larger, _ in read if larger > TOO_LARGE]
+    far = seen.start_over_baseline >= FAR_START
+    if len(large) < max(1.0, SHARE_TOO_LARGE * len(read)):
+        return None
+    if count(trace, NORMALIZATIONS) > SHARE_TOO_LARGE * len(read) and not seen.unhealthy:
+        return None  # a normalization undoes the size of the weights before it
+    hurt = seen.unhealthy or far or (not seen.learned and fixed_by(trace, FITTING_WEIGHTS, ALL_SCALED))
+    if not hurt and not halved_by(trace, seen, FITTING_WEIGHTS):
+        return None
+    at_ease = seen.learned and seen.end_over_baseline < LEARNED_END and seen.start_over_baseline < LEARNED_START
+    worst, larger = max(large, key=lambda pair: pair[1])
+    activation = next((layer.activation for layer in layers(trace) if layer.name == worst.layer), None)
+    statement = (
+        f"The weights of {len(large)} of {len(read)} layers are more than {rounded(TOO_LARGE)} times too large; the "
+        f"worst, {worst.path!r}, has a size of {rounded(worst.rms)}, where an initializer gives at most "
+        f"{rounded(worst.most)} for {worst.fan_in} inputs."
+    )
+    start = (
+        f" The loss begins at {rounded(seen.start)}; a constant prediction has {rounded(seen.baseline)}." if far else ""
+    )
+    return Finding(
+        code="exploding_initialization",
+        title=f"The initial weights of {worst.layer!r} are {rounded(larger)} times too large",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL if hurt else Severity.NOTICE if at_ease else Severity.WARNING,
+        confidence=confidence(trace, FITTING_WEIGHTS, ALL_SCALED),
+        explanation=(
+            f"{statement}{start} Each such layer enlarges its signal, forwards and backwards, so outputs, loss and "
+            "gradients start far too large and the first steps ruin the weights."
+        ),
+        layer=worst.layer,
+        evidence=(
+            Evidence(statement, worst.rms, worst.most, "Glorot, LeCun or He, by fan-in"),
+            *variation_evidence(trace, FITTING_WEIGHTS, ALL_SCALED),
+        ),
+        prescriptions=(
+            use_fitting_initializer([weight for weight, _ in large], activation),
+            normalize_before_the_activation(trace),
+        ),
     )

@@ -32,10 +32,10 @@ import math
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import LayerSignal
-from gradrecipes.diagnosis.facts.oversized_weights import TOO_LARGE
 from gradrecipes.diagnosis.facts.readings import (
     NORMALIZATIONS,
     RECURRENT,
+    TOO_LARGE,
     WEIGHTED,
     count,
     kernels,

@@ -29,7 +29,7 @@ Skip connections with a normalization before each block; otherwise fewer layers.
 from __future__ import annotations
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
-from gradrecipes.core.theory.signal_theory import finite_width_log_std
+from gradrecipes.core.signal_theory import finite_width_log_std
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.data_facts import LEARNED
 from gradrecipes.diagnosis.facts.readings import NORMALIZATIONS, count, kernels, rounded, span, weighted

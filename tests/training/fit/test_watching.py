@@ -9,7 +9,7 @@ import pytest
 import gradrecipes as gr
 from gradrecipes.callbacks.fit_recorder import FitRecorder
 from gradrecipes.compat import keras_private
-from gradrecipes.probes.before_fit import look_before_fit
+from gradrecipes.probes.examine import look_before_fit
 from gradrecipes.training.fit.watching import WatchedFits
 
 X = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from gradrecipes.core.theory import signal_theory as theory
-from gradrecipes.core.theory.signal_theory import ACTIVATIONS, leaky_relu, resolve_activation
+from gradrecipes.core import signal_theory as theory
+from gradrecipes.core.signal_theory import ACTIVATIONS, leaky_relu, resolve_activation
 
 trapezoid = getattr(np, "trapezoid", None) or np.trapz  # its name before numpy 2
 

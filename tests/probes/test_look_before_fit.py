@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from gradrecipes.core.trace.probes import Probes
-from gradrecipes.probes.before_fit import look_before_fit
+from gradrecipes.probes.examine import look_before_fit
 from gradrecipes.training.recovery.model_state import variables_of
 from tests.seeds import begin_anew
 

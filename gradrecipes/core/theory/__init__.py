@@ -1,1 +1,0 @@
-"""What mean-field theory and stability analysis predict, in numpy."""
