@@ -17,7 +17,7 @@ _PUBLIC = {
     "Doctor": "gradrecipes.callbacks.doctor",
     "GradientMonitor": "gradrecipes.callbacks.gradient_monitor",
     "GradientGuard": "gradrecipes.callbacks.gradient_guard",
-    "TrainingStoppedError": "gradrecipes.callbacks.training_stopped",
+    "TrainingStoppedError": "gradrecipes.training.recovery.policy",
     "ClippingReport": "gradrecipes.core.analysis.clipping_report",
     "clipping_report": "gradrecipes.core.analysis.clipping_report",
     "BlackBox": "gradrecipes.callbacks.black_box",
@@ -68,7 +68,6 @@ if TYPE_CHECKING:
     from gradrecipes.callbacks.gradient_monitor import GradientMonitor
     from gradrecipes.callbacks.learning_rate_finder import LearningRateFinder
     from gradrecipes.callbacks.nanproof_early_stopping import NanProofEarlyStopping
-    from gradrecipes.callbacks.training_stopped import TrainingStoppedError
     from gradrecipes.core.analysis.clipping_report import ClippingReport, clipping_report
     from gradrecipes.core.findings import Finding, Prescription
     from gradrecipes.core.trace import Trace
@@ -79,6 +78,7 @@ if TYPE_CHECKING:
     from gradrecipes.report.diagnosis import Diagnosis
     from gradrecipes.studies.study import Study
     from gradrecipes.training.autopsy import autopsy
+    from gradrecipes.training.recovery.policy import TrainingStoppedError
     from gradrecipes.training.step.gradient_pipeline import GradientPipeline
     from gradrecipes.training.step.recipe_model import RecipeModel, RecipeModelMixin
 

@@ -204,12 +204,26 @@ def test_no_circle_of_files():
     assert circles(graph) == []
 
 
-def files_imported(path: Path, known: set[str]) -> set[str]:
-    """Return the modules of the package that a file imports anywhere, the lazy index apart."""
+def test_a_monitor_reads_nothing_that_only_a_guard_needs():
+    path_of = {module_of(path): path for path in modules()}
+    reads, left = set(), ["gradrecipes.callbacks.gradient_monitor"]
+    while left:
+        module = left.pop()
+        if module not in reads:
+            reads.add(module)
+            left += files_imported(path_of[module], path_of.keys() - {INDEX}, at_once=True)
+    guards = [f"gradrecipes.{part}" for part in ("gradients.clipp", "gradients.skipping", "training.recovery")]
+    assert sorted(module for module in reads if module.startswith(tuple(guards))) == []
+    assert "gradrecipes.training.step.optimizer_hook" in reads
+
+
+def files_imported(path: Path, known: set[str], *, at_once: bool = False) -> set[str]:
+    """Return the modules of the package that a file imports anywhere, or at once, the lazy index apart."""
     module = module_of(path)
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in tree.body if at_once else ast.walk(tree):
         for target in _imported(node, package):
             names = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
             inner = {f"{target}.{name}" for name in names} & known

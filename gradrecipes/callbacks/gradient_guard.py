@@ -12,26 +12,27 @@ import keras
 import numpy as np
 
 from gradrecipes.callbacks.attached import AttachedCallback
-from gradrecipes.callbacks.guard_arguments import check_guard_arguments
-from gradrecipes.callbacks.training_stopped import TrainingStoppedError
-from gradrecipes.compat.call_stack import calling_list
-from gradrecipes.compat.keras_private import learning_rates, loss_scale, lower_scale, optimizers_of
+from gradrecipes.compat.keras_private import calling_list, optimizers_of
+from gradrecipes.compat.optimizer_update import learning_rates, lower_scale
 from gradrecipes.core.arguments import require_choice, require_directory, require_file, require_flag
 from gradrecipes.core.trace import (
-    APPLIED,
     OUTCOMES,
-    SKIPPED_GRADIENT,
-    SKIPPED_LOSS,
     SKIPPED_LOSS_OUTLIER,
-    SKIPPED_OVERFLOW,
 )
 from gradrecipes.core.trace.trace import Event
 from gradrecipes.gradients.clipping import Clipping
-from gradrecipes.gradients.outliers import EARLY_RATIO
-from gradrecipes.training.fit.request import Request
+from gradrecipes.training.fit.active_fits import Request
 from gradrecipes.training.recovery.guard_state import SkippedBatches, load_guard_state, save_guard_state, seeds_of
-from gradrecipes.training.recovery.policy import DIVERGED, FASTER, FIRST_FACTOR, LATEST, Action, Readings, Recovery
-from gradrecipes.training.recovery.snapshots import SNAPSHOT_PLACES, SnapshotRing
+from gradrecipes.training.recovery.model_state import SNAPSHOT_PLACES, SnapshotRing
+from gradrecipes.training.recovery.policy import (
+    FASTER,
+    FIRST_FACTOR,
+    Action,
+    Readings,
+    Recovery,
+    TrainingStoppedError,
+    check_guard_arguments,
+)
 
 _LOG = logging.getLogger(__name__)
 KEEP_BEST = (keras.callbacks.EarlyStopping, keras.callbacks.ModelCheckpoint, keras.callbacks.ReduceLROnPlateau)
@@ -264,7 +265,8 @@ class GradientGuard(AttachedCallback):
         losses = np.zeros(0, np.float32) if detector is None else detector.remembered()
         at_fault = self._weights_at_fault(consecutive, losses) if self._is_suspect(consecutive, thoroughly) else None
         finite = self._skips_were_finite(consecutive)
-        readings = Readings(self._session.steps_run, consecutive, losses, finite, at_fault, self._baseline)
+        baseline = {} if self._session.kept is None else {"baseline": self._session.kept.baseline}
+        readings = Readings(self._session.steps_run, consecutive, losses, finite, at_fault, **baseline)
         trying = self._recovery.rollbacks > 0
         action = self._recovery.consider(readings, thoroughly=thoroughly)
         if action in (Action.ROLL_BACK, Action.GIVE_WAY) or (action is Action.STOP and at_fault is not False):
@@ -303,32 +305,8 @@ class GradientGuard(AttachedCallback):
             return consecutive > 0 or self._recovery.ring.moved_far()
         return consecutive >= self.max_consecutive_skips
 
-    def _is_rescaling(self) -> bool:
-        """Return whether an optimizer can still lower its loss scale, down to 1."""
-        return any(lower_scale(one) is not None and float(loss_scale(one)) > 1 for one in optimizers_of(self.model))
-
     def _weights_at_fault(self, consecutive: int, losses: np.ndarray) -> bool | None:
-        """Return whether a batch that once was good is bad with the present weights; None where it is not known."""
-        retrial = self._session.retry_reference()
-        if retrial is None or (
-            retrial.outcome == SKIPPED_GRADIENT and np.isfinite(retrial.loss) and self._is_rescaling()
-        ):
-            return None
-        if retrial.outcome in (SKIPPED_LOSS, SKIPPED_GRADIENT, SKIPPED_OVERFLOW):
-            return True
-        outlies = consecutive > 0 and retrial.outcome != APPLIED
-        if np.isnan(retrial.first_loss):  # the train step shows none
-            return bool(outlies and 0 < DIVERGED * retrial.first_gradient_norm <= retrial.gradient_norm)
-        first_loss = np.fmax(retrial.first_loss, self._baseline())
-        limit = EARLY_RATIO * first_loss
-        learned_nothing = len(losses) > 0 and float(np.median(losses[-LATEST:])) > limit
-        absurd = 0 < limit < retrial.loss and (learned_nothing or retrial.loss > EARLY_RATIO * max(losses, default=0))
-        worse = 0 < DIVERGED * first_loss <= retrial.loss
-        return bool(absurd or (outlies and worse))
-
-    def _baseline(self) -> float:
-        reference = self._session.reference
-        return float("nan") if reference is None else reference.baseline(self.model.loss)
+        return self._session.kept.weights_at_fault(self._session.retry(), consecutive, losses)
 
     def _skips_were_finite(self, consecutive: int) -> bool:
         if not consecutive:

@@ -13,10 +13,10 @@ import tensorflow as tf
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.core.arguments import require_directory, require_flag, require_whole, shown_names
 from gradrecipes.core.trace import APPLIED, HISTOGRAM_BINS, HISTOGRAM_LOWEST, Trace
-from gradrecipes.training.fit.request import Request
+from gradrecipes.training.fit.active_fits import Request
 
 if TYPE_CHECKING:
-    from gradrecipes.training.fit.layer_map import LayerMap
+    from gradrecipes.training.fit.trace_writer import LayerMap
 
 
 SAMPLED = ("weight_norm", "update_ratio")  # of the readings by layer that join the logs
@@ -174,7 +174,7 @@ class _LayerLogs:
         Raises:
             ValueError: With the names there are.
         """
-        from gradrecipes.training.fit.layer_map import LayerMap
+        from gradrecipes.training.fit.trace_writer import LayerMap
 
         names = LayerMap(model, model.trainable_variables, []).names
         if names and not self._matching(names):

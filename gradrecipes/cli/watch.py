@@ -13,8 +13,8 @@ from gradrecipes.cli.target import print_traceback
 from gradrecipes.cli.terminal import UsageError
 
 if TYPE_CHECKING:
+    from gradrecipes.callbacks.fit_recorder import WatchedFits, WatchedModel
     from gradrecipes.report.diagnosis import Diagnosis
-    from gradrecipes.training.fit.watching import WatchedFits, WatchedModel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,10 +105,9 @@ class _Watcher:
     def _watch(self, keras: Any) -> None:
         if keras.backend.backend() != "tensorflow":
             raise UsageError(f"gradrecipes works on Keras' TensorFlow backend. Received: {keras.backend.backend()!r}.")
-        from gradrecipes.callbacks.fit_recorder import FitRecorder
+        from gradrecipes.callbacks.fit_recorder import FitRecorder, WatchedFits
         from gradrecipes.callbacks.gradient_monitor import GradientMonitor
         from gradrecipes.probes.examine import look_before_fit
-        from gradrecipes.training.fit.watching import WatchedFits
 
         def look(model: Any, arguments: dict[str, Any], steps: int | None) -> Any:
             taken = ("x", "y", "sample_weight", "batch_size")

@@ -1,4 +1,4 @@
-"""How an optimizer of Keras' updates variables: the same arithmetic, in fewer operations or less memory."""
+"""Optimizers of Keras by their private names: what they hold, and their update in fewer operations or less memory."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.keras_private import replaced
+from gradrecipes.compat.keras_private import leaves, optimizers_of, replaced
 
 
 def updated_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
@@ -245,3 +246,124 @@ def schedule_of(optimizer: keras.optimizers.Optimizer) -> tuple[Any, int] | None
     if not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         return None
     return rate, int(optimizer._iterations)  # `iterations` counts updates, which may take several batches
+
+
+def places_of(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> list[int]:
+    """Return at which places in a list the variables stand that an optimizer updates."""
+    own = {optimizer._var_key(variable) for variable in optimizer._trainable_variables}
+    return [place for place, variable in enumerate(variables) if optimizer._var_key(variable) in own]
+
+
+def loss_scale(optimizer: keras.optimizers.Optimizer) -> tf.Tensor | float:
+    """Return what the gradients handed to `optimizer.apply` are multiplied by."""
+    if hasattr(optimizer, "dynamic_scale"):
+        return tf.convert_to_tensor(optimizer.dynamic_scale)
+    return 1.0 if optimizer.loss_scale_factor is None else float(optimizer.loss_scale_factor)
+
+
+def lower_scale(optimizer: keras.optimizers.Optimizer) -> Callable[[], None] | None:
+    """Return what a loss scaler does when it meets a gradient that is not finite, or None without a scaler."""
+    return getattr(optimizer, "_stateful_handle_non_finite_grads", None)
+
+
+def accumulated(
+    optimizers: list[keras.optimizers.Optimizer],
+    gradients: list[Any],
+    variables: list[Any],
+    unit: tf.Tensor | float,
+) -> list[Any]:
+    """Return the mean over the accumulated micro-batches and this one; the gradient itself without accumulation.
+
+    What is held is unscaled; the mean comes multiplied by `unit`, as the gradients do.
+    """
+    held = {}
+    for optimizer in optimizers:
+        if count := optimizer.gradient_accumulation_steps:
+            accumulators = zip(optimizer._trainable_variables, _accumulators(optimizer), strict=True)
+            held |= {optimizer._var_key(variable): (accumulator, count) for variable, accumulator in accumulators}
+
+    def mean(gradient: Any, variable: Any) -> Any:
+        if (key := optimizers[0]._var_key(variable)) not in held:
+            return gradient
+        accumulator, count = held[key]
+        return (tf.convert_to_tensor(gradient) + accumulator * unit) / count
+
+    return [mean(gradient, variable) for gradient, variable in zip(gradients, variables, strict=True)]
+
+
+def completes_update(optimizers: list[keras.optimizers.Optimizer], variables: list[Any]) -> list[tf.Tensor]:
+    """Return for each variable, as bool scalars, whether the next gradient that is applied updates it."""
+    of_variable = {}
+    for optimizer in optimizers:
+        count = optimizer.gradient_accumulation_steps or 1
+        complete = tf.equal((tf.convert_to_tensor(optimizer._iterations) + 1) % count, 0)
+        of_variable |= dict.fromkeys(map(optimizer._var_key, optimizer._trainable_variables), complete)
+    always = tf.constant(True)
+    return [of_variable.get(optimizers[0]._var_key(variable), always) for variable in variables]
+
+
+def _accumulators(optimizer: keras.optimizers.Optimizer) -> list[tf.Tensor]:
+    return [tf.convert_to_tensor(variable) for variable in optimizer._accumulated_gradients]
+
+
+@contextlib.contextmanager
+def already_summed(optimizer: keras.optimizers.Optimizer) -> Iterator[None]:
+    """Keep an update from summing over the replicas gradients that were summed before."""
+    with replaced(optimizer, "_all_reduce_sum_gradients", list):
+        yield
+
+
+def learning_rates(model: keras.Model) -> dict[str, float]:
+    """Return the learning rates that the model's optimizers have now, those of schedules too.
+
+    They are named by the number of the optimizer on the model, and of the one that updates weights within it.
+    """
+    return {
+        f"{number}/{index}": float(tf.convert_to_tensor(leaf.learning_rate))
+        for number, optimizer in enumerate(optimizers_of(model))
+        for index, leaf in enumerate(leaves(optimizer))
+    }
+
+
+def capped_rate(optimizer: keras.optimizers.Optimizer, cap: tf.Variable) -> tf.Tensor:
+    """Return the learning rate of the step, that of a schedule too, within a bound; an infinite one changes no bit.
+
+    To be read outside of a condition: within one, TensorFlow folds the constants of a schedule in another order.
+    """
+    rate = tf.convert_to_tensor(optimizer._get_current_learning_rate())
+    return tf.minimum(rate, tf.cast(cap, rate.dtype))
+
+
+def rate_variable(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Return the variable in which an optimizer keeps its learning rate; the schedule where it has one."""
+    return optimizer._learning_rate
+
+
+@contextlib.contextmanager
+def rate_replaced(optimizer: keras.optimizers.Optimizer, rate: tf.Tensor) -> Iterator[None]:
+    """Let a learning rate stand in for the optimizer's own wherever it is read."""
+    with replaced(optimizer, "_get_current_learning_rate", lambda: rate):
+        yield
+
+
+@contextlib.contextmanager
+def rate_multiplied(optimizer: keras.optimizers.Optimizer, factor: tf.Variable) -> Iterator[None]:
+    """Multiply the learning rate, that of a schedule too, wherever it is read."""
+    read = optimizer._get_current_learning_rate
+
+    def multiplied() -> tf.Tensor:
+        rate = tf.convert_to_tensor(read())
+        return rate * tf.cast(factor, rate.dtype)
+
+    with replaced(optimizer, "_get_current_learning_rate", multiplied):
+        yield
+
+
+def initial_slots(optimizer: keras.optimizers.Optimizer) -> list[tuple[Any, Any]]:
+    """Return what an optimizer remembers, its count of steps too, each variable with the value that it begins with."""
+    rates = {id(rate_variable(leaf)) for leaf in leaves(optimizer)}
+    fresh = type(optimizer).from_config(optimizer.get_config())
+    if optimizer.built:
+        fresh.build([variable for leaf in leaves(optimizer) for variable in leaf._trainable_variables])
+    pairs = zip(optimizer.variables, fresh.variables, strict=False)
+    return [(own, np.array(new)) for own, new in pairs if id(own) not in rates and own.shape == new.shape]

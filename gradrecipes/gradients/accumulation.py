@@ -9,12 +9,10 @@ import tensorflow as tf
 
 from gradrecipes.compat.tensorflow_private import plain_variable, rare_cond
 from gradrecipes.core.trace import APPLIED
-from gradrecipes.gradients.columns import MISSING
 from gradrecipes.gradients.norms import Norms, measure_norms
-from gradrecipes.gradients.packing import PackedTensors, without_repeated_indices
+from gradrecipes.gradients.packing import MISSING, PackedTensors, without_repeated_indices
 from gradrecipes.gradients.recorder import DETAILS, SampledUpdate, copied_where, describe_gradients
-from gradrecipes.gradients.settings import PipelineSettings
-from gradrecipes.gradients.update import Accumulation, StepResult, Update
+from gradrecipes.gradients.update import Accumulation, PipelineSettings, StepResult, Update
 
 
 def measure_accumulated(

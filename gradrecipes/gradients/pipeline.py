@@ -12,18 +12,8 @@ import tensorflow as tf
 from gradrecipes.compat.tensorflow_private import optimized, plain_variable, rare_cond
 from gradrecipes.core.trace import (
     APPLIED,
-    SKIPPED_GRADIENT,
-    SKIPPED_LOSS,
-    SKIPPED_LOSS_OUTLIER,
-    SKIPPED_NORM_OUTLIER,
-    SKIPPED_OVERFLOW,
 )
-from gradrecipes.gradients.accumulation import AccumulatedSteps, measure_accumulated
-from gradrecipes.gradients.clipper import Clipper
-from gradrecipes.gradients.columns import Columns, Indices, combine_norms, in_columns
-from gradrecipes.gradients.epoch_norms import EpochNorms
 from gradrecipes.gradients.norms import (
-    MAX_SINGLE_FACTOR_NORM,
     Norms,
     PlainSquares,
     as_float32,
@@ -31,7 +21,15 @@ from gradrecipes.gradients.norms import (
     plain_squares,
     scaled_norms,
 )
-from gradrecipes.gradients.packing import PackedTensors, identity, without_repeated_indices
+from gradrecipes.gradients.packing import (
+    Columns,
+    Indices,
+    PackedTensors,
+    combine_norms,
+    identity,
+    in_columns,
+    without_repeated_indices,
+)
 from gradrecipes.gradients.recorder import (
     DETAILS,
     Activation,
@@ -42,9 +40,11 @@ from gradrecipes.gradients.recorder import (
     is_due,
     no_copies,
 )
-from gradrecipes.gradients.settings import NO_LOSS, PipelineSettings
 from gradrecipes.gradients.update import (
+    NO_LOSS,
     Accumulation,
+    EpochNorms,
+    PipelineSettings,
     StepResult,
     Update,
     combined,
@@ -54,7 +54,9 @@ from gradrecipes.gradients.update import (
 )
 
 if TYPE_CHECKING:
-    from gradrecipes.gradients.outliers import OutlierDetector
+    from gradrecipes.gradients.accumulation import AccumulatedSteps
+    from gradrecipes.gradients.clipper import Clipper
+    from gradrecipes.gradients.skipping import OutlierDetector
 
 
 class Pipeline:
@@ -71,7 +73,7 @@ class Pipeline:
         settings: What to do.
 
     Attributes:
-        clipper: Clips, and owns what the clipping method remembers.
+        clipper: Clips, and owns what the clipping method remembers; None without one.
         columns: Which variables the record has columns for; None while they are those of the first step.
         accumulated: The batches seen, where a step of the record may be an update of several; None elsewhere.
         last_loss: float32, what the logs hold for the loss before an epoch's first step that is applied: the loss of
@@ -86,7 +88,13 @@ class Pipeline:
         self.detectors: dict[str, OutlierDetector] = {}
         self.accumulated: AccumulatedSteps | None = None
         self._epoch_norms: EpochNorms | None = None
-        self.clipper = Clipper(settings, new_state=self._resume)
+        self.clipper: Clipper | None = None
+        if settings.clipping is not None:
+            from gradrecipes.gradients.clipper import Clipper
+
+            self.clipper = Clipper(
+                settings.clipping, any_norm=not settings.skip, xla=settings.xla, new_state=self._resume
+            )
         self.step = plain_variable(0, dtype=tf.int64, name="step")
         self.skipped_steps = plain_variable(0, dtype=tf.int64, name="skipped_steps")
         self.consecutive_skips = plain_variable(0, dtype=tf.int64, name="consecutive_skips")
@@ -107,11 +115,11 @@ class Pipeline:
         """
         loss_scale = tf.cast(update.loss_scale, tf.float32)
         if update.accumulation is not None and not self.settings.by_batch:
-            return self._apply_accumulated(update, update.accumulation, loss_scale, sample)
+            return self._accumulate(update, update.accumulation, loss_scale, sample)
         outcome, norms, sampled = self._measure_and_decide(
             update, loss_scale, sample=sample, record=self.settings.record
         )
-        factor = self._transform_and_apply(update, outcome, norms, loss_scale)
+        factor = self._transform(update, outcome, norms, loss_scale)
         total, of_each = norms.total / loss_scale, norms.of_each / loss_scale
         is_update = updates_weights(update, outcome, norms) if self.settings.skip or update.lower_scale else None
         rescaled = is_rescaled(update, outcome, loss_scale) if self.settings.skip else None
@@ -119,13 +127,15 @@ class Pipeline:
             outcome, total, factor, of_each, norms.finite, sampled, update.variables, is_update, rescaled=rescaled
         )
 
-    def _apply_accumulated(
+    def _accumulate(
         self, update: Update, accumulation: Accumulation, loss_scale: tf.Tensor, sample: bool
     ) -> StepResult:
+        from gradrecipes.gradients.accumulation import measure_accumulated
+
         outcome, norms, _ = self._measure_and_decide(update, loss_scale)
         due = is_due(self.step.read_value(), self.settings.sample_every) if sample else None
         result = measure_accumulated(update, accumulation, outcome, norms, self.settings, due=due)
-        return replace(result, clip_factor=self._transform_and_apply(update, outcome, norms, loss_scale))
+        return replace(result, clip_factor=self._transform(update, outcome, norms, loss_scale))
 
     # -- measure and decide ------------------------------------------------------------------------
     def _measure_and_decide(
@@ -154,7 +164,13 @@ class Pipeline:
             norms = Norms(*rare_cond(squares.within_float32, squares.norms, lambda: scaled_norms(packed)))
             finite, overflows = judge_range(norms, gradients, loss_scale)
             norms = norms._replace(finite=finite)
-            outcome = self._decide(norms, loss_scale, update, detector, overflows)
+            if settings.skip:
+                from gradrecipes.gradients.skipping import decide
+
+                clips = settings.clipping is not None
+                outcome = decide(update, norms, loss_scale, detector, overflows=overflows, clips=clips)
+            else:
+                outcome = tf.constant(APPLIED, tf.int64)
             describe, described = lambda: describe_gradients(packed, loss_scale), undescribed
             if at_end:
                 described = rare_cond(due | ~norms.finite, describe, lambda: undescribed)
@@ -180,73 +196,46 @@ class Pipeline:
         if not self.settings.skip or self.settings.sigmas is None:
             return None
         if optimizer_key not in self.detectors:
-            from gradrecipes.gradients.outliers import OutlierDetector
+            from gradrecipes.gradients.skipping import OutlierDetector
 
             self.detectors[optimizer_key] = OutlierDetector(self.settings.sigmas)
             self._resume()
         return self.detectors[optimizer_key]
 
-    def _decide(
-        self,
-        norms: Norms,
-        loss_scale: tf.Tensor,
-        update: Update,
-        detector: OutlierDetector | None,
-        overflows: tf.Tensor,
-    ) -> tf.Tensor:
-        if not self.settings.skip:
-            return tf.constant(APPLIED, tf.int64)
-        if self.settings.clipping is not None:
-            overflows = norms.total > MAX_SINGLE_FACTOR_NORM
-        elif update.bounded_elsewhere:
-            overflows = tf.constant(False)
-        outcome = tf.constant(APPLIED)
-        if detector is not None:
-            outliers = detector.judge(tf.stack([as_float32(update.loss, missing=0.0), norms.total / loss_scale]))
-            reason = tf.where(outliers.loss, SKIPPED_LOSS_OUTLIER, SKIPPED_NORM_OUTLIER)
-            outcome = tf.where(outliers.harmful, reason, outcome)
-        outcome = tf.where(overflows, SKIPPED_OVERFLOW, outcome)
-        outcome = tf.where(norms.finite, outcome, SKIPPED_GRADIENT)
-        if update.loss is not None:
-            outcome = tf.where(tf.math.is_finite(update.loss), outcome, SKIPPED_LOSS)
-        return tf.cast(outcome, tf.int64)
-
-    # -- transform and apply -----------------------------------------------------------------------
-    def _transform_and_apply(
-        self, update: Update, outcome: tf.Tensor, norms: Norms, loss_scale: tf.Tensor
-    ) -> tf.Tensor:
+    # -- transform ---------------------------------------------------------------------------------
+    def _transform(self, update: Update, outcome: tf.Tensor, norms: Norms, loss_scale: tf.Tensor) -> tf.Tensor:
         if not self.settings.skip:
             # Measured first: an update that has begun could no longer reuse the memory of a gradient read after it.
             with tf.control_dependencies([outcome]):
                 update = replace(update, gradients=[identity(gradient) for gradient in update.gradients])
-            return self._apply_clipped(update, norms, loss_scale, learn=norms.finite)
+            return self._update_clipped(update, norms, loss_scale, learn=norms.finite)
         is_applied = tf.equal(outcome, APPLIED)
         if self.settings.xla and update.assigned is not None:
-            return self._apply_where(is_applied, outcome, update, norms, loss_scale)
+            return self._update_where(is_applied, outcome, update, norms, loss_scale)
 
-        def applied() -> tf.Tensor:
-            return self._apply_clipped(update, norms, loss_scale, learn=norms.finite)
+        def updated() -> tf.Tensor:
+            return self._update_clipped(update, norms, loss_scale, learn=norms.finite)
 
         def skipped() -> tf.Tensor:
             lower_scale(update, outcome)
             return tf.ones(())
 
-        return rare_cond(is_applied, applied if update.as_written else optimized(applied), skipped)
+        return rare_cond(is_applied, updated if update.as_written else optimized(updated), skipped)
 
-    def _apply_where(
+    def _update_where(
         self, is_applied: tf.Tensor, outcome: tf.Tensor, update: Update, norms: Norms, loss_scale: tf.Tensor
     ) -> tf.Tensor:
         """Apply, and choose for each variable between before and after: XLA does both in one pass over it."""
         variables = update.assigned() if update.assigned is not None else []
         before = [tf.convert_to_tensor(variable) for variable in variables]
-        factor = self._apply_clipped(update, norms, loss_scale, learn=is_applied)
+        factor = self._update_clipped(update, norms, loss_scale, learn=is_applied)
         for variable, value in zip(variables, before, strict=True):
             variable.assign(tf.where(is_applied, tf.convert_to_tensor(variable), value))
         lower_scale(update, outcome)
         return tf.where(is_applied, factor, 1.0)
 
-    def _apply_clipped(self, update: Update, norms: Norms, loss_scale: tf.Tensor, *, learn: tf.Tensor) -> tf.Tensor:
-        if self.settings.clipping is None:
+    def _update_clipped(self, update: Update, norms: Norms, loss_scale: tf.Tensor, *, learn: tf.Tensor) -> tf.Tensor:
+        if self.clipper is None:
             update.apply(update.gradients)
             return tf.ones(())
         if update.accumulation is not None:
@@ -295,6 +284,8 @@ class Pipeline:
             self._write(recorder, results, whole, indices, loss, activations)
             return whole
         if self.accumulated is None:
+            from gradrecipes.gradients.accumulation import AccumulatedSteps
+
             self.accumulated = AccumulatedSteps()
             self._resume()
         batch, loss = self.accumulated.add(whole, loss)
@@ -374,15 +365,19 @@ class Pipeline:
         found |= {} if self.accumulated is None else self.accumulated.variables
         for key, detector in self.detectors.items():
             found |= {f"outliers_{key}/{name}": variable for name, variable in detector.variables.items()}
-        for key, state in self.clipper.states.items():
+        for key, state in self._clipping_states.items():
             found |= {f"clipping_{key}/{index}": variable for index, variable in enumerate(state)}
         return found
+
+    @property
+    def _clipping_states(self) -> dict[str, tuple[tf.Variable, ...]]:
+        return {} if self.clipper is None else self.clipper.states
 
     def course(self) -> list[tf.Variable]:
         """Return the variables that describe the course of the training so far: they go back when it does."""
         detectors = [variable for detector in self.detectors.values() for variable in detector.variables.values()]
         gathered = [] if self.accumulated is None else list(self.accumulated.variables.values())
-        return gathered + detectors + [variable for state in self.clipper.states.values() for variable in state]
+        return gathered + detectors + [variable for state in self._clipping_states.values() for variable in state]
 
     def restore(self, values: dict[str, np.ndarray]) -> None:
         """Set the state of `variables` to saved values; what does not exist before the first step is set then."""

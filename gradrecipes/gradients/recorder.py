@@ -10,9 +10,17 @@ import tensorflow as tf
 
 from gradrecipes.compat.tensorflow_private import plain_variable, rare_cond, shared_function
 from gradrecipes.core.trace import HISTOGRAM_BINS, HISTOGRAM_HIGHEST, HISTOGRAM_LOWEST
-from gradrecipes.gradients.columns import Indices, combine_max, combine_mean, combine_sum, in_columns
 from gradrecipes.gradients.norms import compare_rows, row_moments
-from gradrecipes.gradients.packing import PackedTensors, stack_specs, values_of
+from gradrecipes.gradients.packing import (
+    Indices,
+    PackedTensors,
+    combine_max,
+    combine_mean,
+    combine_sum,
+    in_columns,
+    stack_specs,
+    values_of,
+)
 
 MAX_STEPS = 2**62  # no training has as many, and an int64 holds it
 EARLY_STEPS = 3  # the first steps are always sampled: an initialization shows there

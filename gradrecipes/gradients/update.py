@@ -1,17 +1,22 @@
-"""What enters the pipeline and what comes out of it."""
+"""What is asked of the pipeline, what enters it, and what comes out of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.tensorflow_private import plain_variable
 from gradrecipes.core.trace import APPLIED, SKIPPED_GRADIENT
 from gradrecipes.gradients.norms import Norms
 from gradrecipes.gradients.packing import TensorLike
 from gradrecipes.gradients.recorder import SampledUpdate
+
+if TYPE_CHECKING:
+    from gradrecipes.gradients.clipping.method import Clipping
 
 
 @dataclass(frozen=True)
@@ -152,3 +157,71 @@ def lower_scale(update: Update, outcome: tf.Tensor) -> None:
 
 def _done(_: None) -> tf.Tensor:
     return tf.constant(True)
+
+
+NO_LOSS = 3.4028234663852886e38  # the largest float32: finite, and no improvement to what saves or stops by it
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """What a pipeline does.
+
+    Args:
+        clipping: A method of `gradrecipes.clipping`, or None.
+        skip: Whether steps with a non-finite loss or gradient are left out.
+        sigmas: Standard deviations above the mean from which on a finite loss or norm is an outlier and the step
+            left out as well; None for never.
+        record: Whether the readings are kept for the host.
+        sample_every: Steps from one sample to the next.
+        capacity: Steps that the record holds until the host takes them.
+        by_batch: Whether each batch is a step of the record, by its own gradient, where the optimizer accumulates.
+        xla: Whether the step is compiled by XLA.
+        fused: Whether the update goes through TensorFlow's fused kernels.
+    """
+
+    clipping: Clipping | None = None
+    skip: bool = False
+    sigmas: float | None = None
+    record: bool = False
+    sample_every: int = 50
+    capacity: int = 256
+    by_batch: bool = False
+    xla: bool = False
+    fused: bool = False
+
+
+_NOTHING = np.zeros(3)
+
+
+class EpochNorms:
+    """Keep the mean and the maximum of the gradient norm over the updates since the epoch began.
+
+    Steps that were skipped, and batches whose gradients were only accumulated, do not count, as they do not in the
+    mean of the loss.
+    """
+
+    def __init__(self):
+        self._state = plain_variable(_NOTHING, dtype=tf.float64, name="epoch_norms")  # sum, maximum, count
+
+    def add(self, result: StepResult) -> dict[str, tf.Tensor]:
+        """Count a step.
+
+        Args:
+            result: What happened in the step.
+
+        Returns:
+            float32 scalars by the name that the logs have for them; NaN before the first update.
+        """
+        before, norm = self._state.read_value(), tf.cast(result.gradient_norm, tf.float64)
+        total = before[0] + norm
+        largest = tf.where(tf.math.is_nan(total), total, tf.maximum(before[1], norm))  # XLA's maximum may pass NaN over
+        state = tf.stack([total, largest, before[2] + 1.0])
+        if result.is_update is not None:
+            state = tf.where(result.is_update, state, before)
+        self._state.assign(state)
+        mean, largest = tf.unstack(tf.cast(state[:2] / tf.stack([state[2], tf.minimum(state[2], 1.0)]), tf.float32))
+        return {"gradient_norm": mean, "gradient_norm_max": largest}
+
+    def reset(self) -> None:
+        """Begin a new epoch."""
+        self._state.assign(_NOTHING)

@@ -5,8 +5,7 @@ A bias that starts at zero, and the residual weight of ReZero, are Keras' own `"
 
 from gradrecipes.initializers.lsuv import LsuvLayer, LsuvResult, lsuv
 from gradrecipes.initializers.recurrent import ChronoBias, chrono_lstm, identity_rnn
-from gradrecipes.initializers.scaled import DeltaOrthogonal, Fixup, ScaledInitializer, gain, preset
-from gradrecipes.initializers.shared import DrawnAnew
+from gradrecipes.initializers.scaled import DeltaOrthogonal, DrawnAnew, Fixup, ScaledInitializer, gain, preset
 
 __all__ = [
     "ChronoBias",

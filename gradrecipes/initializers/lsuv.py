@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.initializers.shared import LARGEST_SEED
+from gradrecipes.initializers.scaled import LARGEST_SEED
 
 
 @dataclass(frozen=True)

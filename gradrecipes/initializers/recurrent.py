@@ -7,8 +7,7 @@ from typing import Any
 
 import keras
 
-from gradrecipes.initializers.scaled import require_positive
-from gradrecipes.initializers.shared import DrawnAnew, checked_seed, seed_config, seed_of_this_call
+from gradrecipes.initializers.scaled import DrawnAnew, checked_seed, require_positive, seed_config, seed_of_this_call
 
 INPUT_STD = 0.001  # standard deviation of the input weights; arXiv 1504.00941, section 4
 

@@ -15,7 +15,7 @@ from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.compat.tensorflow_private import current_graph
 from gradrecipes.core.trace.probes import RecurrentReading
 from gradrecipes.training.recovery.model_state import preserves_state
-from gradrecipes.training.step.activation_capture import calls_intercepted
+from gradrecipes.training.step.capture import calls_intercepted
 
 State = list[Any]
 

@@ -21,7 +21,7 @@ from gradrecipes.core.trace.probes import ForwardPassReading, LayerSignal, Signa
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.training.description.model_graph import describe_layer
 from gradrecipes.training.recovery.model_state import preserves_state
-from gradrecipes.training.step.activation_capture import ActivationCapture
+from gradrecipes.training.step.capture import ActivationCapture
 from gradrecipes.training.trial.trial_data import TrialData
 
 logger = logging.getLogger(__name__)

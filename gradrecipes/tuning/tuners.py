@@ -13,8 +13,8 @@ import keras
 import keras_tuner
 import numpy as np
 
-from gradrecipes.callbacks.training_stopped import TrainingStoppedError
 from gradrecipes.core.analysis.search_trial import Failure
+from gradrecipes.training.recovery.policy import TrainingStoppedError
 from gradrecipes.tuning import oracles, records
 from gradrecipes.tuning.jobs import WorkerManners, serve
 from gradrecipes.tuning.keras_tuner_private import (

@@ -201,7 +201,7 @@ def test_an_autopsy_that_fails_ends_no_fit(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("out of order")
 
-    monkeypatch.setattr("gradrecipes.training.autopsy.recording.autopsy", fail)
+    monkeypatch.setattr("gradrecipes.callbacks.black_box.autopsy", fail)
     model, box, guard = compiled(two_dense()), gr.BlackBox(), gr.GradientGuard()
     fit(model, guard, box)
     assert len(box.trace) == 8

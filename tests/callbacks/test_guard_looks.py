@@ -117,7 +117,7 @@ def test_a_second_look_leaves_no_trace():
                 state += guard._session.pipeline.variables.values()
                 before = [np.array(variable) for variable in state]
                 rows = len(guard.trace)
-                retrial = guard._session.retry_reference()
+                retrial = guard._session.retry()
                 seen.append(retrial)
                 for variable, value in zip(state, before, strict=True):
                     np.testing.assert_array_equal(np.array(variable), value)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import gradrecipes as gr
+from gradrecipes.callbacks.fit_recorder import WatchedFits
 from gradrecipes.cli.main import main
-from gradrecipes.training.fit.watching import WatchedFits
 from tests.seeds import begin_anew
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -85,12 +85,6 @@ def test_a_layer_that_holds_layers_is_told_from_one_that_holds_none():
     assert [keras_private.holds_layers(layer) for layer in (wrapped, wrapped.layer)] == [True, False]
 
 
-def test_the_learning_rate_of_an_optimizer_is_a_variable_of_its_own():
-    optimizer = keras.optimizers.Adam(0.25)
-    assert any(variable is keras_private.rate_variable(optimizer) for variable in optimizer.variables)
-    assert float(keras_private.rate_variable(optimizer)) == 0.25
-
-
 def test_the_random_states_that_no_public_name_reaches_are_there():
     tf.random.set_seed(1)
     expected = tf.random.normal((2,)).numpy().tolist()

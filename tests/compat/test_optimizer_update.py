@@ -15,6 +15,7 @@ from gradrecipes.compat.optimizer_update import (
     clipped_first,
     decayed_as_in_a_graph,
     fused,
+    rate_variable,
     runs_as_written,
     scalars_read_once,
     updated_variables,
@@ -190,3 +191,9 @@ def test_where_no_kernel_fits_it_is_refused_in_words(optimizer, name):
 def test_fused_is_a_flag():
     with pytest.raises(TypeError, match="`fused` must be True or False"):
         gr.GradientGuard(fused="yes")
+
+
+def test_the_learning_rate_of_an_optimizer_is_a_variable_of_its_own():
+    optimizer = keras.optimizers.Adam(0.25)
+    assert any(variable is rate_variable(optimizer) for variable in optimizer.variables)
+    assert float(rate_variable(optimizer)) == 0.25

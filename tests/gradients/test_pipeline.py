@@ -9,8 +9,7 @@ import tensorflow as tf
 from gradrecipes.core.trace import APPLIED, SKIPPED_GRADIENT, SKIPPED_LOSS, SKIPPED_OVERFLOW
 from gradrecipes.gradients.clipping import by_global_norm, by_value
 from gradrecipes.gradients.pipeline import Pipeline
-from gradrecipes.gradients.settings import PipelineSettings
-from gradrecipes.gradients.update import Update
+from gradrecipes.gradients.update import PipelineSettings, Update
 
 
 def run(pipeline: Pipeline, gradients, *, in_graph: bool = True, **how):

@@ -23,6 +23,7 @@ from typing import Any
 
 from gradrecipes.gradients.clipping.by_layer import by_layer
 from gradrecipes.gradients.clipping.global_norm import by_global_norm, clip_by_global_norm
+from gradrecipes.gradients.clipping.method import Clipped, Clipping, StepGradients
 from gradrecipes.gradients.clipping.percentile import by_percentile, percentile_of_past
 from gradrecipes.gradients.clipping.tensor_average import adaptive_by_tensor
 from gradrecipes.gradients.clipping.tensor_norm import by_norm, clip_by_norm
@@ -30,7 +31,6 @@ from gradrecipes.gradients.clipping.unit_wise import adaptive, clip_adaptively, 
 from gradrecipes.gradients.clipping.value import by_value, clip_by_value
 from gradrecipes.gradients.clipping.z_score import by_z_score, z_score_bound
 from gradrecipes.gradients.norms import MAX_SINGLE_FACTOR_NORM
-from gradrecipes.gradients.step_gradients import Clipped, Clipping, StepGradients
 
 METHODS = (by_global_norm, by_norm, by_value, adaptive, by_percentile, by_z_score, adaptive_by_tensor)
 

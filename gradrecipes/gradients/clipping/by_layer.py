@@ -11,11 +11,9 @@ import keras
 import tensorflow as tf
 
 from gradrecipes.core.arguments import shown_names
-from gradrecipes.gradients.clipping.bounds import factor_where
-from gradrecipes.gradients.clipping.method import SerializableMethod
+from gradrecipes.gradients.clipping.method import Clipped, Clipping, SerializableMethod, StepGradients, factor_where
 from gradrecipes.gradients.norms import Norms, measure_norms
 from gradrecipes.gradients.packing import PackedTensors
-from gradrecipes.gradients.step_gradients import Clipped, Clipping, StepGradients
 
 
 class _States(tuple[tf.Variable, ...]):

@@ -8,10 +8,16 @@ from dataclasses import dataclass
 import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
-from gradrecipes.gradients.clipping.bounds import bounded_globally
-from gradrecipes.gradients.clipping.method import SerializableMethod, bound_of, clip_tensors, require_positive
+from gradrecipes.gradients.clipping.method import (
+    Clipped,
+    SerializableMethod,
+    StepGradients,
+    bound_of,
+    bounded_globally,
+    clip_tensors,
+    require_positive,
+)
 from gradrecipes.gradients.packing import TensorLike
-from gradrecipes.gradients.step_gradients import Clipped, StepGradients
 
 
 @keras.saving.register_keras_serializable(package="gradrecipes")

@@ -10,9 +10,16 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.tensorflow_private import plain_variable
-from gradrecipes.gradients.clipping.bounds import LARGEST_BOUND, bounded_globally
-from gradrecipes.gradients.clipping.method import SerializableMethod, require_between, require_count, require_positive
-from gradrecipes.gradients.step_gradients import Clipped, StepGradients
+from gradrecipes.gradients.clipping.method import (
+    LARGEST_BOUND,
+    Clipped,
+    SerializableMethod,
+    StepGradients,
+    bounded_globally,
+    require_between,
+    require_count,
+    require_positive,
+)
 
 LARGEST_WINDOW = 100_000  # steps; a selection from more would cost more than a step of a small network
 

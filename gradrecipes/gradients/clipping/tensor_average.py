@@ -9,9 +9,16 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.tensorflow_private import plain_variable, rare_cond
-from gradrecipes.gradients.clipping.bounds import bounded_each, bounded_globally
-from gradrecipes.gradients.clipping.method import SerializableMethod, require_count, require_decay, require_positive
-from gradrecipes.gradients.step_gradients import Clipped, StepGradients
+from gradrecipes.gradients.clipping.method import (
+    Clipped,
+    SerializableMethod,
+    StepGradients,
+    bounded_each,
+    bounded_globally,
+    require_count,
+    require_decay,
+    require_positive,
+)
 
 MAX_AVERAGED_RATIO = 10.0  # times its bound: what one step can add to the average of a tensor that finds a new level
 

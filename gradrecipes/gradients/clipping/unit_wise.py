@@ -10,10 +10,16 @@ import keras
 import tensorflow as tf
 
 from gradrecipes.compat.tensorflow_private import rare_cond
-from gradrecipes.gradients.clipping.bounds import factor_where, in_units_of
-from gradrecipes.gradients.clipping.method import SerializableMethod, clip_tensors, require_positive
+from gradrecipes.gradients.clipping.method import (
+    Clipped,
+    SerializableMethod,
+    StepGradients,
+    clip_tensors,
+    factor_where,
+    in_units_of,
+    require_positive,
+)
 from gradrecipes.gradients.packing import PackedTensors, TensorLike
-from gradrecipes.gradients.step_gradients import Clipped, StepGradients
 
 Axes = tuple[int, ...] | None
 

@@ -9,10 +9,16 @@ import keras
 import tensorflow as tf
 from keras.optimizers.schedules import LearningRateSchedule
 
-from gradrecipes.gradients.clipping.method import SerializableMethod, bound_of, clip_tensors, require_positive
+from gradrecipes.gradients.clipping.method import (
+    Clipped,
+    SerializableMethod,
+    StepGradients,
+    bound_of,
+    clip_tensors,
+    require_positive,
+)
 from gradrecipes.gradients.norms import measure_norms
 from gradrecipes.gradients.packing import TensorLike
-from gradrecipes.gradients.step_gradients import Clipped, StepGradients
 
 
 @keras.saving.register_keras_serializable(package="gradrecipes")

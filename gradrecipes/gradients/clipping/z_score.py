@@ -9,9 +9,16 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.tensorflow_private import plain_variable
-from gradrecipes.gradients.clipping.bounds import LARGEST_BOUND, bounded_globally
-from gradrecipes.gradients.clipping.method import SerializableMethod, require_count, require_decay, require_positive
-from gradrecipes.gradients.step_gradients import Clipped, StepGradients
+from gradrecipes.gradients.clipping.method import (
+    LARGEST_BOUND,
+    Clipped,
+    SerializableMethod,
+    StepGradients,
+    bounded_globally,
+    require_count,
+    require_decay,
+    require_positive,
+)
 
 DEVIATION_FLOOR = 1e-6  # in units of the norm; added to σ, as in the authors' code, so that σ = 0 divides nothing
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.compat.tensorflow_private import with_arriving_gradient
 from gradrecipes.training.autopsy.arrays import Numbers, numbers_of
-from gradrecipes.training.step.activation_capture import calls_intercepted, is_floating
+from gradrecipes.training.step.capture import calls_intercepted, is_floating
 
 
 @dataclass(eq=False)

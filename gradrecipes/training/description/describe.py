@@ -17,10 +17,10 @@ from gradrecipes.compat.keras_private import (
     frozen_variables,
     has_own_train_step,
     leaves,
-    lower_scale,
     optimizers_of,
     sublayers,
 )
+from gradrecipes.compat.optimizer_update import lower_scale
 from gradrecipes.core.trace.description import Call, Description, FrozenLayer, OptimizerDescription
 from gradrecipes.training.description.model_graph import (
     NORMALIZATIONS,

@@ -14,8 +14,8 @@ from gradrecipes.compat.tensorflow_private import dismantle
 from gradrecipes.core.trace import Trace
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.recorder import is_due
-from gradrecipes.gradients.settings import PipelineSettings
-from gradrecipes.training.fit.request import Request
+from gradrecipes.gradients.update import PipelineSettings
+from gradrecipes.training.fit.active_fits import Request
 from gradrecipes.training.fit.trace_writer import TraceWriter
 from gradrecipes.training.step.instrumented_step import InstrumentedStep
 

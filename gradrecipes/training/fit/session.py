@@ -7,24 +7,24 @@ import functools
 import logging
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat import keras_private
-from gradrecipes.compat.call_stack import FitCaller, called_by_a_fit, is_running, runs_in_fit
-from gradrecipes.core.trace import APPLIED, Trace
+from gradrecipes.compat.keras_private import FitCaller, called_by_a_fit, is_running, runs_in_fit
+from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trace import Event
 from gradrecipes.gradients.pipeline import Pipeline
-from gradrecipes.gradients.settings import NO_LOSS
+from gradrecipes.gradients.update import NO_LOSS
 from gradrecipes.training.fit import active_fits
+from gradrecipes.training.fit.active_fits import Request
 from gradrecipes.training.fit.prepared_step import PreparedStep
-from gradrecipes.training.fit.reference_batch import ReferenceBatch, Retrial, preserve_pipeline, take_batches
-from gradrecipes.training.fit.request import Request
-from gradrecipes.training.recovery.model_state import preserve_state
-from gradrecipes.training.step.forward_state import assigned_outside
+
+if TYPE_CHECKING:
+    from gradrecipes.training.fit.kept_batches import KeptBatches
 
 _END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
 _LOOKS = ("save", "save_weights", "export", "get_weights", "evaluate", "predict")  # methods that read the weights
@@ -53,17 +53,11 @@ class FitSession:
         self._registered_by: Callable[[], Any] = _nothing
         self._history: Any = None
         self._checked: list[Request] = []
-        self._keeps_batches = self._keeps_reference = False
         self._by_hand = False  # whether a loop of the user's own drives the callbacks, around `train_on_batch`
         self._replaced = False
         self.not_instrumented: str | None = None  # why the fit went on without the callbacks
-        self.reference: ReferenceBatch | None = None  # the first batch that was kept
+        self.kept: KeptBatches | None = None  # while a callback wants batches kept
         self._shadows = contextlib.ExitStack()
-        self.batch: Any = None  # of the last step, while a callback wants it kept
-        self.batch_before: Any = None  # of the step before that
-        self._rest: list[Any] = []  # of an execution, behind the batch that runs
-        self._ahead: list[Any] = []  # taken from the iterator to look ahead
-        self._iterator: Any = None  # where they came from
 
     # -- coming and going ------------------------------------------------------------------------
     @property
@@ -116,9 +110,7 @@ class FitSession:
         checked = [request for request in self.requests.values() if request.check is not None]
         # What keeps the batch reads the weights before another callback puts them back.
         self._checked = sorted(checked, key=lambda request: not request.keep_batches)
-        self._keeps_batches = any(request.keep_batches for request in self.requests.values())
-        self._keeps_reference = any(request.keep_reference for request in self.requests.values())
-        self.reference = None
+        self.kept = self._keep_batches()
         self._function_before = self.model.train_function
         self._installed = self.model.train_function = self._guarded_function()
         self._announce_looks([request.before_look for request in self.requests.values() if request.before_look])
@@ -153,8 +145,8 @@ class FitSession:
         active_fits.leave(self.model, self)
         self._shadows.close()
         self.collect()
-        self.batch = self.batch_before = self._iterator = None
-        self._rest, self._ahead = [], []
+        if self.kept is not None:
+            self.kept.release()
         if self.model.train_function is self._installed:
             self.model.train_function = self._function_before
         self._installed = self._function_before = None
@@ -239,85 +231,47 @@ class FitSession:
         self.pipeline.restore(kept)  # a clipping method remembers the tensors that were
         self._prepared.begin_epoch(before.writer.epoch)
         self._function_before, self.model.train_function = None, self._installed
-        self.reference = None
+        if self.kept is not None:
+            self.kept.reference = None
         for request in self.requests.values():
             if request.renewed is not None:
                 request.renewed()
 
+    def _keep_batches(self) -> KeptBatches | None:
+        each = any(request.keep_batches for request in self.requests.values())
+        reference = any(request.keep_reference for request in self.requests.values())
+        if not each and not reference:
+            return None
+        from gradrecipes.training.fit.kept_batches import KeptBatches
+
+        return KeptBatches(self.model, each=each, reference=reference)
+
     def _execute(self, iterator: Any) -> Any:
-        steps = self.model.steps_per_execution
-        if not self._keeps_batches:
-            return self._run(self._with_reference(iterator, steps), steps)
-        held = self._ahead if self._iterator is iterator else []
-        held += [batch for _, batch in zip(range(steps - len(held)), iterator, strict=False)]
-        self._ahead, self._iterator = [], iterator
-        if not held:
-            raise StopIteration
-        for place, batch in enumerate(held):  # one by one, so that a check finds the weights of that moment
-            self.batch_before, self.batch, self._rest = self.batch, batch, held[place + 1 :]
-            if self._keeps_reference and self.reference is None:
-                self.reference = ReferenceBatch([batch], None, self._prepared.next_step)
-            logs = self._run([batch], 1)
+        if self.kept is None:
+            return self._run(iterator, self.model.steps_per_execution)
+        ran = False
+        for batches, steps in self.kept.executions(iterator, self.model.steps_per_execution, self._prepared):
+            ran, logs = True, self._run(batches, steps)
             if self.model.stop_training:
                 break
+        if not ran:
+            raise StopIteration
         return logs
 
-    def _with_reference(self, iterator: Any, steps: int) -> Any:
-        if not self._keeps_reference or self.reference is not None:
-            return iterator
-        taken = take_batches(iterator, steps, self._prepared.next_step)
-        if taken is None:
-            self._keeps_reference = False
-            return iterator
-        if not len(taken):
-            raise StopIteration
-        self.reference = taken
-        return taken.iterator()
-
-    def retry_reference(self) -> Retrial | None:
-        """Run a step on the reference batch with the present weights, and put everything back.
-
-        Returns:
-            What it gave; None where there is no such batch, or it was skipped itself when it came.
-        """
-        if self.reference is None or not self.steps_run:
-            return None
-        steps = self.collect().steps
-        row = int(np.searchsorted(steps["step"], self.reference.step))
-        if row >= len(steps["step"]) or steps["outcome"][row] != APPLIED:
-            self.reference = None  # the next execution gives another
-            return None
-        seen = self._try(self.reference.iterator())
-        return None if seen is None else Retrial(*seen, *(float(steps[n][row]) for n in ("loss", "gradient_norm")))
-
-    def retry(self, batch: Any) -> tuple[int, float, float] | None:
-        """Run a step on a batch with the present weights, and put everything back.
+    def retry(self, batch: Any = None) -> Any:
+        """Run a step again with the present weights, and put everything back.
 
         Args:
-            batch: One of `batch`, `batch_before` and `next_batch()`.
+            batch: One of those that `kept` holds; None for the reference batch.
 
         Returns:
-            Its outcome, a key of `gradrecipes.core.trace.OUTCOMES`, its loss and its gradient norm; None where its
-            gradient was only accumulated.
+            See `KeptBatches.retry` and `KeptBatches.retry_reference`.
         """
-        return self._try([batch])
-
-    def next_batch(self) -> Any:
-        """Return the batch that comes after the last one, which then runs as usual; None where the data end."""
-        if self._rest:
-            return self._rest[0]
-        if not self._ahead and hasattr(self._iterator, "__next__"):
-            with contextlib.suppress(*_END_OF_DATA):
-                self._ahead = [next(self._iterator)]
-        return self._ahead[0] if self._ahead else None
-
-    def _try(self, batches: Any) -> tuple[int, float, float] | None:
-        with preserve_state(self.model, also=assigned_outside(self.model)), preserve_pipeline(self.pipeline):
-            now = int(self.pipeline.step.numpy())
-            self._prepared.retry(batches)
-            if int(self.pipeline.step.numpy()) == now:  # its gradient was only accumulated
-                return None
-            return self.pipeline.recorder.result_of(now)
+        if self.kept is None or not self.steps_run:
+            return None
+        if batch is None:
+            return self.kept.retry_reference(self._prepared)
+        return self.kept.retry([batch], self._prepared)
 
     def _run(self, iterator: Any, steps: int) -> Any:
         logs = self._prepared.run(iterator, steps)

@@ -1,14 +1,17 @@
-"""When to keep a snapshot of a training, when to go back to one, and when to give up."""
+"""When to keep a snapshot of a training, when to go back to one, and when to give up, and the error that says so."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
-from gradrecipes.training.recovery.snapshots import SnapshotRing
+from gradrecipes.core.arguments import is_positive, require_whole
+from gradrecipes.gradients.clipping import Clipping, as_clipping
+from gradrecipes.training.recovery.model_state import SnapshotRing
 
 FIRST_FACTOR = 0.5  # of the learning rate at the first rollback: what has been asked of Keras since 2017, issue 8332
 NEXT_FACTOR = 0.1  # at each further one before the training has recovered, and where nothing is known of the rate
@@ -233,3 +236,54 @@ class Recovery:
         self.reason = reason
         self.rollbacks = 0
         return Action.GIVE_WAY
+
+
+def check_guard_arguments(
+    clipping: Any, sigmas: Any, max_consecutive_skips: Any, snapshot_every: Any, max_rollbacks: Any
+) -> Clipping | None:
+    """Return the clipping method of a `GradientGuard`; refuse arguments that make no sense.
+
+    Raises:
+        TypeError: `clipping` is no clipping method.
+        ValueError: A number is not positive or not whole.
+    """
+    clipping = as_clipping(clipping, "GradientGuard")
+    if sigmas is not None and not is_positive(sigmas):
+        raise ValueError(
+            f"`sigmas` must be a positive number of standard deviations, or None. Received: sigmas={sigmas!r}. "
+            "6 suits most trainings; None skips only what is not finite."
+        )
+    require_whole("max_consecutive_skips", max_consecutive_skips, least=1, remedy="10 suits most trainings.")
+    require_whole("max_rollbacks", max_rollbacks, least=0, remedy="5 suits most trainings; 0 stops at once.")
+    if snapshot_every is not None:
+        remedy = "100 suits most trainings; None keeps no snapshots."
+        require_whole("snapshot_every", snapshot_every, least=1, remedy=remedy)
+    return clipping
+
+
+class TrainingStoppedError(RuntimeError):
+    """Say that a `GradientGuard(raise_error=True)` stopped the training, and why.
+
+    Args:
+        message: What happened, as it is logged.
+        reason: Code of the reason, as in `GradientGuard.stop_reason`.
+        epoch: Where it happened, counted from 0.
+        batch: Where in the epoch, counted from 0.
+
+    Attributes:
+        reason, epoch, batch: As above.
+
+    Example:
+        >>> error = TrainingStoppedError("It stopped.", "too_many_skips", 2, 17)
+        >>> print(error, error.reason)
+        It stopped. too_many_skips
+    """
+
+    def __init__(self, message: str, reason: str, epoch: int, batch: int):
+        super().__init__(message, reason, epoch, batch)  # all of them, so that it is pickled whole
+        self.reason = reason
+        self.epoch = epoch
+        self.batch = batch
+
+    def __str__(self) -> str:
+        return str(self.args[0])

@@ -15,8 +15,7 @@ from gradrecipes.core.arguments import require_flag
 from gradrecipes.core.trace import APPLIED
 from gradrecipes.gradients.clipping import Clipping, as_clipping
 from gradrecipes.gradients.pipeline import Pipeline
-from gradrecipes.gradients.settings import PipelineSettings
-from gradrecipes.gradients.update import StepResult
+from gradrecipes.gradients.update import PipelineSettings, StepResult
 from gradrecipes.training.step import replicas
 from gradrecipes.training.step.instrumented_step import InstrumentedStep, running_step
 from gradrecipes.training.step.optimizer_hook import OptimizerHook, gradients_intercepted

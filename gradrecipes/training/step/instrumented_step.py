@@ -13,15 +13,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat import keras_private
+from gradrecipes.compat import keras_private, optimizer_update
 from gradrecipes.compat.tensorflow_private import current_graph, inlined, require_same_graph
-from gradrecipes.gradients.clipping import by_layer
-from gradrecipes.gradients.columns import Columns
+from gradrecipes.gradients.packing import Columns
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.update import StepResult
 from gradrecipes.training.step import replicas
-from gradrecipes.training.step.activation_capture import ActivationCapture
-from gradrecipes.training.step.loss_capture import LossCapture
+from gradrecipes.training.step.capture import ActivationCapture, LossCapture
 from gradrecipes.training.step.optimizer_hook import OptimizerHook, gradients_intercepted
 
 MAX_REASON = 300  # characters of an error that are kept
@@ -88,7 +86,7 @@ class InstrumentedStep:
         self._updates: dict[str, int] = {}
         self._whole: StepResult | None = None
         self._norms: dict[str, tf.Tensor] = {}
-        if isinstance(pipeline.settings.clipping, by_layer):
+        if hasattr(pipeline.settings.clipping, "require_matches"):  # a method for each group of layers
             pipeline.settings.clipping.require_matches([variable.path for variable in model.trainable_variables])
         self._inside = 0
         self._passing = False
@@ -239,7 +237,7 @@ class InstrumentedStep:
         optimizers = keras_private.optimizers_of(self.model)
         key = str(next(number for number, one in enumerate(optimizers) if one is optimizer))
 
-        def apply_through(let_through: list[Any]) -> None:
+        def pass_on(let_through: list[Any]) -> None:
             self._passing = True  # from here on the optimizer's own update is the program's
             try:
                 apply_gradients(let_through)
@@ -247,7 +245,7 @@ class InstrumentedStep:
                 self._passing = False
 
         before, alone = len(self._results), len(optimizers) == 1
-        self._receive(key, optimizer, alone, gradients, variables, apply_through, loss=loss, through=True)
+        self._receive(key, optimizer, alone, gradients, variables, pass_on, loss=loss, through=True)
         with self._not_watched():
             self._results[before:] = results = [judged(result) for result in self._results[before:]]
         return results[0] if results else None
@@ -258,14 +256,14 @@ class InstrumentedStep:
             return
         applied = False
 
-        def apply_and_note(gradients: list[Any]) -> None:
+        def update_and_note(gradients: list[Any]) -> None:
             nonlocal applied
             applied = True
             apply_gradients(gradients)
 
         try:
             require_same_graph(self._of_replica.graph, optimizer)
-            self._send(key, optimizer, alone, gradients, variables, apply_and_note, **how)
+            self._send(key, optimizer, alone, gradients, variables, update_and_note, **how)
         except Exception as error:
             if applied or not self._optional:
                 raise
@@ -274,7 +272,7 @@ class InstrumentedStep:
 
     def _send(self, key, optimizer, alone, gradients, variables, apply_gradients, *, loss=None, through=False) -> None:
         if loss is None:
-            loss = self._losses.at_update(variables, keras_private.loss_scale(optimizer), alone=alone)
+            loss = self._losses.at_update(variables, optimizer_update.loss_scale(optimizer), alone=alone)
         hook = OptimizerHook(optimizer, self.pipeline, key=key, model=self.model, sample=self._capture is not None)
 
         def run(summed: list[Any], loss: tf.Tensor | None, apply_everywhere: Callable[[Any], Any]) -> None:

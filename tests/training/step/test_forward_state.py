@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import gradrecipes as gr
 from gradrecipes.compat import tensorflow_private
-from gradrecipes.training.recovery.snapshots import SnapshotRing
+from gradrecipes.training.recovery.model_state import SnapshotRing
 from tests.training.nets import all_finite, digits, layers, seeded, two_dense
 
 BATCH = 32

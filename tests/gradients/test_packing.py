@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.gradients.columns import (
+from gradrecipes.gradients.packing import (
     MISSING,
     Columns,
     combine_max,

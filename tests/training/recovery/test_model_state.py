@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from gradrecipes.compat.tensorflow_private import plain_variable
-from gradrecipes.training.recovery.snapshots import SnapshotRing
-from gradrecipes.training.recovery.stacked_state import is_finite
+from gradrecipes.training.recovery.model_state import SnapshotRing, is_finite
 from tests.training.nets import assert_same_state, digits, seeded, with_state
 
 

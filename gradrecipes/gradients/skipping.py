@@ -1,4 +1,4 @@
-"""Tell an outlying loss or gradient norm from the ordinary ups and downs of the same training."""
+"""Which steps are left out: those whose loss or gradient is not finite, overflows, or is an outlier."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.tensorflow_private import plain_variable, shared_function
+from gradrecipes.core.trace import (
+    APPLIED,
+    SKIPPED_GRADIENT,
+    SKIPPED_LOSS,
+    SKIPPED_LOSS_OUTLIER,
+    SKIPPED_NORM_OUTLIER,
+    SKIPPED_OVERFLOW,
+)
+from gradrecipes.gradients.norms import MAX_SINGLE_FACTOR_NORM, Norms, as_float32
+from gradrecipes.gradients.update import Update
 
 WINDOW = 128  # steps that are remembered; OLMo-core, SkipStepOptimizer
 WARM_UP = 64  # remembered steps from which the statistics of the window count; OLMo-core
@@ -141,3 +151,38 @@ def _judged(
     limits = tf.where(outlying, tf.minimum(MIN_RATIO * limit, NO_LIMIT), limit)
     harmful = outlying[1] & (pair[1] > MIN_RATIO * largest_norm)
     return kept, limits, largest_norm, outlying[0], outlying[1], harmful
+
+
+def decide(
+    update: Update,
+    norms: Norms,
+    loss_scale: tf.Tensor,
+    detector: OutlierDetector | None,
+    *,
+    overflows: tf.Tensor,
+    clips: bool,
+) -> tf.Tensor:
+    """Return whether an update is applied, and else why it is left out, int64, a key of `OUTCOMES`.
+
+    Args:
+        update: The update.
+        norms: The norms of its gradients.
+        loss_scale: float32 scalar, what they come multiplied by.
+        detector: Judges finite losses and norms, or None.
+        overflows: bool scalar, whether a norm is above what an optimizer can square.
+        clips: Whether the gradients are clipped before the optimizer gets them.
+    """
+    if clips:
+        overflows = norms.total > MAX_SINGLE_FACTOR_NORM
+    elif update.bounded_elsewhere:
+        overflows = tf.constant(False)
+    outcome = tf.constant(APPLIED)
+    if detector is not None:
+        outliers = detector.judge(tf.stack([as_float32(update.loss, missing=0.0), norms.total / loss_scale]))
+        reason = tf.where(outliers.loss, SKIPPED_LOSS_OUTLIER, SKIPPED_NORM_OUTLIER)
+        outcome = tf.where(outliers.harmful, reason, outcome)
+    outcome = tf.where(overflows, SKIPPED_OVERFLOW, outcome)
+    outcome = tf.where(norms.finite, outcome, SKIPPED_GRADIENT)
+    if update.loss is not None:
+        outcome = tf.where(tf.math.is_finite(update.loss), outcome, SKIPPED_LOSS)
+    return tf.cast(outcome, tf.int64)

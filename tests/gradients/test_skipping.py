@@ -8,7 +8,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradrecipes.gradients.outliers import (
+from gradrecipes.gradients.skipping import (
     EARLY_RATIO,
     EARLY_STEPS,
     MAX_REMEMBERED,

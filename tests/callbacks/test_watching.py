@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 import gradrecipes as gr
-from gradrecipes.callbacks.fit_recorder import FitRecorder
+from gradrecipes.callbacks.fit_recorder import FitRecorder, WatchedFits
 from gradrecipes.compat import keras_private
 from gradrecipes.probes.examine import look_before_fit
-from gradrecipes.training.fit.watching import WatchedFits
 
 X = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
 Y = X[:, :1]
