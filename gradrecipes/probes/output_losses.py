@@ -23,6 +23,38 @@ from gradrecipes.training.trial.trial import Trial
 logger = logging.getLogger(__name__)
 
 
+class Baselines:
+    """The loss of the best constant predictions to the targets of some batches; None where it is not known.
+
+    Args:
+        description: Of the model.
+        batches: Those of the trial.
+    """
+
+    def __init__(self, description: Description, batches: list[Any]):
+        weighted = any(one.loss_weight is not None for one in description.outputs)
+        own = description.own_train_step or description.own_loss
+        several = len(description.outputs) > 1
+        self._outputs = () if several and (weighted or own) else description.outputs
+        self._loss = description.loss
+        self.of_trial = self.of(batches)
+
+    def of(self, batches: list[Any]) -> float | None:
+        """Return the sum over the outputs of the loss of their best constant prediction."""
+        ys = [keras.tree.flatten(keras.utils.unpack_x_y_sample_weight(batch)[1]) for batch in batches]
+        if any(len(y) != len(ys[0]) for y in ys) or not ys[0]:
+            return None
+        if len(ys[0]) == 1:
+            return constant_baseline_loss(self._loss, *(y[0] for y in ys))
+        parts = [
+            None if one.target is None else constant_baseline_loss(one.loss, *(y[one.target] for y in ys))
+            for one in self._outputs
+            if one.loss is not None
+        ]
+        known = [part for part in parts if part is not None]
+        return sum(known) if known and len(known) == len(parts) else None
+
+
 class OutputLosses:
     """Measure the loss of every output of a model with several, over some batches.
 

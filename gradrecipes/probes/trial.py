@@ -20,7 +20,6 @@ import keras
 import numpy as np
 
 from gradrecipes.compat.keras_private import optimizers_of, unfrozen
-from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import FailureReading, Probes
@@ -39,7 +38,7 @@ from gradrecipes.diagnosis.judgement import UNDECIDED, judge, outweighed_part
 from gradrecipes.diagnosis.outcome import BROKEN, DIVERGING, LEARNING, OSCILLATING, STALLED, Verdict, fixes, verdict
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.optimizer import read_planned_rates, try_highest_rate
-from gradrecipes.probes.output_losses import OutputLosses, pairs_samples
+from gradrecipes.probes.output_losses import Baselines, OutputLosses, pairs_samples
 from gradrecipes.probes.signal import signal
 from gradrecipes.probes.variations import CHANGES, Context, bad_samples, fitting_weights, larger_batches, without
 from gradrecipes.training.trial.trial import Trial, finite, step_works
@@ -76,28 +75,29 @@ def try_out(
     steps = steps // len(batches) * len(batches) if len(batches) < steps else steps
     marks = bad_samples(probes.data, batches)
     usable = batches if marks is None else without(batches, marks)  # one outlying target would set the baseline
-    baselines = Baselines(model, description, usable)
+    baselines = Baselines(description, usable)
     losses = OutputLosses(model, description, batches)
     before = losses.measured()
     penalty = losses.penalty
     with contextlib.ExitStack() as stack:
-        outputs = probes.signal.layers
-        trial = Trial(model, batches, steps=max(steps, VARIED_STEPS), outputs=outputs)
         rates = read_planned_rates(model, description, trial_steps=steps, steps=planned_steps)
+        trial = Trial(model, batches, steps=max(steps, VARIED_STEPS), outputs=probes.signal.layers)
+        failed: Exception | None = None
         try:
             run = stack.enter_context(trial).recorded(steps)
         except Exception as error:
             stack.close()
-            trace = trial.trace
-            trace.description = _described(description, trace)
-            trace.probes = probes
-            if step_works(model, batches):  # what the record of the step raised is no fault of the program
-                logger.warning("The trial of %r could not be recorded: %s", model.name, essence(error))
-            else:
-                trace.probes = replace(probes, failure=failure("step", error, batch=batches[0]))
-            return trace
+            failed = error
         trace = trial.trace
-        trace.description = _described(description, trace)
+        # The trial has read the initial weights of the layers that it monitored.
+        trace.description = replace(description, layers=trace.description.layers or description.layers)
+        trace.probes = probes
+        if failed is not None:
+            if step_works(model, batches):  # what the record of the step raised is no fault of the program
+                logger.warning("The trial of %r could not be recorded: %s", model.name, essence(failed))
+            else:
+                trace.probes = replace(probes, failure=failure("step", failed, batch=batches[0]))
+            return trace
         outputs = losses.compared(before, losses.measured())
         penalties = (penalty, losses.penalty) if penalty or losses.penalty else None
         reading = TrialReading(
@@ -221,50 +221,12 @@ def _unfrozen(
         return None
 
 
-def _described(description: Description, trace: Trace) -> Description:
-    """Return the description, with the initial weights that the trial read of the layers that it monitored."""
-    return replace(description, layers=trace.description.layers or description.layers)
-
-
 def _suspects(probes: Probes) -> list[int]:
     arrays = [*probes.data.inputs, *probes.data.targets]
     bad = [sample for array in arrays for sample in array.nonfinite_samples]
     odd = [outlier.sample for array in arrays for outlier in array.outliers]
     passed = probes.forward_pass.nonfinite_samples if probes.forward_pass else ()
     return list(dict.fromkeys([*odd[:2], *bad[:2], *passed[:2], *odd, *bad, *passed]))
-
-
-class Baselines:
-    """The loss of the best constant predictions to the targets of some batches; None where it is not known.
-
-    Args:
-        model: A compiled model.
-        description: Of the model.
-        batches: Those of the trial.
-    """
-
-    def __init__(self, model: keras.Model, description: Description, batches: list[Any]):
-        weighted = bool((model.get_compile_config() or {}).get("loss_weights")) if model.compiled else False
-        own = description.own_train_step or description.own_loss
-        several = len(description.outputs) > 1
-        self._outputs = () if several and (weighted or own) else description.outputs
-        self._loss = description.loss
-        self.of_trial = self.of(batches)
-
-    def of(self, batches: list[Any]) -> float | None:
-        """Return the sum over the outputs of the loss of their best constant prediction."""
-        ys = [keras.tree.flatten(keras.utils.unpack_x_y_sample_weight(batch)[1]) for batch in batches]
-        if any(len(y) != len(ys[0]) for y in ys) or not ys[0]:
-            return None
-        if len(ys[0]) == 1:
-            return constant_baseline_loss(self._loss, *(y[0] for y in ys))
-        parts = [
-            None if one.target is None else constant_baseline_loss(one.loss, *(y[one.target] for y in ys))
-            for one in self._outputs
-            if one.loss is not None
-        ]
-        known = [part for part in parts if part is not None]
-        return sum(known) if known and len(known) == len(parts) else None
 
 
 def _variations(context: Context, baselines: Baselines) -> Iterator[tuple[str, VariationResult | None]]:

@@ -9,7 +9,6 @@ import pytest
 
 from gradrecipes.core.trace.trial_reading import FITTING_WEIGHTS, SCALED_INPUTS, VariationResult, at_rate
 from gradrecipes.diagnosis.engine import linked
-from gradrecipes.diagnosis.facts.oversized_weights import oversized_weights
 from gradrecipes.diagnosis.outcome import (
     BROKEN,
     DIVERGING,
@@ -26,6 +25,7 @@ from gradrecipes.diagnosis.outcome import (
     verdict,
 )
 from gradrecipes.diagnosis.registry import rules
+from gradrecipes.diagnosis.rules.exploding_initialization import exploding_initialization
 from tests.diagnosis.hand_made import BROKEN as BREAKS
 from tests.diagnosis.hand_made import CLIMBING, FALLING, LEARNS, STANDING, STANDS, TRACES, trial
 
@@ -136,5 +136,5 @@ def test_large_weights_that_keep_a_net_from_nothing_are_a_notice(end, severity):
     varied = {"fitting_weights": {**LEARNS, "end": 0.1, "over_chance": 0.04}, "as_it_is": {**LEARNS, "end": 0.9}}
     weights = lambda weight, place: {"rms": 0.5, "std": 0.5}  # noqa: E731
     trace = trial(np.linspace(2.3, end, 100), weights=weights, varied=varied)
-    found = oversized_weights(trace)
+    found = exploding_initialization(trace)
     assert found is not None and found.severity == severity

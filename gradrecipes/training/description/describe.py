@@ -59,7 +59,7 @@ def describe_model(
     names = [layer.name for layer in layers] if names is None else names
     optimizers = [(one, leaves(one)[0], lower_scale(one)) for one in optimizers_of(model)]
     frozen = [(layer, variables) for layer in every if (variables := frozen_variables(layer))]
-    loss_weights = (compile_arguments(model) or {}).get("loss_weights")
+    loss_weights = (compile_arguments(model) or {}).get("loss_weights") or None
     kinds = Counter(type(layer).__name__ for layer in every)
     innermost = [Node(layer, ()) for layer in every if not sublayers(layer)]
     own = {
