@@ -88,7 +88,8 @@ class GradientGuard(AttachedCallback):
         max_consecutive_skips: Consecutive skipped steps allowed before rolling back, at least 1: skipping forever
             would hide a bug.
         snapshot_every: Steps from one snapshot to the next; the last three are held, each of the size of weights and
-            slots. None to keep none: then too many skips stop the training.
+            slots. None to keep none: then too many skips stop the training, and so do weights that are found bad; they
+            are left, and the epoch's `loss` in the logs is that of the first batch with them.
         snapshot_on: Where they are held. "host": in the host's memory; on an accelerator each is copied there. None:
             on the device of the variables, without that copy, at the cost of its memory.
         max_rollbacks: Rollbacks without recovery between them that are tried.
@@ -158,7 +159,7 @@ class GradientGuard(AttachedCallback):
                 check=self._check,
                 renewed=self._begin_recovery,
                 before_look=self._check_thoroughly,
-                keep_reference=snapshot_every is not None,
+                keep_reference=True,
             )
         )
         self.clipping = clipping
@@ -177,6 +178,8 @@ class GradientGuard(AttachedCallback):
         self._rates_before: dict[str, float] = {}  # up to which the bounds are raised again
         self._resumed = False
         self._skips: SkippedBatches | None = None
+        self._retrial: Any = None  # the last step that was run again on the fit's first batch
+        self._left_bad = False  # whether bad weights are left, since there was nothing to go back to
 
     @property
     def events(self) -> list[Event]:
@@ -189,7 +192,7 @@ class GradientGuard(AttachedCallback):
         """Put the pipeline in place."""
         super().on_train_begin(logs)
         self.stop_reason = None
-        self._resumed = False
+        self._resumed = self._left_bad = False
         if self.skipped_batches is not None:
             skipped = self._session.pipeline.skipped_steps
             self._skips = SkippedBatches(self.skipped_batches, self.trace, int(skipped.numpy()))
@@ -227,6 +230,9 @@ class GradientGuard(AttachedCallback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Check the weights, bring the record up to date, and save the guard's own state."""
         self._check(thoroughly=True)
+        if self._left_bad and logs is not None and "loss" in logs:
+            loss = self._retrial.loss
+            logs["loss"] = loss if np.isfinite(loss) else float(np.finfo(np.float32).max)
         super().on_epoch_end(epoch, logs)
         if self.backup_dir is not None:
             state = self._session.pipeline.variables | seeds_of(self.model)
@@ -290,7 +296,7 @@ class GradientGuard(AttachedCallback):
             self._recovery.forget_level()
             self._session.add_event("gave_way", self._recovery.reason, {"consecutive_skips": consecutive})
         elif action is Action.STOP:
-            self._stop(consecutive, weights_are_good=at_fault is False)
+            self._stop(consecutive, at_fault)
 
     def _list_skipped(self, *, ended: bool = False, blamed: bool = True) -> None:
         if self._skips is None or not self._skips.has_new(count := int(self._session.pipeline.skipped_steps.numpy())):
@@ -299,14 +305,14 @@ class GradientGuard(AttachedCallback):
         self._skips.write(self._session.collect(), count, scaled=scaled, ended=ended, blamed=blamed)
 
     def _is_suspect(self, consecutive: int, thoroughly: bool) -> bool:
-        if self._recovery.ring is None:
-            return False
         if thoroughly:
-            return consecutive > 0 or self._recovery.ring.moved_far()
+            ring = self._recovery.ring
+            return consecutive > 0 or (ring is not None and ring.moved_far())
         return consecutive >= self.max_consecutive_skips
 
     def _weights_at_fault(self, consecutive: int, losses: np.ndarray) -> bool | None:
-        return self._session.kept.weights_at_fault(self._session.retry(), consecutive, losses)
+        self._retrial = self._session.retry()
+        return self._session.kept.weights_at_fault(self._retrial, consecutive, losses)
 
     def _skips_were_finite(self, consecutive: int) -> bool:
         if not consecutive:
@@ -349,13 +355,14 @@ class GradientGuard(AttachedCallback):
         details = {"learning_rates": rates, "at_most": {k: v if np.isfinite(v) else None for k, v in at_most.items()}}
         self._session.add_event("speed_up", self._recovery.reason, details)
 
-    def _stop(self, consecutive: int, *, weights_are_good: bool) -> None:
+    def _stop(self, consecutive: int, at_fault: bool | None) -> None:
         self.stop_reason = self._recovery.reason
         event = self._session.add_event("stop", self.stop_reason, {"consecutive_skips": consecutive})
         outcome = self._session.trace.steps["outcome"]
         reasons = sorted({OUTCOMES[int(code)] for code in outcome[len(outcome) - consecutive :]})
         skipped = f"; the last {consecutive} steps were all skipped ({', '.join(reasons)})" if consecutive else ""
-        left = "The weights are those before the first of them." if weights_are_good else self._leave_sound(consecutive)
+        before = "The weights are those before the first of them."
+        left = before if at_fault is False else self._leave_sound(consecutive, at_fault, before)
         message = (
             f"GradientGuard stopped the training at epoch {event.epoch + 1}, batch {event.batch + 1} "
             f"({self.stop_reason}){skipped}. {left} gradrecipes.diagnose(guard.trace) says why."
@@ -366,11 +373,14 @@ class GradientGuard(AttachedCallback):
             raise TrainingStoppedError(message, self.stop_reason, event.epoch, event.batch)
         _LOG.warning("%s", message)
 
-    def _leave_sound(self, consecutive: int) -> str:
+    def _leave_sound(self, consecutive: int, at_fault: bool | None, before: str) -> str:
         """Put the newest snapshot back and say what weights are left."""
         ring = self._recovery.ring
         if ring is not None and len(ring):
             return f"The weights are those after step {ring.restore().step}, the last that were known to be healthy."
+        if at_fault:
+            self._left_bad = True
+            return f"{before} They are bad on the first batch of the fit, and no snapshot was kept (snapshot_every)."
         if consecutive:
-            return "The weights are those before the first of them."
+            return before
         return "There is no healthy state to go back to: weights were not finite when the fit began."

@@ -182,6 +182,28 @@ def test_without_snapshots_too_many_skips_stop_it():
     assert not [event for event in guard.events if event.kind == "rollback"]
 
 
+@pytest.mark.parametrize("rate", [1e3, np.inf])
+def test_without_snapshots_bad_weights_at_the_end_are_told(rate, caplog):
+    x, y = digits(SAMPLES)
+    model, guard = seeded(two_dense), gr.GradientGuard(snapshot_every=None)
+    ruin = After(2 * STEPS - 3, lambda model: model.optimizer.learning_rate.assign(rate))
+    logs = fit(model, x, y, guard, ruin, epochs=2)
+    left = model.evaluate(x[:BATCH], y[:BATCH], verbose=0)
+    left = left[0] if isinstance(left, list) else left
+    assert not left < 10 * logs["loss"][0]
+    assert guard.stop_reason == "too_many_skips"
+    assert logs["loss"][-1] > 10 * logs["loss"][0]
+    assert "no snapshot was kept" in caplog.text
+
+
+def test_without_snapshots_bad_data_at_the_end_are_no_fault_of_the_weights():
+    x, y = digits(SAMPLES)
+    x[-3 * BATCH :] = np.nan
+    guard = gr.GradientGuard(snapshot_every=None)
+    logs = fit(seeded(two_dense), x, y, guard, epochs=2)
+    assert guard.stop_reason is None and logs["loss"][-1] < logs["loss"][0]
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "momentum"])
 def test_data_sorted_by_class_are_trained_to_the_end(optimizer):
     x, y = digits(1536)

@@ -124,7 +124,8 @@ class Recovery:
         lost = recent >= (LOST if learned else DIVERGED) * self._beginning and not self._still_knows(recent, readings)
         if readings.weights_at_fault:
             reason = "too_many_skips" if readings.consecutive_skips else "training_lost"
-            return self._recover(reason if self.ring.state_is_finite() else "nonfinite_weights", readings)
+            finite = self.ring is None or self.ring.state_is_finite()
+            return self._recover(reason if finite else "nonfinite_weights", readings)
         if readings.consecutive_skips >= self.max_consecutive_skips:
             if readings.weights_at_fault is None or self.ring is None:
                 return self._recover("too_many_skips", readings)
