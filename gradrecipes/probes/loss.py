@@ -52,7 +52,7 @@ def acts_like(loss: Any, target: tf.Tensor, output: tf.Tensor) -> LossEquivalent
         trials = trials[1:]
     if not np.isfinite(found).all():
         return None
-    for name, logits, candidate in _candidates(target, output):
+    for name, logits, candidate in candidates(target, output):
         try:
             expected = [float(candidate(target, trial)) for trial in trials]
         except Exception:
@@ -62,7 +62,7 @@ def acts_like(loss: Any, target: tf.Tensor, output: tf.Tensor) -> LossEquivalent
     return None
 
 
-def _candidates(target: tf.Tensor, output: tf.Tensor) -> Iterator[tuple[str, bool | None, Any]]:
+def candidates(target: tf.Tensor, output: tf.Tensor) -> Iterator[tuple[str, bool | None, Any]]:
     """Yield (name, from_logits, loss) of the losses of Keras that fit the shapes."""
     shape, given = tuple(output.shape), tuple(target.shape)
     whole = given in (shape, shape[:-1]) if shape[-1:] == (1,) else given == shape

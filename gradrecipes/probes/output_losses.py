@@ -13,14 +13,15 @@ import tensorflow as tf
 
 from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.core.trace.description import Description
-from gradrecipes.core.trace.probes import OutputReading
+from gradrecipes.core.trace.probes import LossEquivalent, OutputReading
 from gradrecipes.core.trace.trial_reading import OutputTrial
-from gradrecipes.probes.loss import SAME, as_loss
+from gradrecipes.probes.loss import SAME, as_loss, candidates
 from gradrecipes.training.description.output_head import losses_of
 from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.trial.trial import Trial
 
 logger = logging.getLogger(__name__)
+EQUAL = 1e-5  # relative difference of two losses that are one, summed in another order
 
 
 class Baselines:
@@ -196,3 +197,31 @@ def pairs_samples(trial: Trial, outputs: Sequence[OutputReading]) -> bool | None
         return None
     matter = abs(other - as_it_is) > 10 * SAME * abs(as_it_is)
     return abs(in_other_order - as_it_is) > SAME * abs(as_it_is) if matter else None
+
+
+def step_acts_like(trial: Trial, outputs: Sequence[OutputReading], first_loss: float) -> LossEquivalent | None:
+    """Return the Keras loss that the loss of a user's train step equals in value; None for any other.
+
+    It is told by the first batch, on which the cross-entropies of probabilities and of logits differ. A step that drops
+    units at random, or adds a penalty, equals none.
+
+    Args:
+        trial: One that was entered; it is left at its start.
+        outputs: What the loss probe read of the model's outputs.
+        first_loss: Of the first step.
+    """
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(trial.batches[0])
+    if len(outputs) != 1 or y is None or keras.tree.is_nested(y) or sample_weight is not None:
+        return None
+    trial.restart()
+    try:
+        with preserve_state(trial.model):
+            output = tf.identity(tf.convert_to_tensor(trial.model(x, training=False)))  # without Keras' note of logits
+        target = tf.convert_to_tensor(y)
+        values = [(name, logits, float(loss(target, output))) for name, logits, loss in candidates(target, output)]
+    except Exception:  # a train step that does what the call alone cannot, targets that fit no loss
+        logger.debug("The loss of the train step of %r could not be compared.", trial.model, exc_info=True)
+        return None
+    same = [one for one in values if abs(one[2] - first_loss) <= EQUAL * abs(first_loss)]
+    near = [one for one in values if abs(one[2] - first_loss) <= 10 * EQUAL * abs(first_loss)]
+    return LossEquivalent(*same[0][:2]) if len(same) == len(near) == 1 else None

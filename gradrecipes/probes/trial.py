@@ -38,7 +38,7 @@ from gradrecipes.diagnosis.judgement import UNDECIDED, judge, outweighed_part
 from gradrecipes.diagnosis.outcome import BROKEN, DIVERGING, LEARNING, OSCILLATING, STALLED, Verdict, fixes, verdict
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.optimizer import read_planned_rates, try_highest_rate
-from gradrecipes.probes.output_losses import Baselines, OutputLosses, pairs_samples
+from gradrecipes.probes.output_losses import Baselines, OutputLosses, pairs_samples, step_acts_like
 from gradrecipes.probes.signal import signal
 from gradrecipes.probes.variations import CHANGES, Context, bad_samples, fitting_weights, larger_batches, without
 from gradrecipes.training.trial.trial import Trial, finite, step_works
@@ -120,6 +120,10 @@ def try_out(
         ended = trial.save() if run.broken is None and (outweighed or open_still) else []
         if description.own_train_step:
             reading = replace(reading, pairs_samples=pairs_samples(trial, probes.loss.outputs))
+            like = step_acts_like(trial, probes.loss.outputs, run.loss[0] if len(run.loss) else math.nan)
+            if like is not None:
+                read = replace(probes.loss.outputs[0], acts_like=like)
+                trace.probes = replace(trace.probes, loss=replace(probes.loss, outputs=(read,)))
         rates = try_highest_rate(trial, rates, seen, trial_steps=steps, tell=tell)
         reading = replace(reading, rates=rates)
         odd = bool(fitting_weights(model, probes.signal.weights))

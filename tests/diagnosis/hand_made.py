@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.description import FrozenLayer
-from gradrecipes.core.trace.probes import AttentionReading
+from gradrecipes.core.trace.description import FrozenLayer, OutputDescription
+from gradrecipes.core.trace.probes import AttentionReading, LossEquivalent
 from gradrecipes.core.trace.trace import Event
 from gradrecipes.core.trace.trial_reading import OutputTrial, PlannedRates, VariationResult
 from tests.records import with_records
@@ -173,6 +173,7 @@ def planned(trace: Trace, at_highest: dict[str, Any], **changes: Any) -> Trace:
     return trace
 
 
+SPARSE_LOGITS = LossEquivalent("sparse_categorical_crossentropy", True)
 FORGETS = {"end": 2.3, "over_baseline": 1.0}
 FAILURE = {"stage": "step", "type": "InvalidArgumentError", "message": "a label of 10 lies outside of [0, 10)"}
 TRACES: dict[str, Callable[[], Trace]] = {
@@ -245,6 +246,13 @@ TRACES: dict[str, Callable[[], Trace]] = {
     "trial_no_epsilon": lambda: trial(BROKEN, description=_optimizer(epsilon=0.0)),
     "trial_bad_memory": lambda: trial(STANDING, varied={"fresh_optimizer": LEARNS}),
     "trial_embedding_huge": lambda: trial(STANDING, weights=_embedding, varied={"fitting_weights": LEARNS}),
+    "trial_embedding_large_learns": lambda: trial(
+        weights=at(0, role="embedding", rms=0.6, std=0.6), varied={"fitting_weights": {**LEARNS, "end": 0.01}}
+    ),
+    "trial_one_weight_huge": lambda: trial(
+        BROKEN, weights=at(1, rms=30.0, std=30.0), varied={"fitting_weights": LEARNS}
+    ),
+    "trial_arithmetic_amplifies": lambda: trial(BROKEN, layers=at(2, 3, input_rms=1e6, output_rms=1e6)),
     "trial_embedding_huge_learns": lambda: trial(weights=_embedding),
     "trial_vanishes": lambda: trial(STANDING, layers=lambda one, place: {"output_gradient_norm": 10.0 ** (3 * place)}),
     "trial_learns_with_warm_up": lambda: trial(STANDING, varied={"rate_0.1": STANDS, "warm_up": LEARNS}),
@@ -405,6 +413,27 @@ def of_own_blocks(grows: float = 8.0, loss: np.ndarray | None = None) -> Trace:
     return trial(BROKEN if loss is None else loss, depth=5, layers=block)
 
 
+def of_several_losses(critic: np.ndarray, norm: Any = 1.0) -> Trace:
+    """Return a trial of a train step that returns two losses and no sum."""
+    trace = trial(np.full(STEPS, np.nan), norm=1.0)
+    trace.steps["gradient_norm"][:] = norm
+    logs = {"d_loss": tuple(critic.tolist()), "g_loss": tuple(np.linspace(1.0, 2.0, STEPS).tolist())}
+    reading = replace(trace.probes.trial, logs=logs, broken=None, constant_baseline_loss=None)
+    trace.probes = replace(trace.probes, trial=reading)
+    return trace
+
+
+def of_own_step(activation: str, acts_like: LossEquivalent | None, low: float = 0.05) -> Trace:
+    """Return a trial of a train step of its own, whose loss equals one of Keras'."""
+    read = {"outputs": [{"shape": [10], "min": low, "max": 0.3, "sums_to_one": float(activation == "softmax")}]}
+    trace = trial(FALLING, loss_read=read)
+    output = OutputDescription("classes", 10, (10,), activation, (activation,), certain=True)
+    trace.description = replace(trace.description, own_train_step=True, outputs=(output,))
+    (seen,) = trace.probes.loss.outputs
+    trace.probes = replace(trace.probes, loss=replace(trace.probes.loss, outputs=(replace(seen, acts_like=acts_like),)))
+    return trace
+
+
 def far_out(*losses: float) -> Trace:
     """Return a trial whose loss reads so far out along its own slope."""
     trace = with_data(-FALLING[::-1] * 1e4, output=_REGRESSION)
@@ -451,6 +480,14 @@ TRACES |= {
     "own_blocks_double": lambda: of_own_blocks(2.0),
     "own_blocks_multiply_and_learn": lambda: of_own_blocks(loss=FALLING),
     "loss_falls_below_all": lambda: trial(-np.exp(0.15 * np.arange(STEPS)), norm=np.exp(0.1 * np.arange(STEPS))),
+    "critic_without_end": lambda: of_several_losses(
+        -np.exp(0.08 * np.arange(STEPS)), norm=np.exp(0.05 * np.arange(STEPS))
+    ),
+    "critic_with_an_end": lambda: of_several_losses(np.linspace(1.0, -3.0, STEPS)),
+    "own_step_logits_of_softmax": lambda: of_own_step("softmax", SPARSE_LOGITS),
+    "own_step_logits_of_linear": lambda: of_own_step("linear", SPARSE_LOGITS, -0.2),
+    "own_step_of_its_own_loss": lambda: of_own_step("softmax", None),
+    "terms_at_a_rate_of_the_large_one": lambda: of_terms(balanced=0),
     "log_likelihood_falls": lambda: trial(3.0 - 0.1 * np.arange(STEPS)),
     "part_held_by_another": of_held_parts,
     "part_that_is_learned_later": lambda: of_held_parts(later={"reconstruction": 20.0, "divergence": 1e-3}),
@@ -490,11 +527,11 @@ SOUND = (
 FIRES: dict[str, tuple[str, ...]] = {
     "failing_step": ("trial_step_fails",),
     "vanishing_initialization": ("trial_weights_tiny", "trial_weights_alike", "trial_sigmoids_shrink"),
-    "exploding_initialization": ("trial_weights_huge", "trial_weights_alike_and_huge"),
+    "exploding_initialization": ("trial_weights_huge", "trial_weights_alike_and_huge", "trial_one_weight_huge"),
     "plain_depth": ("trial_deep_stands", "trial_deep_and_narrow"),
     "exploding_batch_normalization": ("trial_batch_norm_explodes",),
     "missing_normalization": ("trial_sums_grow", "own_blocks_multiply"),
-    "unbounded_activation": ("trial_squares", "trial_relu_lstm"),
+    "unbounded_activation": ("trial_squares", "trial_relu_lstm", "trial_arithmetic_amplifies"),
     "saturated_units": ("trial_saturated",),
     "dead_units": ("trial_dead", "trial_dies", "trial_answers_dead"),
     "learning_rate_too_low": ("trial_rate_too_low",),
@@ -516,9 +553,9 @@ FIRES: dict[str, tuple[str, ...]] = {
     "frozen_weights": ("frozen_never_trained", "frozen_whole", "frozen_whole_of_scales"),
     "unbalanced_loss_terms": (
         *("terms_of_a_heavy_box", "terms_of_a_heavy_box_untried", "terms_of_a_heavy_penalty", "parts_of_an_equation"),
-        "part_held_by_another",
+        *("part_held_by_another", "terms_at_a_rate_of_the_large_one"),
     ),
-    "unbounded_loss": ("loss_without_end", "loss_falls_below_all"),
+    "unbounded_loss": ("loss_without_end", "loss_falls_below_all", "critic_without_end"),
     "attention_logit_growth": (
         *("trial_attention_grows", "trial_attention_one_hot", "trial_attention_grows_and_learns"),
     ),
@@ -528,7 +565,7 @@ FIRES: dict[str, tuple[str, ...]] = {
     "corrupt_batch": ("data_with_outlier",),
     "unscaled_inputs": ("data_far",),
     "unscaled_targets": ("targets_far",),
-    "loss_output_mismatch": ("labels_beyond",),
+    "loss_output_mismatch": ("labels_beyond", "own_step_logits_of_softmax"),
     "unsafe_loss": ("loss_by_hand",),
     "recurrent_gain": ("recurrence_explodes", "recurrence_vanishes"),
     "batch_too_small": ("batch_norm_of_two", "batch_norm_of_two_vectors"),
@@ -547,7 +584,7 @@ SILENT: dict[str, tuple[str, ...]] = {
     ),
     "unbounded_loss": (
         *(*SOUND, "data_sound_stands", "loss_with_an_end", "loss_as_a_logarithm", "loss_within_bounds"),
-        "log_likelihood_falls",
+        *("log_likelihood_falls", "critic_with_an_end"),
     ),
     "missing_normalization": (*SOUND, "data_sound_stands", "own_blocks_double", "own_blocks_multiply_and_learn"),
     "learning_rate_too_high": (
@@ -577,7 +614,8 @@ SILENT: dict[str, tuple[str, ...]] = {
     "dead_units": (*SOUND, "trial_stands", "trial_weights_huge"),
     "saturated_units": (*SOUND, "trial_stands", "trial_dead"),
     "unbounded_activation": (*SOUND, "trial_weights_huge", "trial_rate_too_high"),
-    "embedding_spike": (*SOUND, "trial_stands", "trial_weights_huge"),
+    "embedding_spike": (*SOUND, "trial_stands", "trial_weights_huge", "trial_embedding_large_learns"),
+    "loss_output_mismatch": (*SOUND, "data_sound_stands", "own_step_logits_of_linear", "own_step_of_its_own_loss"),
     "attention_logit_growth": (
         *(*SOUND, "trial_stands", "trial_attention_mild", "trial_attention_sharpens_and_learns"),
         "trial_attention_one_hot_learns",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,3 +126,20 @@ def test_a_sound_linear_head_does_not_dilute_the_average(simulate, initializers)
     trace = simulate(widths=(64,) * 5, weights=initializers["normal"](1.0), loss="mean_squared_error")
     finding = exploding_initialization(trace)
     assert finding.evidence[0].expected == pytest.approx(math.sqrt(32), rel=0.05)
+
+
+def test_a_sigmoid_behind_a_small_signal_is_no_growth(simulate, initializers):
+    """It gives one half however small its input is, as behind embeddings of Keras' own size."""
+    trace = simulate(widths=(32, 32), weights=initializers["glorot"], input_scale=0.01)
+    described = trace.description.layers
+    places = [place for place, layer in enumerate(described) if layer.kind == "Dense"]
+    trace.description = replace(
+        trace.description,
+        layers=tuple(
+            replace(layer, activation="sigmoid") if place == places[1] else layer
+            for place, layer in enumerate(described)
+        ),
+    )
+    trace.samples["output_rms"][0, places[1]] = 0.5
+    assert trace.samples["output_rms"][0, places[1]] > 20 * trace.samples["output_rms"][0, places[0]]
+    assert exploding_initialization(trace) is None

@@ -91,6 +91,22 @@ def test_is_silent(probed, loss, readings):
     assert recurrent_gain(run(probed, loss, **readings)) is None
 
 
+@pytest.mark.parametrize("kind", ["RNN", "OwnCells", "ConvLSTM2D"])
+@pytest.mark.parametrize(
+    "probed, loss, readings",
+    [
+        (EXPLODING, BREAKS, {}),
+        ({"growth_per_step": 0.05, "log10_growth": -130.0}, STALLS, {}),
+        ({"activation": "relu"}, DIVERGES, {"norm": JUMPS}),
+    ],
+)
+def test_a_cell_that_is_none_of_keras_gets_no_line_for_one(kind, probed, loss, readings):
+    finding = recurrent_gain(run({**probed, "kind": kind}, loss, **readings))
+    lines = "" if finding is None else "".join(one.code for one in finding.prescriptions)
+    assert "SimpleRNN(" not in lines and "LSTM" not in lines
+    assert finding is None or finding.prescriptions
+
+
 def test_silent_without_the_probe():
     trace = run(EXPLODING, BREAKS)
     for held in (None, ()):

@@ -34,7 +34,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import WeightScale
 from gradrecipes.core.trace.trial_reading import ALL_SCALED, FITTING_WEIGHTS
-from gradrecipes.diagnosis.facts.data_facts import first_loss_over_baseline
+from gradrecipes.diagnosis.facts.data_facts import LEARNED, first_loss_over_baseline
 from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, rounded, weights
 from gradrecipes.diagnosis.outcome import (
     FAR_START,
@@ -72,7 +72,7 @@ LARGE = 0.5  # root mean square of the vectors; Keras draws .03; others draw N(0
 def embedding_spike(trace: Trace) -> Finding | None:
     """Tell whether the embedding is what throws the net off."""
     seen = verdict(trace)
-    if seen.learned and not halved_by(trace, seen, FITTING_WEIGHTS):
+    if seen.learned and (seen.end_over_baseline < LEARNED or not halved_by(trace, seen, FITTING_WEIGHTS)):
         return None
     large = [weight for weight in weights(trace) if weight.role == "embedding" and weight.rms > LARGE]
     ratio, layer = _ratio(trace) if seen.unhealthy else (math.nan, None)

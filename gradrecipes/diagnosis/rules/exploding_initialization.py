@@ -65,6 +65,7 @@ EQUAL = 0.1  # difference of ln(growth) of two layers that the draw of their wei
 LEARNED_END, LEARNED_START = 0.5, 2.0  # end and start over the baseline of a net that learns in spite of its weights
 SHARE_TOO_LARGE = 0.3  # of the kernels that are too large
 
+HALF_AT_ZERO = ("sigmoid", "hard_sigmoid")  # their outputs are about 0.5 however small the signal: that is no growth
 SQUARED_LOSSES = ("squared_error", "mse")
 
 
@@ -146,8 +147,13 @@ def _growths(stretch: list[Stage]) -> list[Growth]:
     steps = links(stretch)
     found = []
     for backward in (False, True):
+        counted = [backward or stage.activation not in HALF_AT_ZERO for stage in stretch[1:]]
         measured = [link.backward if backward else link.forward for link in steps]
         predicted = [link.backward_predicted if backward else link.forward_predicted for link in steps]
+        measured, predicted = (
+            [growth if counts else 0.0 for growth, counts in zip(growths, counted, strict=True)]
+            for growths in (measured, predicted)
+        )
         low, high = _steepest(predicted)
         total, expected = math.fsum(measured[low:high]), math.fsum(predicted[low:high])
         found.append(Growth(backward, stretch[low : high + 1], steps[low:high], total, expected))
@@ -276,8 +282,9 @@ def _oversized_weights(trace: Trace) -> Finding | None:
     read = list(kernels(trace))
     large = [(weight, larger) for weight, larger, _ in read if larger > TOO_LARGE]
     far = seen.start_over_baseline >= FAR_START
-    if len(large) < max(1.0, SHARE_TOO_LARGE * len(read)):
-        return None
+    proven = seen.unhealthy and fixed_by(trace, FITTING_WEIGHTS)
+    if len(large) < (1.0 if proven else max(1.0, SHARE_TOO_LARGE * len(read))):
+        return None  # a single one is enough where weights of the usual size fix a broken run
     if count(trace, NORMALIZATIONS) > SHARE_TOO_LARGE * len(read) and not seen.unhealthy:
         return None  # a normalization undoes the size of the weights before it
     hurt = seen.unhealthy or far or (not seen.learned and fixed_by(trace, FITTING_WEIGHTS, ALL_SCALED))

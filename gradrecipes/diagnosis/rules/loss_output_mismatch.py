@@ -26,14 +26,20 @@ A linear last layer with `from_logits=True`, or a softmax (sigmoid) without; lab
 
 from __future__ import annotations
 
-from gradrecipes.core.findings import Evidence, Finding, Kind
+from dataclasses import replace
+
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import DataReading
+from gradrecipes.core.trace.probes import LossReading
 from gradrecipes.core.trace.trial_reading import TrialReading
-from gradrecipes.diagnosis.facts.activation_mismatches import activation_mismatches
-from gradrecipes.diagnosis.facts.data_facts import heads, is_held_back
+from gradrecipes.diagnosis.facts.activation_mismatches import PROBABILITIES, activation_mismatches
+from gradrecipes.diagnosis.facts.data_facts import Head, heads, is_held_back
 from gradrecipes.diagnosis.facts.label_mismatches import all_with_all, label_mismatches
-from gradrecipes.diagnosis.facts.mismatch import Mismatch
+from gradrecipes.diagnosis.facts.mismatch import Mismatch, class_of
+from gradrecipes.diagnosis.facts.readings import number
 from gradrecipes.diagnosis.outcome import verdict
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
 
@@ -58,6 +64,7 @@ def loss_output_mismatch(trace: Trace) -> Finding | None:
             for misfit in (*label_mismatches(head), *activation_mismatches(head))
             if held_back or not misfit.only_if_held_back
         ]
+    found += _of_own_step(trace)
     if (trace.probes.trial or TrialReading()).pairs_samples is False:
         found.append(all_with_all("The loss of the model's own train step", "y"))
     if not found:
@@ -74,6 +81,27 @@ def loss_output_mismatch(trace: Trace) -> Finding | None:
         evidence=(*map(_evidence, found), *_failure(trace)),
         prescriptions=tuple({misfit.prescription.title: misfit.prescription for misfit in found}.values()),
     )
+
+
+def _of_own_step(trace: Trace) -> list[Mismatch]:
+    """Return what does not fit in a train step of the user's own, whose loss equals one of Keras' in value."""
+    outputs, measured = trace.description.outputs, (trace.probes.loss or LossReading()).outputs
+    arrays = (trace.probes.data or DataReading()).targets
+    if not trace.description.own_train_step or len(outputs) != 1 or len(measured) != 1 or outputs[0].loss is not None:
+        return []
+    output, last = outputs[0], next((layer for layer in reversed(trace.description.layers) if layer.activation), None)
+    low, high = number(measured[0].min), number(measured[0].max)
+    if not output.certain and last is not None and low is not None and high is not None and 0 <= low <= high <= 1:
+        activation = str(last.activation)
+        output = replace(output, activation=activation, certain=activation in PROBABILITIES)
+    head = Head(output, arrays[0] if len(arrays) == 1 and arrays[0].numeric else None, measured[0], (), 0)
+    if not head.known:
+        return []
+    advice = prescription(
+        "loss_of_train_step", loss=class_of(head.loss), taken=head.from_logits, given=not head.from_logits
+    )
+    critical = (misfit for misfit in activation_mismatches(head) if misfit.severity is Severity.CRITICAL)
+    return [replace(misfit, prescription=advice) for misfit in critical]
 
 
 def _evidence(misfit: Mismatch) -> Evidence:

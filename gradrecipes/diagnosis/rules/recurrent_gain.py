@@ -261,17 +261,17 @@ def _prescriptions(trace: Trace, layer: RecurrentReading, way: str) -> tuple[Pre
     """Return what to do, the best first; `way` is "backward", "forward", "vanishing", "cell" or "motion"."""
     clipping = clip(trace, "Clip the gradient by its global norm", repairs=True)
     values = {"units": layer.units or 64, "kind": layer.kind}
-    gated = layer.kind in ("LSTM", "GRU")  # of the others no line of Keras is known to fit
     advice = []
-    if gated and layer.activation != "tanh":
-        advice.append(prescription("recurrent_tanh", **values))
-    if not gated and way != "motion":
+    if layer.kind in ("LSTM", "GRU"):
+        advice += [prescription("recurrent_tanh", **values)] if layer.activation != "tanh" else []
+        advice.append(prescription("gated_initializers", **values))
+    elif layer.kind == "SimpleRNN":
         key = "recurrent_identity" if layer.activation == "relu" else "recurrent_orthogonal"
-        advice.append(prescription(key, **values))
-    if way == "motion":
-        advice.append(clipping)
-    advice.append(prescription("gated_initializers" if gated else "gated_layer", **values))
-    if way not in ("motion", "vanishing"):
+        advice.append(clipping if way == "motion" else prescription(key, **values))
+        advice.append(prescription("gated_layer", **values))
+    elif way == "vanishing" and layer.kind not in GATED:  # a cell of the user's own: no line of Keras is known to fit
+        advice.append(prescription("gated_state"))
+    if clipping not in advice and (way not in ("motion", "vanishing") or not advice):
         advice.append(clipping)
     if layer.steps is not None and layer.steps > SHORT_SEQUENCE:
         advice.append(prescription("shorter_sequences", steps=layer.steps, short=SHORT_SEQUENCE))

@@ -116,7 +116,8 @@ def _of_outputs(trace: Trace) -> Terms | None:
     learned = sum(one.learned for one in trial.outputs)
     proven = result is not None and (result.outputs_learned or 0) > learned
     ratio = large[1] / size(small, small.start)
-    tried = result is not None and result.outputs_learned is not None
+    # A rate that suits the large term may be too low for balanced ones: then the variation shows nothing.
+    tried = result is not None and (result.outputs_learned or 0) >= max(1, learned)
     if ratio < OUTWEIGHS or (not proven and (tried or ratio < DROWNS)):
         return None
     name = f"the loss of {small.name!r}"

@@ -31,9 +31,10 @@ import math
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import LayerSignal
+from gradrecipes.core.trace.trial_reading import FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.data_facts import arrays
 from gradrecipes.diagnosis.facts.readings import RECURRENT, WEIGHTED, hidden, layers, number, rounded, weights
-from gradrecipes.diagnosis.outcome import verdict
+from gradrecipes.diagnosis.outcome import fixed_by, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import change_activation, normalize_before_the_activation
 from gradrecipes.diagnosis.registry import rule
 
@@ -103,8 +104,12 @@ def _of_layers(trace: Trace, odd: list[LayerSignal], broke: bool) -> Finding:
 
 
 def _jump(trace: Trace) -> tuple[LayerSignal, float] | None:
-    """Return the first layer whose own arithmetic makes of usual numbers a thousand times larger ones, and of what."""
+    """Return the first layer whose own arithmetic makes of usual numbers a thousand times larger ones, and of what.
+
+    Arithmetic of a composite layer stands between its inner layers: then it is the layer that such numbers enter.
+    """
     largest = max((number(array.rms) or 0.0 for array in arrays(trace, parts=("inputs",))), default=0.0)
+    weighty = fixed_by(trace, FITTING_WEIGHTS)
     for layer in layers(trace):
         size = layer.output_rms
         size = math.inf if size is None and layer.nonfinite_share else size or 0.0
@@ -112,20 +117,27 @@ def _jump(trace: Trace) -> tuple[LayerSignal, float] | None:
         entered = max(largest, layer.input_rms or 0.0)
         if not of_weights and 0.0 < entered < USUAL and size > JUMP * max(entered, 1.0):
             return layer, entered
+        if not weighty and 0.0 < largest < USUAL and (layer.input_rms or 0.0) > JUMP * max(largest, 1.0):
+            return layer, largest
         largest = max(largest, size)
     return None
 
 
 def _of_operation(trace: Trace, layer: LayerSignal, entered: float) -> Finding:
-    size = layer.output_rms
+    enters = (layer.input_rms or 0.0) > JUMP * max(entered, 1.0)  # what comes before it does so
+    size = layer.input_rms if enters else layer.output_rms
     became = "more than float32 holds" if size is None else f"a size of {rounded(size)}"
     statement = (
-        f"{layer.name!r} ({layer.kind}) turns an input of root mean square {rounded(entered)} at most into {became}, "
-        "without weights that would do so."
+        f"The arithmetic before {layer.name!r} ({layer.kind}) turns numbers of root mean square {rounded(entered)} at "
+        f"most into {became}, though the layers around it do not."
+        if enters
+        else f"{layer.name!r} ({layer.kind}) turns an input of root mean square {rounded(entered)} at most into "
+        f"{became}, without weights that would do so."
     )
+    what = f"What enters {layer.name!r}" if enters else f"The output of {layer.name!r}"
     return Finding(
         code="unbounded_activation",
-        title=f"The output of {layer.name!r} grows faster than its input",
+        title=f"{what} grows faster than {'the outputs before it' if enters else 'its input'}",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=0.85,

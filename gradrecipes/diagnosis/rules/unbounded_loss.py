@@ -32,6 +32,7 @@ import numpy as np
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.diagnosis.facts.data_facts import heads
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import losses, verdict
@@ -86,7 +87,15 @@ def unbounded_loss(trace: Trace) -> Finding | None:
 
 def _of_run(trace: Trace) -> Finding | None:
     """Tell it from a run alone: near a least value the gradient shrinks, while here it grows with the loss below 0."""
-    run, norm = losses(trace), trace.gradient_norm.astype(float)
+    logs = {} if np.isfinite(losses(trace)).any() else (trace.probes.trial or TrialReading()).logs
+    several = {repr(name): np.array(values, float) for name, values in logs.items() if "loss" in name.lower()}
+    return next(
+        (found for one in (several or {"the loss": losses(trace)}).items() if (found := _falls(*one, trace))), None
+    )
+
+
+def _falls(name: str, run: np.ndarray, trace: Trace) -> Finding | None:
+    norm = trace.gradient_norm.astype(float)
     quarter = len(run) // 4
     if quarter < MIN_QUARTER or not (np.isfinite(run).all() and np.isfinite(norm).all()):
         return None
@@ -94,19 +103,20 @@ def _of_run(trace: Trace) -> Finding | None:
     grown = float(np.median(norm[-quarter:])) / max(float(np.median(norm[:quarter])), np.finfo(float).tiny)
     if not (last < -FALLEN * max(abs(first), 1.0) and last < 2.0 * before < 0 and grown > IN_PROPORTION):
         return None
+    what = "The loss" if name == "the loss" else f"The loss {name}"
     statement = (
-        f"The loss fell from {rounded(first)} to {rounded(last)} while the gradient grew {rounded(grown)}-fold; near a "
+        f"{what} fell from {rounded(first)} to {rounded(last)} while the gradient grew {rounded(grown)}-fold; near a "
         "minimum the gradient shrinks"
     )
     return Finding(
         code="unbounded_loss",
-        title=f"The loss has no minimum: it is {rounded(last)} and falls faster and faster",
+        title=f"{what} has no minimum: it is {rounded(last)} and falls faster and faster",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=0.85,
         explanation=f"{statement}. The outputs grow without end; a falling loss is not a sign of learning.",
         evidence=(Evidence(f"{statement}.", last, first, "this run"),),
-        prescriptions=(prescription("bounded_loss", name="the loss"),),
+        prescriptions=(prescription("bounded_loss", name=name),),
     )
 
 
