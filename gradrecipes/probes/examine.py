@@ -31,7 +31,7 @@ from gradrecipes.probes.trial import failure, try_out
 from gradrecipes.training.description.describe import describe_model
 from gradrecipes.training.step.replicas import require_supported
 from gradrecipes.training.trial.trial import build_on, step_works
-from gradrecipes.training.trial.trial_data import TrialData, is_arrays, trial_data
+from gradrecipes.training.trial.trial_data import TrialData, first_samples, is_arrays, trial_data
 
 HESSIAN_PRODUCTS = 12  # of the sharpness: the largest eigenvalue is known to some percent by then
 SMALL_BATCH = 8  # samples up to which the noise of the gradient is asked for
@@ -295,7 +295,7 @@ def _affordable(batch: Any, samples: int, outputs: int, steps: int | None) -> An
     """Return as many samples of a batch as can be looked at for what a look may cost."""
     allowed = max(MAX_STEPS, MAX_SHARE * (steps or 0)) * PASSES_OF_A_STEP
     share = allowed / (EAGER_COST * (PASSES_OF_A_LOOK + outputs))
-    return batch if share >= 1 else _first(batch, max(1, int(share * samples)))
+    return batch if share >= 1 else first_samples(batch, max(1, int(share * samples)))
 
 
 def _data(x: Any, y: Any, sample_weight: Any, batch_size: int, steps: int | None) -> TrialData | None:
@@ -306,12 +306,8 @@ def _data(x: Any, y: Any, sample_weight: Any, batch_size: int, steps: int | None
         samples = max(1, ENTRIES_AT_MOST // max(1, largest))
         if steps is not None:
             samples = min(samples, max(1, steps * batch_size))
-        heads = [None if part is None else _first(part, samples) for part in (x, y, sample_weight)]
+        heads = [None if part is None else first_samples(part, samples) for part in (x, y, sample_weight)]
         return trial_data(*heads[:2], sample_weight=heads[2], batch_size=batch_size)
     except Exception:
         logger.debug("The data could not be read before a fit.", exc_info=True)
         return None
-
-
-def _first(part: Any, samples: int) -> Any:
-    return keras.tree.map_structure(lambda array: None if array is None else array[:samples], part)

@@ -18,6 +18,7 @@ from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import LossEquivalent, LossPoint, LossReading, OutputReading
 from gradrecipes.training.description.output_head import OutputLoss, losses_of
 from gradrecipes.training.recovery.model_state import preserves_state
+from gradrecipes.training.trial.trial_data import first_samples
 
 CLOSE = 2e-3  # relative difference at every trial; the losses below differ by tenths from one another
 TRIALS = 3  # predictions on which they are compared
@@ -117,7 +118,7 @@ def loss_probe(model: keras.Model, batch: Any, description: Description) -> Loss
     points: list[LossPoint] = []
     failure = None
     try:
-        x, y, _ = (_some(part) for part in keras.utils.unpack_x_y_sample_weight(batch))
+        x, y, _ = (first_samples(part, SAMPLES) for part in keras.utils.unpack_x_y_sample_weight(batch))
         outputs = keras.tree.flatten(model(x, training=False))
         read += [_read(output) for output in outputs]
         targets = [] if y is None else keras.tree.flatten(y)
@@ -165,10 +166,6 @@ def _points(one: OutputLoss, activation: str | None, output: Any, target: tf.Ten
         if evaluated is not None:
             value, gradient, samples = evaluated
             yield LossPoint(one.output, at, activation, value, gradient, samples)
-
-
-def _some(part: Any) -> Any:
-    return keras.tree.map_structure(lambda array: None if array is None else array[:SAMPLES], part)
 
 
 def _activation(description: Description, place: int) -> str | None:

@@ -16,6 +16,8 @@ from gradrecipes.compat.tensorflow_private import current_graph
 from gradrecipes.core.trace.probes import RecurrentReading
 from gradrecipes.training.recovery.model_state import preserves_state
 from gradrecipes.training.step.capture import calls_intercepted
+from gradrecipes.training.trial.trial import finite
+from gradrecipes.training.trial.trial_data import first_samples
 
 State = list[Any]
 
@@ -229,7 +231,7 @@ def recurrent(model: keras.Model, x: Any, *, seed: int = 0) -> tuple[RecurrentRe
         nets).
     """
     layers = recurrent_layers(model)
-    batch = keras.tree.map_structure(lambda part: None if part is None else part[:SAMPLES], x)
+    batch = first_samples(x, SAMPLES)
     return _examined(model, layers, batch, seed) if layers else ()
 
 
@@ -268,8 +270,8 @@ def _measured(recurrence: Recurrence, seed: int) -> dict[str, Any]:
         "steps": recurrence.length,
         "window": recurrence.steps,
         "state_growth_per_step": _forward_growth(sizes[: broken[0] if len(broken) else None, 0]),
-        "state_rms": _number(sizes[-1, 0]),
-        "state_max": _number(sizes[-1, 1]),
+        "state_rms": finite(sizes[-1, 0]),
+        "state_max": finite(sizes[-1, 1]),
     }
     if len(broken):
         step = int(broken[0])
@@ -287,11 +289,11 @@ def _measured(recurrence: Recurrence, seed: int) -> dict[str, Any]:
     partly = taken < int(recurrence.real_steps.sum())
     return {
         **found,
-        "growth_per_step": _number(math.exp(exponent)),
-        "growth_fastest_sample": _number(math.exp(fastest)),
+        "growth_per_step": finite(math.exp(exponent)),
+        "growth_fastest_sample": finite(math.exp(fastest)),
         "reach": reach,
-        "log10_growth": _number(log10),
-        "growth": _number(10.0 ** min(log10, LARGEST_EXPONENT)),
+        "log10_growth": finite(log10),
+        "growth": finite(10.0 ** min(log10, LARGEST_EXPONENT)),
         "note": f"The growth over {recurrence.length} steps is extrapolated from the last {recurrence.steps}."
         if partly
         else None,
@@ -308,7 +310,7 @@ def _forward_growth(rms: np.ndarray) -> float | None:
     if len(late) < 2 or not (late > 0).all():
         return None
     slope = np.polyfit(np.arange(len(late)), np.log(late), 1)[0]
-    return _number(float(np.exp(slope)))
+    return finite(float(np.exp(slope)))
 
 
 def _described(layer: keras.layers.RNN, **measured: Any) -> RecurrentReading:
@@ -339,7 +341,3 @@ def _spectral_radius(cell: Any) -> float | None:
 
 def _name(activation: Any) -> str | None:
     return None if activation is None else getattr(activation, "__name__", type(activation).__name__)
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -22,7 +22,7 @@ from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.training.description.model_graph import describe_layer
 from gradrecipes.training.recovery.model_state import preserves_state
 from gradrecipes.training.step.capture import ActivationCapture
-from gradrecipes.training.trial.trial_data import TrialData
+from gradrecipes.training.trial.trial_data import TrialData, first_samples
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def signal(model: keras.Model, batch: Any, *, attention: AttentionProbe | None =
         batch: What `train_step` gets.
         attention: Reads the attention of the model; None where that is not wanted.
     """
-    x, y, sample_weight = (_some(part) for part in keras.utils.unpack_x_y_sample_weight(batch))
+    x, y, sample_weight = (first_samples(part, SAMPLES) for part in keras.utils.unpack_x_y_sample_weight(batch))
     captured, value, error = _passed(model, x, y, sample_weight)
     read = tuple(_reading(layer, entered, output, gradient) for layer, entered, (output, gradient) in captured)
     return SignalReading(read, () if attention is None else attention.read(x), weight_scales(model), value, error)
@@ -118,10 +118,6 @@ def _passed(
         except Exception as raised:  # a subclassed model may do in its train step what its call alone cannot
             failure = f"{type(raised).__name__}: {raised}"[:500]
     return list(zip(capture.layers(), capture.inputs(), capture.tensors(), strict=True)), value, failure
-
-
-def _some(part: Any) -> Any:
-    return keras.tree.map_structure(lambda array: None if array is None else array[:SAMPLES], part)
 
 
 def _reading(layer: keras.layers.Layer, entered: Any, output: tf.Tensor, gradient: Any) -> LayerSignal:

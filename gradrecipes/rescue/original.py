@@ -124,6 +124,8 @@ def _keeps_weights(layer: keras.layers.Layer) -> bool:
 
     Weights that are far too large or too small are taken for a mistake, which is what is to be repaired.
     """
+    from scipy.stats import ks_2samp
+
     own = [weight for weight in layer.weights if len(weight.shape) >= 2]
     if not own or sublayers(layer):
         return False
@@ -140,7 +142,10 @@ def _keeps_weights(layer: keras.layers.Layer) -> bool:
         if drawn is None:
             continue
         ratio = values.std() / max(drawn.std(), np.finfo(np.float32).tiny)
-        if USUAL_SPREAD[0] < ratio < USUAL_SPREAD[1] and _different(values, drawn) < UNLIKE_ITS_INITIALIZER:
+        if (
+            USUAL_SPREAD[0] < ratio < USUAL_SPREAD[1]
+            and ks_2samp(values, drawn, method="asymp").pvalue < UNLIKE_ITS_INITIALIZER
+        ):
             return True
     return False
 
@@ -151,17 +156,6 @@ def _drawn(initializer: Any, shape: tuple[int, ...]) -> np.ndarray | None:
         return np.asarray(fresh(tuple(shape), dtype="float32"), np.float64).ravel()
     except Exception:  # an initializer of the user's own may want what is not known here
         return None
-
-
-def _different(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the p of the two-sample Kolmogorov-Smirnov test, by its limiting distribution."""
-    one, other = np.sort(one), np.sort(other)
-    both = np.concatenate([one, other])
-    apart = np.abs(
-        np.searchsorted(one, both, "right") / len(one) - np.searchsorted(other, both, "right") / len(other)
-    ).max()
-    size = len(one) * len(other) / (len(one) + len(other))
-    return float(min(1.0, 2.0 * np.exp(-2.0 * size * apart**2)))
 
 
 OWN = "own"  # what the user has, whatever it is

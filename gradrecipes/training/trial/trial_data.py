@@ -22,6 +22,11 @@ def is_arrays(x: Any) -> bool:
     return bool(parts) and all(hasattr(part, "shape") and hasattr(part, "dtype") for part in parts)
 
 
+def first_samples(part: Any, samples: int) -> Any:
+    """Return the first samples of every array of a structure; None stays None."""
+    return keras.tree.map_structure(lambda array: None if array is None else array[:samples], part)
+
+
 def draw_batches(data: tuple[Any, ...], *, batch_size: int, batches: int, seed: int) -> tuple[Any, ...]:
     """Return so many batches of samples, one after the other; every sample once before any comes again.
 
