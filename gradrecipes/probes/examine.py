@@ -16,8 +16,7 @@ from gradrecipes.compat.keras_private import optimizers_of, sublayers
 from gradrecipes.compat.random_state import random_numbers_kept
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.description import Description
-from gradrecipes.core.trace.probes import FailureReading, NoiseReading, Probes
+from gradrecipes.core.trace.probes import NoiseReading, Probes
 from gradrecipes.diagnosis.outcome import LEARNING, STALLED, UNKNOWN, verdict
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.data import read_data
@@ -30,7 +29,7 @@ from gradrecipes.probes.signal import forward_pass, signal
 from gradrecipes.probes.trial import failure, try_out
 from gradrecipes.training.description.describe import describe_model
 from gradrecipes.training.step.replicas import require_supported
-from gradrecipes.training.trial.trial import build_on, step_works
+from gradrecipes.training.trial.trial import build_error
 from gradrecipes.training.trial.trial_data import TrialData, first_samples, is_arrays, trial_data
 
 HESSIAN_PRODUCTS = 12  # of the sharpness: the largest eigenvalue is known to some percent by then
@@ -96,19 +95,25 @@ def examine(
     validation = _validation(validation_data, data)
     batch = data.cut(1, seed=seed)[0]
     planned = _planned_steps(data, epochs, steps_per_epoch)
-    failed = _failure_of_build(model, batch)
+    error = build_error(model, batch)
     tell("reading data and model")
     description = describe_model(model, batch_size=data.batch_size)
     read, read_validation = (None if part is None else read_data(part, description) for part in (data, validation))
-    probes = Probes(data=read, validation=read_validation)
-    if failed is not None or not _has_something_to_train(model, description):
+    trains = bool(model.trainable_variables) or any(not layer.built for layer in sublayers(model))
+    if error is None and not trains and not description.frozen:
+        raise ValueError(
+            f"The model {model.name!r} has nothing to train. Received: {len(model.variables)} weights, none of them "
+            "made to be trained. Add a layer with weights, such as keras.layers.Dense, then compile again."
+        )
+    if error is not None or not trains:
         trace = Trace(description=description)
-        trace.probes = Probes(data=read, failure=failed)
+        trace.probes = Probes(data=read, failure=None if error is None else failure("build", error))
         return trace
     tell("passing one batch through the net")
     attention = AttentionProbe(model)
-    probes = replace(
-        probes,
+    probes = Probes(
+        data=read,
+        validation=read_validation,
         nonfinite_slots=nonfinite_slots(model),
         loss=loss_probe(model, batch, description),
         recurrent=recurrent(model, keras.utils.unpack_x_y_sample_weight(batch)[0], seed=seed),
@@ -121,16 +126,6 @@ def examine(
     trace = try_out(model, data, description, probes, **how)
     _look_closer(model, data, trace, seed=seed, tell=tell)
     return trace
-
-
-def _failure_of_build(model: keras.Model, batch: Any) -> FailureReading | None:
-    """Build the model on a batch; return why it cannot be built, where its train step fails too."""
-    try:
-        build_on(model, batch)
-    except Exception as error:
-        if not step_works(model, [batch]):  # which builds it as well
-            return failure("build", error)
-    return None
 
 
 def _planned_steps(data: TrialData, epochs: int | None, steps_per_epoch: int | None) -> int | None:
@@ -174,22 +169,6 @@ def require_compiled(model: Any) -> None:
             "Call model.compile(optimizer=..., loss=...) before diagnose."
         )
     require_supported(model.distribute_strategy, "diagnose")
-
-
-def _has_something_to_train(model: keras.Model, description: Description) -> bool:
-    """Return whether any weight is trained; a model without a weight that could be is refused.
-
-    Raises:
-        ValueError: No layer has a weight that training could change.
-    """
-    if model.trainable_variables or any(not layer.built for layer in sublayers(model)):
-        return True
-    if description.frozen:
-        return False
-    raise ValueError(
-        f"The model {model.name!r} has nothing to train. Received: {len(model.variables)} weights, none of them made "
-        "to be trained. Add a layer with weights, such as keras.layers.Dense, then compile again."
-    )
 
 
 def _validation(given: Any, data: TrialData) -> TrialData | None:

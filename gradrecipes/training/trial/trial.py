@@ -334,6 +334,15 @@ def build_on(model: keras.Model, batch: Any) -> None:
         model(keras.tree.map_structure(lambda part: part[:1], x), training=False)
 
 
+def build_error(model: keras.Model, batch: Any) -> Exception | None:
+    """Build a model on one batch; return the error if neither its call nor its train step can."""
+    try:
+        build_on(model, batch)
+    except Exception as error:
+        return None if step_works(model, [batch]) else error  # the step builds it as well
+    return None
+
+
 def _create_all(model: keras.Model, batch: Any) -> None:
     """Let layers that only the train step calls create their weights: by tracing it, which takes no step."""
     if all(layer.built for layer in keras_private.sublayers(model)):
