@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import ArrayReading
 from gradrecipes.core.trace.description import FrozenLayer, OutputDescription
 from gradrecipes.core.trace.probes import AttentionReading, LossEquivalent
 from gradrecipes.core.trace.trace import Event
@@ -434,6 +435,14 @@ def of_own_step(activation: str, acts_like: LossEquivalent | None, low: float = 
     return trace
 
 
+def weighted(size: float, loss: np.ndarray = CLIMBING) -> Trace:
+    """Return a trial with sample weights of this size."""
+    trace = trial(loss, varied={"rate_0.001": LEARNS} if loss is CLIMBING else None)
+    given = ArrayReading("sample_weight", samples=1000, dtype="float32", numeric=True, rms=size)
+    trace.probes = replace(trace.probes, data=replace(trace.probes.data, sample_weight=(given,)))
+    return trace
+
+
 def far_out(*losses: float) -> Trace:
     """Return a trial whose loss reads so far out along its own slope."""
     trace = with_data(-FALLING[::-1] * 1e4, output=_REGRESSION)
@@ -480,6 +489,9 @@ TRACES |= {
     "own_blocks_double": lambda: of_own_blocks(2.0),
     "own_blocks_multiply_and_learn": lambda: of_own_blocks(loss=FALLING),
     "loss_falls_below_all": lambda: trial(-np.exp(0.15 * np.arange(STEPS)), norm=np.exp(0.1 * np.arange(STEPS))),
+    "weights_of_samples_huge": lambda: weighted(1e8),
+    "weights_of_samples_huge_learns": lambda: weighted(1e8, FALLING),
+    "weights_of_samples_balanced": lambda: weighted(12.0),
     "critic_without_end": lambda: of_several_losses(
         -np.exp(0.08 * np.arange(STEPS)), norm=np.exp(0.05 * np.arange(STEPS))
     ),
@@ -565,6 +577,7 @@ FIRES: dict[str, tuple[str, ...]] = {
     "corrupt_batch": ("data_with_outlier",),
     "unscaled_inputs": ("data_far",),
     "unscaled_targets": ("targets_far",),
+    "unscaled_loss_weights": ("weights_of_samples_huge",),
     "loss_output_mismatch": ("labels_beyond", "own_step_logits_of_softmax"),
     "unsafe_loss": ("loss_by_hand",),
     "recurrent_gain": ("recurrence_explodes", "recurrence_vanishes"),
@@ -576,6 +589,7 @@ SILENT: dict[str, tuple[str, ...]] = {
     "frozen_weights": (
         *(*SOUND, "data_sound_stands", "frozen_and_learns", "frozen_and_no_better_freed", "frozen_scales_only"),
     ),
+    "unscaled_loss_weights": (*SOUND, "weights_of_samples_huge_learns", "weights_of_samples_balanced"),
     "unbalanced_loss_terms": (
         *(*SOUND, "data_sound_stands", "terms_that_learn", "terms_that_balance_does_not_help", "terms_on_their_way"),
         *("terms_with_a_light_penalty", "parts_of_like_size", "parts_that_fall"),

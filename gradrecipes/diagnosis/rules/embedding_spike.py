@@ -74,7 +74,8 @@ def embedding_spike(trace: Trace) -> Finding | None:
     seen = verdict(trace)
     if seen.learned and (seen.end_over_baseline < LEARNED or not halved_by(trace, seen, FITTING_WEIGHTS)):
         return None
-    large = [weight for weight in weights(trace) if weight.role == "embedding" and weight.rms > LARGE]
+    least = HUGE if seen.learned else LARGE
+    large = [weight for weight in weights(trace) if weight.role == "embedding" and weight.rms > least]
     ratio, layer = _ratio(trace) if seen.unhealthy else (math.nan, None)
     if not (large or ratio > STANDS_OUT):
         return None

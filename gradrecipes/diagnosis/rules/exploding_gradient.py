@@ -79,6 +79,7 @@ STRONG_CLIP = 0.1  # clip factor: the step was shortened to a tenth or less
         "optimizer_state",
         "unscaled_inputs",
         "unscaled_targets",
+        "unscaled_loss_weights",
         "unbalanced_loss_terms",
         "exploding_initialization",
         "unbounded_activation",

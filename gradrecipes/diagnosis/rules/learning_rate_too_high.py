@@ -96,6 +96,7 @@ EASED = 0.5  # share of its loss that a run loses at a lower rate, if not all th
         "optimizer_state",
         "unscaled_inputs",
         "unscaled_targets",
+        "unscaled_loss_weights",
         "exploding_initialization",
         "embedding_spike",
         "unbounded_activation",

@@ -65,6 +65,7 @@ class First(NamedTuple):
         "optimizer_state",
         "unscaled_inputs",
         "unscaled_targets",
+        "unscaled_loss_weights",
         "exploding_initialization",
         "unbounded_activation",
         "recurrent_gain",

@@ -43,6 +43,7 @@ from gradrecipes.diagnosis.registry import rule
         "optimizer_state",
         "unscaled_inputs",
         "unscaled_targets",
+        "unscaled_loss_weights",
         "exploding_initialization",
         "unbounded_activation",
         "recurrent_gain",

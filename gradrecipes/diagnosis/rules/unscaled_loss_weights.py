@@ -1,0 +1,84 @@
+"""unscaled_loss_weights: weights of the samples, or of the only loss, multiply the gradient far from its size.
+
+## What it does
+Reads the sample weights and the weight that `compile` gives to a single loss. It fires where their root mean square is
+far from 1 and the run is not finite, diverges, stalls, or does not approach the loss of the best constant prediction. A
+net that learns with such weights, as under Adam, which divides by the gradient's size, is not reported.
+
+## Why it is bad
+A loss that is multiplied by a hundred million has a gradient a hundred million times as large, and plain gradient
+descent takes steps of a hundred million times the learning rate. Weights of a millionth leave it where it stands.
+
+## Example
+```python
+model.fit(x, y, sample_weight=1e8 * np.ones(len(x)))
+```
+
+## Remedy
+Divide the weights by their mean: the samples keep their proportions, and the loss its size.
+
+## References
+- https://keras.io/api/models/model_training_apis/: `sample_weight` multiplies the loss of each sample.
+"""
+
+from __future__ import annotations
+
+import math
+
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.facts.data_facts import arrays, is_held_back
+from gradrecipes.diagnosis.facts.readings import number, rounded
+from gradrecipes.diagnosis.outcome import fixing_rate, verdict
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription
+from gradrecipes.diagnosis.registry import rule
+
+FAR = 100.0  # root mean square of the weights, or its reciprocal: balanced class weights reach tens
+
+
+@rule(
+    code="unscaled_loss_weights",
+    kind=Kind.CAUSE,
+    title="The weights of samples or losses are far from 1",
+    short="weights of the loss far from 1",
+    order=94,
+    explained_by=("nonfinite_data", "loss_output_mismatch"),
+)
+def unscaled_loss_weights(trace: Trace) -> Finding | None:
+    """Tell by how much weights multiply the loss of a run that suffers."""
+    seen = verdict(trace)
+    size, name = _size(trace)
+    factor = max(size, 1.0 / size) if 0 < size < math.inf else 1.0
+    if factor < FAR or not (is_held_back(trace, seen) or not seen.learned):
+        return None
+    steps = fixing_rate(trace, lower=size > 1)
+    statement = f"{name} multiply the loss, and every gradient, by {rounded(size)}"
+    shown = "" if steps is None else f" At {steps:g} times the learning rate the same steps learn."
+    return Finding(
+        code="unscaled_loss_weights",
+        title=f"{name} multiply the loss by {rounded(size)}",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=0.75 if steps is None else 0.95,
+        explanation=(
+            f"{statement}. A plain gradient step is as many times as long; momentum does not change that, and clipping "
+            f"bounds it to the same length for every batch.{shown}"
+        ),
+        step=seen.step,
+        evidence=(Evidence(f"{statement}.", size, 1.0, "sample_weight and loss_weights"),),
+        prescriptions=(
+            prescription("mean_weight_of_one")
+            if name == "Sample weights"
+            else prescription("loss_weight_of_one", weight=rounded(size)),
+        ),
+    )
+
+
+def _size(trace: Trace) -> tuple[float, str]:
+    """Return what multiplies the loss, and how that is called."""
+    given = arrays(trace, parts=("sample_weight",))
+    if given:
+        return max(number(array.rms) or 0.0 for array in given), "Sample weights"
+    outputs = trace.description.outputs
+    weight = outputs[0].loss_weight if len(outputs) == 1 else None
+    return abs(weight or 0.0), "The loss weights"
