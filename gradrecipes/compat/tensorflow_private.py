@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -114,10 +114,26 @@ def rare_cond(predicate: tf.Tensor, true_fn: Callable[[], Any], false_fn: Callab
         true_fn: Makes the tensors of one branch.
         false_fn: Makes those of the other, in the same structure and of the same dtypes.
     """
-    if tf.distribute.has_strategy() or not _runs_on_the_cpu():
+    if not _stays_one_operation():
         return tf.cond(predicate, true_fn, false_fn)
     with tf.experimental.function_executor_type(_NOT_LOWERED):
         return tf.cond(predicate, _with_usual_executor(true_fn), _with_usual_executor(false_fn))
+
+
+def held(tensors: Sequence[Any]) -> Callable[[], list[Any]]:
+    """Hold tensors for a branch of `rare_cond` as one argument of it, not one each.
+
+    Whichever branch is taken, the operation hands it all arguments of both, one after the other. XLA cannot compile it.
+
+    Args:
+        tensors: Tensors or `tf.IndexedSlices`.
+
+    Returns:
+        What returns them, to be called in the branch.
+    """
+    if not _stays_one_operation():
+        return lambda: list(tensors)
+    return tf.experimental.Optional.from_value(tuple(tensors)).get_value
 
 
 def optimized(branch: Callable[[], Any]) -> Callable[[], Any]:
@@ -163,6 +179,10 @@ def _with_usual_executor(branch: Callable[[], Any]) -> Callable[[], Any]:
             return branch()
 
     return traced
+
+
+def _stays_one_operation() -> bool:
+    return not tf.distribute.has_strategy() and _runs_on_the_cpu()
 
 
 @functools.cache

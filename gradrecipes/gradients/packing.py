@@ -176,12 +176,13 @@ def values_of(tensor: TensorLike) -> tf.Tensor:
     return tensor.values if isinstance(tensor, tf.IndexedSlices) else tensor
 
 
-def identity(tensor: TensorLike) -> TensorLike:
-    """Return a tensor, or slices, read where this is called."""
-    values = tf.identity(values_of(tensor))
-    if isinstance(tensor, tf.IndexedSlices):
-        return tf.IndexedSlices(values, tensor.indices, tensor.dense_shape)
-    return values
+def identities(tensors: Sequence[TensorLike]) -> list[TensorLike]:
+    """Return tensors and slices as they are where this is called, all by one operation."""
+    values = tf.identity_n([values_of(tensor) for tensor in tensors])
+    return [
+        tf.IndexedSlices(value, tensor.indices, tensor.dense_shape) if isinstance(tensor, tf.IndexedSlices) else value
+        for tensor, value in zip(tensors, values, strict=True)
+    ]
 
 
 def without_repeated_indices(tensors: Sequence[TensorLike], *, xla: bool) -> list[TensorLike]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.tensorflow_private import optimized, plain_variable, rare_cond
+from gradrecipes.compat.tensorflow_private import held, optimized, plain_variable, rare_cond
 from gradrecipes.core.trace import (
     APPLIED,
 )
@@ -26,7 +26,7 @@ from gradrecipes.gradients.packing import (
     Indices,
     PackedTensors,
     combine_norms,
-    identity,
+    identities,
     in_columns,
     without_repeated_indices,
 )
@@ -152,6 +152,8 @@ class Pipeline:
         recorder = self._make_recorder(len(gradients), 0) if record and not at_end else None
         undescribed, weights = tf.zeros([len(gradients) if at_end else 0, DETAILS]), update.weights or list
         variables = update.variables or ()
+        # Without a record this may be a loop of the user's own, which XLA may compile without our knowing.
+        kept = held(gradients) if settings.record and not settings.xla else lambda: gradients
 
         def usual_step() -> list[Any]:
             if detector is not None:
@@ -160,9 +162,9 @@ class Pipeline:
             return [tf.constant(APPLIED, tf.int64), *squares.norms(), undescribed, *before]
 
         def other_step() -> list[Any]:
-            packed = PackedTensors(gradients, xla=settings.xla)
+            packed = PackedTensors(kept(), xla=settings.xla)
             norms = Norms(*rare_cond(squares.within_float32, squares.norms, lambda: scaled_norms(packed)))
-            finite, overflows = judge_range(norms, gradients, loss_scale)
+            finite, overflows = judge_range(norms, packed.tensors, loss_scale)
             norms = norms._replace(finite=finite)
             if settings.skip:
                 from gradrecipes.gradients.skipping import decide
@@ -207,7 +209,7 @@ class Pipeline:
         if not self.settings.skip:
             # Measured first: an update that has begun could no longer reuse the memory of a gradient read after it.
             with tf.control_dependencies([outcome]):
-                update = replace(update, gradients=[identity(gradient) for gradient in update.gradients])
+                update = replace(update, gradients=identities(update.gradients))
             return self._update_clipped(update, norms, loss_scale, learn=norms.finite)
         is_applied = tf.equal(outcome, APPLIED)
         if self.settings.xla and update.assigned is not None:

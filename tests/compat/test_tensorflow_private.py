@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import gradrecipes as gr
-from gradrecipes.compat.tensorflow_private import dismantle, rare_cond, shared_function, with_arriving_gradient
+from gradrecipes.compat.tensorflow_private import dismantle, held, rare_cond, shared_function, with_arriving_gradient
 from tests.training.nets import assert_same_state, compiled, deterministic, digits, layers
 
 
@@ -269,3 +269,28 @@ def test_a_graph_is_freed_with_its_function():
     del function, step
     gc.collect()
     assert graph() is None
+
+
+@pytest.mark.parametrize("where", ["eager", "graph", "replica"])
+def test_held_tensors_are_what_they_were_in_whichever_branch_reads_them(where):
+    def step(positive):
+        sparse = tf.IndexedSlices(tf.fill([2, 3], 2.0), tf.constant([4, 1]), tf.constant([5, 3]))
+        kept = held([tf.fill([2, 2], 7.0), sparse, tf.constant([1.0, 2.0], tf.float16)])
+
+        def numbers(factor):
+            dense, slices, halves = kept()
+            assert dense.shape == [2, 2] and halves.dtype == tf.float16
+            return [factor * dense, factor * tf.convert_to_tensor(slices), tf.cast(halves, tf.float32)]
+
+        return rare_cond(positive, lambda: numbers(1.0), lambda: numbers(-1.0))
+
+    if where == "replica":
+        strategy = tf.distribute.MirroredStrategy(["cpu:0"])
+        run = tf.function(lambda positive: strategy.run(step, (positive,)))
+    else:
+        run = tf.function(step) if where == "graph" else step
+    for positive, factor in ((True, 1.0), (False, -1.0)):
+        dense, slices, halves = run(tf.constant(positive))
+        assert dense.numpy().tolist() == [[7.0 * factor] * 2] * 2
+        assert slices.numpy().tolist() == [[2.0 * factor * (row in (1, 4))] * 3 for row in range(5)]
+        assert halves.numpy().tolist() == [1.0, 2.0]
