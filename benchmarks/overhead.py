@@ -1,19 +1,23 @@
 """What monitoring and guarding cost, as a user feels it: time of an epoch against that of plain Keras.
 
-    python benchmarks/overhead.py [--nets lstm,cnn] [--xla] [--rounds 15] [--steps 200] [--cores 1]
+    python benchmarks/overhead.py [--nets lstm,cnn] [--xla] [--rounds 12] [--steps 200] [--cores 1]
     python benchmarks/overhead.py --start-up        time to the first step of fresh models
     python benchmarks/overhead.py --depth           steps of nets of 10 to 1000 layers
     python benchmarks/overhead.py --parameters      steps of nets of 1e4 to 1e8 parameters
 
-Models are built once. A round runs an epoch of each variant in random order, in one process on the given number of
-cores: 200 steps through `model.fit`, with validation and all that callbacks do on the host. The figure is the median of
-the ratios to the plain epoch of the same round, with half the distance between its quartiles divided by the square root
-of the rounds. "keras clip" is Keras' own `global_clipnorm`; "recompute" is the usual answer to "how do I see my
-gradients", a callback that computes them anew; "norms as metrics" a `train_step` that returns every norm. In a long fit
-a second function without captured activations takes over; here it does from the first round on.
+Each variant is one long `model.fit` in a thread of its own, in one process on the given number of cores. The fits take
+turns: a round is an epoch of each in random order, with validation and all that callbacks do on the host. The figure is
+the median of the ratios to the plain epochs of the same round, with half the distance between its quartiles divided by
+the square root of the rounds. "plain again" is a second plain fit: how far it is from 1 says how far two fits of the
+same kind may be apart. On one core processor time is counted, which other programs on the machine do not lengthen; on
+several, time on the clock.
 
-`make bench ONLY=overhead` measures the same and writes JSON; `overhead_xla`, `overhead_start_up`, `overhead_depth` and
-`overhead_parameters` are the others.
+"keras clip" is Keras' own `global_clipnorm`; "recompute" is the usual answer to "how do I see my gradients", a callback
+that computes them anew; "norms as metrics" a `train_step` that returns every norm. In a long fit a second function
+without captured activations takes over; here it does from the beginning.
+
+`make bench ONLY=overhead` measures the same and writes JSON; `overhead_xla`, `overhead_cores` (two of them),
+`overhead_start_up`, `overhead_depth` and `overhead_parameters` are the others.
 """
 
 from __future__ import annotations
@@ -21,7 +25,9 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import threading
 import time
+from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -82,6 +88,7 @@ PARAMETERS = {f"{name} parameters": lambda width=width: mlp(3, width) for name, 
 CLIP = gr.clipping.by_global_norm(1.0)
 VARIANTS = {
     "plain": ({}, lambda: []),
+    "plain again": ({}, lambda: []),
     "keras clip": ({"global_clipnorm": 1.0}, lambda: []),
     "monitor": ({}, lambda: [gr.GradientMonitor()]),
     "monitor + guard": ({}, lambda: [gr.GradientMonitor(), gr.GradientGuard()]),
@@ -94,19 +101,62 @@ VARIANTS = {
 }
 
 
-class EpochTimer(keras.callbacks.Callback):
-    """Time an epoch from its begin to its end, what other callbacks do there included: list it last.
+# What is measured of nets that grow, whose steps take long.
+IN_GROWTH = ("plain", "plain again", "keras clip", "monitor", "monitor + guard + clip")
+
+
+class TurnTaker(keras.callbacks.Callback):
+    """Time an epoch from the end of the one before to its own, and wait there for the next turn: list it last.
 
     It has no hook at every batch, which would make Keras wait for every step's logs.
+
+    Args:
+        clock: Returns seconds.
     """
 
-    def on_train_begin(self, logs=None):
-        """Read the clock: an epoch begins here, before other callbacks do something about it."""
-        self.start = time.perf_counter()
+    def __init__(self, clock: Callable[[], float]):
+        super().__init__()
+        self.clock, self.may_go, self.has_ended = clock, threading.Semaphore(0), threading.Semaphore(0)
 
     def on_epoch_end(self, epoch, logs=None):
-        """Read the clock again."""
-        self.seconds = time.perf_counter() - self.start
+        """Note the time of this epoch, and let another fit go on."""
+        self.seconds = self.clock() - self.start
+        self.has_ended.release()
+        self.may_go.acquire()
+        self.start = self.clock()
+
+
+class LongFit(threading.Thread):
+    """A fit that goes on by an epoch whenever it is asked to."""
+
+    def __init__(self, model: keras.Model, callbacks: list, clock: Callable[[], float], **arguments):
+        super().__init__(daemon=True)
+        self.model, self.turn, self.error = model, TurnTaker(clock), None
+        self.arguments = arguments | {"callbacks": [*callbacks, self.turn]}
+
+    def run(self):
+        """Fit until `close`."""
+        self.turn.may_go.acquire()
+        self.turn.start = self.turn.clock()
+        try:
+            self.model.fit(epochs=2**31, verbose=0, shuffle=False, **self.arguments)
+        except Exception as error:
+            self.error = error
+        self.turn.has_ended.release()
+
+    def epoch(self) -> float:
+        """Go on to the end of the next epoch, and return the seconds that took."""
+        self.turn.may_go.release()
+        self.turn.has_ended.acquire()
+        if self.error is not None:
+            raise self.error
+        return self.turn.seconds
+
+    def close(self) -> None:
+        """Let the fit end."""
+        self.model.stop_training = True
+        self.turn.may_go.release()
+        self.join()
 
 
 class FirstStep(keras.callbacks.Callback):
@@ -114,7 +164,7 @@ class FirstStep(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         """Read the clock once."""
-        self.__dict__.setdefault("moment", time.perf_counter())
+        self.__dict__.setdefault("moment", time.process_time())
 
 
 class NormsAsMetrics(keras.Model):
@@ -171,24 +221,29 @@ def build(make, variant: str, xla: bool) -> tuple[keras.Model, list]:
     return model, callbacks()
 
 
-def measure(make, variants: list[str], *, rounds: int, steps: int, xla: bool) -> dict[str, dict[str, float]]:
+def measure(
+    make, variants: list[str], *, rounds: int, steps: int, cores: int, xla: bool
+) -> dict[str, dict[str, float]]:
     """Return by variant the median ratio of an epoch to the plain one, and its spread."""
     data, validation = batches(steps * BATCH), batches(VALIDATION)
-    built = {variant: build(make, variant, xla) for variant in variants}
+    clock = time.process_time if cores == 1 else time.perf_counter
+    fits = {}
+    for variant in variants:
+        model, callbacks = build(make, variant, xla)
+        fits[variant] = LongFit(model, callbacks, clock, x=data, validation_data=validation)
+        fits[variant].start()
+        fits[variant].epoch()  # in which it is traced
     random = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {variant: [] for variant in variants}
-    for turn in range(-2, rounds):
+    for turn in range(-1, rounds):
+        gc.collect()
         for variant in random.permutation(variants):
-            model, callbacks = built[variant]
-            timer = EpochTimer()
-            # The first step of a fit is traced in the first round, the second function in the next one.
-            few = data.take(max(8, steps // 20)) if turn < 0 or variant == "recompute" else data
-            gc.collect()
-            model.fit(few, verbose=0, shuffle=False, validation_data=validation, callbacks=[*callbacks, timer])
+            spent = fits[variant].epoch()
             if turn >= 0:
-                share = few.cardinality().numpy() / steps
-                seconds[variant].append(timer.seconds / share)
-    plain = np.array(seconds["plain"])
+                seconds[variant].append(spent)
+    for fit in fits.values():
+        fit.close()
+    plain = np.median([seconds[variant] for variant in variants if variant.startswith("plain")], axis=0)
     found = {"milliseconds of a plain step": {"median": float(np.median(plain)) / steps * 1e3}}
     for variant in variants:
         ratios = np.array(seconds[variant]) / plain
@@ -206,7 +261,7 @@ def start_up(make, variants: list[str], *, rounds: int, xla: bool) -> dict[str, 
             model, callbacks = build(make, variant, xla)
             first = FirstStep()
             gc.collect()
-            start = time.perf_counter()
+            start = time.process_time()
             model.fit(data, verbose=0, shuffle=False, callbacks=[*callbacks, first])
             if turn >= 0:
                 seconds[variant].append(first.moment - start)
@@ -235,7 +290,7 @@ def show(found: dict[str, dict]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--nets", default="", help="parts of names of nets, with commas between them")
     parser.add_argument("--variants", default="", help="names of variants, with commas between them")
@@ -254,7 +309,7 @@ def main() -> None:
 def collect(
     kind: str,
     *,
-    rounds: int = 15,
+    rounds: int = 12,
     steps: int = 200,
     cores: int = 1,
     xla: bool = False,
@@ -266,18 +321,21 @@ def collect(
     prepared_step.LEAN_AFTER = 0
     known = {"depth": DEPTHS, "parameters": PARAMETERS}.get(kind, NETS)
     names = [name for name in VARIANTS if name in variants.split(",") or not variants]
-    names = list(dict.fromkeys(["plain", *names]))
-    if kind != "steps" or xla:
+    if not variants and kind in ("depth", "parameters"):
+        names = list(IN_GROWTH)
+    if not variants and (kind == "start_up" or xla):
         names = [name for name in names if name not in ("recompute", "norms as metrics")]
+    names = list(dict.fromkeys(["plain", *names]))
     found = {}
     for net in [net for net in known if any(part.lower() in net.lower() for part in nets.split(","))]:
         if kind == "start_up":
-            rounds = min(rounds, 5)
-            found[net] = start_up(known[net], names, rounds=rounds, xla=xla)
+            repeats = min(rounds, 5)
+            found[net] = start_up(known[net], names, rounds=repeats, xla=xla)
         else:
-            found[net] = measure(known[net], names, rounds=rounds, steps=steps, xla=xla)
+            repeats, epoch = (rounds, steps) if kind == "steps" else (min(rounds, 8), min(steps, 25))
+            found[net] = measure(known[net], names, rounds=repeats, steps=epoch, cores=cores, xla=xla)
         for cell in found[net].values():
-            cell["rounds"] = rounds
+            cell["rounds"] = repeats
         keras.backend.clear_session()
         show({net: found[net]})
     return found

@@ -22,7 +22,7 @@ def test_overhead_compares_with_the_clip_of_keras(monkeypatch):
         "monitor": {"median": 1.04} | cell,
         "monitor + guard + clip": {"median": 1.10} | cell,
     }
-    monkeypatch.setattr(overhead, "collect", lambda kind, xla: {"LSTM": row})
+    monkeypatch.setattr(overhead, "collect", lambda kind: {"LSTM": row})
     found = run.overhead()
     assert measured(found) == {"LSTM: keras clip": 1.06, "LSTM: monitor": 1.04, "LSTM: monitor + guard + clip": 1.10}
     assert [figure.reproduced for figure in found.figures] == [None, True, False]
