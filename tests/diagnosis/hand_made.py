@@ -443,6 +443,15 @@ def weighted(size: float, loss: np.ndarray = CLIMBING) -> Trace:
     return trace
 
 
+def without_targets(share: float, rms: float = 500.0) -> Trace:
+    """Return a trial of an equation: the inputs drive so many units of the first layer to their ends."""
+    trace = trial(FALLING, activation="tanh", layers=at(0, input_rms=rms, saturated_share=share))
+    trace.description = replace(trace.description, own_train_step=True)
+    x = with_data(x=array("x", rms=rms)).probes.data.inputs
+    trace.probes = replace(trace.probes, data=replace(trace.probes.data, inputs=x))
+    return trace
+
+
 def far_out(*losses: float) -> Trace:
     """Return a trial whose loss reads so far out along its own slope."""
     trace = with_data(-FALLING[::-1] * 1e4, output=_REGRESSION)
@@ -489,6 +498,9 @@ TRACES |= {
     "own_blocks_double": lambda: of_own_blocks(2.0),
     "own_blocks_multiply_and_learn": lambda: of_own_blocks(loss=FALLING),
     "loss_falls_below_all": lambda: trial(-np.exp(0.15 * np.arange(STEPS)), norm=np.exp(0.1 * np.arange(STEPS))),
+    "equation_far_out": lambda: without_targets(0.95),
+    "equation_far_out_within_its_ends": lambda: without_targets(0.4),
+    "equation_near": lambda: without_targets(0.95, rms=2.0),
     "weights_of_samples_huge": lambda: weighted(1e8),
     "weights_of_samples_huge_learns": lambda: weighted(1e8, FALLING),
     "weights_of_samples_balanced": lambda: weighted(12.0),
@@ -575,7 +587,7 @@ FIRES: dict[str, tuple[str, ...]] = {
     "nonfinite_validation": ("validation_breaks",),
     "nonfinite_data": ("data_with_nan",),
     "corrupt_batch": ("data_with_outlier",),
-    "unscaled_inputs": ("data_far",),
+    "unscaled_inputs": ("data_far", "equation_far_out"),
     "unscaled_targets": ("targets_far",),
     "unscaled_loss_weights": ("weights_of_samples_huge",),
     "loss_output_mismatch": ("labels_beyond", "own_step_logits_of_softmax"),
@@ -589,6 +601,7 @@ SILENT: dict[str, tuple[str, ...]] = {
     "frozen_weights": (
         *(*SOUND, "data_sound_stands", "frozen_and_learns", "frozen_and_no_better_freed", "frozen_scales_only"),
     ),
+    "unscaled_inputs": (*SOUND, "data_sound_stands", "equation_far_out_within_its_ends", "equation_near"),
     "unscaled_loss_weights": (*SOUND, "weights_of_samples_huge_learns", "weights_of_samples_balanced"),
     "unbalanced_loss_terms": (
         *(*SOUND, "data_sound_stands", "terms_that_learn", "terms_that_balance_does_not_help", "terms_on_their_way"),

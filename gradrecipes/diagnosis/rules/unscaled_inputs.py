@@ -3,8 +3,9 @@
 ## What it does
 Looks at inputs that are not followed by a normalization: their root mean square, the range of their columns' scales,
 and the distance of their means from 0. It fires only where the run suffers (is not finite, diverges, stalls, or does
-not beat a constant prediction), and is certain where the net learns in the same steps with scaled inputs. Pixels from 0
-to 255 from which a net learns anyway are not reported, nor are indices into an embedding.
+not beat a constant prediction), or where they drive the bounded units of the first layer of a train step without
+targets, such as that of an equation, to their ends. It is certain where the net learns in the same steps with scaled
+inputs. Pixels from 0 to 255 from which a net learns anyway are not reported, nor are indices into an embedding.
 
 ## Why it is bad
 Initializers keep the size of a signal; they do not set it. Inputs of size 250 make outputs, loss and every gradient of
@@ -33,6 +34,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Sev
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import Columns, DataReading
 from gradrecipes.core.trace.description import InputDescription
+from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.core.trace.trial_reading import ALL_SCALED, SCALED_INPUTS
 from gradrecipes.diagnosis.facts.data_facts import (
     FAR_START,
@@ -41,7 +43,7 @@ from gradrecipes.diagnosis.facts.data_facts import (
     held_back_by,
     improves,
 )
-from gradrecipes.diagnosis.facts.readings import number, rounded
+from gradrecipes.diagnosis.facts.readings import WEIGHTED, layers, number, rounded
 from gradrecipes.diagnosis.outcome import Verdict, fixed_by, halved_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
@@ -52,6 +54,7 @@ APART = 100.0  # largest over smallest deviation of a column, one of the columns
 OFF_CENTER = 10.0  # mean of a column over its deviation, where that mean is larger than 3
 FAR_OUT = 5.0  # loss at the start over that of a constant prediction, where columns of different scales still learn
 FAR_FROM_CHANCE = 2.0  # loss at the end of the trial over that of a constant prediction, where scaling fixes it
+SHUT = 0.9  # share of the outputs of the first layer within a tenth of the slope of their ends
 TINY = 0.01  # root mean square below which all that the first layer makes of the inputs is its bias
 
 
@@ -65,7 +68,8 @@ TINY = 0.01  # root mean square below which all that the first layer makes of th
 def unscaled_inputs(trace: Trace) -> Finding | None:
     """Tell which inputs are far from unit size, and what becomes of the run with and without scaling."""
     seen = verdict(trace)
-    held = held_back_by(trace, SCALED_INPUTS, seen)
+    shut = _shut_out(trace)
+    held = shut is not None or held_back_by(trace, SCALED_INPUTS, seen)
     if not held and not _slowed(trace, seen):
         return None
     healed, tried = fixed_by(trace, SCALED_INPUTS), variation(trace, SCALED_INPUTS) is not None
@@ -88,6 +92,7 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
             Evidence(f"{what}.", measured, expected, "the data; Efficient BackProp, section 4.3"),
             *_largest_columns(array),
             *_start(seen),
+            *(() if shut is None else (_at_their_ends(shut),)),
             *variation_evidence(trace, SCALED_INPUTS, *(() if healed else (ALL_SCALED,))),
         ),
         prescriptions=_scaled(array),
@@ -97,6 +102,19 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
 def far_inputs(trace: Trace) -> list[ArrayReading]:
     """Return the inputs whose scale is odd enough to be fixed where a trial shows that scaling helps."""
     return [array for array in _unscaled(trace) if _oddity(array, fixed=True) is not None]
+
+
+def _shut_out(trace: Trace) -> LayerSignal | None:
+    """Return the first layer of a train step without targets whose bounded units its inputs drive to their ends.
+
+    Such a step has no constant prediction to beat, and its loss falls by what the later layers make of almost constant
+    units: that of an equation has solutions that are flat nearly everywhere.
+    """
+    if not trace.description.own_train_step or (trace.probes.data or DataReading()).targets:
+        return None
+    first = next((layer for layer in layers(trace) if layer.activation or layer.kind in WEIGHTED), None)
+    far = first is not None and (first.input_rms or 0.0) > FAR and (first.saturated_share or 0.0) >= SHUT
+    return first if far else None
 
 
 def _slowed(trace: Trace, seen: Verdict) -> bool:
@@ -208,6 +226,12 @@ def _start(seen: Any) -> tuple[Evidence, ...]:
         f"The run began at a loss of {rounded(seen.start)}; a constant prediction would give {rounded(seen.baseline)}."
     )
     return (Evidence(statement, seen.start, seen.baseline, "this trial, and the targets alone"),)
+
+
+def _at_their_ends(layer: LayerSignal) -> Evidence:
+    share = layer.saturated_share or 0.0
+    statement = f"{rounded(100 * share)} % of what {layer.name!r} puts out lies at the ends of its {layer.activation}."
+    return Evidence(statement, share, 0.0, "one batch, before the trial")
 
 
 def _scaled(array: ArrayReading) -> tuple[Prescription, ...]:
