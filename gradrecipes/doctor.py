@@ -49,7 +49,7 @@ def diagnose(
         tell: Called with a few words at the beginning of each part, for a display of progress.
 
     Returns:
-        The findings, most severe first, with the trace they rest on. A model whose training is sound has none.
+        The findings, most severe first, with the trace they rest on. A healthy training has none.
 
     Raises:
         TypeError: Neither a model nor a Trace; or data that are not numeric.

@@ -179,14 +179,14 @@ class TrialCurves(Picture):
     Args:
         loss: float `[steps]`, loss of each batch.
         batches: How many batches make a pass; 0 when they never came again.
-        chance: Loss of the best constant prediction, or None.
+        baseline: Loss of the best constant prediction, or None.
         varied: (start, end) of each variation by its name, None for one that broke.
 
     Attributes:
         axes_, figure_: The two matplotlib axes (losses, variations) and the figure, after `plot`.
 
     Example:
-        >>> TrialCurves([2.0, 1.0], batches=1, chance=2.3, varied={"rate x 0.1": (2.0, 1.9)}).passes
+        >>> TrialCurves([2.0, 1.0], batches=1, baseline=2.3, varied={"rate x 0.1": (2.0, 1.9)}).passes
         array([2., 1.])
     """
 
@@ -195,12 +195,12 @@ class TrialCurves(Picture):
         loss: Any,
         *,
         batches: int = 0,
-        chance: float | None = None,
+        baseline: float | None = None,
         varied: Mapping[str, tuple[float, float] | None] | None = None,
     ):
         self.loss = np.asarray(loss, np.float64)
         self.batches = batches
-        self.chance = chance
+        self.baseline = baseline
         self.varied = dict(varied or {})
         if self.loss.ndim != 1:
             raise ValueError(f"`loss` must have one value for each step. Received the shape {self.loss.shape}.")
@@ -216,7 +216,7 @@ class TrialCurves(Picture):
         trial = trace.probes.trial or TrialReading()
         loss = np.zeros(0) if trace.probes.trial is None else trace.loss.astype(float)
         varied = {(names or {}).get(name, name): _ends(result) for name, result in trial.variations.items()}
-        return cls(loss, batches=trial.batches, chance=trial.constant_baseline_loss, varied=varied)
+        return cls(loss, batches=trial.batches, baseline=trial.constant_baseline_loss, varied=varied)
 
     @property
     def passes(self) -> np.ndarray:
@@ -257,7 +257,7 @@ class TrialCurves(Picture):
         return self
 
     def _scale(self, axes: Any) -> None:
-        values = [self.loss, *([] if not self.chance else [[self.chance]])]
+        values = [self.loss, *([] if not self.baseline else [[self.baseline]])]
         values += [pair for pair in self.varied.values() if pair is not None]
         known = np.concatenate([np.asarray(part, float) for part in values])
         known = known[np.isfinite(known)]
@@ -280,13 +280,13 @@ class TrialCurves(Picture):
                 steps[~known], place, "x", color=NONFINITE_COLOUR, label="not finite",
                 transform=axes.get_xaxis_transform(),
             )  # fmt: skip
-        if self.chance:
-            axes.axhline(self.chance, color=GREY, linestyle=":", linewidth=1.4, label="best constant prediction")
+        if self.baseline:
+            axes.axhline(self.baseline, color=GREY, linestyle=":", linewidth=1.4, label="best constant prediction")
 
     def _draw_ends(self, axes: Any) -> None:
         axes.grid(alpha=0.25, axis="y")
-        if self.chance:
-            axes.axhline(self.chance, color=GREY, linestyle=":", linewidth=1.4)
+        if self.baseline:
+            axes.axhline(self.baseline, color=GREY, linestyle=":", linewidth=1.4)
         for place, pair in enumerate(self.varied.values()):
             if pair is None:
                 axes.plot([place], [0.96], "x", color=NONFINITE_COLOUR, transform=axes.get_xaxis_transform())

@@ -96,7 +96,7 @@ def _clipped(values: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
 
 
 def without(batches: Sequence[Any], bad: Sequence[np.ndarray]) -> list[Any]:
-    """Return the batches with bad samples replaced by sound ones of the same batch; a batch without one is left out.
+    """Return the batches with bad samples replaced by valid ones of the same batch; a batch without one is left out.
 
     Args:
         batches: What `train_step` gets.
@@ -104,10 +104,10 @@ def without(batches: Sequence[Any], bad: Sequence[np.ndarray]) -> list[Any]:
     """
     kept = []
     for batch, marks in zip(batches, bad, strict=True):
-        sound = np.flatnonzero(~marks)
-        if not len(sound):
+        valid = np.flatnonzero(~marks)
+        if not len(valid):
             continue
-        index = np.where(marks, sound[np.arange(len(marks)) % len(sound)], np.arange(len(marks)))
+        index = np.where(marks, valid[np.arange(len(marks)) % len(valid)], np.arange(len(marks)))
         kept.append(
             keras.tree.map_structure(
                 lambda array, index=index: None if array is None else tf.gather(array, index), batch

@@ -195,17 +195,17 @@ def _start(seen: Verdict) -> list[str]:
 
 
 def _end(trace: Trace, seen: Verdict) -> list[str]:
-    chance = f" (constant prediction: {rounded(seen.baseline)})" if math.isfinite(seen.baseline) else ""
+    baseline = f" (constant prediction: {rounded(seen.baseline)})" if math.isfinite(seen.baseline) else ""
     if seen.state == BROKEN:
         return [f"{_broken(trace, seen)} at step {seen.step}"]
     if seen.state == DIVERGING:
         return [f"loss climbs from {rounded(seen.start)} to {rounded(seen.end)}"]
     if seen.state == STALLED:
-        return [f"loss stays at {rounded(seen.end)}{chance}"]
+        return [f"loss stays at {rounded(seen.end)}{baseline}"]
     if seen.state == OSCILLATING:
-        return [f"loss oscillates around {rounded(seen.end)}{chance}"]
+        return [f"loss oscillates around {rounded(seen.end)}{baseline}"]
     if seen.end_over_baseline >= 1.0:
-        return [f"loss ends at {rounded(seen.end)}{chance}"]
+        return [f"loss ends at {rounded(seen.end)}{baseline}"]
     return []
 
 

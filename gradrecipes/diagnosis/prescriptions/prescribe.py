@@ -73,7 +73,7 @@ def leave_out_samples(samples: Sequence[int], name: str, everything: Sequence[st
 
 
 def _kept(names: Sequence[str]) -> str:
-    """Return the lines that keep the sound samples of arrays, parts of structures (`x.pixels`) among them."""
+    """Return the lines that keep the valid samples of arrays, parts of structures (`x.pixels`) among them."""
     return "".join(f"{name} = {name}[sound]\n" for name in names)
 
 

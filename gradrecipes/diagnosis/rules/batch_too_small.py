@@ -54,9 +54,7 @@ from gradrecipes.diagnosis.registry import rule
 
 FEW = 2  # samples; BatchNormalization over them returns signs, or with one its offset. arXiv 1803.08494, figure 1
 USUAL = 32  # samples; Keras' default, from which the error of BatchNormalization no longer falls
-LITTLE = (
-    0.5  # loss at the end over that of a constant prediction; sound nets get below in a trial that repeats its batches
-)
+LITTLE = 0.5  # end over the baseline; healthy nets get below it in a trial that repeats its batches
 MOST = 4096  # samples that are prescribed
 
 

@@ -44,7 +44,7 @@ from gradrecipes.diagnosis.prescriptions.prescribe import leave_out_samples, pre
 from gradrecipes.diagnosis.registry import rule
 
 LOSS_SPIKE = 20.0  # loss of a batch over the usual one of the run's beginning; a label that is wrong costs up to 10
-GRADIENT_SPIKE = 100.0  # gradient norm over the usual one of the beginning; sound batches differ by up to 10
+GRADIENT_SPIKE = 100.0  # gradient norm over the usual one of the beginning; valid batches differ by up to 10
 FEW = 0.1  # share of the batches of a pass that may stand out and still be single ones
 SHORTEST_PASS = 5  # batches; of fewer, none is single
 PASSES = 2  # passes over the data in which it has to recur

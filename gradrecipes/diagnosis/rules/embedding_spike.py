@@ -116,7 +116,7 @@ def embedding_spike(trace: Trace) -> Finding | None:
 
 
 def _far_out(trace: Trace, large: list[WeightScale], seen: Verdict) -> bool:
-    """Say whether vectors a hundred times too large go with a first loss far above chance, and no learning."""
+    """Say whether vectors a hundred times too large go with a first loss far above the baseline, and no learning."""
     huge = any(weight.rms > HUGE for weight in large)
     return huge and not seen.learned and first_loss_over_baseline(trace, seen) >= FAR_START
 

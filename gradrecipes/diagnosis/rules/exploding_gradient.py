@@ -54,7 +54,7 @@ FAR_BELOW = 1e-3  # end over the baseline of a run that nothing kept from learni
 HUGE_RATIO = (
     1e3  # ||g||/||W|| of a layer; simulated: He <= 4, squared loss of targets near 22 <= 310, sigma_w^2=4 > 1e3
 )
-USUAL_RATIO = 1.0  # ||g||/||W||; most layers of sound nets lie below
+USUAL_RATIO = 1.0  # ||g||/||W||; most layers of healthy nets lie below
 REFERENCE_STEPS = 100  # steps whose largest norm is the measure of a spike; Megatron-LM
 SPIKE_FACTOR = 10.0  # times that largest norm; Megatron-LM
 RUNAWAY_FACTOR = 1e3  # times the norm of the first step: grown within a run too short for Megatron-LM's measure

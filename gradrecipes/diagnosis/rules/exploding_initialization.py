@@ -133,7 +133,7 @@ def exploding_initialization(trace: Trace) -> Finding | None:
 
 
 def _does_no_harm(trace: Trace) -> bool:
-    """Say whether a trial began near chance all the same and got far below it."""
+    """Say whether a trial began near the baseline all the same and got far below it."""
     seen = verdict(trace)
     return seen.learned and seen.start_over_baseline < FAR_START and seen.end_over_baseline < LEARNED
 

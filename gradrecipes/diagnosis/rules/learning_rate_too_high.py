@@ -1,4 +1,4 @@
-"""learning_rate_too_high: sound weights and moderate gradients, but steps so long that the loss climbs.
+"""learning_rate_too_high: healthy weights and moderate gradients, but steps so long that the loss climbs.
 
 ## What it does
 Fires when the loss rises far above its start within the first 500 steps and does not come back, or becomes NaN or
@@ -72,7 +72,7 @@ from gradrecipes.diagnosis.prescriptions.prescribe import learning_rate_prescrip
 from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.rules.exploding_initialization import exploding_initialization
 
-USUAL_UPDATE = 1e-3  # update norm over weight norm in sound training
+USUAL_UPDATE = 1e-3  # update norm over weight norm in healthy training
 TARGET_UPDATE = 1e-2  # update norm over weight norm that the prescribed rate aims at: lively but safe
 LEAST_FACTOR, MOST_FACTOR = 10.0, 1e6  # by which the prescribed rate is lower
 GIANT_RATIO = 10.0  # median ||g||/||W|| at the first sample; He nets have .1 to 2, unscaled data 20 and more

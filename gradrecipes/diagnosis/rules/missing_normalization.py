@@ -50,7 +50,7 @@ from gradrecipes.diagnosis.registry import rule
 
 SKIPS = 8  # places where branches are added; sqrt(2) each makes 16-fold
 TOTAL = 10.0  # growth of the sum from the first to the last of them
-PER_SKIP = 1.15  # growth at each; sound branches of Fixup or ReZero add next to nothing
+PER_SKIP = 1.15  # growth at each; branches of Fixup or ReZero add next to nothing
 FEW_BLOCKS, PER_BLOCK = 3, 3.0  # blocks in a row, and growth at each, that no weights of usual size explain
 SUMS = {"Add", "Average"}
 MORE = 1.05  # times what a layer gave, of a sum with something else
@@ -138,7 +138,7 @@ def _sums(trace: Trace) -> tuple[str, list[LayerSignal], str]:
 
 
 def _harmed(trace: Trace) -> bool:
-    """Say whether a run did not learn, or, where chance is not known, begins with gradients out of proportion."""
+    """Say whether a run did not learn, or, where the baseline is not known, begins with gradients out of proportion."""
     seen = verdict(trace)
     return not seen.learned or (math.isnan(seen.end_over_baseline) and out_of_proportion(trace))
 

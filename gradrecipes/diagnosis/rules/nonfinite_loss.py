@@ -39,7 +39,7 @@ from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
 FEW = 3  # non-finite batches, or as many as there were epochs, that still count as isolated
-CLIMB = 10.0  # last sound loss over the first: the run diverged before it broke
+CLIMB = 10.0  # last finite loss over the first: the run diverged before it broke
 
 
 class First(NamedTuple):
@@ -139,7 +139,7 @@ def _first(trace: Trace, row: int) -> First:
 
 
 def _isolated(trace: Trace, bad: np.ndarray) -> bool:
-    """Say whether the bad steps stand alone: few, each followed by sound ones, at most one an epoch if more."""
+    """Say whether the bad steps stand alone: few, each followed by finite ones, at most one an epoch if more."""
     epochs = trace.steps["epoch"][bad]
     few = bad.sum() <= FEW or len(set(epochs.tolist())) == len(epochs)
     return bool(few and not bad[-1] and not (bad[1:] & bad[:-1]).any())
@@ -153,10 +153,10 @@ def _name(trace: Trace, row: int) -> str:
 def _history(trace: Trace, row: int, where: str) -> str:
     if row == 0:
         return f"The very first loss, at {where}, is {_name(trace, row)}: the run never had a finite loss."
-    sound = trace.loss[:row][np.isfinite(trace.loss[:row])]
+    finite = trace.loss[:row][np.isfinite(trace.loss[:row])]
     last = (
-        (f"; the last finite loss was {rounded(float(sound[-1]))}, the first {rounded(float(sound[0]))}")
-        if len(sound)
+        (f"; the last finite loss was {rounded(float(finite[-1]))}, the first {rounded(float(finite[0]))}")
+        if len(finite)
         else ""
     )
     climbing = _climbing(trace, int(trace.steps["step"][row]))
@@ -165,8 +165,8 @@ def _history(trace: Trace, row: int, where: str) -> str:
 
 
 def _climbing(trace: Trace, step: int) -> bool:
-    sound = trace.loss[(trace.steps["step"] < step) & np.isfinite(trace.loss)]
-    return len(sound) > 0 and bool(sound[-1] > CLIMB * abs(sound[0]))
+    finite = trace.loss[(trace.steps["step"] < step) & np.isfinite(trace.loss)]
+    return len(finite) > 0 and bool(finite[-1] > CLIMB * abs(finite[0]))
 
 
 def _first_measured_layer(trace: Trace) -> str | None:

@@ -42,7 +42,7 @@ from gradrecipes.diagnosis.registry import rule
 NO_EPSILON = 1e-15  # below it an entry whose gradient is 0 is divided by 0; Keras' own are 1e-7, 1e-30 in Adafactor
 EPSILON_OVER_GRADIENT = 100.0  # epsilon over the root mean square of a gradient's entries: it rules the division
 USUAL_BETA = 0.9  # beta_1; Adam's analysis needs beta_1^2 < beta_2, section 4 of arXiv 1412.6980
-MODERATE = 1e4  # gradient norm out of which no sound update makes NaN; Adam's squares overflow beyond 1.8e19
+MODERATE = 1e4  # gradient norm out of which no healthy update makes NaN; Adam's squares overflow beyond 1.8e19
 TINY_CLIP = 1e-4  # bound over the gradient norm: that much is left of a step
 EATEN = 0.05  # weight decay times learning rate: share of the weights that each step takes away
 LARGE_ACCUMULATOR = 100.0  # Keras begins with .1, and a gradient's square is seldom larger

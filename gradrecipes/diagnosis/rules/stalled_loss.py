@@ -67,9 +67,9 @@ def stalled_loss(trace: Trace) -> Finding | None:
     seen = verdict(trace)
     if seen.state != STALLED:
         return None
-    chance = f"; a constant prediction has {rounded(seen.baseline)}" if seen.baseline > 0 else ""
+    beside = f"; a constant prediction has {rounded(seen.baseline)}" if seen.baseline > 0 else ""
     statement = (
-        f"The loss was {rounded(seen.start)} at the start and is {rounded(seen.end)} after {len(trace)} steps{chance}."
+        f"The loss was {rounded(seen.start)} at the start and is {rounded(seen.end)} after {len(trace)} steps{beside}."
     )
     return Finding(
         code="stalled_loss",

@@ -42,7 +42,7 @@ SUPERLINEAR = 1.25  # log10 of the answer to ten times the input; a ReLU has 1, 
 AMPLIFIES = 1.1  # answer to a signal of size 1; a ReLU has .71, linear 1, a leaky ReLU of slope 2 has 1.58
 GATED = {"LSTM", "GRU", "LSTMCell", "GRUCell", "ConvLSTM1D", "ConvLSTM2D"}
 WITHOUT_BOUND = {"relu", "leaky_relu", "elu", "selu", "linear", "exponential", "softplus", "silu", "swish", "gelu"}
-USUAL, JUMP = 100.0, 1e3  # size of a signal that is nothing unusual, and the factor that no sound operation reaches
+USUAL, JUMP = 100.0, 1e3  # size of a signal that is nothing unusual, and the factor that no healthy operation reaches
 FAR_START = 5.0  # loss at the start over that of a constant prediction
 
 

@@ -40,7 +40,7 @@ from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
 IN_PROPORTION = 10.0  # loss at 1e6 over that at 1e4, at least: 100 where it is linear, 1.5 for a logarithm
-FALLEN = 100.0  # loss below 0 over the first one: a log-likelihood of sound answers changes by a few
+FALLEN = 100.0  # loss below 0 over the first one: a log-likelihood of healthy outputs changes by a few
 MIN_QUARTER = 10  # steps in a quarter of a run
 FAR_BELOW = 1.0  # below 0 by as much at 1e4 times the answers: no rounding does that
 

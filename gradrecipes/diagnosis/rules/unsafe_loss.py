@@ -214,7 +214,7 @@ def _first(trace: Trace) -> Offender | None:
 
 
 def _broken_loss(trace: Trace) -> Said | None:
-    """Say that a step broke in the loss or in its derivative, with sound numbers before it."""
+    """Say that a step broke in the loss or in its derivative, with finite numbers before it."""
     first = _first(trace)
     if first is None or first.kind not in ("loss", "gradient"):
         return None
@@ -253,7 +253,7 @@ def _broken_loss(trace: Trace) -> Said | None:
 
 
 def _ran_away(trace: Trace) -> bool:
-    """Say whether a loss or a gradient was beyond what sound outputs give, before anything broke."""
+    """Say whether a loss or a gradient was beyond what finite outputs of usual size give, before anything broke."""
     sizes = np.abs(np.concatenate([losses(trace), trace.gradient_norm.astype(float)]))
     return bool(np.max(sizes, where=np.isfinite(sizes), initial=0.0) > SANE**2)
 
@@ -283,7 +283,7 @@ def _swept(trace: Trace) -> tuple[Evidence, ...]:
 
 
 def _broken_operation(trace: Trace) -> Said | None:
-    """Say that a layer without weights, or arithmetic of the model's own, made NaN or Inf out of sound numbers."""
+    """Say that a layer without weights, or arithmetic of the model's own, made NaN or Inf out of finite numbers."""
     first = _first(trace)
     if first is None or first.kind not in ("layer_output", "gradient") or not first.layer:
         return None
@@ -322,12 +322,12 @@ def _derivative(trace: Trace) -> Said | None:
     seen, read = verdict(trace), layers(trace)
     own = trace.description.own_train_step
     first = losses(trace)[:1]
-    sound = bool(read) and all((one.output_rms or 0.0) < SANE and not one.nonfinite_share for one in read)
+    usual = bool(read) and all((one.output_rms or 0.0) < SANE and not one.nonfinite_share for one in read)
     if (
         seen.state != BROKEN
         or seen.step != 0
         or not own
-        or not sound
+        or not usual
         or not np.isfinite(first).all()
         or offenders(trace)
     ):

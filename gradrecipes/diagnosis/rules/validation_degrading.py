@@ -30,7 +30,7 @@ from gradrecipes.diagnosis.registry import rule
 
 EPOCHS = 6  # fewer show no trend
 IN_A_ROW = 3  # last epochs that are all above the best
-RISE = 1.2  # validation loss of the last epochs over its best; .1 is what epochs of sound nets differ by
+RISE = 1.2  # validation loss of the last epochs over its best; .1 is what epochs of healthy nets differ by
 
 
 @rule(
