@@ -266,7 +266,7 @@ class Trace:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: The file is damaged, is no trace, or is of another version.
+            ValueError: The file is damaged, is no trace, or is of a later version.
         """
         from gradrecipes.core.trace.trace_file import read_trace_file, unreadable
 
@@ -278,9 +278,15 @@ class Trace:
 
     @classmethod
     def _from_parts(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Trace:
-        trace = cls(meta["layers"], description=Description.from_json(meta["description"]))
+        if meta["version"] == 1:
+            from gradrecipes.core.trace.trace_file import upgrade
+
+            description, probes = upgrade(meta["description"], meta["probes"])
+        else:
+            description, probes = Description.from_json(meta["description"]), Probes.from_json(meta["probes"])
+        trace = cls(meta["layers"], description=description)
         trace.events = [Event(**event) for event in meta["events"]]
-        trace.probes = Probes.from_json(meta["probes"])
+        trace.probes = probes
         tables = {"steps": trace.steps, "samples": trace.samples}
         columns: dict[str, dict[str, np.ndarray]] = {name: {} for name in tables}
         for name, values in arrays.items():
