@@ -12,8 +12,8 @@ import keras
 import numpy as np
 
 from gradrecipes.callbacks.attached import AttachedCallback
+from gradrecipes.compat.keras_optimizers import learning_rates, lower_scale
 from gradrecipes.compat.keras_private import calling_list, optimizers_of
-from gradrecipes.compat.optimizer_update import learning_rates, lower_scale
 from gradrecipes.core.arguments import require_choice, require_directory, require_file, require_flag
 from gradrecipes.core.trace import (
     OUTCOMES,

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.keras_optimizers import schedule_of
 from gradrecipes.compat.keras_private import leaves, optimizers_of
-from gradrecipes.compat.optimizer_update import schedule_of
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.trial_reading import PlannedRates, VariationResult
 from gradrecipes.diagnosis.outcome import SLOW_RISE, SLOWEST_RISE, Verdict, lost_at_highest, unlearned_at_highest

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.keras_optimizers import rate_variable
 from gradrecipes.compat.keras_private import leaves, optimizers_of
-from gradrecipes.compat.optimizer_update import rate_variable
 from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import Probes, SignalReading, WeightScale

@@ -10,7 +10,7 @@ import keras
 import pytest
 
 import gradrecipes.compat
-from gradrecipes.compat.optimizer_update import schedule_of
+from gradrecipes.compat.keras_optimizers import schedule_of
 
 COMPAT = Path(gradrecipes.compat.__file__).parent
 PRIVATE = ("keras.src", "tensorflow.python")

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.keras_optimizers import lower_scale
 from gradrecipes.compat.keras_private import (
     compile_arguments,
     frozen_variables,
@@ -20,7 +21,6 @@ from gradrecipes.compat.keras_private import (
     optimizers_of,
     sublayers,
 )
-from gradrecipes.compat.optimizer_update import lower_scale
 from gradrecipes.core.trace.description import Call, Description, FrozenLayer, OptimizerDescription
 from gradrecipes.training.description.model_graph import (
     NORMALIZATIONS,

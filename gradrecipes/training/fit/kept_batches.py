@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.keras_optimizers import loss_scale, lower_scale
 from gradrecipes.compat.keras_private import optimizers_of
-from gradrecipes.compat.optimizer_update import loss_scale, lower_scale
 from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.core.trace import APPLIED, SKIPPED_GRADIENT, SKIPPED_LOSS, SKIPPED_OVERFLOW
 from gradrecipes.gradients.pipeline import Pipeline

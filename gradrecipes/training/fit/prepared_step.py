@@ -62,7 +62,7 @@ class PreparedStep:
                 "compiled and trained. Call model.compile(...) after a change of `trainable`, else it has no effect."
             )
         if self.pipeline.settings.fused:
-            from gradrecipes.compat.optimizer_update import require_fusible
+            from gradrecipes.compat.keras_optimizers import require_fusible
 
             for optimizer in keras_private.optimizers_of(model):
                 for leaf in keras_private.leaves(optimizer):

@@ -13,8 +13,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.keras_optimizers import learning_rates
 from gradrecipes.compat.keras_private import optimizers_of, sublayers
-from gradrecipes.compat.optimizer_update import learning_rates
 from gradrecipes.gradients.packing import STACK_BELOW
 
 P = ParamSpec("P")
@@ -134,7 +134,7 @@ class Snapshot:
 
     Args:
         step: Steps that had run.
-        rates: The learning rates at which all was well, as `optimizer_update.learning_rates` names them; infinite where
+        rates: The learning rates at which all was well, as `keras_optimizers.learning_rates` names them; infinite where
             none has been tried yet.
         values: The copy of each variable, by its id: weights, optimizer slots and counters, moving statistics, seeds,
             metrics.

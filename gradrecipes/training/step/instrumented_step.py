@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat import keras_private, optimizer_update
+from gradrecipes.compat import keras_optimizers, keras_private
 from gradrecipes.compat.tensorflow_private import current_graph, inlined, require_same_graph
 from gradrecipes.gradients.packing import Columns
 from gradrecipes.gradients.pipeline import Pipeline
@@ -272,7 +272,7 @@ class InstrumentedStep:
 
     def _send(self, key, optimizer, alone, gradients, variables, apply_gradients, *, loss=None, through=False) -> None:
         if loss is None:
-            loss = self._losses.at_update(variables, optimizer_update.loss_scale(optimizer), alone=alone)
+            loss = self._losses.at_update(variables, keras_optimizers.loss_scale(optimizer), alone=alone)
         hook = OptimizerHook(optimizer, self.pipeline, key=key, model=self.model, sample=self._capture is not None)
 
         def run(summed: list[Any], loss: tf.Tensor | None, apply_everywhere: Callable[[Any], Any]) -> None:

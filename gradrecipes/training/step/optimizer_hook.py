@@ -11,9 +11,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from gradrecipes.compat import keras_private, optimizer_update
-from gradrecipes.compat.keras_private import replaced
-from gradrecipes.compat.optimizer_update import (
+from gradrecipes.compat import keras_optimizers, keras_private
+from gradrecipes.compat.keras_optimizers import (
     clipped_first,
     decayed_as_in_a_graph,
     runs_as_written,
@@ -22,6 +21,7 @@ from gradrecipes.compat.optimizer_update import (
     updated_in_sequence,
     updated_variables,
 )
+from gradrecipes.compat.keras_private import replaced
 from gradrecipes.gradients.packing import PackedTensors
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.update import Accumulation, StepResult, Update
@@ -116,7 +116,7 @@ class OptimizerHook:
         optimizer, pipeline, settings = self._optimizer, self._pipeline, self._pipeline.settings
         leaves = keras_private.leaves(optimizer)
         replicas.require_no_condition(leaves)
-        loss_scale = optimizer_update.loss_scale(optimizer)
+        loss_scale = keras_optimizers.loss_scale(optimizer)
         clips = settings.clipping is not None
         rates = self._rates(leaves)
 
@@ -129,7 +129,7 @@ class OptimizerHook:
                     if not through_another:
                         stack.enter_context(self._configured(leaf, rate, scale))
                     elif rate is not None:
-                        stack.enter_context(optimizer_update.rate_replaced(leaf, rate))
+                        stack.enter_context(keras_optimizers.rate_replaced(leaf, rate))
                     if clips and update.accumulation is not None:
                         part = _part_of(leaf, update, variables, alone=len(leaves) == 1)
                         stack.enter_context(clipped_first(leaf, functools.partial(pipeline.clipper.clip, part)))
@@ -142,7 +142,7 @@ class OptimizerHook:
             loss=loss,
             loss_scale=loss_scale,
             bounded_elsewhere=all(leaf.clipvalue is not None for leaf in leaves),
-            lower_scale=optimizer_update.lower_scale(optimizer),
+            lower_scale=keras_optimizers.lower_scale(optimizer),
             weights=functools.partial(_read, variables),
             assigned=None if tf.distribute.has_strategy() else functools.partial(_all_assigned, optimizer, variables),
             unit_axes=self._unit_axes(variables),
@@ -158,7 +158,7 @@ class OptimizerHook:
         caps = [self._pipeline.rate_cap(f"{self._key}/{index}") for index in range(len(leaves))]
         if not self._pipeline.settings.skip:
             return [None] * len(leaves)
-        return [optimizer_update.capped_rate(leaf, cap) for leaf, cap in zip(leaves, caps, strict=True)]
+        return [keras_optimizers.capped_rate(leaf, cap) for leaf, cap in zip(leaves, caps, strict=True)]
 
     def _scales_late(self, leaf: keras.optimizers.Optimizer, variables: list[Any]) -> bool:
         return not tf.distribute.has_strategy() and scales_in_update(leaf, variables)
@@ -177,15 +177,15 @@ class OptimizerHook:
         settings = self._pipeline.settings
         with contextlib.ExitStack() as stack:
             if rate is not None:
-                stack.enter_context(optimizer_update.rate_replaced(leaf, rate))
+                stack.enter_context(keras_optimizers.rate_replaced(leaf, rate))
             if tf.distribute.has_strategy():
-                stack.enter_context(optimizer_update.already_summed(leaf))
+                stack.enter_context(keras_optimizers.already_summed(leaf))
             else:
                 stack.enter_context(scalars_read_once(leaf))
                 if settings.skip and not settings.xla:
                     stack.enter_context(decayed_as_in_a_graph(leaf))
                 if settings.fused:
-                    from gradrecipes.compat.optimizer_update import fused
+                    from gradrecipes.compat.keras_optimizers import fused
 
                     stack.enter_context(fused(leaf, scale))
                 else:
@@ -202,8 +202,8 @@ def _accumulation(
 ) -> Accumulation | None:
     if not any(leaf.gradient_accumulation_steps for leaf in leaves):
         return None
-    means = functools.partial(optimizer_update.accumulated, leaves, gradients, variables, loss_scale)
-    return Accumulation(means, optimizer_update.completes_update(leaves, variables))
+    means = functools.partial(keras_optimizers.accumulated, leaves, gradients, variables, loss_scale)
+    return Accumulation(means, keras_optimizers.completes_update(leaves, variables))
 
 
 def _read(variables: list[Any]) -> list[tf.Tensor]:
@@ -214,7 +214,7 @@ def _part_of(leaf: keras.optimizers.Optimizer, update: Update, variables: list[A
     """Return the part of an update that one optimizer of several applies; it clips with a memory of its own."""
     if alone:
         return update
-    places = optimizer_update.places_of(leaf, variables)
+    places = keras_optimizers.places_of(leaf, variables)
     return dataclasses.replace(
         update,
         weights=functools.partial(_read, [variables[place] for place in places]),

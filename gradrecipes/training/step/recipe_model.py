@@ -14,8 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.keras_optimizers import require_fusible
 from gradrecipes.compat.keras_private import compile_identity, leaves, replaced, same_identity
-from gradrecipes.compat.optimizer_update import require_fusible
 from gradrecipes.core.arguments import require_flag
 from gradrecipes.gradients.clipping import Clipping, as_clipping, by_global_norm
 from gradrecipes.gradients.pipeline import Pipeline

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat import keras_private, optimizer_update
+from gradrecipes.compat import keras_optimizers, keras_private
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Autopsy
 from gradrecipes.core.trace.probes import LayerSignal
@@ -108,10 +108,10 @@ class Trial:
         self._stack.callback(self._put_back, before, stop, history)
         self._stack.enter_context(keras_private.replaced(model, "steps_per_execution", 1))
         optimizers = keras_private.optimizers_of(model)
-        self._patience = SCALER_PATIENCE if any(map(optimizer_update.lower_scale, optimizers)) else 0
+        self._patience = SCALER_PATIENCE if any(map(keras_optimizers.lower_scale, optimizers)) else 0
         for optimizer in optimizers:
             for leaf in keras_private.leaves(optimizer):
-                self._stack.enter_context(optimizer_update.rate_multiplied(leaf, self._rate))
+                self._stack.enter_context(keras_optimizers.rate_multiplied(leaf, self._rate))
         settings = PipelineSettings(record=True, capacity=2 * self.steps, by_batch=True, xla=bool(model.jit_compile))
         self._pipeline = Pipeline(settings)
         self._instrumented = InstrumentedStep(model, model.train_step, self._pipeline, optional=True)
@@ -140,7 +140,7 @@ class Trial:
             for optimizer in keras_private.optimizers_of(self.model)
             if any(id(variable) not in known for variable in optimizer.variables)
         ]
-        pairs = [pair for optimizer in made for pair in optimizer_update.initial_slots(optimizer)]
+        pairs = [pair for optimizer in made for pair in keras_optimizers.initial_slots(optimizer)]
         return [(variable, value) for variable, value in pairs if id(variable) not in known]
 
     def run_through(self) -> None:
@@ -190,7 +190,7 @@ class Trial:
             by_path[path].assign(value)
         if fresh_slots:
             for optimizer in keras_private.optimizers_of(self.model):
-                for variable, value in optimizer_update.initial_slots(optimizer):
+                for variable, value in keras_optimizers.initial_slots(optimizer):
                     variable.assign(value)
         self._readings()
         self._rate.assign(rate)

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import gradrecipes as gr
-from gradrecipes.compat.optimizer_update import (
+from gradrecipes.compat.keras_optimizers import (
     AS_WRITTEN,
     clipped_first,
     decayed_as_in_a_graph,
