@@ -1,4 +1,4 @@
-"""Kernels of the right size: for an activation, for the depth of a residual net, for a convolution."""
+"""Kernels of the right size, for an activation, for depth, for a convolution; and what is drawn anew at every call."""
 
 from __future__ import annotations
 
