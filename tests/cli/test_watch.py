@@ -325,7 +325,6 @@ def test_a_probe_that_fails_does_not_break_the_script(watch, monkeypatch):
         raise RuntimeError("not today")
 
     monkeypatch.setattr("gradrecipes.probes.examine.signal", fails)
-    monkeypatch.setattr("gradrecipes.probes.examine.signal", fails)
     code, _, err = watch(HEALTHY)
     assert code == 0 and "not today" not in err
     (trace,) = traces()

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-DECAY = 0.99  # weight of the past in the means during a training: some hundred batches
 FAR = 8.0  # times the noise scale, or that share of it: below, progress is a ninth short of proportional to the batch
 
 
@@ -50,42 +49,6 @@ def estimate_signal_and_noise(
     signal = (large_batch * large_square - small_batch * small_square) / (large_batch - small_batch)
     noise = (small_square - large_square) / (1.0 / small_batch - 1.0 / large_batch)
     return signal, noise
-
-
-@dataclass
-class RunningNoiseScale:
-    """Follow the noise scale through a training, where both its parts change: the ratio of two exponential means.
-
-    Args:
-        decay: Weight of the past in both means, from 0 to below 1.
-
-    Example:
-        >>> running = RunningNoiseScale()
-        >>> running.update(signal=1.0, noise=8.0)
-        >>> running.update(signal=3.0, noise=8.0)
-        >>> round(running.noise_scale, 1)
-        4.0
-    """
-
-    decay: float = DECAY
-
-    def __post_init__(self):
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"`decay` must be at least 0 and below 1. Received: decay={self.decay!r}.")
-        self._signal = self._noise = 0.0
-
-    def update(self, *, signal: float, noise: float) -> None:
-        """Take the estimates of one more batch; what is not finite is left out."""
-        if math.isfinite(signal) and math.isfinite(noise):
-            self._signal = self.decay * self._signal + (1 - self.decay) * signal
-            self._noise = self.decay * self._noise + (1 - self.decay) * noise
-
-    @property
-    def noise_scale(self) -> float:
-        """Samples; NaN before the first batch, infinite where no signal was found."""
-        if self._signal > 0:
-            return max(self._noise, 0.0) / self._signal
-        return math.inf if self._noise > 0 else math.nan
 
 
 @dataclass(frozen=True)

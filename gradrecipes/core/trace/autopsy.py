@@ -170,12 +170,6 @@ class Autopsy:
         return self.complete and not self.offenders
 
     @property
-    def largest_jump(self) -> LayerReading | None:
-        """The layer whose outputs are the most times larger than its inputs, or None."""
-        known = [reading for reading in self.layers if math.isfinite(reading.growth)]
-        return max(known, key=lambda reading: reading.growth, default=None)
-
-    @property
     def heaviest_sample(self) -> int | None:
         """The sample that adds most to the gradient, or None where that was not measured."""
         norms = [norm if math.isfinite(norm) else -1.0 for norm in self.sample_gradient_norms]

@@ -10,7 +10,6 @@ import pytest
 
 from gradrecipes.core.analysis.noise_scale import (
     NoiseScaleEstimate,
-    RunningNoiseScale,
     advise_batch_size,
     estimate_noise_scale,
     estimate_signal_and_noise,
@@ -52,19 +51,6 @@ def test_a_signal_that_drowns_has_no_upper_end():
     assert estimate_noise_scale([-1.0, -2.0], [3.0, 3.0]).noise_scale == math.inf
 
 
-def test_the_running_ratio_of_means():
-    random, running = np.random.default_rng(3), RunningNoiseScale(0.995)
-    assert math.isnan(running.noise_scale)
-    for large, small in zip(*draws(random, 4000), strict=True):
-        signal, noise = estimate_signal_and_noise(large, small, large_batch=32, small_batch=4)
-        running.update(signal=signal, noise=noise)
-    running.update(signal=math.nan, noise=1.0)  # must not poison it
-    assert running.noise_scale == pytest.approx(36, rel=0.25)
-    lost = RunningNoiseScale()
-    lost.update(signal=-1.0, noise=2.0)
-    assert lost.noise_scale == math.inf
-
-
 @pytest.mark.parametrize(
     "scale, low, high, batch, words",
     [
@@ -86,5 +72,3 @@ def test_refusals():
         estimate_noise_scale([1.0], [1.0])
     with pytest.raises(ValueError, match="not finite"):
         estimate_noise_scale([1.0, math.nan], [1.0, 1.0])
-    with pytest.raises(ValueError, match="decay=1"):
-        RunningNoiseScale(1)

@@ -41,7 +41,6 @@ def test_an_outlier_is_named_by_sample_and_feature(sample):
     assert first.found == 1e6
     assert first.finite
     assert result.heaviest_sample == sample
-    assert result.largest_jump is not None
 
 
 def test_an_outlier_among_the_targets_is_named():
@@ -93,17 +92,6 @@ def test_a_loss_that_all_samples_share_names_none():
     first = autopsy(model, (x, y + 100), loss_limit=20.0).first
     assert (first.kind, first.samples) == (OffenderKind.LOSS, ())
     assert "32 of 32 samples" in first.sentence
-
-
-def test_the_layer_of_the_largest_jump_is_known():
-    def make():
-        stack = [layers.Dense(16, "relu", name=f"layer_{number}") for number in range(4)]
-        return keras.Sequential([keras.Input((64,)), *stack, layers.Dense(10, name="out")])
-
-    model = seeded(make)
-    kernel = model.get_layer("layer_2").kernel
-    kernel.assign(kernel.numpy() * 300)
-    assert autopsy(model, digits(SIZE)).largest_jump.layer == "layer_2"
 
 
 @pytest.mark.parametrize("load", [load_breast_cancer, load_wine, load_diabetes])
