@@ -13,8 +13,8 @@ same kind may be apart. On one core processor time is counted, which other progr
 several, time on the clock.
 
 "keras clip" is Keras' own `global_clipnorm`; "recompute" is the usual answer to "how do I see my gradients", a callback
-that computes them anew; "norms as metrics" a `train_step` that returns every norm. In a long fit a second function
-without captured activations takes over; here it does from the beginning.
+that computes them anew, in short fits of its own; "norms as metrics" a `train_step` that returns every norm. In a long
+fit a second function without captured activations takes over; here it does from the beginning.
 
 `make bench ONLY=overhead` measures the same and writes JSON; `overhead_xla`, `overhead_cores` (two of them),
 `overhead_start_up`, `overhead_depth` and `overhead_parameters` are the others.
@@ -227,29 +227,45 @@ def measure(
     """Return by variant the median ratio of an epoch to the plain one, and its spread."""
     data, validation = batches(steps * BATCH), batches(VALIDATION)
     clock = time.process_time if cores == 1 else time.perf_counter
-    fits = {}
-    for variant in variants:
+    fits: dict[str, LongFit] = {}
+    taking_turns = [variant for variant in variants if variant != "recompute"]
+    for variant in taking_turns:
         model, callbacks = build(make, variant, xla)
         fits[variant] = LongFit(model, callbacks, clock, x=data, validation_data=validation)
         fits[variant].start()
         fits[variant].epoch()  # in which it is traced
     random = np.random.default_rng(0)
-    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
+    seconds: dict[str, list[float]] = {variant: [] for variant in taking_turns}
     for turn in range(-1, rounds):
         gc.collect()
-        for variant in random.permutation(variants):
+        for variant in random.permutation(taking_turns):
             spent = fits[variant].epoch()
             if turn >= 0:
                 seconds[variant].append(spent)
     for fit in fits.values():
         fit.close()
-    plain = np.median([seconds[variant] for variant in variants if variant.startswith("plain")], axis=0)
+    plain = np.median([seconds[variant] for variant in taking_turns if variant.startswith("plain")], axis=0)
+    if "recompute" in variants:  # so dear that a tenth of an epoch tells
+        seconds["recompute"] = [
+            10 * spent for spent in recomputing(make, data.take(max(1, steps // 10)), rounds, clock)
+        ]
     found = {"milliseconds of a plain step": {"median": float(np.median(plain)) / steps * 1e3}}
     for variant in variants:
         ratios = np.array(seconds[variant]) / plain
         low, middle, high = np.percentile(ratios, [25, 50, 75])
         found[variant] = {"median": float(middle), "spread": float((high - low) / 2 / np.sqrt(rounds))}
     return found
+
+
+def recomputing(make, data: tf.data.Dataset, rounds: int, clock: Callable[[], float]) -> list[float]:
+    """Return the seconds of fits with a callback that computes the gradients anew."""
+    model, callbacks = build(make, "recompute", False)
+    seconds = []
+    for _ in range(-1, rounds):
+        start = clock()
+        model.fit(data, verbose=0, shuffle=False, callbacks=callbacks)
+        seconds.append(clock() - start)
+    return seconds[1:]
 
 
 def start_up(make, variants: list[str], *, rounds: int, xla: bool) -> dict[str, dict[str, float]]:
