@@ -10,8 +10,8 @@ import keras
 
 from gradrecipes.compat.keras_private import calling_list
 from gradrecipes.core.trace import Trace
-from gradrecipes.training.fit.active_fits import Request, innermost
-from gradrecipes.training.fit.session import FitSession
+from gradrecipes.training.fit.prepared_step import Request
+from gradrecipes.training.fit.session import FitSession, innermost
 from gradrecipes.training.step.replicas import require_supported
 
 RECENT_MODELS = 4  # fitted last, whose prepared steps are kept: models that are fitted in turn are traced once each

@@ -19,7 +19,7 @@ from gradrecipes.core.arguments import require_directory, require_whole
 from gradrecipes.core.trace import APPLIED, OUTCOMES, SKIPPED_LOSS_OUTLIER, Trace
 from gradrecipes.core.trace.autopsy import Autopsy
 from gradrecipes.training.autopsy import autopsy
-from gradrecipes.training.fit.active_fits import Request
+from gradrecipes.training.fit.prepared_step import Request
 from gradrecipes.training.fit.session import FitSession
 
 

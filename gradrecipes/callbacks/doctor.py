@@ -21,7 +21,7 @@ from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.examine import look_before_fit
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.report.findings import confidence, path
-from gradrecipes.training.fit.active_fits import Request
+from gradrecipes.training.fit.prepared_step import Request
 
 _LOG = logging.getLogger(__name__)
 

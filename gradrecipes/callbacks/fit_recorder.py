@@ -17,7 +17,7 @@ import keras
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import Probes
-from gradrecipes.training.fit.active_fits import Request
+from gradrecipes.training.fit.prepared_step import Request
 
 _LOG = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from gradrecipes.core.trace import (
 )
 from gradrecipes.core.trace.trace import Event
 from gradrecipes.gradients.clipping import Clipping
-from gradrecipes.training.fit.active_fits import Request
+from gradrecipes.training.fit.prepared_step import Request
 from gradrecipes.training.recovery.guard_state import SkippedBatches, load_guard_state, save_guard_state, seeds_of
 from gradrecipes.training.recovery.model_state import SNAPSHOT_PLACES, SnapshotRing
 from gradrecipes.training.recovery.policy import (

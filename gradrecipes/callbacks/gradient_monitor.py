@@ -13,7 +13,7 @@ import tensorflow as tf
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.core.arguments import require_directory, require_flag, require_whole, shown_names
 from gradrecipes.core.trace import APPLIED, HISTOGRAM_BINS, HISTOGRAM_LOWEST, Trace
-from gradrecipes.training.fit.active_fits import Request
+from gradrecipes.training.fit.prepared_step import Request
 
 if TYPE_CHECKING:
     from gradrecipes.training.fit.trace_writer import LayerMap

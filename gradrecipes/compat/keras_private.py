@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -59,6 +60,32 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             owner.__dict__.pop(name, None)
         else:
             owner.__dict__[name] = before
+
+
+@contextlib.contextmanager
+def announced(owner: Any, names: Iterable[str], calls: Sequence[Callable[[], None]]) -> Iterator[None]:
+    """Call something before each of these methods of an instance, but for those that one of the calls makes."""
+    looking = False
+
+    def announcing(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def look(*args: Any, **kwargs: Any) -> Any:
+            nonlocal looking
+            if not looking:
+                looking = True
+                try:
+                    for call in calls:
+                        call()
+                finally:
+                    looking = False
+            return method(*args, **kwargs)
+
+        return look
+
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(replaced(owner, name, announcing(getattr(owner, name))))
+        yield
 
 
 def compile_identity(model: keras.Model) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.callbacks.gradient_guard import GradientGuard
 from gradrecipes.core.analysis.search_trial import STEPS_AT_REST, Failure, find_divergence
 from gradrecipes.core.trace import APPLIED
-from gradrecipes.training.fit.active_fits import Request
+from gradrecipes.training.fit.prepared_step import Request
 
 FEWEST_TRIALS = 3  # earlier trials that a verdict must rest on
 KEPT = 0.4  # share of the earlier trials among which a trial has to be

@@ -1,12 +1,11 @@
-"""One running fit and the callbacks that joined it: the instrumented train function, and the way out of it."""
+"""One running fit and the callbacks that joined it, the instrumented train function, and the fits within it."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -19,9 +18,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trace import Event
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.update import NO_LOSS
-from gradrecipes.training.fit import active_fits
-from gradrecipes.training.fit.active_fits import Request
-from gradrecipes.training.fit.prepared_step import PreparedStep
+from gradrecipes.training.fit.prepared_step import PreparedStep, Request
 
 if TYPE_CHECKING:
     from gradrecipes.training.fit.kept_batches import KeptBatches
@@ -29,6 +26,9 @@ if TYPE_CHECKING:
 _END_OF_DATA = (StopIteration, tf.errors.OutOfRangeError)
 _LOOKS = ("save", "save_weights", "export", "get_weights", "evaluate", "predict")  # methods that read the weights
 _LOG = logging.getLogger(__name__)
+_ACTIVE: weakref.WeakKeyDictionary[keras.Model, list[FitSession]] = weakref.WeakKeyDictionary()  # outermost first
+_ASIDE: weakref.WeakSet[keras.Model] = weakref.WeakSet()
+_REMAKE = "make_train_function"
 
 
 class FitSession:
@@ -113,8 +113,11 @@ class FitSession:
         self.kept = self._keep_batches()
         self._function_before = self.model.train_function
         self._installed = self.model.train_function = self._guarded_function()
-        self._announce_looks([request.before_look for request in self.requests.values() if request.before_look])
-        active_fits.enter(self.model, self)
+        self._shadows.close()
+        looks = [request.before_look for request in self.requests.values() if request.before_look]
+        if looks:
+            self._shadows.enter_context(keras_private.announced(self.model, _LOOKS, looks))
+        _enter(self.model, self)
         self._list = _nothing
         if callback_list is not None:
             self._list = weakref.ref(callback_list)
@@ -142,7 +145,7 @@ class FitSession:
         """Take what the record still holds, and give the model its own train function back."""
         if not self.active:
             return
-        active_fits.leave(self.model, self)
+        _leave(self.model, self)
         self._shadows.close()
         self.collect()
         if self.kept is not None:
@@ -150,29 +153,6 @@ class FitSession:
         if self.model.train_function is self._installed:
             self.model.train_function = self._function_before
         self._installed = self._function_before = None
-
-    def _announce_looks(self, called_before: list[Callable[[], None]]) -> None:
-        """Call something before a method of the model that reads its weights, whoever calls it during the fit."""
-        looking = False
-
-        def announced(method: Callable[..., Any]) -> Callable[..., Any]:
-            @functools.wraps(method)
-            def look(*args: Any, **kwargs: Any) -> Any:
-                nonlocal looking
-                if not looking:
-                    looking = True
-                    try:
-                        for call in called_before:
-                            call()
-                    finally:
-                        looking = False
-                return method(*args, **kwargs)
-
-            return look
-
-        self._shadows.close()
-        for name in _LOOKS if called_before else ():
-            self._shadows.enter_context(keras_private.replaced(self.model, name, announced(getattr(self.model, name))))
 
     def _guarded_function(self) -> Callable[[Any], Any]:
         caller = FitCaller(lambda: self._list())
@@ -202,7 +182,7 @@ class FitSession:
             self.break_off()
             self.model.make_train_function()
             return self.model.train_function(iterator)
-        with active_fits.set_aside(self.model):
+        with _set_aside(self.model):
             if self._function_before is None:
                 self._function_before = keras_private.compile_train_step(self.model, self.model.train_step)
             return self._function_before(iterator)
@@ -339,6 +319,56 @@ class FitSession:
     def pipeline(self) -> Pipeline | None:
         """The pipeline, once the fit has begun."""
         return None if self._prepared is None else self._prepared.pipeline
+
+
+def _enter(model: keras.Model, session: FitSession) -> None:
+    """Note a session whose fit begins, perhaps within another."""
+    _ACTIVE.setdefault(model, []).append(session)
+    model.__dict__[_REMAKE] = _remaking(model)
+
+
+def _leave(model: keras.Model, session: FitSession) -> None:
+    """Forget a session whose fit ends; those within it broke off before."""
+    sessions = _ACTIVE[model]
+    while sessions[-1] is not session:
+        sessions[-1].break_off()
+    sessions.pop()
+    if not sessions:
+        del _ACTIVE[model]
+        del model.__dict__[_REMAKE]
+
+
+def innermost(model: keras.Model) -> FitSession | None:
+    """Return the session of the innermost fit that runs, or None; those of fits that broke off are finished."""
+    while (sessions := _ACTIVE.get(model)) and not sessions[-1].running:
+        sessions[-1].break_off()
+    return sessions[-1] if sessions else None
+
+
+def is_attached(model: keras.Model) -> bool:
+    """Return whether callbacks have joined the running fit of a model, so that their pipeline is in charge."""
+    return model in _ACTIVE and model not in _ASIDE
+
+
+@contextlib.contextmanager
+def _set_aside(model: keras.Model) -> Iterator[None]:
+    """Let a step run within the `with` block for which no session is in charge."""
+    _ASIDE.add(model)
+    try:
+        yield
+    finally:
+        _ASIDE.discard(model)
+
+
+def _remaking(model: keras.Model) -> Callable[..., Any]:
+    """Return what stands in for `model.make_train_function`, which else would make one without the pipeline."""
+
+    def make_train_function(force: bool = False) -> Any:
+        if force or model.train_function is None:
+            _ACTIVE[model][-1].renew()
+        return model.train_function
+
+    return make_train_function
 
 
 def _number(value: Any) -> float | None:

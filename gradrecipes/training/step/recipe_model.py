@@ -21,7 +21,7 @@ from gradrecipes.gradients.clipping import Clipping, as_clipping, by_global_norm
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.update import NO_LOSS, PipelineSettings
 from gradrecipes.regularizers import GradientCombination, Penalty
-from gradrecipes.training.fit.active_fits import is_attached
+from gradrecipes.training.fit.session import is_attached
 from gradrecipes.training.step import replicas
 from gradrecipes.training.step.instrumented_step import InstrumentedStep
 from gradrecipes.training.step.optimizer_hook import gradients_intercepted

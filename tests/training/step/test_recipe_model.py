@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import gradrecipes as gr
-from gradrecipes.training.fit.active_fits import is_attached
+from gradrecipes.training.fit.session import is_attached
 from tests.training.nets import all_finite, compiled, digits, layers, seeded
 
 BOUND = 0.01
