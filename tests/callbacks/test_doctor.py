@@ -142,3 +142,15 @@ def test_logits_of_an_attention_that_grow_are_reported_while_the_loss_is_a_numbe
     assert after > 3 * before
     healthy = run(0.003)
     assert not healthy.steps and healthy.trace.probes.signal_after.attention
+
+
+@pytest.mark.slow
+def test_steps_that_grow_without_end_are_reported_long_before_the_loss_breaks():
+    rate = keras.optimizers.schedules.ExponentialDecay(1e-2, decay_steps=40, decay_rate=1.15)
+    doctor = gr.Doctor()
+    model = net(optimizer=keras.optimizers.SGD(rate), jit_compile=False)
+    model.fit(*data(), batch_size=32, epochs=110, verbose=0, callbacks=[doctor])
+    loss = doctor.trace.loss
+    of_guess = np.log(4.0)
+    breaks = next(step for step in range(200, len(loss)) if np.median(loss[step : step + 20]) > of_guess)
+    assert doctor.steps["runaway_weights"] < breaks - 50

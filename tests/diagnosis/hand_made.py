@@ -452,6 +452,21 @@ def without_targets(share: float, rms: float = 500.0) -> Trace:
     return trace
 
 
+def long_run(grows: Callable[[np.ndarray], np.ndarray], *, updates: bool = False) -> Trace:
+    """Return a fit of 1,000 steps whose loss falls, and whose weights, or updates, grow by a law of the steps."""
+    steps = np.arange(0, 1000, 50)
+    trace = Trace(["dense", "out"])
+    trace.extend(step=range(1000), loss=2.4 * np.exp(-np.arange(1000) / 300.0), gradient_norm=np.ones(1000))
+    law = grows(steps.astype(float))
+    size = 0.17 * 64 * (np.ones(len(steps)) if updates else law)  # of 64 x 64 weights
+    trace.extend_samples(
+        step=steps,
+        weight_norm=np.stack([size, np.full(len(steps), 0.17 * 64)], axis=1),
+        update_ratio=np.repeat((1e-3 * (law if updates else np.ones(len(steps))))[:, None], 2, axis=1),
+    )
+    return with_records(trace, _description(["dense", "out"], [_layer("dense", "relu"), _layer("out", "softmax")]), {})
+
+
 def far_out(*losses: float) -> Trace:
     """Return a trial whose loss reads so far out along its own slope."""
     trace = with_data(-FALLING[::-1] * 1e4, output=_REGRESSION)
@@ -501,6 +516,14 @@ TRACES |= {
     "equation_far_out": lambda: without_targets(0.95),
     "equation_far_out_within_its_ends": lambda: without_targets(0.4),
     "equation_near": lambda: without_targets(0.95, rms=2.0),
+    "long_run_doubles_every_200_steps": lambda: long_run(lambda step: 2.0 ** (step / 200)),
+    "long_run_of_growing_steps": lambda: long_run(lambda step: 2.0 ** (step / 100), updates=True),
+    "long_run_becomes_certain": lambda: long_run(lambda step: 1 + 3 * np.log1p(step)),
+    "long_run_under_adam": lambda: long_run(lambda step: 1 + step / 10),
+    "long_run_warms_up": lambda: long_run(lambda step: 1 + (step / 50) ** 2),
+    "long_run_warms_up_its_steps": lambda: long_run(lambda step: 1e-3 + step, updates=True),
+    "long_run_escapes_and_settles": lambda: long_run(lambda step: 1 + 30 / (1 + np.exp(-(step - 600) / 60))),
+    "long_run_of_small_weights": lambda: long_run(lambda step: 0.01 * 2.0 ** (step / 200)),
     "weights_of_samples_huge": lambda: weighted(1e8),
     "weights_of_samples_huge_learns": lambda: weighted(1e8, FALLING),
     "weights_of_samples_balanced": lambda: weighted(12.0),
@@ -570,6 +593,7 @@ FIRES: dict[str, tuple[str, ...]] = {
     ),
     "embedding_spike": ("trial_embedding_huge",),
     "vanishing_gradient": ("trial_vanishes",),
+    "runaway_weights": ("long_run_doubles_every_200_steps", "long_run_of_growing_steps"),
     "stalled_loss": ("trial_stands", "trial_deep_stands"),
     "diverging_loss": ("trial_climbs",),
     "oscillating_loss": ("trial_jumps",),
@@ -602,6 +626,11 @@ SILENT: dict[str, tuple[str, ...]] = {
         *(*SOUND, "data_sound_stands", "frozen_and_learns", "frozen_and_no_better_freed", "frozen_scales_only"),
     ),
     "unscaled_inputs": (*SOUND, "data_sound_stands", "equation_far_out_within_its_ends", "equation_near"),
+    "runaway_weights": (
+        *(*SOUND, "data_sound_stands", "data_sound_breaks", "long_run_becomes_certain", "long_run_under_adam"),
+        *("long_run_warms_up", "long_run_warms_up_its_steps", "long_run_escapes_and_settles"),
+        "long_run_of_small_weights",
+    ),
     "unscaled_loss_weights": (*SOUND, "weights_of_samples_huge_learns", "weights_of_samples_balanced"),
     "unbalanced_loss_terms": (
         *(*SOUND, "data_sound_stands", "terms_that_learn", "terms_that_balance_does_not_help", "terms_on_their_way"),
