@@ -32,15 +32,15 @@ from gradrecipes.diagnosis.outcome import (
 )
 
 HEALTHY, UNHEALTHY, UNDECIDED = "healthy", "unhealthy", "undecided"
-STANDARD_ERRORS = 2.0  # by which the end of a run has to lie below the loss of the best constant prediction
-# Steps of a fit from which a symptom without a cause is reported; before, only a run that breaks or diverges is.
+STANDARD_ERRORS = 2.0  # by which a run has to end below the baseline to count as learned
+# Steps of a fit from which a symptom without a cause is reported; a run that breaks or diverges always is.
 MIN_STEPS_OF_SYMPTOM = 100
-WON = 0.01  # end over start of a loss that is next to nothing, beside another one that climbs
+WON = 0.01  # end over start of a loss that is almost 0 while another one climbs
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Say how a training is, and why.
+    """The verdict on a training, and its reason.
 
     Args:
         verdict: `"healthy"`, `"unhealthy"` or `"undecided"`.
@@ -129,12 +129,12 @@ def _judge_several(trace: Trace, steps: str) -> Judgement:
     falls = {name: falling(values, trace) for name, values in read.items() if np.isfinite(values).all()}
     if not falls or len(falls) < len(read):
         return Judgement(UNDECIDED, f"The loss was not seen in {steps}: the train step returns none.")
-    told = "; ".join(f"{name!r} went from {rounded(one.start)} to {rounded(one.end)}" for name, one in falls.items())
+    course = "; ".join(f"{name!r} went from {rounded(one.start)} to {rounded(one.end)}" for name, one in falls.items())
     lost = any(one.climbs for one in falls.values())
     won = lost and any(0 < one.end < WON * one.start for one in falls.values())
     if won or not any(one.falls for one in falls.values()):
-        return Judgement(UNDECIDED, f"In {steps}, {told}. {_longer(trace)}")
-    return Judgement(HEALTHY, f"In {steps}, {told}.")
+        return Judgement(UNDECIDED, f"In {steps}, {course}. {_longer(trace)}")
+    return Judgement(HEALTHY, f"In {steps}, {course}.")
 
 
 def _too_short(trace: Trace, seen: Verdict, alarming: Sequence[Finding]) -> bool:
@@ -203,19 +203,19 @@ def _longer(trace: Trace) -> str:
     return f"To look further, pass steps={10 * max(100, len(trace))} to diagnose."
 
 
-OUTWEIGHS = 30.0  # largest term over the one that is not learned; GradNorm's tasks differ by less
-DROWNS = 1e3  # the same at the start and at the end, where no variation could be run
-EXACT = 1e-3  # error of the sum of the parts over the loss, up to which the weights are taken as found
-CERTAIN = 5.0  # weight of a part over its standard error: what lies below may be a metric beside the loss
+OUTWEIGHS = 30.0  # largest term over the one that is not learned; the tasks of GradNorm differ by less
+DROWNS = 1e3  # the same, at the start and at the end, where no variation was run
+EXACT = 1e-3  # relative error of the weighted sum up to which the parts make up the loss
+CERTAIN = 5.0  # weight of a part over its standard error; a part below may be a metric
 FLAT = 0.2  # relative change of a part that is not learned
-FELL = 0.5  # the end over the start of a sum that hides a part
-MIN_STEPS = 20  # from which the weights of the parts are found
-# What holds a net back is small on purpose, and need not fall.
+FELL = 0.5  # end over start of a sum that hides a part
+MIN_STEPS = 20  # from which the weights of the parts can be found
+# Regularization terms are small on purpose, and need not fall.
 REGULARIZES = re.compile(r"kl|kullback|reg|l1|l2|penal|decay|entrop|commit|adv|gan|sparsity|smooth|(^|_)(gp|tv)($|_)")
 
 
 class Outweighed(NamedTuple):
-    """Name the part that makes up the loss and the one that is not learned, with their sizes in the loss."""
+    """The part that makes up the loss and the part that is not learned, with their sizes in the loss."""
 
     large: str
     small: str

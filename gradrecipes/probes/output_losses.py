@@ -188,8 +188,8 @@ def pairs_samples(trial: Trial, outputs: Sequence[OutputReading]) -> bool | None
 
     def loss(values: np.ndarray) -> float:
         changed = keras.tree.pack_sequence_as(y, [tf.convert_to_tensor(values.astype(target.dtype))])
-        told = trial.varied(1, batches=[keras.utils.pack_x_y_sample_weight(x, changed, sample_weight)]).loss
-        return float(told[0]) if len(told) else math.nan
+        measured = trial.varied(1, batches=[keras.utils.pack_x_y_sample_weight(x, changed, sample_weight)]).loss
+        return float(measured[0]) if len(measured) else math.nan
 
     as_it_is, in_other_order, other = loss(target), loss(np.roll(target, 1)), loss(target + target.std())
     trial.restart()

@@ -39,7 +39,7 @@ class Mismatch:
         severity: How bad it is where the run does not contradict.
         sure: Confidence.
         prescription: What to do.
-        only_if_held_back: Whether it is told only of a run that does not learn: some nets live well with it.
+        only_if_held_back: Whether it is reported only of a run that does not learn: some nets train well with it.
     """
 
     title: str

@@ -298,9 +298,9 @@ class Trial:
             self.autopsy = Autopsy(notes=(f"The step could not be examined: {error}",), complete=False)
 
     def _with_readings(self, run: TrialRun, loss: np.ndarray, norm: np.ndarray) -> TrialRun:
-        told = np.array(run.logs.get("loss", []), dtype=float)
-        if len(told) and np.isnan(loss).all():
-            loss = told
+        logged = np.array(run.logs.get("loss", []), dtype=float)
+        if len(logged) and np.isnan(loss).all():
+            loss = logged
         return TrialRun(loss, norm, run.broken, run.logs, run.seconds)
 
     def _put_back(self, train_function: Any, stop_training: bool, history: Any) -> None:
