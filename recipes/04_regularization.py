@@ -28,19 +28,27 @@ READINGS = ("slope", "test loss", "accuracy with noise")
 # %%
 digits, labels = load_digits(return_X_y=True)
 digits = (digits / 16).astype("float32")
+cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def read(seed, recipe):
-    """Train one net on the seed's split and return its READINGS."""
-    x, x_test, y, y_test = train_test_split(digits, labels, train_size=EXAMPLES, stratify=labels, random_state=seed)
-    x_noisy = (x_test + np.random.default_rng(seed).normal(0, NOISE, x_test.shape)).astype("float32")
-    keras.utils.set_random_seed(seed)
+def net(recipe):
+    """Return a model, and all that a training changes of it."""
     hidden = inputs = keras.Input((64,))
     for _ in range(3):
         hidden = keras.layers.Dense(64, "tanh", **recipe.layer_arguments())(hidden)
     model = gr.RecipeModel(inputs, keras.layers.Dense(10)(hidden), clipping=None, **recipe.model_arguments())
-    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(**({"optimizer": "adam"} | recipe.compile_arguments()), loss=cross_entropy, metrics=["accuracy"])
+    model.optimizer.build(model.trainable_variables)
+    return model, model.weights + model.optimizer.variables
+
+
+def read(model, state, seed, recipe):
+    """Train the net from new weights on the seed's split and return its READINGS."""
+    x, x_test, y, y_test = train_test_split(digits, labels, train_size=EXAMPLES, stratify=labels, random_state=seed)
+    x_noisy = (x_test + np.random.default_rng(seed).normal(0, NOISE, x_test.shape)).astype("float32")
+    keras.utils.set_random_seed(seed)
+    for variable, value in zip(state, net(recipe)[1], strict=True):
+        variable.assign(value)
     model.fit(x, y, batch_size=BATCH, epochs=EPOCHS, verbose=0)
     pixels = tf.constant(x_test)
     with tf.GradientTape() as tape:
@@ -64,9 +72,8 @@ def interval(differences):
 penalties = {strength: gr.regularizers.InputGradientPenalty(strength) if strength else None for strength in STRENGTHS}
 recipes = {strength: gr.recipes.regularization(weight_decay=None, penalty=one) for strength, one in penalties.items()}
 recipes["decay"] = gr.recipes.regularization(weight_decay=DECAY)
-results = {
-    arm: np.array([read(seed, recipe) for seed in SEEDS]) for arm, recipe in recipes.items()
-}  # [seeds, readings]
+nets = {arm: net(recipe) for arm, recipe in recipes.items()}  # each is traced once, for all seeds
+results = {arm: np.array([read(*nets[arm], seed, recipe) for seed in SEEDS]) for arm, recipe in recipes.items()}
 for arm, values in results.items():
     means = {name: round(float(mean), 3) for name, mean in zip(READINGS, values.mean(0), strict=True)}
     print(f"{'weight decay ' + str(DECAY) if arm == 'decay' else f'penalty {arm:g}':17}", means)

@@ -36,20 +36,28 @@ x_broken = x.copy()
 x_broken[100, 3, 4] = np.nan  # one pixel of one image
 
 
-def train(x, rate, seed, with_recipe):
-    """Return test accuracy, and whether all weights are finite. Without the recipe, Keras' own early stopping acts."""
-    keras.utils.set_random_seed(seed)
+def net(rate):
+    """Return a model, and all that a training changes of it."""
     model = keras.Sequential([keras.Input((8, 8)), keras.layers.SimpleRNN(UNITS, unroll=True), keras.layers.Dense(10)])
-    callbacks = [keras.callbacks.EarlyStopping(patience=PATIENCE, restore_best_weights=True)]
-    if with_recipe:
-        recipe = gr.recipes.training(max_norm=1.0, learning_rate=rate, warm_up=WARM_UP, patience=PATIENCE)
-        rate, callbacks = recipe.optimizer["learning_rate"], recipe.callbacks()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(rate, momentum=0.9), loss, metrics=["accuracy"])
-    data = {"validation_data": (x_valid, y_valid), "batch_size": BATCH, "epochs": EPOCHS}
-    model.fit(x, y, **data, callbacks=callbacks, verbose=0)
-    accuracy = model.evaluate(x_test, y_test, verbose=0)[1]
-    return accuracy, all(np.isfinite(weights).all() for weights in model.get_weights())
+    model.optimizer.build(model.trainable_variables)
+    return model, model.weights + model.optimizer.variables
+
+
+def train(x, rate, with_recipe):
+    """Yield by seed test accuracy, and whether all weights are finite. Without the recipe, Keras stops early itself."""
+    recipe = gr.recipes.training(max_norm=1.0, learning_rate=rate, warm_up=WARM_UP, patience=PATIENCE)
+    rate = recipe.optimizer["learning_rate"] if with_recipe else rate
+    model, state = net(rate)  # traced once, for all seeds
+    for seed in SEEDS:
+        keras.utils.set_random_seed(seed)
+        for variable, value in zip(state, net(rate)[1], strict=True):
+            variable.assign(value)
+        early = keras.callbacks.EarlyStopping(patience=PATIENCE, restore_best_weights=True)
+        callbacks = recipe.callbacks() if with_recipe else [early]
+        model.fit(x, y, BATCH, EPOCHS, callbacks=callbacks, validation_data=(x_valid, y_valid), verbose=0)
+        yield model.evaluate(x_test, y_test, verbose=0)[1], all(np.isfinite(one).all() for one in model.get_weights())
 
 
 def interval(differences):
@@ -64,10 +72,8 @@ def interval(differences):
 
 # %%
 arms = {"without": False, "with the recipe": True}
-accuracy = {
-    name: np.array([[train(x, rate, seed, recipe)[0] for rate in RATES] for seed in SEEDS])
-    for name, recipe in arms.items()
-}
+scores = {name: [[value for value, _ in train(x, rate, how)] for rate in RATES] for name, how in arms.items()}
+accuracy = {name: np.transpose(values) for name, values in scores.items()}  # [seeds, rates]
 for name, values in accuracy.items():
     print(f"{name:16}", {rate: round(float(mean), 3) for rate, mean in zip(RATES, values.mean(0), strict=True)})
 without, with_ = (values.mean(1) for values in accuracy.values())  # one number for each seed: the mean over the rates
@@ -79,12 +85,10 @@ usable = [max(rate for rate, row in zip(RATES, v.T, strict=True) if row.min() > 
 # At a rate that is safe. Its loss is NaN, and so is its batch's gradient: applied, every weight is lost at once.
 
 # %%
-broken = {name: [train(x_broken, SAFE_RATE, seed, recipe) for seed in SEEDS] for name, recipe in arms.items()}
+broken = {name: list(train(x_broken, SAFE_RATE, recipe)) for name, recipe in arms.items()}
 lost, kept = ([not finite for _, finite in runs] for runs in broken.values())
 after = np.array([[value for value, _ in runs] for runs in broken.values()])
-print(
-    f"one broken image: weights lost in {sum(lost)} of {len(lost)} without, {sum(kept)} of {len(kept)} with the recipe"
-)
+print(f"one broken image: weights lost in {sum(lost)} of {len(lost)} without, {sum(kept)} of {len(kept)} with it")
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True, width_ratios=(3, 2))
