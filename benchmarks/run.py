@@ -117,6 +117,20 @@ def import_time() -> Record:
     )
 
 
+def memory() -> Record:
+    from benchmarks import memory
+
+    ratios = [memory.growth("monitor and guard") / memory.growth("plain") for _ in range(3)]
+    return Record(
+        "memory",
+        "What fits of fresh nets leave in memory",
+        "make bench ONLY=memory",
+        [mean_figure("growth of a process over that under plain Keras", ratios, expected=(0.0, 1.5), better="lower")],
+        setting=f"{memory.FITS} fits of nets with four hidden layers on the digits, with a monitor and a guard; growth of "
+        "the resident set from the end of the first fit to that of the last, in a fresh process each time.",
+    )
+
+
 def theory() -> Record:
     import numpy as np
 
@@ -260,6 +274,7 @@ BENCHMARKS = {
         for name in OVERHEAD
     },
     "import_time": Benchmark(import_time, 1.5),
+    "memory": Benchmark(memory, 6),
     "theory": Benchmark(theory, 2),
     "studies": Benchmark(studies, 5),
     "diagnosis": Benchmark(diagnosis, 60),

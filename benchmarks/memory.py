@@ -1,16 +1,20 @@
-"""What 20,000 monitored and guarded steps leave behind: memory by step, and traces of the train step.
+"""What a monitor and a guard leave behind: over 20,000 steps of one fit, and over 60 fits of fresh nets.
 
-    python benchmarks/long_run.py [STEPS]
+    python benchmarks/memory.py [STEPS]        one long fit: memory by step, and traces of the train step
+    make bench ONLY=memory                     fits of fresh nets
 
-Two fits of the digits: with a monitor and a guard, and plain, whose own slope is the one to compare with. The memory is
-the resident set of the process, read every 400 steps; its slope is that of a least-squares line over what comes after
-the first quarter. The trace itself grows by design, 4 bytes for each number of a step: that is printed beside.
+The memory is the resident set of the process. A long fit of the digits is read every 400 steps; its slope is that of a
+least-squares line over what comes after the first quarter. The trace itself grows by design, 4 bytes for each number of
+a step: that is printed beside. Fits of fresh nets run in a process of their own for each arm, and what counts is the
+growth from the end of the first fit to that of the last.
 """
 
 from __future__ import annotations
 
 import gc
+import json
 import os
+import subprocess
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -24,7 +28,15 @@ import gradrecipes as gr
 
 BATCH = 32
 EVERY = 400  # steps from one reading of the memory to the next
+FITS = 60
 PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def resident() -> int:
+    """Return the bytes that this process holds in memory, once the garbage is collected."""
+    gc.collect()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * PAGE
 
 
 class Net(keras.Model):
@@ -54,10 +66,8 @@ class Memory(keras.callbacks.Callback):
         if self.seen == EVERY:
             self.calls = self.model.python_calls
         if self.seen % EVERY == 0:
-            gc.collect()
-            with open("/proc/self/statm") as file:
-                self.steps.append(self.seen)
-                self.bytes.append(int(file.read().split()[1]) * PAGE)
+            self.steps.append(self.seen)
+            self.bytes.append(resident())
 
     def slope(self) -> tuple[float, float]:
         """Return bytes by step after the first quarter, and the standard error of the slope."""
@@ -84,6 +94,35 @@ def run(steps: int, callbacks: list) -> tuple[Memory, Net]:
         callbacks=[*callbacks, memory],
     )
     return memory, model
+
+
+def callbacks(arm: str) -> list:
+    return [] if arm == "plain" else [gr.GradientMonitor(), gr.GradientGuard()]
+
+
+def fresh_fits(arm: str, fits: int = FITS) -> list[int]:
+    """Return the memory in bytes after each of so many fits, each of a net of its own."""
+    x, y = load_digits(return_X_y=True)
+    x = (x / 16).astype("float32")
+    held = []
+    for seed in range(fits):
+        keras.utils.set_random_seed(seed)
+        hidden = [keras.layers.Dense(64, activation="relu") for _ in range(4)]
+        model = keras.Sequential([keras.Input((64,)), *hidden, keras.layers.Dense(10)])
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+        model.fit(x, y, batch_size=64, epochs=2, validation_split=0.2, verbose=0, callbacks=callbacks(arm))
+        del model, hidden
+        held.append(resident())
+    return held
+
+
+def growth(arm: str) -> float:
+    """Return by how many bytes a process grows from its first fit of a fresh net to its last."""
+    script = f"import json; from benchmarks import memory; print(json.dumps(memory.fresh_fits({arm!r})))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    held = json.loads(run.stdout.splitlines()[-1])
+    print(f"{arm}: {(held[-1] - held[0]) / 2**20:.1f} MiB over {len(held)} fits", flush=True)
+    return held[-1] - held[0]
 
 
 def main(steps: int = 20_000) -> None:
