@@ -40,7 +40,7 @@ def test_the_batch_is_kept_and_the_sample_named_in_every_mode(how):
 
 
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "with a guard"])
-@pytest.mark.parametrize("steps", [1, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (4, 8))])
+@pytest.mark.parametrize("steps", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_weights_are_those_before_the_step(steps, together):
     keras.utils.set_random_seed(0)
     model, box = compiled(two_dense(), steps_per_execution=steps), gr.BlackBox()
@@ -236,7 +236,8 @@ class FlakyLoss(keras.losses.SparseCategoricalCrossentropy):
         return super().call(y_true, y_pred) * (np.nan if self.calls == 3 else 1.0)
 
 
-@pytest.mark.parametrize(("steps", "together"), [(1, False), pytest.param(4, True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("steps", "together"), [(1, False), (4, True)])
 def test_a_bad_step_is_run_again_to_tell_batch_weights_and_chance_apart(steps, together, tmp_path):
     origins = {}
     for name in ("batch", "weights", "chance"):

@@ -9,21 +9,25 @@ import pytest
 import gradrecipes as gr
 from tests.training.nets import deterministic
 
-BLOCKS = {
-    "layer_normalization": lambda h: keras.layers.LayerNormalization()(h),
-    "attention": lambda h: keras.layers.MultiHeadAttention(2, 8)(h, h),
-    "convolution": lambda h: keras.layers.Conv1D(16, 3, padding="same", activation="relu")(h),
-    "dropout": lambda h: keras.layers.Dropout(0.2)(keras.layers.Dense(16, "gelu")(h)),
-}
 X = np.random.default_rng(0).normal(size=(64, 12, 16)).astype(np.float32)
 Y = 3.0 * X.mean(axis=(1, 2), keepdims=False)[:, None]
 
 
-def train(block, residual, callbacks, **how):
+def blocks():
+    """Return two of each kind of block, so that a bit that moves in any of them moves the weights."""
+    for _ in range(2):
+        attention, dense = keras.layers.MultiHeadAttention(2, 8), keras.layers.Dense(16, "gelu")
+        yield keras.layers.LayerNormalization()
+        yield lambda h, attention=attention: attention(h, h)
+        yield keras.layers.Conv1D(16, 3, padding="same", activation="relu")
+        yield lambda h, dense=dense: keras.layers.Dropout(0.2)(dense(h))
+
+
+def train(residual, callbacks, **how):
     keras.utils.set_random_seed(3)
     inputs = h = keras.Input((12, 16))
-    for _ in range(2):
-        h = BLOCKS[block](h) + h if residual else BLOCKS[block](h)
+    for block in blocks():
+        h = block(h) + h if residual else block(h)
     model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.GlobalAveragePooling1D()(h)))
     model.compile(keras.optimizers.Adam(0.01), "mse", **how)
     model.fit(X, Y, batch_size=16, epochs=3, verbose=0, callbacks=callbacks)
@@ -32,22 +36,20 @@ def train(block, residual, callbacks, **how):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("block", BLOCKS)
-def test_the_guard_changes_no_bit_and_the_monitor_none_where_the_graph_is_not_rewritten(block, residual):
+def test_the_guard_changes_no_bit_and_the_monitor_none_where_the_graph_is_not_rewritten(residual):
     with deterministic():
-        plain = train(block, residual, [])
-        np.testing.assert_array_equal(train(block, residual, [gr.GradientGuard()]), plain)
-        monitored = train(block, residual, [gr.GradientMonitor(sample_every=4)])
+        plain = train(residual, [])
+        np.testing.assert_array_equal(train(residual, [gr.GradientGuard()]), plain)
+        monitored = train(residual, [gr.GradientMonitor(sample_every=4)])
         np.testing.assert_allclose(monitored, plain, atol=1e-5)
     with deterministic(rewrites=False):
-        plain = train(block, residual, [])
-        np.testing.assert_array_equal(train(block, residual, [gr.GradientMonitor(sample_every=4)]), plain)
+        plain = train(residual, [])
+        np.testing.assert_array_equal(train(residual, [gr.GradientMonitor(sample_every=4)]), plain)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("block", BLOCKS)
-def test_nor_does_the_guard_under_xla(block, residual):
+def test_nor_does_the_guard_under_xla(residual):
     with deterministic():
-        plain, guarded = (train(block, residual, guard, jit_compile=True) for guard in ([], [gr.GradientGuard()]))
+        plain, guarded = (train(residual, guard, jit_compile=True) for guard in ([], [gr.GradientGuard()]))
     np.testing.assert_array_equal(guarded, plain)

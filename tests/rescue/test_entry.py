@@ -61,6 +61,7 @@ def test_each_change_has_a_measured_need(rescued):
     assert all(change.needed > 0 for change in found.changes)
 
 
+@pytest.mark.slow
 def test_nothing_of_the_users_is_touched():
     model = regression()
     model.fit(X, Y, epochs=1, verbose=0)  # slots and counters that must stay
@@ -89,7 +90,7 @@ def test_a_healthy_model_is_returned_as_it_was():
 @pytest.mark.slow
 def test_targets_that_are_noise_are_not_rescued():
     noise = RNG.normal(size=300).astype("float32")
-    found = gr.rescue(regression(), X, noise, epochs=3, budget=800)
+    found = gr.rescue(regression(), X, noise, epochs=3, budget=400)
     assert found.verdict == "not rescued"
     assert found.changes == ()
 

@@ -68,15 +68,11 @@ def stateful(rate=0.01, *, optimizer="Adam", initializer="glorot_uniform", **how
     return compiled(model, getattr(optimizers, optimizer)(rate, **how))
 
 
-def test_dropout_batch_normalization_and_adam():
-    runs = study_and_loop_agree(stateful, seeds=(0, 1, 7))
-    assert [run.reused for run in runs] == [False, True, True]
-
-
+@pytest.mark.slow
 def test_a_rate_or_an_initializer_is_no_reason_for_another_trace_and_a_bound_is():
-    arms = ({}, {"rate": 0.1}, {"initializer": "he_normal"}, {"clipnorm": 0.5})
-    runs = study_and_loop_agree(stateful, arms)
-    assert [run.reused for run in runs] == [False, True, True, False] + [True] * 4
+    arms = ({}, {"rate": 0.1, "initializer": "he_normal"}, {"clipnorm": 0.5})
+    runs = study_and_loop_agree(stateful, arms, seeds=(0, 7))
+    assert [run.reused for run in runs] == [False, True, False, True, True, True]
 
 
 def scheduled():

@@ -87,7 +87,7 @@ def test_a_killed_worker_costs_no_job(tmp_path, restart):
     script.write_text(SCRIPT)
     launched = launch(
         [sys.executable, str(script), str(tmp_path)],
-        workers=3,
+        workers=2,
         logs=tmp_path / "logs",
         environment={"GRADRECIPES_WORKER_PATIENCE": "5"},
         restart=restart,

@@ -18,6 +18,7 @@ from tests.training.nets import divided
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("worker.py")
+EPOCHS = 4
 PATIENCE = 240  # seconds until a run is given up
 
 
@@ -74,14 +75,22 @@ def result(folder: Path, name: str) -> dict[str, np.ndarray]:
         return dict(file)
 
 
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """What one process comes to that trains on the joint batch."""
+    folder = tmp_path_factory.mktemp("alone")
+    with running(start(folder, "alone", epochs=EPOCHS)) as alone:
+        assert wait_for(alone) == [0], (folder / "alone.txt").read_text()[-3000:]
+    return result(folder, "alone")
+
+
 @divided
 @pytest.mark.slow
-def test_two_workers_train_as_one_process_with_the_joint_batch(tmp_path):
-    with running(start(tmp_path, "alone", epochs=2)) as alone:
-        codes = two(tmp_path, "worker", [{"epochs": 2}, {"epochs": 2}])
-        assert (codes, wait_for(alone)) == ([0, 0], [0]), (tmp_path / "worker0.txt").read_text()[-3000:]
-    reference, workers = result(tmp_path, "alone"), [result(tmp_path, f"worker{i}") for i in range(2)]
-    assert reference["skipped"].tolist() == [False, False, True, False, False] * 2
+def test_two_workers_train_as_one_process_with_the_joint_batch(tmp_path, reference):
+    codes = two(tmp_path, "worker", [{"epochs": EPOCHS}] * 2)
+    assert codes == [0, 0], (tmp_path / "worker0.txt").read_text()[-3000:]
+    workers = [result(tmp_path, f"worker{i}") for i in range(2)]
+    assert reference["skipped"].tolist() == [False, False, True, False, False] * EPOCHS
     for worker in workers:
         assert worker.keys() == reference.keys()
         for name, expected in reference.items():
@@ -92,8 +101,8 @@ def test_two_workers_train_as_one_process_with_the_joint_batch(tmp_path):
 
 @divided
 @pytest.mark.slow
-def test_a_worker_that_dies_is_named_and_both_go_on_from_their_backups(tmp_path):
-    backups = [{"backup": str(tmp_path / f"backup{i}"), "epochs": 4, "timeout": 20} for i in range(2)]
+def test_a_worker_that_dies_is_named_and_both_go_on_from_their_backups(tmp_path, reference):
+    backups = [{"backup": str(tmp_path / f"backup{i}"), "epochs": EPOCHS, "timeout": 20} for i in range(2)]
     codes = two(tmp_path, "first", [backups[0], {**backups[1], "die_at": [2, 1]}])
     said = (tmp_path / "first0.txt").read_text()
     assert codes[1] == -9
@@ -102,9 +111,6 @@ def test_a_worker_that_dies_is_named_and_both_go_on_from_their_backups(tmp_path)
     assert "BackupAndRestore" in said
     assert two(tmp_path, "again", backups) == [0, 0], (tmp_path / "again0.txt").read_text()[-3000:]
 
-    with running(start(tmp_path, "alone", epochs=4)) as alone:
-        assert wait_for(alone) == [0]
-    reference = result(tmp_path, "alone")
     for i in range(2):
         resumed = result(tmp_path, f"again{i}")
         for name in (name for name in reference if name.startswith("weight_")):
