@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from pathlib import Path
 
 # Before anything imports TensorFlow or matplotlib.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -25,6 +26,28 @@ settings.register_profile(
     "gradrecipes", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("gradrecipes")
+
+
+# Files with the longest tests of the second tier; they begin first, so that no process is busy alone at the end.
+LONGEST = (
+    "recipes/test_scripts.py",
+    "test_docs.py",
+    "cli/test_demo.py",
+    "training/step/test_multi_worker.py",
+    "callbacks/test_with_keras_callbacks.py",
+    "callbacks/test_compiled_once.py",
+    "tuning/test_jobs.py",
+    "studies/test_spread.py",
+    "cli/test_tune.py",
+    "test_readme.py",
+    "rescue/test_entry.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; `--no-loadscope-reorder` lets pytest-xdist keep that order."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -42,7 +42,13 @@ class Jump(keras.callbacks.Callback):
 
 @pytest.mark.parametrize(
     ("at", "how"),
-    [(33, {}), (40, {}), (39, {"jit_compile": True}), (10, {"steps_per_execution": 4}), (33, {"run_eagerly": True})],
+    [
+        (33, {}),
+        (40, {}),
+        pytest.param(39, {"jit_compile": True}, marks=pytest.mark.slow),
+        (10, {"steps_per_execution": 4}),
+        (33, {"run_eagerly": True}),
+    ],
 )
 def test_a_fit_that_ends_in_bad_steps_or_with_the_step_that_ruins_leaves_good_weights(at, how):
     x, y = data()

@@ -83,7 +83,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(one, marks=[pytest.mark.slow] * (one == "bit flipped in a weight")) for one in FAULTS]
+)
 def test_after_a_fault_the_model_is_as_good_as_without(fault, clean):
     arguments, act, change = FAULTS[fault]
     x, y = digits(SAMPLES)
@@ -308,6 +310,7 @@ def test_a_loss_that_rises_because_the_data_grow_is_left_to_rise():
     assert guard.stop_reason is None
 
 
+@pytest.mark.slow
 def test_a_fit_that_goes_on_with_easy_samples_first_is_left_alone():
     x, y = digits(1536)
     model = seeded(two_dense)

@@ -203,7 +203,7 @@ def test_a_fit_whose_end_is_noticed_while_another_function_is_traced_detaches():
     x, y = digits(BATCH)
     installed(iter([(x, y)]))
 
-    @tf.function
+    @tf.function(autograph=False)
     def traced():
         attachment._finish_installed(installed)
         return tf.constant(1)

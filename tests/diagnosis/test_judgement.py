@@ -60,6 +60,7 @@ def test_a_record_whose_loss_was_not_seen_is_undecided():
     assert "not seen" in judge(trace, ()).reason
 
 
+@pytest.mark.slow
 def test_each_head_is_judged_and_the_prescription_keeps_the_structure():
     random = np.random.default_rng(0)
     x = random.normal(size=(512, 16)).astype(np.float32)

@@ -57,8 +57,9 @@ def test_losses_over_many_magnitudes_get_a_logarithmic_axis(tmp_path):
 
 
 def test_where_everything_is_lost_there_is_still_a_picture(tmp_path):
-    drawn({"a": {0: NAN}}, intervals={"a": None}).save(tmp_path / "study.svg")
-    drawn({"a": {}}, intervals={"a": None}).save(tmp_path / "none.svg")
+    for name, runs in (("study.svg", {0: NAN}), ("none.svg", {})):
+        drawn({"a": runs}, intervals={"a": None}).save(tmp_path / name)
+        assert (tmp_path / name).read_text(encoding="utf-8").rstrip().endswith("</svg>")
 
 
 def test_what_cannot_be_drawn_is_refused():

@@ -66,7 +66,7 @@ def test_models_of_every_kind(name):
     assert int(model.optimizer.iterations) == 0
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["graph", "xla"])
 def test_a_recipe_model_is_probed_with_its_clipping(jit):
     """With every gradient clipped to norm c, plain SGD moves the weights by exactly rate * c each step."""
     x, y = digits(64)
@@ -210,7 +210,7 @@ def linear_regression(samples=60_000, size=8, error=2.0, seed=0):
     return model, x, y, 4 * square, 4 * ((size + 1) * square + size * error**2)
 
 
-@pytest.mark.parametrize("batch_size, micro", [(64, None), (64, 32), (128, 1)])
+@pytest.mark.parametrize("batch_size, micro", [(64, None), pytest.param(64, 32, marks=pytest.mark.slow), (128, 1)])
 def test_the_noise_scale_of_a_linear_regression(batch_size, micro):
     model, x, y, signal, noise = linear_regression()
     batches = 150 if micro != 1 else 60

@@ -70,7 +70,10 @@ def test_every_recorded_trouble_fits_on_one_screen(name):
     assert_one_screen(gr.diagnose(TRACES[name]()))
 
 
-@pytest.mark.parametrize("name", NETS)
+# The screens of recorded traces stand above; these are of whole diagnoses.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("healthy", "nan"))) for name in NETS]
+)
 def test_a_net_in_trouble_fits_on_one_screen(name):
     diagnosis = gr.diagnose(*NETS[name]())
     text = assert_one_screen(diagnosis)

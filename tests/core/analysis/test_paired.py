@@ -61,7 +61,7 @@ def test_holm_by_hand_and_below_bonferroni():
     assert np.argsort(adjusted, kind="stable").tolist() == np.argsort(p_values).tolist()
 
 
-@pytest.mark.parametrize(("effect", "tests"), [(1.2, 1), (0.8, 1), (1.4, 4)])
+@pytest.mark.parametrize(("effect", "tests"), [(1.2, 1), pytest.param(0.8, 1, marks=pytest.mark.slow), (1.4, 4)])
 def test_with_the_seeds_it_asks_for_the_test_decides_four_times_in_five(effect, tests):
     pilot = np.array([-1.0, 0.0, 1.0]) + effect  # mean `effect`, standard deviation 1
     count = seeds_needed(pilot, tests=tests)

@@ -179,6 +179,7 @@ def test_a_step_that_is_not_to_be_learned_leaves_the_memory_as_it_was(method):
     assert [variable.numpy().tobytes() for variable in state] != before
 
 
+@pytest.mark.slow
 @each_method
 def test_xla_gives_the_same(method):
     plain, state = make_step(method, len(SHAPES))

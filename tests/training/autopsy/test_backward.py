@@ -160,6 +160,7 @@ def test_a_gradient_of_a_weight_alone_leads_to_the_sample():
     assert first.name == model.get_layer("scaled").w.path
 
 
+@pytest.mark.slow
 def test_the_search_for_samples_finds_all_and_has_an_end(monkeypatch):
     class Scaled(layers.Layer):
         def build(self, shape):

@@ -101,6 +101,7 @@ def test_real_tables_hold_no_outlier_even_unscaled(load):
         assert sample_outlier(x[start : start + 16]) is None
 
 
+@pytest.mark.slow
 def test_trained_nets_are_healthy_though_few_samples_make_up_the_loss():
     model = seeded(two_dense)
     x, y = digits(512)

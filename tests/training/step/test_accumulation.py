@@ -99,6 +99,7 @@ def test_the_weights_are_those_of_plain_keras():
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_skipped_is_a_step_of_its_own_and_another_takes_its_place():
     x, y = data()
     x[5 * BATCH] = np.nan  # batch 5, the second of the second update

@@ -45,8 +45,8 @@ MAKERS = {
     "MultiOptimizer in LossScaleOptimizer": lambda: shipped.LossScaleOptimizer(by_path(), initial_scale=256.0),
 }
 ABSTRACT = {"Optimizer"}
-# One of each way an update is made; the others in the second tier.
-FIRST_TIER = {"Adam", "SGD", "Muon, accumulating", "MultiOptimizer in LossScaleOptimizer"}
+# The others in the second tier.
+FIRST_TIER = {"Adam", "SGD", "MultiOptimizer in LossScaleOptimizer"}
 
 
 def kinds() -> set[str]:

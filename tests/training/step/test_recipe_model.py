@@ -138,6 +138,7 @@ def test_a_bare_number_is_no_clipping_method(kind):
         kind(clipping=1.0)
 
 
+@pytest.mark.slow
 def test_what_a_clipping_method_remembers_is_saved_with_the_model(tmp_path):
     x, y = digits(128)
     inputs = keras.Input((64,))
