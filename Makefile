@@ -29,7 +29,7 @@ test: .venv/.dev  ## run the first tier of the tests; PYTEST_ARGS="-k trace" for
 	$(BIN)/python -m pytest -q --durations=10 -m "not slow and not nightly and not alone" $(PYTEST_ARGS)
 
 test-slow: .venv/.dev  ## run the second tier: documentation, recipe scripts, processes, several replicas
-	$(BIN)/python -m pytest -q --durations=20 -m "slow and not nightly and not alone" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q --durations=20 --no-loadscope-reorder -m "slow and not nightly and not alone" $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -q -m "alone and not nightly"
 
 test-all: test test-slow  ## run both tiers, as .ci/run does
