@@ -29,7 +29,7 @@ def train(residual, callbacks, **how):
     for block in blocks():
         h = block(h) + h if residual else block(h)
     model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.GlobalAveragePooling1D()(h)))
-    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse", **how)
+    model.compile(keras.optimizers.SGD(0.001, momentum=0.9), "mse", **how)
     model.fit(X, Y, batch_size=16, epochs=3, verbose=0, callbacks=callbacks)
     return np.concatenate([weight.ravel() for weight in model.get_weights()])
 
