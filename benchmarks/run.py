@@ -126,8 +126,8 @@ def memory() -> Record:
         "What fits of fresh nets leave in memory",
         "make bench ONLY=memory",
         [mean_figure("growth of a process over that under plain Keras", ratios, expected=(0.0, 1.5), better="lower")],
-        setting=f"{memory.FITS} fits of nets with four hidden layers on the digits, with a monitor and a guard; growth of "
-        "the resident set from the end of the first fit to that of the last, in a fresh process each time.",
+        setting=f"{memory.FITS} fits of nets with four hidden layers on the digits, with a monitor and a guard; growth "
+        "of the resident set from the end of the first fit to that of the last, in a fresh process each time.",
     )
 
 
