@@ -109,7 +109,9 @@ def test_who_is_asked_to_end_leaves_no_process_behind(tmp_path):
     sleeper.write_text("import time\ntime.sleep(600)\n")
     starter = tmp_path / "starter.py"
     starter.write_text(
-        "import sys\nfrom gradrecipes.tuning.launcher import launch\n"
+        "import signal, sys\nfrom gradrecipes.tuning.launcher import launch\n"
+        # A shell lets what it starts in the background ignore it, and children inherit that.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def tell(crew):\n"
         "    open(sys.argv[1], 'w').write(' '.join(str(one.process.pid) for one in crew))\n"
         f"launch([sys.executable, {str(sleeper)!r}], workers=2, logs={str(tmp_path)!r}, on_look=tell)\n"
