@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow.python.eager import record
+from tensorflow.python.eager import context, record
 from tensorflow.python.framework import func_graph
 from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable, ResourceVariable
 
@@ -149,24 +149,25 @@ def optimized(branch: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def shared_function(*signature: tf.TensorSpec) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Trace a function of tensors once in a process; a graph calls it as one operation.
+    """Trace a function of tensors once in a context of TensorFlow's; a graph calls it as one operation.
 
     A graph is traced whole, what its steps rarely need as well: written out anew for each tensor of each fit, that took
-    longer than the train step itself. XLA inlines the call, so that a size that is None here is known to it.
+    longer than the train step itself. XLA inlines the call, so that a size that is None here is known to it. A process
+    has one context unless it is reset, which leaves what was traced before unusable.
 
     Args:
         signature: The specs of the arguments, all of them tensors. The function must not use variables.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.cache
-        def traced() -> Callable[..., Any]:
+        @functools.lru_cache(maxsize=1)
+        def traced(_: Any) -> Callable[..., Any]:
             with tf.init_scope():
                 return tf.function(function, input_signature=signature, autograph=False).get_concrete_function()
 
         @functools.wraps(function)
         def call(*tensors: tf.Tensor) -> Any:
-            return function(*tensors) if tf.executing_eagerly() else traced()(*tensors)
+            return function(*tensors) if tf.executing_eagerly() else traced(context.context())(*tensors)
 
         return call
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -13,6 +16,8 @@ import tensorflow as tf
 import gradrecipes as gr
 from gradrecipes.compat.tensorflow_private import dismantle, held, rare_cond, shared_function, with_arriving_gradient
 from tests.training.nets import assert_same_state, compiled, deterministic, digits, layers
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def gradients_of(model, data):
@@ -192,6 +197,31 @@ def test_graphs_of_different_shapes_share_one_trace(jit_compile):
         assert run(tf.fill(shape, -2.0)).numpy().tolist() == [-2.0] * shape[0]
     assert len(traces) == 1
     assert square(tf.fill([1, 5], 1.0)).numpy().tolist() == [5.0]
+
+
+RESET = """
+import tensorflow as tf
+from tensorflow.python.eager import context
+
+from gradrecipes.compat.tensorflow_private import rare_cond, shared_function
+
+
+@shared_function(tf.TensorSpec([None, None], tf.float32))
+def double(rows):
+    return 2.0 * rows
+
+
+for _ in range(2):
+    run = tf.function(lambda x: rare_cond(x[0, 0] > 0.0, lambda: double(x + 1.0), lambda: x))
+    print(run(tf.ones([1, 3])).numpy().tolist())
+    context._reset_context()
+"""
+
+
+@pytest.mark.slow
+def test_a_shared_function_is_traced_anew_where_the_context_was_reset_as_by_one_of_keras_own_tests():
+    done = subprocess.run([sys.executable, "-c", RESET], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout.splitlines() == ["[[4.0, 4.0, 4.0]]"] * 2, done.stderr[-2000:]
 
 
 def test_a_shared_function_outlives_the_graphs_that_call_it_and_keeps_none():
