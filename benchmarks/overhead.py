@@ -1,6 +1,6 @@
 """What monitoring and guarding cost, as a user feels it: time of an epoch against that of plain Keras.
 
-    python benchmarks/overhead.py [--nets lstm,cnn] [--xla] [--rounds 12] [--steps 200] [--cores 1]
+    python benchmarks/overhead.py [--nets lstm,cnn] [--xla] [--rounds 10] [--steps 200] [--cores 1]
     python benchmarks/overhead.py --start-up        time to the first step of fresh models
     python benchmarks/overhead.py --depth           steps of nets of 10 to 1000 layers
     python benchmarks/overhead.py --parameters      steps of nets of 1e4 to 1e8 parameters
@@ -101,8 +101,9 @@ VARIANTS = {
 }
 
 
-# What is measured of nets that grow, whose steps take long.
-IN_GROWTH = ("plain", "plain again", "keras clip", "monitor", "monitor + guard + clip")
+# What is measured where a variant takes long: of nets that grow, and of fresh models.
+FEW_VARIANTS = ("plain", "plain again", "keras clip", "monitor", "monitor + guard + clip")
+LONG_STEPS = {"MLP 100 x 32": 100, "MLP 4 x 1024": 50, "CNN": 100}  # steps of an epoch, where a step takes long
 
 
 class TurnTaker(keras.callbacks.Callback):
@@ -308,7 +309,7 @@ def show(found: dict[str, dict]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--nets", default="", help="parts of names of nets, with commas between them")
     parser.add_argument("--variants", default="", help="names of variants, with commas between them")
@@ -327,7 +328,7 @@ def main() -> None:
 def collect(
     kind: str,
     *,
-    rounds: int = 12,
+    rounds: int = 10,
     steps: int = 200,
     cores: int = 1,
     xla: bool = False,
@@ -339,9 +340,9 @@ def collect(
     prepared_step.LEAN_AFTER = 0
     known = {"depth": DEPTHS, "parameters": PARAMETERS}.get(kind, NETS)
     names = [name for name in VARIANTS if name in variants.split(",") or not variants]
-    if not variants and kind in ("depth", "parameters"):
-        names = list(IN_GROWTH)
-    if not variants and (kind == "start_up" or xla):
+    if not variants and kind != "steps":
+        names = list(FEW_VARIANTS)
+    if not variants and xla:
         names = [name for name in names if name not in ("recompute", "norms as metrics")]
     names = list(dict.fromkeys(["plain", *names]))
     found = {}
@@ -350,7 +351,8 @@ def collect(
             repeats = min(rounds, 5)
             found[net] = start_up(known[net], names, rounds=repeats, xla=xla)
         else:
-            repeats, epoch = (rounds, steps) if kind == "steps" else (min(rounds, 8), min(steps, 25))
+            repeats, longest = (rounds, LONG_STEPS.get(net, steps)) if kind == "steps" else (min(rounds, 8), 25)
+            epoch = min(steps, longest)
             found[net] = measure(known[net], names, rounds=repeats, steps=epoch, cores=cores, xla=xla)
         for cell in found[net].values():
             cell["rounds"] = repeats
