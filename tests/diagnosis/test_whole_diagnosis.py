@@ -240,3 +240,41 @@ def test_columns_of_a_dict_are_scaled_by_their_names():
     model.compile(keras.optimizers.Adam(0.003), "mse")
     y = (np.log(people[:, 0]) - 11).astype("float32")
     assert codes(model, {"region": region, "people": people}, y)[0] == "unscaled_inputs"
+
+
+class Classes(keras.Model):
+    """Computes its cross-entropy of logits in its own train step."""
+
+    def __init__(self, activation, rank):
+        super().__init__()
+        self.hidden, self.last = layers.Dense(32, "relu"), layers.Dense(rank, activation)
+
+    def call(self, x):
+        return self.last(self.hidden(x))
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            predicted = self(x, training=True)
+            loss = (
+                tf.nn.sigmoid_cross_entropy_with_logits(y, predicted)
+                if predicted.shape[-1] == 1
+                else tf.nn.sparse_softmax_cross_entropy_with_logits(y, predicted)
+            )
+            loss = tf.reduce_mean(loss)
+        self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+        return {"loss": loss}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("activation", "rank", "expected"),
+    [("softmax", 10, "loss_output_mismatch"), ("sigmoid", 1, "loss_output_mismatch"), (None, 10, None)],
+)
+def test_a_cross_entropy_in_a_train_step_of_its_own_is_known_by_its_value(activation, rank, expected):
+    keras.utils.set_random_seed(0)
+    model = Classes(activation, rank)
+    model(X[:1])
+    model.compile(keras.optimizers.SGD(0.1))
+    y = Y if rank == 10 else (Y < 5).astype("float32")[:, None]
+    assert next(iter(codes(model, X, y)), None) == expected
