@@ -52,6 +52,6 @@ def test_the_guard_changes_no_bit_and_the_monitor_none_where_the_graph_is_not_re
 @pytest.mark.nightly
 @pytest.mark.parametrize("residual", [False, True])
 def test_nor_does_the_guard_under_xla(residual):
-    with deterministic():
-        plain, guarded = (train(residual, guard, jit_compile=True) for guard in ([], [gr.GradientGuard()]))
+    # Not `deterministic()`: Keras compiles nothing by XLA under it, and XLA needs none to give the same bits again.
+    plain, guarded = (train(residual, guard, jit_compile=True) for guard in ([], [gr.GradientGuard()]))
     np.testing.assert_array_equal(guarded, plain)
