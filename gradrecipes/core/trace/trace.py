@@ -13,8 +13,7 @@ import numpy as np
 
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import Probes
-from gradrecipes.core.trace.record import to_json
-from gradrecipes.core.trace.trace_file import Table
+from gradrecipes.core.trace.record import Table, to_json
 
 
 @dataclass(frozen=True)

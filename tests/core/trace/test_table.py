@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradrecipes.core.trace.trace_file import Table
+from gradrecipes.core.trace.record import Table
 
 
 def table() -> Table:
