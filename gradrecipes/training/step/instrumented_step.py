@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from gradrecipes.compat import keras_optimizers, keras_private
 from gradrecipes.compat.tensorflow_private import current_graph, inlined, require_same_graph
+from gradrecipes.core.trace import APPLIED
 from gradrecipes.gradients.packing import Columns
 from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.update import StepResult
@@ -157,7 +158,10 @@ class InstrumentedStep:
             self._learn_columns()
         replicas.once(self._record, *([] if self._capture is None else [self._capture.tensors(self.captured_layers)]))
         if state is not None:
-            logs = state.kept_where(self._whole.outcome, logs)
+            outcome, rescaled = self._whole.outcome, self._whole.rescaled
+            if rescaled is not None:  # a scale that comes down, as it does without us: Keras counts such a batch
+                outcome = tf.where(rescaled, tf.constant(APPLIED, outcome.dtype), outcome)
+            logs = state.kept_where(outcome, logs)
         if isinstance(logs, dict):  # Keras takes a train step that returns something else as it is
             logs = {**logs, **self._own_logs()}
         return replicas.as_logs(logs, model)
