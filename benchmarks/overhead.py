@@ -103,7 +103,7 @@ VARIANTS = {
 
 # What is measured where a variant takes long: of nets that grow, and of fresh models.
 FEW_VARIANTS = ("plain", "plain again", "keras clip", "monitor", "monitor + guard + clip")
-LONG_STEPS = {"MLP 100 x 32": 100, "MLP 4 x 1024": 50, "CNN": 100}  # steps of an epoch, where a step takes long
+ROUNDS = {"MLP 20 x 128": 10, "MLP 4 x 1024": 5, "CNN": 6, "LSTM": 10}  # where a step is fast, or slow; else 8
 
 
 class TurnTaker(keras.callbacks.Callback):
@@ -351,8 +351,7 @@ def collect(
             repeats = min(rounds, 5)
             found[net] = start_up(known[net], names, rounds=repeats, xla=xla)
         else:
-            repeats, longest = (rounds, LONG_STEPS.get(net, steps)) if kind == "steps" else (min(rounds, 8), 25)
-            epoch = min(steps, longest)
+            repeats, epoch = min(rounds, ROUNDS.get(net, 8)), steps if kind == "steps" else 25
             found[net] = measure(known[net], names, rounds=repeats, steps=epoch, cores=cores, xla=xla)
         for cell in found[net].values():
             cell["rounds"] = repeats
