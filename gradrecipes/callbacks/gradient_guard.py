@@ -126,7 +126,7 @@ class GradientGuard(AttachedCallback):
 
     References:
         The rule that a skip must leave the optimizer untouched: `keras.optimizers.LossScaleOptimizer`, which
-        does it for float16 only. Absurd values: OLMo-core's `SkipStepOptimizer`. Rolling back and going on with
+        does it for float16 only. Outliers: OLMo-core's `SkipStepOptimizer`. Rolling back and going on with
         later data: PaLM, arXiv 2204.02311, section 5.1; asked of Keras in its issue 8332.
     """
 

@@ -1,4 +1,4 @@
-"""Read from the data, without a model's help: missing values, scales, labels, samples that are absurd."""
+"""Read from the data, without a model's help: missing values, scales, labels, samples that are outliers."""
 
 from __future__ import annotations
 

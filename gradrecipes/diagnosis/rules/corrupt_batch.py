@@ -124,7 +124,7 @@ def _largest(values: np.ndarray) -> float:
     return float(values.max()) if len(values) else np.nan
 
 
-ABSURD = 1000.0  # times the largest of all other samples; the ratio of the two largest Pareto values (exponent 1)
+FAR_OUTLIER = 1000.0  # times the largest of all other samples; the ratio of the two largest Pareto values (exponent 1)
 # exceeds it once in a thousand data sets
 SUSPECT = 30.0  # times, where leaving the samples out fixes the run
 OF_DATA = {"input", "target"}  # kinds of offenders
@@ -138,13 +138,13 @@ OF_DATA = {"input", "target"}  # kinds of offenders
     order=40,
 )
 def corrupt_batch(trace: Trace) -> Finding | None:
-    """Tell which samples are absurd, how far, and what they did to the run."""
+    """Tell which samples are outliers, how far, and what they did to the run."""
     seen = verdict(trace)
     healed = fixed_by(trace, FINITE_DATA)
     spikes = None if trace.description.loss_scaler else single_batches(trace)
     missing = any(array.nonfinite for array in arrays(trace, parts=("inputs", "targets", "sample_weight")))
     blamed = _blamed(trace)
-    odd = _odd(trace, SUSPECT if healed or spikes or blamed else ABSURD)
+    odd = _odd(trace, SUSPECT if healed or spikes or blamed else FAR_OUTLIER)
     hurt = is_held_back(trace, seen) or spikes is not None
     if odd and not hurt:
         return None
@@ -166,7 +166,7 @@ def corrupt_batch(trace: Trace) -> Finding | None:
 
 
 def _odd(trace: Trace, factor: float) -> list[tuple[ArrayReading, list[Outlier]]]:
-    """Return the arrays that hold absurd samples, with these, the furthest first."""
+    """Return the arrays that hold outliers, with these, the furthest first."""
     found = []
     for array in arrays(trace):
         beyond = [outlier for outlier in array.outliers or [] if outlier.factor >= factor]

@@ -127,7 +127,7 @@ def _first(trace: Trace, row: int) -> First:
     for reading, what in (("weight_norm", "the weights"), ("output_rms", "an output")):
         values = trace.samples[reading]
         measured = np.isfinite(values).any(axis=0)  # a column that never held a number was not measured
-        if trace.probes.trial:  # outputs were heard before the first step only
+        if trace.probes.trial:  # outputs were captured before the first step only
             measured = measured & np.isfinite(values).any(axis=1, keepdims=True)
         broken = np.isinf(values) | (np.isnan(values) & measured)
         hits = [(int(trace.samples["step"][i]), np.flatnonzero(broken[i])) for i in samples if broken[i].any()]

@@ -3,11 +3,11 @@
 ## What it does
 Looks at a long record: at the size of each layer's weights, and at the typical update over the weights, in the later
 half of the run. It fires where one of them grew at least fourfold there, no slower at the end than at the beginning of
-that half, and is by now beyond what sound runs have: weights twice as large as any initializer draws them, updates of
+that half, and is by now beyond what healthy runs have: weights twice as large as any initializer draws them, updates of
 three thousandths of the weights. The loss may still look well.
 
 ## Why it is bad
-What grows in proportion to itself ends beyond what float32 holds, and the loss breaks long before. Weights of sound
+What grows in proportion to itself ends beyond what float32 holds, and the loss breaks long before. Weights of healthy
 runs do not do that: those of a classifier that becomes more and more certain grow with the logarithm of the steps,
 those under Adam at most with the steps, under a warm-up with their square: ever more slowly in proportion.
 
@@ -78,7 +78,7 @@ def runaway_weights(trace: Trace) -> Finding | None:
         severity=Severity.WARNING,
         confidence=0.8,
         explanation=(
-            f"{statement}; it is {rounded(size)} {unit} by now. Weights of a sound run grow ever more slowly. What "
+            f"{statement}; it is {rounded(size)} {unit} by now. Weights of a healthy run grow ever more slowly. What "
             "grows in proportion to itself breaks the loss, however well that looks today."
         ),
         layer=None if of_steps else name,

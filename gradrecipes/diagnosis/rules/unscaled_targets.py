@@ -123,7 +123,7 @@ def _own_heads(trace: Trace) -> list[Head]:
 
 
 def _size(head: Head) -> float:
-    """Return the root mean square of the targets, without absurd ones."""
+    """Return the root mean square of the targets, without outliers."""
     return (None if head.target is None else head.target.rms_without_outliers) or 0.0
 
 

@@ -152,9 +152,11 @@ class KeptBatches:
         first_loss = np.fmax(retrial.first_loss, self.baseline())
         limit = EARLY_RATIO * first_loss
         learned_nothing = len(losses) > 0 and float(np.median(losses[-LATEST:])) > limit
-        absurd = 0 < limit < retrial.loss and (learned_nothing or retrial.loss > EARLY_RATIO * max(losses, default=0))
+        far_above = 0 < limit < retrial.loss and (
+            learned_nothing or retrial.loss > EARLY_RATIO * max(losses, default=0)
+        )
         worse = 0 < DIVERGED * first_loss <= retrial.loss
-        return bool(absurd or (outlies and worse))
+        return bool(far_above or (outlies and worse))
 
     def _is_rescaling(self) -> bool:
         """Return whether an optimizer can still lower its loss scale, down to 1."""

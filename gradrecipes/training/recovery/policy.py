@@ -24,7 +24,7 @@ LOST = 0.9  # of the level at the beginning: above it again, all of that is lost
 DIVERGED = 2.0  # times the level at the beginning: worse than knowing nothing
 FORGOTTEN = 0.5  # of the way from the level at the beginning to a constant prediction
 HIGHER = 1.25  # times the level of the newest snapshot: below it, going back would gain nothing
-SOUND = 2.0  # a snapshot is kept up to this many times the best level; llm-foundry calls twice the mean a spike
+HEALTHY_RATIO = 2.0  # a snapshot is kept up to this many times the best level; llm-foundry calls twice the mean a spike
 
 
 class Action(StrEnum):
@@ -170,7 +170,7 @@ class Recovery:
             return True
         latest = float(np.median(readings.losses[-LATEST:])) if len(readings.losses) else recent
         level = max(recent, latest)
-        risen = self._best > 0 and level > max(SOUND * self._best, (1 - LOST) * self._beginning)
+        risen = self._best > 0 and level > max(HEALTHY_RATIO * self._best, (1 - LOST) * self._beginning)
         if risen and not level <= (1 - LOST) * readings.baseline():
             return True
         if not self.ring.keep(readings.step):
