@@ -11,6 +11,8 @@ descent takes steps of a hundred million times the learning rate. Weights of a m
 
 ## Example
 ```python
+import numpy as np
+
 model.fit(x, y, sample_weight=1e8 * np.ones(len(x)))
 ```
 
