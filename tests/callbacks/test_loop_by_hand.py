@@ -20,6 +20,7 @@ def loop(model, x, y, callbacks, *, epochs=1, end=True):
         callbacks.on_epoch_begin(epoch)
         for batch, start in enumerate(range(0, len(x), BATCH)):
             callbacks.on_train_batch_begin(batch)
+            model.reset_metrics()  # as Keras does by itself, but for 3.7
             logs = model.train_on_batch(x[start : start + BATCH], y[start : start + BATCH], return_dict=True)
             callbacks.on_train_batch_end(batch, logs)
             losses.append(float(logs["loss"]))
@@ -78,6 +79,7 @@ def test_train_on_batch_gives_nan_for_the_loss_of_a_skipped_batch(first):
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     if not first:
         assert np.isfinite(model.train_on_batch(x, y, return_dict=True)["loss"])
+    model.reset_metrics()
     logs = model.train_on_batch(x * np.nan, y, return_dict=True)
     assert np.isnan(logs["loss"]) and logs["skipped_steps"] == 1
     assert np.isfinite(model.train_on_batch(x, y, return_dict=True)["loss"])

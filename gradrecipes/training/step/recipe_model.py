@@ -176,7 +176,10 @@ class RecipeModelMixin:
 
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Train on one batch, as `keras.Model.train_on_batch` does; the loss of a step that is skipped is NaN."""
+        """Train on one batch, as `keras.Model.train_on_batch` does; the loss of a step that is skipped is NaN.
+
+        Keras 3.7 does not reset the metrics before it: there the loss is that of the steps since `reset_metrics`.
+        """
         self._report_unknown_loss_as(math.nan)
         try:
             return super().train_on_batch(*args, **kwargs)
