@@ -1,6 +1,6 @@
 """What monitoring and guarding cost, as a user feels it: time of an epoch against that of plain Keras.
 
-    python benchmarks/overhead.py [--nets lstm,cnn] [--xla] [--rounds 10] [--steps 200] [--cores 1]
+    python benchmarks/overhead.py [--nets lstm,cnn] [--xla] [--rounds 20] [--steps 200] [--cores 1]
     python benchmarks/overhead.py --start-up        time to the first step of fresh models
     python benchmarks/overhead.py --depth           steps of nets of 10 to 1000 layers
     python benchmarks/overhead.py --parameters      steps of nets of 1e4 to 1e8 parameters
@@ -141,6 +141,7 @@ class LongFit(threading.Thread):
         self.turn.start = self.turn.clock()
         try:
             self.model.fit(epochs=2**31, verbose=0, shuffle=False, **self.arguments)
+            self.error = RuntimeError("A fit ended by itself, so that its epochs cannot be timed.")
         except Exception as error:
             self.error = error
         self.turn.has_ended.release()
@@ -309,8 +310,8 @@ def show(found: dict[str, dict]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rounds", type=int, help="5 to 10 by default: fewer where a step is slow")
+    parser.add_argument("--steps", type=int, help="of an epoch; by default 200, and 25 of nets that grow")
     parser.add_argument("--nets", default="", help="parts of names of nets, with commas between them")
     parser.add_argument("--variants", default="", help="names of variants, with commas between them")
     parser.add_argument("--cores", type=int, default=1)
@@ -328,8 +329,8 @@ def main() -> None:
 def collect(
     kind: str,
     *,
-    rounds: int = 10,
-    steps: int = 200,
+    rounds: int | None = None,
+    steps: int | None = None,
     cores: int = 1,
     xla: bool = False,
     nets: str = "",
@@ -348,10 +349,10 @@ def collect(
     found = {}
     for net in [net for net in known if any(part.lower() in net.lower() for part in nets.split(","))]:
         if kind == "start_up":
-            repeats = min(rounds, 5)
+            repeats = rounds or 5
             found[net] = start_up(known[net], names, rounds=repeats, xla=xla)
         else:
-            repeats, epoch = min(rounds, ROUNDS.get(net, 8)), steps if kind == "steps" else 25
+            repeats, epoch = rounds or ROUNDS.get(net, 8), steps or (200 if kind == "steps" else 25)
             found[net] = measure(known[net], names, rounds=repeats, steps=epoch, cores=cores, xla=xla)
         for cell in found[net].values():
             cell["rounds"] = repeats

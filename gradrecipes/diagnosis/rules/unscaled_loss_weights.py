@@ -35,7 +35,7 @@ from gradrecipes.diagnosis.outcome import fixing_rate, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
-FAR = 100.0  # root mean square of the weights, or its reciprocal: balanced class weights reach tens
+FAR_FROM_ONE = 100.0  # root mean square of the weights, or its reciprocal: balanced class weights reach tens
 
 
 @rule(
@@ -51,7 +51,7 @@ def unscaled_loss_weights(trace: Trace) -> Finding | None:
     seen = verdict(trace)
     size, name = _size(trace)
     factor = max(size, 1.0 / size) if 0 < size < math.inf else 1.0
-    if factor < FAR or not (is_held_back(trace, seen) or not seen.learned):
+    if factor < FAR_FROM_ONE or not (is_held_back(trace, seen) or not seen.learned):
         return None
     steps = fixing_rate(trace, lower=size > 1)
     statement = f"{name} multiply the loss, and every gradient, by {rounded(size)}"
