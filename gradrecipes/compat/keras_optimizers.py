@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.keras_private import leaves, optimizers_of, replaced
+from gradrecipes.compat.keras_private import leaves, optimizers_of, replaced, unbuilt_copy
 
 
 def updated_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
@@ -240,8 +240,9 @@ _KERNELS: dict[type, Callable[[Any], Kernel]] = {
 }
 
 
-def schedule_of(optimizer: keras.optimizers.Optimizer) -> tuple[Any, int] | None:
-    """Return an optimizer's schedule and the batch at which it is read next; None where the rate is a number."""
+def schedule_of(model: keras.Model) -> tuple[Any, int] | None:
+    """Return the schedule of a model's first optimizer and the batch at which it is read next, or None without one."""
+    optimizer = leaves(optimizers_of(model)[0])[0]
     rate = getattr(optimizer, "_learning_rate", None)
     if not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         return None
@@ -362,7 +363,7 @@ def rate_multiplied(optimizer: keras.optimizers.Optimizer, factor: tf.Variable) 
 def initial_slots(optimizer: keras.optimizers.Optimizer) -> list[tuple[Any, Any]]:
     """Return what an optimizer remembers, its count of steps too, each variable with the value that it begins with."""
     rates = {id(rate_variable(leaf)) for leaf in leaves(optimizer)}
-    fresh = type(optimizer).from_config(optimizer.get_config())
+    fresh = unbuilt_copy(optimizer)
     if optimizer.built:
         fresh.build([variable for leaf in leaves(optimizer) for variable in leaf._trainable_variables])
     pairs = zip(optimizer.variables, fresh.variables, strict=False)

@@ -231,7 +231,7 @@ def unfrozen(model: keras.Model) -> Iterator[None]:
     flags = [
         (layer, layer._trainable, [(one, one.trainable) for one in layer._trainable_variables]) for layer in layers
     ]
-    optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
+    optimizer = unbuilt_copy(model.optimizer)
     try:
         for layer, _, variables in flags:
             layer._trainable = True
@@ -270,6 +270,11 @@ def _within(held: Iterable[Any], depth: int = 3) -> Iterator[Any]:
             yield one
         elif depth:
             yield from _within(one.values() if isinstance(one, dict) else one, depth - 1)
+
+
+def unbuilt_copy(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Return an optimizer with the same settings that has updated nothing yet."""
+    return type(optimizer).from_config(optimizer.get_config())
 
 
 def leaves(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Optimizer]:

@@ -17,7 +17,7 @@ from gradrecipes.compat.random_state import random_numbers_kept
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import NoiseReading, Probes
-from gradrecipes.diagnosis.outcome import LEARNING, STALLED, UNKNOWN, verdict
+from gradrecipes.diagnosis.outcome import LEARNING, STALLED, UNKNOWN, Verdict
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.data import read_data
 from gradrecipes.probes.loss import loss_probe
@@ -123,8 +123,8 @@ def examine(
     probes = replace(probes, forward_pass=forward_pass(model, data))
     tell("training for a few steps")
     how = {"seed": seed, "steps": steps, "planned_steps": planned, "attention": attention, "tell": tell}
-    trace = try_out(model, data, description, probes, **how)
-    _look_closer(model, data, trace, seed=seed, tell=tell)
+    trace, seen = try_out(model, data, description, probes, **how)
+    _look_closer(model, data, trace, seen, seed=seed, tell=tell)
     return trace
 
 
@@ -135,9 +135,8 @@ def _planned_steps(data: TrialData, epochs: int | None, steps_per_epoch: int | N
     return epochs * (steps_per_epoch or math.ceil(data.samples / data.batch_size))
 
 
-def _look_closer(model: keras.Model, data: TrialData, trace: Trace, *, seed: int, tell: Tell) -> None:
-    """Add what is dear, and of use only where the trial went wrong: the curvature, the noise of small batches."""
-    seen = verdict(trace)
+def _look_closer(model: keras.Model, data: TrialData, trace: Trace, seen: Verdict, *, seed: int, tell: Tell) -> None:
+    """Add what is expensive, and of use only where the trial went wrong: curvature, and noise of small batches."""
     if data.batches is not None or seen.state in (LEARNING, UNKNOWN):
         return
     size = min(data.batch_size, data.samples)

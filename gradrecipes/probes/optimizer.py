@@ -12,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.keras_optimizers import schedule_of
-from gradrecipes.compat.keras_private import leaves, optimizers_of
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.trial_reading import PlannedRates, VariationResult
 from gradrecipes.diagnosis.outcome import SLOW_RISE, SLOWEST_RISE, Verdict, lost_at_highest, unlearned_at_highest
@@ -36,7 +35,7 @@ def read_planned_rates(
         steps: Steps of the training that is planned; None to read the schedule over the steps that it names itself.
     """
     rate = description.learning_rate
-    found = schedule_of(leaves(optimizers_of(model)[0])[0])
+    found = schedule_of(model)
     if found is None:
         known = rate is not None
         return PlannedRates(steps, steps is not None, rate, rate, rate, 0) if known else None
@@ -90,7 +89,7 @@ def try_highest_rate(
     if rates.highest < HIGHER * rates.trial_highest or rates.highest_step < trial_steps:
         return rates
     tell("training at the highest learning rate of the schedule")
-    schedule, _ = schedule_of(leaves(optimizers_of(trial.model)[0])[0]) or (None, 0)
+    schedule, _ = schedule_of(trial.model) or (None, 0)
     saved, gap = trial.save(), rates.highest_step - trial_steps + 1
     for number, longest in enumerate(RAISED_OVER):
         over = min(longest, gap)
@@ -107,7 +106,7 @@ def try_highest_rate(
 def _raised(
     trial: Trial, schedule: Any, rates: PlannedRates, seen: Verdict, over: int, *, in_full: bool
 ) -> PlannedRates:
-    first = schedule_of(leaves(optimizers_of(trial.model)[0])[0])[1]
+    first = schedule_of(trial.model)[1]
     held = HELD * len(trial.batches)
     own = np.array([float(schedule(first + step)) for step in range(over + held)])
     begin = own[0]

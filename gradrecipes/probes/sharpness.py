@@ -344,11 +344,12 @@ def sharpness(
         model(_batch(data, 0, 1)[0])
     if not model.trainable_variables:
         raise ValueError(f"The model {model.name!r} has no trainable weights, and so no curvature.")
-    limit, rate, reason = _limit(model)
+    optimizers = leaves(model.optimizer)
+    limit, rate, reason = _limit(optimizers)
     with preserve_state(model):
         curvature = Curvature(model, cut[:batches], seed=seed)
         try:
-            scale = divisor(leaves(model.optimizer)[0], curvature.size, lambda: curvature.gradients(cut[:GRADIENTS]))
+            scale = divisor(optimizers[0], curvature.size, lambda: curvature.gradients(cut[:GRADIENTS]))
             found = _measured(curvature, None if scale is None else 1 / np.sqrt(scale[0]), iterations, seed)
         except Exception as error:  # the user's own layers and loss run here, and may fail in any way
             return Sharpness(reason=f"The loss has no gradient that could be derived again: {error}")
@@ -376,11 +377,10 @@ def _measured(curvature: Curvature, scale: np.ndarray | None, iterations: int, s
     return extreme_eigenvalues(lambda v: scale * curvature.product(scale * v), start, iterations=iterations)
 
 
-def _limit(model: keras.Model) -> tuple[StabilityLimit | None, float | None, str | None]:
-    updating = leaves(model.optimizer)
-    if len(updating) > 1:
+def _limit(optimizers: Sequence[Any]) -> tuple[StabilityLimit | None, float | None, str | None]:
+    if len(optimizers) > 1:
         return None, None, "The model has several optimizers, each with a limit of its own."
-    optimizer = updating[0]
+    optimizer = optimizers[0]
     rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
     if not (math.isfinite(rate) and rate >= 0):
         return None, None, f"The learning rate is {rate}."

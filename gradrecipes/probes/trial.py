@@ -19,7 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from gradrecipes.compat.keras_private import optimizers_of, unfrozen
+from gradrecipes.compat.keras_private import unfrozen
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import FailureReading, Probes
@@ -68,8 +68,12 @@ def try_out(
     planned_steps: int | None = None,
     attention: AttentionProbe | None = None,
     tell: Callable[[str], None],
-) -> Trace:
-    """Run the trial and, where it is called for, its variations; return its record, `probes.trial` filled in."""
+) -> tuple[Trace, Verdict]:
+    """Run the trial and, where they are called for, its variations.
+
+    Returns:
+        The record of the trial, `probes.trial` filled in, and how the trial went.
+    """
     suspects = _suspects(probes)
     batches = data.cut(BATCHES, seed=seed, suspects=suspects)
     steps = steps // len(batches) * len(batches) if len(batches) < steps else steps
@@ -97,7 +101,7 @@ def try_out(
                 logger.warning("The trial of %r could not be recorded: %s", model.name, essence(failed))
             else:
                 trace.probes = replace(probes, failure=failure("step", failed, batch=batches[0]))
-            return trace
+            return trace, verdict(trace)
         outputs = losses.compared(before, losses.measured())
         penalties = (penalty, losses.penalty) if penalty or losses.penalty else None
         reading = TrialReading(
@@ -153,7 +157,7 @@ def try_out(
         freed = _unfrozen(model, batches[:VARIED_BATCHES], baselines, description)
         variations |= {} if freed is None else {UNFROZEN.name: freed}
     trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
-    return trace
+    return trace, seen
 
 
 def _gone_on(
@@ -215,7 +219,7 @@ def _unfrozen(
     model: keras.Model, batches: list[Any], baselines: Baselines, description: Description
 ) -> VariationResult | None:
     """Return what the same steps do where all weights are trained; None of a train step of the user's own."""
-    if description.own_train_step or len(optimizers_of(model)) != 1:
+    if description.own_train_step or description.optimizer is None or description.optimizer.count != 1:
         return None
     try:
         with unfrozen(model), Trial(model, batches, steps=2 * VARIED_STEPS) as trial:

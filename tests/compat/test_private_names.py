@@ -61,12 +61,13 @@ def test_modules_that_are_taken_whole_have_what_is_called(module, names):
 
 def test_the_schedule_of_an_optimizer_is_read_with_its_next_batch():
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
-    optimizer = keras.optimizers.SGD(schedule, gradient_accumulation_steps=4)
-    weight = keras.Variable([1.0])
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    model.compile(keras.optimizers.SGD(schedule, gradient_accumulation_steps=4))
     for _ in range(3):
-        optimizer.apply([keras.ops.ones(1)], [weight])
-    assert schedule_of(optimizer) == (schedule, 3)
-    assert schedule_of(keras.optimizers.SGD(0.1)) is None
+        model.optimizer.apply([keras.ops.ones((1, 1))], model.trainable_variables)
+    assert schedule_of(model) == (schedule, 3)
+    model.compile(keras.optimizers.SGD(0.1))
+    assert schedule_of(model) is None
 
 
 BY_NAME = ("getattr", "hasattr", "setattr", "replaced")  # functions that take an attribute by its name

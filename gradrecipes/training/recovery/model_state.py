@@ -79,8 +79,8 @@ def load_temporarily(model: keras.Model, weights: State, optimizer_variables: St
 
 def variables_of(model: keras.Model) -> list[Any]:
     """Return every variable that a training step may change, each once."""
-    slots = [slot for optimizer in optimizers_of(model) for slot in optimizer.variables]
-    found = [*model.variables, *model.metrics_variables, *slots, *recurrent_states(model)]
+    found = [*model.variables, *model.metrics_variables, *recurrent_states(model)]
+    found += [slot for optimizer in optimizers_of(model) for slot in optimizer.variables]
     return list({id(variable): variable for variable in found}.values())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,9 +107,9 @@ class Trial:
         before, stop, history = model.train_function, model.stop_training, getattr(model, "history", None)
         self._stack.callback(self._put_back, before, stop, history)
         self._stack.enter_context(keras_private.replaced(model, "steps_per_execution", 1))
-        optimizers = keras_private.optimizers_of(model)
-        self._patience = SCALER_PATIENCE if any(map(keras_optimizers.lower_scale, optimizers)) else 0
-        for optimizer in optimizers:
+        self._optimizers = keras_private.optimizers_of(model)
+        self._patience = SCALER_PATIENCE if any(map(keras_optimizers.lower_scale, self._optimizers)) else 0
+        for optimizer in self._optimizers:
             for leaf in keras_private.leaves(optimizer):
                 self._stack.enter_context(keras_optimizers.rate_multiplied(leaf, self._rate))
         settings = PipelineSettings(record=True, capacity=2 * self.steps, by_batch=True, xla=bool(model.jit_compile))
@@ -126,22 +126,20 @@ class Trial:
         """Put the model back to where it was."""
         for variable, value in self._start:
             variable.assign(value)
-        fresh = {id(variable) for variable, _ in self._start}
-        for variable, value in self._slots_since(fresh):
-            variable.assign(value)
-        for variable in self.model.metrics_variables:  # what came into being meanwhile began from nothing
-            if id(variable) not in fresh:
+        known = {id(variable) for variable, _ in self._start}
+        self._reset_slots(known)
+        for variable in self.model.metrics_variables:  # what was created meanwhile started from zero
+            if id(variable) not in known:
                 variable.assign(np.zeros(variable.shape, variable.dtype))
 
-    def _slots_since(self, known: set[int]) -> list[tuple[Any, np.ndarray]]:
-        """Return the slots that optimizers made since the start, with the values that they began with."""
-        made = [
-            optimizer
-            for optimizer in keras_private.optimizers_of(self.model)
-            if any(id(variable) not in known for variable in optimizer.variables)
-        ]
-        pairs = [pair for optimizer in made for pair in keras_optimizers.initial_slots(optimizer)]
-        return [(variable, value) for variable, value in pairs if id(variable) not in known]
+    def _reset_slots(self, known: Collection[int] = ()) -> None:
+        """Put the slots of the optimizers, but for those with a known id, to the values that they begin with."""
+        for optimizer in self._optimizers:
+            if all(id(variable) in known for variable in optimizer.variables):
+                continue
+            for variable, value in keras_optimizers.initial_slots(optimizer):
+                if id(variable) not in known:
+                    variable.assign(value)
 
     def run_through(self) -> None:
         """Run a step on each batch, and go back."""
@@ -189,9 +187,7 @@ class Trial:
         for path, value in (weights or {}).items():
             by_path[path].assign(value)
         if fresh_slots:
-            for optimizer in keras_private.optimizers_of(self.model):
-                for variable, value in keras_optimizers.initial_slots(optimizer):
-                    variable.assign(value)
+            self._reset_slots()
         self._readings()
         self._rate.assign(rate)
         ramp = max(1, steps // 2) if warm_up else 0
