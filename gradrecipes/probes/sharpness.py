@@ -12,14 +12,14 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import leaves
-from gradrecipes.core.trace.sharpness import (
+from gradrecipes.core.analysis.stability_limit import (
     KNOWN,
     MEMORY_OF_SIZES,
     MEMORY_OF_SQUARES,
-    Sharpness,
     StabilityLimit,
     stability_limit,
 )
+from gradrecipes.core.trace.trial_reading import Sharpness
 from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.trial.trial_data import draw_batches, is_arrays
 

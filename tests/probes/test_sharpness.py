@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gradrecipes.core.trace.sharpness import Sharpness
+from gradrecipes.core.trace.trial_reading import Sharpness
 from gradrecipes.probes.sharpness import Curvature, extreme_eigenvalues, sharpness
 from gradrecipes.training.recovery.model_state import variables_of
 from tests.training.nets import digits

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from gradrecipes.core.trace.autopsy import Autopsy
 from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.record import Record
-from gradrecipes.core.trace.sharpness import Sharpness
-from gradrecipes.core.trace.trial_reading import TrialReading
+from gradrecipes.core.trace.trial_reading import NoiseReading, Sharpness, TrialReading
 
 
 @dataclass(frozen=True)
@@ -275,23 +274,6 @@ class ForwardPassReading(Record):
     samples: int = 0
     nonfinite_samples: tuple[int, ...] = ()
     error: str | None = None
-
-
-@dataclass(frozen=True)
-class NoiseReading(Record):
-    """The noise scale of the gradient.
-
-    Args:
-        noise_scale: In samples.
-        low: Lower end of its interval.
-        high: Upper end.
-        batch_size: Samples in a batch of the training.
-    """
-
-    noise_scale: float | None = None
-    low: float | None = None
-    high: float | None = None
-    batch_size: int | None = None
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,7 @@ from __future__ import annotations
 from gradrecipes.core.analysis.noise_scale import FAR
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.probes import NoiseReading
-from gradrecipes.core.trace.trial_reading import LARGER_BATCH
+from gradrecipes.core.trace.trial_reading import LARGER_BATCH, NoiseReading
 from gradrecipes.diagnosis.facts.readings import out_of_proportion, rounded
 from gradrecipes.diagnosis.outcome import (
     LIKELY,

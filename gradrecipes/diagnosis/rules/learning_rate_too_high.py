@@ -38,8 +38,7 @@ import numpy as np
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.sharpness import Sharpness
-from gradrecipes.core.trace.trial_reading import VariationResult, at_rate
+from gradrecipes.core.trace.trial_reading import Sharpness, VariationResult, at_rate
 from gradrecipes.diagnosis.facts.divergences import (
     EARLY_STEPS,
     OWN_SIZE,
