@@ -306,6 +306,8 @@ def fixes(result: VariationResult | None, seen: Verdict) -> bool:
         return bool(ended and better)
     if over is not None:
         return bool(over < LEARNS_BELOW and end < start)
+    if result.outputs_learned is not None:
+        return result.outputs_learned > 0
     return bool(start - end > (1.0 - LEARNS_BELOW) * abs(start))
 
 
@@ -328,6 +330,18 @@ def starts_near_baseline(trace: Trace, seen: Verdict, *variations: Variation) ->
         if baseline > 0 and result.start < min(NEAR_START * baseline, seen.start / FAR_START):
             return True
     return False
+
+
+def nearer_to_baseline(trace: Trace, tried: Variation) -> bool:
+    """Return whether the only output ends far above its constant prediction, and a variation many times nearer to it.
+
+    It is asked of a loss of the user's own, whose baseline may be negative: differences count there, not ratios.
+    """
+    outputs = (trace.probes.trial or TrialReading()).outputs
+    excess = (variation(trace, tried) or VariationResult()).excess
+    if len(outputs) != 1 or excess is None or outputs[0].learned or None in (outputs[0].end, outputs[0].baseline):
+        return False
+    return (outputs[0].end or 0.0) - (outputs[0].baseline or 0.0) > FAR_START * max(excess, 0.0)
 
 
 def fixed_by(trace: Trace, *variations: Variation) -> bool:

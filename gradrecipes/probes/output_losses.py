@@ -10,10 +10,11 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from scipy.optimize import minimize
 
 from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.core.trace.description import Description
-from gradrecipes.core.trace.probes import LossEquivalent, OutputReading
+from gradrecipes.core.trace.probes import LossEquivalent, LossReading, OutputReading
 from gradrecipes.core.trace.trial_reading import OutputTrial
 from gradrecipes.probes.loss import SAME, as_loss, candidates
 from gradrecipes.training.description.output_head import losses_of
@@ -22,23 +23,45 @@ from gradrecipes.training.trial.trial import Trial
 
 logger = logging.getLogger(__name__)
 EQUAL = 1e-5  # relative difference of two losses that are one, summed in another order
+FITTED_ENTRIES = 200_000  # of the targets to which a constant prediction is fitted
+FITTED_COLUMNS = 64  # of the last axis of such a prediction
+FITTED_STARTS = 4  # columns that the fit starts at the mean of the targets, one after the other
+FIT_EVALUATIONS = 60  # of the loss, for each start
+# What a constant prediction of a bounded head is made by.
+ACTIVATIONS = {
+    "linear": tf.identity,
+    "sigmoid": tf.sigmoid,
+    "softmax": tf.nn.softmax,
+    "softplus": tf.nn.softplus,
+    "exponential": tf.exp,
+    "tanh": tf.tanh,
+}
 
 
 class Baselines:
     """The loss of the best constant predictions to the targets of some batches; None where it is not known.
 
+    Of Keras' usual losses a formula tells it. To a loss of the user's own it is fitted, where the model has one output
+    of which the last activation was read from the graph, and the loss is a mean over samples: one that compares samples
+    with each other says nothing of a constant prediction.
+
     Args:
+        model: A compiled, built model.
         description: Of the model.
+        read: What the loss probe read of it.
         batches: Those of the trial.
     """
 
-    def __init__(self, description: Description, batches: list[Any]):
+    def __init__(self, model: keras.Model, description: Description, read: LossReading | None, batches: list[Any]):
         weighted = any(one.loss_weight is not None for one in description.outputs)
         own = description.own_train_step or description.own_loss
         several = len(description.outputs) > 1
         self._outputs = () if several and (weighted or own) else description.outputs
         self._loss = description.loss
+        self._batches = batches
         self.of_trial = self.of(batches)
+        self._fits = None if own or several or weighted or model.losses else _OwnLoss.of(model, description, read)
+        self.fitted = self.fit(batches)
 
     def of(self, batches: list[Any]) -> float | None:
         """Return the sum over the outputs of the loss of their best constant prediction."""
@@ -54,6 +77,80 @@ class Baselines:
         ]
         known = [part for part in parts if part is not None]
         return sum(known) if known and len(known) == len(parts) else None
+
+    def fit(self, batches: list[Any]) -> float | None:
+        """Return the loss of the constant prediction that fits batches best to a loss of the user's own."""
+        parts = [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches]
+        plain = all(y is not None and not keras.tree.is_nested(y) and weight is None for _, y, weight in parts)
+        if self._fits is None or not parts or not plain:
+            return None
+        try:
+            targets = np.concatenate([np.asarray(y) for _, y, _ in parts])
+            size = max(1, int(np.prod(targets.shape[1:])), int(np.prod(self._fits.shape)))
+            return self._fits.best(tf.constant(targets[: max(2, FITTED_ENTRIES // size)]))
+        except Exception:  # a loss that needs more than targets and predictions, targets of several shapes
+            logger.debug("No constant prediction could be fitted.", exc_info=True)
+            return None
+
+    def compared(self, loss: np.ndarray) -> tuple[OutputTrial, ...]:
+        """Return how the only output did with a loss of the user's own, by its first and its last pass.
+
+        Args:
+            loss: Of each step, `[steps]`.
+        """
+        first, last = loss[: len(self._batches)], loss[-len(self._batches) :]
+        if self.fitted is None or self._fits is None or len(last) < 2 or not np.isfinite(loss).all():
+            return ()
+        noise = float(last.std(ddof=1) / math.sqrt(len(last)))
+        return (OutputTrial(0, self._fits.name, float(first.mean()), float(last.mean()), self.fitted, noise),)
+
+
+class _OwnLoss:
+    """Evaluate a user's loss at constant predictions `activation(constants)`, equal for all samples and places."""
+
+    def __init__(self, name: str, loss: Any, activation: Any, shape: tuple[int, ...]):
+        self.name, self.shape = name, shape
+        self._loss, self._activation = loss, activation
+
+    @classmethod
+    def of(cls, model: keras.Model, description: Description, read: LossReading | None) -> _OwnLoss | None:
+        about = description.outputs[0] if description.outputs else None
+        shape = read.outputs[0].shape if read is not None and read.outputs else None
+        if about is None or not (about.custom and about.certain and about.target == 0) or not shape:
+            return None
+        loss, activation = as_loss(losses_of(model, 1)[0].loss), ACTIVATIONS.get(about.activation or "linear")
+        known = loss is not None and activation is not None and shape[-1] <= FITTED_COLUMNS
+        return cls(about.name, loss, activation, shape) if known else None
+
+    def best(self, targets: tf.Tensor) -> float | None:
+        """Return the least loss of a constant prediction that was found; None where samples are compared."""
+        columns, half = self.shape[-1], len(targets) // 2
+        at = np.linspace(0.1, 0.2, columns)
+        whole, *halves = (self._evaluate(at, part)[0] for part in (targets, targets[:half], targets[half:]))
+        together = (half * halves[0] + (len(targets) - half) * halves[1]) / len(targets)
+        if not abs(whole - together) <= SAME * max(abs(whole), abs(together)):
+            return None
+        middle = float(np.mean(np.asarray(targets, np.float64)))
+        starts = [
+            np.zeros(columns),
+            np.full(columns, middle),
+            *(middle * one for one in np.eye(columns)[:FITTED_STARTS]),
+        ]
+        how: dict[str, Any] = {"jac": True, "method": "L-BFGS-B", "options": {"maxfun": FIT_EVALUATIONS}}
+        ends = [float(minimize(self._evaluate, start, args=(targets,), **how).fun) for start in starts]
+        return min((end for end in ends if math.isfinite(end)), default=None)
+
+    def _evaluate(self, constants: np.ndarray, targets: tf.Tensor) -> tuple[float, np.ndarray]:
+        """Return (loss, its gradient); infinity where one of them is not finite."""
+        variables = tf.constant(constants, tf.float32)
+        with tf.GradientTape() as tape:
+            tape.watch(variables)
+            prediction = tf.broadcast_to(self._activation(variables), (len(targets), *self.shape))
+            value = tf.reduce_mean(self._loss(targets, prediction))
+        slope = tape.gradient(value, variables)
+        slopes = np.zeros(len(constants)) if slope is None else np.asarray(slope, np.float64)
+        finite = math.isfinite(float(value)) and bool(np.isfinite(slopes).all())
+        return (float(value), slopes) if finite else (math.inf, np.zeros(len(constants)))
 
 
 class OutputLosses:

@@ -79,7 +79,7 @@ def try_out(
     steps = steps // len(batches) * len(batches) if len(batches) < steps else steps
     marks = bad_samples(probes.data, batches)
     usable = batches if marks is None else without(batches, marks)  # one outlying target would set the baseline
-    baselines = Baselines(description, usable)
+    baselines = Baselines(model, description, probes.loss, usable)
     losses = OutputLosses(model, description, batches)
     before = losses.measured()
     penalty = losses.penalty
@@ -102,7 +102,7 @@ def try_out(
             else:
                 trace.probes = replace(probes, failure=failure("step", failed, batch=batches[0]))
             return trace, verdict(trace)
-        outputs = losses.compared(before, losses.measured())
+        outputs = losses.compared(before, losses.measured()) or baselines.compared(run.loss)
         penalties = (penalty, losses.penalty) if penalty or losses.penalty else None
         reading = TrialReading(
             steps=len(run.loss),
@@ -133,7 +133,8 @@ def try_out(
         odd = bool(fitting_weights(model, probes.signal.weights))
         loss_seen = run.broken is not None or bool(np.isfinite(run.loss).any())
         variations: dict[str, VariationResult] = {}
-        if (seen.suspicious or odd) and loss_seen:  # without a loss no variation could be judged
+        behind = run.broken is None and not all(one.learned for one in outputs)
+        if (seen.suspicious or odd or behind) and loss_seen:  # without a loss no variation could be judged
             tell(f"the trial is {seen.state}: varying one thing at a time")
             context = Context(trial, description, probes, seen, trial.batches[:VARIED_BATCHES])
             taken = 0
@@ -144,14 +145,14 @@ def try_out(
                 if taken >= VARIED_AT_MOST * steps:  # steps, not seconds: a slow machine judges as a fast one
                     break
             variations |= dict(_confirmed(context, baselines, variations))
-        if run.broken is None and not all(one.learned for one in outputs):
+        if behind:
             tell("balancing the terms of the loss")
             balanced = _balanced(trial, losses, before, penalty, steps=len(run.loss))
             variations |= {} if balanced is None else {BALANCED_TERMS.name: balanced}
         if ended and (outweighed or seen.state == LEARNING or not any(fixes(one, seen) for one in variations.values())):
             tell("going on where the trial ended")
             trial.load(ended)
-            reading = _gone_on(trial, reading, losses, before, steps, outweighed=outweighed)
+            reading = _gone_on(trial, reading, losses, before, steps, baselines=baselines, outweighed=outweighed)
     if seen.suspicious and any(layer.kernel for layer in description.frozen):
         tell("training what is frozen, too")
         freed = _unfrozen(model, batches[:VARIED_BATCHES], baselines, description)
@@ -161,7 +162,14 @@ def try_out(
 
 
 def _gone_on(
-    trial: Trial, reading: TrialReading, losses: OutputLosses, before: list[Any], steps: int, *, outweighed: bool
+    trial: Trial,
+    reading: TrialReading,
+    losses: OutputLosses,
+    before: list[Any],
+    steps: int,
+    *,
+    baselines: Baselines,
+    outweighed: bool,
 ) -> TrialReading:
     """Return the reading with how each output does in further steps, and each part of an own loss, if one is lost."""
     try:
@@ -170,9 +178,9 @@ def _gone_on(
             return reading
         last = run.loss[-len(trial.batches) :]
         start = float(np.mean(reading.logs["loss"][: len(trial.batches)])) if "loss" in reading.logs else math.nan
-        ended = OutputTrial(
-            0, "loss", finite(start), float(last.mean()), reading.constant_baseline_loss, _standard_error(last)
-        )
+        known = reading.constant_baseline_loss
+        known = baselines.fitted if known is None else known
+        ended = OutputTrial(0, "loss", finite(start), float(last.mean()), known, _standard_error(last))
         further = losses.compared(before, losses.measured()) or ((ended,) if np.isfinite(last).all() else ())
         reading = replace(reading, further=further, further_steps=len(run.loss))
         if not outweighed:
@@ -294,13 +302,18 @@ def _vary(trial: Trial, baselines: Baselines, *, steps: int = VARIED_STEPS, **ch
         return None
     other = _has_other_targets(batches, trial.batches)
     baseline = baselines.of(batches) if other else baselines.of_trial
+    fitted = baselines.fit(batches) if other else baselines.fitted
     loss = run.loss[np.isfinite(run.loss)]
     period = min(len(batches), max(1, len(loss) // 2))
     if run.broken is not None or len(loss) < 2:
         return VariationResult(broken=run.broken, steps=steps)
     start, end = float(np.median(loss[:period])), float(np.median(loss[-period:]))
     fall = (start - end) / abs(start) if start else 0.0
-    return VariationResult(start, end, fall, over_baseline=end / baseline if baseline else None, steps=steps)
+    over = end / baseline if baseline else None
+    if fitted is None:
+        return VariationResult(start, end, fall, over_baseline=over, steps=steps)
+    last = OutputTrial(0, "loss", start, float(loss[-period:].mean()), fitted, _standard_error(loss[-period:]))
+    return VariationResult(start, end, fall, None, over, steps, int(last.learned), end - fitted)
 
 
 def _has_other_targets(batches: list[Any], others: list[Any]) -> bool:

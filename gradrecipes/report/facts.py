@@ -225,7 +225,7 @@ def trial_rows(trace: Trace) -> list[TrialRow]:
 
 
 def _row(name: str, result: VariationResult, seen: Any, outputs: tuple[OutputTrial, ...]) -> TrialRow:
-    if result.outputs_learned is not None:
+    if result.outputs_learned is not None and result.start is None:
         before, count = sum(one.learned for one in outputs), len(outputs)
         words = f"{result.outputs_learned} of {count} outputs {'learns' if result.outputs_learned == 1 else 'learn'}"
         fixed = result.outputs_learned > before

@@ -12,6 +12,7 @@ from gradrecipes.core.findings import Severity
 from gradrecipes.core.trace import SKIPPED_LOSS, Trace
 from gradrecipes.diagnosis.rules.exploding_gradient import exploding_gradient
 from gradrecipes.diagnosis.rules.learning_rate_too_high import learning_rate_too_high
+from gradrecipes.diagnosis.rules.learning_rate_too_low import learning_rate_too_low
 from gradrecipes.diagnosis.rules.nonfinite_loss import nonfinite_loss
 from tests.records import described
 
@@ -136,3 +137,19 @@ def test_gradients_that_begin_at_zero_may_explode_later():
     trace.extend(step=range(10), loss=loss, gradient_norm=[0.0, 2e-5, 3e-5, 1.2e4, 4e5, *[np.nan] * 5])
     assert exploding_gradient(trace).step == 3
     assert learning_rate_too_high(trace) is None  # a loss of 14 at the start is no fault of the rate
+
+
+def test_weights_that_steps_blew_up_are_no_rate_that_is_too_low(trace_of_losses):
+    steps = np.arange(400)
+    standing = trace_of_losses(2.3 + 0.01 * np.sin(steps))
+    blown_up, learned = (Trace(["dense"]) for _ in range(2))
+    for trace, loss in ((blown_up, standing.loss), (learned, np.where(steps < 20, standing.loss, 0.1))):
+        trace.extend(step=steps, loss=loss, gradient_norm=np.r_[5.0, np.full(399, 1e-3)])
+        trace.extend_samples(
+            step=[0, 100, 200, 300],
+            weight_norm=[[8.0], [400.0], [400.0], [400.0]],
+            update_ratio=[[50.0], [1e-7], [1e-7], [1e-7]],
+        )
+    assert learning_rate_too_low(blown_up) is None
+    assert learning_rate_too_high(blown_up).severity is Severity.CRITICAL
+    assert learning_rate_too_high(learned) is None

@@ -101,6 +101,8 @@ class VariationResult(Record):
         over_baseline: `end` over the loss of the best constant prediction; None where that is not known.
         steps: How many were run; None in older records. What fixes the trial is run for twice as many.
         outputs_learned: How many outputs ended below their own baseline; None where that was not measured.
+        excess: `end` minus the loss of the best constant prediction, for a loss of the user's own to which that was
+            fitted; else None.
     """
 
     start: float | None = None
@@ -110,6 +112,7 @@ class VariationResult(Record):
     over_baseline: float | None = None
     steps: int | None = None
     outputs_learned: int | None = None
+    excess: float | None = None
 
 
 @dataclass(frozen=True)

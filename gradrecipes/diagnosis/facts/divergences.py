@@ -15,6 +15,7 @@ from gradrecipes.diagnosis.outcome import (
     BROKEN,
     OSCILLATING,
     PROVEN,
+    STALLED,
     Verdict,
     losses,
     lost_at_highest,
@@ -34,6 +35,7 @@ OWN_SIZE = 0.3  # update norm over weight norm from which an update is as large 
 SHOT_UP = 30.0  # highest loss over the first, of a custom train step; healthy GANs stay below 10
 LIVELY = 0.02  # update norm over weight norm below which steps are not too long, whatever a lower rate does
 FAR_BETTER = 0.5  # end at a lower rate over that of the unchanged run, after fewer steps
+GROWN = 2.0  # weight norm over that of the start; at a rate that is too low weights stay as they are
 ALL_BUT_ALL = 0.5  # share of the steps after the break that fail as well
 
 
@@ -94,6 +96,28 @@ def stuck(trace: Trace, update: float) -> Divergence | None:
     loss = losses(trace)
     step = seen.step if seen.step is not None else int(trace.steps["step"][int(np.argmax(np.nan_to_num(loss)))])
     return Divergence(step, float(loss[0]), largest(loss), seen.end, seen.state == BROKEN)
+
+
+def replaced(trace: Trace, update: float) -> Divergence | None:
+    """Return the divergence of a recorded run that never learned, and whose steps replaced its weights by larger ones.
+
+    Normalization bounds the loss of such a run, and the grown weights make its later updates look small.
+    """
+    seen = verdict(trace)
+    loss = losses(trace)
+    if trace.probes.trial is not None or seen.state not in (STALLED, OSCILLATING) or not update >= OWN_SIZE:
+        return None
+    start = float(loss[0])
+    if not (weight_growth(trace) >= GROWN and seen.end >= HEALED * start):
+        return None
+    row = int(np.argmax(np.nan_to_num(loss[:EARLY_STEPS])))
+    return Divergence(int(trace.steps["step"][row]), start, largest(loss), seen.end, False)
+
+
+def weight_growth(trace: Trace) -> float:
+    """Return the weight norm of the last sample over that of the first, of the median layer; NaN if not measured."""
+    norms = trace.samples["weight_norm"].astype(float)
+    return middle(norms[-1] / np.where(norms[0] > 0, norms[0], np.nan)) if len(norms) else math.nan
 
 
 def thrown(trace: Trace, update: float) -> Divergence | None:

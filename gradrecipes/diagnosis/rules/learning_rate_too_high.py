@@ -47,6 +47,7 @@ from gradrecipes.diagnosis.facts.divergences import (
     Divergence,
     broken,
     largest,
+    replaced,
     risen,
     rising_rate,
     stuck,
@@ -115,7 +116,9 @@ def learning_rate_too_high(trace: Trace) -> Finding | None:
         return None
     update = _largest_early_update(trace)
     divergence = (
-        broken(trace, update) or risen(trace, update) or (stuck(trace, update) if lower else thrown(trace, update))
+        broken(trace, update)
+        or risen(trace, update)
+        or (stuck(trace, update) if lower else thrown(trace, update) or replaced(trace, update))
     )
     if divergence is None or exploding_initialization(trace) is not None:
         return None

@@ -31,6 +31,7 @@ import numpy as np
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import TrialReading, at_rate
+from gradrecipes.diagnosis.facts.divergences import GROWN, weight_growth
 from gradrecipes.diagnosis.facts.readings import middle, rounded
 from gradrecipes.diagnosis.outcome import (
     LEARNING,
@@ -73,7 +74,7 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
     """Tell whether the steps are too short to learn anything, and by what factor."""
     seen = verdict(trace)
     update = _typical_update(trace)
-    if seen.unhealthy or not update < SHORT:
+    if seen.unhealthy or not update < SHORT or weight_growth(trace) >= GROWN:
         return None
     factor = fixing_rate(trace, lower=False)
     if factor is not None and seen.fall < GOOD_FALL:

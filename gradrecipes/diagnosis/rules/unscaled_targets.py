@@ -40,7 +40,15 @@ from gradrecipes.core.trace.trial_reading import ALL_SCALED, SCALED_TARGETS
 from gradrecipes.diagnosis.facts.data_facts import Head, arrays, heads, held_back_by
 from gradrecipes.diagnosis.facts.readings import number, rounded
 from gradrecipes.diagnosis.judgement import outputs
-from gradrecipes.diagnosis.outcome import LEARNING, Verdict, fixed_by, variation, variation_evidence, verdict
+from gradrecipes.diagnosis.outcome import (
+    LEARNING,
+    Verdict,
+    fixed_by,
+    nearer_to_baseline,
+    variation,
+    variation_evidence,
+    verdict,
+)
 from gradrecipes.diagnosis.prescriptions.prescribe import scale_targets
 from gradrecipes.diagnosis.registry import rule
 
@@ -65,7 +73,8 @@ def unscaled_targets(trace: Trace) -> Finding | None:
     held = held_back_by(trace, SCALED_TARGETS, seen) or not all(one.learned for one in outputs(trace))
     if not held and not seen.end_over_baseline > FAR_FROM_CHANCE:
         return None
-    healed, tried = fixed_by(trace, SCALED_TARGETS), variation(trace, SCALED_TARGETS) is not None
+    healed = fixed_by(trace, SCALED_TARGETS) or nearer_to_baseline(trace, SCALED_TARGETS)
+    tried = variation(trace, SCALED_TARGETS) is not None
     together = fixed_by(trace, ALL_SCALED)
     head = _far_head(trace, FAR if held else VERY_FAR, own=healed)
     if head is None or (tried and not healed and not together):
