@@ -31,12 +31,13 @@ GAP = (
 COLUMNS_SEARCHED = 500  # columns with such a gap that are gone through sample by sample
 
 
-def read_numbers(values: np.ndarray, *, ids: bool = False) -> dict[str, Any]:
+def read_numbers(values: np.ndarray, *, ids: bool = False, factors: bool = False) -> dict[str, Any]:
     """Return size, columns, missing values and outlying samples of an array `[samples, ...]` of real numbers.
 
     Args:
         values: Real numbers or truth values, one row a sample.
         ids: Whether the numbers are names of things rather than sizes; then columns and outliers mean nothing.
+        factors: Whether samples are multiplied by them: an outlier is then one far from 0, not from the median.
 
     Returns:
         Fields of `ArrayReading`, by name.
@@ -60,7 +61,7 @@ def read_numbers(values: np.ndarray, *, ids: bool = False) -> dict[str, Any]:
     if totals["finite"] and not ids:
         by_column = picked.reshape(-1, picked.shape[-1])
         found["columns"] = _columns(by_column)
-        found |= _outliers(flat, picked)
+        found |= _outliers(flat, picked, np.zeros(flat.shape[-1]) if factors else _medians(picked))
     found["rms_without_outliers"] = _rms_without(flat, found) if found["outliers"] else found["rms"]
     return found
 
@@ -188,7 +189,7 @@ def _columns(by_column: np.ndarray) -> Columns:
     )
 
 
-def _outliers(flat: np.ndarray, picked: np.ndarray) -> dict[str, Any]:
+def _outliers(flat: np.ndarray, picked: np.ndarray, center: np.ndarray) -> dict[str, Any]:
     """Return the few samples that stand apart from all others in some column, by orders of magnitude.
 
     A sample is compared with the largest of all others in the same column, and where those are small with what is
@@ -196,7 +197,6 @@ def _outliers(flat: np.ndarray, picked: np.ndarray) -> dict[str, Any]:
     """
     if len(flat) < 3:
         return {}
-    center = _medians(picked)
     most = max(1, min(int(OUTLYING_SHARE * len(flat)), len(flat) - 2))
     near = _largest_by_sample(picked, center)
     rank = min(max(1, int(OUTLYING_SHARE * len(near))), len(near) - 1)
@@ -296,7 +296,7 @@ def data_probe(
         fed = by_name.get(name, by_place[place] if place < len(by_place) else False)
         read_inputs.append(_read(name, values, fed))
     targets = [_read(name, values, False, target=True) for name, values in leaves("y", y)]
-    weights = [_read(name, values, False) for name, values in leaves("sample_weight", sample_weight)]
+    weights = [_read(name, values, False, factors=True) for name, values in leaves("sample_weight", sample_weight)]
     counts = [array.samples for array in [*read_inputs, *targets] if array.samples is not None]
     if samples is None:
         samples = counts[0] if counts else 0
@@ -316,7 +316,7 @@ def read_data(data: TrialData, description: Description, *, complete: bool | Non
     return data_probe(data.x, data.y, data.sample_weight, **how)
 
 
-def _read(name: str, values: Any, fed: bool, *, target: bool = False) -> ArrayReading:
+def _read(name: str, values: Any, fed: bool, *, target: bool = False, factors: bool = False) -> ArrayReading:
     found = ArrayReading(name, dtype=str(getattr(values, "dtype", type(values).__name__)), feeds_embedding=fed)
     try:
         array, rows = _array(values)
@@ -324,7 +324,9 @@ def _read(name: str, values: Any, fed: bool, *, target: bool = False) -> ArrayRe
         if (why := _why_unreadable(array)) is not None:
             return replace(found, unreadable=why)
         array, dtype = _real(array), found.dtype if hasattr(values, "dtype") else str(array.dtype)
-        found = replace(found, dtype=dtype, numeric=True, **read_numbers(array, ids=fed and not target))
+        found = replace(
+            found, dtype=dtype, numeric=True, **read_numbers(array, ids=fed and not target, factors=factors)
+        )
         if rows != (array.shape[0] if array.ndim else None):
             found = replace(found, nonfinite_samples=())  # of a sparse or ragged array: which sample is not known
         return replace(found, **target_values(array)) if target else found

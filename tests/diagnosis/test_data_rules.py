@@ -12,10 +12,12 @@ import pytest
 from gradrecipes.core.findings import Severity
 from gradrecipes.core.trace import SKIPPED_LOSS, Trace
 from gradrecipes.core.trace.autopsy import Offender, OffenderKind
+from gradrecipes.core.trace.data_reading import ArrayReading
 from gradrecipes.diagnosis.rules.corrupt_batch import corrupt_batch
 from gradrecipes.diagnosis.rules.nonfinite_data import nonfinite_data
 from gradrecipes.diagnosis.rules.unscaled_inputs import unscaled_inputs
 from gradrecipes.diagnosis.rules.unscaled_targets import unscaled_targets
+from gradrecipes.probes.data import read_numbers
 from tests.diagnosis.probed import (
     BREAKS,
     FALLS,
@@ -138,6 +140,20 @@ def test_an_absurd_sample_is_found_where_the_run_suffers(run):
     finding = assert_sound(corrupt_batch(of_digits(with_absurd, run=run)), "corrupt_batch")
     assert "Sample 211 of x" in finding.title and finding.severity is Severity.CRITICAL
     assert "[211]" in finding.prescriptions[0].code
+
+
+def test_a_sample_weight_far_beyond_all_others_is_an_outlier_too():
+    weights = np.ones(300)
+    weights[[40, 90]] = 1e8
+    for run, found in ((BREAKS, True), (FALLS, False)):
+        trace = of_digits(run=run)
+        given = ArrayReading(
+            "sample_weight", samples=300, dtype="float32", numeric=True, **read_numbers(weights, factors=True)
+        )
+        trace.probes = replace(trace.probes, data=replace(trace.probes.data, sample_weight=(given,)))
+        finding = corrupt_batch(trace)
+        assert (finding is not None) == found
+        assert finding is None or "of sample_weight lie up to 1.0e8 times" in finding.title
 
 
 def test_an_absurd_sample_that_does_no_harm_is_let_be():

@@ -168,7 +168,7 @@ def corrupt_batch(trace: Trace) -> Finding | None:
 def _odd(trace: Trace, factor: float) -> list[tuple[ArrayReading, list[Outlier]]]:
     """Return the arrays that hold outliers, with these, the furthest first."""
     found = []
-    for array in arrays(trace):
+    for array in arrays(trace, parts=("inputs", "targets", "sample_weight")):
         beyond = [outlier for outlier in array.outliers or [] if outlier.factor >= factor]
         if beyond:
             found.append((array, sorted(beyond, key=lambda outlier: -outlier.factor)))
