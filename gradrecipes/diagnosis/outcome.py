@@ -332,18 +332,6 @@ def starts_near_baseline(trace: Trace, seen: Verdict, *variations: Variation) ->
     return False
 
 
-def nearer_to_baseline(trace: Trace, tried: Variation) -> bool:
-    """Return whether the only output ends far above its constant prediction, and a variation many times nearer to it.
-
-    It is asked of a loss of the user's own, whose baseline may be negative: differences count there, not ratios.
-    """
-    outputs = (trace.probes.trial or TrialReading()).outputs
-    excess = (variation(trace, tried) or VariationResult()).excess
-    if len(outputs) != 1 or excess is None or outputs[0].learned or None in (outputs[0].end, outputs[0].baseline):
-        return False
-    return (outputs[0].end or 0.0) - (outputs[0].baseline or 0.0) > FAR_START * max(excess, 0.0)
-
-
 def fixed_by(trace: Trace, *variations: Variation) -> bool:
     """Return whether one of these variations fixes the run."""
     seen = verdict(trace)

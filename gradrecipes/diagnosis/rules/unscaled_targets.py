@@ -36,7 +36,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import ArrayReading
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.core.trace.probes import OutputReading
-from gradrecipes.core.trace.trial_reading import ALL_SCALED, SCALED_TARGETS
+from gradrecipes.core.trace.trial_reading import ALL_SCALED, SCALED_TARGETS, VariationResult
 from gradrecipes.diagnosis.facts.data_facts import Head, arrays, heads, held_back_by
 from gradrecipes.diagnosis.facts.readings import number, rounded
 from gradrecipes.diagnosis.judgement import outputs
@@ -44,7 +44,6 @@ from gradrecipes.diagnosis.outcome import (
     LEARNING,
     Verdict,
     fixed_by,
-    nearer_to_baseline,
     variation,
     variation_evidence,
     verdict,
@@ -55,6 +54,7 @@ from gradrecipes.diagnosis.registry import rule
 FAR = 10.0  # root mean square of the targets, in units of the loss; a new net answers within 1 of 0
 VERY_FAR = 50.0  # the same, which a net that is on its way there does not reach in a reasonable time
 FAR_FROM_CHANCE = 2.0  # end over that of a constant prediction, where the same steps on scaled targets get below it
+NEARER = 5.0  # distance from the constant prediction, in the loss, over that on scaled targets
 BOUNDED = {"sigmoid", "softmax", "tanh", "hard_sigmoid", "hard_tanh", "softsign", "relu6", "log_softmax"}
 ON_LABELS = ("crossentropy", "cross_entropy", "hinge", "ctc", "dice", "tversky", "cosine", "kl_div", "circle")
 
@@ -73,7 +73,7 @@ def unscaled_targets(trace: Trace) -> Finding | None:
     held = held_back_by(trace, SCALED_TARGETS, seen) or not all(one.learned for one in outputs(trace))
     if not held and not seen.end_over_baseline > FAR_FROM_CHANCE:
         return None
-    healed = fixed_by(trace, SCALED_TARGETS) or nearer_to_baseline(trace, SCALED_TARGETS)
+    healed = fixed_by(trace, SCALED_TARGETS) or _nearer_to_baseline(trace)
     tried = variation(trace, SCALED_TARGETS) is not None
     together = fixed_by(trace, ALL_SCALED)
     head = _far_head(trace, FAR if held else VERY_FAR, own=healed)
@@ -102,6 +102,19 @@ def unscaled_targets(trace: Trace) -> Finding | None:
         ),
         prescriptions=scale_targets(target.name, positive=_positive(target), units=head.units or 1),
     )
+
+
+def _nearer_to_baseline(trace: Trace) -> bool:
+    """Return whether the only output ends far above its constant prediction, and many times nearer to it on scaled
+    targets.
+
+    It is asked of a loss of the user's own, whose baseline may be negative: differences count there, not ratios.
+    """
+    ended = outputs(trace)
+    excess = (variation(trace, SCALED_TARGETS) or VariationResult()).excess
+    if len(ended) != 1 or excess is None or ended[0].learned or None in (ended[0].end, ended[0].baseline):
+        return False
+    return (ended[0].end or 0.0) - (ended[0].baseline or 0.0) > NEARER * max(excess, 0.0)
 
 
 def far_target(trace: Trace) -> ArrayReading | None:
