@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from gradrecipes.callbacks.gradient_guard import GradientGuard
-from gradrecipes.compat.keras_private import build_optimizer
+from gradrecipes.compat.keras_private import build_optimizer, has_own_train_step
 from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_numbers_kept
 from gradrecipes.rescue.feed import Feed
 from gradrecipes.rescue.original import OWN, Setup
@@ -39,6 +39,7 @@ class Result:
         peak: The highest loss over the first, both means of a few steps.
         falls: Whether the loss fell in the second half of the steps, by more than the batches differ, and is below
             where it began.
+        fit: The user's own loss on rows of the training data, without dropout; NaN where it was not asked for.
     """
 
     steps: int
@@ -48,6 +49,7 @@ class Result:
     error: str = ""
     peak: float = math.nan
     falls: bool = False
+    fit: float = math.nan
 
 
 class Arm:
@@ -60,6 +62,7 @@ class Arm:
         feed: The data.
         task: Scores the model.
         stages: Traced models by what their graphs have in common, shared with other arms; None to share nothing.
+        fits: Whether the own loss on rows of the training data is measured, too.
     """
 
     def __init__(
@@ -71,8 +74,9 @@ class Arm:
         feed: Feed,
         task: Task,
         stages: dict[str, Stage] | None = None,
+        fits: bool = False,
     ):
-        self._stages = stages
+        self._stages, self._fits = stages, fits
         self._stage: Stage | None = None
         self.setup = setup
         self.seed = seed
@@ -86,7 +90,7 @@ class Arm:
 
     def train(self, steps: int) -> Result:
         """Train up to so many steps in all, and score."""
-        began = time.monotonic()
+        began, fit = time.monotonic(), math.nan
         with random_numbers_kept(), global_tensorflow_seed_kept():
             keras.utils.set_random_seed(self.seed)
             try:
@@ -97,6 +101,8 @@ class Arm:
                 if self._broken is None and steps > self._done:
                     self._advance(steps - self._done)
                 score = self._scored()
+                if self._fits and self._broken is None:
+                    fit = loss_on(self._model, *self._feed.first_rows())
             except (KeyboardInterrupt, MemoryError):
                 raise
             except Exception as error:  # an edit that this model does not take is one that is not advised
@@ -110,7 +116,7 @@ class Arm:
         last = float(losses[-LAST:].mean()) if len(losses) else math.nan
         first = float(np.median(losses[:3])) if len(losses) else math.nan
         peak = float(np.max(losses) / abs(first)) if len(losses) and first else math.nan
-        return Result(steps, score, last, self._broken, self._error, peak, _falls(losses))
+        return Result(steps, score, last, self._broken, self._error, peak, _falls(losses), fit)
 
     def release(self) -> None:
         """Give the model's memory back; the arm cannot be trained further."""
@@ -158,6 +164,19 @@ class Arm:
             return Score(WORST)
         logged = float(np.mean(self._losses[-LAST:])) if self._losses else math.nan
         return self._task.score(self._model, self.setup, logged=logged)
+
+
+def loss_on(model: keras.Model, x: Any, y: Any) -> float:
+    """Return the loss that a model is compiled with on some rows, without dropout; NaN where that cannot be told."""
+    if not has_plain_loss(model):
+        return math.nan
+    x, y = keras.tree.map_structure(keras.ops.convert_to_tensor, (x, y))
+    return float(model.compute_loss(x=x, y=y, y_pred=model(x, training=False), training=False))
+
+
+def has_plain_loss(model: keras.Model) -> bool:
+    """Return whether the loss of a step is the one that the model is compiled with."""
+    return not has_own_train_step(model) and type(model).compute_loss is keras.Model.compute_loss
 
 
 def _falls(losses: np.ndarray) -> bool:

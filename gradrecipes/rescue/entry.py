@@ -14,17 +14,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.keras_private import has_own_train_step
 from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_numbers_kept
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.findings import Severity
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.probes.examine import examine, require_compiled
 from gradrecipes.report.diagnosis import Diagnosis
-from gradrecipes.rescue.arm import Arm
+from gradrecipes.rescue.arm import Arm, has_plain_loss
 from gradrecipes.rescue.changes import candidates, catalogue, setup_after
 from gradrecipes.rescue.edits import Scaling, scaling_of
-from gradrecipes.rescue.feed import Feed, read_feed
+from gradrecipes.rescue.feed import FEW_SAMPLES, Feed, read_feed
 from gradrecipes.rescue.lab import Journal, Lab, fingerprint_of
 from gradrecipes.rescue.original import Setup, looked_up_inputs, read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
@@ -37,7 +36,7 @@ _LOG = logging.getLogger(__name__)
 
 TRAININGS = 3.0  # of the user's own that a rescue may cost by default
 LEAST_BUDGET = 1500  # steps; for a training of seconds more trials are no cost
-GUESSED_SAMPLES = 500  # on which a constant guess is fitted, where the loss is the user's own
+LOSS_CAUSES = {"loss_output_mismatch", "unsafe_loss", "unbounded_loss"}  # findings that are about the loss itself
 FIRST_STEPS = 3  # whose loss stands for the one before training where a model cannot be evaluated
 
 
@@ -125,8 +124,16 @@ def rescue(
         return rebuild(original, base, setup, scaling=scaling, seed=drawn)
 
     outputs = trace.description.outputs
-    task = _with_reference(task, base, build, feed, outputs[0].shape if len(outputs) == 1 else None)
+    shape = outputs[0].shape if len(outputs) == 1 else None
+    task = _with_reference(task, base, build, feed, shape)
+
+    def guess() -> float | None:
+        with random_numbers_kept(), global_tensorflow_seed_kept():
+            return constant_loss(build(base, 0), *feed.first_rows(), shape) if shape and feed.y is not None else None
+
     steps = feed.steps_per_epoch(size) * epochs
+    # An undecided diagnosis found nothing either: whether the training learns, the control arm shows.
+    nothing_found = all(finding.severity is Severity.NOTICE for finding in diagnosis.findings)
     lab = Lab(
         base,
         feed,
@@ -136,11 +143,12 @@ def rescue(
         budget if budget is not None else max(LEAST_BUDGET, math.ceil(TRAININGS * steps)),
         tell,
         stages={} if original.wrappable else None,
+        guess=guess if nothing_found else None,
         seconds={"diagnosis": time.monotonic() - began},
     )
-    # An undecided diagnosis found nothing either: whether the training learns, the control arm shows.
-    nothing_found = all(finding.severity is Severity.NOTICE for finding in diagnosis.findings)
     known = catalogue(base, original, scaling, task, steps=steps)
+    if any(one.custom for one in outputs) and not LOSS_CAUSES & {finding.code for finding in diagnosis.findings}:
+        known.pop("head_and_loss", None)  # who writes a loss means another one than the targets suggest
     found = search(lab, candidates(diagnosis.findings, known), known, healthy=nothing_found)
     return _answer(model, lab, found, diagnosis, build, scaling, arrays=_is_arrays(x))
 
@@ -203,7 +211,7 @@ def _with_reference(
             loss = task.loss_of(model)
         except Exception:  # a model that cannot be copied: the control arm will say so
             return task
-        guess = constant_loss(model, feed, shape) if shape and task.y is not None else None
+        guess = constant_loss(model, feed.x_val, feed.y_val, shape) if shape and task.y is not None else None
     if guess is not None:
         return replace(task, reference=guess, start=loss)
     if not math.isfinite(loss):
@@ -211,18 +219,19 @@ def _with_reference(
     return replace(task, reference=loss)
 
 
-def constant_loss(model: keras.Model, feed: Feed, shape: tuple[int | None, ...]) -> float | None:
-    """Return the loss of the best constant output on what is held back; None where none is found.
+def constant_loss(model: keras.Model, x: Any, y: Any, shape: tuple[int | None, ...]) -> float | None:
+    """Return the loss of the best constant output on the first samples; None where none is found.
 
     Args:
         model: A compiled model, whose loss is used.
-        feed: The data.
+        x: Inputs.
+        y: Targets.
         shape: Of its output, without samples.
     """
-    if has_own_train_step(model) or type(model).compute_loss is not keras.Model.compute_loss or None in shape:
+    first = np.asarray(keras.tree.flatten(y)[0], np.float64)
+    if not has_plain_loss(model) or None in shape or first.min() == first.max():  # else a constant would be perfect
         return None
-    rows = slice(0, GUESSED_SAMPLES)
-    x, y = keras.tree.map_structure(lambda a: keras.ops.convert_to_tensor(a[rows]), (feed.x_val, feed.y_val))
+    x, y = keras.tree.map_structure(lambda a: keras.ops.convert_to_tensor(a[:FEW_SAMPLES]), (x, y))
     count = len(keras.tree.flatten(y)[0])
 
     def loss_and_slope(guess: np.ndarray) -> tuple[float, np.ndarray]:
@@ -235,7 +244,7 @@ def constant_loss(model: keras.Model, feed: Feed, shape: tuple[int | None, ...])
     from scipy.optimize import minimize
 
     found = []
-    for start in (0.0, float(np.mean(np.asarray(keras.tree.flatten(feed.y_val)[0], np.float64)))):
+    for start in (0.0, float(np.mean(first))):
         try:
             with np.errstate(all="ignore"):
                 result = minimize(loss_and_slope, np.full(shape[-1], start), jac=True, method="L-BFGS-B")

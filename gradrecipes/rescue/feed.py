@@ -16,6 +16,7 @@ from gradrecipes.training.trial.trial_data import trial_data
 
 HELD_BACK = 0.2  # share of the samples that is kept for validation where the user gives none
 MAX_BYTES = 2**29  # of a dataset that are read into memory; the rest is not used
+FEW_SAMPLES = 500  # on which a constant guess is fitted, and compared with what was learned
 MAX_VALIDATION = 4000  # samples that a score is measured on; the standard error of an accuracy is then below 0.008
 
 
@@ -52,6 +53,10 @@ class Feed:
     def steps_per_epoch(self, batch_size: int) -> int:
         """Return the steps of an epoch, the last of which may be smaller."""
         return -(-self.samples // batch_size)
+
+    def first_rows(self) -> tuple[Any, Any]:
+        """Return inputs and targets of a few training samples, always the same."""
+        return keras.tree.map_structure(lambda a: np.asarray(a)[:FEW_SAMPLES], (self.x, self.y))
 
     def take(self, index: np.ndarray) -> tuple[Any, ...]:
         """Return some samples as `train_step` takes them."""

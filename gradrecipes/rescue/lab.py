@@ -102,6 +102,8 @@ class Lab:
         budget: Training steps that may be used, in batches of the user's size.
         tell: Called with a few words about each arm.
         stages: Where arms of one graph share a traced model; None for models that hold state elsewhere.
+        guess: Returns the own loss of the best constant guess on rows of the training data, or None; itself None where
+            that is not asked for.
     """
 
     base: Setup
@@ -112,6 +114,7 @@ class Lab:
     budget: int
     tell: Callable[[str], None]
     stages: dict[str, Stage] | None = None
+    guess: Callable[[], float | None] | None = None
     spent: float = 0.0
     trials: list[Trial] = field(default_factory=list)
     _arms: dict[Any, Arm] = field(default_factory=dict)
@@ -213,6 +216,17 @@ class Lab:
         error = UNKNOWN_ERROR if samples is None or len(samples) < 2 else float(np.std(samples)) / len(samples) ** 0.5
         return result.score.value > self.task.chance + max(LEAST_DIFFERENCE, standard_errors * error)
 
+    def fits(self, result: Result) -> bool:
+        """Return whether the training as it is learned its training data by the user's own loss.
+
+        That holds where the score misreads what an unusual loss makes of the output, and where a net learns its few
+        samples by heart: neither is what a rescue can repair.
+        """
+        if self.guess is None or not math.isfinite(result.fit):
+            return False
+        guess = self.guess()
+        return guess is not None and guess - result.fit > LEAST_GAIN * abs(guess)
+
     def has_run(self, changes: Changes, share: float) -> bool:
         """Return whether the score of an arm with the first seed is known after just such a share of the training."""
         steps = self.steps_of(setup_after(self.base, changes), share)
@@ -229,7 +243,8 @@ class Lab:
             arm.release()
             arm = None
         if arm is None:
-            arm = Arm(setup, seed, build=self.build, feed=self.feed, task=self.task, stages=self.stages)
+            fits = not names and self.guess is not None
+            arm = Arm(setup, seed, build=self.build, feed=self.feed, task=self.task, stages=self.stages, fits=fits)
         held = sum(one.state_bytes for one in self._arms.values())
         most = LIVE_SMALL_MODELS if held <= LIVE_BYTES else LIVE_MODELS
         while len(self._arms) >= most:  # the worst is the least likely to be trained further
@@ -274,7 +289,7 @@ class Journal:
         if row is None:
             return None
         samples = None if row["samples"] is None else np.array(row["samples"], np.float64)
-        number = {name: math.nan if row[name] is None else row[name] for name in ("loss", "peak")}
+        number = {name: math.nan if row.get(name) is None else row[name] for name in ("loss", "peak", "fit")}
         kept = {"broken": row["broken"], "error": row["error"], "falls": bool(row.get("falls"))}
         return Result(steps, Score(row["score"], samples), **kept, **number)
 
@@ -290,6 +305,7 @@ class Journal:
             "samples": None if samples is None else [round(float(value), 6) for value in samples],
             "loss": result.loss if math.isfinite(result.loss) else None,
             "peak": result.peak if math.isfinite(result.peak) else None,
+            "fit": result.fit if math.isfinite(result.fit) else None,
             "broken": result.broken,
             "error": result.error,
             "falls": result.falls,

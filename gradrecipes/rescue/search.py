@@ -127,7 +127,7 @@ class _Progress:
                 break
             if stoppable and share >= HALF and self._stands_still():
                 break
-        self.fails = self._fails(1.0 if stoppable else 0.0)
+        self.fails = self._fails(1.0 if stoppable else 0.0) and (stoppable or not self._fits())
 
     def _stands_still(self) -> bool:
         learned = any(self.lab.learns(one, standard_errors=1.0) for one in self.checkpoints)
@@ -144,8 +144,14 @@ class _Progress:
             return True
         if self.lab.task.kind == OWN_LOSS:
             return last.peak > FINAL_PEAK and last.score.value < -0.5
-        late = any(self.lab.better(one.score, last.score) for one in self.checkpoints[:-1])
+        # A score that gets worse while the training loss falls on is overfitting.
+        worse = [one for one in self.checkpoints[:-1] if self.lab.better(one.score, last.score)]
+        late = any(not last.loss < one.loss for one in worse)
         return late or not self.lab.learns(last, standard_errors=standard_errors)
+
+    def _fits(self) -> bool:
+        last = self.checkpoints[-1]
+        return last.broken is None and not last.error and self.lab.fits(last)
 
     def _against_late_failure(self, tried: Sequence[Changes]) -> Found:
         """Train with each remedy in full, those for the causes and the safest first, until one stays learned."""

@@ -242,7 +242,7 @@ def fitted(task: Task, setup: Setup) -> Setup | None:
 def _kind(y: np.ndarray, setup: Setup) -> tuple[str, int | None]:
     units, loss = setup.units, setup.loss
     values = y[np.isfinite(y.astype(np.float64))] if y.dtype.kind == "f" else y
-    if not values.size:
+    if not values.size or values.min() == values.max():  # the loss alone says what is wanted, as in a ranking
         return OWN_LOSS, None
     whole = bool((values == np.round(values.astype(np.float64))).all())
     distinct = np.unique(values) if whole else ()

@@ -173,7 +173,7 @@ def test_a_loss_of_the_users_own_is_measured_from_the_best_constant_guess():
     model.compile("sgd", likelihood)
     y = 30.0 + 5.0 * Y[:, None]
     feed, _ = read_feed(X, y, batch_size=32, validation_data=(X, y))
-    assert constant_loss(model, feed, (2,)) == pytest.approx(0.5 * np.log(y.var()) + 0.5, rel=1e-3)
+    assert constant_loss(model, feed.x_val, feed.y_val, (2,)) == pytest.approx(0.5 * np.log(y.var()) + 0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize(("argument", "value"), [("epochs", 0), ("budget", 0), ("seed", -1), ("batch_size", 0)])
@@ -185,3 +185,23 @@ def test_a_number_out_of_range_is_refused(argument, value):
 def test_a_model_that_is_not_compiled_is_refused():
     with pytest.raises(ValueError, match="not compiled"):
         gr.rescue(keras.Sequential([keras.layers.Dense(1)]), X, Y, epochs=1)
+
+
+def logarithmic(loss):
+    """A model whose output is the logarithm of what is wanted, so that no score of numbers can judge it."""
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(0.02), loss)
+    return model
+
+
+def test_a_loss_of_the_users_own_that_is_learned_needs_nothing():
+    def deviance(y, predicted):
+        return keras.ops.mean(y * keras.ops.exp(-predicted) + predicted, axis=-1)
+
+    found = gr.rescue(logarithmic(deviance), X, np.exp(Y)[:, None] * 1000.0, epochs=8)
+    assert found.verdict == "nothing needed"
+
+
+def test_a_constant_guess_of_targets_that_never_vary_says_nothing():
+    assert constant_loss(logarithmic("mse"), X, np.ones((300, 1), "float32"), (1,)) is None

@@ -22,6 +22,8 @@ class MadeUp(Lab):
     """A lab whose arms score what a function of the names, the seed and the share says."""
 
     score: object = None
+    loss: object = None  # of the share; None: never falls
+    fit: float = 1.0
     held_back: int = 200  # samples
     asked: list = field(default_factory=list)
 
@@ -38,7 +40,8 @@ class MadeUp(Lab):
             self.asked.append((names, seed, steps))
         value = -1.0 if value is None else value
         right = np.arange(self.held_back) < self.held_back * value
-        result = Result(steps, Score(value, right.astype(float)), 1.0, broken, falls=value > 0.1)
+        loss = self.loss(share) if self.loss else 1.0
+        result = Result(steps, Score(value, right.astype(float)), loss, broken, falls=value > 0.1, fit=self.fit)
         self._results[names, seed, steps] = result
         return result
 
@@ -55,8 +58,10 @@ def lab(score, budget=10_000):
     return MadeUp(setup, None, task, None, None, budget, lambda words: None, score=score)
 
 
-def run(score, *tried, healthy=False, budget=10_000, held_back=200):
+def run(score, *tried, healthy=False, budget=10_000, held_back=200, **own):
     made = lab(score, budget)
+    for name, value in own.items():
+        setattr(made, name, value)
     made.held_back = held_back
     return made, search(made, [tuple(KNOWN[name] for name in names) for names in tried], KNOWN, healthy=healthy)
 
@@ -84,6 +89,20 @@ def test_few_samples_held_back_do_not_prove_that_a_training_fails():
 
     assert run(score, ("a",), healthy=True, held_back=4)[1].fails is False
     assert run(score, ("a",), held_back=4)[1].fails is True
+
+
+@pytest.mark.parametrize(("guess", "fit", "fails"), [(1.0, 0.5, False), (1.0, 0.98, True), (None, 0.5, True)])
+def test_what_the_score_misreads_is_judged_by_the_fit_to_the_training_data(guess, fit, fails):
+    _, found = run(lambda names, seed, share: 0.1, ("a",), healthy=True, guess=lambda: guess, fit=fit)
+    assert found.fails is fails
+
+
+def test_overfitting_is_no_late_failure():
+    def score(names, seed, share):
+        return 0.9 if share < 0.4 else 0.7
+
+    assert run(score, ("a",), healthy=True, loss=lambda share: 1.0 - share)[1].fails is False
+    assert run(score, ("a",), healthy=True, loss=lambda share: 1.0 + share)[1].fails is True
 
 
 def test_a_broken_training_is_not_trained_on():

@@ -42,6 +42,7 @@ def task(y, outputs=(), **settings):
         (LABELS.astype("float32"), {}, NUMBERS),
         (X, {"units": 4}, NUMBERS),
         (X, {"units": 7}, OWN_LOSS),
+        (np.ones(100), {}, OWN_LOSS),
     ],
 )
 def test_the_task_is_read_from_the_targets(y, settings, kind):
