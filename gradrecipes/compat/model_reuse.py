@@ -143,7 +143,8 @@ def copied_model(model: keras.Model) -> keras.Model:
     Raises:
         Exception: Whatever an attribute raises that cannot be copied, such as an open file.
     """
-    memo: dict[int, Any] = {}
+    strategy = tf.distribute.get_strategy()  # held by any optimizer that the model holds; there is one only
+    memo: dict[int, Any] = {id(strategy): strategy}
     left_out = {
         name: model.__dict__[name]
         for name in (

@@ -121,6 +121,7 @@ class Lab:
     _results: dict[Any, Result] = field(default_factory=dict)
     _values: dict[Any, float] = field(default_factory=dict)
     _broken: dict[Any, Result] = field(default_factory=dict)
+    _journaled: dict[Any, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     steps: dict[str, float] = field(default_factory=dict)
 
@@ -154,6 +155,11 @@ class Lab:
         if result is None:
             result = self._trained(names, setup, seed, steps, part)
             self.journal.put(setup, seed, result)
+        elif not result.error:  # the budget is that of the whole search, not of its last part
+            live = self._arms.get((names, seed))
+            before = max(self._journaled.get((names, seed), 0), 0 if live is None else live.done)
+            self._journaled[names, seed] = max(before, steps if result.broken is None else min(steps, result.broken))
+            self._count(self._journaled[names, seed] - before, setup, part)
         self._results[key] = result
         if result.broken is not None or result.error:
             self._broken[names, seed] = result
@@ -165,16 +171,19 @@ class Lab:
     def _trained(self, names: tuple[str, ...], setup: Setup, seed: int, steps: int, part: str) -> Result:
         began = time.monotonic()
         arm = self._arm(names, setup, seed, steps)
-        before = arm.done
+        before = max(arm.done, self._journaled.get((names, seed), 0))
         try:
             result = arm.train(steps)
         finally:
-            used = max(0, arm.done - before) * setup.batch_size / self.base.batch_size
-            self.spent += used
-            self.steps[part] = self.steps.get(part, 0.0) + used
+            self._count(max(0, arm.done - before), setup, part)
             self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - began
         self._values[names, seed] = WORST if result.broken is not None or result.error else result.score.value
         return result
+
+    def _count(self, steps: int, setup: Setup, part: str) -> None:
+        used = steps * setup.batch_size / self.base.batch_size
+        self.spent += used
+        self.steps[part] = self.steps.get(part, 0.0) + used
 
     def shown(self, value: float) -> str:
         """Return a score in words."""

@@ -21,7 +21,9 @@ EXPLORED = 0.6  # share of what is left after the final training that the short 
 FEWEST_CANDIDATES = 8
 GLANCE = 0.5  # share of a short trial after which one is given up that the best so far beats
 UNBEATEN = 3  # candidates in a row that are no better than the best before them end the short trials ...
-HALF_LEARNED = 0.5  # ... if it is so far from a guess to a perfect score
+HALF_LEARNED = (
+    0.5  # ... if it is so far from a guess to a perfect score; for a single change a set of several is enough
+)
 EXCELLENT = 0.95  # score from which on a better one is not looked for
 FINAL_PEAK = 10.0  # highest loss over the first from which on a run that ends well is said to have spiked
 LATE = (
@@ -84,6 +86,7 @@ class _Progress:
         self.long = min(1.0, LENGTHENED * self.short)
         self.checkpoints: list[Result] = []  # of the training as it is
         self.fails = False
+        self.first: Changes = ()  # what the diagnosis suggests before all else
         self.winner: Changes = ()
         self.final: Result | None = None
         self.pairs: list[tuple[Result, Result]] = []
@@ -95,6 +98,7 @@ class _Progress:
 
     def run(self, tried: Sequence[Changes], *, healthy: bool) -> Found:
         """Train the user's own, then candidates that are ever fewer, ever longer."""
+        self.first = tried[0] if tried else ()
         self._control(stoppable=not healthy)
         if healthy and not self.fails:
             return self.so_far()
@@ -181,12 +185,13 @@ class _Progress:
         lab = self.lab
         room = EXPLORED * max(0.0, lab.left - lab.full)
         count = max(FEWEST_CANDIDATES, int(room / max(1.0, share * lab.full)))
-        best, unbeaten = ((), self._at(share)), 0
+        best, unbeaten, unbeaten_sets = ((), self._at(share)), 0, 0
         scored: Scored = []
         for changes in tried[:count]:
-            if scored and (lab.left <= 0 or (unbeaten >= UNBEATEN and self._is_half_learned(best[1]))):
+            enough = unbeaten >= UNBEATEN or (len(best[0]) == 1 and unbeaten_sets > 0)
+            if scored and (lab.left <= 0 or (enough and self._is_half_learned(best[1]))):
                 break
-            unbeaten += 1
+            unbeaten, unbeaten_sets = unbeaten + 1, unbeaten_sets + (len(changes) > 1)
             probe = lab.run(changes, share=GLANCE * share, part="short trials")
             if probe.error or probe.broken is not None or (best[0] and self._is_behind(probe, best[0], share)):
                 continue
@@ -195,7 +200,9 @@ class _Progress:
                 continue
             scored.append((changes, result))
             if lab.better(result.score, best[1].score):
-                best, unbeaten = (changes, result), 0
+                best, unbeaten, unbeaten_sets = (changes, result), 0, 0
+            if len(best[0]) == 1 and best[1].score.value >= EXCELLENT:
+                break
         return scored
 
     def _is_half_learned(self, result: Result) -> bool:
@@ -223,9 +230,11 @@ class _Progress:
         near = [pair for pair in ranked if not lab.better(ranked[0][1].score, pair[1].score)]
         count = SURVIVORS if lab.learns(ranked[0][1]) else 2 * SURVIVORS
         simplest = min(near, key=lambda pair: _cost(pair[0]))
+        single = len(simplest[0]) == 1 and self._is_half_learned(simplest[1])
+        count = 1 if single else count
         chosen = near[:count] + [simplest] * (simplest not in near[:count])
         again = [(changes, lab.run(changes, share=share, part="longer trials")) for changes, _ in chosen]
-        union = self._union(again)
+        union = None if single else self._union(again)
         if union is not None and max(result.score.value for _, result in again) < EXCELLENT:
             again.append((union, lab.run(union, share=share, part="longer trials")))
         again = [pair for pair in again if not pair[1].error and pair[1].broken is None]
@@ -296,6 +305,7 @@ class _Progress:
             changes = self._ablated(changes, share)
             changes = self._slower(changes, share) or changes
             if self._holds(changes):
+                changes = self._suggested_first(changes)
                 self._keep(changes, share)
                 self.final = lab.run(changes, part="finals")
                 return
@@ -311,6 +321,19 @@ class _Progress:
                 return
         self.winner, self.pairs = (), []
 
+    def _suggested_first(self, changes: Changes) -> Changes:
+        """Return what the first cause suggests where it ends better than a winner that learned little."""
+        lab, first = self.lab, self.first
+        final = lab.run(changes, part="finals")
+        if self._is_half_learned(final) or len(first) != 1 or first == changes or lab.left < lab.full:
+            return changes
+        length = max(self.long, HALF)
+        halves = [lab.run(some, share=length, part="finals") for some in (changes, first)]
+        if halves[1].error or halves[1].broken is not None or lab.better(halves[0].score, halves[1].score):
+            return changes
+        wins = self._holds(first) and lab.better(lab.run(first, part="finals").score, final.score)
+        return first if wins else changes
+
     def _slower(self, changes: Changes, share: float) -> Changes | None:
         """Return fewer changes that get as far by the end of the training, though they learn more slowly at first."""
         lab, chance = self.lab, self.lab.task.chance
@@ -319,7 +342,12 @@ class _Progress:
         if not fewer or lab.left < 2 * lab.full:
             return None
         learned = self._after(fewer, share).score.value - chance
-        if learned < HALF_LEARNED * (self._after(changes, share).score.value - chance) or not self._holds(fewer):
+        quick, length = self._after(changes, share).score.value, max(self.long, HALF)
+        if learned < HALF_LEARNED * (quick - chance):
+            return None
+        half = lab.run(fewer, share=length, part="finals").score.value
+        pace = (half - chance - learned) / max(length - share, 1e-9)  # it does not learn faster from here on
+        if half + pace * (1.0 - length) < quick or not self._holds(fewer):
             return None
         least = lab.run(fewer, part="finals")
         if least.score.value < EXCELLENT:

@@ -57,6 +57,18 @@ def test_the_original_still_trains_after_it_was_copied(model):
     assert "__reduce__" in vars(KerasSaveable)
 
 
+def test_a_model_that_holds_an_optimizer_is_copied():
+    class Two(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.other_optimizer = keras.optimizers.Adam(0.01)
+
+    model = Two()
+    made = copied_model(model)
+    assert made.other_optimizer is not model.other_optimizer
+    assert float(made.other_optimizer.learning_rate) == pytest.approx(0.01)
+
+
 def test_compile_arguments_are_the_users_own_objects():
     model, optimizer = keras.Sequential([keras.layers.Dense(1)]), keras.optimizers.SGD(0.1)
     assert compile_arguments(model) is None

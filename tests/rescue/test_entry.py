@@ -103,6 +103,7 @@ def test_a_rescue_resumes_from_its_journal(tmp_path, monkeypatch):
     again = gr.rescue(regression(), X, Y, epochs=3, budget=300, journal=journal, tell=told.append)
     assert [one.score for one in again.evidence.trials] == pytest.approx([one.score for one in first.evidence.trials])
     assert again.verdict == first.verdict
+    assert again.evidence.spent_steps == first.evidence.spent_steps
     assert told
 
 

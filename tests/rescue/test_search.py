@@ -119,6 +119,17 @@ def test_candidates_are_tried_until_several_are_no_better():
     assert made.longest("rate_0.1") == 0
 
 
+@pytest.mark.parametrize(("top", "tried"), [(0.8, False), (0.4, True)])
+def test_a_single_change_that_no_set_beats_ends_the_trials_if_it_learned_half(top, tried):
+    made, _ = run(lambda names, seed, share: rises(share, top) if names else 0.1, ("a",), ("b", "c"), ("clip",))
+    assert (made.longest("clip") > 0) is tried
+
+
+def test_an_excellent_single_change_ends_the_trials():
+    made, _ = run(lambda names, seed, share: 0.97 if names else 0.1, ("a",), ("b", "c"))
+    assert made.longest("b", "c") == 0
+
+
 def test_a_candidate_that_is_beaten_is_given_up():
     made, _ = run(
         lambda names, seed, share: rises(share, 0.95 if "a" in names else 0.3) if names else 0.1, ("a",), ("b",)
@@ -159,6 +170,16 @@ def test_a_training_that_gets_there_later_needs_nothing():
     _, found = run(score, ("a",))
     assert names(found) == []
     assert not found.fails
+
+
+def test_what_the_first_cause_suggests_is_trained_on_where_the_winner_learned_little():
+    def score(names, seed, share):
+        slow = 0.1 if share < 0.3 else 0.9
+        return slow if names == {"a"} else 0.3 if names == {"b"} else 0.1
+
+    _, found = run(score, ("a",), ("b",))
+    assert names(found) == ["a"]
+    assert found.proof.wins
 
 
 def test_a_late_failure_is_repeated_to_its_end():
