@@ -21,9 +21,7 @@ EXPLORED = 0.6  # share of what is left after the final training that the short 
 FEWEST_CANDIDATES = 8
 GLANCE = 0.5  # share of a short trial after which one is given up that the best so far beats
 UNBEATEN = 3  # candidates in a row that are no better than the best before them end the short trials ...
-HALF_LEARNED = (
-    0.5  # ... if it is so far from a guess to a perfect score; for a single change a set of several is enough
-)
+HALF_LEARNED = 0.5  # ... if it is so far from a guess to a perfect score
 EXCELLENT = 0.95  # score from which on a better one is not looked for
 FINAL_PEAK = 10.0  # highest loss over the first from which on a run that ends well is said to have spiked
 LATE = (
@@ -188,6 +186,7 @@ class _Progress:
         best, unbeaten, unbeaten_sets = ((), self._at(share)), 0, 0
         scored: Scored = []
         for changes in tried[:count]:
+            # One set of several changes says what can be had; a single change that it does not beat is enough.
             enough = unbeaten >= UNBEATEN or (len(best[0]) == 1 and unbeaten_sets > 0)
             if scored and (lab.left <= 0 or (enough and self._is_half_learned(best[1]))):
                 break
