@@ -361,8 +361,7 @@ class GradientGuard(AttachedCallback):
         outcome = self._session.trace.steps["outcome"]
         reasons = sorted({OUTCOMES[int(code)] for code in outcome[len(outcome) - consecutive :]})
         skipped = f"; the last {consecutive} steps were all skipped ({', '.join(reasons)})" if consecutive else ""
-        before = "The weights are those before the first of them."
-        left = before if at_fault is False else self._leave_sound(consecutive, at_fault, before)
+        left = self._left_weights(consecutive, at_fault)
         message = (
             f"GradientGuard stopped the training at epoch {event.epoch + 1}, batch {event.batch + 1} "
             f"({self.stop_reason}){skipped}. {left} gradrecipes.diagnose(guard.trace) says why."
@@ -373,8 +372,11 @@ class GradientGuard(AttachedCallback):
             raise TrainingStoppedError(message, self.stop_reason, event.epoch, event.batch)
         _LOG.warning("%s", message)
 
-    def _leave_sound(self, consecutive: int, at_fault: bool | None, before: str) -> str:
-        """Put the newest snapshot back and say what weights are left."""
+    def _left_weights(self, consecutive: int, at_fault: bool | None) -> str:
+        """Put the newest snapshot back, unless the weights are known not to be at fault, and say which are left."""
+        before = "The weights are those before the first of them."
+        if at_fault is False:
+            return before
         ring = self._recovery.ring
         if ring is not None and len(ring):
             return f"The weights are those after step {ring.restore().step}, the last that were known to be healthy."

@@ -35,7 +35,7 @@ HEALTHY, UNHEALTHY, UNDECIDED = "healthy", "unhealthy", "undecided"
 STANDARD_ERRORS = 2.0  # by which a run has to end below the baseline to count as learned
 # Steps of a fit from which a symptom without a cause is reported; a run that breaks or diverges always is.
 MIN_STEPS_OF_SYMPTOM = 100
-WON = 0.01  # end over start of a loss that is almost 0 while another one climbs
+WON_END = 0.01  # end over start of a loss that is almost 0 while another one climbs
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _judge_several(trace: Trace, steps: str) -> Judgement:
         return Judgement(UNDECIDED, f"The loss was not seen in {steps}: the train step returns none.")
     course = "; ".join(f"{name!r} went from {rounded(one.start)} to {rounded(one.end)}" for name, one in falls.items())
     lost = any(one.climbs for one in falls.values())
-    won = lost and any(0 < one.end < WON * one.start for one in falls.values())
+    won = lost and any(0 < one.end < WON_END * one.start for one in falls.values())
     if won or not any(one.falls for one in falls.values()):
         return Judgement(UNDECIDED, f"In {steps}, {course}. {_longer(trace)}")
     return Judgement(HEALTHY, f"In {steps}, {course}.")
@@ -203,12 +203,12 @@ def _longer(trace: Trace) -> str:
     return f"To look further, pass steps={10 * max(100, len(trace))} to diagnose."
 
 
-OUTWEIGHS = 30.0  # largest term over the one that is not learned; the tasks of GradNorm differ by less
-DROWNS = 1e3  # the same, at the start and at the end, where no variation was run
-EXACT = 1e-3  # relative error of the weighted sum up to which the parts make up the loss
-CERTAIN = 5.0  # weight of a part over its standard error; a part below may be a metric
-FLAT = 0.2  # relative change of a part that is not learned
-FELL = 0.5  # end over start of a sum that hides a part
+OUTWEIGHING_RATIO = 30.0  # largest term over the one that is not learned; the tasks of GradNorm differ by less
+DROWNING_RATIO = 1e3  # the same, at the start and at the end, where no variation was run
+EXACT_SUM = 1e-3  # relative error of the weighted sum up to which the parts make up the loss
+MIN_WEIGHT_OVER_ERROR = 5.0  # weight of a part over its standard error; a part below may be a metric
+MAX_FLAT_CHANGE = 0.2  # relative change of a part that is not learned
+FALLEN_END = 0.5  # end over start of a sum that hides a part
 MIN_STEPS = 20  # from which the weights of the parts can be found
 # Regularization terms are small on purpose, and need not fall.
 REGULARIZES = re.compile(r"kl|kullback|reg|l1|l2|penal|decay|entrop|commit|adv|gan|sparsity|smooth|(^|_)(gp|tv)($|_)")
@@ -245,14 +245,14 @@ def outweighed_part(trial: TrialReading) -> Outweighed | None:
     first = {name: weights[name] * float(columns[name][0]) for name in weights}
     end = {name: weights[name] * ends[name] for name in weights}
     large = max(first, key=lambda name: first[name])
-    if not min(end[large], float(np.median(loss[-quarter:]))) < FELL * first[large]:
+    if not min(end[large], float(np.median(loss[-quarter:]))) < FALLEN_END * first[large]:
         return None
     lost = [
         name
         for name in weights
         if name != large and not REGULARIZES.search(name.lower()) and name not in trial.weight_penalties
-        if weights[large] >= OUTWEIGHS * weights[name]
-        if first[large] >= OUTWEIGHS * first[name]
+        if weights[large] >= OUTWEIGHING_RATIO * weights[name]
+        if first[large] >= OUTWEIGHING_RATIO * first[name]
         if _is_lost(first[large] / first[name], max(end.values()) / end[name], ends[name] / starts[name])
     ]
     if not lost:
@@ -262,8 +262,8 @@ def outweighed_part(trial: TrialReading) -> Outweighed | None:
 
 
 def _is_lost(ratio: float, ratio_at_end: float, change: float) -> bool:
-    drowned = min(ratio, ratio_at_end) >= DROWNS and change > 1.0 - FLAT
-    return drowned or abs(change - 1.0) < FLAT
+    drowned = min(ratio, ratio_at_end) >= DROWNING_RATIO and change > 1.0 - MAX_FLAT_CHANGE
+    return drowned or abs(change - 1.0) < MAX_FLAT_CHANGE
 
 
 def _weights(
@@ -289,9 +289,9 @@ def _weights(
         left = scaled @ found - 1.0
         covariance = np.linalg.pinv(scaled.T @ scaled) * float(left @ left) / max(1, len(loss) - len(names))
         sure = found / np.sqrt(np.maximum(np.diag(covariance), np.finfo(float).tiny))
-        if np.abs(left).max() > EXACT:
+        if np.abs(left).max() > EXACT_SUM:
             break
-        if (sure > CERTAIN).all():
+        if (sure > MIN_WEIGHT_OVER_ERROR).all():
             return dict(zip(names, (found / sizes).tolist(), strict=True)), parts, loss
         names.pop(int(np.argmin(sure)))
     return {}, parts, loss

@@ -41,12 +41,10 @@ RISE_IN_NOISE = 5.0  # robust standard deviations of the first losses that such 
 FIRST_STEPS = 3  # steps whose median is the first loss
 HIGH_PEAK = 10.0  # highest loss over the first, and over all of the last pass, of a run that diverged and settled
 FIRST_PEAK = 1e3  # the same over the loss of step 0, for a run that diverged in the second step
-RECOVERED = 0.5  # end over first loss below which such a run has recovered
+RECOVERED_END = 0.5  # end over first loss below which such a run has recovered
 STALLED_FALL = 0.01  # relative fall over the whole run below which the loss counts as stalled
 SLOW_FALL = 0.1  # relative fall over the whole run below which a net learns slowly
-FAR_START = (
-    5.0  # first loss over the baseline from which a start is far out; He nets with a cross-entropy start below 2
-)
+FAR_START = 5.0  # first loss over the baseline from which a start is far out; He nets start below 2
 LEARNED_AT_ONCE = 0.5  # relative fall from the first loss of a run that converged within its first pass
 AT_REST = 0.9  # end over the baseline below which a run whose loss no longer falls has learned
 NOTHING_LEFT = 1e-6  # the same over the first loss, where the baseline is unknown: ten rounding errors of float32
@@ -177,7 +175,7 @@ def _thrown_away_from(finite: np.ndarray, end: float, period: int) -> float | No
     """Return the first loss of a run that rose steeply, settled, and did not recover; None for any other run."""
     peak, settled = float(np.max(finite)), float(np.max(finite[-period:]))
     for first, factor in ((float(np.median(finite[:FIRST_STEPS])), HIGH_PEAK), (float(finite[0]), FIRST_PEAK)):
-        if first > 0 and peak > factor * first and peak > HIGH_PEAK * settled and end > RECOVERED * first:
+        if first > 0 and peak > factor * first and peak > HIGH_PEAK * settled and end > RECOVERED_END * first:
             return first
     return None
 
@@ -225,7 +223,7 @@ def _spread(values: np.ndarray) -> float:
     return float(high - low) / 1.349
 
 
-UNLEARNED = 0.9  # end over the baseline from which a net has forgotten what it learned
+UNLEARNED_END = 0.9  # end over the baseline from which a net has forgotten what it learned
 SLOW_RISE, SLOWEST_RISE = (
     300,
     1200,
@@ -254,9 +252,9 @@ def lost_at_highest(rates: PlannedRates | None, seen: Verdict) -> bool:
 def unlearned_at_highest(rates: PlannedRates | None, seen: Verdict) -> VariationResult | None:
     """Return the result of steps at the highest rate if they broke or ended no better than a constant prediction."""
     result = None if rates is None else rates.at_highest
-    if result is None or (not seen.end_over_baseline < UNLEARNED and not _diverges(result, seen)):
+    if result is None or (not seen.end_over_baseline < UNLEARNED_END and not _diverges(result, seen)):
         return None
-    return result if _diverges(result, seen) or (result.over_baseline or 0.0) >= UNLEARNED else None
+    return result if _diverges(result, seen) or (result.over_baseline or 0.0) >= UNLEARNED_END else None
 
 
 def _diverges(result: VariationResult, seen: Verdict) -> bool:
@@ -273,11 +271,11 @@ def learned_at_highest(rates: PlannedRates | None) -> VariationResult | None:
     result = None if rates is None else rates.at_highest
     if rates is None or not rates.planned or result is None or result.end is None or result.over_baseline is None:
         return None
-    return result if result.over_baseline < UNLEARNED else None
+    return result if result.over_baseline < UNLEARNED_END else None
 
 
 FIXED_RISE = 1.1  # end over the baseline, or over its own start, up to which a variation that no longer breaks is fixed
-HALVED = 0.5  # end over that of the unchanged run
+HALVED_END = 0.5  # end over that of the unchanged run
 MIN_FALL, TIMES_FASTER, LEAST_FALL = 0.05, 20.0, 1e-3  # relative fall of a fix; over that of a stall; of a stall
 NEAR_START = 2.0  # start over the baseline of a net with inputs and weights of usual size
 LEARNS_BELOW = 0.9  # end over the baseline, or over its own start, below which a run learns
@@ -300,9 +298,9 @@ def fixes(result: VariationResult | None, seen: Verdict) -> bool:
     start, end, over = result.start, result.end, result.over_baseline
     if _many_times_faster(result, seen):
         return True
-    if seen.unhealthy or seen.end_over_baseline > 1.0 / HALVED:
+    if seen.unhealthy or seen.end_over_baseline > 1.0 / HALVED_END:
         ended = end <= start + (FIXED_RISE - 1.0) * abs(start) if over is None else over <= FIXED_RISE
-        better = seen.state == BROKEN or over is None or over <= HALVED * seen.end_over_baseline
+        better = seen.state == BROKEN or over is None or over <= HALVED_END * seen.end_over_baseline
         return bool(ended and better)
     if over is not None:
         return bool(over < LEARNS_BELOW and end < start)
@@ -316,7 +314,7 @@ def halved_by(trace: Trace, seen: Verdict, *variations: Variation) -> bool:
     as_it_is = (variation(trace, AS_IT_IS) or VariationResult()).end
     own = seen.end if as_it_is is None else as_it_is
     ends = [(variation(trace, one) or VariationResult()).end for one in variations]
-    return any(end is not None and own > 0 and end < HALVED * own for end in ends)
+    return any(end is not None and own > 0 and end < HALVED_END * own for end in ends)
 
 
 def starts_near_baseline(trace: Trace, seen: Verdict, *variations: Variation) -> bool:

@@ -18,7 +18,7 @@ from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import LossEquivalent, LossPoint, LossReading, OutputReading
 from gradrecipes.training.description.output_head import OutputLoss, losses_of
 from gradrecipes.training.recovery.model_state import preserves_state
-from gradrecipes.training.trial.trial_data import first_samples
+from gradrecipes.training.trial.trial_data import first_samples, named
 
 CLOSE = 2e-3  # relative difference at every trial; the losses below differ by tenths from one another
 TRIALS = 3  # predictions on which they are compared
@@ -131,7 +131,7 @@ def loss_probe(model: keras.Model, batch: Any, description: Description) -> Loss
             points += _points(one, activation, output, target)
     except Exception as error:  # a train step of the user's own may do what the call alone cannot
         logger.debug("The loss of %r could not be probed.", model, exc_info=True)
-        failure = f"{type(error).__name__}: {error}"[:500]
+        failure = named(error)
     return LossReading(tuple(read), tuple(points), failure)
 
 

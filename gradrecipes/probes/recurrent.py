@@ -17,7 +17,7 @@ from gradrecipes.core.trace.probes import RecurrentReading
 from gradrecipes.training.recovery.model_state import preserves_state
 from gradrecipes.training.step.capture import calls_intercepted
 from gradrecipes.training.trial.trial import finite
-from gradrecipes.training.trial.trial_data import first_samples
+from gradrecipes.training.trial.trial_data import first_samples, named
 
 State = list[Any]
 
@@ -242,7 +242,7 @@ def _examined(
     try:
         arrived = arriving_sequences(model, layers, batch)
     except Exception as error:  # the user's own layers run here, and may fail in any way
-        return tuple(_described(layer, note=f"The model could not be called: {error}"[:500]) for layer in layers)
+        return tuple(_described(layer, note=f"The model could not be called: {named(error)}") for layer in layers)
     return tuple(_of_layer(layer, arrived.get(id(layer)), seed) for layer in layers)
 
 
@@ -259,7 +259,7 @@ def _of_layer(layer: keras.layers.RNN, arguments: dict[str, Any] | None, seed: i
         )
         return _described(layer, **_measured(recurrence, seed))
     except Exception as error:  # a cell of the user's own may do what it likes
-        return _described(layer, note=f"The layer could not be run step by step: {error}"[:500])
+        return _described(layer, note=f"The layer could not be run step by step: {named(error)}")
 
 
 def _measured(recurrence: Recurrence, seed: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from gradrecipes.core.analysis.stability_limit import (
 )
 from gradrecipes.core.trace.trial_reading import Sharpness
 from gradrecipes.training.recovery.model_state import preserve_state
-from gradrecipes.training.trial.trial_data import draw_batches, is_arrays
+from gradrecipes.training.trial.trial_data import draw_batches, is_arrays, named
 
 DIFFERENCE = 1e-4  # length of a finite step over that of the weights; longer ones cross the kinks of ReLU nets
 Batch = tuple[Any, Any]
@@ -352,7 +352,7 @@ def sharpness(
             scale = divisor(optimizers[0], curvature.size, lambda: curvature.gradients(cut[:GRADIENTS]))
             found = _measured(curvature, None if scale is None else 1 / np.sqrt(scale[0]), iterations, seed)
         except Exception as error:  # the user's own layers and loss run here, and may fail in any way
-            return Sharpness(reason=f"The loss has no gradient that could be derived again: {error}")
+            return Sharpness(reason=f"The loss has no gradient that could be derived again: {named(error)}")
     reason = "A gradient, or its derivative, is not finite." if found is None else reason
     return Sharpness(
         lambda_max=None if found is None else found.largest,

@@ -22,7 +22,7 @@ from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.training.description.model_graph import describe_layer
 from gradrecipes.training.recovery.model_state import preserves_state
 from gradrecipes.training.step.capture import ActivationCapture
-from gradrecipes.training.trial.trial_data import TrialData, first_samples
+from gradrecipes.training.trial.trial_data import TrialData, first_samples, named
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def _passed(
             tape.gradient(loss, model.trainable_weights)
             value = float(loss)
         except Exception as raised:  # a subclassed model may do in its train step what its call alone cannot
-            failure = f"{type(raised).__name__}: {raised}"[:500]
+            failure = named(raised)
     return list(zip(capture.layers(), capture.inputs(), capture.tensors(), strict=True)), value, failure
 
 
@@ -296,7 +296,7 @@ def _all_passed(model: keras.Model, data: TrialData, seconds: float) -> ForwardP
                 break
     except Exception as error:  # the trial meets the same error, and tells it
         logger.debug("The data could not be sent through %r.", model, exc_info=True)
-        failure = f"{type(error).__name__}: {error}"[:500]
+        failure = named(error)
     return ForwardPassReading(samples, tuple(bad[:SAMPLES_NAMED]), failure)
 
 

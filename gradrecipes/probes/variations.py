@@ -23,6 +23,7 @@ from gradrecipes.core.trace.trial_reading import (
     FINITE_DATA,
     FITTING_WEIGHTS,
     FRESH_OPTIMIZER,
+    LARGER_BATCH_FACTOR,
     SCALED_INPUTS,
     SCALED_TARGETS,
     WARM_UP,
@@ -31,14 +32,14 @@ from gradrecipes.core.trace.trial_reading import (
 from gradrecipes.diagnosis.outcome import OSCILLATING, STALLED, Verdict
 from gradrecipes.training.trial.trial import Trial
 
-LARGE = 1.6  # spread of a kernel over the largest that an initializer would give: above, it is shrunk to that
-SMALL = 0.4  # over the smallest: below, it is enlarged to that
+MAX_SPREAD_RATIO = 1.6  # spread of a kernel over the largest that an initializer gives: above, it is shrunk to that
+MIN_SPREAD_RATIO = 0.4  # over the smallest: below, it is enlarged to that
 LARGEST_EMBEDDING = 0.5  # spread of an embedding; 1 is N(0, 1), as some libraries draw it, .03 is Keras' own
 USUAL_EMBEDDING = 0.05
 LARGEST_BIAS = 0.5  # magnitude of a constant bias; forget gates have 1 and are let be
-DEEP = 10  # weighted layers in a row from which on warm-up is tried
+MAX_RECURRENT_RADIUS = 1.6  # spectral radius of a recurrent kernel: above, it is shrunk to 1
+WARM_UP_DEPTH = 10  # weighted layers in a row from which on warm-up is tried
 SMALL_BATCH = 8  # samples; up to that a larger batch is tried
-LARGER = 8  # times larger
 FAR_FROM_UNIT = 3.0  # rms or mean of an input beyond which scaling is tried; standardized ones have 1 and 0
 SCALES_APART = 30.0  # largest over smallest standard deviation of a column
 FAR_TARGET = 3.0  # rms of targets beyond which scaling is tried
@@ -151,13 +152,13 @@ def _correction(scale: WeightScale, value: np.ndarray) -> tuple[float, float]:
     """Return (factor, shift) that bring a weight to a usual size; (1, 0) for one that has it."""
     spread, mean = scale.std, scale.mean
     if scale.most is not None and scale.least is not None and (rms := scale.rms) > 0:
-        if rms > LARGE * scale.most:
+        if rms > MAX_SPREAD_RATIO * scale.most:
             return (scale.most / spread, mean) if spread > 0.1 * rms else (scale.most / rms, 0.0)
-        small = scale.role == "kernel" and rms < SMALL * scale.least
+        small = scale.role == "kernel" and rms < MIN_SPREAD_RATIO * scale.least
         return (scale.least / rms, 0.0) if small else (1.0, 0.0)
     if scale.role == "recurrent" and value.ndim == 2:
         radius = spectral_radius(value)
-        return (1.0 / radius, 0.0) if radius > LARGE else (1.0, 0.0)
+        return (1.0 / radius, 0.0) if radius > MAX_RECURRENT_RADIUS else (1.0, 0.0)
     if scale.role == "embedding":
         return (USUAL_EMBEDDING / scale.rms, 0.0) if scale.rms > LARGEST_EMBEDDING else (1.0, 0.0)
     if scale.role == "bias" and "LSTM" not in scale.kind and abs(mean) > LARGEST_BIAS and spread < abs(mean):
@@ -234,7 +235,7 @@ def _fresh_optimizer(context: Context) -> dict[str, Any] | None:
 def _warm_up(context: Context) -> dict[str, Any] | None:
     """Warm up where the run broke, diverged or stalls, and nets with attention or normalization may need it."""
     attention = any("Attention" in kind for kind in context.description.kinds)
-    deep = (context.description.plain_depth or 0) >= DEEP
+    deep = (context.description.plain_depth or 0) >= WARM_UP_DEPTH
     suspicious = context.seen.unhealthy or context.seen.state in (STALLED, OSCILLATING) or not context.seen.learned
     return {"warm_up": True} if suspicious and (attention or deep or context.description.normalizations) else None
 
@@ -255,7 +256,11 @@ CHANGES: tuple[tuple[Variation, Change], ...] = (
 def larger_batches(context: Context) -> list[Any] | None:
     """Return batches eight times larger, where they are small and there are enough of them."""
     small = len(keras.tree.flatten(context.batches[0])[0]) <= SMALL_BATCH
-    return joined(context.trial.batches, LARGER) if small and len(context.trial.batches) >= 2 * LARGER else None
+    return (
+        joined(context.trial.batches, LARGER_BATCH_FACTOR)
+        if small and len(context.trial.batches) >= 2 * LARGER_BATCH_FACTOR
+        else None
+    )
 
 
 def _far_inputs(context: Context) -> list[int]:

@@ -162,6 +162,19 @@ def test_what_cannot_be_had_is_said():
         sharpness(small(), tf.data.Dataset.from_tensors((x, y)))
 
 
+class RaisesInTraining(layers.Layer):
+    def call(self, x, training=False):
+        if training:
+            raise RuntimeError("no training today")
+        return x
+
+
+def test_an_error_of_a_layer_is_told_without_the_places_it_came_through():
+    found = sharpness(small(middle=[RaisesInTraining()]), *data())
+    assert "RuntimeError" in found.reason and "no training today" in found.reason
+    assert "File" not in found.reason and "\n" not in found.reason and ".py" not in found.reason
+
+
 def test_the_words():
     high = Sharpness(lambda_max=28.0, limit=2.0, learning_rate=1.0, converged=True)
     assert high.ratio == 14 and "14 times the stability limit" in str(high)

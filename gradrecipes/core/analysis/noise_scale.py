@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-FAR = 8.0  # times the noise scale, or that share of it: below, progress is a ninth short of proportional to the batch
+MAX_NOISE_RATIO = 8.0  # batch over noise scale, or the reverse; at it, progress is a ninth short of proportional
 
 
 def estimate_signal_and_noise(
@@ -99,15 +99,15 @@ def advise_batch_size(estimate: NoiseScaleEstimate, batch_size: int) -> str:
     """Return in words what the noise scale says of a batch size."""
     scale, low, high = (_samples(value) for value in (estimate.noise_scale, estimate.low, estimate.high))
     text = f"Noise scale {scale} samples (95%: {low} to {high})."
-    if estimate.high == math.inf and estimate.low * FAR <= batch_size:
+    if estimate.high == math.inf and estimate.low * MAX_NOISE_RATIO <= batch_size:
         return f"{text} The interval is too wide for advice on a batch of {batch_size}: measure more batches."
-    if estimate.low > FAR * batch_size:
+    if estimate.low > MAX_NOISE_RATIO * batch_size:
         return (
             f"{text} A batch of {batch_size} is far below it: its gradient is nearly all noise, and a batch twice as "
             "large, with a rate up to twice as large, takes about half the steps. "
             f"Room up to about {_samples(estimate.low)}."
         )
-    if estimate.high * FAR < batch_size:
+    if estimate.high * MAX_NOISE_RATIO < batch_size:
         return (
             f"{text} A batch of {batch_size} is far above it: most of its samples repeat what others say. A batch of "
             f"about {_samples(max(estimate.high, 1.0))} takes a few more steps, each at a fraction of the work."

@@ -42,7 +42,10 @@ ALL_SCALED = Variation(
     "all_scaled", "inputs, targets, weights scaled", "with inputs, targets and initial weights of usual size"
 )
 FRESH_OPTIMIZER = Variation("fresh_optimizer", "optimizer state reset", "with an optimizer whose state was reset")
-LARGER_BATCH = Variation("larger_batch", "batches 8 times larger", "with batches eight times larger")
+LARGER_BATCH_FACTOR = 8
+LARGER_BATCH = Variation(
+    "larger_batch", f"batches {LARGER_BATCH_FACTOR} times larger", "with batches eight times larger"
+)
 WARM_UP = Variation(
     "warm_up", "learning rate warmed up", "with a learning rate that rises from 0 over the first half of the steps"
 )

@@ -24,8 +24,8 @@ A_HAIR = 1e-3  # by which rounding may move a probability out of [0, 1], also in
 PROBABILITIES = {"softmax", "sigmoid", "hard_sigmoid"}
 NO_PROBABILITIES = {"linear", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "tanh", "softplus", "exponential"}
 NO_LOGITS = {"relu", "relu6", "tanh", "softplus", "exponential"}
-MEANINGFUL = 0.05  # share of the targets that the activation cannot reach
-MOST = 0.3  # share from which it is reported whatever the loss does; of standardized targets a tanh cannot reach .29
+MIN_UNREACHED_SHARE = 0.05  # share of the targets that the activation cannot reach
+CERTAIN_UNREACHED_SHARE = 0.3  # share reported whatever the loss does; a tanh cannot reach .29 of standardized targets
 # Ends of the range of an activation, and the reading of the data probe that counts the targets beyond them.
 REACH: dict[str, tuple[str, tuple[str, ...]]] = {
     "sigmoid": ("0 to 1", ("share_below_0", "share_above_1")),
@@ -280,7 +280,7 @@ def _out_of_reach(head: Head) -> Iterator[Mismatch]:
         return
     words, ends = REACH[head.activation]
     share = sum(getattr(head.target, end) or 0.0 for end in ends)
-    if share < MEANINGFUL:
+    if share < MIN_UNREACHED_SHARE:
         return
     target = head.target
     yield Mismatch(
@@ -295,8 +295,8 @@ def _out_of_reach(head: Head) -> Iterator[Mismatch]:
         ),
         measured=share,
         expected=0.0,
-        severity=Severity.CRITICAL if share >= MOST else Severity.WARNING,
-        only_if_held_back=share < MOST,
+        severity=Severity.CRITICAL if share >= CERTAIN_UNREACHED_SHARE else Severity.WARNING,
+        only_if_held_back=share < CERTAIN_UNREACHED_SHARE,
         prescription=compile_with(
             repr(head.loss),
             "End with a linear layer",

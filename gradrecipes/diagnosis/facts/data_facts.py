@@ -32,9 +32,9 @@ AT_BASELINE = (
     0.9,
     1.1,
 )  # end over the baseline of a net whose prediction is constant
-LEARNED = 0.5  # end over the baseline below which a net has learned, even if the loss no longer falls
-BETTER = 0.98  # end of a variation over that of the run, on the same batches
-FALLING = 0.95  # last quarter over the one before, below which a loss still falls
+LEARNED_END = 0.5  # end over the baseline below which a net has learned, even if the loss no longer falls
+BETTER_END = 0.98  # end of a variation over that of the run, on the same batches
+FALLING_RATIO = 0.95  # last quarter over the one before, below which a loss still falls
 THROWN_OFF = 10.0  # largest loss over the first; healthy nets stay below, with early spikes of Adam
 FAR_START = 3.0  # start over the baseline from which a start is far out; nets of usual scale start below 2
 
@@ -160,7 +160,7 @@ def is_held_back(trace: Trace, seen: Verdict | None = None) -> bool:
     if seen.unhealthy:
         return True
     if seen.state in (STALLED, OSCILLATING):
-        return over is None or over > LEARNED
+        return over is None or over > LEARNED_END
     if seen.state != LEARNING or over is None:
         return False
     if over < AT_BASELINE[1]:
@@ -194,7 +194,7 @@ def improves(trace: Trace, tried: Variation, seen: Verdict) -> bool:
     over, before = result.over_baseline, number(seen.end_over_baseline)
     if over is None or before is None:
         return fixes(result, seen)
-    return over < min(BETTER * before, 1.0)
+    return over < min(BETTER_END * before, 1.0)
 
 
 def first_loss_over_baseline(trace: Trace, seen: Verdict) -> float:
@@ -206,7 +206,7 @@ def first_loss_over_baseline(trace: Trace, seen: Verdict) -> float:
 def _still_falling(trace: Trace) -> bool:
     loss = losses(trace)
     quarter = max(1, len(loss) // 4)
-    return bool(np.median(loss[-quarter:]) < FALLING * np.median(loss[-2 * quarter : -quarter]))
+    return bool(np.median(loss[-quarter:]) < FALLING_RATIO * np.median(loss[-2 * quarter : -quarter]))
 
 
 def _log_ratio(start: float, end: float) -> float:

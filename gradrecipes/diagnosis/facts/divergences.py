@@ -26,16 +26,16 @@ from gradrecipes.diagnosis.prescriptions.prescribe import clip, warm_up
 
 EARLY_STEPS = 500  # steps within which a rate that is too high shows; later failures have other causes
 SHORTEST_RUN = 5  # steps below which no trend is read
-RISE = 3.0  # loss at the end over loss at the start; noise and early spikes of Adam stay below
+MIN_RISE = 3.0  # loss at the end over loss at the start; noise and early spikes of Adam stay below
 HIGH_PEAK = 10.0  # loss at its peak over its start
-HEALED = 0.5  # loss at the end over its start; a net ruined by a peak ends at the baseline, .6 to 1 of a usual start
+RECOVERED_END = 0.5  # loss at the end over its start; a net ruined by a peak ends at .6 to 1 of a usual start
 LAST_SHARE = 0.1  # share of the steps whose median loss is the end
 GRADIENT_RISE = 100.0  # gradient norm before the break over that of the start
 OWN_SIZE = 0.3  # update norm over weight norm from which an update is as large as the weights
 SHOT_UP = 30.0  # highest loss over the first, of a custom train step; healthy GANs stay below 10
-LIVELY = 0.02  # update norm over weight norm below which steps are not too long, whatever a lower rate does
+LONG_UPDATE = 0.02  # update norm over weight norm below which steps are not too long, whatever a lower rate does
 FAR_BETTER = 0.5  # end at a lower rate over that of the unchanged run, after fewer steps
-GROWN = 2.0  # weight norm over that of the start; at a rate that is too low weights stay as they are
+MIN_WEIGHT_GROWTH = 2.0  # weight norm over that of the start; at a rate that is too low weights stay as they are
 ALL_BUT_ALL = 0.5  # share of the steps after the break that fail as well
 
 
@@ -77,18 +77,20 @@ def risen(trace: Trace, update: float) -> Divergence | None:
     scale = abs(start)
     end = middle(loss[finite][-max(SHORTEST_RUN, int(LAST_SHARE * finite.sum())) :])
     peak = largest(loss[:EARLY_STEPS])
-    stays_high = end >= start + (RISE - 1.0) * scale and scale > 0
-    never_learned = peak >= start + (HIGH_PEAK - 1.0) * scale and end >= HEALED * start and update >= OWN_SIZE
-    if not (stays_high or never_learned) or peak < start + (RISE - 1.0) * scale:
+    stays_high = end >= start + (MIN_RISE - 1.0) * scale and scale > 0
+    never_learned = peak >= start + (HIGH_PEAK - 1.0) * scale and end >= RECOVERED_END * start and update >= OWN_SIZE
+    if not (stays_high or never_learned) or peak < start + (MIN_RISE - 1.0) * scale:
         return None
-    row = int(np.argmax(finite & (loss >= start + (RISE - 1.0) * scale)))
+    row = int(np.argmax(finite & (loss >= start + (MIN_RISE - 1.0) * scale)))
     return Divergence(int(trace.steps["step"][row]), start, largest(loss), end, False)
 
 
 def stuck(trace: Trace, update: float) -> Divergence | None:
     """Return the divergence of a run that stalls because its steps are too long."""
     seen = verdict(trace)
-    far_better = update >= LIVELY and any(_far_better(trace, at_rate(factor), seen) for factor in (0.1, 0.01, 0.001))
+    far_better = update >= LONG_UPDATE and any(
+        _far_better(trace, at_rate(factor), seen) for factor in (0.1, 0.01, 0.001)
+    )
     if (seen.learned and not (seen.slow and far_better)) or not (
         update >= OWN_SIZE or seen.unhealthy or seen.state == OSCILLATING or far_better
     ):
@@ -108,7 +110,7 @@ def replaced(trace: Trace, update: float) -> Divergence | None:
     if trace.probes.trial is not None or seen.state not in (STALLED, OSCILLATING) or not update >= OWN_SIZE:
         return None
     start = float(loss[0])
-    if not (weight_growth(trace) >= GROWN and seen.end >= HEALED * start):
+    if not (weight_growth(trace) >= MIN_WEIGHT_GROWTH and seen.end >= RECOVERED_END * start):
         return None
     row = int(np.argmax(np.nan_to_num(loss[:EARLY_STEPS])))
     return Divergence(int(trace.steps["step"][row]), start, largest(loss), seen.end, False)

@@ -21,11 +21,11 @@ from gradrecipes.diagnosis.facts.readings import number, rounded
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 
 A_HAIR = 1e-3  # by which rounding may move a label out of its range
-ROOM = 0.05  # by which a target of a binary cross-entropy may leave [0, 1], as in interpolated images
-SOME = 0.01  # share of the rows that need not be a distribution: rows of zeros are samples without a label
-MANY = 0.05  # share of targets of the wrong sign
-SEVERAL = 1.5  # mean number of ones in a row from which most samples have several labels
-RANKED = 100  # classes above which a softmax over several labels may be a ranking of items, as in arXiv 1802.05814
+TARGET_MARGIN = 0.05  # by which a target of a binary cross-entropy may leave [0, 1], as in interpolated images
+MAX_EMPTY_ROW_SHARE = 0.01  # share of rows that need not be distributions: rows of zeros have no label
+WRONG_SIGN_SHARE = 0.05  # share of targets of the wrong sign
+MIN_LABELS_PER_SAMPLE = 1.5  # mean number of ones in a row from which most samples have several labels
+MIN_RANKED_CLASSES = 100  # classes above which a softmax over several labels may rank items, as in arXiv 1802.05814
 
 
 def label_mismatches(head: Head) -> Iterator[Mismatch]:
@@ -125,10 +125,10 @@ def _several_labels(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
     """Yield a softmax, of the net or of the loss, over targets that are several classes at once."""
     softmax = head.activation == "softmax" or (head.loss in CATEGORICAL and head.from_logits)
     mean, units = number(target.mean), head.units or 0
-    if not softmax or mean is None or target.values != (0.0, 1.0) or not 1 < units <= RANKED:
+    if not softmax or mean is None or target.values != (0.0, 1.0) or not 1 < units <= MIN_RANKED_CLASSES:
         return
     ones = mean * units
-    if ones < SEVERAL or target.shape[-1:] != (units,):
+    if ones < MIN_LABELS_PER_SAMPLE or target.shape[-1:] != (units,):
         return
     yield Mismatch(
         title=f"A softmax over targets with {rounded(ones)} labels a sample: only one class can win",
@@ -157,9 +157,9 @@ def _binary_per_class(head: Head) -> Prescription:
 
 def _distributions(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
     largest, low = number(target.row_sum_max), number(target.min)
-    if largest is None or low is None or (number(target.sums_to_one) or 0.0) >= 1.0 - SOME:
+    if largest is None or low is None or (number(target.sums_to_one) or 0.0) >= 1.0 - MAX_EMPTY_ROW_SHARE:
         return
-    if low >= -A_HAIR and largest <= 1.0 + ROOM:
+    if low >= -A_HAIR and largest <= 1.0 + TARGET_MARGIN:
         return  # rows of zeros: samples without a label
     yield Mismatch(
         title="The targets of the categorical cross-entropy are not distributions",
@@ -181,7 +181,7 @@ def _distributions(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
 
 def _yes_or_no(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
     low, high = number(target.min), number(target.max)
-    if low is None or high is None or (low >= -ROOM and high <= 1.0 + ROOM):
+    if low is None or high is None or (low >= -TARGET_MARGIN and high <= 1.0 + TARGET_MARGIN):
         return
     values = target.values
     signs = target.unique == 2 and values == (-1.0, 1.0)
@@ -245,7 +245,7 @@ def _signs(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
                 more="y = keras.utils.to_categorical(y)\n",
             ),
         )
-    elif head.loss in ("poisson", "mean_squared_logarithmic_error") and negative >= MANY:
+    elif head.loss in ("poisson", "mean_squared_logarithmic_error") and negative >= WRONG_SIGN_SHARE:
         yield Mismatch(
             title=f"Negative targets for {head.loss}",
             statement=f"{rounded(100 * negative)} % of {target.name} are negative, down to {rounded(low)}.",

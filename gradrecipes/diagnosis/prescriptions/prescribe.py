@@ -31,12 +31,12 @@ from gradrecipes.diagnosis.prescriptions.keras_lines import (
     recorded_rate,
 )
 
-DEEP = 10  # weighted layers from which a plain net needs normalization too: He alone reaches .58 at 30, .30 at 50
-NORMALIZABLE = 4  # units; the normalization of one unit is 0 and that of two is a sign
+MIN_NORMALIZED_DEPTH = 10  # weighted layers from which a plain net needs normalization: He alone reaches .58 at 30
+MIN_NORMALIZED_UNITS = 4  # units; the normalization of one unit is 0 and that of two is a sign
 
 WARM_UP_RAISES = 2.0  # how much more than the lowered rate a warmed-up run is given to try
 WARM_UP_STEPS, DECAY_STEPS = 200, 10_000  # steps; placeholders that the reader adapts to the length of the run
-SHOWN = 4  # names that a line lists
+MAX_NAMES = 4  # names that a line lists
 
 
 @cache
@@ -180,7 +180,7 @@ def initialization_prescriptions(trace: Trace, stages: Sequence[Stage]) -> tuple
         risk = "With one unit a layer the draw decides: a negative weight switches a ReLU chain off. Widen the layers."
         advice = replace(advice, risk=risk)
     deep = []
-    if count >= DEEP and narrow >= NORMALIZABLE:
+    if count >= MIN_NORMALIZED_DEPTH and narrow >= MIN_NORMALIZED_UNITS:
         key = "residual_chain" if can_be_residual(stages) else "normalized_chain"
         values = {"count": count, "why_not_batch": _why_not_batch(activation, count), **chain_values(stages)}
         deep = [prescription(key, initializer=initializer.name, **values)]
@@ -205,7 +205,7 @@ def use_fitting_initializer(weights: Sequence[WeightScale], activation: str | No
     first = "filters, kernel_size" if kind.startswith("Conv") else "units"
     fitting = initializer_for(activation or "linear")
     names = list(dict.fromkeys(weight.layer for weight in weights))
-    shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    shown = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
     values = {"initializer": fitting.name, "line": fitting.line, "spread": fitting.spread, "layers": shown}
     return prescription("fitting_initializer", kind=kind, first=first, **values)
 

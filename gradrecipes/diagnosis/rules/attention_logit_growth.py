@@ -45,7 +45,7 @@ from gradrecipes.diagnosis.registry import rule
 ROUNDED_AWAY = 24 * math.log(2)  # logits below the largest at which a weight is under the rounding of float32
 EXACTLY_ZERO = 88.0  # the same at which exp() is below the smallest float32
 ONE_HOT = 0.8  # share of the largest weight, in the mean over rows
-GROWN = 4.0  # spread after the steps over that before; healthy trainings double theirs
+MIN_GROWTH = 4.0  # spread after the steps over that before; healthy trainings double theirs
 MIN_KEYS = 4  # among two or three keys one may well take nearly all
 
 
@@ -125,7 +125,7 @@ def _sharpest(trace: Trace) -> Sharp | None:
     before = (trace.probes.signal or SignalReading()).attention
     after = {one.name: one for one in (trace.probes.signal_after or SignalReading()).attention}
     pairs = [(one, after.get(one.name, one)) for one in before if one.keys >= MIN_KEYS]
-    found = [Sharp(old, new, True) for old, new in pairs if _one_hot(new) and new.spread >= GROWN * old.spread]
+    found = [Sharp(old, new, True) for old, new in pairs if _one_hot(new) and new.spread >= MIN_GROWTH * old.spread]
     found = found or [Sharp(old, new, False) for old, new in pairs if _one_hot(old)]
     return max(found, key=lambda one: (one.after if one.grown else one.before).spread, default=None)
 

@@ -29,10 +29,10 @@ averages over more steps.
 
 from __future__ import annotations
 
-from gradrecipes.core.analysis.noise_scale import FAR
+from gradrecipes.core.analysis.noise_scale import MAX_NOISE_RATIO
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.trial_reading import LARGER_BATCH, NoiseReading
+from gradrecipes.core.trace.trial_reading import LARGER_BATCH, LARGER_BATCH_FACTOR, NoiseReading
 from gradrecipes.diagnosis.facts.readings import out_of_proportion, rounded
 from gradrecipes.diagnosis.outcome import (
     LIKELY,
@@ -51,10 +51,10 @@ from gradrecipes.diagnosis.prescriptions.keras_lines import optimizer_line, reco
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
-FEW = 2  # samples; BatchNormalization over them returns signs, or with one its offset. arXiv 1803.08494, figure 1
-USUAL = 32  # samples; Keras' default, from which the error of BatchNormalization no longer falls
-LITTLE = 0.5  # end over the baseline; healthy nets get below it in a trial that repeats its batches
-MOST = 4096  # samples that are prescribed
+TOO_FEW_SAMPLES = 2  # samples, of which BatchNormalization returns mere signs; arXiv 1803.08494, figure 1
+USUAL_BATCH = 32  # samples; Keras' default, from which the error of BatchNormalization no longer falls
+HEALTHY_END = 0.5  # end over the baseline; healthy nets get below it in a trial that repeats its batches
+MAX_PRESCRIBED_BATCH = 4096  # samples that are prescribed
 
 
 @rule(
@@ -90,7 +90,7 @@ def batch_too_small(trace: Trace) -> Finding | None:
 
 def _statistics(trace: Trace, size: int, seen: Verdict) -> Finding | None:
     count = _batch_normalizations(trace)
-    if size > FEW or not count or not _harmed(trace, seen):
+    if size > TOO_FEW_SAMPLES or not count or not _harmed(trace, seen):
         return None
     returns = "its own offset, whatever the input" if size == 1 else "little more than which one is larger"
     layers = f"{count} BatchNormalization layer{'s' if count > 1 else ''}"
@@ -109,13 +109,13 @@ def _statistics(trace: Trace, size: int, seen: Verdict) -> Finding | None:
             "inference, where moving averages replace the batch, they receive signals that they have never seen."
         ),
         evidence=(
-            Evidence(statement, float(size), float(USUAL), "arXiv 1803.08494: the error grows as batches shrink"),
+            Evidence(statement, float(size), float(USUAL_BATCH), "arXiv 1803.08494: the error grows as batches shrink"),
             *variation_evidence(trace, LARGER_BATCH),
         ),
         prescriptions=(
-            prescription("larger_batches", size=USUAL),
+            prescription("larger_batches", size=USUAL_BATCH),
             prescription("other_normalization"),
-            _accumulate(trace, max(2, USUAL // size)),
+            _accumulate(trace, max(2, USUAL_BATCH // size)),
         ),
     )
 
@@ -125,16 +125,18 @@ def _noise(trace: Trace, size: int, seen: Verdict) -> Finding | None:
         return None
     noise = trace.probes.noise or NoiseReading()
     scale, low = noise.noise_scale, noise.low
-    far = low is not None and low > FAR * size
+    far = low is not None and low > MAX_NOISE_RATIO * size
     fixed = fixed_by(trace, LARGER_BATCH)
     if not (far or fixed) or (variation(trace, LARGER_BATCH) is not None and not fixed):
         return None
-    better = int(min(MOST, max(USUAL, 2 ** round(low or 0.0).bit_length() if far else FAR * size)))
+    larger = LARGER_BATCH_FACTOR * size
+    quiet = 2 ** round(low or 0.0).bit_length() if far else larger
+    better = min(MAX_PRESCRIBED_BATCH, max(USUAL_BATCH, quiet))
     measured = (
         f"The noise of the gradient is as large as the gradient itself at a batch of {rounded(scale or low)} "
         f"samples; a batch has {size}."
         if far
-        else f"The net learns in the same steps with batches of {int(FAR) * size} samples, but not with {size}."
+        else f"The net learns in the same steps with batches of {larger} samples, but not with {size}."
     )
     what = "jumps up and down" if seen.state == OSCILLATING else "stalls"
     facts = [Evidence(measured, low, float(size), "noise scale, arXiv 1812.06162")] if far else []
@@ -155,9 +157,9 @@ def _noise(trace: Trace, size: int, seen: Verdict) -> Finding | None:
 
 def _harmed(trace: Trace, seen: Verdict) -> bool:
     """Say whether a run learned nothing, or little with gradients that are out of proportion to the weights."""
-    if trace.description.vector_batch_normalizations and seen.end_over_baseline > LITTLE:
+    if trace.description.vector_batch_normalizations and seen.end_over_baseline > HEALTHY_END:
         return True  # where there are no positions, two samples leave nothing but a sign
-    return not seen.learned or (out_of_proportion(trace) and seen.end_over_baseline > LITTLE)
+    return not seen.learned or (out_of_proportion(trace) and seen.end_over_baseline > HEALTHY_END)
 
 
 def _batch_normalizations(trace: Trace) -> int:

@@ -45,9 +45,9 @@ from gradrecipes.diagnosis.registry import rule
 
 LOSS_SPIKE = 20.0  # loss of a batch over the usual one of the run's beginning; a label that is wrong costs up to 10
 GRADIENT_SPIKE = 100.0  # gradient norm over the usual one of the beginning; valid batches differ by up to 10
-FEW = 0.1  # share of the batches of a pass that may stand out and still be single ones
+SINGLE_SHARE = 0.1  # share of the batches of a pass that may stand out and still be single ones
 SHORTEST_PASS = 5  # batches; of fewer, none is single
-PASSES = 2  # passes over the data in which it has to recur
+MIN_PASSES = 2  # passes over the data in which it has to recur
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Spikes:
 def single_batches(trace: Trace) -> Spikes | None:
     """Return the batches that stand out once in every pass over the data; None where there are none, or too many."""
     passes = _passes(trace)
-    if len(passes) < PASSES or min(map(len, passes)) < SHORTEST_PASS:
+    if len(passes) < MIN_PASSES or min(map(len, passes)) < SHORTEST_PASS:
         return None
     loss, norm = losses(trace), trace.gradient_norm.astype(float)
     broken = nonfinite_losses(trace) | nonfinite_gradients(trace)
@@ -86,7 +86,7 @@ def single_batches(trace: Trace) -> Spikes | None:
         high = (np.abs(loss) > LOSS_SPIKE * usual_loss) | (norm > GRADIENT_SPIKE * usual_norm)
     stands_out = high | broken
     counts = [int(stands_out[rows].sum()) for rows in passes]
-    if min(counts) < 1 or max(counts) > max(1, int(FEW * min(map(len, passes)))) or max(counts) != min(counts):
+    if min(counts) < 1 or max(counts) != min(counts) or counts[0] > max(1, int(SINGLE_SHARE * min(map(len, passes)))):
         return None
     rows = np.flatnonzero(stands_out)
     if (np.diff(rows) == 1).any():  # what goes on into the next step is no matter of a single batch
@@ -126,7 +126,7 @@ def _largest(values: np.ndarray) -> float:
 
 FAR_OUTLIER = 1000.0  # times the largest of all other samples; the ratio of the two largest Pareto values (exponent 1)
 # exceeds it once in a thousand data sets
-SUSPECT = 30.0  # times, where leaving the samples out fixes the run
+SUSPECT_RATIO = 30.0  # times, where leaving the samples out fixes the run
 OF_DATA = {"input", "target"}  # kinds of offenders
 
 
@@ -144,7 +144,7 @@ def corrupt_batch(trace: Trace) -> Finding | None:
     spikes = None if trace.description.loss_scaler else single_batches(trace)
     missing = any(array.nonfinite for array in arrays(trace, parts=("inputs", "targets", "sample_weight")))
     blamed = _blamed(trace)
-    odd = _odd(trace, SUSPECT if healed or spikes or blamed else FAR_OUTLIER)
+    odd = _odd(trace, SUSPECT_RATIO if healed or spikes or blamed else FAR_OUTLIER)
     hurt = is_held_back(trace, seen) or spikes is not None
     if odd and not hurt:
         return None

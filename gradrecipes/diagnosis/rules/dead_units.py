@@ -33,7 +33,7 @@ from gradrecipes.diagnosis.outcome import confidence, variation_evidence, verdic
 from gradrecipes.diagnosis.prescriptions.prescribe import change_activation, prescription, set_learning_rate
 from gradrecipes.diagnosis.registry import rule
 
-DEAD = 0.9  # share of a layer's units; He weights leave a tenth dead on a batch, more than half is rare
+MIN_DEAD_SHARE = 0.9  # share of a layer's units; He weights leave a tenth dead on a batch, more than half is rare
 
 
 @rule(
@@ -57,7 +57,7 @@ def dead_units(trace: Trace) -> Finding | None:
     if verdict(trace).learned and not cut_off(trace):
         return None
     for when in ("before", "after"):
-        bad = [layer for layer in hidden(trace, when) if (layer.dead_share or 0.0) >= DEAD]
+        bad = [layer for layer in hidden(trace, when) if (layer.dead_share or 0.0) >= MIN_DEAD_SHARE]
         bad += [layer for layer in layers(trace, when)[-1:] if layer.dead_share == 1.0 and layer not in bad]
         if bad:
             break

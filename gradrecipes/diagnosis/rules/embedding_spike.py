@@ -34,7 +34,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import WeightScale
 from gradrecipes.core.trace.trial_reading import ALL_SCALED, FITTING_WEIGHTS
-from gradrecipes.diagnosis.facts.data_facts import LEARNED, first_loss_over_baseline
+from gradrecipes.diagnosis.facts.data_facts import LEARNED_END, first_loss_over_baseline
 from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, rounded, weights
 from gradrecipes.diagnosis.outcome import (
     FAR_START,
@@ -52,8 +52,8 @@ from gradrecipes.diagnosis.registry import rule
 
 EMBEDDINGS = {"Embedding", "ReversibleEmbedding", "TokenAndPositionEmbedding", "PositionEmbedding"}
 STANDS_OUT = 100.0  # gradient over weights of the embedding, over that of the median other layer
-HUGE = 5.0  # the same, a hundred times what Keras draws
-LARGE = 0.5  # root mean square of the vectors; Keras draws .03; others draw N(0, 1), which counts only if it does harm
+MAX_EMBEDDING_RMS_IF_LEARNED = 5.0  # the same, a hundred times what Keras draws
+MAX_EMBEDDING_RMS = 0.5  # root mean square of the vectors; Keras draws .03; N(0, 1) counts only if it does harm
 
 
 @rule(
@@ -72,9 +72,9 @@ LARGE = 0.5  # root mean square of the vectors; Keras draws .03; others draw N(0
 def embedding_spike(trace: Trace) -> Finding | None:
     """Tell whether the embedding is what throws the net off."""
     seen = verdict(trace)
-    if seen.learned and (seen.end_over_baseline < LEARNED or not halved_by(trace, seen, FITTING_WEIGHTS)):
+    if seen.learned and (seen.end_over_baseline < LEARNED_END or not halved_by(trace, seen, FITTING_WEIGHTS)):
         return None
-    least = HUGE if seen.learned else LARGE
+    least = MAX_EMBEDDING_RMS_IF_LEARNED if seen.learned else MAX_EMBEDDING_RMS
     large = [weight for weight in weights(trace) if weight.role == "embedding" and weight.rms > least]
     ratio, layer = _ratio(trace) if seen.unhealthy else (math.nan, None)
     if not (large or ratio > STANDS_OUT):
@@ -117,7 +117,7 @@ def embedding_spike(trace: Trace) -> Finding | None:
 
 def _far_out(trace: Trace, large: list[WeightScale], seen: Verdict) -> bool:
     """Say whether vectors a hundred times too large go with a first loss far above the baseline, and no learning."""
-    huge = any(weight.rms > HUGE for weight in large)
+    huge = any(weight.rms > MAX_EMBEDDING_RMS_IF_LEARNED for weight in large)
     return huge and not seen.learned and first_loss_over_baseline(trace, seen) >= FAR_START
 
 

@@ -29,15 +29,15 @@ from __future__ import annotations
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.signal_theory import ACTIVATIONS, batch_normalized_factor
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.facts.data_facts import LEARNED
+from gradrecipes.diagnosis.facts.data_facts import LEARNED_END
 from gradrecipes.diagnosis.facts.readings import count, layers, rounded, span, weighted
 from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import add_residual_blocks, prescription
 from gradrecipes.diagnosis.registry import rule
 
-LAYERS = 10  # with BatchNormalization, in a row; sixteen of them make 21-fold and train
-TOTAL = 30.0  # output gradient of the first weighted layer over that of the last
-HOPELESS = 1000.0  # the same, where a trial begins to learn all the same: no rate suits first and last layers
+MIN_LAYERS = 10  # with BatchNormalization, in a row; sixteen of them make 21-fold and train
+MIN_GROWTH = 30.0  # output gradient of the first weighted layer over that of the last
+HOPELESS_GROWTH = 1000.0  # the same, where a trial begins to learn all the same: no rate suits first and last layers
 PER_LAYER = 1.06  # factor; ReLU is predicted 1.21, tanh 1.085, and a sound residual net has about 1
 
 
@@ -53,7 +53,11 @@ def exploding_batch_normalization(trace: Trace) -> Finding | None:
     structure = trace.description
     normalized = count(trace, {"BatchNormalization"})
     seen = verdict(trace)
-    if normalized < LAYERS or (structure.plain_depth or normalized) < LAYERS or seen.end_over_baseline < LEARNED:
+    if (
+        normalized < MIN_LAYERS
+        or (structure.plain_depth or normalized) < MIN_LAYERS
+        or seen.end_over_baseline < LEARNED_END
+    ):
         return None
     read = weighted(trace)
     ends = span(read, "output_gradient_norm")
@@ -61,7 +65,7 @@ def exploding_batch_normalization(trace: Trace) -> Finding | None:
         return None
     total = ends[0] / ends[1]
     measured = total ** (1.0 / max(1, len(read) - 1))
-    least = HOPELESS if seen.learned and not seen.slow else TOTAL
+    least = HOPELESS_GROWTH if seen.learned and not seen.slow else MIN_GROWTH
     if total < least or measured < PER_LAYER:
         return None
     names = [layer.activation for layer in layers(trace) if layer.activation in ACTIVATIONS]

@@ -43,7 +43,7 @@ from gradrecipes.core.signal_theory import FLOAT32_MAX, SQUARE_OVERFLOW, overflo
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import ALL_SCALED, FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.chain import Link, Stage, growth_log_std, links, stretches
-from gradrecipes.diagnosis.facts.data_facts import LEARNED
+from gradrecipes.diagnosis.facts.data_facts import LEARNED_END
 from gradrecipes.diagnosis.facts.readings import NORMALIZATIONS, TOO_LARGE, count, kernels, layers, rounded
 from gradrecipes.diagnosis.outcome import FAR_START, confidence, fixed_by, halved_by, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import initializer_for
@@ -60,9 +60,9 @@ CERTAIN_GROWTH = 1e4  # factor over the stretch that explodes however slowly eac
 CRITICAL_GROWTH = 1e3  # factor over the stretch; in simulations no learning rate trains beyond it
 SHARE_EXPLAINED = 0.5  # predicted over measured ln(growth); below it something else than the weights is at work
 ERROR_BARS = 2.0  # standard deviations of finite width quoted as "between"
-BELONGS = 0.5  # ln(growth) of a layer at an end of the run over that of the steepest: below, it dilutes the average
-EQUAL = 0.1  # difference of ln(growth) of two layers that the draw of their weights explains, down to width 16
-LEARNED_END, LEARNED_START = 0.5, 2.0  # end and start over the baseline of a net that learns in spite of its weights
+MIN_OWN_GROWTH = 0.5  # ln(growth) of a layer at an end of the run over the steepest's: below, it dilutes the average
+EQUAL_GROWTH = 0.1  # difference of ln(growth) of two layers that the draw of their weights explains, down to width 16
+LEARNED_START = 2.0  # start over the baseline of a net that learns in spite of its weights
 SHARE_TOO_LARGE = 0.3  # of the kernels that are too large
 
 HALF_AT_ZERO = ("sigmoid", "hard_sigmoid")  # their outputs are about 0.5 however small the signal: that is no growth
@@ -135,7 +135,7 @@ def exploding_initialization(trace: Trace) -> Finding | None:
 def _does_no_harm(trace: Trace) -> bool:
     """Say whether a trial began near the baseline all the same and got far below it."""
     seen = verdict(trace)
-    return seen.learned and seen.start_over_baseline < FAR_START and seen.end_over_baseline < LEARNED
+    return seen.learned and seen.start_over_baseline < FAR_START and seen.end_over_baseline < LEARNED_END
 
 
 def _weight(growth: Growth) -> float:
@@ -171,9 +171,9 @@ def _steepest(values: list[float]) -> tuple[int, int]:
             best, best_range = total, (start, index + 1)
     start, stop = best_range
     top = max(values[start:stop], default=0.0)
-    while stop > start and values[stop - 1] < BELONGS * top:
+    while stop > start and values[stop - 1] < MIN_OWN_GROWTH * top:
         stop -= 1
-    while stop > start and values[start] < BELONGS * top:
+    while stop > start and values[start] < MIN_OWN_GROWTH * top:
         start += 1
     return start, stop
 
@@ -181,7 +181,7 @@ def _steepest(values: list[float]) -> tuple[int, int]:
 def _worst(growth: Growth) -> Stage:
     """Return the stage whose weights add most; among equals, within sampling error, the first."""
     predicted = [link.backward_predicted if growth.backward else link.forward_predicted for link in growth.links]
-    return growth.stages[1 + next(i for i, value in enumerate(predicted) if value >= max(predicted) - EQUAL)]
+    return growth.stages[1 + next(i for i, value in enumerate(predicted) if value >= max(predicted) - EQUAL_GROWTH)]
 
 
 def _spread(growth: Growth) -> float:

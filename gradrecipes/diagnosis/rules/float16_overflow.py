@@ -36,9 +36,9 @@ from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
-LARGEST = 65504.0  # largest float16
+LARGEST_FLOAT16 = 65504.0  # largest float16
 SCALES = {"UnitNormalization", "LayerNormalization", "RMSNormalization", "Normalization", "Rescaling", "Lambda"}
-NEAR = 0.5  # of it: the next few steps pass it
+NEAR_OVERFLOW = 0.5  # of it: the next few steps pass it
 
 
 @rule(
@@ -60,7 +60,7 @@ def float16_overflow(trace: Trace) -> Finding | None:
         return None
     seen = verdict(trace)
     offender = _offender(trace)
-    near = [layer for layer in narrow if (layer.output_max or 0.0) > NEAR * LARGEST]
+    near = [layer for layer in narrow if (layer.output_max or 0.0) > NEAR_OVERFLOW * LARGEST_FLOAT16]
     broken = [layer for layer in narrow if layer.nonfinite_share > 0]
     swallowed = [layer for layer in narrow if _is_swallowed(layer)]
     left_out = float((trace.skipped | left_out_by_scaler(trace)).mean()) if len(trace) else 0.0

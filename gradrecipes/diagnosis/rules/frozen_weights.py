@@ -38,7 +38,7 @@ from gradrecipes.diagnosis.prescriptions.keras_lines import compile_lines, optim
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
-SHOWN = 3  # names that a sentence lists
+MAX_NAMES = 3  # names that a sentence lists
 
 
 @rule(
@@ -61,8 +61,8 @@ def frozen_weights(trace: Trace) -> Finding | None:
         return None
     entries = sum(layer.entries for layer in trace.description.frozen)
     share = trained / (trained + entries)
-    names = ", ".join(repr(layer.name) for layer in frozen[:SHOWN])
-    names += f" and {len(frozen) - SHOWN} more" if len(frozen) > SHOWN else ""
+    names = ", ".join(repr(layer.name) for layer in frozen[:MAX_NAMES])
+    names += f" and {len(frozen) - MAX_NAMES} more" if len(frozen) > MAX_NAMES else ""
     counted = f"{trained:,} of {trained + entries:,} weights are trained; frozen: {names}"
     return Finding(
         code="frozen_weights",

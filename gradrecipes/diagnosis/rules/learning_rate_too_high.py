@@ -41,8 +41,8 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import Sharpness, VariationResult, at_rate
 from gradrecipes.diagnosis.facts.divergences import (
     EARLY_STEPS,
+    MIN_RISE,
     OWN_SIZE,
-    RISE,
     SHORTEST_RUN,
     Divergence,
     broken,
@@ -78,7 +78,7 @@ LEAST_FACTOR, MOST_FACTOR = 10.0, 1e6  # by which the prescribed rate is lower
 GIANT_RATIO = 10.0  # median ||g||/||W|| at the first sample; He nets have .1 to 2, unscaled data 20 and more
 GIANT_START = 1e4  # loss and gradient norm of the first step, where the weights were not measured
 ABOVE_CHANCE = 6.0  # nats by which a cross-entropy exceeds ln(classes) at a start that is itself sick; He nets: 0 to 5
-EASED = 0.5  # share of its loss that a run loses at a lower rate, if not all that it should
+EASED_SHARE = 0.5  # share of its loss that a run loses at a lower rate, if not all that it should
 
 
 @rule(
@@ -159,7 +159,7 @@ def _easing_rate(trace: Trace) -> float | None:
         return None
     for factor in (0.1, 0.01, 0.001):
         result = variation(trace, at_rate(factor)) or VariationResult()
-        if (number(result.fall) or 0.0) >= EASED:
+        if (number(result.fall) or 0.0) >= EASED_SHARE:
             return factor
     return None
 
@@ -209,7 +209,7 @@ def _explanation(trace: Trace, divergence: Divergence, update: float, rate: floa
         if divergence.broken
         else f"The run began at a loss of {rounded(divergence.start)} with gradients of a moderate size. By {where} "
         "the loss had climbed beyond "
-        f"{rounded(divergence.start + (RISE - 1) * abs(divergence.start))}{at_rate}; it reached "
+        f"{rounded(divergence.start + (MIN_RISE - 1) * abs(divergence.start))}{at_rate}; it reached "
         f"{rounded(divergence.peak)} and ended at {rounded(divergence.end)}."
     )
     size = (

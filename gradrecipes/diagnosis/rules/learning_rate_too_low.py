@@ -31,7 +31,7 @@ import numpy as np
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import TrialReading, at_rate
-from gradrecipes.diagnosis.facts.divergences import GROWN, weight_growth
+from gradrecipes.diagnosis.facts.divergences import MIN_WEIGHT_GROWTH, weight_growth
 from gradrecipes.diagnosis.facts.readings import middle, rounded
 from gradrecipes.diagnosis.outcome import (
     LEARNING,
@@ -48,13 +48,13 @@ from gradrecipes.diagnosis.prescriptions.keras_lines import recorded_rate
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription, set_learning_rate
 from gradrecipes.diagnosis.registry import rule
 
-SHORT = 1e-4  # update norm over weight norm of a typical layer; 1e-3 is usual, fine-tuning has 1e-4
-SHORTEST = 1e-6  # the same, at which no trial is needed to say so
+SHORT_UPDATE = 1e-4  # update norm over weight norm of a typical layer; 1e-3 is usual, fine-tuning has 1e-4
+SHORTEST_UPDATE = 1e-6  # the same, at which no trial is needed to say so
 LONG_ENOUGH = 200  # steps of a recorded training
-GAIN = 10.0  # fall of the varied run over that of the trial
+MIN_GAIN = 10.0  # fall of the varied run over that of the trial
 GOOD_FALL = 0.05  # relative fall of the varied run, over 40 steps
-DIED = 1e3  # first update over the later ones, of a rate that a schedule lowers to nothing within a hundred steps
-ALIVE = 0.1  # last gradient norm over the first: the gradients are still there
+DECAYED_UPDATE = 1e3  # first update over the later ones, of a rate that decays to nothing within a hundred steps
+ALIVE_GRADIENT = 0.1  # last gradient norm over the first: the gradients are still there
 
 
 @rule(
@@ -74,18 +74,18 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
     """Tell whether the steps are too short to learn anything, and by what factor."""
     seen = verdict(trace)
     update = _typical_update(trace)
-    if seen.unhealthy or not update < SHORT or weight_growth(trace) >= GROWN:
+    if seen.unhealthy or not update < SHORT_UPDATE or weight_growth(trace) >= MIN_WEIGHT_GROWTH:
         return None
     factor = fixing_rate(trace, lower=False)
     if factor is not None and seen.fall < GOOD_FALL:
         result = variation(trace, at_rate(factor))
         fall = None if result is None else result.fall
-        proven = fall is not None and fall >= max(GOOD_FALL, GAIN * seen.fall)
+        proven = fall is not None and fall >= max(GOOD_FALL, MIN_GAIN * seen.fall)
     else:
         proven = False
     if not proven and seen.state != LEARNING and _dies(trace, update):
         return _died(trace, update, seen)
-    recorded = not trace.probes.trial and len(trace) >= LONG_ENOUGH and update < SHORTEST
+    recorded = not trace.probes.trial and len(trace) >= LONG_ENOUGH and update < SHORTEST_UPDATE
     if not proven and not (recorded and seen.state == STALLED):
         return None
     if learned_at_highest((trace.probes.trial or TrialReading()).rates) is not None:
@@ -118,8 +118,8 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
 def _dies(trace: Trace, update: float) -> bool:
     """Say whether the steps shrank to nothing while the gradients did not: a schedule is over before it began."""
     first, norms = middle(trace.samples["update_ratio"][0]), trace.gradient_norm
-    alive = len(norms) > 1 and float(norms[-1]) > ALIVE * float(norms[0])
-    return alive and update < SHORTEST and first > DIED * max(update, 1e-30)
+    alive = len(norms) > 1 and float(norms[-1]) > ALIVE_GRADIENT * float(norms[0])
+    return alive and update < SHORTEST_UPDATE and first > DECAYED_UPDATE * max(update, 1e-30)
 
 
 def _died(trace: Trace, update: float, seen: Verdict) -> Finding:

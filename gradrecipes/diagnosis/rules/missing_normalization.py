@@ -48,13 +48,13 @@ from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import add_residual_blocks, prescription
 from gradrecipes.diagnosis.registry import rule
 
-SKIPS = 8  # places where branches are added; sqrt(2) each makes 16-fold
-TOTAL = 10.0  # growth of the sum from the first to the last of them
+MIN_SKIPS = 8  # places where branches are added; sqrt(2) each makes 16-fold
+MIN_GROWTH = 10.0  # growth of the sum from the first to the last of them
 PER_SKIP = 1.15  # growth at each; branches of Fixup or ReZero add next to nothing
 FEW_BLOCKS, PER_BLOCK = 3, 3.0  # blocks in a row, and growth at each, that no weights of usual size explain
 SUMS = {"Add", "Average"}
-MORE = 1.05  # times what a layer gave, of a sum with something else
-SAME = 1e-4  # relative difference up to which what one block gives is what the next one takes
+ADDING_RATIO = 1.05  # times what a layer gave, of a sum with something else
+SAME_OUTPUT = 1e-4  # relative difference up to which what one block gives is what the next one takes
 
 
 @rule(
@@ -68,7 +68,7 @@ def missing_normalization(trace: Trace) -> Finding | None:
     """Tell whether the sums of a residual net grow for want of a normalization."""
     what, sums, reading = _sums(trace)
     multiplied = _multiply(sums) and what.startswith("blocks")
-    enough = len(sums) >= SKIPS or multiplied
+    enough = len(sums) >= MIN_SKIPS or multiplied
     if not enough or count(trace, NORMALIZATIONS) > len(sums) // 4 or not _harmed(trace):
         return None
     ends = span(sums, reading)
@@ -76,7 +76,7 @@ def missing_normalization(trace: Trace) -> Finding | None:
         return None
     total = ends[1] / ends[0]
     per_skip = total ** (1.0 / (len(sums) - 1))
-    if total < TOTAL or per_skip < PER_SKIP:
+    if total < MIN_GROWTH or per_skip < PER_SKIP:
         return None
     if multiplied:
         return _of_blocks(sums, total, per_skip)
@@ -129,10 +129,10 @@ def _of_blocks(blocks: list[LayerSignal], total: float, per_block: float) -> Fin
 def _sums(trace: Trace) -> tuple[str, list[LayerSignal], str]:
     """Return what adds a branch to what it came from, the layers that show it, and in which reading."""
     added = [layer for layer in layers(trace) if layer.kind in SUMS]
-    if len(added) >= SKIPS or any(larger > TOO_LARGE for _, larger, _ in kernels(trace)):
+    if len(added) >= MIN_SKIPS or any(larger > TOO_LARGE for _, larger, _ in kernels(trace)):
         return "sums of branches", added, "output_rms"
     blocks = _blocks(trace)
-    if len(blocks) >= SKIPS or _multiply(blocks):
+    if len(blocks) >= MIN_SKIPS or _multiply(blocks):
         return f"blocks of kind {blocks[0].kind}", blocks, "output_rms"
     return "sums of branches", _sums_between(trace), "input_rms"
 
@@ -154,7 +154,7 @@ def _blocks(trace: Trace) -> list[LayerSignal]:
         if layer.kind in WEIGHTED | RECURRENT or not layer.input_rms or not layer.output_rms:
             continue
         row = rows.setdefault(layer.kind, [])
-        if row and not math.isclose(row[-1].output_rms or 0.0, layer.input_rms, rel_tol=SAME):
+        if row and not math.isclose(row[-1].output_rms or 0.0, layer.input_rms, rel_tol=SAME_OUTPUT):
             row = rows[layer.kind] = []
         row.append(layer)
         longest = max(longest, row, key=len)
@@ -167,10 +167,10 @@ def _sums_between(trace: Trace) -> list[LayerSignal]:
     for layer in layers(trace):
         entered = layer.input_rms or 0.0
         if layer.kind in WEIGHTED:
-            if entered > MORE * given:
+            if entered > ADDING_RATIO * given:
                 found.append(layer)
             given = 0.0
-        elif entered > MORE * given:
+        elif entered > ADDING_RATIO * given:
             continue  # it takes the sum itself
         given = max(given, layer.output_rms or 0.0)
     return found

@@ -39,7 +39,7 @@ from gradrecipes.diagnosis.prescriptions.prescribe import leave_out_nonfinite, p
 from gradrecipes.diagnosis.registry import rule
 
 PARTS = ("inputs", "targets", "sample_weight")
-MANY = 0.05  # share of the samples from which leaving them out costs too much
+MAX_LEFT_OUT_SHARE = 0.05  # share of the samples from which leaving them out costs too much
 OF_DATA = {"input", "target", "sample_weight"}  # kinds of offenders
 
 
@@ -150,7 +150,7 @@ def _prescriptions(trace: Trace, bad: list[ArrayReading]) -> tuple:
     empty = [(array.name, array.columns.empty) for array in inputs if array.columns and array.columns.empty]
     share = max(array.nonfinite_share for array in bad)
     advice = [prescription("drop_columns", name=name, columns=list(columns)) for name, columns in empty[:1]]
-    if share < MANY or len(inputs) < len(bad):
+    if share < MAX_LEFT_OUT_SHARE or len(inputs) < len(bad):
         advice.append(leave_out_nonfinite([array.name for array in bad], names(trace)))
     if inputs:
         advice.append(prescription("fill_in", name=inputs[0].name))

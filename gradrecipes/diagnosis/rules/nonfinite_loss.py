@@ -38,8 +38,8 @@ from gradrecipes.diagnosis.facts.readings import nonfinite_gradients, nonfinite_
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
-FEW = 3  # non-finite batches, or as many as there were epochs, that still count as isolated
-CLIMB = 10.0  # last finite loss over the first: the run diverged before it broke
+MAX_ISOLATED_BATCHES = 3  # non-finite batches, or as many as there were epochs, that still count as isolated
+DIVERGED_RISE = 10.0  # last finite loss over the first: the run diverged before it broke
 
 
 class First(NamedTuple):
@@ -141,7 +141,7 @@ def _first(trace: Trace, row: int) -> First:
 def _isolated(trace: Trace, bad: np.ndarray) -> bool:
     """Say whether the bad steps stand alone: few, each followed by finite ones, at most one an epoch if more."""
     epochs = trace.steps["epoch"][bad]
-    few = bad.sum() <= FEW or len(set(epochs.tolist())) == len(epochs)
+    few = bad.sum() <= MAX_ISOLATED_BATCHES or len(set(epochs.tolist())) == len(epochs)
     return bool(few and not bad[-1] and not (bad[1:] & bad[:-1]).any())
 
 
@@ -166,7 +166,7 @@ def _history(trace: Trace, row: int, where: str) -> str:
 
 def _climbing(trace: Trace, step: int) -> bool:
     finite = trace.loss[(trace.steps["step"] < step) & np.isfinite(trace.loss)]
-    return len(finite) > 0 and bool(finite[-1] > CLIMB * abs(finite[0]))
+    return len(finite) > 0 and bool(finite[-1] > DIVERGED_RISE * abs(finite[0]))
 
 
 def _first_measured_layer(trace: Trace) -> str | None:

@@ -42,9 +42,9 @@ from gradrecipes.diagnosis.registry import rule
 NO_EPSILON = 1e-15  # below it an entry whose gradient is 0 is divided by 0; Keras' own are 1e-7, 1e-30 in Adafactor
 EPSILON_OVER_GRADIENT = 100.0  # epsilon over the root mean square of a gradient's entries: it rules the division
 USUAL_BETA = 0.9  # beta_1; Adam's analysis needs beta_1^2 < beta_2, section 4 of arXiv 1412.6980
-MODERATE = 1e4  # gradient norm out of which no healthy update makes NaN; Adam's squares overflow beyond 1.8e19
+MODERATE_GRADIENT = 1e4  # gradient norm out of which no healthy update makes NaN; Adam's squares overflow beyond 1.8e19
 TINY_CLIP = 1e-4  # bound over the gradient norm: that much is left of a step
-EATEN = 0.05  # weight decay times learning rate: share of the weights that each step takes away
+MAX_DECAYED_SHARE = 0.05  # weight decay times learning rate: share of the weights that each step takes away
 LARGE_ACCUMULATOR = 100.0  # Keras begins with .1, and a gradient's square is seldom larger
 FORGETS_MOST = 0.2  # share of what the steps between two overwrites did, that an average has taken over by then
 MOMENTA = ("momentum", "beta_1", "beta_2", "rho")
@@ -149,7 +149,7 @@ def _bad_setting(trace: Trace, *, broken: bool) -> Said | None:
     if not broken and (slowed := _slowed(trace, optimizer)) is not None:
         return slowed
     decay, rate = optimizer.setting("weight_decay"), optimizer.learning_rate
-    if decay and rate and decay * rate > EATEN:
+    if decay and rate and decay * rate > MAX_DECAYED_SHARE:
         return (
             f"weight_decay={rounded(decay)} removes {rounded(100 * decay * rate)} % of the weights at each step",
             decay,
@@ -197,7 +197,7 @@ def _norm_before_the_break(trace: Trace) -> float | None:
     """Return the norm of the gradient whose update broke the weights, if it was of a moderate size."""
     step = (trace.probes.trial or TrialReading()).broken
     norm = float(trace.gradient_norm[step - 1]) if step and step <= len(trace) else np.nan
-    return norm if norm < MODERATE else None
+    return norm if norm < MODERATE_GRADIENT else None
 
 
 def _gradient_rms(trace: Trace) -> float | None:

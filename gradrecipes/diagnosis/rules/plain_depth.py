@@ -31,7 +31,7 @@ from __future__ import annotations
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.signal_theory import finite_width_log_std
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.facts.data_facts import LEARNED
+from gradrecipes.diagnosis.facts.data_facts import LEARNED_END
 from gradrecipes.diagnosis.facts.readings import NORMALIZATIONS, count, kernels, rounded, span, weighted
 from gradrecipes.diagnosis.outcome import fixing_rate, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import (
@@ -41,9 +41,9 @@ from gradrecipes.diagnosis.prescriptions.prescribe import (
 )
 from gradrecipes.diagnosis.registry import rule
 
-DEEP = 15  # weighted layers; with He weights ten train well and thirty do not
-LOTTERY = 4.0  # standard deviation of ln of the squared gradient, from which single draws differ fifty-fold and more
-USUAL = 2.5  # times larger or smaller than a usual spread up to which the weights are not to blame
+MIN_PLAIN_DEPTH = 15  # weighted layers; with He weights ten train well and thirty do not
+LOTTERY_DEVIATION = 4.0  # standard deviation of ln of the squared gradient, from which single draws differ fifty-fold
+USUAL_SPREAD_RATIO = 2.5  # times larger or smaller than a usual spread up to which the weights are not to blame
 
 
 @rule(
@@ -63,22 +63,23 @@ def plain_depth(trace: Trace) -> Finding | None:
     structure = trace.description
     depth = structure.plain_depth or 0
     seen = verdict(trace)
-    if depth < DEEP or count(trace, NORMALIZATIONS) >= depth // 3:
+    if depth < MIN_PLAIN_DEPTH or count(trace, NORMALIZATIONS) >= depth // 3:
         return None
     if fixing_rate(trace, lower=False) or fixing_rate(trace, lower=True):
         return None
     read = list(kernels(trace))
-    odd = [weight for weight, larger, smaller in read if larger > USUAL or smaller > USUAL]
+    odd = [weight for weight, larger, smaller in read if larger > USUAL_SPREAD_RATIO or smaller > USUAL_SPREAD_RATIO]
     if not read or len(odd) > len(read) // 3:
         return None
     widths = [weight.fan_out for weight, _, _ in read if weight.fan_out and weight.fan_out > 1]
     spread = finite_width_log_std(widths) if widths else 0.0
-    if seen.learned and not seen.slow and not (spread >= LOTTERY and seen.end_over_baseline > LEARNED):
+    if seen.learned and not seen.slow and not (spread >= LOTTERY_DEVIATION and seen.end_over_baseline > LEARNED_END):
         return None
     statement = (
-        f"{depth} weighted layers follow one another without a skip connection; without one, {DEEP} are already many."
+        f"{depth} weighted layers follow one another without a skip connection; without one, {MIN_PLAIN_DEPTH} are "
+        "already many."
     )
-    evidence = [Evidence(statement, float(depth), float(DEEP), "depth and accuracy on digits, widths of 64")]
+    evidence = [Evidence(statement, float(depth), float(MIN_PLAIN_DEPTH), "depth and accuracy on digits, widths of 64")]
     evidence.append(
         Evidence(
             f"At these widths the logarithm of the squared gradient differs by {rounded(spread)} (one standard "

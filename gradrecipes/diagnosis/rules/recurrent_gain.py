@@ -45,14 +45,14 @@ from gradrecipes.diagnosis.outcome import OSCILLATING, STALLED, Verdict, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import clip, prescription
 from gradrecipes.diagnosis.registry import rule
 
-EXPLODES = 3.0  # log10 of the growth over the sequence; a net that starts beyond it trains at no learning rate
+EXPLODING_GROWTH = 3.0  # log10 of the growth over the sequence; beyond it a net trains at no learning rate
 PER_STEP = 1.02  # growth per step; orthogonal tanh layers, LSTM and GRU start at .5 to .9, an identity RNN at 1
-GONE = 0.2  # growth per step: after ten steps float32 (2^-23) keeps nothing of the gradient
+GONE_PER_STEP = 0.2  # growth per step: after ten steps float32 (2^-23) keeps nothing of the gradient
 GONE_OF_PLAIN = 0.5  # the same of a layer without gates, which orthogonal weights start at .9
-FORGOTTEN = -6.9  # log10 of the growth over the sequence, 2^-23: what float32 keeps beside 1
+VANISHING_GROWTH = -6.9  # log10 of the growth over the sequence, 2^-23: what float32 keeps beside 1
 LONG_ENOUGH = 10  # steps
 SHORT_SEQUENCE = 50  # steps that a plain recurrent layer can be expected to bridge; arXiv 1211.5063 trained up to 200
-JUMP = 10.0  # largest gradient norm of a plain layer over its median, in a run that does not learn; noise makes 3
+GRADIENT_JUMP = 10.0  # largest gradient norm of a plain layer over its median, where nothing is learned; noise makes 3
 LOOSE_JUMP = 5.0  # the same where the matrix by itself would make a thousandfold of an unbounded state
 WILD_JUMP = 100.0  # the same: beyond any doubt
 WITHOUT_BOUND = {"relu", "leaky_relu", "elu", "selu", "linear", "exponential", "softplus", "silu", "swish", "gelu"}
@@ -107,26 +107,26 @@ def _gains(trace: Trace, layer: RecurrentReading, seen: Verdict, harmed: bool) -
     backward, total = number(layer.growth_per_step), number(layer.log10_growth)
     forward = number(layer.state_growth_per_step)
     shown = harmed or _proportion(trace, layer) >= OUT_OF_PROPORTION
-    if shown and backward is not None and total is not None and backward >= PER_STEP and total >= EXPLODES:
+    if shown and backward is not None and total is not None and backward >= PER_STEP and total >= EXPLODING_GROWTH:
         found.append(Gain(layer, "backward", backward, total))
     unbounded = layer.activation in WITHOUT_BOUND
     if shown and unbounded and forward is not None and forward >= PER_STEP:
         whole = steps * math.log10(forward)
-        if whole >= EXPLODES or layer.nonfinite_step is not None:
+        if whole >= EXPLODING_GROWTH or layer.nonfinite_step is not None:
             found.append(Gain(layer, "forward", forward, whole))
-    gone = GONE if layer.kind in GATED else GONE_OF_PLAIN
+    gone = GONE_PER_STEP if layer.kind in GATED else GONE_OF_PLAIN
     if backward is not None and backward <= gone and seen.state == STALLED and steps >= LONG_ENOUGH:
         whole = steps * math.log10(max(backward, 1e-38))
-        if whole <= FORGOTTEN:
+        if whole <= VANISHING_GROWTH:
             found.append(Gain(layer, "vanishing", backward, whole))
     jump = _jump(trace, layer)
     gated = layer.kind in GATED
     if gated and unbounded and seen.unhealthy:
         found.append(Gain(layer, "cell", backward or math.nan, total or math.nan, jump))
     radius = number(layer.spectral_radius) or 0.0
-    loose = unbounded and radius > 1.0 and steps * math.log10(radius) >= EXPLODES
+    loose = unbounded and radius > 1.0 and steps * math.log10(radius) >= EXPLODING_GROWTH
     moves = seen.unhealthy or seen.state in (OSCILLATING, STALLED)
-    if layer.kind == "SimpleRNN" and moves and jump >= (LOOSE_JUMP if loose else JUMP):
+    if layer.kind == "SimpleRNN" and moves and jump >= (LOOSE_JUMP if loose else GRADIENT_JUMP):
         found.append(Gain(layer, "motion", backward or math.nan, total or math.nan, jump))
     return found
 
@@ -241,7 +241,7 @@ def _evidence(trace: Trace, gain: Gain) -> tuple[Evidence, ...]:
         found.append(Evidence(statement, float(layer.nonfinite_step), source="the untrained net, a real batch"))
     if math.isfinite(gain.jump):
         statement = f"The largest gradient norm of the layer was {rounded(gain.jump)} times its median in the run."
-        found.append(Evidence(statement, gain.jump, JUMP, "this run"))
+        found.append(Evidence(statement, gain.jump, GRADIENT_JUMP, "this run"))
     ratio = _proportion(trace, layer)
     if ratio >= OUT_OF_PROPORTION:
         statement = f"The first gradient of the layer was {rounded(ratio)} times its weights."

@@ -34,7 +34,7 @@ from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
 MIN_SAMPLES, MIN_STEPS = 8, 200  # of a record in which the pace of a growth can be told
-FOURFOLD = 4.0  # growth over the later half of a run: what grows with the square of the steps reaches just that
+QUADRATIC_GROWTH = 4.0  # growth over the later half of a run: what grows with the square of the steps reaches just that
 KEEPS_PACE = 0.9  # ln(growth) of the last third over that of the first: 0.58 where it is linear in the steps
 LARGE_WEIGHTS = 2.0  # times sqrt(2 / fan_in), the largest spread that initializers draw
 LARGE_UPDATE = 3e-3  # update over weights, three times the usual: where it grows on, it is twelve in as many steps
@@ -62,7 +62,7 @@ def runaway_weights(trace: Trace) -> Finding | None:
             spread = trace.samples["weight_norm"][:, place].astype(float) / math.sqrt(described.parameters)
             usual = math.sqrt(2.0 / described.fan_in)
             found.append((name, *_pace(steps, spread / usual), LARGE_WEIGHTS))
-    running = [one for one in found if one[1] >= FOURFOLD and one[2] >= one[3]]
+    running = [one for one in found if one[1] >= QUADRATIC_GROWTH and one[2] >= one[3]]
     if not running:
         return None
     name, growth, size, usual = max(running, key=lambda one: one[1])
@@ -82,7 +82,7 @@ def runaway_weights(trace: Trace) -> Finding | None:
             "grows in proportion to itself breaks the loss, however well that looks today."
         ),
         layer=None if of_steps else name,
-        evidence=(Evidence(f"{statement}.", growth, FOURFOLD, "samples of the run, arXiv 2309.14322"),),
+        evidence=(Evidence(f"{statement}.", growth, QUADRATIC_GROWTH, "samples of the run, arXiv 2309.14322"),),
         prescriptions=(prescription("bound_the_growth"),),
     )
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.facts.data_facts import LEARNED
+from gradrecipes.diagnosis.facts.data_facts import LEARNED_END
 from gradrecipes.diagnosis.facts.readings import hidden, rounded, weights
 from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import (
@@ -35,7 +35,7 @@ from gradrecipes.diagnosis.prescriptions.prescribe import (
 )
 from gradrecipes.diagnosis.registry import rule
 
-SATURATED = 0.5  # share of a layer's outputs at a bound; Glorot weights and scaled inputs give below .05
+MIN_SATURATED_SHARE = 0.5  # share of a layer's outputs at a bound; Glorot weights and scaled inputs give below .05
 
 
 @rule(
@@ -57,10 +57,10 @@ SATURATED = 0.5  # share of a layer's outputs at a bound; Glorot weights and sca
 def saturated_units(trace: Trace) -> Finding | None:
     """Tell whether hidden units sit at the bounds of their activation."""
     seen = verdict(trace)
-    if seen.learned and not seen.end_over_baseline > LEARNED:
+    if seen.learned and not seen.end_over_baseline > LEARNED_END:
         return None
     for when in ("before",) if seen.learned else ("before", "after"):
-        bad = [layer for layer in hidden(trace, when) if (layer.saturated_share or 0.0) > SATURATED]
+        bad = [layer for layer in hidden(trace, when) if (layer.saturated_share or 0.0) > MIN_SATURATED_SHARE]
         if bad:
             break
     else:

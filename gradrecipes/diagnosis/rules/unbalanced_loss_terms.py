@@ -33,13 +33,13 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Sev
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import BALANCED_TERMS, OutputTrial, TrialReading
 from gradrecipes.diagnosis.facts.readings import rounded
-from gradrecipes.diagnosis.judgement import DROWNS, OUTWEIGHS, outweighed_part
+from gradrecipes.diagnosis.judgement import DROWNING_RATIO, OUTWEIGHING_RATIO, outweighed_part
 from gradrecipes.diagnosis.outcome import variation, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import optimizer_line, recorded_rate
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
-FELL = 0.5  # the end over the start of a term that falls: one that is not lost
+FALLEN_TERM = 0.5  # the end over the start of a term that falls: one that is not lost
 
 
 class Terms(NamedTuple):
@@ -118,7 +118,7 @@ def _of_outputs(trace: Trace) -> Terms | None:
     ratio = large[1] / size(small, small.start)
     # A rate that suits the large term may be too low for balanced ones: then the variation shows nothing.
     tried = result is not None and (result.outputs_learned or 0) >= max(1, learned)
-    if ratio < OUTWEIGHS or (not proven and (tried or ratio < DROWNS)):
+    if ratio < OUTWEIGHING_RATIO or (not proven and (tried or ratio < DROWNING_RATIO)):
         return None
     name = f"the loss of {small.name!r}"
     return Terms(large[0], name, large[1], size(small, small.start), size(small, small.end), proven)
@@ -126,14 +126,14 @@ def _of_outputs(trace: Trace) -> Terms | None:
 
 def _falling(one: OutputTrial) -> bool:
     """Return whether the loss of an output fell by half: it is on its way, and only slower than the others."""
-    return one.start is not None and one.end is not None and one.end < FELL * one.start
+    return one.start is not None and one.end is not None and one.end < FALLEN_TERM * one.start
 
 
 def _of_parts(trace: Trace) -> Terms | None:
     """Find a part that is outweighed among those that a train step returns beside its loss."""
     trial = trace.probes.trial or TrialReading()
     found = outweighed_part(trial) if trace.description.own_train_step else None
-    if found is None or (not trial.later and found.large_size < DROWNS * found.small_size):
+    if found is None or (not trial.later and found.large_size < DROWNING_RATIO * found.small_size):
         return None
     return Terms(repr(found.large), repr(found.small), *found[2:], proven=False)
 

@@ -38,11 +38,12 @@ from gradrecipes.diagnosis.outcome import fixed_by, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import change_activation, normalize_before_the_activation
 from gradrecipes.diagnosis.registry import rule
 
-SUPERLINEAR = 1.25  # log10 of the answer to ten times the input; a ReLU has 1, a square 2
-AMPLIFIES = 1.1  # answer to a signal of size 1; a ReLU has .71, linear 1, a leaky ReLU of slope 2 has 1.58
+MIN_EXPONENT = 1.25  # log10 of the answer to ten times the input; a ReLU has 1, a square 2
+MIN_GAIN = 1.1  # answer to a signal of size 1; a ReLU has .71, linear 1, a leaky ReLU of slope 2 has 1.58
 GATED = {"LSTM", "GRU", "LSTMCell", "GRUCell", "ConvLSTM1D", "ConvLSTM2D"}
 WITHOUT_BOUND = {"relu", "leaky_relu", "elu", "selu", "linear", "exponential", "softplus", "silu", "swish", "gelu"}
-USUAL, JUMP = 100.0, 1e3  # size of a signal that is nothing unusual, and the factor that no healthy operation reaches
+USUAL_SIGNAL = 100.0  # size of a signal that is nothing unusual
+SIGNAL_JUMP = 1e3  # output over input of an operation, which no healthy one reaches
 FAR_START = 5.0  # loss at the start over that of a constant prediction
 
 
@@ -75,7 +76,7 @@ def _runs_away(layer: LayerSignal) -> bool:
     if exponent is None or gain is None:
         return False
     of_ten = gain * 10.0 ** min(exponent, 37.0)  # behind a threshold it is less than 10, however steep the way there
-    return (exponent > SUPERLINEAR and of_ten > 10.0 * AMPLIFIES) or (gain > AMPLIFIES and exponent > 0.9)
+    return (exponent > MIN_EXPONENT and of_ten > 10.0 * MIN_GAIN) or (gain > MIN_GAIN and exponent > 0.9)
 
 
 def _of_layers(trace: Trace, odd: list[LayerSignal], broke: bool) -> Finding:
@@ -115,16 +116,16 @@ def _jump(trace: Trace) -> tuple[LayerSignal, float] | None:
         size = math.inf if size is None and layer.nonfinite_share else size or 0.0
         of_weights = layer.kind in WEIGHTED | RECURRENT or any(one.layer == layer.name for one in weights(trace))
         entered = max(largest, layer.input_rms or 0.0)
-        if not of_weights and 0.0 < entered < USUAL and size > JUMP * max(entered, 1.0):
+        if not of_weights and 0.0 < entered < USUAL_SIGNAL and size > SIGNAL_JUMP * max(entered, 1.0):
             return layer, entered
-        if not weighty and 0.0 < largest < USUAL and (layer.input_rms or 0.0) > JUMP * max(largest, 1.0):
+        if not weighty and 0.0 < largest < USUAL_SIGNAL and (layer.input_rms or 0.0) > SIGNAL_JUMP * max(largest, 1.0):
             return layer, largest
         largest = max(largest, size)
     return None
 
 
 def _of_operation(trace: Trace, layer: LayerSignal, entered: float) -> Finding:
-    enters = (layer.input_rms or 0.0) > JUMP * max(entered, 1.0)  # what comes before it does so
+    enters = (layer.input_rms or 0.0) > SIGNAL_JUMP * max(entered, 1.0)  # what comes before it does so
     size = layer.input_rms if enters else layer.output_rms
     became = "more than float32 holds" if size is None else f"a size of {rounded(size)}"
     statement = (

@@ -40,7 +40,7 @@ from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
 IN_PROPORTION = 10.0  # loss at 1e6 over that at 1e4, at least: 100 where it is linear, 1.5 for a logarithm
-FALLEN = 100.0  # loss below 0 over the first one: a log-likelihood of healthy outputs changes by a few
+MIN_FALL_BELOW_ZERO = 100.0  # loss below 0 over the first one: a log-likelihood of healthy outputs changes by a few
 MIN_QUARTER = 10  # steps in a quarter of a run
 FAR_BELOW = 1.0  # below 0 by as much at 1e4 times the answers: no rounding does that
 
@@ -101,7 +101,7 @@ def _falls(name: str, run: np.ndarray, trace: Trace) -> Finding | None:
         return None
     first, before, last = (float(np.median(part)) for part in (run[:3], run[quarter : 2 * quarter], run[-quarter:]))
     grown = float(np.median(norm[-quarter:])) / max(float(np.median(norm[:quarter])), np.finfo(float).tiny)
-    if not (last < -FALLEN * max(abs(first), 1.0) and last < 2.0 * before < 0 and grown > IN_PROPORTION):
+    if not (last < -MIN_FALL_BELOW_ZERO * max(abs(first), 1.0) and last < 2.0 * before < 0 and grown > IN_PROPORTION):
         return None
     what = "The loss" if name == "the loss" else f"The loss {name}"
     statement = (

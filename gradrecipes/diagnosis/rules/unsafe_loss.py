@@ -48,7 +48,7 @@ from gradrecipes.diagnosis.outcome import BROKEN, UNKNOWN, losses, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription, safe_cross_entropy
 from gradrecipes.diagnosis.registry import rule
 
-HUGE = 1e5  # percentage error in percent: a thousand times the target
+HUGE_PERCENTAGE_ERROR = 1e5  # percentage error in percent: a thousand times the target
 ZERO_TARGETS = 1e-3  # share of the targets that are 0 from which nearly every batch of 32 epochs meets one
 BOUNDED_ENDS = {"0", "1", "-1", "one class"}
 ENDING_AT_0 = {"relu", "relu6", "softplus", "exponential"}
@@ -92,7 +92,7 @@ def percentage(trace: Trace) -> Said | None:
         share = target.share_zero or 0.0
         if head.loss != "mean_absolute_percentage_error" or not head.of_keras or share < ZERO_TARGETS:
             continue
-        if not (is_held_back(trace, seen) or seen.start > HUGE):
+        if not (is_held_back(trace, seen) or seen.start > HUGE_PERCENTAGE_ERROR):
             continue
         statement = (
             f"{rounded(100 * share)} % of {target.name} are 0; the percentage error divides by them, or by 1e-7 in "
@@ -171,8 +171,8 @@ def _zeros(head: Head) -> tuple[Evidence, ...]:
     return (Evidence(f"{rounded(100 * share)} % of {target.name} are exactly 0.", share, None, "the data"),)
 
 
-SANE = 1e4  # output up to which a squared error, its sum and its gradient are far from overflowing
-EXPONENT = 50.0  # input up to which exp stays far from overflowing float32, which it does at 88.7
+SAFE_OUTPUT = 1e4  # output up to which a squared error, its sum and its gradient are far from overflowing
+SAFE_EXPONENT = 50.0  # input up to which exp stays far from overflowing float32, which it does at 88.7
 
 
 @rule(
@@ -226,7 +226,7 @@ def _broken_loss(trace: Trace) -> Said | None:
     if not (own or added or structure.own_loss or structure.own_train_step):
         return None
     largest = largest_output(trace)
-    limit = EXPONENT if added and first.found != "nan" else SANE
+    limit = SAFE_EXPONENT if added and first.found != "nan" else SAFE_OUTPUT
     if largest is not None and largest > limit:
         return None  # the net had run away before: a square, a sum or an exponential overflows then
     if largest is None and _ran_away(trace):
@@ -255,7 +255,7 @@ def _broken_loss(trace: Trace) -> Said | None:
 def _ran_away(trace: Trace) -> bool:
     """Say whether a loss or a gradient was beyond what finite outputs of usual size give, before anything broke."""
     sizes = np.abs(np.concatenate([losses(trace), trace.gradient_norm.astype(float)]))
-    return bool(np.max(sizes, where=np.isfinite(sizes), initial=0.0) > SANE**2)
+    return bool(np.max(sizes, where=np.isfinite(sizes), initial=0.0) > SAFE_OUTPUT**2)
 
 
 def _title(trace: Trace, where: str) -> str:
@@ -296,11 +296,11 @@ def _broken_operation(trace: Trace) -> Said | None:
         return None  # weights or an activation that overflow have other causes
     reading = next((one for one in autopsy_readings(trace) if one.layer == layer), None)
     entered = None if reading is None else number(reading.input_rms)
-    limit = SANE if first.found == "nan" or first.kind == "gradient" else EXPONENT
+    limit = SAFE_OUTPUT if first.found == "nan" or first.kind == "gradient" else SAFE_EXPONENT
     if entered is not None and entered > limit:
         return None
     largest = largest_output(trace)
-    if about is None and largest is not None and largest > SANE:
+    if about is None and largest is not None and largest > SAFE_OUTPUT:
         return None  # arithmetic of the whole model: what entered it stands with its layers
     what = f"the layer {layer!r}" + (f" ({about.kind})" if about and about.kind else "")
     part = "the gradient on its way back through" if first.kind == "gradient" else "the output of"
@@ -322,7 +322,7 @@ def _derivative(trace: Trace) -> Said | None:
     seen, read = verdict(trace), layers(trace)
     own = trace.description.own_train_step
     first = losses(trace)[:1]
-    usual = bool(read) and all((one.output_rms or 0.0) < SANE and not one.nonfinite_share for one in read)
+    usual = bool(read) and all((one.output_rms or 0.0) < SAFE_OUTPUT and not one.nonfinite_share for one in read)
     if (
         seen.state != BROKEN
         or seen.step != 0

@@ -48,14 +48,16 @@ from gradrecipes.diagnosis.outcome import Verdict, fixed_by, halved_by, variatio
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
-FAR = 10.0  # root mean square of what enters the first weights; standardized data have 1, bytes of pixels 100
-SOMEWHAT_FAR = 3.0  # the same, where scaling fixes the run
-APART = 100.0  # largest over smallest deviation of a column, one of the columns being larger than 3
+MAX_INPUT_RMS = 10.0  # root mean square of what enters the first weights; standardized data have 1, bytes of pixels 100
+MAX_INPUT_RMS_IF_FIXED = 3.0  # the same, where scaling fixes the run; also the size of a column that is judged alone
+MAX_COLUMN_RATIO = 100.0  # largest over smallest deviation of a column, one of the columns being larger than 3
 OFF_CENTER = 10.0  # mean of a column over its deviation, where that mean is larger than 3
 FAR_OUT = 5.0  # loss at the start over that of a constant prediction, where columns of different scales still learn
-FAR_FROM_CHANCE = 2.0  # loss at the end of the trial over that of a constant prediction, where scaling fixes it
-SHUT = 0.9  # share of the outputs of the first layer within a tenth of the slope of their ends
-TINY = 0.01  # root mean square below which all that the first layer makes of the inputs is its bias
+FAR_FROM_BASELINE = 2.0  # loss at the end of the trial over that of a constant prediction, where scaling fixes it
+SHUT_SHARE = 0.9  # share of the outputs of the first layer within a tenth of the slope of their ends
+SHOWN_COLUMN_RATIO = 3.0  # size of the largest column over the median one, from which it is shown as evidence
+SHOWN_START = 3.0  # loss at the start over that of a constant prediction, from which it is shown as evidence
+MIN_INPUT_RMS = 0.01  # root mean square below which all that the first layer makes of the inputs is its bias
 
 
 @rule(
@@ -113,13 +115,15 @@ def _shut_out(trace: Trace) -> LayerSignal | None:
     if not trace.description.own_train_step or (trace.probes.data or DataReading()).targets:
         return None
     first = next((layer for layer in layers(trace) if layer.activation or layer.kind in WEIGHTED), None)
-    far = first is not None and (first.input_rms or 0.0) > FAR and (first.saturated_share or 0.0) >= SHUT
+    far = (
+        first is not None and (first.input_rms or 0.0) > MAX_INPUT_RMS and (first.saturated_share or 0.0) >= SHUT_SHARE
+    )
     return first if far else None
 
 
 def _slowed(trace: Trace, seen: Verdict) -> bool:
     """Say whether a run that falls is far behind the same steps on scaled inputs, or behind a constant prediction."""
-    if seen.end_over_baseline > FAR_FROM_CHANCE and fixed_by(trace, SCALED_INPUTS):
+    if seen.end_over_baseline > FAR_FROM_BASELINE and fixed_by(trace, SCALED_INPUTS):
         return True
     apart = [array for array in _unscaled(trace) if _apart(array.columns)]
     return bool(apart) and seen.start_over_baseline >= FAR_OUT and halved_by(trace, seen, SCALED_INPUTS)
@@ -130,7 +134,7 @@ def _apart(columns: Columns | None) -> bool:
     if columns is None:
         return False
     typical, largest = columns.rms_median, columns.rms_max
-    return bool(typical and largest and largest > APART * typical and largest > SOMEWHAT_FAR)
+    return bool(typical and largest and largest > MAX_COLUMN_RATIO * typical and largest > MAX_INPUT_RMS_IF_FIXED)
 
 
 def _unscaled(trace: Trace) -> list[ArrayReading]:
@@ -155,23 +159,23 @@ def _oddity(array: ArrayReading, *, fixed: bool) -> tuple[str, float, float] | N
     mean = columns.mean_abs_max or 0.0
     if rms is None:
         return f"{name} overflows when it is squared", math.inf, 1.0
-    if rms > (SOMEWHAT_FAR if fixed else FAR):
+    if rms > (MAX_INPUT_RMS_IF_FIXED if fixed else MAX_INPUT_RMS):
         apart = (
             (f", and its columns have standard deviations from {rounded(low)} to {rounded(high)}")
-            if low and high and high > APART * low
+            if low and high and high > MAX_COLUMN_RATIO * low
             else ""
         )
         return f"{name} has a root mean square of {rounded(rms)}{apart}", rms, 1.0
-    if low and high and high > APART * low and high > SOMEWHAT_FAR:
+    if low and high and high > MAX_COLUMN_RATIO * low and high > MAX_INPUT_RMS_IF_FIXED:
         return f"the columns of {name} have standard deviations from {rounded(low)} to {rounded(high)}", high / low, 1.0
-    if high and mean > SOMEWHAT_FAR and mean > OFF_CENTER * high:
+    if high and mean > MAX_INPUT_RMS_IF_FIXED and mean > OFF_CENTER * high:
         return (
             f"the columns of {name} have means up to {rounded(mean)} and standard deviations of at most "
             f"{rounded(high)}",
             mean / high,
             0.0,
         )
-    if 0 < rms < TINY and fixed:
+    if 0 < rms < MIN_INPUT_RMS and fixed:
         return f"{name} has a root mean square of only {rounded(rms)}", rms, 1.0
     return None
 
@@ -185,7 +189,7 @@ def is_pixels(array: ArrayReading) -> bool:
 
 def _explanation(array: ArrayReading, what: str) -> str:
     rms = number(array.rms)
-    small = rms is not None and rms < TINY
+    small = rms is not None and rms < MIN_INPUT_RMS
     size = (
         "The first layer hardly responds to them: its outputs and gradients are that many times too small, and "
         "all samples look alike."
@@ -206,7 +210,7 @@ def _largest_columns(array: ArrayReading) -> tuple[Evidence, ...]:
         return ()
     first = columns.largest[0]
     size = math.hypot(first.mean or 0.0, first.std or 0.0)
-    if size < SOMEWHAT_FAR * columns.rms_median:
+    if size < SHOWN_COLUMN_RATIO * columns.rms_median:
         return ()
     return (
         Evidence(
@@ -220,7 +224,7 @@ def _largest_columns(array: ArrayReading) -> tuple[Evidence, ...]:
 
 
 def _start(seen: Any) -> tuple[Evidence, ...]:
-    if not seen.start_over_baseline >= SOMEWHAT_FAR:
+    if not seen.start_over_baseline >= SHOWN_START:
         return ()
     statement = (
         f"The run began at a loss of {rounded(seen.start)}; a constant prediction would give {rounded(seen.baseline)}."

@@ -51,9 +51,10 @@ from gradrecipes.diagnosis.outcome import (
 from gradrecipes.diagnosis.prescriptions.prescribe import scale_targets
 from gradrecipes.diagnosis.registry import rule
 
-FAR = 10.0  # root mean square of the targets, in units of the loss; a new net answers within 1 of 0
-VERY_FAR = 50.0  # the same, which a net that is on its way there does not reach in a reasonable time
-FAR_FROM_CHANCE = 2.0  # end over that of a constant prediction, where the same steps on scaled targets get below it
+MAX_TARGET_RMS = 10.0  # root mean square of the targets, in units of the loss; a new net answers within 1 of 0
+UNREACHABLE_TARGET_RMS = 50.0  # the same, which a net that is on its way there does not reach in a reasonable time
+LOGARITHMIC_RANGE = 10.0  # largest over smallest target, all of them positive, from which logarithms are advised
+FAR_FROM_BASELINE = 2.0  # end over that of a constant prediction, where the same steps on scaled targets get below it
 NEARER = 5.0  # distance from the constant prediction, in the loss, over that on scaled targets
 BOUNDED = {"sigmoid", "softmax", "tanh", "hard_sigmoid", "hard_tanh", "softsign", "relu6", "log_softmax"}
 ON_LABELS = ("crossentropy", "cross_entropy", "hinge", "ctc", "dice", "tversky", "cosine", "kl_div", "circle")
@@ -71,12 +72,12 @@ def unscaled_targets(trace: Trace) -> Finding | None:
     """Tell which targets are far from unit size, and what becomes of the run with and without scaling."""
     seen = verdict(trace)
     held = held_back_by(trace, SCALED_TARGETS, seen) or not all(one.learned for one in outputs(trace))
-    if not held and not seen.end_over_baseline > FAR_FROM_CHANCE:
+    if not held and not seen.end_over_baseline > FAR_FROM_BASELINE:
         return None
     healed = fixed_by(trace, SCALED_TARGETS) or _nearer_to_baseline(trace)
     tried = variation(trace, SCALED_TARGETS) is not None
     together = fixed_by(trace, ALL_SCALED)
-    head = _far_head(trace, FAR if held else VERY_FAR, own=healed)
+    head = _far_head(trace, MAX_TARGET_RMS if held else UNREACHABLE_TARGET_RMS, own=healed)
     if head is None or (tried and not healed and not together):
         return None
     target = head.target or ArrayReading("")
@@ -119,7 +120,7 @@ def _nearer_to_baseline(trace: Trace) -> bool:
 
 def far_target(trace: Trace) -> ArrayReading | None:
     """Return the targets of a regression that are furthest from unit size, or None where none are far."""
-    head = _far_head(trace, FAR, own=False)
+    head = _far_head(trace, MAX_TARGET_RMS, own=False)
     return None if head is None else head.target
 
 
@@ -132,7 +133,7 @@ def _severity(trace: Trace, head: Head, seen: Verdict) -> Severity:
     """Return a notice where an adaptive optimizer is on its way to targets of moderate size all the same."""
     adaptive = trace.description.optimizer is not None and trace.description.optimizer.adaptive
     learns = seen.state == LEARNING and all(one.learned for one in outputs(trace))
-    return Severity.NOTICE if adaptive and learns and _size(head) < VERY_FAR else Severity.CRITICAL
+    return Severity.NOTICE if adaptive and learns and _size(head) < UNREACHABLE_TARGET_RMS else Severity.CRITICAL
 
 
 def _own_heads(trace: Trace) -> list[Head]:
@@ -151,7 +152,7 @@ def _size(head: Head) -> float:
 
 def _positive(target: ArrayReading) -> bool:
     """Return whether all targets are positive and span more than an order of magnitude."""
-    return target.min is not None and target.max is not None and 0 < FAR * target.min < target.max
+    return target.min is not None and target.max is not None and 0 < LOGARITHMIC_RANGE * target.min < target.max
 
 
 def _regression(head: Head) -> bool:

@@ -28,9 +28,9 @@ from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
-EPOCHS = 6  # fewer show no trend
+MIN_EPOCHS = 6  # fewer show no trend
 IN_A_ROW = 3  # last epochs that are all above the best
-RISE = 1.2  # validation loss of the last epochs over its best; .1 is what epochs of healthy nets differ by
+MIN_RISE = 1.2  # validation loss of the last epochs over its best; epochs of healthy nets differ by .1
 
 
 @rule(
@@ -45,12 +45,12 @@ def validation_degrading(trace: Trace) -> Finding | None:
     logs = [log for log in logs if "val_loss" in log and "loss" in log]
     validation = np.array([log["val_loss"] for log in logs], dtype=float)
     training = np.array([log["loss"] for log in logs], dtype=float)
-    if len(logs) < EPOCHS or not (np.isfinite(validation).all() and np.isfinite(training).all()):
+    if len(logs) < MIN_EPOCHS or not (np.isfinite(validation).all() and np.isfinite(training).all()):
         return None
     best = int(np.argmin(validation))
     last = validation[-IN_A_ROW:]
     scale = abs(float(validation[best]))
-    climbing = bool((last > validation[best] + (RISE - 1.0) * scale).all()) and best < len(logs) - IN_A_ROW
+    climbing = bool((last > validation[best] + (MIN_RISE - 1.0) * scale).all()) and best < len(logs) - IN_A_ROW
     if not climbing or not training[-1] < training[best]:
         return None
     statement = (

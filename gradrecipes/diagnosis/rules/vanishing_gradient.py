@@ -27,7 +27,7 @@ from gradrecipes.diagnosis.outcome import STALLED, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import add_residual_blocks, normalize_before_the_activation
 from gradrecipes.diagnosis.registry import rule
 
-LOST = 1e-5  # output gradient of the first weighted layer over that of the last
+MIN_GRADIENT_RATIO = 1e-5  # output gradient of the first weighted layer over that of the last
 
 
 @rule(
@@ -51,7 +51,7 @@ def vanishing_gradient(trace: Trace) -> Finding | None:
     """Tell whether the gradient dies out on its way back."""
     read = weighted(trace)
     ends = span(read, "output_gradient_norm")
-    if ends is None or verdict(trace).state != STALLED or not ends[0] < LOST * ends[1]:
+    if ends is None or verdict(trace).state != STALLED or not ends[0] < MIN_GRADIENT_RATIO * ends[1]:
         return None
     left = ends[0] / ends[1]
     statement = (

@@ -45,10 +45,10 @@ from gradrecipes.diagnosis.prescriptions.prescribe import (
 from gradrecipes.diagnosis.registry import rule
 
 TOO_SMALL = 4.0  # times smaller than the smallest usual spread: a sixteenth of the variance
-SHARE = 0.5  # of the kernels that are too small
-ALIKE = 1e-3  # spread over size of a kernel below which its entries are all alike
-LOST = 1e-3  # output gradient of the first weighted layer over that of the last; He nets keep it within a factor of 10
-SHRINKS = 0.75  # theory's gradient factor per layer below which the activation is to blame; ReLU under He has 1
+SMALL_KERNEL_SHARE = 0.5  # of the kernels that are too small
+ALIKE_SPREAD = 1e-3  # spread over size of a kernel below which its entries are all alike
+MIN_GRADIENT_RATIO = 1e-3  # output gradient of the first weighted layer over that of the last; He nets keep it above .1
+SHRINKING_FACTOR = 0.75  # theory's gradient factor per layer below which the activation is to blame; He ReLUs have 1
 
 
 @rule(
@@ -73,10 +73,10 @@ def _too_small(trace: Trace) -> Finding | None:
     alike = [
         weight
         for weight, larger, _ in hidden
-        if weight.std <= ALIKE * weight.rms and min(weight.shape) > 1 and larger <= TOO_LARGE
+        if weight.std <= ALIKE_SPREAD * weight.rms and min(weight.shape) > 1 and larger <= TOO_LARGE
     ]
     bad = alike or small
-    if not read or len(bad) < SHARE * len(hidden) or (verdict(trace).learned and not cut_off(trace)):
+    if not read or len(bad) < SMALL_KERNEL_SHARE * len(hidden) or (verdict(trace).learned and not cut_off(trace)):
         return None
     worst = min(bad, key=lambda weight: weight.rms)
     usual = worst.least or 0.0
@@ -110,10 +110,10 @@ def _shrinking(trace: Trace) -> Finding | None:
     read = weighted(trace)
     ends = span(read, "output_gradient_norm")
     factors = [factor for layer in read[:-1] if (factor := _factor(trace, layer)) is not None]
-    if ends is None or len(factors) < 3 or not ends[0] < LOST * ends[1]:
+    if ends is None or len(factors) < 3 or not ends[0] < MIN_GRADIENT_RATIO * ends[1]:
         return None
     predicted = math.exp(math.fsum(map(math.log, factors)) / len(factors))
-    if predicted >= SHRINKS:
+    if predicted >= SHRINKING_FACTOR:
         return None
     activation = next(layer.activation for layer in read if layer.activation not in (None, "linear"))
     measured = (ends[0] / ends[1]) ** (1.0 / max(1, len(read) - 1))

@@ -20,7 +20,7 @@ RECENT = 32  # losses that tell the present level; a quarter of the window
 LATEST = 8  # losses that tell a level that has just changed: those since the device was asked last
 BEGINNING = 16  # losses that tell the level at the beginning
 LEARNED = 0.5  # of the level at the beginning: below it, something had been learned
-LOST = 0.9  # of the level at the beginning: above it again, all of that is lost
+LOST_SHARE = 0.9  # of the level at the beginning: above it again, all of that is lost
 DIVERGED = 2.0  # times the level at the beginning: worse than knowing nothing
 FORGOTTEN = 0.5  # of the way from the level at the beginning to a constant prediction
 HIGHER = 1.25  # times the level of the newest snapshot: below it, going back would gain nothing
@@ -121,7 +121,8 @@ class Recovery:
         """
         recent = self._learn_level(readings.losses)
         learned = 0 <= self._best <= LEARNED * self._beginning
-        lost = recent >= (LOST if learned else DIVERGED) * self._beginning and not self._still_knows(recent, readings)
+        high = recent >= (LOST_SHARE if learned else DIVERGED) * self._beginning
+        lost = high and not self._still_knows(recent, readings)
         if readings.weights_at_fault:
             reason = "too_many_skips" if readings.consecutive_skips else "training_lost"
             finite = self.ring is None or self.ring.state_is_finite()
@@ -170,8 +171,8 @@ class Recovery:
             return True
         latest = float(np.median(readings.losses[-LATEST:])) if len(readings.losses) else recent
         level = max(recent, latest)
-        risen = self._best > 0 and level > max(HEALTHY_RATIO * self._best, (1 - LOST) * self._beginning)
-        if risen and not level <= (1 - LOST) * readings.baseline():
+        risen = self._best > 0 and level > max(HEALTHY_RATIO * self._best, (1 - LOST_SHARE) * self._beginning)
+        if risen and not level <= (1 - LOST_SHARE) * readings.baseline():
             return True
         if not self.ring.keep(readings.step):
             return False  # a ReLU may turn NaN into 0: no loss and no gradient shows the NaN in a weight before it

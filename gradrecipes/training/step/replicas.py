@@ -156,7 +156,12 @@ def _map(function: Callable[[Any], Any], value: Any) -> Any:
     return (None,) if value is None else tuple(function(value))
 
 
-LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError, tf.errors.CancelledError)
+WORKER_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.CancelledError,
+)
 
 
 @contextlib.contextmanager
@@ -168,7 +173,7 @@ def naming_lost_workers(model: keras.Model) -> Iterator[None]:
     """
     try:
         yield
-    except LOST as error:
+    except WORKER_LOST as error:
         if not is_multi_worker(model):
             raise
         raise RuntimeError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,8 @@ _WRAPPING = re.compile(
 )
 _ARGUMENTS = re.compile(r"\n\s*Arguments received by .*", re.DOTALL)
 _NAMED = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Warning|Interrupt|Iteration)\b")
+_IN_USER_CODE = "in user code:\n"
+_FRAME = re.compile(r"^ +File \".*\", line \d+, in .*\n(?: {8,}.*\n)?", re.MULTILINE)
 _PLACE = re.compile(r"\{\{(?:function_)?node [^}]*\}\}\s*|\s*\[Op:[^\]]*\](?:\s*name:\s*\S*)?")
 
 
@@ -89,6 +92,8 @@ def essence(error: BaseException) -> str:
         'Received a label value of 7'
     """
     text = _ARGUMENTS.sub("", _COLOUR.sub("", str(error)))
+    if text.startswith(_IN_USER_CODE):  # of AutoGraph: frames, each with its line of code, then the error, indented
+        text = textwrap.dedent(_FRAME.sub("", text.removeprefix(_IN_USER_CODE)))
     kept = [line for line in text.splitlines() if not _WRAPPING.match(line)]
     if "Traceback (most recent call last)" in text:  # Python within TensorFlow: the last line names the error itself
         kept = [line for line in kept if _NAMED.match(line)][-1:] or kept

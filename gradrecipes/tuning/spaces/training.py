@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from gradrecipes.core.analysis.clipping_report import clipping_report
-from gradrecipes.core.analysis.noise_scale import FAR
+from gradrecipes.core.analysis.noise_scale import MAX_NOISE_RATIO
 from gradrecipes.core.arguments import require_choices, require_range, require_whole_range
 from gradrecipes.core.trace import Trace
 from gradrecipes.gradients import clipping as methods
@@ -188,7 +188,7 @@ def batch_size(
     powers = [lowest << shift for shift in range(64) if lowest << shift <= highest]
     scale = getattr(noise_scale, "noise_scale", noise_scale)
     if scale is not None and math.isfinite(scale):
-        fitting = [size for size in powers if scale / FAR <= size <= scale]
+        fitting = [size for size in powers if scale / MAX_NOISE_RATIO <= size <= scale]
         powers = fitting or [min(powers, key=lambda size: abs(math.log(size / max(scale, 1.0))))]
     default = powers[len(powers) // 2]
     return hp.Choice(name, powers, default=default, ordered=True)

@@ -15,7 +15,7 @@ from gradrecipes.training.recovery.policy import (
     DIVERGED,
     FIRST_FACTOR,
     LEARNED,
-    LOST,
+    LOST_SHARE,
     NEXT_FACTOR,
     RECENT,
     Action,
@@ -254,7 +254,7 @@ def by_the_rules(losses_at):
         recent = np.median(losses[-RECENT:])
         best = min(best, recent)
         learned = 0 <= best <= LEARNED * beginning
-        verdicts.append(bool(recent >= (LOST if learned else DIVERGED) * beginning))
+        verdicts.append(bool(recent >= (LOST_SHARE if learned else DIVERGED) * beginning))
         if verdicts[-1]:
             break
     return verdicts
