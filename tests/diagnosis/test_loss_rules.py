@@ -70,7 +70,7 @@ HEALTHY = {
     "one_hot": (3, "softmax", "categorical_crossentropy", ONE_HOT),
     "label_smoothing": (3, "softmax", losses.CategoricalCrossentropy(label_smoothing=0.1), ONE_HOT),
     "soft_labels": (3, "softmax", "categorical_crossentropy", 0.9 * ONE_HOT + 0.1 / 3),
-    "rows_without_a_label": (3, "softmax", "categorical_crossentropy", ONE_HOT * YES[:, None]),
+    "rows_without_a_label": (3, "softmax", "categorical_crossentropy", ONE_HOT * (X[:, :1] > 0)),
     "binary": (1, "sigmoid", "binary_crossentropy", YES),
     "binary_logits": (1, None, losses.BinaryCrossentropy(from_logits=True), YES),
     "several_labels": (3, "sigmoid", "binary_crossentropy", 1 - ONE_HOT),
@@ -142,6 +142,11 @@ MISMATCHES = {
     "softmax_over_samples": ((3, None, SPARSE, CLASSES, layers.Softmax(axis=0)), "critical", "the samples of a batch"),
     "several_labels_under_softmax": ((3, "softmax", "binary_crossentropy", SEVERAL), "warning", "2 labels a sample"),
     "several_labels_for_one": ((3, "softmax", "categorical_crossentropy", SEVERAL), "warning", "2 labels a sample"),
+    "one_hot_from_1": (
+        (3, "softmax", "categorical_crossentropy", np.eye(4, dtype=np.float32)[CLASSES + 1, :3]),
+        "warning",
+        "and 1 of 3 classes without a sample",
+    ),
     "negative_counts": ((1, "softplus", "poisson", WIDE), "warning", "Negative targets"),
 }
 

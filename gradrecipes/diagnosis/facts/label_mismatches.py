@@ -160,7 +160,8 @@ def _distributions(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
     if largest is None or low is None or (number(target.sums_to_one) or 0.0) >= 1.0 - MAX_EMPTY_ROW_SHARE:
         return
     if low >= -A_HAIR and largest <= 1.0 + TARGET_MARGIN:
-        return  # rows of zeros: samples without a label
+        yield from _shifted_one_hot(head, target)  # else rows of zeros are samples without a label
+        return
     yield Mismatch(
         title="The targets of the categorical cross-entropy are not distributions",
         statement=(
@@ -176,6 +177,30 @@ def _distributions(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
         severity=Severity.CRITICAL if low < -A_HAIR else Severity.WARNING,
         only_if_held_back=low >= -A_HAIR,
         prescription=_binary_per_class(head),
+    )
+
+
+def _shifted_one_hot(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
+    """Yield rows of zeros beside a class that never occurs: one-hot rows of labels that were not numbered from 0."""
+    never = target.columns.constant if target.columns else 0
+    if len(target.shape) != 1 or target.values != (0.0, 1.0) or not never:
+        return
+    without = 1.0 - (number(target.sums_to_one) or 0.0)
+    yield Mismatch(
+        title=f"Rows of zeros in {target.name}, and {never} of {target.shape[0]} classes without a sample",
+        statement=(
+            f"{rounded(100 * without)} % of the rows of {target.name} are all 0, and {never} of its "
+            f"{target.shape[0]} columns {'is' if never == 1 else 'are'} the same for every sample."
+        ),
+        consequence=(
+            "One-hot rows of labels that do not start at 0 look like that: the last class has no column. Its samples "
+            "cost nothing whatever the net predicts, so the loss falls without them."
+        ),
+        measured=without,
+        expected=0.0,
+        severity=Severity.WARNING,
+        sure=0.9,
+        prescription=prescription("number_classes", classes="len(classes)", ending=_ending(head)),
     )
 
 
