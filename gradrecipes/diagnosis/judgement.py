@@ -215,21 +215,26 @@ REGULARIZES = re.compile(r"kl|kullback|reg|l1|l2|penal|decay|entrop|commit|adv|g
 
 
 class Outweighed(NamedTuple):
-    """The part that makes up the loss and the part that is not learned, with their sizes in the loss."""
+    """The part that makes up the loss and the part that is not learned, with their sizes in the loss.
+
+    It is `weighted` where the weights of the parts differ as much; else the parts themselves do.
+    """
 
     large: str
     small: str
     large_size: float
     small_size: float
     small_end: float
+    weighted: bool
 
 
 def outweighed_part(trial: TrialReading) -> Outweighed | None:
-    """Return a part of the loss that another one outweighs by its weight, and that is not learned.
+    """Return a part of the loss that another one outweighs, and that is not learned.
 
     The weights follow from the values of the parts and of the loss, step by step, by least squares. A part counts as
     lost where it is a thousandth of the largest one at the start and at the end, and did not fall; or where it is a
-    thirtieth at the start, and stayed as it was while the largest one fell below half.
+    thirtieth at the start, and stayed as it was while the largest one fell below half. Where the weights do not differ,
+    it has to make up half of the loss at the end of further steps: what outweighed it is solved without it.
 
     Args:
         trial: A trial whose logs hold the loss and its parts. Where `later` is known, it is the end.
@@ -252,18 +257,26 @@ def outweighed_part(trial: TrialReading) -> Outweighed | None:
         for name in weights
         if name != large and not REGULARIZES.search(name.lower()) and name not in trial.weight_penalties
         if weights[large] >= OUTWEIGHING_RATIO * weights[name]
+        or not trial.later
+        or 2.0 * end[name] >= sum(end.values())
         if first[large] >= OUTWEIGHING_RATIO * first[name]
         if _is_lost(first[large] / first[name], max(end.values()) / end[name], ends[name] / starts[name])
     ]
     if not lost:
         return None
     small = min(lost, key=lambda name: first[name])
-    return Outweighed(large, small, first[large], first[small], end[small])
+    weighted = weights[large] >= OUTWEIGHING_RATIO * weights[small]
+    return Outweighed(large, small, first[large], first[small], end[small], weighted)
 
 
 def _is_lost(ratio: float, ratio_at_end: float, change: float) -> bool:
     drowned = min(ratio, ratio_at_end) >= DROWNING_RATIO and change > 1.0 - MAX_FLAT_CHANGE
     return drowned or abs(change - 1.0) < MAX_FLAT_CHANGE
+
+
+def weights_of_parts(trial: TrialReading) -> dict[str, float]:
+    """Return by what the loss multiplies each of its parts; empty where those that a step returns do not make it up."""
+    return _weights(trial.logs)[0]
 
 
 def _weights(

@@ -146,6 +146,7 @@ def _judged(
     about = one.about
     if about["custom"]:
         read = replace(read, acts_like=acts_like(loss, target, tf.constant(np.asarray(output))))
+        read = replace(read, flat=_is_flat(loss, target, output))
         if read.acts_like is None and activation in (None, "linear", "unknown") and not _held(model):
             read = replace(read, far_losses=_far_losses(loss, target, output, _reach(activation, read)))
     name = about["loss"] if read.acts_like is None else read.acts_like.loss
@@ -166,6 +167,18 @@ def _points(one: OutputLoss, activation: str | None, output: Any, target: tf.Ten
         if evaluated is not None:
             value, gradient, samples = evaluated
             yield LossPoint(one.output, at, activation, value, gradient, samples)
+
+
+def _is_flat(loss: Any, target: tf.Tensor, output: Any) -> bool:
+    prediction = tf.constant(np.asarray(output))
+    try:
+        with tf.GradientTape() as tape:
+            tape.watch(prediction)
+            value = tf.reduce_mean(loss(target, prediction))
+        slope = tape.gradient(value, prediction)
+    except Exception:  # a loss that needs more than targets and predictions
+        return False
+    return slope is not None and float(value) != 0 and not np.any(np.asarray(tf.convert_to_tensor(slope)))
 
 
 def _activation(description: Description, place: int) -> str | None:

@@ -404,6 +404,22 @@ def of_held_parts(weight: float = 1e3, *, small: str = "reconstruction", **readi
     return trace
 
 
+def of_solved_equation(by_batch: float = 0.0, **later: float) -> Trace:
+    """Return a trial of an equation that is solved without its initial condition, and of terms that batches alone set.
+
+    All terms have the weight 1.
+    """
+    trace, noise = trial(FALLING), 1.0 + 0.05 * np.sin(np.arange(STEPS))
+    parts = {"initial": noise, "residual": 1e3 * np.exp(-np.arange(STEPS) / 5.0) + 0.1}
+    parts |= {"forces": by_batch + np.arange(STEPS) % BATCHES} if by_batch else {}
+    logs = {"loss": np.sum(list(parts.values()), axis=0), **parts}
+    trace.description = replace(trace.description, own_train_step=True)
+    read = {name: tuple(part.tolist()) for name, part in logs.items()}
+    changed = replace(trace.probes.trial, logs=read, constant_baseline_loss=None, later=later)
+    trace.probes = replace(trace.probes, trial=changed)
+    return trace
+
+
 def of_own_blocks(grows: float = 8.0, loss: np.ndarray | None = None) -> Trace:
     """Return a trial of four blocks of a user's own kind, each of which enlarges the signal so many times."""
 
@@ -465,6 +481,14 @@ def long_run(grows: Callable[[np.ndarray], np.ndarray], *, updates: bool = False
         update_ratio=np.repeat((1e-3 * (law if updates else np.ones(len(steps))))[:, None], 2, axis=1),
     )
     return with_records(trace, _description(["dense", "out"], [_layer("dense", "relu"), _layer("out", "softmax")]), {})
+
+
+def flat(loss: np.ndarray) -> Trace:
+    """Return a trial with a loss of the user's own whose slope is 0 at every prediction."""
+    trace = with_data(loss, output=_REGRESSION)
+    first = replace(trace.probes.loss.outputs[0], flat=True)
+    trace.probes = replace(trace.probes, loss=replace(trace.probes.loss, outputs=(first,)))
+    return trace
 
 
 def far_out(*losses: float) -> Trace:
@@ -541,8 +565,14 @@ TRACES |= {
     "part_of_usual_weight": lambda: of_held_parts(1.0),
     "part_that_depends_on_weights_alone": lambda: of_held_parts(small="size", weight_penalties=("size",)),
     "part_that_regularizes": lambda: of_held_parts(small="kl_loss"),
+    "part_that_is_left_of_all": lambda: of_solved_equation(initial=0.99, residual=0.05),
+    "part_of_which_the_end_is_not_seen": of_solved_equation,
+    "part_beside_one_that_still_falls": lambda: of_solved_equation(initial=0.99, residual=5.0),
     "parts_of_like_size": lambda: of_parts(1e3),
     "parts_that_fall": lambda: of_parts(1e-2, falls=0.9),
+    "loss_of_signs": lambda: flat(STANDING),
+    "loss_of_signs_that_falls": lambda: flat(FALLING),
+    "equation_of_relus": lambda: of_solved_equation(by_batch=7.0),
     "loss_without_end": lambda: far_out(0.1, -1e2, -1e4, -1e6),
     "loss_with_an_end": lambda: far_out(3.0, 1e4, 1e8, 1e12),
     "loss_as_a_logarithm": lambda: far_out(0.1, -4.6, -9.2, -13.8),
@@ -601,8 +631,9 @@ FIRES: dict[str, tuple[str, ...]] = {
     "frozen_weights": ("frozen_never_trained", "frozen_whole", "frozen_whole_of_scales"),
     "unbalanced_loss_terms": (
         *("terms_of_a_heavy_box", "terms_of_a_heavy_box_untried", "terms_of_a_heavy_penalty", "parts_of_an_equation"),
-        *("part_held_by_another", "terms_at_a_rate_of_the_large_one"),
+        *("part_held_by_another", "terms_at_a_rate_of_the_large_one", "part_that_is_left_of_all"),
     ),
+    "loss_without_gradient": ("loss_of_signs", "equation_of_relus"),
     "unbounded_loss": ("loss_without_end", "loss_falls_below_all", "critic_without_end"),
     "attention_logit_growth": (
         *("trial_attention_grows", "trial_attention_one_hot", "trial_attention_grows_and_learns"),
@@ -634,9 +665,14 @@ SILENT: dict[str, tuple[str, ...]] = {
     "unscaled_loss_weights": (*SOUND, "weights_of_samples_huge_learns", "weights_of_samples_balanced"),
     "unbalanced_loss_terms": (
         *(*SOUND, "data_sound_stands", "terms_that_learn", "terms_that_balance_does_not_help", "terms_on_their_way"),
-        *("terms_with_a_light_penalty", "parts_of_like_size", "parts_that_fall"),
+        *("terms_with_a_light_penalty", "parts_of_like_size", "parts_that_fall", "part_beside_one_that_still_falls"),
+        "part_of_which_the_end_is_not_seen",
         *("part_that_is_learned_later", "part_of_usual_weight", "part_that_depends_on_weights_alone"),
         "part_that_regularizes",
+    ),
+    "loss_without_gradient": (
+        *(*SOUND, "data_sound_stands", "loss_with_an_end", "part_that_is_left_of_all", "loss_of_signs_that_falls"),
+        *("parts_of_an_equation", "part_that_regularizes"),
     ),
     "unbounded_loss": (
         *(*SOUND, "data_sound_stands", "loss_with_an_end", "loss_as_a_logarithm", "loss_within_bounds"),

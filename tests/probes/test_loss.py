@@ -237,3 +237,11 @@ def test_a_loss_is_not_followed_where_something_holds_the_answers():
     assert probe(net(held), ONE_HOT, own_difference).outputs[0].far_losses is None
     assert probe(net(activation="sigmoid"), ONE_HOT, own_difference).outputs[0].far_losses is None
     assert probe(net(), ONE_HOT, "mse").outputs[0].far_losses is None
+
+
+def test_a_hard_decision_in_the_loss_is_flat_and_a_smooth_one_is_not():
+    labels = (2.0 * (X[:, :1] > 0) - 1.0).astype(np.float32)
+    for side, flat in ((ops.sign, True), (ops.tanh, False)):
+        (read,) = probe(net(units=1), labels, lambda y, p, side=side: 1.0 - y * side(p)).outputs
+        assert read.flat == flat
+    assert not probe(net(units=1), labels, "mse").outputs[0].flat

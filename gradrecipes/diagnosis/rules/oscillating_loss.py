@@ -34,6 +34,7 @@ from gradrecipes.diagnosis.registry import rule
     order=260,
     explained_by=(
         "loss_output_mismatch",
+        "loss_without_gradient",
         "corrupt_batch",
         "optimizer_state",
         "unscaled_inputs",

@@ -35,6 +35,7 @@ from gradrecipes.diagnosis.registry import rule
     order=270,
     explained_by=(
         "loss_output_mismatch",
+        "loss_without_gradient",
         "corrupt_batch",
         "unsafe_loss",
         "unbalanced_loss_terms",

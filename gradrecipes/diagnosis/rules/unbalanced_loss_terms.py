@@ -133,9 +133,11 @@ def _of_parts(trace: Trace) -> Terms | None:
     """Find a part that is outweighed among those that a train step returns beside its loss."""
     trial = trace.probes.trial or TrialReading()
     found = outweighed_part(trial) if trace.description.own_train_step else None
-    if found is None or (not trial.later and found.large_size < DROWNING_RATIO * found.small_size):
+    if found is None or (
+        not trial.later and not (found.weighted and found.large_size >= DROWNING_RATIO * found.small_size)
+    ):
         return None
-    return Terms(repr(found.large), repr(found.small), *found[2:], proven=False)
+    return Terms(repr(found.large), repr(found.small), *found[2:5], proven=False)
 
 
 def _balanced(trace: Trace) -> tuple[Evidence, ...]:
