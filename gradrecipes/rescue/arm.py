@@ -115,7 +115,8 @@ class Arm:
         losses = np.array(self._losses)
         last = float(losses[-LAST:].mean()) if len(losses) else math.nan
         first = float(np.median(losses[:3])) if len(losses) else math.nan
-        peak = float(np.max(losses) / abs(first)) if len(losses) and first else math.nan
+        with np.errstate(all="ignore"):  # a run that breaks in its first steps
+            peak = float(np.max(losses) / abs(first)) if len(losses) and first else math.nan
         return Result(steps, score, last, self._broken, self._error, peak, _falls(losses), fit)
 
     def release(self) -> None:

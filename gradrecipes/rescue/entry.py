@@ -150,7 +150,8 @@ def rescue(
     if any(one.custom for one in outputs) and not LOSS_CAUSES & {finding.code for finding in diagnosis.findings}:
         known.pop("head_and_loss", None)  # who writes a loss means another one than the targets suggest
     found = search(lab, candidates(diagnosis.findings, known), known, healthy=nothing_found)
-    return _answer(model, lab, found, diagnosis, build, scaling, arrays=_is_arrays(x))
+    titles = {name: change.title for name, change in known.items()}
+    return _answer(model, lab, found, diagnosis, build, scaling, arrays=_is_arrays(x), titles=titles)
 
 
 def _answer(
@@ -162,6 +163,7 @@ def _answer(
     scaling: Scaling,
     *,
     arrays: bool,
+    titles: dict[str, str],
 ) -> Rescue:
     after = setup_after(lab.base, found.changes)
     verdict = RESCUED if found.changes else NOT_RESCUED
@@ -188,7 +190,7 @@ def _answer(
             keras.utils.set_random_seed(seed)
             return build(after, seed)
 
-    return Rescue(verdict, changes, evidence, diagnosis, lab.base, after, model, make, arrays, scaling)
+    return Rescue(verdict, changes, evidence, diagnosis, lab.base, after, model, make, arrays, scaling, titles)
 
 
 def _with_reference(

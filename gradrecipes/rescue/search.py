@@ -84,6 +84,8 @@ class _Progress:
         self.long = min(1.0, LENGTHENED * self.short)
         self.checkpoints: list[Result] = []  # of the training as it is
         self.fails = False
+        self.hurried = True  # whether a single change that looks clear ends the short trials
+        self.clear: Changes = ()  # the one that did
         self.first: Changes = ()  # what the diagnosis suggests before all else
         self.winner: Changes = ()
         self.final: Result | None = None
@@ -104,12 +106,21 @@ class _Progress:
         if early and self.fails:  # short trials cannot tell what prevents a late failure
             return self._against_late_failure(tried)
         first, longer = (self.long, max(self.long, HALF)) if early else (self.short, self.long)
+        self._narrowed(tried, first, longer)
+        if self.clear and not self.so_far().changes and self.lab.left > 0:
+            self.hurried = False  # the single change that looked clear does not hold
+            self._narrowed([changes for changes in tried if changes != self.clear], first, longer)
+        return self.so_far()
+
+    def _narrowed(self, tried: Sequence[Changes], first: float, longer: float) -> None:
+        self.winner, self.pairs, self.final, self.needed = (), [], None, {}
         survivors = self._survivors(self._short_trials(tried, first), longer)
+        if self.clear and self.hurried and not (survivors and self._is_half_learned(survivors[0][1])):
+            return
         if survivors:
             self._finals(survivors, longer)
         if self.winner:
             self._confirm(longer)
-        return self.so_far()
 
     def so_far(self, *, complete: bool = True) -> Found:
         """Return what is proven by now."""
@@ -187,8 +198,10 @@ class _Progress:
         scored: Scored = []
         for changes in tried[:count]:
             # One set of several changes says what can be had; a single change that it does not beat is enough.
-            enough = unbeaten >= UNBEATEN or (len(best[0]) == 1 and unbeaten_sets > 0)
-            if scored and (lab.left <= 0 or (enough and self._is_half_learned(best[1]))):
+            clear = self.hurried and len(best[0]) == 1
+            clear = clear and (unbeaten_sets > 0 or best[1].score.value >= EXCELLENT)
+            if scored and (lab.left <= 0 or ((clear or unbeaten >= UNBEATEN) and self._is_half_learned(best[1]))):
+                self.clear = best[0] if clear else self.clear
                 break
             unbeaten, unbeaten_sets = unbeaten + 1, unbeaten_sets + (len(changes) > 1)
             probe = lab.run(changes, share=GLANCE * share, part="short trials")
@@ -200,8 +213,6 @@ class _Progress:
             scored.append((changes, result))
             if lab.better(result.score, best[1].score):
                 best, unbeaten, unbeaten_sets = (changes, result), 0, 0
-            if len(best[0]) == 1 and best[1].score.value >= EXCELLENT:
-                break
         return scored
 
     def _is_half_learned(self, result: Result) -> bool:
@@ -229,7 +240,7 @@ class _Progress:
         near = [pair for pair in ranked if not lab.better(ranked[0][1].score, pair[1].score)]
         count = SURVIVORS if lab.learns(ranked[0][1]) else 2 * SURVIVORS
         simplest = min(near, key=lambda pair: _cost(pair[0]))
-        single = len(simplest[0]) == 1 and self._is_half_learned(simplest[1])
+        single = self.hurried and len(simplest[0]) == 1 and self._is_half_learned(simplest[1])
         count = 1 if single else count
         chosen = near[:count] + [simplest] * (simplest not in near[:count])
         again = [(changes, lab.run(changes, share=share, part="longer trials")) for changes, _ in chosen]
@@ -295,7 +306,7 @@ class _Progress:
     def _finals(self, survivors: Scored, share: float) -> None:
         """Train the smallest set in full; another one where that fails late."""
         lab = self.lab
-        chosen = self._ablated(self._simplest(survivors), share)
+        chosen = self._excellent_single(survivors) or self._ablated(self._simplest(survivors), share)
         self._keep(chosen, share)
         others = [changes for changes, _ in survivors if changes != chosen and not set(chosen) < set(changes)]
         for changes in (chosen, *others[:1]):
@@ -319,6 +330,14 @@ class _Progress:
                 self.needed[name] = self.final.score.value - lab.run(chosen, part="finals").score.value
                 return
         self.winner, self.pairs = (), []
+
+    def _excellent_single(self, survivors: Scored) -> Changes | None:
+        """Return the best single change if it ends excellent, though a set of several learned faster at first."""
+        lab = self.lab
+        single, result = next((pair for pair in survivors if len(pair[0]) == 1), ((), None))
+        if result is None or not self._is_half_learned(result) or lab.left < 2 * lab.full or not self._holds(single):
+            return None
+        return single if lab.run(single, part="finals").score.value >= EXCELLENT else None
 
     def _suggested_first(self, changes: Changes) -> Changes:
         """Return what the first cause suggests where it ends better than a winner that learned little."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -87,6 +87,7 @@ class Rescue:
         diagnosis: What was found wrong.
         before: The user's setup.
         after: The repaired setup; the same where nothing was changed.
+        titles: What each change that could be tried does, by its short name.
 
     Attributes:
         model: A new compiled, untrained model with the changes. It takes and gives the user's own units. The user's
@@ -104,6 +105,7 @@ class Rescue:
     _build: Callable[[int], keras.Model] = field(repr=False)
     _arrays: bool = True
     _scaling: Scaling | None = field(default=None, repr=False)
+    titles: Mapping[str, str] = field(default_factory=dict, repr=False)
     _held: dict[str, keras.Model] = field(default_factory=dict, repr=False)
 
     @property
@@ -218,14 +220,28 @@ def screen(rescue: Any) -> str:
         if evidence.final is not None:
             lines += _wrapped(f"At the end of the whole training: {evidence.final:.3f}.")
         code = rescue.as_code().splitlines()
-        lines += ["", *[line[:COLUMNS] for line in code[:CODE_LINES]]]
-        lines += ["..."] if len(code) > CODE_LINES else []
+        code = [part for line in code for part in _wrapped_code(line)]
+        lines += ["", *code[:CODE_LINES]]
+        lines += ["... (as_code() returns, and the HTML page holds, all of it)"] if len(code) > CODE_LINES else []
     elif rescue.verdict == "not rescued":
         longest = {trial.changes: trial for trial in sorted(evidence.trials, key=lambda trial: trial.steps)}
         best = sorted((one for one in longest.values() if one.changes), key=lambda one: -one.score)
-        lines += ["", "Nothing that was tried wins by more than chance. The best:"]
+        words = "Nothing that was tried wins by more than chance. The best:"
+        if not evidence.complete:
+            words = (
+                "Stopped before a change was confirmed with other seeds and to the end of the training. With a "
+                "journal, the next call goes on from here. The best so far:"
+            )
+        lines += ["", *_wrapped(words)]
         for trial in best[:TRIED_SHOWN]:
-            lines += _wrapped(f"- {' + '.join(trial.changes)}: {trial.score:.3f} after {trial.steps} steps")
+            named = " + ".join(rescue.titles.get(name, name) for name in trial.changes)
+            lines += _wrapped(f"- {named}: {trial.score:.3f} after {trial.steps} steps")
+    elif evidence.control is not None and not evidence.control > evidence.chance:
+        lines += _wrapped(
+            "The training as it is learns its training data by its own loss, and the diagnosis found nothing wrong. "
+            "That its score on held-back data is no better than a guess is overfitting, or the score does not suit "
+            "the loss. The model is returned as it was."
+        )
     else:
         lines += _wrapped("The training as it is learns, to its end; the model is returned as it was.")
     cost = f"{len(evidence.trials)} trials, {evidence.spent_steps:.0f} steps = {evidence.trainings:.1f} trainings"
@@ -233,6 +249,14 @@ def screen(rescue: Any) -> str:
     parts = ", ".join(f"{part} {value:.0f} s" for part, value in evidence.seconds.items())
     lines += ["", *_wrapped(f"{cost}, {seconds:.0f} s: {parts}.")]
     return "\n".join(lines[:LINES])
+
+
+def _wrapped_code(line: str) -> list[str]:
+    """Break a line of code between the arguments of a call, where it can be pasted as it is."""
+    indent = f"{line[:1]}     " if line[:2] in ("+ ", "- ") else "    "
+    return textwrap.wrap(line, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [
+        line
+    ]
 
 
 def _wrapped(text: str) -> list[str]:

@@ -115,6 +115,8 @@ def test_an_interrupt_gives_what_is_proven_by_then():
     found = gr.rescue(regression(), X, Y, epochs=3, tell=interrupt)
     assert not found.evidence.complete
     assert found.verdict == "not rescued"
+    assert "Stopped before a change was confirmed" in str(found)
+    assert "divide the learning rate by" in str(found)
 
 
 @pytest.mark.slow

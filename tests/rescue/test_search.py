@@ -125,6 +125,26 @@ def test_a_single_change_that_no_set_beats_ends_the_trials_if_it_learned_half(to
     assert (made.longest("clip") > 0) is tried
 
 
+def test_a_clear_single_change_that_does_not_hold_is_looked_beyond():
+    def score(names, seed, share):
+        if names == {"a"}:
+            return 0.8 if share <= 0.1 else 0.1
+        return rises(share, 0.7) if names == {"clip"} else 0.1
+
+    _, found = run(score, ("a",), ("b", "c"), ("clip",))
+    assert names(found) == ["clip"]
+
+
+def test_a_single_change_that_ends_excellent_is_not_compared_with_parts_of_a_set():
+    def score(names, seed, share):
+        top = 0.97 if "a" in names else 0.5
+        return rises(share, top) if len(names) > 1 else min(top, 0.55 + share) if names == {"a"} else 0.1
+
+    made, found = run(score, ("a",), ("a", "b", "c"))
+    assert names(found) == ["a"]
+    assert made.longest("a", "b") == 0
+
+
 def test_an_excellent_single_change_ends_the_trials():
     made, _ = run(lambda names, seed, share: 0.97 if names else 0.1, ("a",), ("b", "c"))
     assert made.longest("b", "c") == 0
