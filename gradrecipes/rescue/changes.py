@@ -53,6 +53,11 @@ def setup_after(base: Setup, changes: Changes) -> Setup:
     return base
 
 
+def cost_of(changes: Changes) -> tuple[int, int]:
+    """Return what makes one set of changes costlier than another: how many they are, then how risky."""
+    return len(changes), sum(change.risk for change in changes)
+
+
 def catalogue(base: Setup, original: Original, scaling: Scaling, task: Task, *, steps: int) -> dict[str, Change]:
     """Return every change that this model, its data and its setup allow, by name, the safest first.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradrecipes.rescue.arm import Result
-from gradrecipes.rescue.changes import Change, Changes
+from gradrecipes.rescue.changes import Change, Changes, cost_of
 from gradrecipes.rescue.lab import Lab, Proof
 from gradrecipes.rescue.task import OWN_LOSS
 
@@ -24,15 +24,8 @@ UNBEATEN = 3  # candidates in a row that are no better than the best before them
 HALF_LEARNED = 0.5  # ... if it is so far from a guess to a perfect score
 EXCELLENT = 0.95  # score from which on a better one is not looked for
 FINAL_PEAK = 10.0  # highest loss over the first from which on a run that ends well is said to have spiked
-LATE = (
-    "constant_rate",
-    "plain_optimizer",
-    "guard",
-    "clip",
-    "rate_0.1",
-    "warm_up",
-    "adam",
-)  # against what happens late, the safest first
+# Against what happens late, the safest first.
+LATE = ("constant_rate", "plain_optimizer", "guard", "clip", "rate_0.1", "warm_up", "adam")
 
 
 @dataclass(frozen=True)
@@ -140,7 +133,7 @@ class _Progress:
                 break
             if stoppable and share >= HALF and self._stands_still():
                 break
-        self.fails = self._fails(1.0 if stoppable else 0.0) and (stoppable or not self._fits())
+        self.fails = self._fails(1.0 if stoppable else 0.0) and (stoppable or not self.lab.fits(self.checkpoints[-1]))
 
     def _stands_still(self) -> bool:
         learned = any(self.lab.learns(one, standard_errors=1.0) for one in self.checkpoints)
@@ -161,10 +154,6 @@ class _Progress:
         worse = [one for one in self.checkpoints[:-1] if self.lab.better(one.score, last.score)]
         late = any(not last.loss < one.loss for one in worse)
         return late or not self.lab.learns(last, standard_errors=standard_errors)
-
-    def _fits(self) -> bool:
-        last = self.checkpoints[-1]
-        return last.broken is None and not last.error and self.lab.fits(last)
 
     def _against_late_failure(self, tried: Sequence[Changes]) -> Found:
         """Train with each remedy in full, those for the causes and the safest first, until one stays learned."""
@@ -236,10 +225,10 @@ class _Progress:
         lab = self.lab
         if not scored:
             return []
-        ranked = sorted(scored, key=lambda pair: (-round(pair[1].score.value, 3), _cost(pair[0])))
+        ranked = sorted(scored, key=lambda pair: (-round(pair[1].score.value, 3), cost_of(pair[0])))
         near = [pair for pair in ranked if not lab.better(ranked[0][1].score, pair[1].score)]
         count = SURVIVORS if lab.learns(ranked[0][1]) else 2 * SURVIVORS
-        simplest = min(near, key=lambda pair: _cost(pair[0]))
+        simplest = min(near, key=lambda pair: cost_of(pair[0]))
         single = self.hurried and len(simplest[0]) == 1 and self._is_half_learned(simplest[1])
         count = 1 if single else count
         chosen = near[:count] + [simplest] * (simplest not in near[:count])
@@ -248,7 +237,7 @@ class _Progress:
         if union is not None and max(result.score.value for _, result in again) < EXCELLENT:
             again.append((union, lab.run(union, share=share, part="longer trials")))
         again = [pair for pair in again if not pair[1].error and pair[1].broken is None]
-        return sorted(again, key=lambda pair: (-pair[1].score.value, _cost(pair[0])))
+        return sorted(again, key=lambda pair: (-pair[1].score.value, cost_of(pair[0])))
 
     def _union(self, scored: Scored) -> Changes | None:
         """Return the two best single changes together, unless they exclude each other or were tried together."""
@@ -261,7 +250,7 @@ class _Progress:
     def _simplest(self, scored: Scored) -> Changes:
         """Return the fewest and safest changes that are within chance of the best."""
         near = [changes for changes, result in scored if not self.lab.better(scored[0][1].score, result.score)]
-        return min(near, key=_cost)
+        return min(near, key=cost_of)
 
     def _ablated(self, changes: Changes, share: float) -> Changes:
         """Leave out each change without which the score falls by no more than chance, and measure what the others are.
@@ -345,8 +334,7 @@ class _Progress:
         final = lab.run(changes, part="finals")
         if self._is_half_learned(final) or len(first) != 1 or first == changes or lab.left < lab.full:
             return changes
-        length = max(self.long, HALF)
-        halves = [lab.run(some, share=length, part="finals") for some in (changes, first)]
+        halves = [lab.run(some, share=max(self.long, HALF), part="finals") for some in (changes, first)]
         if halves[1].error or halves[1].broken is not None or lab.better(halves[0].score, halves[1].score):
             return changes
         wins = self._holds(first) and lab.better(lab.run(first, part="finals").score, final.score)
@@ -410,8 +398,3 @@ class _Progress:
                 break
         if len(self.winner) == 1:
             self.needed = {self.winner[0].name: lab.proof(self.pairs).difference}
-
-
-def _cost(changes: Changes) -> tuple[int, int]:
-    """Return what makes one set of changes costlier than another: how many they are, then how risky."""
-    return len(changes), sum(change.risk for change in changes)
