@@ -166,6 +166,12 @@ def _lstm(one: dict[str, Any], place: int) -> dict[str, Any]:
     return {"kind": "LSTM", "activation": "relu", "activation_exponent": 1.0} if place == 0 else {}
 
 
+def _falls(*falls: float) -> dict[str, dict[str, Any]]:
+    """Return variations whose loss falls by these shares: unchanged, and at 10, 100 and 1,000 times the rate."""
+    names = ("as_it_is", "rate_10", "rate_100", "rate_1000")
+    return {name: STANDS | {"end": 2.3 * (1 - fall), "fall": fall} for name, fall in zip(names, falls, strict=True)}
+
+
 def planned(trace: Trace, at_highest: dict[str, Any], **changes: Any) -> Trace:
     """Return the trial with a schedule that rises to .3 at step 1,000 of 5,000, and what steps at that rate did."""
     result = VariationResult(**{"start": 0.2, "steps": 350} | at_highest)
@@ -211,6 +217,8 @@ TRACES: dict[str, Callable[[], Trace]] = {
     ),
     "trial_dead_learns": lambda: trial(layers=at(1, dead_share=0.95)),
     "trial_rate_too_low": lambda: trial(STANDING, update=1e-6, varied={"rate_10": STANDS, "rate_100": LEARNS}),
+    "trial_falls_in_proportion": lambda: trial(STANDING, update=1e-6, varied=_falls(2e-5, 2e-4, 2.3e-3, 2.1e-2)),
+    "trial_falls_out_of_proportion": lambda: trial(STANDING, update=1e-6, varied=_falls(2e-5, 2e-4, 2.3e-3, 3e-3)),
     "trial_nothing_helps": lambda: trial(STANDING, update=1e-6, varied={"rate_10": STANDS, "rate_100": STANDS}),
     "trial_rate_too_high": lambda: trial(CLIMBING, update=0.5, varied={"rate_0.1": LEARNS}),
     "trial_breaks_at_the_peak": lambda: planned(trial(), {"broken": 200}, broken_rate=0.2),
@@ -611,7 +619,7 @@ FIRES: dict[str, tuple[str, ...]] = {
     "unbounded_activation": ("trial_squares", "trial_relu_lstm", "trial_arithmetic_amplifies"),
     "saturated_units": ("trial_saturated",),
     "dead_units": ("trial_dead", "trial_dies", "trial_answers_dead"),
-    "learning_rate_too_low": ("trial_rate_too_low",),
+    "learning_rate_too_low": ("trial_rate_too_low", "trial_falls_in_proportion"),
     "learning_rate_too_high": (
         *("trial_rate_too_high", "trial_dies", "trial_breaks_at_the_peak", "trial_diverges_at_the_peak"),
         "trial_forgets_at_the_peak",
@@ -693,6 +701,7 @@ SILENT: dict[str, tuple[str, ...]] = {
     ),
     "learning_rate_too_low": (
         *SOUND,
+        "trial_falls_out_of_proportion",
         "trial_nothing_helps",
         "trial_stands",
         "trial_rate_too_high",

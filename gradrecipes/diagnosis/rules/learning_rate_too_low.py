@@ -3,7 +3,8 @@
 ## What it does
 Fires where the trial's loss hardly fell, an update changed a typical layer by less than a hundred-thousandth of its
 size, and the net learns in the same steps at ten, a hundred or a thousand times the rate. Without a trial, in the
-record of a real training, it needs at least 200 such steps.
+record of a real training, it needs at least 200 such steps. It fires as well where the loss of a run that is no better
+than a constant prediction falls ten times as far at each of these rates: steps that are far too short follow the slope.
 
 ## Why it is bad
 About a thousandth of the weights' size per step is usual. A hundred times less takes a hundred times as long, which
@@ -24,13 +25,14 @@ Raise the rate by the factor found here, or find the range with `gr.probes.learn
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.trial_reading import TrialReading, at_rate
+from gradrecipes.core.trace.trial_reading import AS_IT_IS, TrialReading, at_rate
 from gradrecipes.diagnosis.facts.divergences import MIN_WEIGHT_GROWTH, weight_growth
 from gradrecipes.diagnosis.facts.readings import middle, rounded
 from gradrecipes.diagnosis.outcome import (
@@ -54,6 +56,8 @@ LONG_ENOUGH = 200  # steps of a recorded training
 MIN_GAIN = 10.0  # fall of the varied run over that of the trial
 GOOD_FALL = 0.05  # relative fall of the varied run, over 40 steps
 DECAYED_UPDATE = 1e3  # first update over the later ones, of a rate that decays to nothing within a hundred steps
+SAME_PROPORTION = 2.0  # by which the fall may differ from ten times that at a tenth of the rate
+LEARNED_END = 0.9  # end over the baseline below which a run at rest has learned
 ALIVE_GRADIENT = 0.1  # last gradient norm over the first: the gradients are still there
 
 
@@ -86,11 +90,12 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
     if not proven and seen.state != LEARNING and _dies(trace, update):
         return _died(trace, update, seen)
     recorded = not trace.probes.trial and len(trace) >= LONG_ENOUGH and update < SHORTEST_UPDATE
-    if not proven and not (recorded and seen.state == STALLED):
+    proportional = not proven and _falls_in_proportion(trace, seen)
+    if not proven and not proportional and not (recorded and seen.state == STALLED):
         return None
     if learned_at_highest((trace.probes.trial or TrialReading()).rates) is not None:
         return None  # the schedule rises to a rate that trains
-    factor = factor or 100.0
+    factor = PROPORTIONAL_RATES[-1] if proportional else factor or 100.0
     rate = recorded_rate(trace)
     statement = (
         f"An update changes a typical layer by {rounded(update)} of its size; about 1e-3 is usual."
@@ -111,7 +116,30 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
             Evidence(statement, update, 1e-3, "update norm over weight norm"),
             *variation_evidence(trace, at_rate(factor)),
         ),
-        prescriptions=(set_learning_rate(trace, factor, "With steps that much longer the same net learns."),),
+        prescriptions=(
+            set_learning_rate(
+                trace,
+                factor,
+                "Up to that rate the loss falls in proportion to it."
+                if proportional
+                else "With steps that much longer the same net learns.",
+            ),
+        ),
+    )
+
+
+PROPORTIONAL_RATES = (10.0, 100.0, 1e3)
+
+
+def _falls_in_proportion(trace: Trace, seen: Verdict) -> bool:
+    """Return whether a run that has not learned falls in proportion to the rate, over three orders of magnitude."""
+    if seen.state != STALLED or not seen.end_over_baseline >= LEARNED_END:
+        return False
+    tried = [variation(trace, one) for one in (AS_IT_IS, *map(at_rate, PROPORTIONAL_RATES))]
+    falls = [math.nan if one is None or one.fall is None else one.fall for one in tried]
+    return all(
+        low > 0 and 10.0 / SAME_PROPORTION <= high / low <= 10.0 * SAME_PROPORTION
+        for low, high in itertools.pairwise(falls)
     )
 
 
