@@ -107,7 +107,51 @@ def poisson_of_linear(activation: str | None = None) -> Program:
     return Program(model, x, y[:, None], batch_size=32, epochs=10)
 
 
+def likelihood_of_large_targets(scaled: bool = False) -> Program:
+    """Mean and deviation of targets of 800 +- 150: the deviation grows instead of the mean."""
+    keras.utils.set_random_seed(1208)
+    x, _ = data.boston()
+    z = data.standardized(x)
+    y = z[:, :1] * (1.0 if scaled else 150.0) + (0.0 if scaled else 800.0)
+
+    def likelihood(true, pred):
+        deviation = 1e-3 + ops.softplus(pred[:, 1:])
+        return ops.log(deviation) + 0.5 * ops.square((true - pred[:, :1]) / deviation)
+
+    model = keras.Sequential(
+        [layers.Input((12,)), layers.Dense(32, activation="relu"), layers.Dense(32, activation="relu"), layers.Dense(2)]
+    )
+    model.compile(optimizers.Adam(0.005), likelihood)
+    return Program(model, z[:, 1:], y, batch_size=32, epochs=20)
+
+
+def one_hot_of_labels_from_1(first: int = 1) -> Program:
+    """Labels 1 to 3 as one-hot rows of three columns: those of the last class are 0."""
+    keras.utils.set_random_seed(1209)
+    x, labels = data.wine()
+    y = np.eye(4, dtype="float32")[labels + first][:, :3]
+    model = keras.Sequential(
+        [layers.Input((13,)), layers.Dense(24, activation="relu"), layers.Dense(3, activation="softmax")]
+    )
+    model.compile(optimizers.Adam(0.005), "categorical_crossentropy", metrics=["accuracy"])
+    return Program(model, data.standardized(x), y, batch_size=16, epochs=15)
+
+
 CASES = (
+    failing(
+        "likelihood_of_large_targets",
+        likelihood_of_large_targets,
+        "tensorflow/probability issues 703 and 751: a scale by softplus, targets far from 1",
+        "unscaled_targets",
+        scaled=True,
+    ),
+    failing(
+        "one_hot_of_labels_from_1",
+        one_hot_of_labels_from_1,
+        "Stack Overflow: tf.one_hot of labels that begin at 1 gives rows of zeros",
+        "loss_output_mismatch",
+        first=0,
+    ),
     failing(
         "mean_over_an_empty_mask",
         mean_over_mask,
