@@ -100,7 +100,7 @@ class _Progress:
             return self._against_late_failure(tried)
         first, longer = (self.long, max(self.long, HALF)) if early else (self.short, self.long)
         self._narrowed(tried, first, longer)
-        if self.clear and not self.so_far().changes and self.lab.left > 0:
+        if self.clear and self.fails and not self.so_far().changes and self.lab.left > 0:
             self.hurried = False  # the single change that looked clear does not hold
             self._narrowed([changes for changes in tried if changes != self.clear], first, longer)
         return self.so_far()
