@@ -170,15 +170,20 @@ def _points(one: OutputLoss, activation: str | None, output: Any, target: tf.Ten
 
 
 def _is_flat(loss: Any, target: tf.Tensor, output: Any) -> bool:
-    prediction = tf.constant(np.asarray(output))
-    try:
-        with tf.GradientTape() as tape:
-            tape.watch(prediction)
-            value = tf.reduce_mean(loss(target, prediction))
-        slope = tape.gradient(value, prediction)
-    except Exception:  # a loss that needs more than targets and predictions
-        return False
-    return slope is not None and float(value) != 0 and not np.any(np.asarray(tf.convert_to_tensor(slope)))
+    """Return whether a loss has no slope at the predictions, nor around them: equal ones may lie on a top of it."""
+    own = np.asarray(output)
+    around = own + np.random.default_rng(0).normal(size=own.shape).astype(own.dtype)
+    for prediction in (tf.constant(own), tf.constant(around)):
+        try:
+            with tf.GradientTape() as tape:
+                tape.watch(prediction)
+                value = tf.reduce_mean(loss(target, prediction))
+            slope = tape.gradient(value, prediction)
+        except Exception:  # a loss that needs more than targets and predictions
+            return False
+        if slope is None or not float(value) or np.any(np.asarray(tf.convert_to_tensor(slope))):
+            return False
+    return True
 
 
 def _activation(description: Description, place: int) -> str | None:

@@ -245,3 +245,13 @@ def test_a_hard_decision_in_the_loss_is_flat_and_a_smooth_one_is_not():
         (read,) = probe(net(units=1), labels, lambda y, p, side=side: 1.0 - y * side(p)).outputs
         assert read.flat == flat
     assert not probe(net(units=1), labels, "mse").outputs[0].flat
+
+
+def test_a_loss_of_distances_between_equal_predictions_is_not_flat():
+    model = net(units=3)
+    model.layers[0].kernel.assign(np.zeros((8, 3)))
+
+    def spread(y_true, y_pred):
+        return 1.0 - ops.square(y_pred[:, 0] - y_pred[:, 1])
+
+    assert not probe(model, ONE_HOT, spread).outputs[0].flat
