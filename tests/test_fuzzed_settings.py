@@ -155,13 +155,19 @@ def test_what_a_clipping_method_takes_can_run(method):
         assert np.isfinite(np.array(variable)).all()
 
 
+@pytest.mark.filterwarnings("ignore:Gradients do not exist for variables")  # so says Keras where one is None
 @settings(max_examples=25)
+@example(sizes=[2, None], variables=2, loss=None)
+@example(sizes=[2, 1], variables=2, loss=None)
 @given(st.lists(st.one_of(st.none(), st.integers(0, 3), st.just("")), max_size=3), st.integers(0, 3), ODD)
 def test_a_loop_by_hand_takes_what_fits_and_names_what_does_not(sizes, variables, loss):
     pipeline = make_pipeline()
     gradients = [size if size in (None, "") else tf.ones([size]) for size in sizes]
     known = [keras.Variable(np.ones(2, "float32")) for _ in range(variables)]
-    or_refused(pipeline.apply, {"gradients": gradients, "variables": known, "loss": loss})
+    taken = or_refused(pipeline.apply, {"gradients": gradients, "variables": known, "loss": loss})
+    fits = len(sizes) == variables and set(sizes) <= {None, 2} and 2 in sizes
+    assert fits or not taken
+    assert taken or not fits or loss is not None
 
 
 EXTREME_ARGUMENTS = {

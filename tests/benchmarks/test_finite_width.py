@@ -36,16 +36,17 @@ def random_net(name: str, variance: float, widths: list[int], random: np.random.
 @pytest.mark.parametrize("name, gain", [("relu", 2.5), ("linear", 1.0), ("elu", 1.0), ("tanh", 2.5), ("sigmoid", 1.0)])
 @pytest.mark.parametrize("widths", [[32] * 30, [16, 64] * 12])
 def test_95_percent_of_random_nets_lie_within_the_bar(name, gain, widths):
-    covered(name, gain * forward_gain(name) ** 2, widths)
+    assert_covered(name, gain * forward_gain(name) ** 2, widths)
 
 
 @pytest.mark.parametrize("name", ["gelu", "silu"])
 def test_on_the_ridge_where_a_signal_grows_or_collapses(name):
-    output, _ = covered(name, forward_gain(name) ** 2, [48] * 40)
+    output, _ = assert_covered(name, forward_gain(name) ** 2, [48] * 40)
     assert np.ptp(output[:, -1]) > 4  # the spread that a linear theory, with a standard deviation near 1, misses
 
 
-def covered(name: str, variance: float, widths: list[int]):
+def assert_covered(name: str, variance: float, widths: list[int]):
+    """Assert that the bars hold as many nets as they claim; return the logarithms of outputs and gradients."""
     random = np.random.default_rng(1)
     nets = [random_net(name, variance, widths, random) for _ in range(NETS)]
     output, gradient = (np.array(part) for part in zip(*nets, strict=True))

@@ -29,7 +29,7 @@ def plain(make, arm, seed, fit=FIT, split=SPLIT):
     return history, model.get_weights()
 
 
-def study_and_loop_agree(make, arms=({},), *, fit=FIT, seeds=(0, 1), split=SPLIT):
+def assert_study_and_loop_agree(make, arms=({},), *, fit=FIT, seeds=(0, 1), split=SPLIT):
     """Assert that all numbers agree; return the runs."""
     trained = []
     watched = {**fit, "callbacks": lambda: [*(fit["callbacks"]() if "callbacks" in fit else []), Keep(trained)]}
@@ -71,7 +71,7 @@ def stateful(rate=0.01, *, optimizer="Adam", initializer="glorot_uniform", **how
 @pytest.mark.slow
 def test_a_rate_or_an_initializer_is_no_reason_for_another_trace_and_a_bound_is():
     arms = ({}, {"rate": 0.1, "initializer": "he_normal"}, {"clipnorm": 0.5})
-    runs = study_and_loop_agree(stateful, arms, seeds=(0, 7))
+    runs = assert_study_and_loop_agree(stateful, arms, seeds=(0, 7))
     assert [run.reused for run in runs] == [False, True, False, True, True, True]
 
 
@@ -110,14 +110,14 @@ MAKES = [scheduled, accumulated, mixed, compiled_by_xla, several_steps_at_once, 
 @pytest.mark.parametrize("make", MAKES, ids=lambda make: make.__name__)
 @pytest.mark.slow
 def test_schedules_slots_scales_and_metrics_begin_anew(make):
-    runs = study_and_loop_agree(make)
+    runs = assert_study_and_loop_agree(make)
     assert [run.reused for run in runs] == [False, True]
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", sorted(PLAIN_OPTIMIZERS - {"LossScaleOptimizer", "Adam"}))
 def test_every_optimizer_whose_slots_are_known_to_be_plain(name):
-    runs = study_and_loop_agree(stateful, ({"optimizer": name},))
+    runs = assert_study_and_loop_agree(stateful, ({"optimizer": name},))
     assert [run.reused for run in runs] == [False, True]
 
 
@@ -127,7 +127,7 @@ def test_every_kind_of_net(name):
     def make():
         return compiled(NETS[name]())
 
-    runs = study_and_loop_agree(make)
+    runs = assert_study_and_loop_agree(make)
     assert runs[1].reused == (name != "subclassed")  # which counts in Python how often it was called
     assert name != "subclassed" or "python_calls" in runs[1].note
 
@@ -138,7 +138,7 @@ def test_what_cannot_be_put_back_is_built_and_traced_anew_and_said():
         noise = layers.Lambda(lambda x: x + tf.random.normal(tf.shape(x), stddev=0.1))(inputs)
         return compiled(keras.Model(inputs, layers.Dense(10)(noise)))
 
-    runs = study_and_loop_agree(noisy)
+    runs = assert_study_and_loop_agree(noisy)
     assert not any(run.reused for run in runs)
     assert all("RandomStandardNormal" in run.note for run in runs)
 
@@ -147,7 +147,7 @@ def test_an_optimizer_whose_slots_are_not_known_is_not_used_again():
     class Own(optimizers.SGD):
         """Might begin with anything."""
 
-    runs = study_and_loop_agree(lambda: compiled(with_state(), Own(0.1)))
+    runs = assert_study_and_loop_agree(lambda: compiled(with_state(), Own(0.1)))
     assert not any(run.reused for run in runs) and "Own" in runs[0].note
 
 
@@ -157,7 +157,7 @@ def test_callbacks_act_on_each_run_alone():
         "epochs": 4,
         "callbacks": lambda: [keras.callbacks.ReduceLROnPlateau("loss", patience=0, min_delta=9)],
     }
-    runs = study_and_loop_agree(stateful, fit=fit)
+    runs = assert_study_and_loop_agree(stateful, fit=fit)
     assert runs[1].reused
     assert runs[1].history["learning_rate"][0] == pytest.approx(0.01)
     assert runs[1].history["learning_rate"][-1] < 0.01
@@ -170,21 +170,21 @@ def test_a_callback_that_changes_the_model_spoils_it_for_the_next_run():
         def on_epoch_end(self, epoch, logs=None):
             self.model.layers[0].trainable = False
 
-    runs = study_and_loop_agree(stateful, fit={**FIT, "callbacks": lambda: [Freeze()]})
+    runs = assert_study_and_loop_agree(stateful, fit={**FIT, "callbacks": lambda: [Freeze()]})
     assert not runs[1].reused and "trainable" in runs[1].note
 
 
 @pytest.mark.slow
 def test_with_a_guard_the_numbers_are_those_of_a_guarded_fit():
     fit = {**FIT, "callbacks": lambda: [gr.GradientGuard(clipping=gr.clipping.by_global_norm(1.0))]}
-    study_and_loop_agree(stateful, fit=fit)
+    assert_study_and_loop_agree(stateful, fit=fit)
 
 
 @pytest.mark.parametrize(
     "how", [{"shuffle": False}, {"batch_size": 40}, {"class_weight": dict.fromkeys(range(10), 0.5)}]
 )
 def test_other_ways_of_feeding(how):
-    study_and_loop_agree(stateful, fit={**FIT, **how}, seeds=(0,))
+    assert_study_and_loop_agree(stateful, fit={**FIT, **how}, seeds=(0,))
 
 
 @pytest.mark.slow
@@ -221,7 +221,7 @@ def test_data_that_are_float64_or_in_a_dictionary():
 
     x = {"a": X.astype(float), "b": 1 - X}
     split = Split.of(({n: v[:80] for n, v in x.items()}, Y[:80], {n: v[80:] for n, v in x.items()}, Y[80:]))
-    study_and_loop_agree(make, split=split)
+    assert_study_and_loop_agree(make, split=split)
 
 
 def test_a_run_that_diverges_ends_early_and_leaves_the_next_one_alone():
