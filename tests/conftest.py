@@ -50,8 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
-# Tracing allocates by the hundred thousand: at Python's own threshold of 700 its collections take 7% of the processor
-# time, and find little, since each file is collected as a whole below.
+# Tracing allocates by the hundred thousand: at Python's own threshold of 700 it collects all the time and finds little,
+# since each file is collected as a whole below.
 gc.set_threshold(50_000, 10, 10)
 
 

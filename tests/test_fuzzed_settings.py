@@ -120,6 +120,7 @@ def test_every_clipping_method_and_callback_is_in_the_table():
 def test_each_argument_is_taken_or_refused_in_words(make, name):
     taken = []
 
+    @settings(max_examples=20)  # of 15 kinds, for each of some sixty arguments
     @given(value=ODD)
     @example(value=float("nan"))
     @example(value=-1)

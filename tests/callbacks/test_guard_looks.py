@@ -44,10 +44,10 @@ class Jump(keras.callbacks.Callback):
     ("at", "how"),
     [
         (33, {}),
-        (40, {}),
+        pytest.param(40, {}, marks=pytest.mark.slow),
         pytest.param(39, {"jit_compile": True}, marks=pytest.mark.slow),
         (10, {"steps_per_execution": 4}),
-        (33, {"run_eagerly": True}),
+        pytest.param(33, {"run_eagerly": True}, marks=pytest.mark.slow),
     ],
 )
 def test_a_fit_that_ends_in_bad_steps_or_with_the_step_that_ruins_leaves_good_weights(at, how):

@@ -100,7 +100,7 @@ def test_after_a_fault_the_model_is_as_good_as_without(fault, clean):
     assert guard.stop_reason is None
 
 
-@pytest.mark.parametrize("fault", ["NaN in a weight", "rate x 1000"])
+@pytest.mark.parametrize("fault", [pytest.param("NaN in a weight", marks=pytest.mark.slow), "rate x 1000"])
 def test_without_the_guard_these_faults_are_no_small_thing(fault, clean):
     arguments, act, change = FAULTS[fault]
     x, y = digits(SAMPLES)
@@ -184,7 +184,7 @@ def test_without_snapshots_too_many_skips_stop_it():
     assert not [event for event in guard.events if event.kind == "rollback"]
 
 
-@pytest.mark.parametrize("rate", [1e3, np.inf])
+@pytest.mark.parametrize("rate", [1e3, pytest.param(np.inf, marks=pytest.mark.slow)])
 def test_without_snapshots_bad_weights_at_the_end_are_told(rate, caplog):
     x, y = digits(SAMPLES)
     model, guard = seeded(two_dense), gr.GradientGuard(snapshot_every=None)

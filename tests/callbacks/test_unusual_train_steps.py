@@ -102,14 +102,16 @@ def train(kind, callbacks):
     return str(history), [weight.tolist() for weight in model.get_weights()]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("list", "a variable within"))) for kind in KINDS]
+)
 def test_a_train_step_of_any_kind_trains_as_in_plain_keras(kind):
     plain = train(kind, [])
     assert train(kind, [gr.GradientMonitor(logs=False)]) == plain
     assert train(kind, [gr.GradientGuard(), gr.GradientMonitor(logs=False)]) == plain
 
 
-@pytest.mark.parametrize("kind", ["no call", "other structure"])
+@pytest.mark.parametrize("kind", ["no call", pytest.param("other structure", marks=pytest.mark.slow)])
 def test_diagnose_finds_no_fault_in_a_step_that_trains(kind):
     keras.utils.set_random_seed(5)
     make, metrics = KINDS[kind]

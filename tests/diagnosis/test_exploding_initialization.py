@@ -15,14 +15,17 @@ from gradrecipes.diagnosis.rules.exploding_initialization import exploding_initi
 GAINS = {"relu": math.sqrt(2), "tanh": 1.0}
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("depth, width", [(2, 16), (3, 1024), (10, 16), (20, 256), (50, 64), (100, 16), (100, 128)])
+@pytest.mark.parametrize(
+    "depth, width, seeds",
+    [(2, 16, 2), (3, 1024, 1), (10, 16, 2), (20, 256, 1), (50, 64, 1), (100, 16, 2), (100, 128, 1)],
+)  # narrow nets differ most from one seed to another
 @pytest.mark.parametrize(
     "activation, name", [("relu", "he"), ("relu", "glorot"), ("tanh", "glorot"), ("selu", "lecun")]
 )
-def test_sound_initializers_of_any_depth_and_width(activation, name, depth, width, seed, simulate, initializers):
-    trace = simulate(widths=(width,) * depth, weights=initializers[name], activation=activation, seed=seed)
-    assert exploding_initialization(trace) is None
+def test_sound_initializers_of_any_depth_and_width(activation, name, depth, width, seeds, simulate, initializers):
+    for seed in range(seeds):
+        trace = simulate(widths=(width,) * depth, weights=initializers[name], activation=activation, seed=seed)
+        assert exploding_initialization(trace) is None
 
 
 @pytest.mark.parametrize("activation", ["elu", "gelu", "silu", "leaky_relu", "sigmoid", "softplus"])

@@ -30,6 +30,7 @@ def half_precision():
     keras.config.set_dtype_policy(before)
 
 
+@pytest.mark.slow
 def test_a_loss_scaler_that_looks_for_its_scale_is_no_illness(half_precision):
     """Squares of 400 raise the first scaled gradients beyond float16; two steps later the scale fits."""
     keras.utils.set_random_seed(0)
@@ -41,7 +42,9 @@ def test_a_loss_scaler_that_looks_for_its_scale_is_no_illness(half_precision):
     assert diagnosis.findings == ()
 
 
-@pytest.mark.parametrize(("initializer", "expected"), [("zeros", True), ("he_normal", False)])
+@pytest.mark.parametrize(
+    ("initializer", "expected"), [("zeros", True), pytest.param("he_normal", False, marks=pytest.mark.slow)]
+)
 def test_a_net_that_no_gradient_enters_is_told_though_its_last_bias_learns(initializer, expected):
     keras.utils.set_random_seed(0)
     hidden = [layers.Dense(16, "relu", kernel_initializer=initializer) for _ in range(2)]
@@ -63,7 +66,9 @@ def test_branches_that_begin_at_zero_are_not_cut_off():
     assert codes(model, X, Y) == []
 
 
-@pytest.mark.parametrize(("size", "expected"), [(300.0, ["embedding_spike"]), (0.05, [])])
+@pytest.mark.parametrize(
+    ("size", "expected"), [(300.0, ["embedding_spike"]), pytest.param(0.05, [], marks=pytest.mark.slow)]
+)
 def test_vectors_that_throw_the_first_answers_far_out_are_blamed_before_the_rate(size, expected):
     keras.utils.set_random_seed(0)
     tokens = np.random.default_rng(0).integers(0, 200, (800, 12))
@@ -132,7 +137,9 @@ def test_sums_in_the_call_of_a_model_are_seen_by_what_the_layers_take(normalized
     assert next(iter(codes(model, X, Y)), None) == expected
 
 
-@pytest.mark.parametrize(("power", "expected"), [("exp(8 x)", "unbounded_activation"), ("tanh(x)", None)])
+@pytest.mark.parametrize(
+    ("power", "expected"), [("exp(8 x)", "unbounded_activation"), pytest.param("tanh(x)", None, marks=pytest.mark.slow)]
+)
 def test_arithmetic_without_weights_that_blows_a_signal_up_is_named(power, expected):
     keras.utils.set_random_seed(0)
     act = {"exp(8 x)": lambda x: keras.ops.exp(8.0 * x), "tanh(x)": keras.ops.tanh}[power]
@@ -173,7 +180,9 @@ class Subtracts(keras.Model):
         return {"loss": self.mean.result()}
 
 
-@pytest.mark.parametrize(("flat", "expected"), [(False, ["loss_output_mismatch"]), (True, [])])
+@pytest.mark.parametrize(
+    ("flat", "expected"), [(False, ["loss_output_mismatch"]), pytest.param(True, [], marks=pytest.mark.slow)]
+)
 def test_a_step_that_compares_all_with_all_is_told(flat, expected):
     keras.utils.set_random_seed(0)
     model = Subtracts(flat)
@@ -182,6 +191,7 @@ def test_a_step_that_compares_all_with_all_is_told(flat, expected):
     assert codes(model, X, AMOUNT[:, 0])[:1] == expected
 
 
+@pytest.mark.slow
 def test_a_last_bias_that_starts_at_the_median_is_no_growth():
     keras.utils.set_random_seed(0)
     start = keras.initializers.Constant(20.0)
@@ -220,7 +230,9 @@ class Likelihood(keras.Model):
         return {"loss": loss}
 
 
-@pytest.mark.parametrize(("dollars", "expected"), [(9000.0, ["unscaled_targets"]), (1.0, [])])
+@pytest.mark.parametrize(
+    ("dollars", "expected"), [(9000.0, ["unscaled_targets"]), pytest.param(1.0, [], marks=pytest.mark.slow)]
+)
 def test_targets_that_only_a_train_step_of_its_own_knows_are_scaled_too(dollars, expected):
     keras.utils.set_random_seed(0)
     model = Likelihood()

@@ -192,7 +192,7 @@ NETS = {
     "a generator": (sequential, as_generator),
     "tensors": (sequential, as_tensors),
 }
-FIRST_TIER = {"Sequential", "functional", "subclassed", "a dataset"}
+FIRST_TIER = {"Sequential", "subclassed"}
 
 
 def variables(model):

@@ -41,7 +41,10 @@ def test_it_reads_the_loss_of_each_batch_at_its_own_rate():
         weight -= rate * 2 * x.T @ error / 64
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optimizer",
+    [pytest.param("adam", marks=pytest.mark.slow), pytest.param("schedule", marks=pytest.mark.slow), "loss_scale"],
+)
 def test_the_model_is_as_before_and_trains_on_as_if_nothing_had_been(optimizer):
     x, y = digits(128)
     tried, other = (seeded(with_state, OPTIMIZERS[optimizer]()) for _ in range(2))
@@ -57,7 +60,14 @@ def test_the_model_is_as_before_and_trains_on_as_if_nothing_had_been(optimizer):
     assert_same_state(tried, other)
 
 
-@pytest.mark.parametrize("name", ["unbuilt", "subclassed", "recurrent", "embedding", "shared"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "subclassed",
+        "recurrent",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("unbuilt", "embedding", "shared")),
+    ],
+)
 def test_models_of_every_kind(name):
     model = seeded(NETS[name], jit_compile=name == "subclassed", steps_per_execution=2)
     found = find(model, *digits(96))
@@ -210,7 +220,10 @@ def linear_regression(samples=60_000, size=8, error=2.0, seed=0):
     return model, x, y, 4 * square, 4 * ((size + 1) * square + size * error**2)
 
 
-@pytest.mark.parametrize("batch_size, micro", [(64, None), pytest.param(64, 32, marks=pytest.mark.slow), (128, 1)])
+@pytest.mark.parametrize(
+    "batch_size, micro",
+    [(64, None), pytest.param(64, 32, marks=pytest.mark.slow), pytest.param(128, 1, marks=pytest.mark.slow)],
+)
 def test_the_noise_scale_of_a_linear_regression(batch_size, micro):
     model, x, y, signal, noise = linear_regression()
     batches = 150 if micro != 1 else 60
@@ -223,7 +236,10 @@ def test_the_noise_scale_of_a_linear_regression(batch_size, micro):
     assert abs(found.estimate.signal - signal) < 4 * found.signals.std() / np.sqrt(batches)
 
 
-@pytest.mark.parametrize("name", ["with_state", "embedding", "subclassed", "unbuilt"])
+@pytest.mark.parametrize(
+    "name",
+    ["with_state", "unbuilt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("embedding", "subclassed"))],
+)
 def test_the_noise_probe_leaves_the_model_as_it_was(name):
     x, y = digits(96)
     model = seeded(NETS[name])

@@ -48,7 +48,7 @@ XLA = pytest.param({"jit_compile": True}, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("how", [{"run_eagerly": True}, {"steps_per_execution": 2}, XLA], ids=str)
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("scaled", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_mean_of_accumulated_gradients_is_bounded_by_groups(how, scaled):
     optimizer = keras.optimizers.SGD(1.0, gradient_accumulation_steps=2)
     if scaled:
@@ -135,7 +135,14 @@ def test_an_optimizer_has_bounds_of_its_own():
     assert float(np.sqrt(moved)) == pytest.approx(0.03, rel=1e-3)
 
 
-@pytest.mark.parametrize("method", [gr.clipping.by_global_norm, gr.clipping.by_norm, gr.clipping.by_value])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(gr.clipping.by_global_norm, marks=pytest.mark.slow),
+        gr.clipping.by_norm,
+        pytest.param(gr.clipping.by_value, marks=pytest.mark.slow),
+    ],
+)
 def test_a_bound_follows_a_schedule(method, tmp_path):
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1, 3], [0.04, 0.02, 0.01])
     clipping = method(schedule)
