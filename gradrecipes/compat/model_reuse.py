@@ -161,6 +161,7 @@ def copied_model(model: keras.Model) -> keras.Model:
             clone.set_weights(layer.get_weights())
             clone.trainable = layer.trainable
             memo[id(layer)] = clone
+            memo |= {id(one): other for one, other in zip(layer.weights, clone.weights, strict=True)}  # for optimizers
         for nodes in (layer._inbound_nodes, layer._outbound_nodes):  # calls on symbolic tensors
             memo[id(nodes)] = []
     for nodes in (model._inbound_nodes, model._outbound_nodes):
@@ -171,6 +172,9 @@ def copied_model(model: keras.Model) -> keras.Model:
     for part in list(memo.values()):
         if isinstance(part, Tracker):  # it knows what it holds by the ids of the originals
             part.stored_ids = {name: {id(one) for one in held} for name, (_, held) in part.config.items()}
+        elif isinstance(part, keras.optimizers.Optimizer) and part.built:  # it finds slots by ids of the originals
+            weights = part._trainable_variables
+            part._trainable_variables_indices = {part._var_key(one): place for place, one in enumerate(weights)}
     return made
 
 

@@ -169,7 +169,7 @@ class Arm:
 
 def loss_on(model: keras.Model, x: Any, y: Any) -> float:
     """Return the loss that a model is compiled with on some rows, without dropout; NaN where that cannot be told."""
-    if not has_plain_loss(model):
+    if y is None or not has_plain_loss(model):
         return math.nan
     x, y = keras.tree.map_structure(keras.ops.convert_to_tensor, (x, y))
     return float(model.compute_loss(x=x, y=y, y_pred=model(x, training=False), training=False))

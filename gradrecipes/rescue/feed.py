@@ -56,7 +56,8 @@ class Feed:
 
     def first_rows(self) -> tuple[Any, Any]:
         """Return inputs and targets of a few training samples, always the same."""
-        return keras.tree.map_structure(lambda a: np.asarray(a)[:FEW_SAMPLES], (self.x, self.y))
+        rows = slice(0, min(FEW_SAMPLES, self.samples))
+        return _rows(self.x, rows), _rows(self.y, rows)
 
     def take(self, index: np.ndarray) -> tuple[Any, ...]:
         """Return some samples as `train_step` takes them."""
@@ -107,7 +108,7 @@ def read_feed(
     return Feed(x, y, weights, x_val, y_val, len(kept), complete), size
 
 
-def _rows(part: Any, index: np.ndarray) -> Any:
+def _rows(part: Any, index: np.ndarray | slice) -> Any:
     return None if part is None else keras.tree.map_structure(lambda array: np.asarray(array)[index], part)
 
 

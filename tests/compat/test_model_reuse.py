@@ -61,12 +61,17 @@ def test_a_model_that_holds_an_optimizer_is_copied():
     class Two(keras.Model):
         def __init__(self):
             super().__init__()
+            self.layer = keras.layers.Dense(2, use_bias=False)
             self.other_optimizer = keras.optimizers.Adam(0.01)
 
     model = Two()
+    model.layer.build((None, 3))
+    model.other_optimizer.build([model.layer.kernel])
     made = copied_model(model)
     assert made.other_optimizer is not model.other_optimizer
     assert float(made.other_optimizer.learning_rate) == pytest.approx(0.01)
+    made.other_optimizer.apply([keras.ops.ones_like(made.layer.kernel)], [made.layer.kernel])
+    assert float(keras.ops.max(keras.ops.abs(made.layer.kernel - model.layer.kernel))) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_compile_arguments_are_the_users_own_objects():
