@@ -67,7 +67,13 @@ def normalized(samples):
     return compiled(keras.Sequential([keras.Input((64,)), columns, layers.Dense(10)]))
 
 
-@pytest.mark.parametrize("name", [name for name in NETS if name != "subclassed"])
+FIRST_TIER = {"with_state", "functional", "recurrent"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in FIRST_TIER)) for name in NETS if name != "subclassed"],
+)
 def test_a_model_that_was_trained_and_one_built_anew_are_the_same_program(name):
     trained = made(NETS[name])
     trained.fit(X, Y, verbose=0, validation_data=(X, Y))

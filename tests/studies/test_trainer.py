@@ -181,7 +181,12 @@ def test_with_a_guard_the_numbers_are_those_of_a_guarded_fit():
 
 
 @pytest.mark.parametrize(
-    "how", [{"shuffle": False}, {"batch_size": 40}, {"class_weight": dict.fromkeys(range(10), 0.5)}]
+    "how",
+    [
+        pytest.param({"shuffle": False}, marks=pytest.mark.slow),
+        pytest.param({"batch_size": 40}, marks=pytest.mark.slow),
+        {"class_weight": dict.fromkeys(range(10), 0.5)},
+    ],
 )
 def test_other_ways_of_feeding(how):
     assert_study_and_loop_agree(stateful, fit={**FIT, **how}, seeds=(0,))

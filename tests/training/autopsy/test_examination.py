@@ -47,7 +47,12 @@ class Faulty(layers.Layer):
 
 
 # -- nothing planted ------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", NETS)
+FIRST_TIER = {"with_state", "subclassed", "recurrent", "shared"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in FIRST_TIER)) for name in NETS]
+)
 def test_a_healthy_batch_has_no_offender_and_the_model_stays_to_the_bit(name):
     model = trained(NETS[name])
     before = state(model)

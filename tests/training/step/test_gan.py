@@ -121,7 +121,7 @@ def test_each_update_is_bounded_by_itself():
     assert monitor.trace.gradient_norm[0] > bound
 
 
-@pytest.mark.parametrize("kind", [list, tuple, dict])
+@pytest.mark.parametrize("kind", [dict, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (list, tuple))])
 def test_optimizers_in_a_list_or_dict_are_found(kind):
     class Held(Gan):
         def compile(self, **how):
