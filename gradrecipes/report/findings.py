@@ -114,10 +114,10 @@ def printable(text: Any) -> str:
 
 
 def confidence(value: float) -> str:
-    """Return a confidence from 0 to 1 in words and percent: "very likely (92 %)"."""
+    """Return a confidence from 0 to 1 in words and percent: "very likely (92%)"."""
     word = next((word for lowest, word in CONFIDENCE_WORDS if value >= lowest), CONFIDENCE_WORDS[-1][1])
     percent = min(99, round(100 * value)) if value < 1 else 100
-    return f"{word} ({percent} %)"
+    return f"{word} ({percent}%)"
 
 
 def place(finding: Finding) -> str:

@@ -280,7 +280,7 @@ def test_percentage_errors_of_targets_that_are_0():
     y = np.abs(NUMBERS) * YES[:, None]
     far = tuple(1e7 * loss for loss in FALLS)
     finding = assert_sound(unsafe_loss(trace_of(1, None, "mape", y, run=far, chance=None)), "unsafe_loss")
-    assert "33.3 %" in finding.explanation
+    assert "33.3%" in finding.explanation
     assert unsafe_loss(trace_of(1, None, "mape", 1 + y, run=far, chance=None)) is None
 
 

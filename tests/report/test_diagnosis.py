@@ -143,7 +143,7 @@ def test_the_full_text_says_everything_without_control_codes():
     for words in (
         "Unhealthy: title of exploding_initialization",
         "2 critical findings in 4 recorded steps",
-        "very likely (93 %)",
+        "very likely (93%)",
         "since epoch 1, batch 3 (step 2)",
         "measured 1.6; expected infinite; source: Theory",
         "leads to: title of nonfinite_loss",
@@ -173,11 +173,11 @@ def test_rich_prints_it_and_takes_no_layer_name_for_markup(colour):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (1.0, "virtually certain (100 %)"),
-        (0.999, "virtually certain (99 %)"),
-        (0.9, "very likely (90 %)"),
-        (0.5, "about as likely as not (50 %)"),
-        (0.0, "unlikely (0 %)"),
+        (1.0, "virtually certain (100%)"),
+        (0.999, "virtually certain (99%)"),
+        (0.9, "very likely (90%)"),
+        (0.5, "about as likely as not (50%)"),
+        (0.0, "unlikely (0%)"),
     ],
 )
 def test_confidence_has_a_word(value, words):

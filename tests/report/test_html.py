@@ -94,7 +94,7 @@ def test_the_page_holds_everything_and_fetches_nothing(tmp_path):
     for words in (
         "Unhealthy: exploding",
         "1 critical finding, 1 warning",
-        "very likely (92 %)",
+        "very likely (92%)",
         "from the start, before training",
         "since epoch 1, batch 1 (step 2)",
         "leads to What one sees , unseen (not seen in this run)",

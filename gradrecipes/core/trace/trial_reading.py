@@ -77,7 +77,7 @@ def at_rate(factor: float) -> Variation:
         >>> at_rate(0.1).label
         'learning rate x 0.1'
     """
-    words = f"at {factor:g} times the learning rate"
+    words = f"at {factor:,g} times the learning rate"
     return Variation(f"{_RATE}{factor:g}", f"learning rate x {factor:g}", words, factor)
 
 

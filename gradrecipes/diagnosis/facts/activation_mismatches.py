@@ -221,7 +221,7 @@ def _softmax_over_another_axis(head: Head) -> Iterator[Mismatch]:
     consequence = "A prediction depends on the other samples of its batch" if axis == 0 else "Positions compete"
     yield Mismatch(
         title=f"The softmax runs over {along}, not over the {units} classes",
-        statement=f"The output {head.output.name!r} sums to 1 over {along}; {rounded(100 * (share or 0.0))} % "
+        statement=f"The output {head.output.name!r} sums to 1 over {along}; {rounded(100 * (share or 0.0))}% "
         "of its rows over the classes do.",
         consequence=f"{consequence}; the classes of one sample do not exclude each other.",
         measured=share,
@@ -284,10 +284,10 @@ def _out_of_reach(head: Head) -> Iterator[Mismatch]:
         return
     target = head.target
     yield Mismatch(
-        title=f"{rounded(100 * share)} % of the targets are outside the range of a {head.activation}",
+        title=f"{rounded(100 * share)}% of the targets are outside the range of a {head.activation}",
         statement=(
             f"The output {head.output.name!r} passes through a {head.activation}, which reaches {words}; "
-            f"{target.name} ranges from {rounded(target.min)} to {rounded(target.max)}, {rounded(100 * share)} % "
+            f"{target.name} ranges from {rounded(target.min)} to {rounded(target.max)}, {rounded(100 * share)}% "
             "of it out of reach."
         ),
         consequence=(

@@ -60,7 +60,7 @@ def _class_indices(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
     if share is not None and share < 1.0 and not target.nonfinite:
         yield Mismatch(
             title="Class numbers that are not whole",
-            statement=f"{rounded(100 * (1 - share))} % of {target.name} are not whole; {head.loss} truncates them.",
+            statement=f"{rounded(100 * (1 - share))}% of {target.name} are not whole; {head.loss} truncates them.",
             consequence="Targets with fractions are measurements: truncated, they become other labels, or all 0.",
             measured=share,
             expected=1.0,
@@ -165,7 +165,7 @@ def _distributions(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
     yield Mismatch(
         title="The targets of the categorical cross-entropy are not distributions",
         statement=(
-            f"Only {rounded(100 * (number(target.sums_to_one) or 0.0))} % of the rows of {target.name} sum to 1; "
+            f"Only {rounded(100 * (number(target.sums_to_one) or 0.0))}% of the rows of {target.name} sum to 1; "
             f"the largest sum is {rounded(largest)}, the smallest entry {rounded(low)}."
         ),
         consequence=(
@@ -273,7 +273,7 @@ def _signs(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
     elif head.loss in ("poisson", "mean_squared_logarithmic_error") and negative >= WRONG_SIGN_SHARE:
         yield Mismatch(
             title=f"Negative targets for {head.loss}",
-            statement=f"{rounded(100 * negative)} % of {target.name} are negative, down to {rounded(low)}.",
+            statement=f"{rounded(100 * negative)}% of {target.name} are negative, down to {rounded(low)}.",
             consequence="Both losses take logarithms: a count or a size cannot be below 0.",
             measured=low,
             expected=0.0,

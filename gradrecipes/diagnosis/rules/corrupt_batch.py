@@ -232,9 +232,10 @@ def _evidence(
     found = []
     for array, outliers in odd[:2]:
         worst = outliers[0]
+        stand = "stands" if array.outlying_samples == 1 else "stand"
         found.append(
             Evidence(
-                f"{array.outlying_samples} of {array.samples} samples of {array.name} stand apart "
+                f"{array.outlying_samples} of {array.samples} samples of {array.name} {stand} apart "
                 f"from all others, sample {worst.sample} the furthest: {rounded(worst.value)}, "
                 f"{rounded(worst.factor)} times as far from the median as the next.",
                 float(worst.factor),

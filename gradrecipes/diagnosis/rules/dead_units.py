@@ -67,7 +67,7 @@ def dead_units(trace: Trace) -> Finding | None:
     share = worst.dead_share or 0.0
     biases = [w for w in weights(trace) if w.layer == worst.name and w.role == "bias" and w.mean < -0.5]
     moment = "before the first step" if when == "before" else "at the end of the trial, more than before it"
-    statement = f"{rounded(100 * share)} % of the units of {worst.name!r} are 0 for every sample of a batch {moment}."
+    statement = f"{rounded(100 * share)}% of the units of {worst.name!r} are 0 for every sample of a batch {moment}."
     if biases:
         statement += f" Its biases start at {rounded(biases[0].mean)}."
     zero = prescription("zero_biases", layer=worst.name)
@@ -76,7 +76,7 @@ def dead_units(trace: Trace) -> Finding | None:
     )
     return Finding(
         code="dead_units",
-        title=f"{rounded(100 * share)} % of the ReLU units of {worst.name!r} are dead",
+        title=f"{rounded(100 * share)}% of the ReLU units of {worst.name!r} are dead",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=confidence(trace, FITTING_WEIGHTS) if when == "before" else 0.6,

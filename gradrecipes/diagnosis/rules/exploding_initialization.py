@@ -247,7 +247,7 @@ def _compared(growth: Growth) -> Evidence:
     count, spread = len(growth.links), _spread(growth)
     center = growth.predicted - spread**2  # ln||g||^2 lies beta/2 low at finite width, and spread^2 is beta/4
     low, high = (math.exp((center + side * ERROR_BARS * spread) / count) for side in (-1, 1))
-    bar = f", between {rounded(low)} and {rounded(high)} at these widths" if spread else ""
+    bar = f" (between {rounded(low)} and {rounded(high)} at these widths)" if spread else ""
     direction = "Backwards, the output gradient" if growth.backward else "Forwards, the output"
     return Evidence(
         f"{direction} grows {rounded(growth.per_layer)}-fold per layer, where the initial weights predict "

@@ -46,7 +46,7 @@ def failing_step(trace: Trace) -> Finding | None:
     failure = trace.probes.failure
     if failure is None:
         return None
-    said = f"{PARTS.get(failure.stage, 'The training raised an error')}: {failure.type}."
+    said = f"{PARTS.get(failure.stage, 'The training raised an error')}: {failure.type}"
     message = failure.message
     return Finding(
         code="failing_step",
@@ -54,7 +54,7 @@ def failing_step(trace: Trace) -> Finding | None:
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=1.0,
-        explanation=f"{said} `model.fit` would raise the same error, with a long traceback. The message: {message}",
+        explanation=f"{said}. `model.fit` would raise the same error, with a long traceback. The message: {message}",
         evidence=(Evidence(f"The message: {message}", source="TensorFlow and Keras"), *_shapes(trace)),
         prescriptions=(prescription("compare_shapes"),),
     )

@@ -113,15 +113,14 @@ def _statement(
         )
     if broken:
         share = rounded(100 * broken[0].nonfinite_share)
-        return f"{share} % of the outputs of {broken[0].name!r}, in float16, are not finite."
+        return f"{share}% of the outputs of {broken[0].name!r}, in float16, are not finite."
     if offender is not None:
         return f"The first value that was not finite is of float16: {offender.sentence}"
     if near:
         return f"The outputs of {near[0].name!r} reach {rounded(near[0].output_max)}, next to the end of float16."
     if left_out > TOLERATED_BY_SCALER:
         return (
-            f"The loss scaler left out {rounded(100 * left_out)} % of the steps, for gradients that float16 cannot "
-            "hold."
+            f"The loss scaler left out {rounded(100 * left_out)}% of the steps, for gradients that float16 cannot hold."
         )
     if pure_and_broken:
         return "Weights, gradients and the optimizer's memory are all in float16, and the updates broke."

@@ -32,7 +32,6 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Sev
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import FrozenLayer
 from gradrecipes.core.trace.trial_reading import UNFROZEN
-from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import PROVEN, Verdict, fixes, halved_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import compile_lines, optimizer_line, recorded_rate
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
@@ -116,8 +115,8 @@ def _never_trained(frozen: list[FrozenLayer]) -> tuple[Evidence, ...]:
     if not untrained:
         return ()
     statement = (
-        f"Of {rounded(len(known))} frozen layers that show it, {rounded(len(untrained))} have never been trained: "
-        "biases are exactly 0, or moving statistics have their initial values."
+        f"Frozen layers that were never trained: {len(untrained)} of {len(known)}. Their biases are exactly 0, or "
+        "their moving statistics have their initial values."
     )
     return (Evidence(statement, float(len(untrained)), 0.0, "the model before the first step"),)
 

@@ -125,7 +125,7 @@ def _where(array: ArrayReading) -> str:
         parts.append(
             listed(samples)
             if all_named and len(samples) <= 6
-            else f"{rounded(100 * share)} % of the samples, beginning with sample {samples[0]}"
+            else f"{rounded(100 * share)}% of the samples, beginning with sample {samples[0]}"
         )
     return ", ".join(parts) or f"{int(array.nonfinite)} entries"
 

@@ -81,8 +81,7 @@ def optimizer_state(trace: Trace) -> Finding | None:
         severity=Severity.CRITICAL,
         confidence=sure,
         explanation=(
-            f"{statement[0].upper()}{statement[1:]}. The gradients are as they should be; the steps that the "
-            "optimizer makes of them are not."
+            f"{statement}. The gradients are as they should be; the steps that the optimizer makes of them are not."
         ),
         step=seen.step,
         evidence=(
@@ -151,7 +150,7 @@ def _bad_setting(trace: Trace, *, broken: bool) -> Said | None:
     decay, rate = optimizer.setting("weight_decay"), optimizer.learning_rate
     if decay and rate and decay * rate > MAX_DECAYED_SHARE:
         return (
-            f"weight_decay={rounded(decay)} removes {rounded(100 * decay * rate)} % of the weights at each step",
+            f"weight_decay={rounded(decay)} removes {rounded(100 * decay * rate)}% of the weights at each step",
             decay,
             0.01,
             0.85,
@@ -184,7 +183,7 @@ def _slowed(trace: Trace, optimizer: OptimizerDescription) -> Said | None:
     if optimizer.settings.get("use_ema") and every and momentum is not None and every * (1.0 - momentum) < FORGETS_MOST:
         return (
             f"ema_overwrite_frequency={rounded(every)} overwrites the weights with their average before it has "
-            f"followed them: with ema_momentum={rounded(momentum)} about {rounded(100 * every * (1 - momentum))} % "
+            f"followed them: with ema_momentum={rounded(momentum)} about {rounded(100 * every * (1 - momentum))}% "
             "of each step is left",
             every,
             1.0 / (1.0 - momentum),

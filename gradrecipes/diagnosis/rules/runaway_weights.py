@@ -67,19 +67,19 @@ def runaway_weights(trace: Trace) -> Finding | None:
         return None
     name, growth, size, usual = max(running, key=lambda one: one[1])
     of_steps = name == "update"
-    what = "A typical update over the weights" if of_steps else f"The size of the weights of {name!r}"
+    what = "The size of a typical update, over its weights," if of_steps else f"The size of the weights of {name!r}"
     half = f"the last {rounded(steps[-1] - steps[-1] / 2)} steps"
-    statement = f"{what} grew {rounded(growth)}-fold over {half}, and no slower at their end than at their beginning"
+    statement = f"{what} grew {rounded(growth)}-fold over {half}, no slower at their end than at their beginning"
     unit = "of the weights" if of_steps else "times what initializers draw"
     return Finding(
         code="runaway_weights",
-        title=f"{what} grows {rounded(growth)}-fold in {half}, at an unbroken pace",
+        title=f"{what} grows {rounded(growth)}-fold in {half}, without slowing down",
         kind=Kind.SYMPTOM,
         severity=Severity.WARNING,
         confidence=0.8,
         explanation=(
-            f"{statement}; it is {rounded(size)} {unit} by now. Weights of a healthy run grow ever more slowly. What "
-            "grows in proportion to itself breaks the loss, however well that looks today."
+            f"{statement}; it is {rounded(size)} {unit} by now. The weights of a healthy run grow ever more slowly. "
+            "Growth without end makes the loss infinite, even if the loss looks well now."
         ),
         layer=None if of_steps else name,
         evidence=(Evidence(f"{statement}.", growth, QUADRATIC_GROWTH, "samples of the run, arXiv 2309.14322"),),

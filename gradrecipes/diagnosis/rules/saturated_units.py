@@ -68,12 +68,12 @@ def saturated_units(trace: Trace) -> Finding | None:
     worst = max(bad, key=lambda layer: layer.saturated_share or 0.0)
     share, name = worst.saturated_share or 0.0, worst.activation
     moment = "before the first step" if when == "before" else "at the end of the trial, but not at its beginning"
-    statement = f"{rounded(100 * share)} % of the outputs of {worst.name!r} ({name}) are at a bound {moment}."
+    statement = f"{rounded(100 * share)}% of the outputs of {worst.name!r} ({name}) are at a bound {moment}."
     own = [weight for weight in weights(trace) if weight.layer == worst.name]
     advice = [normalize_before_the_activation(trace), *change_activation(trace, str(name), "relu")]
     return Finding(
         code="saturated_units",
-        title=f"{rounded(100 * share)} % of {worst.name!r} is saturated",
+        title=f"{rounded(100 * share)}% of {worst.name!r} is saturated",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=0.75 if when == "before" else 0.6,

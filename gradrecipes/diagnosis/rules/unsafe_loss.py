@@ -95,8 +95,8 @@ def percentage(trace: Trace) -> Said | None:
         if not (is_held_back(trace, seen) or seen.start > HUGE_PERCENTAGE_ERROR):
             continue
         statement = (
-            f"{rounded(100 * share)} % of {target.name} are 0; the percentage error divides by them, or by 1e-7 in "
-            f"their place, and began at {rounded(seen.start)} %"
+            f"{rounded(100 * share)}% of {target.name} are 0; the percentage error divides by them, or by 1e-7 in "
+            f"their place, and began at {rounded(seen.start)}%"
         )
         return (
             "A percentage error of targets that are 0",
@@ -168,7 +168,7 @@ def _zeros(head: Head) -> tuple[Evidence, ...]:
     share = target.share_zero
     if not share:
         return ()
-    return (Evidence(f"{rounded(100 * share)} % of {target.name} are exactly 0.", share, None, "the data"),)
+    return (Evidence(f"{rounded(100 * share)}% of {target.name} are exactly 0.", share, None, "the data"),)
 
 
 SAFE_OUTPUT = 1e4  # output up to which a squared error, its sum and its gradient are far from overflowing

@@ -234,7 +234,7 @@ def _start(seen: Any) -> tuple[Evidence, ...]:
 
 def _at_their_ends(layer: LayerSignal) -> Evidence:
     share = layer.saturated_share or 0.0
-    statement = f"{rounded(100 * share)} % of what {layer.name!r} puts out lies at the ends of its {layer.activation}."
+    statement = f"{rounded(100 * share)}% of what {layer.name!r} puts out lies at the ends of its {layer.activation}."
     return Evidence(statement, share, 0.0, "one batch, before the trial")
 
 

@@ -63,8 +63,8 @@ def unscaled_loss_weights(trace: Trace) -> Finding | None:
         severity=Severity.CRITICAL,
         confidence=0.75 if steps is None else 0.95,
         explanation=(
-            f"{statement}. A plain gradient step is as many times as long; momentum does not change that, and clipping "
-            f"bounds it to the same length for every batch.{shown}"
+            f"{statement}. A plain gradient step is that many times longer; momentum does not change that, and "
+            f"clipping bounds it to the same length for every batch.{shown}"
         ),
         step=seen.step,
         evidence=(Evidence(f"{statement}.", size, 1.0, "sample_weight and loss_weights"),),

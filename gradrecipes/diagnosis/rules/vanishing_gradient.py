@@ -55,8 +55,8 @@ def vanishing_gradient(trace: Trace) -> Finding | None:
         return None
     left = ends[0] / ends[1]
     statement = (
-        f"Only {rounded(left)} of the gradient at the last weighted layer is left at the first, {len(read)} layers "
-        "earlier."
+        f"The gradient at the first of {len(read)} weighted layers has {rounded(left)} times the norm of that at the "
+        "last."
     )
     return Finding(
         code="vanishing_gradient",

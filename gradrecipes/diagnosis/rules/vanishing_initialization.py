@@ -82,17 +82,19 @@ def _too_small(trace: Trace) -> Finding | None:
     usual = worst.least or 0.0
     if alike:
         title = "The initial weights of a layer are all equal, so its units can never differ"
-        said = f"all entries of {worst.path!r} are {rounded(worst.mean)}; an initializer would draw them with"
+        said = f"All entries of {worst.path!r} are {rounded(worst.mean)}; an initializer would draw them with"
+        so = "Constant"
         why = "All units of such a layer compute the same and receive the same gradient, so they stay equal."
     else:
         times = rounded(usual / worst.rms) if worst.rms else "infinitely many"
         title = f"The initial weights are {times} times too small"
-        said = f"the entries of {worst.path!r} have a size of {rounded(worst.rms)}; an initializer would draw them with"
+        said = f"The entries of {worst.path!r} have a size of {rounded(worst.rms)}; an initializer would draw them with"
+        so = "Too small"
         why = (
             "Each layer shrinks its signal, and the gradient on its way back, so the output hardly depends on the "
             "input and the first layers hardly learn."
         )
-    statement = f"In {len(bad)} of {len(hidden)} kernels {said} a standard deviation of {rounded(usual)}."
+    statement = f"{said} a standard deviation of {rounded(usual)}. {so}: {len(bad)} of {len(hidden)} kernels."
     return _finding(
         title,
         f"{why} {statement}",

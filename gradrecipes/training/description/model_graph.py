@@ -70,7 +70,7 @@ def _read(layer: keras.layers.Layer, name: str, kind: str) -> LayerDescription:
     return LayerDescription(
         name=name,
         kind=kind,
-        activation=_activation(layer),
+        activation=_own_activation(layer),
         initializer=None if initializer is None else type(initializer).__name__,
         fan_in=None if kernel is None else int(np.prod(kernel.shape[:-1])),
         units=None if kernel is None else int(kernel.shape[-1]),
@@ -91,7 +91,8 @@ def kernel_of(layer: keras.layers.Layer) -> Any:
     return kernel if kernel is not None and len(kernel.shape) >= 2 else None
 
 
-def _activation(layer: keras.layers.Layer) -> str | None:
+def _own_activation(layer: Any) -> str | None:
+    """Return the name of the activation that a layer itself applies, as Keras or Python calls it, or None."""
     if type(layer).__name__ in ACTIVATION_LAYERS:
         return ACTIVATION_LAYERS[type(layer).__name__]
     activation = getattr(layer, "activation", None)
@@ -99,24 +100,21 @@ def _activation(layer: keras.layers.Layer) -> str | None:
 
 
 def activation_of(layer: Any) -> str | None:
-    """Return the Keras name of a layer's activation; None for what has none, `"unknown"` for a function without name.
+    """Return the activation through which the values of a call go: that of the operation, or of the layer it wraps.
 
-    Recurrent layers give their output through the activation too, times a gate between 0 and 1.
+    `"linear"` for a layer that only multiplies by weights, None for what has no activation, `"unknown"` for a function
+    without a name. Recurrent layers give their output through the activation too, times a gate between 0 and 1.
     """
-    kind = type(layer).__name__
-    if kind in ACTIVATION_LAYERS:
-        return ACTIVATION_LAYERS[kind]
-    if kind in _FUNCTIONS:
-        return _FUNCTIONS[kind]
+    if type(layer).__name__ in _FUNCTIONS:
+        return _FUNCTIONS[type(layer).__name__]
     for wrapped in ("layer", "forward_layer"):  # TimeDistributed, Bidirectional, SpectralNormalization
         inner = getattr(layer, wrapped, None)
         if inner is not None and hasattr(inner, "name"):
             return activation_of(inner)
-    activation = getattr(layer, "activation", None)
-    if activation is None:
+    own = _own_activation(layer)
+    if own is None:
         return "linear" if is_weighted(layer) and hasattr(layer, "kernel") else None
-    name = getattr(activation, "__name__", None) or type(activation).__name__
-    return name if name.isidentifier() else UNKNOWN
+    return own if own.isidentifier() else UNKNOWN
 
 
 def is_weighted(layer: Any) -> bool:
