@@ -40,6 +40,7 @@ RELIED_ON = {
         "_maybe_symbolic_build",
         "_flatten_layers",
         "_loss_tracker",
+        "_get_metrics_result_or_logs",
     ),
 }
 
@@ -86,6 +87,23 @@ def announced(owner: Any, names: Iterable[str], calls: Sequence[Callable[[], Non
         for name in names:
             stack.enter_context(replaced(owner, name, announcing(getattr(owner, name))))
         yield
+
+
+@contextlib.contextmanager
+def with_epoch_logs(model: keras.Model, extended: Callable[[Any], Any]) -> Iterator[None]:
+    """Let `fit` make the logs of an epoch of what this returns for the logs of its last step."""
+    made = model._get_metrics_result_or_logs
+    with replaced(model, "_get_metrics_result_or_logs", lambda logs: made(extended(logs))):
+        yield
+
+
+def reads_batch_logs(callback_list: keras.callbacks.CallbackList | None) -> bool:
+    """Return whether a callback looks at the logs of every step; True where the callbacks are not known."""
+    if callback_list is None:
+        return True
+    hooks = [getattr(one, name) for one in callback_list.callbacks for name in ("on_train_batch_end", "on_batch_end")]
+    base = keras.callbacks.Callback
+    return any(getattr(hook, "__func__", None) not in (base.on_train_batch_end, base.on_batch_end) for hook in hooks)
 
 
 def compile_identity(model: keras.Model) -> tuple[Any, ...]:

@@ -318,11 +318,29 @@ class Pipeline:
         norms = in_columns(whole.norms, indices, recorder.gradients, combine_norms)
         recorder.write_row(tf.concat([tf.stack(head), norms], axis=0), batch=batch)
 
-    def epoch_norms(self, result: StepResult) -> dict[str, tf.Tensor]:
-        """Count a step and return what the logs hold of the norms: their mean and maximum in this epoch."""
+    def count_norm(self, result: StepResult) -> None:
+        """Count a step in what the logs hold of the norms: their mean and maximum in this epoch."""
         if self._epoch_norms is None:
             self._epoch_norms = EpochNorms()
-        return self._epoch_norms.add(result)
+        self._epoch_norms.add(result)
+
+    def logs(self) -> dict[str, tf.Tensor]:
+        """Return what joins the logs of the last step, as float32 scalars: norms that were counted, and counts."""
+        logs = {} if self._epoch_norms is None else self._epoch_norms.logs()
+        if self.settings.skip:
+            logs["skipped_steps"] = tf.cast(self.skipped_steps.read_value(), tf.float32)
+        if self.settings.clipping is not None:
+            logs["clipped_steps"] = tf.cast(self.clipped_steps.read_value(), tf.float32)
+        return logs
+
+    def read_logs(self) -> dict[str, float]:
+        """Return the same, read by the host."""
+        logs = {} if self._epoch_norms is None else self._epoch_norms.read_logs()
+        if self.settings.skip:
+            logs["skipped_steps"] = float(self.skipped_steps.numpy())
+        if self.settings.clipping is not None:
+            logs["clipped_steps"] = float(self.clipped_steps.numpy())
+        return logs
 
     def begin_epoch(self) -> None:
         """Begin anew with the mean and the maximum of the norms."""

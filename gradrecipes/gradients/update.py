@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -203,15 +204,8 @@ class EpochNorms:
     def __init__(self):
         self._state = plain_variable(_NOTHING, dtype=tf.float64, name="epoch_norms")  # sum, maximum, count
 
-    def add(self, result: StepResult) -> dict[str, tf.Tensor]:
-        """Count a step.
-
-        Args:
-            result: What happened in the step.
-
-        Returns:
-            float32 scalars by the name that the logs have for them; NaN before the first update.
-        """
+    def add(self, result: StepResult) -> None:
+        """Count a step."""
         before, norm = self._state.read_value(), tf.cast(result.gradient_norm, tf.float64)
         total = before[0] + norm
         largest = tf.where(tf.math.is_nan(total), total, tf.maximum(before[1], norm))  # XLA's maximum may pass NaN over
@@ -219,7 +213,17 @@ class EpochNorms:
         if result.is_update is not None:
             state = tf.where(result.is_update, state, before)
         self._state.assign(state)
-        mean, largest = tf.unstack(tf.cast(state[:2] / tf.stack([state[2], tf.minimum(state[2], 1.0)]), tf.float32))
+
+    def logs(self) -> dict[str, tf.Tensor]:
+        """Return float32 scalars by the name that the logs have for them; NaN before the first update."""
+        total, largest, count = tf.unstack(self._state.read_value())
+        mean, largest = total / count, largest / tf.minimum(count, 1.0)
+        return {"gradient_norm": tf.cast(mean, tf.float32), "gradient_norm_max": tf.cast(largest, tf.float32)}
+
+    def read_logs(self) -> dict[str, float]:
+        """Return the same, read by the host."""
+        total, largest, count = self._state.numpy().tolist()
+        mean, largest = (total / count, largest) if count else (math.nan, math.nan)
         return {"gradient_norm": mean, "gradient_norm_max": largest}
 
     def reset(self) -> None:

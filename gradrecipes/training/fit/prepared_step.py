@@ -90,6 +90,7 @@ class PreparedStep:
     Attributes:
         pipeline: What measures, decides, clips and records.
         writer: What writes the readings into a Trace.
+        logs: Whether what `pipeline.read_logs` returns is to join the logs of the fit.
         next_step: The host's own count of batches; `collect` corrects it by the device's.
 
     Raises:
@@ -119,7 +120,7 @@ class PreparedStep:
                 for leaf in keras_private.leaves(optimizer):
                     require_fusible(leaf, "GradientGuard" if any(r.fused for r in wanted) else type(model).__name__)
         said = [request.log for request in wanted]
-        self._log = True in said and False not in said
+        self.logs = True in said and False not in said
         self._optional = all(request.optional for request in wanted)
         self._step = self._instrumented(sample=bool(every))
         self._function = keras_private.compile_train_step(model, self._step)
@@ -186,7 +187,7 @@ class PreparedStep:
             self._model.train_step,
             self.pipeline,
             sample=sample,
-            log=self._log,
+            count=self.logs,
             optional=self._optional,
         )
         self._free_when_dropped(step)

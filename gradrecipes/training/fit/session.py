@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat import keras_private
-from gradrecipes.compat.keras_private import FitCaller, called_by_a_fit, is_running, runs_in_fit
+from gradrecipes.compat.keras_private import FitCaller, called_by_a_fit, is_running, reads_batch_logs, runs_in_fit
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trace import Event
 from gradrecipes.gradients.pipeline import Pipeline
@@ -53,6 +53,8 @@ class FitSession:
         self._registered_by: Callable[[], Any] = _nothing
         self._history: Any = None
         self._checked: list[Request] = []
+        self._last_logs: Any = None
+        self._logs_each = True  # whether a callback reads the logs of every step, not only those of an epoch
         self._by_hand = False  # whether a loop of the user's own drives the callbacks, around `train_on_batch`
         self._replaced = False
         self.not_instrumented: str | None = None  # why the fit went on without the callbacks
@@ -114,6 +116,8 @@ class FitSession:
         self._function_before = self.model.train_function
         self._installed = self.model.train_function = self._guarded_function()
         self._shadows.close()
+        self._logs_each = reads_batch_logs(callback_list)
+        self._shadows.enter_context(keras_private.with_epoch_logs(self.model, self._with_own))
         looks = [request.before_look for request in self.requests.values() if request.before_look]
         if looks:
             self._shadows.enter_context(keras_private.announced(self.model, _LOOKS, looks))
@@ -152,7 +156,7 @@ class FitSession:
             self.kept.release()
         if self.model.train_function is self._installed:
             self.model.train_function = self._function_before
-        self._installed = self._function_before = None
+        self._installed = self._function_before = self._last_logs = None
 
     def _guarded_function(self) -> Callable[[Any], Any]:
         caller = FitCaller(lambda: self._list())
@@ -161,7 +165,7 @@ class FitSession:
             if called_by_a_fit() if self._by_hand else not caller.calls():
                 return self._run_plain(iterator)
             try:
-                logs = self._execute(iterator)
+                self._last_logs = logs = self._execute(iterator)
             except _END_OF_DATA:
                 raise
             except BaseException as error:
@@ -171,10 +175,18 @@ class FitSession:
             else:
                 if self._prepared.not_instrumented is not None:
                     self._go_on_plain()
+                elif self._logs_each:
+                    self._last_logs = logs = self._with_own(logs)
                 return logs
             return self._go_on_plain(iterator)  # the error was raised while the step was traced: none has run
 
         return train_function
+
+    def _with_own(self, logs: Any) -> Any:
+        """Return the logs of the last step with what the callbacks say of it; other logs, as they are."""
+        if logs is not self._last_logs or not isinstance(logs, dict) or not self._prepared.logs:
+            return logs
+        return {**logs, **self.pipeline.read_logs()}
 
     def _run_plain(self, iterator: Any) -> Any:
         """Run what runs without this fit: another one within it, or after it broke off."""

@@ -49,7 +49,8 @@ class InstrumentedStep:
         train_step: The step to run: the model's own. A `tf.function` around it is left out.
         pipeline: What measures, decides, clips and records.
         sample: Whether samples are taken when they are due: layer outputs, weights, updates, histograms.
-        log: Whether the norm and the counts join the step's logs.
+        count: Whether the norms of an epoch are counted, for `Pipeline.read_logs`.
+        log: Whether they are, and join the logs that the step returns. Each key costs Keras' loop time at every step.
         optional: Whether a step that cannot be instrumented is to be left as it is, without an error.
 
     Attributes:
@@ -66,7 +67,8 @@ class InstrumentedStep:
         pipeline: Pipeline,
         *,
         sample: bool = False,
-        log: bool = True,
+        count: bool = False,
+        log: bool = False,
         optional: bool = False,
     ):
         self.model = model
@@ -78,7 +80,7 @@ class InstrumentedStep:
         self._optional = optional
         self.train_step = self._inlined(train_step)
         self._capture = ActivationCapture(model) if sample else None
-        self._logs_results = log
+        self._counts, self._logs = count or log, log
         self._of_replica = threading.local()
         self._losses = LossCapture(model)
         self._loss: tf.Tensor | None = None
@@ -86,7 +88,6 @@ class InstrumentedStep:
         self._variables: list[Any] = []
         self._updates: dict[str, int] = {}
         self._whole: StepResult | None = None
-        self._norms: dict[str, tf.Tensor] = {}
         if hasattr(pipeline.settings.clipping, "require_matches"):  # a method for each group of layers
             pipeline.settings.clipping.require_matches([variable.path for variable in model.trainable_variables])
         self._inside = 0
@@ -162,8 +163,8 @@ class InstrumentedStep:
             if rescaled is not None:  # a scale that comes down, as it does without us: Keras counts such a batch
                 outcome = tf.where(rescaled, tf.constant(APPLIED, outcome.dtype), outcome)
             logs = state.kept_where(outcome, logs)
-        if isinstance(logs, dict):  # Keras takes a train step that returns something else as it is
-            logs = {**logs, **self._own_logs()}
+        if self._logs and isinstance(logs, dict):  # Keras takes a train step that returns something else as it is
+            logs = {**logs, **self.pipeline.logs()}
         return replicas.as_logs(logs, model)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -181,19 +182,8 @@ class InstrumentedStep:
         if activations is not None:
             activations = [(_of_all_replicas(output), _of_all_replicas(gradient)) for output, gradient in activations]
         self._whole = self.pipeline.record(self._results, loss=self._loss, activations=activations)
-        if self._logs_results:
-            self._norms = self.pipeline.epoch_norms(self._whole)
-
-    def _own_logs(self) -> dict[str, tf.Tensor]:
-        settings = self.pipeline.settings
-        if not self._logs_results:
-            return {}
-        logs = dict(self._norms)
-        if settings.skip:
-            logs["skipped_steps"] = tf.cast(self.pipeline.skipped_steps, tf.float32)
-        if settings.clipping is not None:
-            logs["clipped_steps"] = tf.cast(self.pipeline.clipped_steps, tf.float32)
-        return logs
+        if self._counts:
+            self.pipeline.count_norm(self._whole)
 
     # -- the shadows -------------------------------------------------------------------------------
     @contextlib.contextmanager

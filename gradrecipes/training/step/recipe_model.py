@@ -221,7 +221,7 @@ class RecipeModelMixin:
             with tf.init_scope():
                 pipeline.last_loss.assign(self._unknown_loss)
             pipeline.restore(self._memory)
-            self.__dict__["_own_step"] = InstrumentedStep(self, self._penalized_step, pipeline)
+            self.__dict__["_own_step"] = InstrumentedStep(self, self._penalized_step, pipeline, log=True)
         return self._own_step(data)
 
     def _penalized_step(self, data: Any) -> dict[str, Any]:
