@@ -148,6 +148,44 @@ def optimized(branch: Callable[[], Any]) -> Callable[[], Any]:
     return tf.function(branch, autograph=False)
 
 
+_SCALAR_ARITHMETIC = frozenset({
+    "AddV2", "Cast", "Const", "DivNoNan", "Identity", "Maximum", "Minimum", "Mul", "Neg", "Pow", "RealDiv", "Rsqrt",
+    "Sqrt", "Square", "Sub",
+})  # fmt: skip
+_SCALAR_CONSTANT = 64  # bytes that hold one, as a message
+
+
+@contextlib.contextmanager
+def computed_once() -> Iterator[None]:
+    """Let the graph that is being traced compute each scalar once, however often it is written out.
+
+    Keras' optimizers write out the same powers and rates for each variable, 14 operations of the 34 that Adam takes.
+    TensorFlow's graph optimizer merges them, but for the body of an operation that is not lowered.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    if tf.executing_eagerly():
+        yield
+        return
+    create, known = graph._create_op_internal, {}
+
+    def create_once(op_type: str, inputs: Any, *arguments: Any, attrs: Any = None, **options: Any) -> Any:
+        inputs = list(inputs)
+        is_scalar = op_type in _SCALAR_ARITHMETIC and all(tensor.shape.rank == 0 for tensor in inputs)
+        texts = {name: value.SerializeToString() for name, value in (attrs or {}).items()} if is_scalar else {}
+        if not is_scalar or sum(map(len, texts.values())) > _SCALAR_CONSTANT:
+            return create(op_type, inputs, *arguments, attrs=attrs, **options)
+        key = op_type, tuple(map(id, inputs)), tuple(sorted(texts.items()))
+        if key not in known:  # with the inputs, so that their identity stays theirs
+            known[key] = create(op_type, inputs, *arguments, attrs=attrs, **options), inputs
+        return known[key][0]
+
+    graph._create_op_internal = create_once
+    try:
+        yield
+    finally:
+        del graph._create_op_internal
+
+
 def shared_function(*signature: tf.TensorSpec) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Trace a function of tensors once in a context of TensorFlow's; a graph calls it as one operation.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.tensorflow_private import held, optimized, plain_variable, rare_cond
+from gradrecipes.compat.tensorflow_private import computed_once, held, optimized, plain_variable, rare_cond
 from gradrecipes.core.trace import (
     APPLIED,
 )
@@ -216,7 +216,8 @@ class Pipeline:
             return self._update_where(is_applied, outcome, update, norms, loss_scale)
 
         def updated() -> tf.Tensor:
-            return self._update_clipped(update, norms, loss_scale, learn=norms.finite)
+            with computed_once():
+                return self._update_clipped(update, norms, loss_scale, learn=norms.finite)
 
         def skipped() -> tf.Tensor:
             lower_scale(update, outcome)
