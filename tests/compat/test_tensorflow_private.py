@@ -14,7 +14,14 @@ import pytest
 import tensorflow as tf
 
 import gradrecipes as gr
-from gradrecipes.compat.tensorflow_private import dismantle, held, rare_cond, shared_function, with_arriving_gradient
+from gradrecipes.compat.tensorflow_private import (
+    computed_once,
+    dismantle,
+    held,
+    rare_cond,
+    shared_function,
+    with_arriving_gradient,
+)
 from tests.training.nets import assert_same_state, compiled, deterministic, digits, layers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -324,3 +331,30 @@ def test_held_tensors_are_what_they_were_in_whichever_branch_reads_them(where):
         assert dense.numpy().tolist() == [[7.0 * factor] * 2] * 2
         assert slices.numpy().tolist() == [[2.0 * factor * (row in (1, 4))] * 3 for row in range(5)]
         assert halves.numpy().tolist() == [1.0, 2.0]
+
+
+def test_scalars_are_computed_once_and_tensors_as_written():
+    rate, rows = tf.Variable(0.25), tf.Variable([1.0, 2.0])
+
+    @tf.function
+    def updated(once):
+        def written_out():
+            for _ in range(3):
+                rows.assign_sub(tf.sqrt(1.0 - read**2.0) * rows)
+            return rows.read_value()
+
+        read = rate.read_value()
+        if not once:
+            return written_out()
+        with computed_once():
+            return written_out()
+
+    def operations(once):
+        return [one.type for one in updated.get_concrete_function(once).graph.get_operations()]
+
+    assert operations(False).count("Sqrt") == 3
+    assert operations(True).count("Sqrt") == operations(True).count("Pow") == 1
+    assert operations(True).count("Mul") == operations(True).count("AssignSubVariableOp") == 3
+    found = updated(True).numpy()
+    rows.assign([1.0, 2.0])
+    np.testing.assert_array_equal(found, updated(False).numpy())
