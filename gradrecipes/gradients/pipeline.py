@@ -10,9 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.tensorflow_private import computed_once, held, optimized, plain_variable, rare_cond
-from gradrecipes.core.trace import (
-    APPLIED,
-)
+from gradrecipes.core.trace import APPLIED
 from gradrecipes.gradients.norms import (
     Norms,
     PlainSquares,
@@ -76,6 +74,7 @@ class Pipeline:
         clipper: Clips, and owns what the clipping method remembers; None without one.
         columns: Which variables the record has columns for; None while they are those of the first step.
         accumulated: The batches seen, where a step of the record may be an update of several; None elsewhere.
+        epoch_norms: Mean and maximum of the norm in this epoch, where the step counts them.
         last_loss: float32, what the logs hold for the loss before an epoch's first step that is applied: the loss of
             the epoch before, and the largest number there is in the first. No improvement for a callback that saves or
             stops by it, and finite, since `TerminateOnNaN` would end the training for a step that was left out.
@@ -87,7 +86,7 @@ class Pipeline:
         self.recorder: Recorder | None = None
         self.detectors: dict[str, OutlierDetector] = {}
         self.accumulated: AccumulatedSteps | None = None
-        self._epoch_norms: EpochNorms | None = None
+        self.epoch_norms = EpochNorms()
         self.clipper: Clipper | None = None
         if settings.clipping is not None:
             from gradrecipes.gradients.clipper import Clipper
@@ -319,15 +318,9 @@ class Pipeline:
         norms = in_columns(whole.norms, indices, recorder.gradients, combine_norms)
         recorder.write_row(tf.concat([tf.stack(head), norms], axis=0), batch=batch)
 
-    def count_norm(self, result: StepResult) -> None:
-        """Count a step in what the logs hold of the norms: their mean and maximum in this epoch."""
-        if self._epoch_norms is None:
-            self._epoch_norms = EpochNorms()
-        self._epoch_norms.add(result)
-
     def logs(self) -> dict[str, tf.Tensor]:
-        """Return what joins the logs of the last step, as float32 scalars: norms that were counted, and counts."""
-        logs = {} if self._epoch_norms is None else self._epoch_norms.logs()
+        """Return what joins the logs of the last step, as float32 scalars: `epoch_norms`, and counts."""
+        logs = self.epoch_norms.logs()
         if self.settings.skip:
             logs["skipped_steps"] = tf.cast(self.skipped_steps.read_value(), tf.float32)
         if self.settings.clipping is not None:
@@ -336,17 +329,12 @@ class Pipeline:
 
     def read_logs(self) -> dict[str, float]:
         """Return the same, read by the host."""
-        logs = {} if self._epoch_norms is None else self._epoch_norms.read_logs()
+        logs = self.epoch_norms.read_logs()
         if self.settings.skip:
             logs["skipped_steps"] = float(self.skipped_steps.numpy())
         if self.settings.clipping is not None:
             logs["clipped_steps"] = float(self.clipped_steps.numpy())
         return logs
-
-    def begin_epoch(self) -> None:
-        """Begin anew with the mean and the maximum of the norms."""
-        if self._epoch_norms is not None:
-            self._epoch_norms.reset()
 
     @property
     def batches(self) -> int:

@@ -47,7 +47,7 @@ class TraceWriter:
         """Assign the steps from here on to an epoch."""
         self.epoch = epoch
         self._epoch_starts.append((self._pipeline.batches, epoch))
-        self._pipeline.begin_epoch()
+        self._pipeline.epoch_norms.reset()
 
     def collect(self) -> None:
         """Add to the trace what the device has written since the last time, and an event for every skipped step."""

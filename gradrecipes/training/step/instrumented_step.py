@@ -183,7 +183,7 @@ class InstrumentedStep:
             activations = [(_of_all_replicas(output), _of_all_replicas(gradient)) for output, gradient in activations]
         self._whole = self.pipeline.record(self._results, loss=self._loss, activations=activations)
         if self._counts:
-            self.pipeline.count_norm(self._whole)
+            self.pipeline.epoch_norms.add(self._whole)
 
     # -- the shadows -------------------------------------------------------------------------------
     @contextlib.contextmanager

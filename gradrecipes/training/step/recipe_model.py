@@ -232,7 +232,7 @@ class RecipeModelMixin:
         """Begin anew with all means, that of the gradient norm too."""
         super().reset_metrics()
         if self._own_step is not None:
-            self._own_step.pipeline.begin_epoch()
+            self._own_step.pipeline.epoch_norms.reset()
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluate one batch, as `keras.Model.test_step` does."""
