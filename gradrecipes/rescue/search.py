@@ -93,7 +93,7 @@ class _Progress:
         """Train the user's own, then candidates that are ever fewer, ever longer."""
         self.first = tried[0] if tried else ()
         self._control(stoppable=not healthy)
-        if healthy and not self.fails:
+        if healthy and (not self.fails or self.control.error):  # it ran in the diagnosis: the error is the copy's
             return self.so_far()
         early = [one for one in self.checkpoints[:-1] if self.lab.learns(one)]
         if early and self.fails:  # short trials cannot tell what prevents a late failure

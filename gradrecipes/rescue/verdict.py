@@ -227,7 +227,12 @@ def screen(rescue: Any) -> str:
         longest = {trial.changes: trial for trial in sorted(evidence.trials, key=lambda trial: trial.steps)}
         best = sorted((one for one in longest.values() if one.changes), key=lambda one: -one.score)
         words = "Nothing that was tried wins by more than chance. The best:"
-        if not evidence.complete:
+        error = next((trial.error for trial in evidence.trials if not trial.changes and trial.error), "")
+        if error and not best:
+            words = (
+                f"A copy of the model raised an error, though the model itself trains, so nothing was tried: {error}"
+            )
+        elif not evidence.complete:
             words = (
                 "Stopped before a change was confirmed with other seeds and to the end of the training. With a "
                 "journal, the next call goes on from here. The best so far:"

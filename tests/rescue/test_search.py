@@ -35,13 +35,13 @@ class MadeUp(Lab):
         names = tuple(change.name for change in changes)
         steps = max(1, round(share * FULL))
         value = self.score(frozenset(names), seed, share)
-        broken = steps if value is None else None
+        broken, error = (steps if value is None else None), value if isinstance(value, str) else ""
         if (names, seed, steps) not in self.asked:
             self.asked.append((names, seed, steps))
-        value = -1.0 if value is None else value
+        value = -1.0 if value is None or error else value
         right = np.arange(self.held_back) < self.held_back * value
         loss = self.loss(share) if self.loss else 1.0
-        result = Result(steps, Score(value, right.astype(float)), loss, broken, falls=value > 0.1, fit=self.fit)
+        result = Result(steps, Score(value, right.astype(float)), loss, broken, error, falls=value > 0.1, fit=self.fit)
         self._results[names, seed, steps] = result
         return result
 
@@ -103,6 +103,15 @@ def test_overfitting_is_no_late_failure():
 
     assert run(score, ("a",), healthy=True, loss=lambda share: 1.0 - share)[1].fails is False
     assert run(score, ("a",), healthy=True, loss=lambda share: 1.0 + share)[1].fails is True
+
+
+def test_an_error_of_the_copy_alone_is_no_failure_to_mend():
+    def score(names, seed, share):
+        return rises(share, 0.9) if names else "AttributeError: no optimizer"
+
+    made, found = run(score, ("a",), healthy=True)
+    assert (names(found), found.fails, [tried for tried, *_ in made.asked]) == ([], True, [()])
+    assert names(run(score, ("a",))[1]) == ["a"]  # the diagnosis says that the training itself raises, say
 
 
 def test_a_broken_training_is_not_trained_on():
