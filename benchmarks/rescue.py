@@ -66,19 +66,16 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.sample:
         arguments.set = list(OPEN)
-    taken = SAMPLE if arguments.sample else slice(None, None, arguments.every)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     known, began = {(row["set"], row["name"]) for row in rows}, time.monotonic()
     for name in arguments.set or SETS:
-        for place, case in enumerate(importlib.import_module(f"tests.corpus.{name}").CASES[taken]):
+        every = [(case, False) for case in importlib.import_module(f"tests.corpus.{name}").CASES[:: arguments.every]]
+        for case, baselines in sampled(name) if arguments.sample else every:
             unwanted = arguments.program and (name in BLIND or case.name not in arguments.program)
             if unwanted or (name, case.name) in known or time.monotonic() - began > 60 * arguments.minutes:
                 continue
-            row = {
-                "set": name,
-                **judge(case, baselines=arguments.baselines or (arguments.sample and place % COMPARED == 0)),
-            }
+            row = {"set": name, **judge(case, baselines=arguments.baselines or baselines)}
             rows.append(row)
             with arguments.out.open("a") as file:
                 file.write(json.dumps(row, default=float) + "\n")
@@ -97,6 +94,12 @@ def main() -> None:
                     console.print(
                         f"  {row['name']} ({row['cause']}): {row['verdict']}, {row['changes']} {row['error']}"
                     )
+
+
+def sampled(name: str) -> list[tuple[Case, bool]]:
+    """Return the programs of a set that the record is made of, each with whether the baselines train it, too."""
+    cases = importlib.import_module(f"tests.corpus.{name}").CASES[SAMPLE]
+    return [(case, place % COMPARED == 0) for place, case in enumerate(cases)]
 
 
 def judge(case: Case, *, baselines: bool) -> dict[str, Any]:

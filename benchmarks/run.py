@@ -207,13 +207,9 @@ def diagnosis() -> Record:
 def rescue() -> Record:
     from benchmarks import rescue
 
-    cases = [
-        (name, case, place % rescue.COMPARED == 0)
-        for name in rescue.OPEN
-        for place, case in enumerate(importlib.import_module(f"tests.corpus.{name}").CASES[rescue.SAMPLE])
-    ]
+    taken = [(name, *one) for name in rescue.OPEN for one in rescue.sampled(name)]
     return rescue.recorded(
-        [{"set": name, **rescue.judge(case, baselines=baselines)} for name, case, baselines in cases]
+        [{"set": name, **rescue.judge(case, baselines=baselines)} for name, case, baselines in taken]
     )
 
 
