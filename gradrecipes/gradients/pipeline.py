@@ -320,21 +320,17 @@ class Pipeline:
 
     def logs(self) -> dict[str, tf.Tensor]:
         """Return what joins the logs of the last step, as float32 scalars: `epoch_norms`, and counts."""
-        logs = self.epoch_norms.logs()
-        if self.settings.skip:
-            logs["skipped_steps"] = tf.cast(self.skipped_steps.read_value(), tf.float32)
-        if self.settings.clipping is not None:
-            logs["clipped_steps"] = tf.cast(self.clipped_steps.read_value(), tf.float32)
-        return logs
+        counts = {name: tf.cast(count.read_value(), tf.float32) for name, count in self._logged_counts().items()}
+        return self.epoch_norms.logs() | counts
 
     def read_logs(self) -> dict[str, float]:
         """Return the same, read by the host."""
-        logs = self.epoch_norms.read_logs()
-        if self.settings.skip:
-            logs["skipped_steps"] = float(self.skipped_steps.numpy())
-        if self.settings.clipping is not None:
-            logs["clipped_steps"] = float(self.clipped_steps.numpy())
-        return logs
+        counts = {name: float(count.numpy()) for name, count in self._logged_counts().items()}
+        return self.epoch_norms.read_logs() | counts
+
+    def _logged_counts(self) -> dict[str, tf.Variable]:
+        counts = {"skipped_steps": self.skipped_steps} if self.settings.skip else {}
+        return counts if self.settings.clipping is None else counts | {"clipped_steps": self.clipped_steps}
 
     @property
     def batches(self) -> int:

@@ -40,14 +40,7 @@ from gradrecipes.core.trace.trial_reading import ALL_SCALED, SCALED_TARGETS, Var
 from gradrecipes.diagnosis.facts.data_facts import Head, arrays, heads, held_back_by
 from gradrecipes.diagnosis.facts.readings import number, rounded
 from gradrecipes.diagnosis.judgement import outputs
-from gradrecipes.diagnosis.outcome import (
-    LEARNING,
-    Verdict,
-    fixed_by,
-    variation,
-    variation_evidence,
-    verdict,
-)
+from gradrecipes.diagnosis.outcome import LEARNING, Verdict, fixed_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import scale_targets
 from gradrecipes.diagnosis.registry import rule
 
