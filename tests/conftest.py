@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import sys
 from pathlib import Path
@@ -68,15 +67,6 @@ def _own_keras_session():
         keras.backend.clear_session()
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture(autouse=True)
-def _same_log_level():
-    """Undo what a command does to its process, in which other tests run after it."""
-    logger = logging.getLogger("gradrecipes")
-    before = logger.level
-    yield
-    logger.setLevel(before)
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # an old terminal must not turn a report into a UnicodeEncodeError
+    logger = logging.getLogger("gradrecipes")
+    level = logger.level
     try:
         code = _run(arguments)
         sys.stdout.flush()
@@ -53,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, as in `gradrecipes report trace | head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    finally:
+        logger.setLevel(level)  # a command may have muted warnings of the trainings that it runs
 
 
 def leave() -> NoReturn:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 
 import pytest
@@ -62,6 +63,13 @@ def test_a_healthy_training_gives_0_and_says_what_was_looked_at(called):
     assert code == 0
     assert "Healthy" in out and "making the net" in out and "\x1b[" not in out
     assert "training for a few steps" in err
+
+
+def test_warnings_of_later_trainings_are_shown_as_before(called):
+    logger = logging.getLogger("gradrecipes")
+    before = logger.level
+    called("healthy")
+    assert logger.level == before
 
 
 @pytest.mark.slow
