@@ -6,7 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
-NOT_OURS = ("dev", "docs", "notebooks")  # tools, of which the newest will do
+NOT_OURS = ("dev", "docs", "notebooks", "trackers")  # never imported by the package: the newest will do
 
 
 def oldest(project: dict) -> list[str]:

@@ -153,7 +153,8 @@ def test_tensorboard(tmp_path):
 
 @pytest.mark.slow
 def test_mlflow(tmp_path, monkeypatch):
-    mlflow = pytest.importorskip("mlflow")
+    import mlflow
+
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # which MLflow 3 has put behind a switch
     mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
     with mlflow.start_run() as run:
@@ -165,13 +166,14 @@ def test_mlflow(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_weights_and_biases(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
-    trackers = pytest.importorskip("wandb.integration.keras")
+    import wandb
+    from wandb.integration.keras import WandbMetricsLogger
+
     monkeypatch.chdir(tmp_path)
     with wandb.init(mode="offline", dir=str(tmp_path)) as run:
         fit(
             gr.GradientMonitor(log_layers="dense_*", log_layers_every=2),
-            trackers.WandbMetricsLogger(log_freq=2),
+            WandbMetricsLogger(log_freq=2),
         )
         summary = json.loads(json.dumps(dict(run.summary), default=str))
     assert {f"epoch/{key}" for key in keys("dense_a")} | {f"batch/{key}" for key in keys("dense_b")} <= set(summary)
