@@ -21,7 +21,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -37,12 +37,13 @@ OPTIMIZERS = {
     "Lion": {"learning_rate": 0.0005},
     "Adafactor": {"learning_rate": 0.02, "epsilon_1": 1e-12},  # its default makes NaN of an entry that is always 0
 }
-MODES = ("graph", "xla", "eight steps at once", "accumulation", "mixed_float16", "two replicas")
+MODES = ("graph", "eager", "xla", "eight steps at once", "accumulation", "mixed_float16", "two replicas")
 FAULTS = (
     "Inf feature", "NaN feature", "NaN label", "outlier x 1e6", "gradient of 1e20", "Adam's delayed NaN",
     "NaN from a loss", "bit flip", "rate x 1000", "KeyboardInterrupt", "kill and resume",
 )  # fmt: skip
 ARMS = ("keras", "keras' defence", "guard")
+IN_EVERY_MODE = ("SGD", "Adam")  # what the record holds of the guard; the other optimizers in graph mode
 RESULTS = Path("out/faults.json")
 
 
@@ -177,6 +178,7 @@ def _run_group(optimizer: str, mode: str, runs: Runs) -> Iterator[dict]:
                 loss=loss,
                 metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
                 jit_compile=mode == "xla",
+                run_eagerly=mode == "eager",
                 steps_per_execution=8 if mode == "eight steps at once" else 1,
             )
             model.optimizer.build(model.trainable_variables)
@@ -297,19 +299,38 @@ def main() -> None:
     show(collect(arguments.workers, only=arguments.only, mode=arguments.mode, faults=faults, arm=arguments.arm))
 
 
+def in_record(optimizer: str, mode: str, arm: str) -> bool:
+    """Return whether `make bench ONLY=faults` runs it: the guard in every mode, what it is compared with in graph."""
+    return mode == "graph" or (optimizer in IN_EVERY_MODE and arm == "guard")
+
+
 def collect(
-    workers: int, *, only: str = "", mode: str = "", faults: Iterable[str] = FAULTS, arm: str = ""
+    workers: int,
+    *,
+    only: str = "",
+    mode: str = "",
+    faults: Iterable[str] = FAULTS,
+    arm: str = "",
+    wanted: Callable[[str, str, str], bool] = lambda optimizer, mode, arm: True,
 ) -> list[dict]:
-    """Run what is not in the file of results yet, and return all that is."""
+    """Run what is not in the file of results yet, and return all that is.
+
+    Args:
+        workers: Processes.
+        only, mode, arm: Parts of names.
+        faults: Names.
+        wanted: Says of an optimizer, a mode and an arm whether its faults are run.
+    """
     results = load()
     arms = [name for name in ARMS if arm.lower() in name]
-    wanted = [("none", "keras"), *((fault, name) for fault in faults for name in arms)]
+    runs = [("none", "keras"), *((fault, name) for fault in faults for name in arms)]
     done = {(r["optimizer"], r["mode"], r["fault"], r["arm"]) for r in results}
     tasks = []
     for place in (name for name in MODES if mode.lower() in name):
         for optimizer in (name for name in OPTIMIZERS if only.lower() in name.lower()):
-            left = [pair for pair in wanted if (optimizer, place, *pair) not in done]
-            if left:
+            asked = [pair for pair in runs if pair[0] == "none" or wanted(optimizer, place, pair[1])]
+            left = [pair for pair in asked if (optimizer, place, *pair) not in done]
+            if asked[1:] and left:
                 tasks.append((optimizer, place, left))
     RESULTS.parent.mkdir(exist_ok=True)
     context = multiprocessing.get_context("spawn")
