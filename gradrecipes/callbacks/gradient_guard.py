@@ -33,6 +33,7 @@ from gradrecipes.training.recovery.policy import (
     TrainingStoppedError,
     check_guard_arguments,
 )
+from gradrecipes.training.recovery.weight_growth import WeightGrowth
 
 _LOG = logging.getLogger(__name__)
 KEEP_BEST = (keras.callbacks.EarlyStopping, keras.callbacks.ModelCheckpoint, keras.callbacks.ReduceLROnPlateau)
@@ -209,6 +210,7 @@ class GradientGuard(AttachedCallback):
             every=self.snapshot_every or 0,
             max_consecutive_skips=self.max_consecutive_skips,
             max_rollbacks=self.max_rollbacks,
+            growth=WeightGrowth(self.model) if ring is None else None,
         )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -231,7 +233,7 @@ class GradientGuard(AttachedCallback):
         """Check the weights, bring the record up to date, and save the guard's own state."""
         self._check(thoroughly=True)
         if self._left_bad and logs is not None and "loss" in logs:
-            loss = self._retrial.loss
+            loss = np.nan if self._retrial is None else self._retrial.loss
             logs["loss"] = loss if np.isfinite(loss) else float(np.finfo(np.float32).max)
         super().on_epoch_end(epoch, logs)
         if self.backup_dir is not None:
@@ -306,13 +308,17 @@ class GradientGuard(AttachedCallback):
 
     def _is_suspect(self, consecutive: int, thoroughly: bool) -> bool:
         if thoroughly:
-            ring = self._recovery.ring
-            return consecutive > 0 or (ring is not None and ring.moved_far())
+            return consecutive > 0 or self._recovery.weights_moved_far()
         return consecutive >= self.max_consecutive_skips
 
     def _weights_at_fault(self, consecutive: int, losses: np.ndarray) -> bool | None:
-        self._retrial = self._session.retry()
-        return self._session.kept.weights_at_fault(self._retrial, consecutive, losses)
+        self._retrial, growth = self._session.retry(), self._recovery.growth
+        if growth is not None and not growth.state_is_finite():
+            return True  # a ReLU may turn NaN into 0: no loss shows it
+        at_fault = self._session.kept.weights_at_fault(self._retrial, consecutive, losses)
+        if growth is not None and not at_fault:
+            growth.accept()
+        return at_fault
 
     def _skips_were_finite(self, consecutive: int) -> bool:
         if not consecutive:
@@ -382,7 +388,7 @@ class GradientGuard(AttachedCallback):
             return f"The weights are those after step {ring.restore().step}, the last that were known to be healthy."
         if at_fault:
             self._left_bad = True
-            return f"{before} They are bad on the first batch of the fit, and no snapshot was kept (snapshot_every)."
+            return "The weights left are bad, and no snapshot was kept to go back to (snapshot_every)."
         if consecutive:
             return before
         return "There is no healthy state to go back to: weights were not finite when the fit began."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 
 import keras
@@ -76,6 +77,99 @@ def test_what_is_saved_between_two_steps_is_good(tmp_path):
     for path in saved:
         model.load_weights(path)
         assert model.evaluate(x, y, verbose=0) < 2 * at_first
+
+
+class Breaks(keras.optimizers.SGD):
+    """Make every weight NaN with the last of 40 updates."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        last = keras.ops.equal(self.iterations, 39)
+        self.assign_sub(variable, learning_rate * gradient + keras.ops.where(last, np.nan, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "jump_at", "how", "reason"),
+    [
+        (keras.optimizers.SGD, 40, {}, "training_lost"),
+        pytest.param(keras.optimizers.SGD, 40, {"jit_compile": True}, "training_lost", marks=pytest.mark.slow),
+        pytest.param(keras.optimizers.SGD, 40, {"run_eagerly": True}, "training_lost", marks=pytest.mark.slow),
+        (Breaks, None, {}, "nonfinite_weights"),
+    ],
+)
+@pytest.mark.parametrize("validated", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_without_snapshots_a_last_step_that_ruins_is_reported(optimizer, jump_at, how, reason, validated, caplog):
+    x, y = data()
+    model, guard = net(), gr.GradientGuard(snapshot_every=None)
+    model.compile(optimizer(0.01), "mse", **how)
+    callbacks = [guard] if jump_at is None else [guard, Jump(jump_at)]
+    validation = {"validation_data": (x, y)} if validated else {}
+    history = model.fit(x, y, batch_size=BATCH, epochs=2, verbose=0, callbacks=callbacks, **validation).history
+    assert guard.stop_reason == reason
+    assert [(event.kind, event.reason) for event in guard.events] == [("stop", reason)]
+    assert history["loss"][1] > 100 * history["loss"][0]
+    assert not model.evaluate(x, y, verbose=0) < 100 * history["loss"][0]
+    assert "The weights left are bad, and no snapshot was kept" in caplog.text
+
+
+@pytest.mark.parametrize("raise_error", [False, True])
+def test_without_snapshots_weights_that_are_ruined_after_the_last_step_are_reported(raise_error):
+    class Ruin(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.layers[0].kernel.assign(1e12 * self.model.layers[0].kernel)
+
+    x, y = data()
+    guard = gr.GradientGuard(snapshot_every=None, raise_error=raise_error)
+    with pytest.raises(gr.TrainingStoppedError) if raise_error else contextlib.nullcontext():
+        net().fit(x, y, batch_size=BATCH, verbose=0, callbacks=[guard, Ruin()])
+    assert guard.stop_reason == "training_lost"
+
+
+def restarts(rate):
+    return keras.optimizers.schedules.CosineDecayRestarts(rate, 5)
+
+
+HEALTHY = {
+    "weights that begin at zero": ([keras.layers.Dense(1, kernel_initializer="zeros")], lambda: 0.02),
+    "a zero head": ([keras.layers.Dense(32, "relu"), keras.layers.Dense(1, kernel_initializer="zeros")], lambda: 0.05),
+    "warm restarts": ([keras.layers.Dense(16, "relu"), keras.layers.Dense(1)], lambda: restarts(0.03)),
+    "a large rate at first": (
+        [keras.layers.Dense(16, "tanh"), keras.layers.Dense(1)],
+        lambda: keras.optimizers.schedules.ExponentialDecay(0.3, 5, 0.7),
+    ),
+    "batch normalization": (
+        [keras.layers.Dense(16), keras.layers.BatchNormalization(), keras.layers.ReLU(), keras.layers.Dense(1)],
+        lambda: 0.05,
+    ),
+    "an LSTM": ([keras.layers.Reshape((5, 2)), keras.layers.LSTM(8), keras.layers.Dense(1)], lambda: 0.3),
+    "an embedding": (
+        [
+            keras.layers.Discretization(bin_boundaries=[-1.0, 0.0, 1.0]),
+            keras.layers.Embedding(4, 8),
+            keras.layers.Flatten(),
+            keras.layers.Dense(1),
+        ],
+        lambda: 0.03,
+    ),
+}
+AT_ONCE = ("weights that begin at zero", "an embedding")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k not in AT_ONCE)) for k in HEALTHY])
+@pytest.mark.parametrize("optimizer", ["SGD", pytest.param("Adam", marks=pytest.mark.slow)])
+def test_without_snapshots_weights_that_grow_in_a_healthy_training_are_not_reported(kind, optimizer):
+    x, y = data()
+    layers, rate = HEALTHY[kind]
+    how = {"batch_size": 4 * BATCH, "epochs": 6, "verbose": 0, "validation_data": (x, y), "shuffle": False}
+    histories = []
+    for guard in (None, gr.GradientGuard(snapshot_every=None)):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((10,)), *(type(one).from_config(one.get_config()) for one in layers)])
+        model.compile(getattr(keras.optimizers, optimizer)(rate()), "mse")
+        histories.append(model.fit(x, y, callbacks=[guard] if guard else [], **how).history)
+    plain, guarded = histories
+    assert guard.events == [] and guard.stop_reason is None
+    assert plain["val_loss"][-1] < plain["val_loss"][0]
+    np.testing.assert_allclose(guarded["val_loss"], plain["val_loss"], rtol=1e-5)
 
 
 def batches(x, y, bad, good):

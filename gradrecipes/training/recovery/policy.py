@@ -12,6 +12,7 @@ import numpy as np
 from gradrecipes.core.arguments import is_positive, require_whole
 from gradrecipes.gradients.clipping import Clipping, as_clipping
 from gradrecipes.training.recovery.model_state import SnapshotRing
+from gradrecipes.training.recovery.weight_growth import WeightGrowth
 
 FIRST_FACTOR = 0.5  # of the learning rate at the first rollback: what has been asked of Keras since 2017, issue 8332
 NEXT_FACTOR = 0.1  # at each further one before the training has recovered, and where nothing is known of the rate
@@ -86,6 +87,7 @@ class Recovery:
         every: Steps from one snapshot to the next.
         max_consecutive_skips: Consecutive skipped steps allowed before rolling back.
         max_rollbacks: Rollbacks without recovery between them that are tried.
+        growth: What is looked at where no snapshots are kept, or None.
 
     Attributes:
         rollbacks: Rollbacks since the last recovery.
@@ -94,8 +96,17 @@ class Recovery:
         back_off: What the learning rate is to be multiplied by at this rollback.
     """
 
-    def __init__(self, ring: SnapshotRing | None, *, every: int, max_consecutive_skips: int, max_rollbacks: int):
+    def __init__(
+        self,
+        ring: SnapshotRing | None,
+        *,
+        every: int,
+        max_consecutive_skips: int,
+        max_rollbacks: int,
+        growth: WeightGrowth | None = None,
+    ):
         self.ring = ring
+        self.growth = growth
         self.every = every
         self.max_consecutive_skips = max_consecutive_skips
         self.max_rollbacks = max_rollbacks
@@ -108,9 +119,20 @@ class Recovery:
         self._rollbacks_of_fit = self._kept_since = 0
 
     def begin(self, step: int) -> None:
-        """Keep a snapshot of the beginning; nothing is known yet of its learning rate."""
+        """Keep a snapshot of the beginning, or note its weights; nothing is known yet of its learning rate."""
+        if self.growth is not None:
+            self.growth.begin()
         if self.ring is not None and self.ring.keep(step, proven=False):
             self._last_kept = step
+
+    def weights_moved_far(self) -> bool:
+        """Return whether the weights have moved so far that a batch is to be tried with them."""
+        looked_at = self.growth if self.ring is None else self.ring
+        return looked_at is not None and looked_at.moved_far()
+
+    def _weights_are_finite(self) -> bool:
+        looked_at = self.growth if self.ring is None else self.ring
+        return looked_at is None or looked_at.state_is_finite()
 
     def consider(self, readings: Readings, *, thoroughly: bool = False) -> Action:
         """Say what to do; keep a snapshot when one is due and the training is healthy.
@@ -125,8 +147,7 @@ class Recovery:
         lost = high and not self._still_knows(recent, readings)
         if readings.weights_at_fault:
             reason = "too_many_skips" if readings.consecutive_skips else "training_lost"
-            finite = self.ring is None or self.ring.state_is_finite()
-            return self._recover(reason if finite else "nonfinite_weights", readings)
+            return self._recover(reason if self._weights_are_finite() else "nonfinite_weights", readings)
         if readings.consecutive_skips >= self.max_consecutive_skips:
             if readings.weights_at_fault is None or self.ring is None:
                 return self._recover("too_many_skips", readings)
