@@ -74,7 +74,7 @@ class Pipeline:
         clipper: Clips, and owns what the clipping method remembers; None without one.
         columns: Which variables the record has columns for; None while they are those of the first step.
         accumulated: The batches seen, where a step of the record may be an update of several; None elsewhere.
-        epoch_norms: Mean and maximum of the norm in this epoch, where the step counts them.
+        epoch_norms: Mean and maximum of the norm in this epoch, where the step returns them in its logs.
         last_loss: float32, what the logs hold for the loss before an epoch's first step that is applied: the loss of
             the epoch before, and the largest number there is in the first. No improvement for a callback that saves or
             stops by it, and finite, since `TerminateOnNaN` would end the training for a step that was left out.
@@ -323,10 +323,9 @@ class Pipeline:
         counts = {name: tf.cast(count.read_value(), tf.float32) for name, count in self._logged_counts().items()}
         return self.epoch_norms.logs() | counts
 
-    def read_logs(self) -> dict[str, float]:
-        """Return the same, read by the host."""
-        counts = {name: float(count.numpy()) for name, count in self._logged_counts().items()}
-        return self.epoch_norms.read_logs() | counts
+    def read_counts(self) -> dict[str, float]:
+        """Return the counts alone, read by the host."""
+        return {name: float(count.numpy()) for name, count in self._logged_counts().items()}
 
     def _logged_counts(self) -> dict[str, tf.Variable]:
         counts = {"skipped_steps": self.skipped_steps} if self.settings.skip else {}

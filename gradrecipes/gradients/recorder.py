@@ -126,7 +126,7 @@ class Recorder:
             if self._batches is None:
                 self._batches = plain_variable(np.zeros([self.capacity], np.int64))
             self._batches.scatter_nd_update([[step % self.capacity]], batch[None])
-        self._rows.scatter_nd_update([[step % self.capacity]], row[None])
+        self._rows.scatter_update(tf.IndexedSlices(row, step % self.capacity))
         self.step.assign_add(1)
 
     def write_sample(
@@ -228,6 +228,12 @@ class Recorder:
         taken = Rows(first, batches, rows, self._sample_steps.numpy()[places], self._samples.numpy()[places])
         self._taken, self._samples_taken = step, count
         return taken
+
+    def results_since(self, first: int) -> np.ndarray:
+        """Return the `STEP_COLUMNS` of the steps from `first` on, float32 `[steps, 4]`; not those overwritten."""
+        step = int(self.step.numpy())
+        places = np.arange(max(first, step - self.capacity), step) % self.capacity
+        return self._rows.sparse_read(places).numpy()[:, : len(STEP_COLUMNS)]
 
     def result_of(self, step: int) -> tuple[int, float, float]:
         """Return what one of the last steps came to: its outcome, its loss and its gradient norm."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -219,12 +218,6 @@ class EpochNorms:
         total, largest, count = tf.unstack(self._state.read_value())
         mean, largest = total / count, largest / tf.minimum(count, 1.0)
         return {"gradient_norm": tf.cast(mean, tf.float32), "gradient_norm_max": tf.cast(largest, tf.float32)}
-
-    def read_logs(self) -> dict[str, float]:
-        """Return the same, read by the host."""
-        total, largest, count = self._state.numpy().tolist()
-        mean, largest = (total / count, largest) if count else (math.nan, math.nan)
-        return {"gradient_norm": mean, "gradient_norm_max": largest}
 
     def reset(self) -> None:
         """Begin a new epoch."""

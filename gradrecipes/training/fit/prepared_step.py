@@ -90,7 +90,7 @@ class PreparedStep:
     Attributes:
         pipeline: What measures, decides, clips and records.
         writer: What writes the readings into a Trace.
-        logs: Whether what `pipeline.read_logs` returns is to join the logs of the fit.
+        logs: Whether what `read_logs` returns is to join the logs of the fit.
         next_step: The host's own count of batches; `collect` corrects it by the device's.
 
     Raises:
@@ -187,7 +187,6 @@ class PreparedStep:
             self._model.train_step,
             self.pipeline,
             sample=sample,
-            count=self.logs,
             optional=self._optional,
         )
         self._free_when_dropped(step)
@@ -220,6 +219,10 @@ class PreparedStep:
         """Assign the steps from here on to an epoch."""
         self.writer.begin_epoch(epoch)
         self._correct_count()
+
+    def read_logs(self) -> dict[str, float]:
+        """Return what joins the logs: mean and maximum of the norms of this epoch, and counts."""
+        return self.writer.read_norms() | self.pipeline.read_counts()
 
     def collect(self) -> Trace:
         """Bring the trace up to date with the device and return it."""

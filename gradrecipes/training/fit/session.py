@@ -186,7 +186,7 @@ class FitSession:
         """Return the logs of the last step with what the callbacks say of it; other logs, as they are."""
         if logs is not self._last_logs or not isinstance(logs, dict) or not self._prepared.logs:
             return logs
-        return {**logs, **self.pipeline.read_logs()}
+        return {**logs, **self._prepared.read_logs()}
 
     def _run_plain(self, iterator: Any) -> Any:
         """Run what runs without this fit: another one within it, or after it broke off."""

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.keras_private import sublayers
+from gradrecipes.compat.keras_private import optimizers_of, sublayers
 from gradrecipes.core.trace import APPLIED, OUTCOMES, Trace
 from gradrecipes.core.trace.trace import Event
 from gradrecipes.gradients.packing import MISSING
@@ -42,12 +42,40 @@ class TraceWriter:
         self._earlier = trace if len(trace) else None
         self._offset = 0
         self._epoch_starts: list[tuple[int, int]] = []
+        self._of_epoch = np.zeros(3)  # sum, maximum and count of the gradient norms of its updates
+        self._next_in_epoch = 0  # the first step that is not among them
 
     def begin_epoch(self, epoch: int) -> None:
         """Assign the steps from here on to an epoch."""
         self.epoch = epoch
         self._epoch_starts.append((self._pipeline.batches, epoch))
-        self._pipeline.epoch_norms.reset()
+        self._of_epoch, self._next_in_epoch = np.zeros(3), int(self._pipeline.step.numpy())
+
+    def read_norms(self) -> dict[str, float]:
+        """Return mean and maximum of the gradient norm over the updates of this epoch; NaN before the first."""
+        if self._pipeline.recorder is not None:
+            self._add_to_epoch(self._next_in_epoch, self._pipeline.recorder.results_since(self._next_in_epoch))
+        total, largest, count = self._of_epoch.tolist()
+        mean, largest = (total / count, largest) if count else (math.nan, math.nan)
+        return {"gradient_norm": mean, "gradient_norm_max": largest}
+
+    def _add_to_epoch(self, first: int, rows: np.ndarray) -> None:
+        """Count the norms of steps; those that were skipped do not count, as they do not in the mean of the loss."""
+        rows = rows[max(self._next_in_epoch - first, 0) :]
+        self._next_in_epoch += len(rows)
+        columns = dict(zip(STEP_COLUMNS, rows.T, strict=False))
+        norms = columns["gradient_norm"][columns["outcome"] == APPLIED].astype(np.float64)
+        if not np.isfinite(norms).all():
+            norms = self._of_updates(norms)
+        if len(norms):
+            total, largest, count = self._of_epoch
+            self._of_epoch = np.array([total + norms.sum(), np.maximum(largest, norms.max()), count + len(norms)])
+
+    def _of_updates(self, norms: np.ndarray) -> np.ndarray:
+        from gradrecipes.compat.keras_optimizers import lower_scale
+
+        left_out_by_scaler = any(lower_scale(one) is not None for one in optimizers_of(self._step.model))
+        return norms[np.isfinite(norms)] if left_out_by_scaler else norms
 
     def collect(self) -> None:
         """Add to the trace what the device has written since the last time, and an event for every skipped step."""
@@ -57,6 +85,7 @@ class TraceWriter:
         rows, indices = recorder.take(), self._step.indices
         if self.layer_map is None:
             self._begin_trace()
+        self._add_to_epoch(rows.first, rows.steps)
         if len(rows.steps):
             norms = rows.steps[:, len(STEP_COLUMNS) :][:, indices]
             self._add_steps(rows.first + np.arange(len(rows.steps)), rows.batches, rows.steps, norms)

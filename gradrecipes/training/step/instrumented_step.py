@@ -49,8 +49,7 @@ class InstrumentedStep:
         train_step: The step to run: the model's own. A `tf.function` around it is left out.
         pipeline: What measures, decides, clips and records.
         sample: Whether samples are taken when they are due: layer outputs, weights, updates, histograms.
-        count: Whether the norms of an epoch are counted, for `Pipeline.read_logs`.
-        log: Whether they are, and join the logs that the step returns. Each key costs Keras' loop time at every step.
+        log: Whether what `Pipeline.logs` returns joins the logs of the step. Each key costs Keras' loop time at every step.
         optional: Whether a step that cannot be instrumented is to be left as it is, without an error.
 
     Attributes:
@@ -67,7 +66,6 @@ class InstrumentedStep:
         pipeline: Pipeline,
         *,
         sample: bool = False,
-        count: bool = False,
         log: bool = False,
         optional: bool = False,
     ):
@@ -80,7 +78,7 @@ class InstrumentedStep:
         self._optional = optional
         self.train_step = self._inlined(train_step)
         self._capture = ActivationCapture(model) if sample else None
-        self._counts, self._logs = count or log, log
+        self._logs = log
         self._of_replica = threading.local()
         self._losses = LossCapture(model)
         self._loss: tf.Tensor | None = None
@@ -182,7 +180,7 @@ class InstrumentedStep:
         if activations is not None:
             activations = [(_of_all_replicas(output), _of_all_replicas(gradient)) for output, gradient in activations]
         self._whole = self.pipeline.record(self._results, loss=self._loss, activations=activations)
-        if self._counts:
+        if self._logs:
             self.pipeline.epoch_norms.add(self._whole)
 
     # -- the shadows -------------------------------------------------------------------------------
