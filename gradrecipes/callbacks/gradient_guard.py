@@ -14,6 +14,7 @@ import numpy as np
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.compat.keras_optimizers import learning_rates, lower_scale
 from gradrecipes.compat.keras_private import calling_list, optimizers_of
+from gradrecipes.compat.tensorflow_private import host_value
 from gradrecipes.core.arguments import require_choice, require_directory, require_file, require_flag
 from gradrecipes.core.trace import (
     OUTCOMES,
@@ -268,7 +269,7 @@ class GradientGuard(AttachedCallback):
 
     def _act(self, *, thoroughly: bool) -> None:
         pipeline = self._session.pipeline
-        consecutive = int(pipeline.consecutive_skips.numpy())
+        consecutive = int(host_value(pipeline.consecutive_skips))
         detector = next(iter(pipeline.detectors.values()), None)
         losses = np.zeros(0, np.float32) if detector is None else detector.remembered()
         at_fault = self._weights_at_fault(consecutive, losses) if self._is_suspect(consecutive, thoroughly) else None

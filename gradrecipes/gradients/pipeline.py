@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.tensorflow_private import computed_once, held, optimized, plain_variable, rare_cond
+from gradrecipes.compat.tensorflow_private import computed_once, held, host_value, optimized, plain_variable, rare_cond
 from gradrecipes.core.trace import APPLIED
 from gradrecipes.gradients.norms import (
     Norms,
@@ -325,7 +325,7 @@ class Pipeline:
 
     def read_counts(self) -> dict[str, float]:
         """Return the counts alone, read by the host."""
-        return {name: float(count.numpy()) for name, count in self._logged_counts().items()}
+        return {name: float(host_value(count)) for name, count in self._logged_counts().items()}
 
     def _logged_counts(self) -> dict[str, tf.Variable]:
         counts = {"skipped_steps": self.skipped_steps} if self.settings.skip else {}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.tensorflow_private import plain_variable, shared_function
+from gradrecipes.compat.tensorflow_private import host_value, plain_variable, shared_function
 from gradrecipes.core.trace import (
     APPLIED,
     SKIPPED_GRADIENT,
@@ -27,6 +27,7 @@ EARLY_RATIO = 100.0  # in the first steps an outlier is above a hundred times al
 MAX_REMEMBERED = 1e18  # its square is still a float32
 RENEW_EVERY, RENEW_EARLY = 32, 8  # remembered steps from one computation of the limits to the next, and in the warm-up
 NO_LIMIT = float(np.finfo(np.float32).max)  # below infinity, so that an infinite value is above it
+_NO_LIMITS = [NO_LIMIT, NO_LIMIT, -1.0, 0.0]  # see `OutlierDetector.limits`
 
 
 class Outliers(NamedTuple):
@@ -64,7 +65,8 @@ class OutlierDetector:
     Attributes:
         values: float32 `[128, 2]`, the remembered losses and norms, a ring.
         count: int64, how many were ever remembered.
-        limits: float32 `[2]`, the stored limits of loss and norm.
+        limits: float32 `[4]`, the stored limits of loss and norm, the count up to which they hold, and the largest norm
+            of the training up to when they were computed.
 
     References:
         OLMo-core's `SkipStepOptimizer` (window 128, 6 σ, active after 64 values).
@@ -74,8 +76,7 @@ class OutlierDetector:
         self.sigmas = sigmas
         self.values = plain_variable(np.zeros([WINDOW, 2], np.float32), name="remembered")
         self.count = plain_variable(0, dtype=tf.int64, name="remembered_count")
-        self.limits = plain_variable(np.full(2, NO_LIMIT, np.float32), name="outlier_limits")
-        self.largest_norm = plain_variable(0.0, dtype=tf.float32, name="largest_norm")
+        self.limits = plain_variable(_NO_LIMITS, dtype=tf.float32, name="outlier_limits")
 
     def needs_judgement(self, pair: tf.Tensor) -> tf.Tensor:
         """Return whether a step has to go through `judge`; else `remember` is enough.
@@ -83,9 +84,8 @@ class OutlierDetector:
         Args:
             pair: float32 `[2]`, loss and unscaled gradient norm; 0 for a loss that is not known.
         """
-        count = self.count.read_value()
-        renewal = tf.equal(count % tf.where(count < WARM_UP, tf.cast(RENEW_EARLY, tf.int64), RENEW_EVERY), 0)
-        return renewal | ~tf.reduce_all(pair <= self.limits.read_value())
+        count = tf.cast(self.count.read_value(), tf.float32)
+        return ~tf.reduce_all(tf.stack([pair[0], pair[1], count, 0.0]) <= self.limits.read_value())
 
     def remember(self, pair: tf.Tensor) -> None:
         """Remember a step that needs no judgement."""
@@ -95,35 +95,34 @@ class OutlierDetector:
     def judge(self, pair: tf.Tensor) -> Outliers:
         """Judge one step by all that was remembered before it, store the limits, and remember it."""
         count, values = self.count.read_value(), self.values.read_value()
-        kept, limits, largest_norm, loss_outlies, norm_outlies, harmful = _judged(
-            values, count, pair, self.largest_norm.read_value(), tf.constant(self.sigmas, tf.float32)
+        kept, limits, loss_outlies, norm_outlies, harmful = _judged(
+            values, count, pair, self.limits.read_value()[3], tf.constant(self.sigmas, tf.float32)
         )
         self._write(kept, count)
         self.count.assign_add(tf.cast(tf.math.is_finite(pair[1]), tf.int64))
         self.limits.assign(limits)
-        self.largest_norm.assign(largest_norm)
         return Outliers(loss_outlies, norm_outlies, harmful)
 
     def _write(self, pair: tf.Tensor, count: tf.Tensor) -> None:
-        self.values.scatter_nd_update([[count % WINDOW]], pair[None])
+        self.values.scatter_update(tf.IndexedSlices(pair, count % WINDOW))
 
     def forget(self) -> None:
         """Begin anew: what was remembered means nothing any more."""
         self.values.assign(tf.zeros([WINDOW, 2]))
         self.count.assign(0)
-        self.limits.assign(tf.fill([2], NO_LIMIT))
-        self.largest_norm.assign(0.0)
+        self.limits.assign(_NO_LIMITS)
 
     def remembered(self) -> np.ndarray:
         """Return the losses, oldest first, float32 `[n]`; empty while none is known."""
-        count, losses = int(self.count.numpy()), self.values.numpy()[:, 0]
-        losses = losses[:count] if count < WINDOW else np.roll(losses, -(count % WINDOW))
+        count, losses = int(host_value(self.count)), host_value(self.values)[:, 0]
+        oldest = count % WINDOW if count >= WINDOW else 0
+        losses = np.concatenate([losses[oldest:], losses[:oldest]])[:count]
         return losses if losses.any() else losses[:0]
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
         """The state, by name, to be saved with a run."""
-        return {"values": self.values, "count": self.count, "limits": self.limits, "largest_norm": self.largest_norm}
+        return {"values": self.values, "count": self.count, "limits": self.limits}
 
 
 @shared_function(
@@ -132,7 +131,7 @@ class OutlierDetector:
 def _judged(
     values: tf.Tensor, count: tf.Tensor, pair: tf.Tensor, largest_norm: tf.Tensor, sigmas: tf.Tensor
 ) -> tuple[tf.Tensor, ...]:
-    """Return what is remembered of a step, the limits, the largest norm before, and what is an outlier."""
+    """Return what is remembered of a step, what is stored as limits, and what is an outlier."""
     seen = tf.minimum(count, WINDOW)
     share = tf.cast(tf.range(WINDOW, dtype=tf.int64) < seen, tf.float32) / tf.cast(tf.maximum(seen, 1), tf.float32)
     mean = tf.linalg.matvec(values, share, transpose_a=True)
@@ -148,9 +147,12 @@ def _judged(
     kept = tf.where(finite, tf.where(outlying, most, pair), mean)
     before = tf.gather(values, count % WINDOW)  # a slice would be compiled anew for each place
     kept = tf.where(finite[1] & tf.math.is_finite(kept), kept, before)
+    every = tf.where(count < WARM_UP, tf.cast(RENEW_EARLY, tf.int64), RENEW_EVERY)
+    last = tf.cast((count // every + 1) * every - 1, tf.float32)
     limits = tf.where(outlying, tf.minimum(MIN_RATIO * limit, NO_LIMIT), limit)
+    limits = tf.concat([limits, [last, largest_norm]], axis=0)
     harmful = outlying[1] & (pair[1] > MIN_RATIO * largest_norm)
-    return kept, limits, largest_norm, outlying[0], outlying[1], harmful
+    return kept, limits, outlying[0], outlying[1], harmful
 
 
 def decide(

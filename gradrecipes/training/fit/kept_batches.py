@@ -50,6 +50,11 @@ class KeptBatches:
         self._ahead: list[Any] = []  # taken from the iterator to look ahead
         self._iterator: Any = None  # where they came from
 
+    @property
+    def has_all(self) -> bool:
+        """Whether nothing is left to be kept."""
+        return not self._each and (self.reference is not None or not self._wants_reference)
+
     def executions(self, iterator: Any, steps: int, prepared: Any) -> Iterator[tuple[Any, int]]:
         """Yield what the train function is to take its batches from, and for how many steps; nothing at their end.
 

@@ -125,6 +125,7 @@ class PreparedStep:
         self._step = self._instrumented(sample=bool(every))
         self._function = keras_private.compile_train_step(model, self._step)
         self._lean: Callable[[Any], Any] | None = None if every else self._function
+        self._lean_until = 0  # the step before which no sample is due
         self._began = 0.0
         self._traced_in = 0.0
         self.writer = TraceWriter(self.pipeline, self._step, trace=trace)
@@ -146,13 +147,9 @@ class PreparedStep:
         Returns:
             The logs, as the train function returns them.
         """
-        started = time.monotonic()
-        if not self._began:
-            keras_private.build_metrics_by_spec(self._model, getattr(iterator, "element_spec", None))
-        logs = self._function_for(steps, started)(iterator)
-        if not self._began:
-            self._began = time.monotonic()
-            self._traced_in = self._began - started
+        lean = self.next_step + steps <= self._lean_until
+        function = self._lean if lean else self._function_for(steps)
+        logs = function(iterator) if self._began else self._run_first(function, iterator)
         self.next_step += steps
         if self.next_step - self._collected >= self.pipeline.settings.capacity // 2:  # half the ring is full
             self.collect()
@@ -162,7 +159,15 @@ class PreparedStep:
         """Run one execution that does not count."""
         (self._lean or self._function)(iterator)
 
-    def _function_for(self, steps: int, now: float) -> Callable[[Any], Any]:
+    def _run_first(self, function: Callable[[Any], Any], iterator: Any) -> Any:
+        started = time.monotonic()
+        keras_private.build_metrics_by_spec(self._model, getattr(iterator, "element_spec", None))
+        logs = function(iterator)
+        self._began = time.monotonic()
+        self._traced_in = self._began - started
+        return logs
+
+    def _function_for(self, steps: int) -> Callable[[Any], Any]:
         every = self.pipeline.settings.sample_every
         if self.pipeline.accumulated is not None:  # which batch completes a step is known on the device alone
             return self._function
@@ -170,9 +175,12 @@ class PreparedStep:
             return self._function
         if any(is_due(step, every) for step in range(self.next_step, self.next_step + steps)):
             return self._function
-        if self._lean is None and now - self._began > LEAN_AFTER * self._traced_in:
+        if self._lean is None and time.monotonic() - self._began > LEAN_AFTER * self._traced_in:
             self._lean = self._make_lean()
-        return self._lean or self._function
+        if self._lean is None:
+            return self._function
+        self._lean_until = -(-self.next_step // every) * every  # the early samples have been taken
+        return self._lean
 
     def _make_lean(self) -> Callable[[Any], Any]:
         from gradrecipes.compat.random_state import draws_by_itself
@@ -202,8 +210,10 @@ class PreparedStep:
     @property
     def not_instrumented(self) -> str | None:
         """Why the fit is to go on without this step, which then has changed nothing; None where it works."""
-        reasons = [step.not_instrumented for step in self._steps if step.not_instrumented is not None]
-        return reasons[0] if reasons else None
+        for step in self._steps:
+            if step.not_instrumented is not None:
+                return step.not_instrumented
+        return None
 
     def _free_when_dropped(self, step: InstrumentedStep) -> None:
         finalizer = weakref.finalize(self, dismantle, step.graphs)

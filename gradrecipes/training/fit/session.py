@@ -239,7 +239,7 @@ class FitSession:
         return KeptBatches(self.model, each=each, reference=reference)
 
     def _execute(self, iterator: Any) -> Any:
-        if self.kept is None:
+        if self.kept is None or self.kept.has_all:
             return self._run(iterator, self.model.steps_per_execution)
         ran = False
         for batches, steps in self.kept.executions(iterator, self.model.steps_per_execution, self._prepared):

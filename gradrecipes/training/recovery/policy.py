@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -179,7 +180,7 @@ class Recovery:
         if np.isnan(self._beginning):
             beginning = float(np.median(losses[:BEGINNING]))
             self._beginning = beginning if beginning > 0 else float("inf")  # ratios of negative losses mean nothing
-        recent = float(np.median(losses[-RECENT:]))
+        recent = statistics.median(losses[-RECENT:].tolist())
         self._best = float(np.fmin(self._best, recent))
         return recent
 

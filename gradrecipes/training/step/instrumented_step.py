@@ -49,7 +49,7 @@ class InstrumentedStep:
         train_step: The step to run: the model's own. A `tf.function` around it is left out.
         pipeline: What measures, decides, clips and records.
         sample: Whether samples are taken when they are due: layer outputs, weights, updates, histograms.
-        log: Whether what `Pipeline.logs` returns joins the logs of the step. Each key costs Keras' loop time at every step.
+        log: Whether what `Pipeline.logs` returns joins the logs of the step; each key costs Keras time at every step.
         optional: Whether a step that cannot be instrumented is to be left as it is, without an error.
 
     Attributes:
