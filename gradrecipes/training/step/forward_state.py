@@ -16,8 +16,6 @@ from gradrecipes.core.trace import APPLIED, SKIPPED_GRADIENT, SKIPPED_LOSS
 from gradrecipes.training.recovery.model_state import recurrent_states
 from gradrecipes.training.step import replicas
 
-FEW_VARIABLES, FEW_ENTRIES = 16, 65_536  # put back by a choice for each, without a condition around them
-
 # What traces of a model's step have assigned: a `tf.function` called in it reports nothing once it is traced.
 _ASSIGNED: weakref.WeakKeyDictionary[keras.Model, dict[int, Any]] = weakref.WeakKeyDictionary()
 
@@ -91,8 +89,7 @@ class ForwardState:
         applied = tf.equal(outcome, APPLIED)
         is_finite = ~(tf.equal(outcome, SKIPPED_LOSS) | tf.equal(outcome, SKIPPED_GRADIENT))
         names = self._metrics_in(logs)
-        # Replicas may not meet inside a condition, and for a few small variables a condition costs more.
-        if replicas.spread() or self._is_small():
+        if replicas.spread():  # they may not meet inside a condition
             for variable, before in zip(self._variables, self._before, strict=True):
                 wanted = is_finite if id(variable) in self._metrics else applied
                 variable.assign(tf.where(wanted, tf.convert_to_tensor(variable), before))
@@ -131,10 +128,6 @@ class ForwardState:
     def _results_as_before(self, names: list[str], logs: dict[str, Any]) -> dict[str, Any]:
         result = self._result()
         return {name: tf.nest.map_structure(_as_before, result[name], logs[name]) for name in names}
-
-    def _is_small(self) -> bool:
-        entries = [tf.TensorShape(variable.shape).num_elements() for variable in self._variables]
-        return len(entries) <= FEW_VARIABLES and None not in entries and sum(entries) <= FEW_ENTRIES
 
     def _result(self) -> dict[str, Any]:
         result = self._model.get_metrics_result()
