@@ -167,7 +167,11 @@ def metric_of(program: Program, model: keras.Model | None, arguments: dict[str, 
         return "loss", float(logs["loss"][-1])
     try:
         target = np.asarray(program.y, "float64").reshape(len(program.y), -1)
-        predicted = np.asarray(model.predict(program.x, verbose=0), "float64").reshape(len(target), -1)
+        known = np.isfinite(target).all(axis=1)  # a target that is not finite cannot be predicted
+        target = target[known]
+        predicted = np.asarray(model.predict(program.x, verbose=0), "float64").reshape(len(known), -1)[known]
+        if predicted.shape != target.shape:  # as of a likelihood: the loss alone says how good the prediction is
+            return "loss", float(logs["loss"][-1])
         return "R2", float(1 - ((target - predicted) ** 2).sum() / ((target - target.mean(axis=0)) ** 2).sum())
     except Exception:  # labels, or a model without a call
         return "loss", float(logs["loss"][-1]) if "loss" in logs else float("nan")
@@ -253,9 +257,9 @@ class Bench:
         return best
 
     def lower_rates(self) -> tuple[str, ...]:
-        """Return the highest of ever lower rates with which the training gets better than a guess."""
+        """Return the highest of ever lower rates with which the training gets better than a constant prediction."""
         for name in self.only("rate_0.1", "rate_0.01", "rate_0.001"):
-            if self.score((name,), 1.0) > self.task.chance + 0.05:
+            if self.score((name,), 1.0) > self.task.baseline_score + 0.05:
                 return (name,)
         return self.only("rate_0.001")
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gradrecipes.demo import ChainRun, Run, Story
 
 CHAINS = (20, 50)  # neurons
-LEARNS = 0.5  # test accuracy from which the table says "trains"; chance is 0.1
+LEARNS = 0.5  # test accuracy from which the table says "trains"; a constant prediction: 0.1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -27,6 +27,7 @@ class PartsShown:
     Example:
         >>> with PartsShown(quiet=True) as parts:
         ...     parts.tell("reading the data")
+        ...     parts.tell("reading the data: 300 samples")
     """
 
     def __init__(self, *, quiet: bool):
@@ -36,6 +37,7 @@ class PartsShown:
         columns = (SpinnerColumn(finished_text="·"), TextColumn("{task.description}"), TimeElapsedColumn())
         self._bar = Progress(*columns, console=Console(file=sys.stderr, quiet=quiet), redirect_stdout=False)
         self._task: Any = None
+        self._words = ""
 
     def __enter__(self) -> PartsShown:
         self._bar.start()
@@ -46,13 +48,18 @@ class PartsShown:
         self._bar.stop()
 
     def tell(self, words: str) -> None:
-        """Begin the next part."""
+        """Begin the next part, or end the one that runs, where the words are its own with a result behind a colon."""
+        if self._task is not None and words.startswith(f"{self._words}: "):
+            self._bar.update(self._task, description=words)
+            self._finish()
+            return
         self._finish()
-        self._task = self._bar.add_task(words, total=1)
+        self._task, self._words = self._bar.add_task(words, total=1), words
 
     def _finish(self) -> None:
         if self._task is not None:
             self._bar.update(self._task, completed=1)
+            self._task = None
 
 
 # What TensorFlow writes before it reads TF_CPP_MIN_LOG_LEVEL: notes (I0000) and the heading above them.

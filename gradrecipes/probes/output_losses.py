@@ -10,12 +10,12 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from scipy.optimize import minimize
 
 from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import LossEquivalent, LossReading, OutputReading
 from gradrecipes.core.trace.trial_reading import OutputTrial
+from gradrecipes.probes.constant_prediction import best_constant_loss
 from gradrecipes.probes.loss import SAME, as_loss, candidates
 from gradrecipes.training.description.output_head import losses_of
 from gradrecipes.training.recovery.model_state import preserve_state
@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 EQUAL = 1e-5  # relative difference of two losses that are one, summed in another order
 FITTED_ENTRIES = 200_000  # of the targets to which a constant prediction is fitted
 FITTED_COLUMNS = 64  # of the last axis of such a prediction
-FITTED_STARTS = 4  # columns that the fit starts at the mean of the targets, one after the other
-FIT_EVALUATIONS = 60  # of the loss, for each start
 # What a constant prediction of a bounded head is made by.
 ACTIVATIONS = {
     "linear": tf.identity,
@@ -124,33 +122,15 @@ class _OwnLoss:
 
     def best(self, targets: tf.Tensor) -> float | None:
         """Return the least loss of a constant prediction that was found; None where samples are compared."""
-        columns, half = self.shape[-1], len(targets) // 2
-        at = np.linspace(0.1, 0.2, columns)
-        whole, *halves = (self._evaluate(at, part)[0] for part in (targets, targets[:half], targets[half:]))
-        together = (half * halves[0] + (len(targets) - half) * halves[1]) / len(targets)
-        if not abs(whole - together) <= SAME * max(abs(whole), abs(together)):
-            return None
-        middle = float(np.mean(np.asarray(targets, np.float64)))
-        starts = [
-            np.zeros(columns),
-            np.full(columns, middle),
-            *(middle * one for one in np.eye(columns)[:FITTED_STARTS]),
-        ]
-        how: dict[str, Any] = {"jac": True, "method": "L-BFGS-B", "options": {"maxfun": FIT_EVALUATIONS}}
-        ends = [float(minimize(self._evaluate, start, args=(targets,), **how).fun) for start in starts]
-        return min((end for end in ends if math.isfinite(end)), default=None)
 
-    def _evaluate(self, constants: np.ndarray, targets: tf.Tensor) -> tuple[float, np.ndarray]:
-        """Return (loss, its gradient); infinity where one of them is not finite."""
-        variables = tf.constant(constants, tf.float32)
-        with tf.GradientTape() as tape:
-            tape.watch(variables)
-            prediction = tf.broadcast_to(self._activation(variables), (len(targets), *self.shape))
-            value = tf.reduce_mean(self._loss(targets, prediction))
-        slope = tape.gradient(value, variables)
-        slopes = np.zeros(len(constants)) if slope is None else np.asarray(slope, np.float64)
-        finite = math.isfinite(float(value)) and bool(np.isfinite(slopes).all())
-        return (float(value), slopes) if finite else (math.inf, np.zeros(len(constants)))
+        def loss(constants: tf.Tensor, rows: slice) -> tf.Tensor:
+            part = targets[rows]
+            return tf.reduce_mean(
+                self._loss(part, tf.broadcast_to(self._activation(constants), (len(part), *self.shape)))
+            )
+
+        middle = float(np.mean(np.asarray(targets, np.float64)))
+        return best_constant_loss(loss, samples=len(targets), columns=self.shape[-1], middle=middle)
 
 
 class OutputLosses:

@@ -18,6 +18,7 @@ from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.findings import Severity
 from gradrecipes.diagnosis.engine import find
+from gradrecipes.probes.constant_prediction import best_constant_loss
 from gradrecipes.probes.examine import examine, require_compiled
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.rescue.arm import Arm, has_plain_loss
@@ -74,7 +75,8 @@ def rescue(
         seed: Fixes the split, the order of the data and the weights drawn anew.
         budget: Training steps that may be used; by default three trainings, at least 1500 steps.
         journal: A file in which results are kept; a rescue that was stopped resumes from it.
-        tell: Called with a few words about each part and each trial.
+        tell: Called with a few words when a part or a trial begins, and, when a trial ends, with the same words, a
+            colon and its score.
 
     Returns:
         The verdict, the repaired model, the changes and the evidence.
@@ -127,7 +129,7 @@ def rescue(
     shape = outputs[0].shape if len(outputs) == 1 else None
     task = _with_reference(task, base, build, feed, shape)
 
-    def guess() -> float | None:
+    def baseline_loss() -> float | None:
         with random_numbers_kept(), global_tensorflow_seed_kept():
             return constant_loss(build(base, 0), *feed.first_rows(), shape) if shape and feed.y is not None else None
 
@@ -143,7 +145,7 @@ def rescue(
         budget if budget is not None else max(LEAST_BUDGET, math.ceil(TRAININGS * steps)),
         tell,
         stages={} if original.wrappable else None,
-        guess=guess if nothing_found else None,
+        baseline_loss=baseline_loss if nothing_found else None,
         seconds={"diagnosis": time.monotonic() - began},
     )
     known = catalogue(base, original, scaling, task, steps=steps)
@@ -171,7 +173,7 @@ def _answer(
         verdict = NOTHING_NEEDED
     evidence = RescueEvidence(
         WORDS[lab.task.kind],
-        lab.task.chance,
+        lab.task.baseline_score,
         found.proof,
         tuple(lab.trials),
         None if found.control is None else found.control.score.value,
@@ -196,7 +198,7 @@ def _answer(
 def _with_reference(
     task: Task, base: Setup, build: Callable[..., keras.Model], feed: Feed, shape: tuple[int | None, ...] | None
 ) -> Task:
-    """Return the task with the loss that scores are measured by: of the best constant guess, else before training.
+    """Return the task with the loss that scores are measured by: of the best constant prediction, else before training.
 
     Args:
         task: The task; only one that is scored by its own loss needs a reference.
@@ -213,9 +215,9 @@ def _with_reference(
             loss = task.loss_of(model)
         except Exception:  # a model that cannot be copied: the control arm will say so
             return task
-        guess = constant_loss(model, feed.x_val, feed.y_val, shape) if shape and task.y is not None else None
-    if guess is not None:
-        return replace(task, reference=guess, start=loss)
+        baseline = constant_loss(model, feed.x_val, feed.y_val, shape) if shape and task.y is not None else None
+    if baseline is not None:
+        return replace(task, reference=baseline, start=loss)
     if not math.isfinite(loss):
         loss = Arm(base, 0, build=build, feed=feed, task=task).train(FIRST_STEPS).loss
     return replace(task, reference=loss)
@@ -230,32 +232,21 @@ def constant_loss(model: keras.Model, x: Any, y: Any, shape: tuple[int | None, .
         y: Targets.
         shape: Of its output, without samples.
     """
-    first = np.asarray(keras.tree.flatten(y)[0], np.float64)
+    first = np.asarray(keras.tree.flatten(y)[0], np.float64)[:FEW_SAMPLES]
     if not has_plain_loss(model) or None in shape or first.min() == first.max():  # else a constant would be perfect
         return None
     x, y = keras.tree.map_structure(lambda a: keras.ops.convert_to_tensor(a[:FEW_SAMPLES]), (x, y))
-    count = len(keras.tree.flatten(y)[0])
 
-    def loss_and_slope(guess: np.ndarray) -> tuple[float, np.ndarray]:
-        entries = tf.Variable(guess, dtype="float32")
-        with tf.GradientTape() as tape:
-            loss = model.compute_loss(x=x, y=y, y_pred=tf.broadcast_to(entries, (count, *shape)), training=False)
-        slope = tape.gradient(loss, entries)
-        return float(loss), np.zeros_like(guess) if slope is None else np.asarray(slope, np.float64)
+    def loss(constants: tf.Tensor, rows: slice) -> tf.Tensor:
+        some_x, some_y = keras.tree.map_structure(lambda a: a[rows], (x, y))
+        predicted = tf.broadcast_to(constants, (len(first[rows]), *shape))
+        return model.compute_loss(x=some_x, y=some_y, y_pred=predicted, training=False)
 
-    from scipy.optimize import minimize
-
-    found = []
-    for start in (0.0, float(np.mean(first))):
-        try:
-            with np.errstate(all="ignore"):
-                result = minimize(loss_and_slope, np.full(shape[-1], start), jac=True, method="L-BFGS-B")
-        except Exception:  # a loss that does not take such an output
-            _LOG.debug("The loss of a constant guess could not be found.", exc_info=True)
-            continue
-        if result.success and math.isfinite(result.fun):
-            found.append(float(result.fun))
-    return min(found, default=None)
+    try:
+        return best_constant_loss(loss, samples=len(first), columns=shape[-1], middle=float(np.mean(first)))
+    except Exception:  # a loss that does not take such an output
+        _LOG.debug("The loss of a constant prediction could not be found.", exc_info=True)
+        return None
 
 
 def _is_arrays(x: Any) -> bool:

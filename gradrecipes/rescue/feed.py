@@ -16,7 +16,7 @@ from gradrecipes.training.trial.trial_data import trial_data
 
 HELD_BACK = 0.2  # share of the samples that is kept for validation where the user gives none
 MAX_BYTES = 2**29  # of a dataset that are read into memory; the rest is not used
-FEW_SAMPLES = 500  # on which a constant guess is fitted, and compared with what was learned
+FEW_SAMPLES = 500  # on which a constant prediction is fitted, and compared with what was learned
 MAX_VALIDATION = 4000  # samples that a score is measured on; the standard error of an accuracy is then below 0.008
 
 

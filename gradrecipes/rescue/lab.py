@@ -100,10 +100,10 @@ class Lab:
         build: Returns the compiled model of a setup and a seed.
         journal: Where results are kept.
         budget: Training steps that may be used, in batches of the user's size.
-        tell: Called with a few words about each arm.
+        tell: Called with the words for an arm when its training begins, and with these and its score when it ends.
         stages: Where arms of one graph share a traced model; None for models that hold state elsewhere.
-        guess: Returns the own loss of the best constant guess on rows of the training data, or None; itself None where
-            that is not asked for.
+        baseline_loss: Returns the own loss of the best constant prediction on rows of the training data, or None;
+            itself None where that is not asked for.
     """
 
     base: Setup
@@ -114,7 +114,7 @@ class Lab:
     budget: int
     tell: Callable[[str], None]
     stages: dict[str, Stage] | None = None
-    guess: Callable[[], float | None] | None = None
+    baseline_loss: Callable[[], float | None] | None = None
     spent: float = 0.0
     trials: list[Trial] = field(default_factory=list)
     _arms: dict[Any, Arm] = field(default_factory=dict)
@@ -151,6 +151,8 @@ class Lab:
         if (names, seed) in self._broken and self._broken[names, seed].steps <= steps:  # it stays so
             self._results[key] = replace(self._broken[names, seed], steps=steps)
             return self._results[key]
+        words = f"{' + '.join(names) or 'as it is'}, seed {seed}, {steps} steps"
+        self.tell(words)
         result = self.journal.get(setup, seed, steps)
         if result is None:
             result = self._trained(names, setup, seed, steps, part)
@@ -164,8 +166,7 @@ class Lab:
         if result.broken is not None or result.error:
             self._broken[names, seed] = result
         self.trials.append(Trial(names, seed, steps, result.score.value, result.loss, result.broken, result.error))
-        title = " + ".join(names) or "as it is"
-        self.tell(f"{title}, seed {seed}, {steps} steps: {result.error or self.shown(result.score.value)}")
+        self.tell(f"{words}: {result.error or format(result.score.value, '.3f')}")
         return result
 
     def _trained(self, names: tuple[str, ...], setup: Setup, seed: int, steps: int, part: str) -> Result:
@@ -184,10 +185,6 @@ class Lab:
         used = steps * setup.batch_size / self.base.batch_size
         self.spent += used
         self.steps[part] = self.steps.get(part, 0.0) + used
-
-    def shown(self, value: float) -> str:
-        """Return a score in words."""
-        return f"{value:.3f}"
 
     def compared(self, one: Score, other: Score) -> tuple[float, float]:
         """Return (difference, standard error) of two scores on the same samples."""
@@ -211,7 +208,7 @@ class Lab:
         return Proof(control, changed, tuple(other.steps for _, other in pairs), interval, error)
 
     def learns(self, result: Result, *, standard_errors: float = STANDARD_ERRORS) -> bool:
-        """Return whether an arm got better than the best constant guess.
+        """Return whether an arm got better than the best constant prediction.
 
         Args:
             result: Of the arm.
@@ -223,7 +220,7 @@ class Lab:
             return result.score.value > LEAST_DIFFERENCE
         samples = result.score.samples
         error = UNKNOWN_ERROR if samples is None or len(samples) < 2 else float(np.std(samples)) / len(samples) ** 0.5
-        return result.score.value > self.task.chance + max(LEAST_DIFFERENCE, standard_errors * error)
+        return result.score.value > self.task.baseline_score + max(LEAST_DIFFERENCE, standard_errors * error)
 
     def fits(self, result: Result) -> bool:
         """Return whether the training as it is learned its training data by the user's own loss.
@@ -231,10 +228,10 @@ class Lab:
         That holds where the score misreads what an unusual loss makes of the output, and where a net learns its few
         samples by heart: neither is what a rescue can repair.
         """
-        if self.guess is None or not math.isfinite(result.fit):
+        if self.baseline_loss is None or not math.isfinite(result.fit):
             return False
-        guess = self.guess()
-        return guess is not None and guess - result.fit > LEAST_GAIN * abs(guess)
+        baseline = self.baseline_loss()
+        return baseline is not None and baseline - result.fit > LEAST_GAIN * abs(baseline)
 
     def has_run(self, changes: Changes, share: float) -> bool:
         """Return whether the score of an arm with the first seed is known after just such a share of the training."""
@@ -252,7 +249,7 @@ class Lab:
             arm.release()
             arm = None
         if arm is None:
-            fits = not names and self.guess is not None
+            fits = not names and self.baseline_loss is not None
             arm = Arm(setup, seed, build=self.build, feed=self.feed, task=self.task, stages=self.stages, fits=fits)
         held = sum(one.state_bytes for one in self._arms.values())
         most = LIVE_SMALL_MODELS if held <= LIVE_BYTES else LIVE_MODELS

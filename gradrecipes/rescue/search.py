@@ -21,7 +21,7 @@ EXPLORED = 0.6  # share of what is left after the final training that the short 
 FEWEST_CANDIDATES = 8
 GLANCE = 0.5  # share of a short trial after which one is given up that the best so far beats
 UNBEATEN = 3  # candidates in a row that are no better than the best before them end the short trials ...
-HALF_LEARNED = 0.5  # ... if it is so far from a guess to a perfect score
+HALF_LEARNED = 0.5  # ... if it is so far from a constant prediction to a perfect score
 EXCELLENT = 0.95  # score from which on a better one is not looked for
 FINAL_PEAK = 10.0  # highest loss over the first from which on a run that ends well is said to have spiked
 # Against what happens late, the safest first.
@@ -118,7 +118,7 @@ class _Progress:
     def so_far(self, *, complete: bool = True) -> Found:
         """Return what is proven by now."""
         proof = self.lab.proof(self.pairs) if self.winner and self.pairs else None
-        wins = proof is not None and proof.wins and min(proof.changed) > self.lab.task.chance
+        wins = proof is not None and proof.wins and min(proof.changed) > self.lab.task.baseline_score
         changes = self.winner if wins else ()
         needed = {name: self.needed[name] for name in (change.name for change in changes) if name in self.needed}
         return Found(changes, proof, self.final, needed, self.control, self.fails, complete)
@@ -143,7 +143,8 @@ class _Progress:
         """Return whether the training as it is fails; a few samples held back prove that of no training by themselves.
 
         Args:
-            standard_errors: By which its score has to be above a guess; 0 where the diagnosis found nothing either.
+            standard_errors: By which its score has to be above the baseline; 0 where the diagnosis found nothing
+                either.
         """
         last = self.checkpoints[-1]
         if last.error or last.broken is not None or not math.isfinite(last.loss):
@@ -205,8 +206,8 @@ class _Progress:
         return scored
 
     def _is_half_learned(self, result: Result) -> bool:
-        chance = self.lab.task.chance
-        return self.lab.learns(result) and result.score.value >= chance + HALF_LEARNED * (1.0 - chance)
+        baseline = self.lab.task.baseline_score
+        return self.lab.learns(result) and result.score.value >= baseline + HALF_LEARNED * (1.0 - baseline)
 
     def _is_behind(self, probe: Result, best: Changes, share: float) -> bool:
         """Return whether the best so far learned by the same step, and was better by more than chance."""
@@ -342,17 +343,17 @@ class _Progress:
 
     def _slower(self, changes: Changes, share: float) -> Changes | None:
         """Return fewer changes that get as far by the end of the training, though they learn more slowly at first."""
-        lab, chance = self.lab, self.lab.task.chance
+        lab, baseline = self.lab, self.lab.task.baseline_score
         sets = [tuple(one for one in changes if one is not change) for change in changes if len(changes) > 1]
         fewer = max(sets, key=lambda some: self._after(some, share).score.value, default=())
         if not fewer or lab.left < 2 * lab.full:
             return None
-        learned = self._after(fewer, share).score.value - chance
+        learned = self._after(fewer, share).score.value - baseline
         quick, length = self._after(changes, share).score.value, max(self.long, HALF)
-        if learned < HALF_LEARNED * (quick - chance):
+        if learned < HALF_LEARNED * (quick - baseline):
             return None
         half = lab.run(fewer, share=length, part="finals").score.value
-        pace = (half - chance - learned) / max(length - share, 1e-9)  # it does not learn faster from here on
+        pace = (half - baseline - learned) / max(length - share, 1e-9)  # it does not learn faster from here on
         if half + pace * (1.0 - length) < quick or not self._holds(fewer):
             return None
         least = lab.run(fewer, part="finals")

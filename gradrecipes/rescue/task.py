@@ -23,12 +23,12 @@ WORDS = {
     ONE_HOT: "balanced accuracy",
     BINARY: "balanced accuracy",
     NUMBERS: "R squared",
-    SEVERAL: "mean over the outputs of the score above chance",
+    SEVERAL: "mean over the outputs of the score above a constant prediction",
     OWN_LOSS: "relative fall of the loss",
 }
 MAX_CLASSES = 1000  # distinct whole numbers that are taken for labels
 LABELS_SHARE = 0.2  # distinct labels over samples; more of them are numbers
-WORST = -1.0  # score of predictions that are not finite, or worse than any guess
+WORST = -1.0  # score of predictions that are not finite, or worse than any constant prediction
 PREDICTED_AT_ONCE = 500  # samples
 
 
@@ -37,7 +37,7 @@ class Score:
     """Say how well a model does on what is held back.
 
     Args:
-        value: 1 is perfect, 0 no better than a guess for numbers; between `WORST` and 1.
+        value: 1 is perfect, 0 no better than a constant prediction for numbers; between `WORST` and 1.
         samples: float64 `[samples]`, the part of each sample, whose mean is the value; None where only the mean
             is known.
     """
@@ -53,22 +53,24 @@ class Task:
     Args:
         kind: `"classes"`, `"one_hot"`, `"binary"`, `"numbers"`, `"several"` or `"own_loss"`.
         units: Entries of the last axis that the output needs, or None.
-        chance: Score of the best constant guess.
+        baseline_score: Score of the best constant prediction.
         x: Validation inputs.
         y: Validation targets.
-        reference: For `"own_loss"`, the loss of the best constant guess, or the one before training.
-        start: The loss before training, where it is above that of the best constant guess.
+        reference: For `"own_loss"`, the loss of the best constant prediction, or the one before training.
+        start: The loss before training, where it is above that of the best constant prediction.
         outputs: What each output is to learn, for `"several"`.
+        shares: Whether all targets lie between 0 and 1.
     """
 
     kind: str
     units: int | None
-    chance: float
+    baseline_score: float
     x: Any
     y: Any
     reference: float = math.nan
     start: float = math.nan
     outputs: tuple[OutputTask, ...] = ()
+    shares: bool = False
 
     def score(self, model: keras.Model, setup: Setup, *, logged: float = math.nan) -> Score:
         """Return the score of a model.
@@ -125,7 +127,9 @@ class Task:
             return Score(WORST)
         size = abs(self.reference) if math.isfinite(self.reference) and self.reference else 1.0
         fall = (self.reference - loss) / size
-        if fall < 0 and self.start > self.reference:  # which of two that are no better than a guess is the nearer one
+        if (
+            fall < 0 and self.start > self.reference
+        ):  # which of two that are no better than a constant prediction is the nearer one
             fall = -math.log1p(-fall) / math.log1p((self.start - self.reference) / size)
         return Score(float(np.clip(fall, WORST, 1.0)))
 
@@ -168,13 +172,13 @@ class OutputTask:
     loss: str
 
     def score(self, predicted: list[np.ndarray], targets: list[Any], setup: Setup) -> Score:
-        """Return how far its score is above chance: 1 is perfect, 0 as good as a guess."""
+        """Return how far its score is above the best constant prediction: 1 is perfect, 0 as good as that."""
         setup = replace(setup, head=self.head)
         samples = self.task._samples(predicted[self.place], np.asarray(targets[self.target]), setup)
         if samples is None:
             return Score(WORST)
-        chance = self.task.chance
-        samples = (samples - chance) / (1.0 - chance)
+        baseline = self.task.baseline_score
+        samples = (samples - baseline) / (1.0 - baseline)
         return Score(float(np.clip(samples.mean(), WORST, 1.0)), samples)
 
 
@@ -195,8 +199,10 @@ def task_of(feed: Any, setup: Setup, outputs: Sequence[OutputDescription] = ()) 
         return Task(OWN_LOSS, None, 0.0, feed.x_val, feed.y_val)
     y = np.asarray(targets[0])
     kind, units = _kind(y, setup)
-    task = Task(kind, units, 0.0, feed.x_val, feed.y_val)
-    return replace(task, chance=_chance(kind, y, units))
+    known = y[np.isfinite(y.astype(np.float64))]
+    shares = bool(known.size and known.min() >= 0 and known.max() <= 1)
+    task = Task(kind, units, 0.0, feed.x_val, feed.y_val, shares=shares)
+    return replace(task, baseline_score=_baseline_score(kind, y, units))
 
 
 def _output_tasks(
@@ -211,7 +217,7 @@ def _output_tasks(
             continue
         kind, units = _kind(y, replace(setup, units=one.units, loss=loss, head=head))
         if kind != OWN_LOSS:
-            task = Task(kind, units, _chance(kind, y, units), feed.x_val, feed.y_val)
+            task = Task(kind, units, _baseline_score(kind, y, units), feed.x_val, feed.y_val)
             yield OutputTask(task, place, one.target, head, loss)
 
 
@@ -229,7 +235,7 @@ def fitted(task: Task, setup: Setup) -> Setup | None:
         wanted = {"loss": "mse", "head": "linear", "from_logits": None}
         squared = setup.loss in ("mse", "mean_squared_error", "mae", "mean_absolute_error", "huber", "log_cosh")
         wanted["loss"] = setup.loss if squared else "mse"
-        if setup.loss == "binary_crossentropy":  # shares between 0 and 1, as an autoencoder has them
+        if setup.loss == "binary_crossentropy" and task.shares:  # as an autoencoder of pixels has them
             return None
     changed = replace(setup, **wanted)
     if task.kind in (CLASSES, ONE_HOT, BINARY):
@@ -261,7 +267,7 @@ def _kind(y: np.ndarray, setup: Setup) -> tuple[str, int | None]:
     return (NUMBERS, units) if same else (OWN_LOSS, None)
 
 
-def _chance(kind: str, y: np.ndarray, units: int | None) -> float:
+def _baseline_score(kind: str, y: np.ndarray, units: int | None) -> float:
     if kind in (CLASSES, BINARY):
         return 1.0 / max(2, len(np.unique(y))) if kind == CLASSES else 0.5
     return 1.0 / max(2, units or 2) if kind == ONE_HOT else 0.0

@@ -44,7 +44,7 @@ class RescueEvidence:
 
     Args:
         measured: What the scores are, in words.
-        chance: Score of the best constant guess.
+        baseline_score: Score of the best constant prediction.
         proof: The paired comparison, or None.
         trials: Every trial, in order.
         control: Score of the training as it is.
@@ -58,7 +58,7 @@ class RescueEvidence:
     """
 
     measured: str
-    chance: float
+    baseline_score: float
     proof: Proof | None
     trials: tuple[Trial, ...]
     control: float | None
@@ -205,7 +205,10 @@ def screen(rescue: Any) -> str:
     else:
         lines += _wrapped("The diagnosis found nothing wrong.")
     if evidence.control is not None:
-        lines += _wrapped(f"As it is: {evidence.measured} {evidence.control:.3f} (chance {evidence.chance:.3f}).")
+        lines += _wrapped(
+            f"As it is: {evidence.measured} {evidence.control:.3f} "
+            f"(a constant prediction: {evidence.baseline_score:.3f})."
+        )
     if rescue.changes and proof is not None:
         lines += ["", "Changes:"]
         for change in rescue.changes:
@@ -241,11 +244,11 @@ def screen(rescue: Any) -> str:
         for trial in best[:TRIED_SHOWN]:
             named = " + ".join(rescue.titles.get(name, name) for name in trial.changes)
             lines += _wrapped(f"- {named}: {trial.score:.3f} after {trial.steps} steps")
-    elif evidence.control is not None and not evidence.control > evidence.chance:
+    elif evidence.control is not None and not evidence.control > evidence.baseline_score:
         lines += _wrapped(
             "The training as it is learns its training data by its own loss, and the diagnosis found nothing wrong. "
-            "That its score on held-back data is no better than a guess is overfitting, or the score does not suit "
-            "the loss. The model is returned as it was."
+            "That its score on held-back data is no better than that of a constant prediction is overfitting, or the "
+            "score does not suit the loss. The model is returned as it was."
         )
     else:
         lines += _wrapped("The training as it is learns, to its end; the model is returned as it was.")
@@ -293,7 +296,8 @@ def page(rescue: Any) -> str:
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Rescue: {rescue.verdict}</title>'
         f"<style>{STYLE}</style></head><body><h1>{escape(rescue.verdict.capitalize())}</h1>"
         f"<pre>{escape(str(rescue))}</pre>{code}<h2>Diagnosis</h2><ul>{findings or '<li>Nothing found.</li>'}</ul>"
-        f"<h2>Trials</h2><p>Score: {escape(evidence.measured)}; chance {evidence.chance:.3f}.</p>"
+        f"<h2>Trials</h2><p>Score: {escape(evidence.measured)}; of the best constant prediction "
+        f"{evidence.baseline_score:.3f}.</p>"
         "<table><tr><th>changes</th><th>seed</th><th>steps</th><th>score</th><th></th></tr>"
         f"{rows}</table><h2>Cost</h2><table><tr><th>part</th><th>seconds</th><th>trainings</th></tr>{times}</table>"
         "</body></html>"

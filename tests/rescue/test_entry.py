@@ -167,7 +167,7 @@ def test_a_subclassed_model_is_rescued_by_its_settings():
     assert found.after.activation == OWN
 
 
-def test_a_loss_of_the_users_own_is_measured_from_the_best_constant_guess():
+def test_a_loss_of_the_users_own_is_measured_from_the_best_constant_prediction():
     def likelihood(y, predicted):  # of a normal distribution whose logarithm of the variance is the second entry
         square = keras.ops.square(y - predicted[:, :1])
         return keras.ops.mean(0.5 * predicted[:, 1:] + 0.5 * square / keras.ops.exp(predicted[:, 1:]))
@@ -206,5 +206,5 @@ def test_a_loss_of_the_users_own_that_is_learned_needs_nothing():
     assert found.verdict == "nothing needed"
 
 
-def test_a_constant_guess_of_targets_that_never_vary_says_nothing():
+def test_a_constant_prediction_of_targets_that_never_vary_says_nothing():
     assert constant_loss(logarithmic("mse"), X, np.ones((300, 1), "float32"), (1,)) is None

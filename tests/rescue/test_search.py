@@ -85,15 +85,15 @@ def test_a_training_that_stands_still_is_stopped_half_way_and_stays_whole_withou
 
 def test_few_samples_held_back_do_not_prove_that_a_training_fails():
     def score(names, seed, share):
-        return 0.25  # one of four samples: above a guess of 0.1, by less than a standard error
+        return 0.25  # one of four samples: above a constant prediction of 0.1, by less than a standard error
 
     assert run(score, ("a",), healthy=True, held_back=4)[1].fails is False
     assert run(score, ("a",), held_back=4)[1].fails is True
 
 
-@pytest.mark.parametrize(("guess", "fit", "fails"), [(1.0, 0.5, False), (1.0, 0.98, True), (None, 0.5, True)])
-def test_what_the_score_misreads_is_judged_by_the_fit_to_the_training_data(guess, fit, fails):
-    _, found = run(lambda names, seed, share: 0.1, ("a",), healthy=True, guess=lambda: guess, fit=fit)
+@pytest.mark.parametrize(("baseline", "fit", "fails"), [(1.0, 0.5, False), (1.0, 0.98, True), (None, 0.5, True)])
+def test_what_the_score_misreads_is_judged_by_the_fit_to_the_training_data(baseline, fit, fails):
+    _, found = run(lambda names, seed, share: 0.1, ("a",), healthy=True, baseline_loss=lambda: baseline, fit=fit)
     assert found.fails is fails
 
 

@@ -70,7 +70,7 @@ def test_several_outputs_whose_targets_are_not_known_are_scored_by_their_loss():
     assert task(X[:, 0], outputs=(OutputDescription(), OutputDescription())).kind == OWN_LOSS
 
 
-def test_a_perfect_model_scores_one_and_a_guess_scores_chance():
+def test_a_perfect_model_scores_one_and_a_constant_prediction_the_baseline():
     classes = task(LABELS, units=3)
     assert classes.score(Fixed(np.eye(3)[LABELS]), SETUP).value == pytest.approx(1.0)
     assert classes.score(Fixed(np.tile([1.0, 0, 0], (100, 1))), SETUP).value == pytest.approx(1 / 3)
@@ -95,6 +95,9 @@ def test_a_loss_that_does_not_fit_is_replaced():
     assert (changed.head, changed.from_logits) == ("linear", True)
     bounded = fitted(task(X[:, 0] * 50, head="sigmoid"), replace(SETUP, head="sigmoid"))
     assert (bounded.head, bounded.loss) == ("linear", "mse")
+    crossentropy = {"head": "sigmoid", "loss": "binary_crossentropy", "from_logits": False}
+    signed = fitted(task(np.tanh(X[:, 0]), **crossentropy), replace(SETUP, **crossentropy))
+    assert (signed.head, signed.loss) == ("linear", "mse")
     few = {"units": 2, "loss": "sparse_categorical_crossentropy", "head": "softmax", "from_logits": False}
     assert fitted(task(LABELS, **few), replace(SETUP, **few)).units == 3
 
@@ -106,6 +109,7 @@ def test_a_loss_that_does_not_fit_is_replaced():
         (LABELS, {"units": 3, "loss": "sparse_categorical_crossentropy", "head": "softmax", "from_logits": False}),
         (LABELS % 2, {"head": "sigmoid", "loss": "binary_crossentropy", "from_logits": False}),
         (X[:, 0], {"loss": "mae"}),
+        (np.abs(np.tanh(X[:, 0])), {"head": "sigmoid", "loss": "binary_crossentropy", "from_logits": False}),
     ],
 )
 def test_a_loss_that_fits_is_left_alone(y, settings):
@@ -113,7 +117,7 @@ def test_a_loss_that_fits_is_left_alone(y, settings):
 
 
 @pytest.mark.parametrize(("loss", "score"), [(1.0, 0.5), (2.0, 0.0), (30.0, -0.71), (100.0, -1.0), (1e9, -1.0)])
-def test_a_loss_of_the_users_own_is_above_zero_only_below_that_of_a_guess(loss, score):
+def test_a_loss_of_the_users_own_is_above_zero_only_below_that_of_a_constant_prediction(loss, score):
     own = replace(task(X, units=7), reference=2.0, start=100.0)
     assert own.score(Evaluated(loss), SETUP).value == pytest.approx(score, abs=0.02)
 
