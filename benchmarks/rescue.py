@@ -46,6 +46,7 @@ from tests.corpus.case import BLIND, SETS, Case, Program
 from tests.corpus.verify import surroundings
 
 SEEDS = (0, 1, 2)
+OF_THE_GUARD = ("gradient_norm", "clipped_steps", "skipped_steps")  # in the history, beside the user's metrics
 WITHIN = 0.05  # of the known fix's metric
 SAMPLE = slice(5, None, 10)  # of the programs of each open set, those that the record is made of
 COMPARED = 3  # every so manieth of them is also trained by the baselines, which take most of the time
@@ -160,7 +161,7 @@ def metric_of(program: Program, model: keras.Model | None, arguments: dict[str, 
         ).history
     except Exception as error:
         return type(error).__name__, float("nan")
-    named = [key for key in logs if not key.endswith("loss") and key not in ("skipped_steps", "clipped_steps")]
+    named = [key for key in logs if not key.endswith("loss") and not key.removeprefix("val_").startswith(OF_THE_GUARD)]
     for key in [key for key in named if key.startswith("val_")] + named:
         return key, float(np.mean(logs[key][-1]))
     if program.y is None or isinstance(program.y, dict | list | tuple):

@@ -34,7 +34,7 @@ class Result:
         steps: Training steps it was asked for.
         score: On what is held back.
         loss: Mean training loss of the last steps; NaN where it broke.
-        broken: Step after which the loss stayed not finite, or None.
+        broken: Step after which the loss stayed not finite, or was so again among the last steps; or None.
         error: What it raised, or an empty string.
         peak: The highest loss over the first, both means of a few steps.
         falls: Whether the loss fell in the second half of the steps, by more than the batches differ, and is below
@@ -117,7 +117,7 @@ class Arm:
         first = float(np.median(losses[:3])) if len(losses) else math.nan
         with np.errstate(all="ignore"):  # a run that breaks in its first steps
             peak = float(np.max(losses) / abs(first)) if len(losses) and first else math.nan
-        return Result(steps, score, last, self._broken, self._error, peak, _falls(losses), fit)
+        return Result(steps, score, last, self._broken_at(losses), self._error, peak, _falls(losses), fit)
 
     def release(self) -> None:
         """Give the model's memory back; the arm cannot be trained further."""
@@ -160,6 +160,12 @@ class Arm:
             self._broken = self._done
         self._done = self._done if self._broken is not None else max(self._done, stream.end)
 
+    def _broken_at(self, losses: np.ndarray) -> int | None:
+        """Return the step at which it broke: also one whose loss is not finite time and again, as of such targets."""
+        if self._broken is not None or self.setup.guard or np.isfinite(losses[-LAST:]).all():
+            return self._broken
+        return int(np.flatnonzero(~np.isfinite(losses))[0])
+
     def _scored(self) -> Score:
         if self._broken is not None and not are_finite(self._model):
             return Score(WORST)
@@ -168,11 +174,15 @@ class Arm:
 
 
 def loss_on(model: keras.Model, x: Any, y: Any) -> float:
-    """Return the loss that a model is compiled with on some rows, without dropout; NaN where that cannot be told."""
+    """Return the loss that a model is compiled with on some rows, without dropout and without penalties.
+
+    NaN where that cannot be told.
+    """
     if y is None or not has_plain_loss(model):
         return math.nan
     x, y = keras.tree.map_structure(keras.ops.convert_to_tensor, (x, y))
-    return float(model.compute_loss(x=x, y=y, y_pred=model(x, training=False), training=False))
+    loss = model.compute_loss(x=x, y=y, y_pred=model(x, training=False), training=False)
+    return float(loss) - float(sum(model.losses))
 
 
 def has_plain_loss(model: keras.Model) -> bool:

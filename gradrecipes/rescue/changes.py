@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,7 +68,15 @@ def catalogue(base: Setup, original: Original, scaling: Scaling, task: Task, *, 
         task: What is to be learned.
         steps: Training steps of the user's own training.
     """
-    return {change.name: change for change in _allowed(base, original, scaling, task, steps)}
+    allowed = _allowed(base, original, scaling, task, steps)
+    return {change.name: change for change in allowed if not _is_as_it_is(base, change.apply(base))}
+
+
+def _is_as_it_is(base: Setup, changed: Setup) -> bool:
+    """Return whether a change leaves all as it is, such as Adam(0.001) for what is compiled with "adam"."""
+    if changed.settings == {} and changed.optimizer == base.optimizer and not _odd(base):
+        changed = replace(changed, settings=base.settings)
+    return changed == base
 
 
 def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, steps: int) -> Iterator[Change]:
@@ -229,7 +237,7 @@ def candidates(findings: Sequence[Any], known: dict[str, Change]) -> list[Change
         known: What `catalogue` returned.
     """
     causes = [finding.code for finding in findings if finding.kind is Kind.CAUSE]
-    suggested = list(dict.fromkeys(name for code in causes for name in BY_CAUSE.get(code, ()) if name in known))
+    suggested = suggested_changes(findings, known)
     first = [next((name for name in BY_CAUSE.get(code, ()) if name in known), None) for code in causes]
     first = list(dict.fromkeys(name for name in first if name))
     found: list[tuple[str, ...]] = [(name,) for name in suggested[:1]]
@@ -245,6 +253,12 @@ def candidates(findings: Sequence[Any], known: dict[str, Change]) -> list[Change
     found += [(name,) for name in GENERAL]
     found += [("inputs", "targets"), ("initializers", "inputs"), ("initializers", "rate_0.1"), ("clip", "rate_0.1")]
     return _distinct(found, known)
+
+
+def suggested_changes(findings: Sequence[Any], known: Collection[str]) -> list[str]:
+    """Return the names of the changes that act on the causes found, those for the surest cause first."""
+    causes = [finding.code for finding in findings if finding.kind is Kind.CAUSE]
+    return list(dict.fromkeys(name for code in causes for name in BY_CAUSE.get(code, ()) if name in known))
 
 
 def _distinct(found: list[tuple[str, ...]], known: dict[str, Change]) -> list[Changes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -14,15 +15,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_numbers_kept
+from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.findings import Severity
+from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.probes.constant_prediction import best_constant_loss
 from gradrecipes.probes.examine import examine, require_compiled
 from gradrecipes.report.diagnosis import Diagnosis
-from gradrecipes.rescue.arm import Arm, has_plain_loss
-from gradrecipes.rescue.changes import candidates, catalogue, setup_after
+from gradrecipes.rescue.arm import Arm, Result, has_plain_loss
+from gradrecipes.rescue.changes import candidates, catalogue, setup_after, suggested_changes
 from gradrecipes.rescue.edits import Scaling, scaling_of
 from gradrecipes.rescue.feed import FEW_SAMPLES, Feed, read_feed
 from gradrecipes.rescue.lab import Journal, Lab, fingerprint_of
@@ -129,9 +133,17 @@ def rescue(
     shape = outputs[0].shape if len(outputs) == 1 else None
     task = _with_reference(task, base, build, feed, shape)
 
+    @functools.cache
     def baseline_loss() -> float | None:
+        if len(outputs) != 1 or feed.y is None:
+            return None
+        x, y = feed.first_rows()
+        if not _masks(model) and (known := _usual_baseline(outputs[0], y)) is not None:
+            return known
         with random_numbers_kept(), global_tensorflow_seed_kept():
-            return constant_loss(build(base, 0), *feed.first_rows(), shape) if shape and feed.y is not None else None
+            made = build(base, 0)
+            found = constant_loss(made, x, y, shape) if shape else None
+            return None if found is None else found - float(sum(made.losses))
 
     steps = feed.steps_per_epoch(size) * epochs
     # An undecided diagnosis found nothing either: whether the training learns, the control arm shows.
@@ -151,7 +163,13 @@ def rescue(
     known = catalogue(base, original, scaling, task, steps=steps)
     if any(one.custom for one in outputs) and not LOSS_CAUSES & {finding.code for finding in diagnosis.findings}:
         known.pop("head_and_loss", None)  # who writes a loss means another one than the targets suggest
-    found = search(lab, candidates(diagnosis.findings, known), known, healthy=nothing_found)
+    found = search(
+        lab,
+        candidates(diagnosis.findings, known),
+        known,
+        healthy=nothing_found,
+        suggested=suggested_changes(diagnosis.findings, known),
+    )
     titles = {name: change.title for name, change in known.items()}
     return _answer(model, lab, found, diagnosis, build, scaling, arrays=_is_arrays(x), titles=titles)
 
@@ -184,6 +202,7 @@ def _answer(
         None if found.final is None or not found.changes else found.final.score.value,
         found.complete,
         lab.feed.complete,
+        *_own_losses(lab, found.control),
     )
     changes = tuple(AdvisedChange(one.name, one.title, found.needed.get(one.name)) for one in found.changes)
 
@@ -193,6 +212,13 @@ def _answer(
             return build(after, seed)
 
     return Rescue(verdict, changes, evidence, diagnosis, lab.base, after, model, make, arrays, scaling, titles)
+
+
+def _own_losses(lab: Lab, control: Result | None) -> tuple[float | None, float | None]:
+    """Return the own loss of the training as it is, and that of the best constant prediction, where both are known."""
+    if control is None or lab.baseline_loss is None or not math.isfinite(control.fit):
+        return None, None
+    return control.fit, lab.baseline_loss()
 
 
 def _with_reference(
@@ -221,6 +247,20 @@ def _with_reference(
     if not math.isfinite(loss):
         loss = Arm(base, 0, build=build, feed=feed, task=task).train(FIRST_STEPS).loss
     return replace(task, reference=loss)
+
+
+def _masks(model: keras.Model) -> bool:
+    """Return whether a layer masks time steps, which then count in no loss."""
+    return any(isinstance(one, keras.layers.Masking) or getattr(one, "mask_zero", False) for one in sublayers(model))
+
+
+def _usual_baseline(output: OutputDescription, y: Any) -> float | None:
+    """Return the loss of the best constant prediction for a loss of Keras' on the only output, by its formula."""
+    changed = output.config.get("label_smoothing") or output.config.get("ignore_class") is not None
+    if output.custom or changed or keras.tree.is_nested(y):
+        return None
+    known = constant_baseline_loss(output.loss, np.asarray(y))
+    return None if known is None else output.factor * known
 
 
 def constant_loss(model: keras.Model, x: Any, y: Any, shape: tuple[int | None, ...]) -> float | None:

@@ -28,7 +28,7 @@ LIVE_BYTES = 2**26  # of weights and optimizer states
 LIVE_GRAPHS = 4  # traced models that are kept for other arms
 STANDARD_ERRORS = 2.0  # a difference of fewer is within chance
 LEAST_DIFFERENCE = 0.01  # of a score; less than that is nothing to anybody
-LEAST_GAIN = 0.1  # of the distance between the score as it is and a perfect one
+LEAST_GAIN = 0.1  # of the distance between the score as it is and a perfect one, or of a loss
 UNKNOWN_ERROR = 0.02  # standard error of a score of which only the mean is known
 
 
@@ -66,6 +66,7 @@ class Proof:
         interval: 95% interval of the mean difference over seeds, by Student's distribution; None for a single pair,
             where `error` stands for it.
         error: Standard error of the first difference, over the samples held back.
+        least: Difference from which on a change is worth it.
     """
 
     control: tuple[float, ...]
@@ -73,6 +74,7 @@ class Proof:
     steps: tuple[int, ...]
     interval: Interval | None
     error: float
+    least: float = LEAST_DIFFERENCE
 
     @property
     def difference(self) -> float:
@@ -82,11 +84,10 @@ class Proof:
     @property
     def wins(self) -> bool:
         """Whether the difference is above what chance makes, and worth a change."""
-        room = max(1.0 - float(np.mean(self.control)), 1e-9)
         low = self.interval.low if self.interval is not None else self.difference - 2.0 * self.error
         every = all(changed > control for control, changed in zip(self.control, self.changed, strict=True))
         sampling = self.difference - 2.0 * self.error > 0
-        return bool((low > 0 or (every and sampling)) and sampling and self.difference >= LEAST_GAIN * room)
+        return bool((low > 0 or (every and sampling)) and sampling and self.difference >= self.least)
 
 
 @dataclass(eq=False)
@@ -205,7 +206,11 @@ class Lab:
         changed = tuple(other.score.value for _, other in pairs)
         interval = _student_interval(np.subtract(changed, control)) if len(pairs) > 1 else None
         _, error = self.compared(pairs[0][1].score, pairs[0][0].score)
-        return Proof(control, changed, tuple(other.steps for _, other in pairs), interval, error)
+        least = LEAST_GAIN * max(1.0 - float(np.mean(control)), 1e-9)
+        if self.learns(pairs[0][0]):  # where little can be learned, as of text, twice as much is worth it, too
+            least = min(least, float(np.mean(control)) - self.task.baseline_score)
+        least = max(least, LEAST_DIFFERENCE)
+        return Proof(control, changed, tuple(other.steps for _, other in pairs), interval, error, least)
 
     def learns(self, result: Result, *, standard_errors: float = STANDARD_ERRORS) -> bool:
         """Return whether an arm got better than the best constant prediction.
@@ -232,6 +237,16 @@ class Lab:
             return False
         baseline = self.baseline_loss()
         return baseline is not None and baseline - result.fit > LEAST_GAIN * abs(baseline)
+
+    def is_above_baseline(self, result: Result) -> bool:
+        """Return whether the own loss on the training data is clearly above that of the best constant prediction.
+
+        A score of classes sees only which one is the largest: it may be above its baseline all the same.
+        """
+        if self.baseline_loss is None or not math.isfinite(result.fit) or self.feed.sample_weight is not None:
+            return False
+        baseline = self.baseline_loss()
+        return baseline is not None and result.fit - baseline > LEAST_GAIN * abs(baseline)
 
     def has_run(self, changes: Changes, share: float) -> bool:
         """Return whether the score of an arm with the first seed is known after just such a share of the training."""

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from gradrecipes.rescue.arm import Result
 from gradrecipes.rescue.changes import Change, Changes, cost_of
+from gradrecipes.rescue.control import HALF, Control
 from gradrecipes.rescue.lab import Lab, Proof
-from gradrecipes.rescue.task import OWN_LOSS
 
 SEEDS = (0, 1, 2)
 SHORTEST_TRIAL = 40  # steps; fewer do not tell a slow start from none
 TRIALS_A_TRAINING = 20  # short trials that cost as much as one training
 LENGTHENED = 2  # times as long are the trials of the survivors
-HALF = 0.5  # share of the training at which a control ends that stands still, and a finalist that breaks
 SURVIVORS = 2
 EXPLORED = 0.6  # share of what is left after the final training that the short trials may use
 FEWEST_CANDIDATES = 8
@@ -23,7 +21,6 @@ GLANCE = 0.5  # share of a short trial after which one is given up that the best
 UNBEATEN = 3  # candidates in a row that are no better than the best before them end the short trials ...
 HALF_LEARNED = 0.5  # ... if it is so far from a constant prediction to a perfect score
 EXCELLENT = 0.95  # score from which on a better one is not looked for
-FINAL_PEAK = 10.0  # highest loss over the first from which on a run that ends well is said to have spiked
 # Against what happens late, the safest first.
 LATE = ("constant_rate", "plain_optimizer", "guard", "clip", "rate_0.1", "warm_up", "adam")
 
@@ -51,7 +48,14 @@ class Found:
     complete: bool = True
 
 
-def search(lab: Lab, tried: Sequence[Changes], known: dict[str, Change], *, healthy: bool) -> Found:
+def search(
+    lab: Lab,
+    tried: Sequence[Changes],
+    known: dict[str, Change],
+    *,
+    healthy: bool,
+    suggested: Collection[str] = (),
+) -> Found:
     """Search, and return the best that is proven; Ctrl-C ends the search, not the answer.
 
     Args:
@@ -59,8 +63,9 @@ def search(lab: Lab, tried: Sequence[Changes], known: dict[str, Change], *, heal
         tried: Candidates, the most promising first.
         known: Every change by name.
         healthy: Whether the diagnosis found nothing wrong.
+        suggested: Names of the changes that a cause suggests which the diagnosis found.
     """
-    progress = _Progress(lab, known)
+    progress = _Progress(lab, known, suggested)
     try:
         return progress.run(tried, healthy=healthy)
     except KeyboardInterrupt:
@@ -71,39 +76,43 @@ Scored = list[tuple[Changes, Result]]
 
 
 class _Progress:
-    def __init__(self, lab: Lab, known: dict[str, Change]):
-        self.lab, self.known = lab, known
+    def __init__(self, lab: Lab, known: dict[str, Change], suggested: Collection[str]):
+        self.lab, self.known, self.suggested = lab, known, suggested
         self.short = min(1.0, max(SHORTEST_TRIAL / lab.full, 1.0 / TRIALS_A_TRAINING))
         self.long = min(1.0, LENGTHENED * self.short)
-        self.checkpoints: list[Result] = []  # of the training as it is
-        self.fails = False
+        self.control = Control(lab)
         self.hurried = True  # whether a single change that looks clear ends the short trials
         self.clear: Changes = ()  # the one that did
         self.first: Changes = ()  # what the diagnosis suggests before all else
+        self.cut_short = False  # whether the budget ended before all was tried that a cause suggests
         self.winner: Changes = ()
         self.final: Result | None = None
         self.pairs: list[tuple[Result, Result]] = []
         self.needed: dict[str, float] = {}
 
-    @property
-    def control(self) -> Result | None:
-        return self.checkpoints[-1] if self.checkpoints else None
-
     def run(self, tried: Sequence[Changes], *, healthy: bool) -> Found:
         """Train the user's own, then candidates that are ever fewer, ever longer."""
         self.first = tried[0] if tried else ()
-        self._control(stoppable=not healthy)
-        if healthy and (not self.fails or self.control.error):  # it ran in the diagnosis: the error is the copy's
-            return self.so_far()
-        early = [one for one in self.checkpoints[:-1] if self.lab.learns(one)]
-        if early and self.fails:  # short trials cannot tell what prevents a late failure
+        control = self.control
+        control.train(self.short, self.long, stoppable=not healthy)
+        if healthy and (not (control.fails or control.doubtful) or control.last.error):
+            return self.so_far()  # it ran in the diagnosis: an error is the copy's
+        if control.learned_early and control.fails:  # short trials cannot tell what prevents a late failure
             return self._against_late_failure(tried)
-        first, longer = (self.long, max(self.long, HALF)) if early else (self.short, self.long)
+        first, longer = (self.long, max(self.long, HALF)) if control.learned_early else (self.short, self.long)
+        if not control.fails:  # what no cause suggests is a matter of tuning, not of repair
+            tried = [changes for changes in tried if self._is_called_for(changes)]
         self._narrowed(tried, first, longer)
-        if self.clear and self.fails and not self.so_far().changes and self.lab.left > 0:
+        if self.clear and control.fails and not self.so_far().changes and self.lab.left > 0:
             self.hurried = False  # the single change that looked clear does not hold
             self._narrowed([changes for changes in tried if changes != self.clear], first, longer)
         return self.so_far()
+
+    def _is_called_for(self, changes: Changes) -> bool:
+        """Return whether a cause suggests these changes; without a cause, whether they leave the net as it is."""
+        if not self.suggested:
+            return all(change.risk == 0 for change in changes)
+        return all(change.name in self.suggested for change in changes)
 
     def _narrowed(self, tried: Sequence[Changes], first: float, longer: float) -> None:
         self.winner, self.pairs, self.final, self.needed = (), [], None, {}
@@ -121,44 +130,14 @@ class _Progress:
         wins = proof is not None and proof.wins and min(proof.changed) > self.lab.task.baseline_score
         changes = self.winner if wins else ()
         needed = {name: self.needed[name] for name in (change.name for change in changes) if name in self.needed}
-        return Found(changes, proof, self.final, needed, self.control, self.fails, complete)
+        complete = complete and not self.cut_short
+        fails = self.control.fails or self.control.doubtful
+        return Found(changes, proof, self.final, needed, self.control.last, fails, complete)
 
-    # -- the training as it is -----------------------------------------------------------------------
-    def _control(self, *, stoppable: bool) -> None:
-        """Train to the end, but no further than it is broken or, where a cause was found, stands still."""
-        for share in sorted({self.short, self.long, max(self.long, HALF), 1.0}):
-            result = self.lab.run((), share=share, part="control")
-            self.checkpoints.append(result)
-            if result.error or result.broken is not None:
-                break
-            if stoppable and share >= HALF and self._stands_still():
-                break
-        self.fails = self._fails(1.0 if stoppable else 0.0) and (stoppable or not self.lab.fits(self.checkpoints[-1]))
-
-    def _stands_still(self) -> bool:
-        learned = any(self.lab.learns(one, standard_errors=1.0) for one in self.checkpoints)
-        return not learned and not self.checkpoints[-1].falls
-
-    def _fails(self, standard_errors: float) -> bool:
-        """Return whether the training as it is fails; a few samples held back prove that of no training by themselves.
-
-        Args:
-            standard_errors: By which its score has to be above the baseline; 0 where the diagnosis found nothing
-                either.
-        """
-        last = self.checkpoints[-1]
-        if last.error or last.broken is not None or not math.isfinite(last.loss):
-            return True
-        if self.lab.task.kind == OWN_LOSS:
-            return last.peak > FINAL_PEAK and last.score.value < -0.5
-        # A score that gets worse while the training loss falls on is overfitting.
-        worse = [one for one in self.checkpoints[:-1] if self.lab.better(one.score, last.score)]
-        late = any(not last.loss < one.loss for one in worse)
-        return late or not self.lab.learns(last, standard_errors=standard_errors)
-
+    # -- a failure that comes late -------------------------------------------------------------------
     def _against_late_failure(self, tried: Sequence[Changes]) -> Found:
         """Train with each remedy in full, those for the causes and the safest first, until one stays learned."""
-        lab, best = self.lab, max((one.score for one in self.checkpoints), key=lambda score: score.value)
+        lab, best = self.lab, max((one.score for one in self.control.checkpoints), key=lambda score: score.value)
         suggested = [changes[0].name for changes in tried if len(changes) == 1][:UNBEATEN]
         for name in sorted(LATE, key=lambda name: suggested.index(name) if name in suggested else len(LATE)):
             if name not in self.known or (lab.left < lab.full and self.pairs):
@@ -183,8 +162,8 @@ class _Progress:
         """Try candidates until several in a row are no better than the best before them."""
         lab = self.lab
         room = EXPLORED * max(0.0, lab.left - lab.full)
-        count = max(FEWEST_CANDIDATES, int(room / max(1.0, share * lab.full)))
-        best, unbeaten, unbeaten_sets = ((), self._at(share)), 0, 0
+        count = max(FEWEST_CANDIDATES, int(room / max(1.0, share * lab.full))) if self.control.fails else len(tried)
+        best, unbeaten, unbeaten_sets = ((), self.control.at(share)), 0, 0
         scored: Scored = []
         for changes in tried[:count]:
             # One set of several changes says what can be had; a single change that it does not beat is enough.
@@ -192,6 +171,7 @@ class _Progress:
             clear = clear and (unbeaten_sets > 0 or best[1].score.value >= EXCELLENT)
             if scored and (lab.left <= 0 or ((clear or unbeaten >= UNBEATEN) and self._is_half_learned(best[1]))):
                 self.clear = best[0] if clear else self.clear
+                self.cut_short = lab.left <= 0 and not self.control.fails
                 break
             unbeaten, unbeaten_sets = unbeaten + 1, unbeaten_sets + (len(changes) > 1)
             probe = lab.run(changes, share=GLANCE * share, part="short trials")
@@ -213,13 +193,6 @@ class _Progress:
         """Return whether the best so far learned by the same step, and was better by more than chance."""
         then = self.lab.run(best, share=GLANCE * share, part="short trials")
         return self.lab.learns(then) and self.lab.better(then.score, probe.score)
-
-    def _at(self, share: float, seed: int = 0) -> Result:
-        """Return the training as it is, trained further where it was stopped before."""
-        result = self.lab.run((), seed=seed, share=share, part="control" if seed == 0 else "other seeds")
-        if seed == 0 and result.steps > self.checkpoints[-1].steps:
-            self.checkpoints.append(result)
-        return result
 
     def _survivors(self, scored: Scored, share: float) -> Scored:
         """Train further what the best does not beat beyond chance, and return it, the best first."""
@@ -377,13 +350,13 @@ class _Progress:
     # -- the proof -----------------------------------------------------------------------------------
     def _pair(self, changes: Changes, seed: int, share: float) -> tuple[Result, Result]:
         part = "other seeds" if seed else "finals"
-        return self._at(share, seed), self.lab.run(changes, seed=seed, share=share, part=part)
+        return self.control.at(share, seed), self.lab.run(changes, seed=seed, share=share, part=part)
 
     def _confirm(self, shortest: float) -> None:
         """Compare where the first seed tells the two apart, with other seeds until their interval excludes zero."""
         lab, share = self.lab, shortest
-        reached = min(1.0, self.checkpoints[-1].steps / lab.full)
-        if self.checkpoints[-1].broken is None and not lab.proof([self._pair(self.winner, 0, reached)]).wins:
+        reached = min(1.0, self.control.checkpoints[-1].steps / lab.full)
+        if self.control.checkpoints[-1].broken is None and not lab.proof([self._pair(self.winner, 0, reached)]).wins:
             self.winner, self.pairs = (), []  # the training as it is gets there, too, only later
             return
         early = {self.short} if lab.has_run(self.winner, self.short) else set()

@@ -55,6 +55,8 @@ class RescueEvidence:
         final: Score of the changed training after the user's whole training; None where it was not trained so far.
         complete: False where the search was interrupted.
         data_complete: False where a dataset was too large to be read whole.
+        own_loss: Loss of the training as it is, on rows that it is trained on; None where it was not measured.
+        baseline_loss: Loss of the best constant prediction on these rows, or None.
     """
 
     measured: str
@@ -69,6 +71,8 @@ class RescueEvidence:
     final: float | None = None
     complete: bool = True
     data_complete: bool = True
+    own_loss: float | None = None
+    baseline_loss: float | None = None
 
     @property
     def trainings(self) -> float:
@@ -209,6 +213,9 @@ def screen(rescue: Any) -> str:
             f"As it is: {evidence.measured} {evidence.control:.3f} "
             f"(a constant prediction: {evidence.baseline_score:.3f})."
         )
+    own, baseline = evidence.own_loss, evidence.baseline_loss
+    if own is not None and baseline is not None and own > baseline:
+        lines += _wrapped(f"Its own loss ends at {own:.3g}; that of a constant prediction is {baseline:.3g}.")
     if rescue.changes and proof is not None:
         lines += ["", "Changes:"]
         for change in rescue.changes:
@@ -251,7 +258,9 @@ def screen(rescue: Any) -> str:
             "score does not suit the loss. The model is returned as it was."
         )
     else:
-        lines += _wrapped("The training as it is learns, to its end; the model is returned as it was.")
+        tried = any(trial.changes for trial in evidence.trials)
+        words = ", and nothing that the diagnosis suggests is better by more than chance" if tried else ""
+        lines += _wrapped(f"The training as it is learns, to its end{words}. The model is returned as it was.")
     cost = f"{len(evidence.trials)} trials, {evidence.spent_steps:.0f} steps = {evidence.trainings:.1f} trainings"
     seconds = sum(evidence.seconds.values())
     parts = ", ".join(f"{part} {value:.0f} s" for part, value in evidence.seconds.items())

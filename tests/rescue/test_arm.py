@@ -60,3 +60,24 @@ def test_a_score_after_fewer_steps_is_not_that_of_an_arm_trained_further(parts):
     early = one.run((), share=0.25).score.value
     other.run((), share=1.0)
     assert other.run((), share=0.25).score.value == pytest.approx(early, abs=1e-6)
+
+
+def test_targets_that_are_not_finite_break_a_training_that_does_not_skip_them(parts):
+    base, arguments = parts
+    y = np.where(np.arange(128) % 16 == 0, np.inf, Y).astype("float32")
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.05), "mae")  # of which the gradient stays finite
+
+    def build(setup, seed):
+        return rebuild(read_original(model), base, setup, scaling=scaling_of(X, y, (False,)), seed=seed)
+
+    feed, _ = read_feed(X, y, batch_size=16, validation_data=(X, Y))
+    base = setup_of(model, None, batch_size=16, epochs=2)
+    task = replace(arguments["task"], x=X, y=Y)
+    plain, guarded = (
+        Arm(replace(base, guard=guard), 0, build=build, feed=feed, task=task).train(16) for guard in (False, True)
+    )
+    assert plain.broken is not None
+    assert guarded.broken is None
+    assert np.isfinite(guarded.loss)

@@ -1,6 +1,7 @@
 """What the search does with trials, on arms that are made up: no model is trained."""
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,15 +56,17 @@ class MadeUp(Lab):
 def lab(score, budget=10_000):
     task = Task(CLASSES, 10, 0.1, None, None)
     setup = Setup(batch_size=32, epochs=1)
-    return MadeUp(setup, None, task, None, None, budget, lambda words: None, score=score)
+    return MadeUp(setup, SimpleNamespace(sample_weight=None), task, None, None, budget, lambda words: None, score=score)
 
 
-def run(score, *tried, healthy=False, budget=10_000, held_back=200, **own):
+def run(score, *tried, healthy=False, budget=10_000, held_back=200, suggested=(), **own):
     made = lab(score, budget)
     for name, value in own.items():
         setattr(made, name, value)
     made.held_back = held_back
-    return made, search(made, [tuple(KNOWN[name] for name in names) for names in tried], KNOWN, healthy=healthy)
+    return made, search(
+        made, [tuple(KNOWN[name] for name in names) for names in tried], KNOWN, healthy=healthy, suggested=suggested
+    )
 
 
 def names(found):
@@ -95,6 +98,41 @@ def test_few_samples_held_back_do_not_prove_that_a_training_fails():
 def test_what_the_score_misreads_is_judged_by_the_fit_to_the_training_data(baseline, fit, fails):
     _, found = run(lambda names, seed, share: 0.1, ("a",), healthy=True, baseline_loss=lambda: baseline, fit=fit)
     assert found.fails is fails
+
+
+@pytest.mark.parametrize(("fit", "loss", "tried"), [(3.8, 2.9, True), (2.0, 2.9, False), (3.8, None, False)])
+def test_a_training_whose_own_loss_is_above_that_of_a_constant_prediction_is_tried_to_improve(fit, loss, tried):
+    def score(names, seed, share):
+        return rises(share, 0.2 if names != {"rate_0.1"} else 0.6)
+
+    made, found = run(score, ("a",), ("rate_0.1",), healthy=True, baseline_loss=lambda: loss, fit=fit)
+    assert (names(found) == ["rate_0.1"], made.longest("rate_0.1") > 0) == (tried, tried)
+
+
+def test_of_a_training_that_learns_only_what_a_cause_suggests_is_tried():
+    def score(names, seed, share):
+        return rises(share, 0.9 if names else 0.6)
+
+    made, found = run(score, ("a", "b"), ("a",), ("clip",), ("b",), suggested=("a",))
+    assert names(found) == ["a"]
+    assert {tried for tried, *_ in made.asked} == {(), ("a",)}
+
+
+def test_nothing_is_said_of_what_no_budget_was_left_for():
+    def score(names, seed, share):
+        return rises(share, 0.6)
+
+    suggested = ("a", "b")
+    assert run(score, ("a",), ("b",), suggested=suggested)[1].complete is True
+    assert run(score, ("a",), ("b",), suggested=suggested, budget=0)[1].complete is False
+
+
+def test_twice_as_much_is_worth_a_change_where_little_can_be_learned():
+    def score(names, seed, share):
+        return rises(share, 0.19 if names else 0.14)  # a tenth of the way to 1 would be 0.09
+
+    _, found = run(score, ("a",), suggested=("a",), held_back=20_000)
+    assert names(found) == ["a"]
 
 
 def test_overfitting_is_no_late_failure():
