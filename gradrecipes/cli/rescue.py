@@ -27,7 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a function that returns (model, x, y), the model compiled, or a dict; also path/to/file.py:function",
     )
     parser.add_argument("--epochs", type=int, help=f"default: what the function returns, else {DEFAULT_EPOCHS}")
-    parser.add_argument("--budget", type=int, metavar="STEPS", help="training steps in all; default: three trainings")
+    parser.add_argument(
+        "--budget",
+        type=int,
+        metavar="STEPS",
+        help="training steps in all; default: three trainings, or 1500 steps up to eight trainings",
+    )
     parser.add_argument("--journal", type=Path, metavar="PATH", help="keep results here, and resume from them")
     parser.add_argument("--html", type=Path, metavar="PAGE", help="write the answer as one HTML page, too")
     parser.add_argument("--save", type=Path, metavar="PATH", help="save the repaired, untrained model (.keras)")

@@ -44,7 +44,12 @@ def best_constant_loss(
     together = (half * halves[0] + (samples - half) * halves[1]) / samples
     if not abs(whole - together) <= SAME * max(abs(whole), abs(together)):
         return None
-    starts = [np.zeros(columns), np.full(columns, middle), *(middle * one for one in np.eye(columns)[:STARTS])]
+    starts = [
+        np.zeros(columns),
+        np.ones(columns),
+        np.full(columns, middle),
+        *(middle * one for one in np.eye(columns)[:STARTS]),
+    ]
     slopes = [_loss_and_slope(start, loss, slice(None))[1] for start in (at, *starts)]
     level = LEVEL * max(float(np.abs(slope).max()) for slope in slopes)
     how: dict[str, Any] = {"jac": True, "method": "L-BFGS-B", "options": {"maxfun": EVALUATIONS}}

@@ -58,7 +58,9 @@ def cost_of(changes: Changes) -> tuple[int, int]:
     return len(changes), sum(change.risk for change in changes)
 
 
-def catalogue(base: Setup, original: Original, scaling: Scaling, task: Task, *, steps: int) -> dict[str, Change]:
+def catalogue(
+    base: Setup, original: Original, scaling: Scaling, task: Task, *, steps: int, positive: tuple[int, ...] = ()
+) -> dict[str, Change]:
     """Return every change that this model, its data and its setup allow, by name, the safest first.
 
     Args:
@@ -67,8 +69,14 @@ def catalogue(base: Setup, original: Original, scaling: Scaling, task: Task, *, 
         scaling: Of the data.
         task: What is to be learned.
         steps: Training steps of the user's own training.
+        positive: Columns of the output below 0 of which the loss is not finite.
     """
-    allowed = _allowed(base, original, scaling, task, steps)
+    allowed = [*_allowed(base, original, scaling, task, steps)]
+    if positive and original.surgical:
+        words = (
+            f"pass column {', '.join(map(str, positive))} of the output through softplus, so that the loss is finite"
+        )
+        allowed.append(_with("positive_outputs", words, 1, positive=positive))
     return {change.name: change for change in allowed if not _is_as_it_is(base, change.apply(base))}
 
 
@@ -147,7 +155,9 @@ def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, step
             words = f"use {name} in the hidden layers, with initializers that fit"
             yield _with(f"activation_{name}", words, 2, activation=name, initializers="fitting")
     if original.hidden or original.normalizations:
-        yield _with("normalization", "use LayerNormalization after the hidden layers", 2, normalization="layer")
+        in_front = original.residual and not original.normalizations
+        where = "in front of each residual branch and behind the last sum" if in_front else "after the hidden layers"
+        yield _with("normalization", f"use LayerNormalization {where}", 2, normalization="layer")
     if len(original.hidden) > SHALLOW:
         yield _with(
             "residual",
@@ -198,7 +208,7 @@ BY_CAUSE: dict[str, tuple[str, ...]] = {
     "nonfinite_data": ("guard", "inputs"),
     "corrupt_batch": ("guard", "inputs", "clip"),
     "loss_output_mismatch": ("head_and_loss",),
-    "unsafe_loss": ("head_and_loss", "guard"),
+    "unsafe_loss": ("positive_outputs", "head_and_loss", "guard"),
     "float16_overflow": ("float32", "guard"),
     "optimizer_state": ("plain_optimizer", "adam"),
     "embedding_spike": ("initializers", "clip", "rate_0.1"),
@@ -226,7 +236,7 @@ GENERAL += (
     "rate_100",
     "warm_up",
 )
-ALL_STANDARD = ("adam", "inputs", "targets", "float32", "head_and_loss", "initializers")
+ALL_STANDARD = ("adam", "inputs", "targets", "float32", "head_and_loss", "positive_outputs", "initializers")
 
 
 def candidates(findings: Sequence[Any], known: dict[str, Change]) -> list[Changes]:

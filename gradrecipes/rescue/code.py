@@ -9,8 +9,9 @@ import keras
 import numpy as np
 
 from gradrecipes.compat.keras_private import sublayers
-from gradrecipes.rescue.edits import BOUND, Scaling
+from gradrecipes.rescue.edits import BOUND, LEAST_OUTPUT, Scaling
 from gradrecipes.rescue.original import OWN, Setup
+from gradrecipes.rescue.rebuild import IN_FRONT
 from gradrecipes.training.description.model_graph import activation_of
 
 HEADS = {
@@ -86,6 +87,15 @@ def code_of(
         lines += ["# The output layer"]
         lines += [f"- keras.layers.Dense({before.units or '...'}, activation={before.head!r})"]
         lines += [f"+ keras.layers.Dense({units}, activation={after.head!r})"]
+    if "positive" in changed:
+        whole = range(after.units or max(after.positive) + 1)
+        parts = [f"outputs[..., {place}:{place + 1}]" for place in whole]
+        parts = [
+            f"keras.ops.softplus({part}) + {LEAST_OUTPUT:g}" if place in after.positive else part
+            for place, part in enumerate(parts)
+        ]
+        joined = f"keras.ops.concatenate([{', '.join(parts)}], axis=-1)" if len(parts) > 1 else parts[0]
+        lines += ["# Behind the output layer, in the functional API", f"+ outputs = {joined}"]
     if changed & {"inputs", "targets"} and scaling is not None:
         lines += _scaling_lines(after, scaling)
     if changed & {"optimizer", "learning_rate", "schedule", "rate_factor", "settings", "clipping", "warm_up"}:
@@ -118,6 +128,9 @@ def _layer_lines(before: keras.Model, after: keras.Model) -> list[str]:
         old = theirs.get(layer.name)
         if old is None and added == "normalization" and behind in theirs:
             groups.setdefault(("After", "keras.layers.LayerNormalization()"), []).append(behind)
+        elif old is None and added == IN_FRONT:
+            line = "branch = keras.layers.LayerNormalization()(hidden)"
+            groups.setdefault(("In front of what takes, the sums apart,", line), []).append(behind)
         elif old is None and added == "skip" and behind in theirs:
             line = "hidden = keras.layers.Add()([hidden, layer(hidden)])"
             groups.setdefault(("Around, in the functional API,", line), []).append(behind)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +128,7 @@ def _activation(config: dict[str, Any]) -> str | None:
 
 SPREAD_FLOOR = 1e-6  # standard deviation over the mean below which a column is constant
 TAIL = 1.0  # percent at either end that does not enter the spread: one outlier must not set the scale
+LEAST_OUTPUT = 1e-3  # of a column that must be positive: the logarithm and the reciprocal of it are of usual size
 BOUND = 10.0  # standard deviations at which a standardized input is cut off
 
 
@@ -261,6 +262,20 @@ def wrapped(model: keras.Model, scaling: Scaling, *, inputs: bool, targets: bool
             flat_outputs[place] = keras.layers.Identity(name=name)(output)
     outputs = keras.tree.pack_sequence_as(outputs, flat_outputs)
     return keras.Model(keras.tree.pack_sequence_as(scaling.structure, symbols), outputs, name=f"{model.name}_scaled")
+
+
+def with_positive_columns(model: keras.Model, columns: Sequence[int]) -> keras.Model:
+    """Return a Functional model whose output is above 0 in some of its columns.
+
+    Args:
+        model: A Sequential or Functional model with one output.
+        columns: Places on the last axis.
+    """
+    output = model.outputs[0]
+    parts = [output[..., place : place + 1] for place in range(output.shape[-1])]
+    parts = [keras.ops.softplus(part) + LEAST_OUTPUT if place in columns else part for place, part in enumerate(parts)]
+    joined = keras.ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+    return keras.Model(model.inputs[0] if isinstance(model, keras.Sequential) else model.input, joined, name=model.name)
 
 
 def _in_user_units(scale: TargetScale, name: str | None) -> keras.layers.Layer:

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from gradrecipes.rescue.changes import candidates, catalogue, setup_after, sugge
 from gradrecipes.rescue.edits import Scaling, scaling_of
 from gradrecipes.rescue.feed import FEW_SAMPLES, Feed, read_feed
 from gradrecipes.rescue.lab import Journal, Lab, fingerprint_of
-from gradrecipes.rescue.original import Setup, looked_up_inputs, read_original, setup_of
+from gradrecipes.rescue.original import Original, Setup, looked_up_inputs, read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
 from gradrecipes.rescue.search import Found, search
 from gradrecipes.rescue.task import OWN_LOSS, WORDS, Task, task_of
@@ -40,8 +40,10 @@ from gradrecipes.training.trial.trial import build_on
 _LOG = logging.getLogger(__name__)
 
 TRAININGS = 3.0  # of the user's own that a rescue may cost by default
-LEAST_BUDGET = 1500  # steps; for a training of seconds more trials are no cost
+LEAST_BUDGET = 1500  # steps; for a training of seconds more trials are no cost ...
+MOST_TRAININGS = 8.0  # ... but no more of them than cost so many trainings
 LOSS_CAUSES = {"loss_output_mismatch", "unsafe_loss", "unbounded_loss"}  # findings that are about the loss itself
+MOST_COLUMNS = 16  # of an output that are tried below 0, one after the other
 FIRST_STEPS = 3  # whose loss stands for the one before training where a model cannot be evaluated
 
 
@@ -77,7 +79,9 @@ def rescue(
         validation_data: `(x, y)` or a dataset that decides which training is better; without it a fifth of the data
             is held back.
         seed: Fixes the split, the order of the data and the weights drawn anew.
-        budget: Training steps that may be used; by default three trainings, at least 1500 steps.
+        budget: Training steps that may be used, about; by default as many as three trainings take, or, if that is
+            more, 1500, but never more than eight trainings take. A change that looks good when they are used up is
+            still trained to the end once.
         journal: A file in which results are kept; a rescue that was stopped resumes from it.
         tell: Called with a few words when a part or a trial begins, and, when a trial ends, with the same words, a
             colon and its score.
@@ -154,13 +158,14 @@ def rescue(
         task,
         build,
         Journal(journal, fingerprint_of(model, feed.x, feed.y, feed.x_val, feed.y_val) if journal else ""),
-        budget if budget is not None else max(LEAST_BUDGET, math.ceil(TRAININGS * steps)),
+        default_budget(steps) if budget is None else budget,
         tell,
         stages={} if original.wrappable else None,
         baseline_loss=baseline_loss if nothing_found else None,
         seconds={"diagnosis": time.monotonic() - began},
     )
-    known = catalogue(base, original, scaling, task, steps=steps)
+    positive = _positive_columns(original, build, base, feed, outputs)
+    known = catalogue(base, original, scaling, task, steps=steps, positive=positive)
     if any(one.custom for one in outputs) and not LOSS_CAUSES & {finding.code for finding in diagnosis.findings}:
         known.pop("head_and_loss", None)  # who writes a loss means another one than the targets suggest
     found = search(
@@ -172,6 +177,16 @@ def rescue(
     )
     titles = {name: change.title for name, change in known.items()}
     return _answer(model, lab, found, diagnosis, build, scaling, arrays=_is_arrays(x), titles=titles)
+
+
+def default_budget(steps: int) -> int:
+    """Return how many steps a rescue may use, of a training with so many.
+
+    Example:
+        >>> default_budget(10_000), default_budget(300), default_budget(60)
+        (30000, 1500, 480)
+    """
+    return math.ceil(max(TRAININGS * steps, min(LEAST_BUDGET, MOST_TRAININGS * steps)))
 
 
 def _answer(
@@ -261,6 +276,37 @@ def _usual_baseline(output: OutputDescription, y: Any) -> float | None:
         return None
     known = constant_baseline_loss(output.loss, np.asarray(y))
     return None if known is None else output.factor * known
+
+
+def _positive_columns(
+    original: Original,
+    build: Callable[..., keras.Model],
+    base: Setup,
+    feed: Feed,
+    outputs: Sequence[OutputDescription],
+) -> tuple[int, ...]:
+    """Return the columns of an unbounded output below 0 of which a loss of the user's own is not finite."""
+    usual = len(outputs) != 1 or not outputs[0].custom or base.head != "linear"
+    if usual or not original.surgical or feed.y is None or not outputs[0].shape or None in outputs[0].shape:
+        return ()
+    shape = outputs[0].shape
+    with random_numbers_kept(), global_tensorflow_seed_kept():
+        model = build(base, 0)
+        x, y = keras.tree.map_structure(keras.ops.convert_to_tensor, feed.first_rows())
+
+        def is_finite(constants: np.ndarray) -> bool:
+            predicted = np.broadcast_to(constants, (len(keras.tree.flatten(y)[0]), *shape)).astype(np.float32)
+            loss = model.compute_loss(x=x, y=y, y_pred=keras.ops.convert_to_tensor(predicted), training=False)
+            return bool(np.isfinite(float(loss)))
+
+        above = np.ones(shape[-1])
+        try:
+            if not has_plain_loss(model) or shape[-1] > MOST_COLUMNS or not is_finite(above):
+                return ()
+            return tuple(place for place in range(shape[-1]) if not is_finite(above - 2.0 * np.eye(shape[-1])[place]))
+        except Exception:  # a loss that does not take such an output
+            _LOG.debug("The columns that must be positive could not be found.", exc_info=True)
+            return ()
 
 
 def constant_loss(model: keras.Model, x: Any, y: Any, shape: tuple[int | None, ...]) -> float | None:

@@ -26,6 +26,7 @@ from gradrecipes.training.description.model_graph import (
 MIN_ENTRIES = 32  # entries of a weight below which its distribution says nothing
 UNLIKE_ITS_INITIALIZER = 1e-6  # two-sided Kolmogorov-Smirnov p of a weight against a fresh draw
 USUAL_SPREAD = (0.05, 20.0)  # spread of a weight over that of a fresh draw; trained weights stay within
+MIN_SUMS = 2  # residual sums from which on a net is normalized in front of its branches, as a transformer is
 GATES = ("Multiply",)  # an activation that feeds one is a gate, not a nonlinearity between layers
 
 
@@ -44,6 +45,8 @@ class Original:
         normalizations: Names of normalization layers.
         recurrent: Names of recurrent layers.
         kept: Names of layers whose weights are frozen or pretrained.
+        sums: Names of the sums of a residual net, in which a branch is added to what it starts from.
+        residual: Names of these sums and of what their first branch starts from.
     """
 
     model: keras.Model
@@ -56,6 +59,8 @@ class Original:
     normalizations: frozenset[str] = frozenset()
     recurrent: frozenset[str] = frozenset()
     kept: frozenset[str] = field(default_factory=frozenset)
+    sums: frozenset[str] = frozenset()
+    residual: frozenset[str] = frozenset()
 
 
 def read_original(model: keras.Model) -> Original:
@@ -84,6 +89,7 @@ def read_original(model: keras.Model) -> Original:
         bends = activation_of(layer) not in (None, "linear", "unknown", "softmax")
         if bends and not gate and name not in recurrent and (node.weighted or node.kind in ACTIVATION_LAYERS):
             activations.add(name)
+    sums, starts = _residual_sums(graph)
     return Original(
         model,
         surgical=True,
@@ -95,7 +101,28 @@ def read_original(model: keras.Model) -> Original:
         normalizations=frozenset(normalizations),
         recurrent=frozenset(recurrent),
         kept=kept,
+        sums=frozenset(sums),
+        residual=frozenset(sums | starts) if len(sums) >= MIN_SUMS else frozenset(),
     )
+
+
+def _residual_sums(graph: ModelGraph) -> tuple[set[str], set[str]]:
+    """Return the names of the sums that a skip connection ends in, and of the nodes that one starts from."""
+    weighted_behind: list[set[int]] = []  # for each node those before it with a weighted layer between
+    before: list[set[int]] = []  # for each node all before it
+    sums, starts = set(), set()
+    for place, node in enumerate(graph.nodes):
+        above = set(node.parents).union(*(before[parent] for parent in node.parents))
+        passed = set().union(*(weighted_behind[parent] for parent in node.parents))
+        before.append(above)
+        weighted_behind.append(passed | above if node.weighted else passed)
+        if node.kind != "Add":
+            continue
+        skipped = {one for one in node.parents if any(one in weighted_behind[other] for other in node.parents)}
+        if skipped:
+            sums.add(graph.nodes[place].operation.name)
+            starts |= {graph.nodes[one].operation.name for one in skipped if graph.nodes[one].kind != "InputLayer"}
+    return sums, starts
 
 
 def _is_graph(model: keras.Model) -> bool:
@@ -201,9 +228,11 @@ class Setup(Record):
         targets: `"own"` or `"standardized"`: the layers see standardized targets, predictions keep the user's units.
         initializers: `"own"` or `"fitting"`: drawn anew by initializers that fit the activations.
         activation: `"own"`, or the name of the activation of all hidden layers.
-        normalization: `"own"`, or `"layer"`: LayerNormalization after every hidden layer, in place of any other.
+        normalization: `"own"`, or `"layer"`: LayerNormalization after every hidden layer, in place of any other; in a
+            residual net without any, in front of each branch and behind the last sum.
         skips: Whether hidden layers whose input and output have one shape add their input to their output.
         precision: Name of the dtype policy.
+        positive: Columns of the output that go through softplus, since the loss is not finite below 0.
 
     Example:
         >>> setup = Setup(batch_size=32, epochs=5, optimizer="SGD", learning_rate=0.1)
@@ -233,6 +262,7 @@ class Setup(Record):
     normalization: str = OWN
     skips: bool = False
     precision: str = OWN
+    positive: tuple[int, ...] = ()
 
     def diff(self, other: Setup) -> tuple[Difference, ...]:
         """Return what differs in another setup, setting by setting, in the order of the fields."""

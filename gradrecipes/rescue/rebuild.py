@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from gradrecipes.compat.keras_private import build_optimizer, compile_arguments, replaced, sublayers
+from gradrecipes.compat.keras_private import build_optimizer, compile_arguments, made_by, replaced, sublayers
 from gradrecipes.compat.model_reuse import copied_model
 from gradrecipes.rescue import edits
 from gradrecipes.rescue.edits import Scaling, wrapped
@@ -18,6 +19,7 @@ from gradrecipes.rescue.original import CLIPS, OWN, Original, Setup, optimizer_c
 from gradrecipes.schedules import WarmUp
 from gradrecipes.training.description.model_graph import activation_of
 
+IN_FRONT = "normalized"  # end of the name of a LayerNormalization in front of residual branches
 TO_TANH = ("relu", "exponential", "linear", "leaky_relu", "elu", "softplus")  # in a recurrent layer these do not bound
 
 
@@ -43,6 +45,8 @@ def rebuild(original: Original, base: Setup, setup: Setup, *, scaling: Scaling, 
         made = copied_model(original.model)
         if setup.initializers != OWN or seed:
             _draw_anew(made, original, fitting=setup.initializers != OWN, seed=seed)
+    if setup.positive != base.positive:
+        made = edits.with_positive_columns(made, setup.positive)
     weights: dict[int, float] = {}
     if (setup.inputs, setup.targets) != (OWN, OWN):
         made = wrapped(made, scaling, inputs=setup.inputs != OWN, targets=setup.targets != OWN)
@@ -62,7 +66,12 @@ def _rebuilt(original: Original, base: Setup, setup: Setup, seed: int) -> keras.
         pairs.append((layer, made, drawn))
         return made
 
+    normalized: dict[tuple[int, int, int], Any] = {}
+
     def call(layer: Any, *arguments: Any, **keywords: Any) -> Any:
+        if setup.normalization == "layer" and not setup.skips and layer.name not in original.sums:
+            normalize = functools.partial(_normalized, original=original, known=normalized)
+            arguments, keywords = keras.tree.map_structure(normalize, (arguments, keywords))
         return _called(layer, original, setup, arguments, keywords)
 
     model = original.model
@@ -154,7 +163,8 @@ def _called(layer: Any, original: Original, setup: Setup, arguments: Any, keywor
     if not hidden:
         return layer(*arguments, **keywords)
     given = arguments[0]
-    normalized = setup.normalization == "layer" and not original.normalizations
+    in_front = bool(original.residual) and not setup.skips
+    normalized = setup.normalization == "layer" and not original.normalizations and not in_front
     out = layer(given, **keywords)
     if not hasattr(out, "shape"):  # a recurrent layer that returns its states, too
         return out
@@ -163,6 +173,18 @@ def _called(layer: Any, original: Original, setup: Setup, arguments: Any, keywor
     if setup.skips and tuple(out.shape) == tuple(given.shape):
         out = keras.layers.Add(name=f"{layer.name}_skip")([given, out])
     return out
+
+
+def _normalized(value: Any, *, original: Original, known: dict[tuple[int, int, int], Any]) -> Any:
+    """Return a residual sum behind a LayerNormalization, one for all that takes it, and any other value as it is."""
+    if original.normalizations or not isinstance(value, keras.KerasTensor) or (made := made_by(value)) is None:
+        return value
+    if made.operation.name not in original.residual:
+        return value
+    key = id(made.operation), made.node_index, made.tensor_index
+    if key not in known:
+        known[key] = keras.layers.LayerNormalization(name=f"{made.operation.name}_{IN_FRONT}")(value)
+    return known[key]
 
 
 def _draw_anew(made: keras.Model, original: Original, *, fitting: bool, seed: int) -> None:

@@ -362,7 +362,7 @@ class _Progress:
         early = {self.short} if lab.has_run(self.winner, self.short) else set()
         for share in sorted({*early, shortest, max(shortest, HALF), 1.0}):
             self.pairs = [self._pair(self.winner, 0, share)]
-            if lab.proof(self.pairs).wins:
+            if lab.proof(self.pairs).wins and lab.learns(self.pairs[0][1]):  # else the one only fails less
                 break
         for seed in SEEDS[1:]:
             if not lab.proof(self.pairs).wins or (len(self.pairs) > 1 and lab.left <= 0):

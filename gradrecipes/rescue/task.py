@@ -123,9 +123,9 @@ class Task:
 
     def _by_loss(self, model: keras.Model, logged: float) -> Score:
         loss = self.loss_of(model, logged)
-        if not math.isfinite(loss):
+        if not (math.isfinite(loss) and math.isfinite(self.reference)):
             return Score(WORST)
-        size = abs(self.reference) if math.isfinite(self.reference) and self.reference else 1.0
+        size = abs(self.reference) or 1.0
         fall = (self.reference - loss) / size
         if (
             fall < 0 and self.start > self.reference

@@ -208,3 +208,19 @@ def test_a_loss_of_the_users_own_that_is_learned_needs_nothing():
 
 def test_a_constant_prediction_of_targets_that_never_vary_says_nothing():
     assert constant_loss(logarithmic("mse"), X, np.ones((300, 1), "float32"), (1,)) is None
+
+
+@pytest.mark.slow
+def test_a_loss_that_takes_the_logarithm_of_a_linear_output_is_rescued():
+    def likelihood(y, predicted):
+        mean, spread = predicted[:, :1], predicted[:, 1:]
+        return keras.ops.mean(keras.ops.log(spread) + 0.5 * keras.ops.square((y - mean) / spread))
+
+    keras.utils.set_random_seed(2)
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(16, "tanh"), keras.layers.Dense(2)])
+    model.compile(keras.optimizers.Adam(0.01), likelihood)
+    found = gr.rescue(model, X, Y[:, None], epochs=12)
+    assert found.verdict == "rescued"
+    assert [change.name for change in found.changes] == ["positive_outputs"]
+    assert found.model.predict(X, verbose=0)[:, 1].min() > 0
+    assert "keras.ops.softplus(outputs[..., 1:2]) + 0.001" in found.as_code()

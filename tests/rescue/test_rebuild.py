@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 
+from gradrecipes.rescue.code import code_of
 from gradrecipes.rescue.edits import scaling_of
 from gradrecipes.rescue.original import read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
@@ -129,6 +130,31 @@ def test_layer_normalization_is_inserted_after_each_hidden_layer():
     made = rebuild(original, base, replace(base, normalization="layer", skips=True), scaling=SCALING)
     kinds = [type(layer).__name__ for layer in made.layers]
     assert kinds.count("LayerNormalization") == kinds.count("Add") == 3
+
+
+def test_a_residual_net_is_normalized_in_front_of_its_branches():
+    inputs = keras.Input((8,))
+    hidden = keras.layers.Dense(8, name="stem")(inputs)
+    for block in range(3):
+        branch = keras.layers.Dense(16, "relu", name=f"wide_{block}")(hidden)
+        hidden = keras.layers.Add(name=f"sum_{block}")([hidden, keras.layers.Dense(8, name=f"narrow_{block}")(branch)])
+    model = keras.Model(inputs, keras.layers.Dense(1, name="head")(hidden))
+    model.compile("sgd", "mse")
+    original, base = read_original(model), setup_of(model, None, batch_size=32, epochs=1)
+    after = replace(base, normalization="layer")
+    made = rebuild(original, base, after, scaling=SCALING)
+
+    def takes(name):
+        inputs = made.get_layer(name)._inbound_nodes[0].input_tensors
+        return [one._keras_history.operation.name for one in inputs]
+
+    assert takes("wide_0") == ["stem_normalized"]
+    assert takes("narrow_0") == ["wide_0"]
+    assert takes("sum_1") == ["sum_0", "narrow_1"]
+    assert takes("wide_2") == ["sum_1_normalized"]
+    assert takes("head") == ["sum_2_normalized"]
+    code = code_of(base, after, models=(model, made))
+    assert "the sums apart, stem, sum_0, sum_1, sum_2" in code
 
 
 @pytest.mark.parametrize(("kind", "inputs"), list(itertools.product(MODELS, ["own", "standardized"])))

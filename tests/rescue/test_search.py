@@ -223,6 +223,15 @@ def test_a_change_that_only_quickens_the_start_is_left_out():
     assert names(found) == ["a"]
 
 
+def test_a_change_is_compared_with_a_broken_training_when_it_has_learned():
+    def score(names, seed, share):
+        return rises(share, 0.9) - (0.8 if share < 0.15 else 0.0) if names else None
+
+    _, found = run(score, ("a",))
+    assert names(found) == ["a"]
+    assert min(found.proof.changed) > 0.1
+
+
 def test_seeds_are_added_until_the_interval_excludes_zero():
     _, found = run(lambda names, seed, share: rises(share, 0.9) if names else 0.1, ("a",))
     assert len(found.proof.control) == 2
