@@ -41,7 +41,7 @@ class Control:
 
     def train(self, *shares: float, stoppable: bool) -> None:
         """Train to the end, but no further than it is broken or, where a cause was found, stands still."""
-        for share in sorted({*shares, HALF, 1.0}):
+        for share in sorted({*shares, max(*shares, HALF), 1.0}):
             self.checkpoints.append(self.lab.run((), share=share, part="control"))
             if self.checkpoints[-1].error or self.checkpoints[-1].broken is not None:
                 break
