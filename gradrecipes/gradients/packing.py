@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 STACK_BELOW = 8192  # entries; measured on two cores: below it, one copy is cheaper than an op for each tensor
+LARGE = 65_536  # entries; of this size a weight, its gradient and two slots fill a cache of 1 MiB
 
 TensorLike: TypeAlias = "tf.Tensor | tf.IndexedSlices"
 
@@ -176,13 +177,19 @@ def values_of(tensor: TensorLike) -> tf.Tensor:
     return tensor.values if isinstance(tensor, tf.IndexedSlices) else tensor
 
 
-def identities(tensors: Sequence[TensorLike]) -> list[TensorLike]:
-    """Return tensors and slices as they are where this is called, all by one operation."""
-    values = tf.identity_n([values_of(tensor) for tensor in tensors])
-    return [
-        tf.IndexedSlices(value, tensor.indices, tensor.dense_shape) if isinstance(tensor, tf.IndexedSlices) else value
-        for tensor, value in zip(tensors, values, strict=True)
-    ]
+def large_held_back(tensors: Sequence[TensorLike], until: tf.Tensor) -> list[TensorLike]:
+    """Return tensors and slices of which the large ones, together, are there only when another tensor is."""
+    sizes = [values_of(tensor).shape.num_elements() for tensor in tensors]
+    large = [place for place, size in enumerate(sizes) if size is None or size >= LARGE]
+    held_back = list(tensors)
+    if large:
+        with tf.control_dependencies([until]):
+            values = tf.identity_n([values_of(tensors[place]) for place in large])
+        for place, value in zip(large, values, strict=True):
+            whole = tensors[place]
+            sliced = isinstance(whole, tf.IndexedSlices)
+            held_back[place] = tf.IndexedSlices(value, whole.indices, whole.dense_shape) if sliced else value
+    return held_back
 
 
 def without_repeated_indices(tensors: Sequence[TensorLike], *, xla: bool) -> list[TensorLike]:

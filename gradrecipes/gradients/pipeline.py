@@ -24,8 +24,8 @@ from gradrecipes.gradients.packing import (
     Indices,
     PackedTensors,
     combine_norms,
-    identities,
     in_columns,
+    large_held_back,
     without_repeated_indices,
 )
 from gradrecipes.gradients.recorder import (
@@ -206,9 +206,9 @@ class Pipeline:
     # -- transform ---------------------------------------------------------------------------------
     def _transform(self, update: Update, outcome: tf.Tensor, norms: Norms, loss_scale: tf.Tensor) -> tf.Tensor:
         if not self.settings.skip:
-            # Measured first: an update that has begun could no longer reuse the memory of a gradient read after it.
-            with tf.control_dependencies([outcome]):
-                update = replace(update, gradients=identities(update.gradients))
+            # An update that has begun could no longer reuse the memory of a gradient that is measured after it; a small
+            # one is better updated as soon as it is there, while the cache still holds it.
+            update = replace(update, gradients=large_held_back(update.gradients, outcome))
             return self._update_clipped(update, norms, loss_scale, learn=norms.finite)
         is_applied = tf.equal(outcome, APPLIED)
         if self.settings.xla and update.assigned is not None:
