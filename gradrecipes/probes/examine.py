@@ -165,7 +165,7 @@ def require_compiled(model: Any) -> None:
         raise TypeError(f"diagnose needs a keras.Model or a gradrecipes.Trace. Received: {type(model).__name__}.")
     if not getattr(model, "compiled", False) or not optimizers_of(model):
         raise ValueError(
-            f"The model {model.name!r} is not compiled, so nobody knows how it is to be trained. "
+            f"The model {model.name!r} is not compiled, so its optimizer and loss are not known. "
             "Call model.compile(optimizer=..., loss=...) before diagnose."
         )
     require_supported(model.distribute_strategy, "diagnose")

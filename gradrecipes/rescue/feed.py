@@ -113,6 +113,8 @@ def _rows(part: Any, index: np.ndarray | slice) -> Any:
 
 
 def _arrays(x: Any, y: Any, sample_weight: Any, batch_size: int) -> tuple[Any, Any, Any, int, bool]:
+    if isinstance(x, tf.data.Dataset):
+        _require_batches(x)
     read = trial_data(x, y, sample_weight=sample_weight, batch_size=batch_size)  # refuses what cannot be used
     if read.batches is None:
         return read.x, read.y, read.sample_weight, read.batch_size, True
@@ -132,6 +134,16 @@ def _arrays(x: Any, y: Any, sample_weight: Any, batch_size: int) -> tuple[Any, A
                 "back. Pad them to one shape."
             ) from error
     return (*joined, read.batch_size, complete)
+
+
+def _require_batches(dataset: tf.data.Dataset) -> None:
+    specs = [getattr(one, "shape", None) for one in keras.tree.flatten(dataset.element_spec)]
+    shapes = [tuple(shape) for shape in specs if shape is not None and shape.rank is not None]
+    if () in shapes or len({shape[0] for shape in shapes} - {None}) > 1:
+        raise ValueError(
+            "All parts of a batch must have one number of samples. Received: a dataset with elements of shapes "
+            f"{', '.join(map(str, shapes))}. If these are single samples, call dataset.batch(32)."
+        )
 
 
 def _concatenated(*arrays: Any) -> np.ndarray:

@@ -146,6 +146,12 @@ def test_every_kind_of_data_is_read(kind):
     assert ("batch_size" in found.fit_arguments) == (kind == "nested")
 
 
+@pytest.mark.parametrize("y", [Y, Y[:, None]])
+def test_a_dataset_without_batches_is_refused(y):
+    with pytest.raises(ValueError, match=r"call dataset.batch\(32\)"):
+        gr.rescue(regression(), tf.data.Dataset.from_tensor_slices((X, y)), epochs=1)
+
+
 class Subclassed(keras.Model):
     def __init__(self):
         super().__init__()
