@@ -313,7 +313,7 @@ def graph_of(setup: Setup) -> Setup | None:
         return None
     constant = setup.schedule is None and not setup.warm_up
     rate = {"learning_rate": 0.0, "rate_factor": 1.0} if constant else {}
-    return replace(setup, initializers=OWN, **rate)
+    return replace(setup, initializers=OWN, optimizer_state=OWN, **rate)
 
 
 def _state(model: keras.Model) -> list[Any]:

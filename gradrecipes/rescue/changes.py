@@ -12,6 +12,7 @@ from gradrecipes.compat.keras_private import compile_arguments
 from gradrecipes.core.findings import Kind
 from gradrecipes.rescue.edits import Scaling
 from gradrecipes.rescue.original import OWN, Original, Setup, optimizer_config
+from gradrecipes.rescue.rebuild import has_optimizer_state
 from gradrecipes.rescue.task import NUMBERS, SEVERAL, Task, fitted
 
 ADAM_RATE = 1e-3  # Keras' default
@@ -32,8 +33,8 @@ class Change:
     Args:
         name: Short and unique, such as `"rate_0.1"`.
         title: Imperative, for people.
-        risk: 0 for what leaves the net as it is (rate, clipping, guard, scaling), 1 for new weights or another loss,
-            2 for another net.
+        risk: -1 for a line that is run again, 0 for what leaves the net as it is (rate, clipping, guard, scaling), 1
+            for new weights or another loss, 2 for another net.
         apply: Returns the changed setup.
     """
 
@@ -88,6 +89,9 @@ def _is_as_it_is(base: Setup, changed: Setup) -> bool:
 
 
 def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, steps: int) -> Iterator[Change]:
+    if has_optimizer_state(original.model):
+        words = "compile the model again, so that its optimizer starts without what it remembers"
+        yield _with("fresh_optimizer", words, -1, optimizer_state="fresh")
     if base.optimizer != OWN:
         for factor in (0.1, 0.01, 0.001, 10.0, 100.0):
             words = f"divide the learning rate by {1 / factor:g}" if factor < 1 else f"multiply it by {factor:g}"
@@ -210,7 +214,7 @@ BY_CAUSE: dict[str, tuple[str, ...]] = {
     "loss_output_mismatch": ("head_and_loss",),
     "unsafe_loss": ("positive_outputs", "head_and_loss", "guard"),
     "float16_overflow": ("float32", "guard"),
-    "optimizer_state": ("plain_optimizer", "adam"),
+    "optimizer_state": ("fresh_optimizer", "plain_optimizer", "adam"),
     "embedding_spike": ("initializers", "clip", "rate_0.1"),
     "batch_too_small": ("larger_batch", "rate_0.1"),
 }

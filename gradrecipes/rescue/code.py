@@ -101,6 +101,8 @@ def code_of(
     if changed & {"optimizer", "learning_rate", "schedule", "rate_factor", "settings", "clipping", "warm_up"}:
         lines += ["# In compile: the optimizer", f"- optimizer={optimizer_line(before)}"]
         lines += [f"+ optimizer={optimizer_line(after)}"]
+    if "optimizer_state" in changed:
+        lines += ["# Before fit, with a new optimizer", "+ model.compile(...)"]
     if changed & {"loss", "from_logits"}:
         lines += ["# In compile: the loss", f"- loss={_loss(before)}", f"+ loss={_loss(after)}"]
     if "targets" in changed and scaling is not None:

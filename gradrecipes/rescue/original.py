@@ -232,6 +232,8 @@ class Setup(Record):
             residual net without any, in front of each branch and behind the last sum.
         skips: Whether hidden layers whose input and output have one shape add their input to their output.
         precision: Name of the dtype policy.
+        optimizer_state: `"own"`, or `"fresh"` for an optimizer that has seen no gradient; every other change starts
+            with one as well.
         positive: Columns of the output that go through softplus, since the loss is not finite below 0.
 
     Example:
@@ -262,6 +264,7 @@ class Setup(Record):
     normalization: str = OWN
     skips: bool = False
     precision: str = OWN
+    optimizer_state: str = OWN
     positive: tuple[int, ...] = ()
 
     def diff(self, other: Setup) -> tuple[Difference, ...]:

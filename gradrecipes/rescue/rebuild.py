@@ -26,8 +26,8 @@ TO_TANH = ("relu", "exponential", "linear", "leaky_relu", "elu", "softplus")  # 
 def rebuild(original: Original, base: Setup, setup: Setup, *, scaling: Scaling, seed: int = 0) -> keras.Model:
     """Return a new, compiled, untrained model; the original is only read.
 
-    With the user's own setup and seed 0 it starts with the user's own weights. Other seeds draw anew what is neither
-    frozen nor pretrained, by the user's own initializers.
+    With the user's own setup it starts with the state of the user's optimizer, and, with seed 0, with the user's own
+    weights. Other seeds draw anew what is neither frozen nor pretrained, by the user's own initializers.
 
     Args:
         original: The user's model.
@@ -53,7 +53,26 @@ def rebuild(original: Original, base: Setup, setup: Setup, *, scaling: Scaling, 
         if setup.targets != OWN:
             weights = {place: scale.loss_weight(setup.loss) for place, scale in scaling.targets.items()}
     compile_as(made, original.model, base, setup, loss_weights=weights)
+    if setup == base:
+        _keep_optimizer_state(made, original.model)
     return made
+
+
+def has_optimizer_state(model: keras.Model) -> bool:
+    """Return whether the optimizer of a model has seen gradients."""
+    optimizer = getattr(model, "optimizer", None)
+    return optimizer is not None and optimizer.built and int(unwrapped(optimizer).iterations) > 0
+
+
+def _keep_optimizer_state(made: keras.Model, model: keras.Model) -> None:
+    """Let a copy of the training as it is go on where its optimizer stands."""
+    if not has_optimizer_state(model) or not made.built:
+        return
+    build_optimizer(made)
+    theirs, mine = model.optimizer.variables, made.optimizer.variables
+    if [tuple(one.shape) for one in theirs] == [tuple(one.shape) for one in mine]:
+        for one, other in zip(mine, theirs, strict=True):
+            one.assign(other)
 
 
 def _rebuilt(original: Original, base: Setup, setup: Setup, seed: int) -> keras.Model:

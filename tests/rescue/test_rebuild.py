@@ -266,3 +266,21 @@ def test_each_of_several_targets_is_scaled_and_weighed_by_itself(form):
     assert abs(predicted[1].mean() - Y.mean()) < 5 * Y.std()
     logs = made.evaluate(X, y, verbose=0, return_dict=True)
     assert 0.1 < logs["loss"] < 20.0  # both of the order of one, though the size is in thousands
+
+
+def test_the_training_as_it_is_goes_on_where_its_optimizer_stands():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.fit(X, Y, epochs=1, verbose=0)
+    base = setup_of(model, None, batch_size=32, epochs=1)
+
+    def state(setup, seed=0):
+        made = rebuild(read_original(model), base, setup, scaling=SCALING, seed=seed)
+        return [np.array(one) for one in made.optimizer.variables]
+
+    own = [np.array(one) for one in model.optimizer.variables]
+    for seed in (0, 1):
+        assert all(np.array_equal(one, other) for one, other in zip(own, state(base, seed), strict=True))
+    assert state(replace(base, optimizer_state="fresh"))[0] == 0
+    assert state(replace(base, rate_factor=0.1))[0] == 0
