@@ -237,23 +237,7 @@ def tuning() -> Record:
 def faults() -> Record:
     from benchmarks import faults
 
-    results = faults.collect(workers=1)
-    clean = {(row["optimizer"], row["mode"]): row["accuracy"] for row in results if row["fault"] == "none"}
-    figures = []
-    for arm in faults.ARMS:
-        runs = [row for row in results if row["arm"] == arm and row["fault"] != "none"]
-        kept = [row["finite"] and row["accuracy"] >= 0.95 * clean[row["optimizer"], row["mode"]] for row in runs]
-        better = "higher" if arm == "guard" else None
-        figures.append(share_figure(f"runs saved, {arm}", sum(kept), len(kept), better=better))
-    return Record(
-        "faults",
-        "Runs saved from a fault",
-        "make bench ONLY=faults",
-        figures,
-        setting="Every fault meets every optimizer in every mode, on the digits. Saved: finite weights, and a "
-        "validation "
-        "accuracy within 5% of that without the fault.",
-    )
+    return faults.recorded(faults.collect(workers=1, wanted=faults.in_record))
 
 
 BENCHMARKS = {
@@ -278,7 +262,7 @@ BENCHMARKS = {
     "diagnosis": Benchmark(diagnosis, 60),
     "rescue": Benchmark(rescue, 25),
     "tuning": Benchmark(tuning, 60),
-    "faults": Benchmark(faults, 120),
+    "faults": Benchmark(faults, 45),
 }
 
 

@@ -86,7 +86,17 @@ def test_tuning_compares_seed_by_seed(monkeypatch):
 def test_faults_count_what_was_saved(monkeypatch):
     clean = {"optimizer": "Adam", "mode": "graph", "fault": "none", "arm": "keras", "finite": True, "accuracy": 0.9}
     hit = [clean | {"fault": "bit flip", "arm": arm, "accuracy": 0.9 * (arm == "guard")} for arm in faults.ARMS]
-    monkeypatch.setattr(faults, "collect", lambda workers: [clean, *hit])
-    found = measured(run.faults())
-    assert found["runs saved, guard"] == 1.0
-    assert sum(found.values()) == 1.0
+    elsewhere = [clean | {"mode": "xla"}, hit[-1] | {"mode": "xla", "finite": False}]
+    unrecorded = [hit[0] | {"mode": "xla"}, hit[-1] | {"optimizer": "Lion", "finite": False}]
+    monkeypatch.setattr(faults, "collect", lambda workers, wanted: [clean, *hit, *elsewhere, *unrecorded])
+    found = run.faults()
+    finite, saved = "finite weights at the end", "runs saved"
+    assert measured(found) == {
+        **{f"{finite}, graph, {arm}": 1.0 for arm in faults.ARMS},
+        **{f"{saved}, graph, {arm}": float(arm == "guard") for arm in faults.ARMS},
+        f"{finite}, xla, guard": 0.0,
+        f"{saved}, xla, guard": 0.0,
+    }
+    assert [one.claim for one in found.figures if one.reproduced is False] == [f"{finite}, xla, guard"]
+    words = "bit flip, Adam, xla: weights not finite, accuracy 0.900, 0.900 without the fault."
+    assert found.findings == [f"Not saved by the guard: {words}"]
