@@ -17,6 +17,7 @@ from gradrecipes.core.trace.probes import LossEquivalent, LossReading, OutputRea
 from gradrecipes.core.trace.trial_reading import OutputTrial
 from gradrecipes.probes.constant_prediction import best_constant_loss
 from gradrecipes.probes.loss import SAME, as_loss, candidates
+from gradrecipes.probes.own_step import OwnStepLoss
 from gradrecipes.training.description.output_head import losses_of
 from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.trial.trial import Trial
@@ -59,7 +60,18 @@ class Baselines:
         self._batches = batches
         self.of_trial = self.of(batches)
         self._fits = None if own or several or weighted or model.losses else _OwnLoss.of(model, description, read)
+        self._step: OwnStepLoss | None = None
         self.fitted = self.fit(batches)
+
+    def ask_step(self, trial: Trial, first_loss: float) -> None:
+        """Fit constant predictions to the loss that a train step of the user's own computes.
+
+        Args:
+            trial: One that was entered; it is left at its start.
+            first_loss: Of its first step.
+        """
+        self._step = OwnStepLoss.of(trial, first_loss)
+        self.fitted = self.fit(self._batches)
 
     def of(self, batches: list[Any]) -> float | None:
         """Return the sum over the outputs of the loss of their best constant prediction."""
@@ -78,6 +90,8 @@ class Baselines:
 
     def fit(self, batches: list[Any]) -> float | None:
         """Return the loss of the constant prediction that fits batches best to a loss of the user's own."""
+        if self._step is not None:
+            return self._step.best(batches)
         parts = [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches]
         plain = all(y is not None and not keras.tree.is_nested(y) and weight is None for _, y, weight in parts)
         if self._fits is None or not parts or not plain:
@@ -97,10 +111,11 @@ class Baselines:
             loss: Of each step, `[steps]`.
         """
         first, last = loss[: len(self._batches)], loss[-len(self._batches) :]
-        if self.fitted is None or self._fits is None or len(last) < 2 or not np.isfinite(loss).all():
+        fits = self._fits or self._step
+        if self.fitted is None or fits is None or len(last) < 2 or not np.isfinite(loss).all():
             return ()
         noise = float(last.std(ddof=1) / math.sqrt(len(last)))
-        return (OutputTrial(0, self._fits.name, float(first.mean()), float(last.mean()), self.fitted, noise),)
+        return (OutputTrial(0, fits.name, float(first.mean()), float(last.mean()), self.fitted, noise),)
 
 
 class _OwnLoss:

@@ -121,13 +121,21 @@ def try_out(
         seen = verdict(trace)
         outweighed = description.own_train_step and outweighed_part(reading) is not None
         open_still = seen.state in (LEARNING, STALLED) and judge(trace, ()).verdict == UNDECIDED
-        ended = trial.save() if run.broken is None and (outweighed or open_still) else []
+        asked = description.own_train_step and seen.state == LEARNING and not outputs
+        ended = trial.save() if run.broken is None and (outweighed or open_still or asked) else []
         if description.own_train_step:
             reading = replace(reading, pairs_samples=pairs_samples(trial, probes.loss.outputs))
             like = step_acts_like(trial, probes.loss.outputs, run.loss[0] if len(run.loss) else math.nan)
             if like is not None:
                 read = replace(probes.loss.outputs[0], acts_like=like)
                 trace.probes = replace(trace.probes, loss=replace(probes.loss, outputs=(read,)))
+        if asked and reading.pairs_samples is not False:
+            baselines.ask_step(trial, run.loss[0])
+            outputs = baselines.compared(run.loss)
+            reading = replace(reading, outputs=outputs)
+            trace.probes = replace(trace.probes, trial=reading)
+            open_still = open_still or judge(trace, ()).verdict == UNDECIDED
+        ended = ended if outweighed or open_still else []
         rates = try_highest_rate(trial, rates, seen, trial_steps=steps, tell=tell)
         reading = replace(reading, rates=rates)
         odd = bool(fitting_weights(model, probes.signal.weights))

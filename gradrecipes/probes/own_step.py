@@ -1,0 +1,187 @@
+"""The best constant prediction under the loss of a user's own train step, which nothing but the step can compute."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from scipy.optimize import minimize
+
+from gradrecipes.compat.keras_private import replaced
+from gradrecipes.compat.tensorflow_private import inlined, targets_reported
+from gradrecipes.training.trial.trial import Trial
+
+logger = logging.getLogger(__name__)
+
+MAX_CONSTANTS = 64  # of all outputs together
+FIT_EVALUATIONS = 60  # of the loss, for each start
+STARTED_AT_MEAN = 4  # constants that a start has at the mean of the targets, one after the other
+FITTED_STARTS = 2  # of all starts, those of the least loss, that the fit goes on from
+SAME_LOSS = 1e-4  # relative difference up to which the step repeats its loss
+MIN_CHANGE = 0.1  # relative change of the loss where all targets rise by their root mean square: they are its main part
+PASSING = {"Identity", "Cast", "Squeeze", "Reshape", "ExpandDims", "Split", "SplitV", "Unpack", "StridedSlice"}
+LINEAR = {"BiasAdd", "MatMul", "BatchMatMul", "BatchMatMulV2", "Einsum", "Conv1D", "Conv2D"}
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "Sigmoid": tf.sigmoid,
+    "Softmax": tf.nn.softmax,
+    "Softplus": tf.nn.softplus,
+    "Exp": tf.exp,
+    "Tanh": tf.tanh,
+}
+
+
+class OwnStepLoss:
+    """Evaluate the loss of a user's train step where the model answers with constants, equal for all samples.
+
+    Args:
+        trial: One that was entered; it is left at its start.
+        first_loss: Of the first step of the trial, which the evaluation has to repeat.
+
+    Attributes:
+        name: What a finding calls the output.
+    """
+
+    name = "loss"
+
+    def __init__(self, trial: Trial, first_loss: float):
+        self._trial, self._model, self._answering = trial, trial.model, trial.model
+        self._step = inlined(self._model.train_step)
+        self._sizes: list[int] | None = None
+        self._first_loss = first_loss
+
+    @classmethod
+    def of(cls, trial: Trial, first_loss: float) -> OwnStepLoss | None:
+        """Return what evaluates the loss of a step; None where that cannot be done, or says nothing.
+
+        It is asked of a step with one array of floating-point targets on which most of its loss depends, that calls the
+        model or the only model in it, and draws no random numbers: elsewhere a constant may be the best answer.
+        """
+        inner = [layer for layer in trial.model.layers if isinstance(layer, keras.Model)]
+        try:
+            found = cls(trial, first_loss)
+            known = found._is_known()
+            if known is None and len(inner) == 1:
+                found._answering = inner[0]
+                known = found._is_known()
+            return found if known else None
+        except Exception:  # a step that does something of its own
+            logger.debug("The loss of the train step of %r could not be evaluated.", trial.model, exc_info=True)
+            return None
+        finally:
+            trial.restart()
+
+    def best(self, batches: Sequence[Any]) -> float | None:
+        """Return the mean loss over batches of the constant prediction that fits them best.
+
+        Args:
+            batches: What `train_step` gets.
+        """
+        if self._sizes is None:
+            return None
+        try:
+            whole = keras.tree.map_structure(
+                lambda *arrays: None if arrays[0] is None else tf.concat(arrays, axis=0), *batches
+            )
+            how: dict[str, Any] = {"jac": True, "method": "L-BFGS-B", "options": {"maxfun": FIT_EVALUATIONS}}
+            starts = sorted(self._starts(batches), key=lambda start: self._loss(start, whole)[0])
+            ended = [minimize(self._loss, start, args=(whole,), **how) for start in starts[:FITTED_STARTS]]
+            found = min(ended, key=lambda one: one.fun)
+            loss = float(np.mean([self._loss(found.x, batch)[0] for batch in batches]))
+            return loss if math.isfinite(loss) else None
+        except Exception:  # batches that do not join
+            logger.debug("No constant prediction could be fitted to %r.", self._model, exc_info=True)
+            return None
+        finally:
+            self._trial.restart()
+
+    def _is_known(self) -> bool | None:
+        """Return whether constant answers can be judged by the loss; None where the step calls another model."""
+        parts = [keras.utils.unpack_x_y_sample_weight(batch) for batch in self._trial.batches]
+        if not all(y is not None and not keras.tree.is_nested(y) for _, y, _ in parts):
+            return False
+        targets = np.concatenate([np.asarray(y) for _, y, _ in parts])
+        size = float(np.sqrt(np.mean(np.square(targets, dtype=np.float64)))) if targets.dtype.kind == "f" else 0.0
+        if not (math.isfinite(size) and targets.min() < targets.max()):
+            return False
+        x, y, weight = parts[0]
+        raised = tf.convert_to_tensor((np.asarray(y) + size).astype(targets.dtype))
+        self._trial.restart()
+        self._traced = tf.function(self._evaluated, autograph=False)
+        first, _ = self._traced(self._trial.batches[0], tf.zeros(MAX_CONSTANTS), own=True)
+        if self._sizes is None:
+            return None
+        changed, _ = self._traced(
+            keras.utils.pack_x_y_sample_weight(x, raised, weight), tf.zeros(MAX_CONSTANTS), own=True
+        )
+        same = abs(float(first) - self._first_loss) <= SAME_LOSS * abs(self._first_loss)
+        matters = abs(float(changed) - float(first)) > MIN_CHANGE * abs(float(first))
+        return same and matters and sum(self._sizes) <= MAX_CONSTANTS
+
+    def _starts(self, batches: Sequence[Any]) -> Iterator[np.ndarray]:
+        """Yield constants to start at: zeros, the mean of the targets, and the logarithm of their variance."""
+        count = sum(self._sizes or ())
+        targets = np.concatenate([np.asarray(keras.utils.unpack_x_y_sample_weight(batch)[1]) for batch in batches])
+        mean, variance = float(np.mean(targets, dtype=np.float64)), float(np.var(targets, dtype=np.float64))
+        yield np.zeros(count)
+        yield np.full(count, mean)
+        for one in np.eye(count)[:STARTED_AT_MEAN]:
+            yield mean * one
+            yield np.where(one == 1, mean, math.log(variance))
+
+    def _loss(self, constants: np.ndarray, batch: Any) -> tuple[float, np.ndarray]:
+        """Return (loss, its gradient); infinity where one of them is not finite."""
+        padded = np.zeros(MAX_CONSTANTS, np.float32)
+        padded[: len(constants)] = constants
+        loss, slope = self._traced(batch, tf.constant(padded), own=False)
+        slopes = np.asarray(slope, np.float64)[: len(constants)]
+        finite = math.isfinite(float(loss)) and bool(np.isfinite(slopes).all())
+        return (float(loss), slopes) if finite else (math.inf, np.zeros(len(constants)))
+
+    def _evaluated(self, batch: Any, constants: tf.Tensor, *, own: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the loss of a step, and its gradient, with the model's own answers or with constants."""
+        targets: list[Any] = []
+        answer = self._answering.call
+
+        @functools.wraps(answer)
+        def answering(*args: Any, **kwargs: Any) -> Any:
+            given = answer(*args, **kwargs)
+            flat = [tf.convert_to_tensor(one) for one in keras.tree.flatten(given)]
+            self._sizes = [int(one.shape[-1]) if len(one.shape) > 1 else 1 for one in flat]
+            first, changed = 0, []
+            for size, one in zip(self._sizes, flat, strict=True):
+                part = _activation(one)(constants[first : first + size])
+                part = tf.cast(part if len(one.shape) > 1 else part[0], one.dtype)
+                changed.append(tf.where(own, one, part))  # connected to the weights, for the step to apply gradients
+                first += size
+            return keras.tree.pack_sequence_as(given, changed)
+
+        with tf.GradientTape() as tape, replaced(self._answering, "call", answering):
+            tape.watch(constants)
+            with targets_reported(lambda target, _: targets.append(target)):
+                self._step(batch)
+        loss = targets[-1]
+        slope = tape.gradient(loss, constants, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return tf.reduce_mean(tf.cast(loss, tf.float32)), slope
+
+
+def _activation(tensor: tf.Tensor) -> Callable[[Any], Any]:
+    """Return the last activation that a tensor comes from.
+
+    Raises:
+        ValueError: It is none of those whose constant predictions are known.
+    """
+    made = tensor.op
+    while made.type in PASSING:
+        made = made.inputs[0].op
+    biased = made.type in ("Add", "AddV2") and any(part.op.type == "ReadVariableOp" for part in made.inputs)
+    if made.type in LINEAR or biased:
+        return tf.identity
+    if made.type not in ACTIVATIONS:
+        raise ValueError(f"Constant predictions of {made.type} are not known.")
+    return ACTIVATIONS[made.type]
