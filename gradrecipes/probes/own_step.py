@@ -1,10 +1,11 @@
-"""The best constant prediction under the loss of a user's own train step, which nothing but the step can compute."""
+"""What only a user's train step can show: its loss of a constant prediction, and what its cross-entropies get."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,8 +14,11 @@ import numpy as np
 import tensorflow as tf
 from scipy.optimize import minimize
 
+from gradrecipes.compat.keras_losses import binary_cross_entropies_reported
 from gradrecipes.compat.keras_private import replaced
+from gradrecipes.compat.random_state import random_numbers_kept
 from gradrecipes.compat.tensorflow_private import inlined, targets_reported
+from gradrecipes.core.trace.probes import CrossEntropyCall
 from gradrecipes.training.trial.trial import Trial
 
 logger = logging.getLogger(__name__)
@@ -185,3 +189,49 @@ def _activation(tensor: tf.Tensor) -> Callable[[Any], Any]:
     if made.type not in ACTIVATIONS:
         raise ValueError(f"Constant predictions of {made.type} are not known.")
     return ACTIVATIONS[made.type]
+
+
+A_HAIR = 1e-3  # by which a probability may lie outside of [0, 1] after rounding
+
+
+def misread_cross_entropies(trial: Trial) -> tuple[CrossEntropyCall, ...]:
+    """Return which binary cross-entropies of a step take logits for probabilities, or probabilities for logits.
+
+    A GAN computes several in one step, of nets that the model itself does not call: only what they get is looked at, in
+    one eager step. Logits are told by values that no probability has; probabilities by the sigmoid they come from.
+
+    Args:
+        trial: One that was entered; it is left at its start.
+    """
+    found: list[tuple[bool, float, float]] = []
+
+    def note(answers: Any, from_logits: bool, are_probabilities: bool) -> None:
+        if isinstance(answers, tf.Tensor) and hasattr(answers, "numpy") and len(answers):
+            values = np.asarray(tf.cast(answers, tf.float32))
+            low, high = float(values.min()), float(values.max())
+            outside = low < -A_HAIR or high > 1.0 + A_HAIR
+            if np.isfinite(values).all() and (are_probabilities if from_logits else outside):
+                found.append((from_logits, low, high))
+
+    trial.restart()
+    try:
+        with (
+            random_numbers_kept(trial.model),
+            binary_cross_entropies_reported(note),
+            warnings.catch_warnings(action="ignore"),  # Keras says of a sigmoid behind what is no mistake here
+        ):
+            inlined(trial.model.train_step)(trial.batches[0])
+    except Exception:  # a step that runs in a graph alone
+        logger.debug("The train step of %r could not be run eagerly.", trial.model, exc_info=True)
+    finally:
+        trial.restart()
+    return tuple(
+        CrossEntropyCall(
+            taken,
+            min(low for kind, low, _ in found if kind is taken),
+            max(high for kind, _, high in found if kind is taken),
+            sum(kind is taken for kind, *_ in found),
+        )
+        for taken in (False, True)
+        if any(kind is taken for kind, *_ in found)
+    )

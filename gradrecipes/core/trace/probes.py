@@ -204,6 +204,23 @@ class LossPoint(Record):
 
 
 @dataclass(frozen=True)
+class CrossEntropyCall(Record):
+    """A binary cross-entropy within a user's train step that takes its answers for what they are not.
+
+    Args:
+        from_logits: Whether it takes logits, and got probabilities; otherwise the other way round.
+        min: Smallest of the answers on one batch.
+        max: Largest.
+        calls: How many of the step's cross-entropies do so.
+    """
+
+    from_logits: bool
+    min: float
+    max: float
+    calls: int = 1
+
+
+@dataclass(frozen=True)
 class LossReading(Record):
     """What the net put out on one batch, and where its loss is not finite.
 
@@ -211,11 +228,13 @@ class LossReading(Record):
         outputs: In flattened order.
         points: Evaluations of the losses.
         error: Why the model could not be run, or None.
+        misread: Cross-entropies within a user's train step that got logits for probabilities, or the reverse.
     """
 
     outputs: tuple[OutputReading, ...] = ()
     points: tuple[LossPoint, ...] = ()
     error: str | None = None
+    misread: tuple[CrossEntropyCall, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from gradrecipes.diagnosis.facts.activation_mismatches import PROBABILITIES, act
 from gradrecipes.diagnosis.facts.data_facts import Head, heads, is_held_back
 from gradrecipes.diagnosis.facts.label_mismatches import all_with_all, label_mismatches
 from gradrecipes.diagnosis.facts.mismatch import Mismatch, class_of
-from gradrecipes.diagnosis.facts.readings import number
+from gradrecipes.diagnosis.facts.readings import number, rounded
 from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
@@ -64,7 +64,7 @@ def loss_output_mismatch(trace: Trace) -> Finding | None:
             for misfit in (*label_mismatches(head), *activation_mismatches(head))
             if held_back or not misfit.only_if_held_back
         ]
-    found += _of_own_step(trace)
+    found += _of_own_step(trace) or _of_cross_entropies(trace)
     if (trace.probes.trial or TrialReading()).pairs_samples is False:
         found.append(all_with_all("The loss of the model's own train step", "y"))
     if not found:
@@ -102,6 +102,38 @@ def _of_own_step(trace: Trace) -> list[Mismatch]:
     )
     critical = (misfit for misfit in activation_mismatches(head) if misfit.severity is Severity.CRITICAL)
     return [replace(misfit, prescription=advice) for misfit in critical]
+
+
+def _of_cross_entropies(trace: Trace) -> list[Mismatch]:
+    """Return which binary cross-entropies of a user's train step get what they do not take."""
+    found = []
+    for call in (trace.probes.loss or LossReading()).misread:
+        taken, given = ("logits", "probabilities") if call.from_logits else ("probabilities", "logits")
+        several = (
+            f"{call.calls} cross-entropies of the train step take"
+            if call.calls > 1
+            else "A cross-entropy of the train step takes"
+        )
+        where = f"{several} answers between {rounded(call.min)} and {rounded(call.max)}"
+        above = call.from_logits or call.max > 1.0
+        advice = prescription("cross_entropy_of_train_step", taken=taken, given=given, fits=not call.from_logits)
+        found.append(
+            Mismatch(
+                title=f"A binary cross-entropy of the train step expects {taken} and gets {given}",
+                statement=f"{where}, the outputs of a sigmoid, for logits."
+                if call.from_logits
+                else f"{where} for probabilities.",
+                consequence="It applies a second sigmoid: even the best answer is far from certain, and gradients are "
+                "a fraction of what they should be."
+                if call.from_logits
+                else "Keras clips them to the range from 0 to 1: outside of it the gradient is 0, and nothing is "
+                "learned from those samples.",
+                measured=call.max if above else call.min,
+                expected=1.0 if above else 0.0,
+                prescription=advice,
+            )
+        )
+    return found
 
 
 def _evidence(misfit: Mismatch) -> Evidence:
