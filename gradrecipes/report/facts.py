@@ -15,6 +15,7 @@ from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import LossReading, SignalReading
 from gradrecipes.core.trace.trace import Event
 from gradrecipes.core.trace.trial_reading import OutputTrial, TrialReading, VariationResult, variation_of
+from gradrecipes.core.words import counted
 from gradrecipes.diagnosis.outcome import BROKEN, fixes, verdict
 from gradrecipes.diagnosis.registry import rules
 from gradrecipes.report.findings import number
@@ -89,11 +90,11 @@ def _recorded(trace: Trace) -> str:
     steps = len(trace)
     epochs = len(set(trace.steps["epoch"].tolist()))
     skipped = Counter(trace.steps["outcome"][trace.skipped].tolist())
-    text = f"{steps:,} steps in {epochs} epoch{'' if epochs == 1 else 's'}, {len(trace.layers)} layers, "
-    text += f"{len(trace.samples):,} samples"
+    text = f"{counted(steps, 'step')} in {counted(epochs, 'epoch')}, {counted(len(trace.layers), 'layer')}, "
+    text += counted(len(trace.samples), "sample")
     if skipped:
         reasons = ", ".join(f"{count} {OUTCOMES.get(code, 'unknown outcome')}" for code, count in skipped.items())
-        text += f"; {sum(skipped.values())} steps skipped ({reasons})"
+        text += f"; {counted(sum(skipped.values()), 'step')} skipped ({reasons})"
     return text
 
 
@@ -118,7 +119,7 @@ def _data(data: DataReading | None) -> str:
     if data is None:
         return ""
     arrays = [*data.inputs, *data.targets]
-    seen = f"{data.samples:,} samples{'' if data.complete else ' of more'}"
+    seen = f"{counted(data.samples, 'sample')}{'' if data.complete else ' of more'}"
     named = "; ".join(_array(array) for array in arrays[:ARRAYS_NAMED])
     more = f"; {len(arrays) - ARRAYS_NAMED} arrays more" if len(arrays) > ARRAYS_NAMED else ""
     return f"{seen}: {named}{more}" if named else seen
@@ -140,7 +141,9 @@ def _array(array: ArrayReading) -> str:
 def _structure(structure: Description) -> str:
     parts = []
     if structure.depth is not None:
-        parts.append(f"{structure.depth} layers with weights one behind the other, {structure.skips} skips")
+        parts.append(
+            f"{counted(structure.depth, 'layer')} with weights one behind the other, {counted(structure.skips, 'skip')}"
+        )
     parts += [f"{count} x {kind}" for kind, count in structure.normalizations.items()]
     for output in structure.outputs[:ARRAYS_NAMED]:
         if output.loss:
@@ -154,7 +157,7 @@ def _signal(signal: SignalReading | None) -> str:
     if not layers:
         return ""
     sizes = [layer.output_rms for layer in layers if layer.output_rms]
-    words = f"one batch through {len(layers)} layers"
+    words = f"one batch through {counted(len(layers), 'layer')}"
     if sizes:
         words += f": outputs of root mean square {number(min(sizes))} to {number(max(sizes))}"
     norms = [layer.output_gradient_norm for layer in layers if layer.output_gradient_norm]
@@ -167,7 +170,8 @@ def _loss(loss: LossReading | None) -> str:
     if not points:
         return ""
     bad = sum(not point.finite for point in points)
-    return f"evaluated at {len(points)} kinds of predictions, {'all finite' if not bad else f'{bad} not finite'}"
+    found = f"{bad} not finite" if bad else "all finite"
+    return f"evaluated at {counted(len(points), 'kind')} of predictions, {found}"
 
 
 def _steps(trace: Trace) -> str:
@@ -175,8 +179,8 @@ def _steps(trace: Trace) -> str:
         return ""
     trial = trace.probes.trial or TrialReading()
     seen = verdict(trace)
-    batches = f" over {trial.batches} batches" if trial.batches else ""
-    words = f"{len(trace):,} steps{batches}"
+    batches = f" over {counted(trial.batches, 'batch', plural='batches')}" if trial.batches else ""
+    words = f"{counted(len(trace), 'step')}{batches}"
     if seen.state == BROKEN:
         return f"{words}, broken off at step {seen.step}"
     if np.isfinite(seen.start) and np.isfinite(seen.end):

@@ -29,6 +29,7 @@ from __future__ import annotations
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.signal_theory import ACTIVATIONS, batch_normalized_factor
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.words import counted
 from gradrecipes.diagnosis.facts.data_facts import LEARNED_END
 from gradrecipes.diagnosis.facts.readings import count, layers, rounded, span, weighted
 from gradrecipes.diagnosis.outcome import verdict
@@ -73,9 +74,9 @@ def exploding_batch_normalization(trace: Trace) -> Finding | None:
     activation = max(set(names), key=names.count) if names else "relu"
     predicted = batch_normalized_factor(activation)
     statement = (
-        f"From the last layer back to the first the output gradient grows {rounded(total)}-fold over {len(read)} "
-        f"layers: {rounded(measured)} per layer, where theory gives {rounded(predicted)} for BatchNormalization "
-        f"and {activation}, whatever the weights."
+        f"From the last layer back to the first the output gradient grows {rounded(total)}-fold over "
+        f"{counted(len(read), 'layer')}: {rounded(measured)} per layer, where theory gives {rounded(predicted)} for "
+        f"BatchNormalization and {activation}, whatever the weights."
     )
     return Finding(
         code="exploding_batch_normalization",

@@ -42,6 +42,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.signal_theory import FLOAT32_MAX, SQUARE_OVERFLOW, overflow_depth
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import ALL_SCALED, FITTING_WEIGHTS
+from gradrecipes.core.words import counted
 from gradrecipes.diagnosis.facts.chain import Link, Stage, growth_log_std, links, stretches
 from gradrecipes.diagnosis.facts.data_facts import LEARNED_END
 from gradrecipes.diagnosis.facts.readings import NORMALIZATIONS, TOO_LARGE, count, kernels, layers, rounded
@@ -205,10 +206,11 @@ def _explanation(growth: Growth, worst: Stage) -> str:
         f"{worst.fan_in} inputs, so sigma_w^2 = fan_in * Var(W) = {rounded(worst.variance)}."
     )
     return (
-        f"Before the first update the {what} grows {rounded(math.exp(growth.measured))}-fold over {count} layers, "
-        f"from {start!r} to {end!r}: {rounded(growth.per_layer)} per layer, where the initial weights predict "
-        f"{rounded(growth.predicted_per_layer)}. {weights} With {worst.activation} a layer keeps the size of its "
-        f"signal when the standard deviation is about {fitting.spread} = {rounded(fitting.deviation(worst))}, "
+        f"Before the first update the {what} grows {rounded(math.exp(growth.measured))}-fold over "
+        f"{counted(count, 'layer')}, from {start!r} to {end!r}: {rounded(growth.per_layer)} per layer, where "
+        f"the initial weights predict {rounded(growth.predicted_per_layer)}. {weights} With {worst.activation} a layer "
+        f"keeps the size of its signal when the standard deviation is about {fitting.spread} = "
+        f"{rounded(fitting.deviation(worst))}, "
         f"which {fitting.name} draws. The growth multiplies from layer to layer, so the loss and the gradients "
         "start far too large: a learning rate low enough not to diverge is too low to train such weights. "
         "Training does not repair this later."
@@ -251,8 +253,9 @@ def _compared(growth: Growth) -> Evidence:
     direction = "Backwards, the output gradient" if growth.backward else "Forwards, the output"
     return Evidence(
         f"{direction} grows {rounded(growth.per_layer)}-fold per layer, where the initial weights predict "
-        f"{rounded(growth.predicted_per_layer)}{bar} and a suitable initialization gives 1. Over {count} layers that "
-        f"is {rounded(math.exp(growth.measured))}-fold, predicted {rounded(math.exp(growth.predicted))}-fold.",
+        f"{rounded(growth.predicted_per_layer)}{bar} and a suitable initialization gives 1. Over "
+        f"{counted(count, 'layer')} that is {rounded(math.exp(growth.measured))}-fold, predicted "
+        f"{rounded(math.exp(growth.predicted))}-fold.",
         growth.per_layer,
         growth.predicted_per_layer,
         "mean-field theory, arXiv 1606.05340; width, arXiv 1812.05994",
@@ -294,9 +297,9 @@ def _oversized_weights(trace: Trace) -> Finding | None:
     worst, larger = max(large, key=lambda pair: pair[1])
     activation = next((layer.activation for layer in layers(trace) if layer.name == worst.layer), None)
     statement = (
-        f"The weights of {len(large)} of {len(read)} layers are more than {rounded(TOO_LARGE)} times too large; the "
-        f"worst, {worst.path!r}, has a size of {rounded(worst.rms)}, where an initializer gives at most "
-        f"{rounded(worst.most)} for {worst.fan_in} inputs."
+        f"The weights of {len(large)} of {counted(len(read), 'layer')} {'is' if len(large) == 1 else 'are'} more than "
+        f"{rounded(TOO_LARGE)} times too large; the worst, {worst.path!r}, has a size of {rounded(worst.rms)}, where "
+        f"an initializer gives at most {rounded(worst.most)} for {worst.fan_in} inputs."
     )
     start = (
         f" The loss begins at {rounded(seen.start)}; a constant prediction has {rounded(seen.baseline)}." if far else ""

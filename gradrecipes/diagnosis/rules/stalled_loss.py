@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.words import counted
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import STALLED, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
@@ -69,9 +70,8 @@ def stalled_loss(trace: Trace) -> Finding | None:
     if seen.state != STALLED:
         return None
     beside = f"; a constant prediction has {rounded(seen.baseline)}" if seen.baseline > 0 else ""
-    statement = (
-        f"The loss was {rounded(seen.start)} at the start and is {rounded(seen.end)} after {len(trace)} steps{beside}."
-    )
+    after = counted(len(trace), "step")
+    statement = f"The loss was {rounded(seen.start)} at the start and is {rounded(seen.end)} after {after}{beside}."
     return Finding(
         code="stalled_loss",
         title="The loss does not fall",

@@ -35,6 +35,7 @@ from gradrecipes.core.signal_theory import ACTIVATIONS, derivative_moment
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.core.trace.trial_reading import FITTING_WEIGHTS
+from gradrecipes.core.words import counted
 from gradrecipes.diagnosis.facts.readings import TOO_LARGE, cut_off, kernels, rounded, span, weighted
 from gradrecipes.diagnosis.outcome import LEARNING, confidence, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import (
@@ -121,7 +122,7 @@ def _shrinking(trace: Trace) -> Finding | None:
     measured = (ends[0] / ends[1]) ** (1.0 / max(1, len(read) - 1))
     statement = (
         f"The gradient that reaches the first layer's output is {rounded(ends[0] / ends[1])} of that at the last: "
-        f"{rounded(measured)} per layer over {len(read)} layers, where {activation} under these weights is "
+        f"{rounded(measured)} per layer over {counted(len(read), 'layer')}, where {activation} under these weights is "
         f"predicted to multiply it by {rounded(predicted)}."
     )
     return _finding(

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from gradrecipes.compat.keras_private import has_own_train_step, sublayers
 from gradrecipes.core.trace.autopsy import Autopsy, LayerReading, Offender, OffenderKind, Operation, listed
+from gradrecipes.core.words import counted
 from gradrecipes.training.autopsy.arrays import Numbers, numbers_of
 from gradrecipes.training.autopsy.backward import (
     broken_samples,
@@ -294,7 +295,7 @@ def what_was_reached(step: Step) -> list[str]:
     layers = [reading for reading in layer_readings(step) if reading.nonfinite_share > 0]
     if layers:
         last = f" to {layers[-1].layer}" if len(layers) > 1 else ""
-        sentences.append(f"Outputs that are not finite: {len(layers)} layers, from {layers[0].layer}{last}.")
+        sentences.append(f"Outputs that are not finite: {counted(len(layers), 'layer')}, from {layers[0].layer}{last}.")
     if step.loss is not None and not math.isfinite(step.loss):
         hurt = [sample for sample, loss in enumerate(step.sample_losses) if not math.isfinite(loss)]
         sentences.append(f"The loss is {step.loss}" + (f", by {listed(hurt)}." if hurt else "."))

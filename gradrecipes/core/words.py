@@ -1,0 +1,18 @@
+"""Numbers with their nouns, in the sentences of findings and reports."""
+
+from __future__ import annotations
+
+
+def counted(number: int, noun: str, *, plural: str | None = None) -> str:
+    """Return a number and its noun, in the singular for one.
+
+    Args:
+        number: How many.
+        noun: In the singular.
+        plural: Where it does not end in "s".
+
+    Example:
+        >>> counted(1, "layer"), counted(2, "layer"), counted(1200, "step"), counted(2, "batch", plural="batches")
+        ('1 layer', '2 layers', '1,200 steps', '2 batches')
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
