@@ -14,6 +14,8 @@ from gradrecipes.diagnosis.rules.exploding_gradient import exploding_gradient
 from gradrecipes.diagnosis.rules.learning_rate_too_high import learning_rate_too_high
 from gradrecipes.diagnosis.rules.learning_rate_too_low import learning_rate_too_low
 from gradrecipes.diagnosis.rules.nonfinite_loss import nonfinite_loss
+from gradrecipes.diagnosis.rules.runaway_weights import runaway_weights
+from tests.diagnosis.hand_made import long_run
 from tests.records import described
 
 
@@ -153,3 +155,14 @@ def test_weights_that_steps_blew_up_are_no_rate_that_is_too_low(trace_of_losses)
     assert learning_rate_too_low(blown_up) is None
     assert learning_rate_too_high(blown_up).severity is Severity.CRITICAL
     assert learning_rate_too_high(learned) is None
+
+
+@pytest.mark.parametrize(("doubled_every", "severity"), [(100, Severity.WARNING), (50, Severity.NOTICE)])
+def test_steps_that_span_decades_are_a_notice_as_a_range_test_is_meant_to_have_them(doubled_every, severity):
+    finding = runaway_weights(long_run(lambda step: 2.0 ** (step / doubled_every), updates=True))
+    assert finding.severity is severity
+    assert ("range test" in finding.explanation) is (severity is Severity.NOTICE)
+
+
+def test_weights_that_span_decades_are_a_warning():
+    assert runaway_weights(long_run(lambda step: 2.0 ** (step / 50))).severity is Severity.WARNING

@@ -4,7 +4,8 @@
 Looks at a long record: at the size of each layer's weights, and at the typical update over the weights, in the later
 half of the run. It fires where one of them grew at least fourfold there, no slower at the end than at the beginning of
 that half, and is by now beyond what healthy runs have: weights twice as large as any initializer draws them, updates of
-three thousandths of the weights. The loss may still look well.
+three thousandths of the weights. The loss may still look well. Steps that grew a thousandfold since the first are a
+notice only: that is what a learning-rate range test does, which is meant to end too high.
 
 ## Why it is bad
 What grows in proportion to itself ends beyond what float32 holds, and the loss breaks long before. Weights of healthy
@@ -18,6 +19,7 @@ A learning-rate schedule that rises without end; a weight decay with the wrong s
 Bound the learning rate, and let weight decay pull the weights back.
 
 ## References
+- Smith, "Cyclical learning rates for training neural networks", arXiv 1506.01186, section 3.3: the range test.
 - Wortsman et al., arXiv 2309.14322, section 3: growth that announces an instability long before the loss shows it.
 """
 
@@ -37,6 +39,7 @@ MIN_SAMPLES, MIN_STEPS = 8, 200  # of a record in which the pace of a growth can
 QUADRATIC_GROWTH = 4.0  # growth over the later half of a run: what grows with the square of the steps reaches just that
 KEEPS_PACE = 0.9  # ln(growth) of the last third over that of the first: 0.58 where it is linear in the steps
 LARGE_WEIGHTS = 2.0  # times sqrt(2 / fan_in), the largest spread that initializers draw
+RANGE_TEST_GROWTH = 1e3  # of a step over the first: a test of learning rates goes from far too low to far too high
 LARGE_UPDATE = 3e-3  # update over weights, three times the usual: where it grows on, it is twelve in as many steps
 
 
@@ -71,20 +74,32 @@ def runaway_weights(trace: Trace) -> Finding | None:
     half = f"the last {rounded(steps[-1] - steps[-1] / 2)} steps"
     statement = f"{what} grew {rounded(growth)}-fold over {half}, no slower at their end than at their beginning"
     unit = "of the weights" if of_steps else "times what initializers draw"
+    spanned = _growth_since_first(updates) if of_steps else 1.0
+    range_test = (
+        f" The steps grew {rounded(spanned)}-fold since the first: a learning-rate range test is meant to do that."
+        if spanned >= RANGE_TEST_GROWTH
+        else ""
+    )
     return Finding(
         code="runaway_weights",
         title=f"{what} grows {rounded(growth)}-fold in {half}, without slowing down",
         kind=Kind.SYMPTOM,
-        severity=Severity.WARNING,
+        severity=Severity.NOTICE if range_test else Severity.WARNING,
         confidence=0.8,
         explanation=(
             f"{statement}; it is {rounded(size)} {unit} by now. The weights of a healthy run grow ever more slowly. "
             "Growth without end makes the loss infinite, even if the loss looks well now."
+            f"{range_test}"
         ),
         layer=None if of_steps else name,
         evidence=(Evidence(f"{statement}.", growth, QUADRATIC_GROWTH, "samples of the run, arXiv 2309.14322"),),
         prescriptions=(prescription("bound_the_growth"),),
     )
+
+
+def _growth_since_first(values: np.ndarray) -> float:
+    known = values[np.isfinite(values) & (values > 0)]
+    return float(known[-1] / known[0]) if len(known) else 1.0
 
 
 def _pace(steps: np.ndarray, values: np.ndarray) -> tuple[float, float]:
