@@ -205,6 +205,7 @@ def _longer(trace: Trace) -> str:
 
 OUTWEIGHING_RATIO = 30.0  # largest term over the one that is not learned; the tasks of GradNorm differ by less
 DROWNING_RATIO = 1e3  # the same, at the start and at the end, where no variation was run
+UNNAMED = re.compile(r"term \d+ of the sum")  # of a step that returns the sum alone: it may be a penalty as well
 EXACT_SUM = 1e-3  # relative error of the weighted sum up to which the parts make up the loss
 MIN_WEIGHT_OVER_ERROR = 5.0  # weight of a part over its standard error; a part below may be a metric
 MAX_FLAT_CHANGE = 0.2  # relative change of a part that is not learned
@@ -234,7 +235,8 @@ def outweighed_part(trial: TrialReading) -> Outweighed | None:
     The weights follow from the values of the parts and of the loss, step by step, by least squares. A part counts as
     lost where it is a thousandth of the largest one at the start and at the end, and did not fall; or where it is a
     thirtieth at the start, and stayed as it was while the largest one fell below half. Where the weights do not differ,
-    it has to make up half of the loss at the end of further steps: what outweighed it is solved without it.
+    it has to make up half of the loss at the end of further steps: what outweighed it is solved without it. So has a
+    term of a sum that the step returns without its parts, of which no name says that it is no penalty.
 
     Args:
         trial: A trial whose logs hold the loss and its parts. Where `later` is known, it is the end.
@@ -259,6 +261,7 @@ def outweighed_part(trial: TrialReading) -> Outweighed | None:
         if weights[large] >= OUTWEIGHING_RATIO * weights[name]
         or not trial.later
         or 2.0 * end[name] >= sum(end.values())
+        if not UNNAMED.match(name) or _is_left_over(name, starts, ends, end if trial.later else {})
         if first[large] >= OUTWEIGHING_RATIO * first[name]
         if _is_lost(first[large] / first[name], max(end.values()) / end[name], ends[name] / starts[name])
     ]
@@ -274,9 +277,17 @@ def _is_lost(ratio: float, ratio_at_end: float, change: float) -> bool:
     return drowned or abs(change - 1.0) < MAX_FLAT_CHANGE
 
 
+def _is_left_over(
+    name: str, starts: Mapping[str, float], ends: Mapping[str, float], parts: Mapping[str, float]
+) -> bool:
+    """Return whether a part stayed as it was, and makes up half of the loss at the end, where that is known."""
+    stays = abs(ends[name] / starts[name] - 1.0) < MAX_FLAT_CHANGE
+    return stays and (not parts or 2.0 * parts[name] >= sum(parts.values()))
+
+
 def weights_of_parts(trial: TrialReading) -> dict[str, float]:
-    """Return by what the loss multiplies each of its parts; empty where those that a step returns do not make it up."""
-    return _weights(trial.logs)[0]
+    """Return by what the loss multiplies each part that a step returns; empty where they do not make it up."""
+    return {name: weight for name, weight in _weights(trial.logs)[0].items() if not UNNAMED.match(name)}
 
 
 def _weights(

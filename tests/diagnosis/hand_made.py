@@ -571,6 +571,10 @@ TRACES |= {
     "part_held_by_another": of_held_parts,
     "part_that_is_learned_later": lambda: of_held_parts(later={"reconstruction": 20.0, "divergence": 1e-3}),
     "part_of_usual_weight": lambda: of_held_parts(1.0),
+    "term_held_by_another": lambda: of_held_parts(small="term 1 of the sum"),
+    "term_that_is_a_small_share": lambda: of_held_parts(
+        small="term 1 of the sum", later={"term 1 of the sum": 58.0, "divergence": 1.0}
+    ),
     "part_that_depends_on_weights_alone": lambda: of_held_parts(small="size", weight_penalties=("size",)),
     "part_that_regularizes": lambda: of_held_parts(small="kl_loss"),
     "part_that_is_left_of_all": lambda: of_solved_equation(initial=0.99, residual=0.05),
@@ -639,7 +643,12 @@ FIRES: dict[str, tuple[str, ...]] = {
     "frozen_weights": ("frozen_never_trained", "frozen_whole", "frozen_whole_of_scales"),
     "unbalanced_loss_terms": (
         *("terms_of_a_heavy_box", "terms_of_a_heavy_box_untried", "terms_of_a_heavy_penalty", "parts_of_an_equation"),
-        *("part_held_by_another", "terms_at_a_rate_of_the_large_one", "part_that_is_left_of_all"),
+        *(
+            "part_held_by_another",
+            "term_held_by_another",
+            "terms_at_a_rate_of_the_large_one",
+            "part_that_is_left_of_all",
+        ),
     ),
     "loss_without_gradient": ("loss_of_signs", "equation_of_relus"),
     "unbounded_loss": ("loss_without_end", "loss_falls_below_all", "critic_without_end"),
@@ -674,7 +683,7 @@ SILENT: dict[str, tuple[str, ...]] = {
     "unbalanced_loss_terms": (
         *(*SOUND, "data_sound_stands", "terms_that_learn", "terms_that_balance_does_not_help", "terms_on_their_way"),
         *("terms_with_a_light_penalty", "parts_of_like_size", "parts_that_fall", "part_beside_one_that_still_falls"),
-        "part_of_which_the_end_is_not_seen",
+        *("part_of_which_the_end_is_not_seen", "term_that_is_a_small_share"),
         *("part_that_is_learned_later", "part_of_usual_weight", "part_that_depends_on_weights_alone"),
         "part_that_regularizes",
     ),

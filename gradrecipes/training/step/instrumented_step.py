@@ -21,6 +21,7 @@ from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.update import StepResult
 from gradrecipes.training.step import replicas
 from gradrecipes.training.step.capture import ActivationCapture, LossCapture
+from gradrecipes.training.step.loss_terms import loss_terms
 from gradrecipes.training.step.optimizer_hook import OptimizerHook, gradients_intercepted
 
 MAX_REASON = 300  # characters of an error that are kept
@@ -51,6 +52,7 @@ class InstrumentedStep:
         sample: Whether samples are taken when they are due: layer outputs, weights, updates, histograms.
         log: Whether what `Pipeline.logs` returns joins the logs of the step; each key costs Keras time at every step.
         optional: Whether a step that cannot be instrumented is to be left as it is, without an error.
+        terms: Whether the terms of a loss join the logs where the step returns nothing but their sum.
 
     Attributes:
         columns: The variables that had a gradient in the first trace, in the order in which they had it.
@@ -68,6 +70,7 @@ class InstrumentedStep:
         sample: bool = False,
         log: bool = False,
         optional: bool = False,
+        terms: bool = False,
     ):
         self.model = model
         self.pipeline = pipeline
@@ -78,7 +81,7 @@ class InstrumentedStep:
         self._optional = optional
         self.train_step = self._inlined(train_step)
         self._capture = ActivationCapture(model) if sample else None
-        self._logs = log
+        self._logs, self._terms = log, terms
         self._of_replica = threading.local()
         self._losses = LossCapture(model)
         self._loss: tf.Tensor | None = None
@@ -162,7 +165,8 @@ class InstrumentedStep:
                 outcome = tf.where(rescaled, tf.constant(APPLIED, outcome.dtype), outcome)
             logs = state.kept_where(outcome, logs)
         if self._logs and isinstance(logs, dict):  # Keras takes a train step that returns something else as it is
-            logs = {**logs, **self.pipeline.logs()}
+            alone = self._terms and len(logs) == 1 and keras_private.has_own_train_step(model)
+            logs = {**logs, **(loss_terms(self._loss) if alone else {}), **self.pipeline.logs()}
         return replicas.as_logs(logs, model)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -114,7 +114,9 @@ class Trial:
                 self._stack.enter_context(keras_optimizers.rate_multiplied(leaf, self._rate))
         settings = PipelineSettings(record=True, capacity=2 * self.steps, by_batch=True, xla=bool(model.jit_compile))
         self._pipeline = Pipeline(settings)
-        self._instrumented = InstrumentedStep(model, model.train_step, self._pipeline, log=True, optional=True)
+        self._instrumented = InstrumentedStep(
+            model, model.train_step, self._pipeline, log=True, optional=True, terms=True
+        )
         train_step = model.train_step if self._plain else self._instrumented
         self._step = keras_private.compile_train_step(model, train_step)
         self._writer = TraceWriter(self._pipeline, self._instrumented, trace=self.trace)
