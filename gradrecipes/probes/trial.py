@@ -40,6 +40,7 @@ from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.optimizer import read_planned_rates, try_highest_rate
 from gradrecipes.probes.output_losses import Baselines, OutputLosses, pairs_samples, step_acts_like
 from gradrecipes.probes.own_step import misread_cross_entropies
+from gradrecipes.probes.rivals import unreached_data
 from gradrecipes.probes.signal import signal
 from gradrecipes.probes.variations import CHANGES, Context, bad_samples, fitting_weights, larger_batches, without
 from gradrecipes.training.trial.trial import Trial, finite, step_works
@@ -127,7 +128,7 @@ def try_out(
         if description.own_train_step:
             reading = replace(reading, pairs_samples=pairs_samples(trial, probes.loss.outputs))
             like = step_acts_like(trial, probes.loss.outputs, run.loss[0] if len(run.loss) else math.nan)
-            read = replace(probes.loss, misread=misread_cross_entropies(trial))
+            read = replace(probes.loss, misread=misread_cross_entropies(trial), unreached=unreached_data(trial))
             if like is not None:
                 read = replace(read, outputs=(replace(probes.loss.outputs[0], acts_like=like),))
             trace.probes = replace(trace.probes, loss=read)

@@ -221,6 +221,31 @@ class CrossEntropyCall(Record):
 
 
 @dataclass(frozen=True)
+class UnreachedData(Record):
+    """Data that one net of a train step gets beside the answers of another one, which cannot be like them.
+
+    Args:
+        judge: Name of the net that gets both.
+        maker: Name of the net that answers.
+        activation: Its last one.
+        low: Least answer that this can give.
+        high: Largest.
+        min: Smallest entry of the data of a batch.
+        max: Largest.
+        share: Share of the entries that lie outside of what the activation can give.
+    """
+
+    judge: str
+    maker: str
+    activation: str
+    low: float
+    high: float
+    min: float
+    max: float
+    share: float
+
+
+@dataclass(frozen=True)
 class LossReading(Record):
     """What the net put out on one batch, and where its loss is not finite.
 
@@ -229,12 +254,14 @@ class LossReading(Record):
         points: Evaluations of the losses.
         error: Why the model could not be run, or None.
         misread: Cross-entropies within a user's train step that got logits for probabilities, or the reverse.
+        unreached: Data within such a step that the answers they are compared with cannot reach.
     """
 
     outputs: tuple[OutputReading, ...] = ()
     points: tuple[LossPoint, ...] = ()
     error: str | None = None
     misread: tuple[CrossEntropyCall, ...] = ()
+    unreached: tuple[UnreachedData, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@
 Compares what the loss expects with what it gets, from the structure, the output of the untrained net, and the targets:
 probabilities or logits, one unit or several, class numbers or one-hot rows, 0 and 1 or -1 and 1, shapes that are
 silently broadcast, targets that the last activation cannot reach. What Keras converts by itself (the logits before a
-softmax, `(n,)` against `(n, 1)`, 0 and 1 with a hinge) is taken into account, and measured where it may fail.
+softmax, `(n,)` against `(n, 1)`, 0 and 1 with a hinge) is taken into account, and measured where it may fail. In a
+train step of one's own, the values tell that each binary cross-entropy gets, and those that a discriminator gets.
 
 ## Why it is bad
 Most of these run without an error, and the loss even falls. The net then learns another task than intended, with a
@@ -65,6 +66,7 @@ def loss_output_mismatch(trace: Trace) -> Finding | None:
             if held_back or not misfit.only_if_held_back
         ]
     found += _of_own_step(trace) or _of_cross_entropies(trace)
+    found += _of_rivals(trace)
     if (trace.probes.trial or TrialReading()).pairs_samples is False:
         found.append(all_with_all("The loss of the model's own train step", "y"))
     if not found:
@@ -134,6 +136,31 @@ def _of_cross_entropies(trace: Trace) -> list[Mismatch]:
             )
         )
     return found
+
+
+def _of_rivals(trace: Trace) -> list[Mismatch]:
+    """Return which nets of a train step, such as a generator, cannot answer what their answers are compared with."""
+    return [
+        Mismatch(
+            title=f"The data lie outside of what the {one.activation} of {one.maker!r} can reach",
+            statement=(
+                f"{one.judge!r} gets data between {rounded(one.min)} and {rounded(one.max)}, and the answers of "
+                f"{one.maker!r}, which end in a {one.activation} and lie between {one.low:g} and {one.high:g}: "
+                f"{rounded(100 * one.share)}% of the data lie outside."
+            ),
+            consequence="Their size alone tells data and answers apart, and training cannot change that.",
+            measured=one.max if one.max > one.high else one.min,
+            expected=one.high if one.max > one.high else one.low,
+            prescription=prescription(
+                "data_within_reach",
+                activation=one.activation,
+                low=f"{one.low:g}",
+                high=f"{one.high:g}",
+                width=f"{one.high - one.low:g}",
+            ),
+        )
+        for one in (trace.probes.loss or LossReading()).unreached
+    ]
 
 
 def _evidence(misfit: Mismatch) -> Evidence:

@@ -1,4 +1,4 @@
-"""A cross-entropy within a train step that gets logits for probabilities, or probabilities for logits."""
+"""What the nets of one train step give each other: logits for probabilities, data that answers cannot be like."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import tensorflow as tf
 
 import gradrecipes as gr
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.probes import CrossEntropyCall, LossReading, Probes
+from gradrecipes.core.trace.probes import CrossEntropyCall, LossReading, Probes, UnreachedData
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.probes.own_step import misread_cross_entropies
+from gradrecipes.probes.rivals import unreached_data
 from gradrecipes.training.trial.trial import Trial
 
 layers = keras.layers
@@ -29,11 +30,11 @@ def of_tensorflow(y, p):
 class Gan(keras.Model):
     """Two nets and two optimizers, as in the tutorials."""
 
-    def __init__(self, loss, *, activation=None):
+    def __init__(self, loss, *, activation=None, ends_in=None):
         super().__init__()
         keras.utils.set_random_seed(0)
         self.loss_function = loss
-        self.generator = keras.Sequential([keras.Input((4,)), layers.Dense(16, "relu"), layers.Dense(8)])
+        self.generator = keras.Sequential([keras.Input((4,)), layers.Dense(16, "relu"), layers.Dense(8, ends_in)])
         last = layers.Dense(1, activation=activation)
         self.discriminator = keras.Sequential([keras.Input((8,)), layers.Dense(16, "relu"), last])
 
@@ -97,3 +98,34 @@ def test_a_gan_whose_discriminator_gives_logits_to_a_loss_of_probabilities_is_to
     found = gr.diagnose(model, 0.3 * X + 1.0)
     assert found.verdict == verdict
     assert [one.code for one in found.findings] == ([] if from_logits else ["loss_output_mismatch"])
+
+
+@pytest.mark.parametrize(
+    ("ends_in", "data", "share"),
+    [
+        ("tanh", 255 * np.abs(X), 1.0),
+        ("tanh", X, None),  # standardized: a third of it lies outside
+        ("tanh", np.tanh(X), None),
+        ("sigmoid", np.tanh(X) - 1.0, 1.0),
+        (None, 255 * np.abs(X), None),
+    ],
+)
+def test_data_that_no_answer_can_be_like_are_told_by_the_last_activation(ends_in, data, share):
+    model = Gan(of_keras(from_logits=True), ends_in=ends_in)
+    model.compile()
+    before = [np.array(weight) for weight in model.weights]
+    with Trial(model, [tf.constant(data[:32], tf.float32)], steps=1) as trial:
+        found = unreached_data(trial)
+    assert [round(one.share, 1) for one in found] == ([] if share is None else [share])
+    assert all(np.array_equal(one, np.array(other)) for one, other in zip(before, model.weights, strict=True))
+
+
+def test_data_out_of_reach_are_told_with_the_range_to_scale_them_to():
+    trace = Trace(layers=["dense"])
+    read = UnreachedData("discriminator", "generator", "tanh", -1.0, 1.0, 0.0, 255.0, 0.9)
+    trace.probes = Probes(loss=LossReading(unreached=(read,)))
+    (finding,) = find(trace)
+    assert finding.code == "loss_output_mismatch"
+    names = {"x": np.array([0.0, 51.0, 255.0])}
+    exec(finding.prescriptions[0].code, names)
+    np.testing.assert_allclose(names["x"], [-1.0, -0.6, 1.0])
