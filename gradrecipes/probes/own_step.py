@@ -29,6 +29,7 @@ STARTED_AT_MEAN = 4  # constants that a start has at the mean of the targets, on
 FITTED_STARTS = 2  # of all starts, those of the least loss, that the fit goes on from
 SAME_LOSS = 1e-4  # relative difference up to which the step repeats its loss
 MIN_CHANGE = 0.1  # relative change of the loss where all targets rise by their root mean square: they are its main part
+ROUNDING = 1e-3  # by which a probability may lie outside of [0, 1]
 PASSING = {"Identity", "Cast", "Squeeze", "Reshape", "ExpandDims", "Split", "SplitV", "Unpack", "StridedSlice"}
 LINEAR = {"BiasAdd", "MatMul", "BatchMatMul", "BatchMatMulV2", "Einsum", "Conv1D", "Conv2D"}
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
@@ -191,9 +192,6 @@ def _activation(tensor: tf.Tensor) -> Callable[[Any], Any]:
     return ACTIVATIONS[made.type]
 
 
-A_HAIR = 1e-3  # by which a probability may lie outside of [0, 1] after rounding
-
-
 def misread_cross_entropies(trial: Trial) -> tuple[CrossEntropyCall, ...]:
     """Return which binary cross-entropies of a step take logits for probabilities, or probabilities for logits.
 
@@ -209,7 +207,7 @@ def misread_cross_entropies(trial: Trial) -> tuple[CrossEntropyCall, ...]:
         if isinstance(answers, tf.Tensor) and hasattr(answers, "numpy") and len(answers):
             values = np.asarray(tf.cast(answers, tf.float32))
             low, high = float(values.min()), float(values.max())
-            outside = low < -A_HAIR or high > 1.0 + A_HAIR
+            outside = low < -ROUNDING or high > 1.0 + ROUNDING
             if np.isfinite(values).all() and (are_probabilities if from_logits else outside):
                 found.append((from_logits, low, high))
 
