@@ -13,8 +13,9 @@ same kind may be apart. On one core processor time is counted, which other progr
 several, time on the clock.
 
 "keras clip" is Keras' own `global_clipnorm`; "recompute" is the usual answer to "how do I see my gradients", a callback
-that computes them anew, in short fits of its own; "norms as metrics" a `train_step` that returns every norm. In a long
-fit a second function without captured activations takes over; here it does from the beginning.
+that computes them anew; "norms as metrics" a `train_step` that returns every norm. "recompute" and "sampled every step"
+cost several steps each, so that a tenth of an epoch tells, in short fits of their own. In a long fit a second function
+without captured activations takes over; here it does from the beginning.
 
 `make bench ONLY=overhead` measures the same and writes JSON; `overhead_xla`, `overhead_cores` (two of them),
 `overhead_start_up`, `overhead_depth` and `overhead_parameters` are the others.
@@ -103,6 +104,7 @@ VARIANTS = {
 
 # What is measured where a variant takes long: of nets that grow, and of fresh models.
 FEW_VARIANTS = ("plain", "plain again", "keras clip", "monitor", "monitor + guard + clip")
+SHORT = ("sampled every step", "recompute")
 ROUNDS = {"MLP 20 x 128": 10, "MLP 4 x 1024": 5, "CNN": 6, "LSTM": 10}  # where a step is fast, or slow; else 8
 
 
@@ -230,7 +232,7 @@ def measure(
     """Return by variant the median ratio of an epoch to the plain one, and its spread."""
     clock = time.process_time if cores == 1 else time.perf_counter
     fits: dict[str, LongFit] = {}
-    taking_turns = [variant for variant in variants if variant != "recompute"]
+    taking_turns = [variant for variant in variants if variant not in SHORT]
     for variant in taking_turns:
         model, callbacks = build(make, variant, xla)
         data = batches(steps * BATCH).repeat()
@@ -249,10 +251,10 @@ def measure(
     for fit in fits.values():
         fit.close()
     plain = np.median([seconds[variant] for variant in taking_turns if variant.startswith("plain")], axis=0)
-    if "recompute" in variants:  # so dear that a tenth of an epoch tells
-        few = max(1, steps // 10)
-        spent = recomputing(make, batches(few * BATCH), rounds, clock)
-        seconds["recompute"] = [steps / few * one for one in spent]
+    few = max(1, steps // 10)
+    for variant in set(SHORT) & set(variants):
+        spent = short_fits(make, variant, batches(few * BATCH), rounds, clock, xla)
+        seconds[variant] = [steps / few * one for one in spent]
     found = {"milliseconds of a plain step": {"median": float(np.median(plain)) / steps * 1e3}}
     for variant in variants:
         ratios = np.array(seconds[variant]) / plain
@@ -261,9 +263,11 @@ def measure(
     return found
 
 
-def recomputing(make, data: tf.data.Dataset, rounds: int, clock: Callable[[], float]) -> list[float]:
-    """Return the seconds of fits with a callback that computes the gradients anew."""
-    model, callbacks = build(make, "recompute", False)
+def short_fits(
+    make, variant: str, data: tf.data.Dataset, rounds: int, clock: Callable[[], float], xla: bool
+) -> list[float]:
+    """Return the seconds of fits, one after the other, of one model."""
+    model, callbacks = build(make, variant, xla)
     seconds = []
     for _ in range(-1, rounds):
         start = clock()
