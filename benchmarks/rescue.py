@@ -327,7 +327,7 @@ def recorded(rows: list[dict[str, Any]]) -> Record:
         setting=f"Program {SAMPLE.start + 1} of each open set of tests/corpus, and every {SAMPLE.step}th behind it: "
         f"{', '.join(row['name'] for row in rows)}. Reached: the repaired training, as long as the user asked for, "
         "comes within 5% of the metric of the known fix in two of three seeds. The interval of the median cost is the "
-        "quartiles.",
+        "quartiles. What was missed in this sample before was mended since, by kind: it is no blind one.",
         findings=[f"Mean cost by part, in trainings of the user's: {mean}."],
     )
 
