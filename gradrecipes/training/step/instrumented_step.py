@@ -21,7 +21,6 @@ from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.update import StepResult
 from gradrecipes.training.step import replicas
 from gradrecipes.training.step.capture import ActivationCapture, LossCapture
-from gradrecipes.training.step.loss_terms import loss_terms
 from gradrecipes.training.step.optimizer_hook import OptimizerHook, gradients_intercepted
 
 MAX_REASON = 300  # characters of an error that are kept
@@ -165,8 +164,11 @@ class InstrumentedStep:
                 outcome = tf.where(rescaled, tf.constant(APPLIED, outcome.dtype), outcome)
             logs = state.kept_where(outcome, logs)
         if self._logs and isinstance(logs, dict):  # Keras takes a train step that returns something else as it is
-            alone = self._terms and len(logs) == 1 and keras_private.has_own_train_step(model)
-            logs = {**logs, **(loss_terms(self._loss) if alone else {}), **self.pipeline.logs()}
+            if self._terms and len(logs) == 1 and keras_private.has_own_train_step(model):
+                from gradrecipes.training.step.loss_terms import loss_terms
+
+                logs = {**logs, **loss_terms(self._loss)}
+            logs = {**logs, **self.pipeline.logs()}
         return replicas.as_logs(logs, model)
 
     def __reduce__(self) -> tuple[Any, ...]:
