@@ -227,6 +227,6 @@ def test_a_loss_that_takes_the_logarithm_of_a_linear_output_is_rescued():
     model.compile(keras.optimizers.Adam(0.01), likelihood)
     found = gr.rescue(model, X, Y[:, None], epochs=12)
     assert found.verdict == "rescued"
-    assert [change.name for change in found.changes] == ["positive_outputs"]
+    assert "positive_outputs" in [change.name for change in found.changes]
     assert found.model.predict(X, verbose=0)[:, 1].min() > 0
     assert "keras.ops.softplus(outputs[..., 1:2]) + 0.001" in found.as_code()
