@@ -10,6 +10,8 @@ from typing import Any
 import tensorflow as tf
 from keras.src.backend import nn as backend_nn
 
+from gradrecipes.compat.keras_private import replaced
+
 
 @contextlib.contextmanager
 def binary_cross_entropies_reported(report: Callable[[Any, bool, bool], None]) -> Iterator[None]:
@@ -32,17 +34,6 @@ def binary_cross_entropies_reported(report: Callable[[Any, bool, bool], None]) -
         return of_tensorflow(labels, logits, name)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_replaced(backend_nn, "binary_crossentropy", entropy))
-        stack.enter_context(_replaced(tf.nn, "sigmoid_cross_entropy_with_logits", entropy_of_logits))
+        stack.enter_context(replaced(backend_nn, "binary_crossentropy", entropy))
+        stack.enter_context(replaced(tf.nn, "sigmoid_cross_entropy_with_logits", entropy_of_logits))
         yield
-
-
-@contextlib.contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    """Put another function into a module for the `with` block."""
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)

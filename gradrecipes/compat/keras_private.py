@@ -50,7 +50,7 @@ DIVIDES_LOSS_AMONG_REPLICAS = hasattr(keras_loss, "scale_loss_for_distribution")
 
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Shadow an attribute on one instance, past Keras' attribute tracking, and take the shadow away again."""
+    """Shadow an attribute of one instance or module, past Keras' attribute tracking, and take the shadow away again."""
     missing = object()
     before = owner.__dict__.get(name, missing)
     owner.__dict__[name] = value

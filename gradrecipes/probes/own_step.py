@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -192,6 +193,27 @@ def _activation(tensor: tf.Tensor) -> Callable[[Any], Any]:
     return ACTIVATIONS[made.type]
 
 
+def run_eagerly(trial: Trial, watched: contextlib.AbstractContextManager[Any]) -> None:
+    """Run the user's train step eagerly, once, while something watches it; a step that raises is left at that.
+
+    Args:
+        trial: One that was entered; it is left at its start.
+        watched: Entered around the step.
+    """
+    trial.restart()
+    try:
+        with (
+            random_numbers_kept(trial.model),
+            watched,
+            warnings.catch_warnings(action="ignore"),  # Keras says of a sigmoid behind what is no mistake here
+        ):
+            inlined(trial.model.train_step)(trial.batches[0])
+    except Exception:  # a step that runs in a graph alone
+        logger.debug("The train step of %r could not be run eagerly.", trial.model, exc_info=True)
+    finally:
+        trial.restart()
+
+
 def misread_cross_entropies(trial: Trial) -> tuple[CrossEntropyCall, ...]:
     """Return which binary cross-entropies of a step take logits for probabilities, or probabilities for logits.
 
@@ -211,18 +233,7 @@ def misread_cross_entropies(trial: Trial) -> tuple[CrossEntropyCall, ...]:
             if np.isfinite(values).all() and (are_probabilities if from_logits else outside):
                 found.append((from_logits, low, high))
 
-    trial.restart()
-    try:
-        with (
-            random_numbers_kept(trial.model),
-            binary_cross_entropies_reported(note),
-            warnings.catch_warnings(action="ignore"),  # Keras says of a sigmoid behind what is no mistake here
-        ):
-            inlined(trial.model.train_step)(trial.batches[0])
-    except Exception:  # a step that runs in a graph alone
-        logger.debug("The train step of %r could not be run eagerly.", trial.model, exc_info=True)
-    finally:
-        trial.restart()
+    run_eagerly(trial, binary_cross_entropies_reported(note))
     return tuple(
         CrossEntropyCall(
             taken,

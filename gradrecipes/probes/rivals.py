@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import replaced
-from gradrecipes.compat.random_state import random_numbers_kept
-from gradrecipes.compat.tensorflow_private import inlined
 from gradrecipes.core.trace.probes import UnreachedData
+from gradrecipes.probes.own_step import run_eagerly
 from gradrecipes.training.trial.trial import Trial
-
-logger = logging.getLogger(__name__)
 
 REACH = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0), "hard_sigmoid": (0.0, 1.0)}
 BEYOND = 0.01  # by which data may lie outside, as after a cast
@@ -52,18 +47,10 @@ def unreached_data(trial: Trial) -> tuple[UnreachedData, ...]:
 
         return watching
 
-    trial.restart()
-    try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(random_numbers_kept(trial.model))
-            stack.enter_context(warnings.catch_warnings(action="ignore"))
-            for net in nets:
-                stack.enter_context(replaced(net, "call", watched(net)))
-            inlined(trial.model.train_step)(trial.batches[0])
-    except Exception:  # a step that runs in a graph alone
-        logger.debug("The train step of %r could not be run eagerly.", trial.model, exc_info=True)
-    finally:
-        trial.restart()
+    with contextlib.ExitStack() as shadows:
+        for net in nets:
+            shadows.enter_context(replaced(net, "call", watched(net)))
+        run_eagerly(trial, shadows.pop_all())
     found: dict[str, UnreachedData] = {}
     for data in _arrays(keras.utils.unpack_x_y_sample_weight(trial.batches[0])[0]):
         for judge in {id(net): net for net, one in given if _same(one, data)}.values():

@@ -127,9 +127,7 @@ class Task:
             return Score(WORST)
         size = abs(self.reference) or 1.0
         fall = (self.reference - loss) / size
-        if (
-            fall < 0 and self.start > self.reference
-        ):  # which of two that are no better than a constant prediction is the nearer one
+        if fall < 0 and self.start > self.reference:  # tells which of two is nearer to a constant prediction
             fall = -math.log1p(-fall) / math.log1p((self.start - self.reference) / size)
         return Score(float(np.clip(fall, WORST, 1.0)))
 

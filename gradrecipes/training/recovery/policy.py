@@ -108,6 +108,7 @@ class Recovery:
     ):
         self.ring = ring
         self.growth = growth
+        self._looked_at = growth if ring is None else ring
         self.every = every
         self.max_consecutive_skips = max_consecutive_skips
         self.max_rollbacks = max_rollbacks
@@ -128,12 +129,10 @@ class Recovery:
 
     def weights_moved_far(self) -> bool:
         """Return whether the weights have moved so far that a batch is to be tried with them."""
-        looked_at = self.growth if self.ring is None else self.ring
-        return looked_at is not None and looked_at.moved_far()
+        return self._looked_at is not None and self._looked_at.moved_far()
 
     def _weights_are_finite(self) -> bool:
-        looked_at = self.growth if self.ring is None else self.ring
-        return looked_at is None or looked_at.state_is_finite()
+        return self._looked_at is None or self._looked_at.state_is_finite()
 
     def consider(self, readings: Readings, *, thoroughly: bool = False) -> Action:
         """Say what to do; keep a snapshot when one is due and the training is healthy.
