@@ -181,6 +181,7 @@ class GradientGuard(AttachedCallback):
         self._resumed = False
         self._skips: SkippedBatches | None = None
         self._retrial: Any = None  # the last step that was run again on the fit's first batch
+        self._looked_after = 0  # steps that had run at the last look before weights were saved, evaluated or read
         self._left_bad = False  # whether bad weights are left, since there was nothing to go back to
 
     @property
@@ -195,6 +196,7 @@ class GradientGuard(AttachedCallback):
         super().on_train_begin(logs)
         self.stop_reason = None
         self._resumed = self._left_bad = False
+        self._looked_after = 0
         if self.skipped_batches is not None:
             skipped = self._session.pipeline.skipped_steps
             self._skips = SkippedBatches(self.skipped_batches, self.trace, int(skipped.numpy()))
@@ -232,7 +234,8 @@ class GradientGuard(AttachedCallback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Check the weights, bring the record up to date, and save the guard's own state."""
-        self._check(thoroughly=True)
+        if self._looked_after != self._session.steps_run:  # else the epoch's validation had them checked
+            self._check(thoroughly=True)
         if self._left_bad and logs is not None and "loss" in logs:
             loss = np.nan if self._retrial is None else self._retrial.loss
             logs["loss"] = loss if np.isfinite(loss) else float(np.finfo(np.float32).max)
@@ -260,6 +263,7 @@ class GradientGuard(AttachedCallback):
     def _check_thoroughly(self) -> None:
         if self._session.steps_run:
             self._check(thoroughly=True)
+            self._looked_after = self._session.steps_run
 
     def _check(self, *, thoroughly: bool = False) -> None:
         ring = self._recovery.ring

@@ -234,12 +234,14 @@ class SnapshotRing:
             return False
         now, then = self._read()[0], self.newest.values
         moved = size = 0.0
-        for key in (id(weight) for weight in self._model.trainable_variables):
-            if key in then:
-                old, new = (np.asarray(copies[key].value).astype(np.float64) for copies in (then, now))
-                size += float(np.sum(np.square(old)))
-                moved += float(np.sum(np.square(new - old)))
-        return not moved <= MAX_MOVE**2 * size
+        with np.errstate(over="ignore", invalid="ignore"):
+            for key in (id(weight) for weight in self._model.trainable_variables):
+                if key in then:
+                    old, new = (_flat(copies[key].value) for copies in (then, now))
+                    move = new - old
+                    size += float(old @ old)
+                    moved += float(move @ move)
+        return not moved <= MAX_MOVE**2 * size < np.inf
 
     def drop_newest(self) -> None:
         """Forget the newest one: it was no good."""
@@ -342,6 +344,12 @@ class StackedState:
             values = [_value(variable) for variable in group]
             stacks.append(tf.stack(values) if len(group) > 1 else tf.identity(values[0]))
         return stacks, tf.stack([_sum_is_finite(stack) for stack in stacks])
+
+
+def _flat(value: Any) -> np.ndarray:
+    """Return a copy as a vector in which a sum of squares is precise enough; infinite sums count as far."""
+    array = np.ravel(np.asarray(value))
+    return array if array.dtype == np.float32 else array.astype(np.float64)
 
 
 def _value(variable: Any) -> tf.Tensor:

@@ -122,3 +122,24 @@ def test_whole_numbers_and_short_floats_are_judged_as_well():
 
     assert not is_finite(np.array([1, np.inf], ml_dtypes.bfloat16))
     assert all(map(is_finite, (np.array([3e38, 3e38], np.float32), np.array([2**31 - 1]), np.array([True]))))
+
+
+@pytest.mark.parametrize(
+    "dtype, was, now, far",
+    [
+        ("float32", [3.0, 4.0], [3.0, 9.0], False),  # moved by 5, as large as they were
+        ("float32", [3.0, 4.0], [3.0, 9.1], True),
+        ("bfloat16", [3.0, 4.0], [3.0, 9.5], True),
+        ("float64", [1e200, 0.0], [1.5e200, 0.0], True),  # whose squares no number holds
+        ("float32", [1e-3, 0.0], [1e30, 0.0], True),
+        ("float32", [3.0, 4.0], [3.0, np.nan], True),
+    ],
+)
+def test_weights_have_moved_far_where_the_move_is_longer_than_they_are(dtype, was, now, far):
+    model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1, use_bias=False, dtype=dtype)])
+    ring, kernel = SnapshotRing(model), model.layers[0].kernel
+    kernel.assign(np.array(was)[:, None])
+    assert not ring.moved_far()  # from nothing
+    ring.keep(0)
+    kernel.assign(np.array(now)[:, None])
+    assert ring.moved_far() == far
