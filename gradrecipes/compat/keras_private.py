@@ -38,7 +38,6 @@ RELIED_ON = {
         "_compile_metrics",
         "_symbolic_build",
         "_maybe_symbolic_build",
-        "_flatten_layers",
         "_loss_tracker",
         "_get_metrics_result_or_logs",
     ),
@@ -223,8 +222,18 @@ def loss_count(model: keras.Model) -> Any:
 
 
 def sublayers(model: keras.Model) -> list[keras.layers.Layer]:
-    """Return every layer within a model, at any depth, the model itself left out."""
-    return list(model._flatten_layers(include_self=False, recursive=True))
+    """Return every layer within a model, at any depth, in the order of attachment, the model itself left out.
+
+    Keras' own walk, `_flatten_layers`, reverses the order within each layer that holds others.
+    """
+    found: dict[int, keras.layers.Layer] = {}
+    pending = [model]
+    while pending:
+        layer = pending.pop()
+        if id(layer) not in found:
+            found[id(layer)] = layer
+            pending += reversed(layer._layers)
+    return list(found.values())[1:]
 
 
 def holds_layers(layer: keras.layers.Layer) -> bool:

@@ -19,7 +19,7 @@ from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.utils.tracking import Tracker
 from tensorflow.python.framework import op_def_registry
 
-from gradrecipes.compat.keras_private import build_optimizer
+from gradrecipes.compat.keras_private import build_optimizer, sublayers
 
 NAMES_GIVEN = "object_name_uids"  # how often each automatic name was given
 # Stateful operations of a step whose whole state is in variables, which are copied, or in the data, which are fed.
@@ -51,7 +51,7 @@ def build_whole(model: keras.Model, x: Any, y: Any) -> None:
         x: Inputs.
         y: Targets.
     """
-    if not all(layer.built for layer in model._flatten_layers()):
+    if not all(layer.built for layer in [model, *sublayers(model)]):
         model._symbolic_build(data_batch=keras.tree.map_structure(_any_batch, (x, y)))
     build_optimizer(model)
 
@@ -155,7 +155,7 @@ def copied_model(model: keras.Model) -> keras.Model:
     }
     for value in left_out.values():
         memo[id(value)] = None
-    for layer in model._flatten_layers(include_self=False):
+    for layer in sublayers(model):
         if layer.built and (isinstance(layer, keras.Sequential) or type(layer).__name__ == "Functional"):
             clone = keras.models.clone_model(layer)  # its graph holds what cannot be copied
             clone.set_weights(layer.get_weights())

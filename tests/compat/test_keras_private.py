@@ -85,6 +85,15 @@ def test_a_layer_that_holds_layers_is_told_from_one_that_holds_none():
     assert [keras_private.holds_layers(layer) for layer in (wrapped, wrapped.layer)] == [True, False]
 
 
+def test_layers_at_any_depth_come_in_the_order_of_attachment_each_once():
+    shared = keras.layers.Dense(1, name="shared")
+    inner = keras.Sequential([keras.layers.Dense(1, name="a"), shared], name="inner")
+    model = keras.Sequential([inner, keras.layers.Bidirectional(keras.layers.GRU(1, name="g"), name="both"), shared])
+    names = [layer.name for layer in keras_private.sublayers(model)]
+    assert names[:4] == ["inner", "a", "shared", "both"] and names.count("shared") == 1
+    assert set(names) == {layer.name for layer in model._flatten_layers(include_self=False)}
+
+
 def test_the_random_states_that_no_public_name_reaches_are_there():
     tf.random.set_seed(1)
     expected = tf.random.normal((2,)).numpy().tolist()

@@ -128,6 +128,25 @@ def test_the_activation_that_outputs_leave_through(name):
     assert output.units == (1 if name == "activation_layer" else 3)
 
 
+class Wrapper(keras.Model):
+    """A subclassed model around another, as trainers with a step of their own are."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def call(self, inputs, training=False):
+        return self.net(inputs, training=training)
+
+
+def test_a_model_around_another_ends_and_begins_as_that_does():
+    inner = [layers.Rescaling(1 / 255), layers.Dense(4, "relu"), layers.Dense(3, "tanh")]
+    described = describe_model(Wrapper(keras.Sequential([keras.Input((8,)), *inner])))
+    output = described.outputs[0]
+    assert (output.activation, output.units, output.certain) == ("tanh", 3, False)
+    assert (described.inputs[0].normalized, described.inputs[0].first_kind) == ("Rescaling", "Dense")
+
+
 def test_two_activations_in_a_row_are_both_named():
     model = keras.Sequential([keras.Input((8,)), layers.Dense(3, activation="softmax"), layers.Softmax()])
     assert describe_model(model).outputs[0].activations == ("softmax", "softmax")
