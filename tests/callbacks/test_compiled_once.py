@@ -66,3 +66,17 @@ def test_two_optimizers_of_one_accumulate_and_clip_each_with_its_own_memory():
     history = model.fit(x, y, epochs=4, batch_size=32, verbose=0, callbacks=[guard]).history
     assert history["loss"][-1] < history["loss"][0]
     assert guard.events == []
+
+
+@pytest.mark.parametrize("make_once", [True, False])
+def test_new_callbacks_for_every_fit_are_told_once_and_the_same_are_not(make_once, caplog):
+    (x, y), model, once = digits(64), compiled(two_dense()), [gr.GradientMonitor(), gr.GradientGuard()]
+    for _ in range(4):
+        callbacks = once if make_once else [gr.GradientMonitor(), gr.GradientGuard()]
+        model.fit(x, y, verbose=0, callbacks=callbacks)
+    ours = [record for record in caplog.records if record.name.startswith("gradrecipes")]  # TensorFlow warns, too
+    told = ["a new GradientGuard and a new GradientMonitor" in record.getMessage() for record in ours]
+    assert told == ([] if make_once else [True])
+    model.compile("sgd", "sparse_categorical_crossentropy")  # which has to be traced anew
+    model.fit(x, y, verbose=0, callbacks=[gr.GradientMonitor(), gr.GradientGuard()])
+    assert [record for record in caplog.records if record.name.startswith("gradrecipes")] == ours

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ RING_STEPS = 256  # steps that the record holds on the device; the host takes th
 LEAN_AFTER = 20  # times the first execution, tracing included
 SAMPLE_EVERY, SAMPLE_EVERY_OF_LARGE = 100, 200  # steps, so that samples cost about 1% of the training
 LARGE_MODEL = 1_000_000  # trainable parameters
+TOLD_AT = 3  # preparations of one compiled model for new callbacks of the same classes
+_LOG = logging.getLogger(__name__)
+_PREPARED: weakref.WeakKeyDictionary[keras.Model, tuple[Any, list[str], int]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ class PreparedStep:
         self.writer = TraceWriter(self.pipeline, self._step, trace=trace)
         self.next_step = 0
         self._collected = 0
+        _notice_new_callbacks(model, requests)
 
     def serves(self, model: keras.Model, requests: dict[Any, Request]) -> bool:
         """Return whether it is still what would be prepared now."""
@@ -258,3 +263,19 @@ def _settings(model: keras.Model, wanted: list[Request], every: int) -> Pipeline
         xla=bool(model.jit_compile),
         fused=any(request.fused for request in wanted) or getattr(model, "fused", False),
     )
+
+
+def _notice_new_callbacks(model: keras.Model, callbacks: Iterable[Any]) -> None:
+    """Say once of a model that its step is traced anew in each fit, since each brings callbacks of its own."""
+    names = sorted(type(callback).__name__ for callback in callbacks)
+    optimizer, before, times = _PREPARED.get(model, (None, [], 0))
+    same = optimizer is not None and optimizer() is model.optimizer and before == names
+    times = times + 1 if same else 1
+    _PREPARED[model] = weakref.ref(model.optimizer), names, times
+    if times == TOLD_AT:
+        new = " and ".join(f"a new {name}" for name in names)
+        _LOG.warning(
+            "The train step of %r is traced for the third time, since each fit brings %s. Make callbacks once, before "
+            "the loop, and give the same ones to every fit: then it is traced once.",
+            *(model.name, new),
+        )
