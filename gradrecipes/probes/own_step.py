@@ -65,7 +65,7 @@ class OwnStepLoss:
     def of(cls, trial: Trial, first_loss: float) -> OwnStepLoss | None:
         """Return what evaluates the loss of a step; None where that cannot be done, or says nothing.
 
-        It is asked of a step with one array of floating-point targets on which most of its loss depends, that calls the
+        It is asked of a step with numbers or classes as targets on which most of its loss depends, that calls the
         model or the only model in it, and draws no random numbers: elsewhere a constant may be the best answer.
         """
         inner = [layer for layer in trial.model.layers if isinstance(layer, keras.Model)]
@@ -108,33 +108,42 @@ class OwnStepLoss:
 
     def _is_known(self) -> bool | None:
         """Return whether constant answers can be judged by the loss; None where the step calls another model."""
-        parts = [keras.utils.unpack_x_y_sample_weight(batch) for batch in self._trial.batches]
-        if not all(y is not None and not keras.tree.is_nested(y) for _, y, _ in parts):
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(self._trial.batches[0])
+        targets = [] if y is None else _targets(self._trial.batches)
+        if not all(one.dtype.kind in "fiub" and np.isfinite(one).all() for one in targets):
             return False
-        targets = np.concatenate([np.asarray(y) for _, y, _ in parts])
-        size = float(np.sqrt(np.mean(np.square(targets, dtype=np.float64)))) if targets.dtype.kind == "f" else 0.0
-        if not (math.isfinite(size) and targets.min() < targets.max()):
+        if not any(one.min() < one.max() for one in targets):
             return False
-        x, y, weight = parts[0]
-        raised = tf.convert_to_tensor((np.asarray(y) + size).astype(targets.dtype))
+        others = [_other(np.asarray(part), whole) for part, whole in zip(keras.tree.flatten(y), targets, strict=True)]
         self._trial.restart()
         self._traced = tf.function(self._evaluated, autograph=False)
         first, _ = self._traced(self._trial.batches[0], tf.zeros(MAX_CONSTANTS), own=True)
         if self._sizes is None:
             return None
-        changed, _ = self._traced(
-            keras.utils.pack_x_y_sample_weight(x, raised, weight), tf.zeros(MAX_CONSTANTS), own=True
-        )
         same = abs(float(first) - self._first_loss) <= SAME_LOSS * abs(self._first_loss)
-        matters = abs(float(changed) - float(first)) > MIN_CHANGE * abs(float(first))
-        return same and matters and sum(self._sizes) <= MAX_CONSTANTS
+        if not same or not 0 < sum(self._sizes) <= MAX_CONSTANTS:
+            return False
+        # An untrained net may find all classes equally likely; answers that differ tell one class from another.
+        numbers = all(one.dtype.kind == "f" for one in targets)
+        unlike = np.zeros(MAX_CONSTANTS, np.float32)
+        unlike[: sum(self._sizes)] = np.concatenate([np.linspace(-2.0, 2.0, size) for size in self._sizes])
+        changed = keras.utils.pack_x_y_sample_weight(x, keras.tree.pack_sequence_as(y, others), weight)
+        before, after = (
+            float(self._traced(batch, tf.constant(unlike), own=numbers)[0])
+            for batch in (self._trial.batches[0], changed)
+        )
+        return abs(after - before) > MIN_CHANGE * abs(before)
 
     def _starts(self, batches: Sequence[Any]) -> Iterator[np.ndarray]:
         """Yield constants to start at: zeros, the mean of the targets, and the logarithm of their variance."""
-        count = sum(self._sizes or ())
-        targets = np.concatenate([np.asarray(keras.utils.unpack_x_y_sample_weight(batch)[1]) for batch in batches])
-        mean, variance = float(np.mean(targets, dtype=np.float64)), float(np.var(targets, dtype=np.float64))
+        sizes = self._sizes or []
+        count, targets = sum(sizes), _targets(batches)
         yield np.zeros(count)
+        if len(targets) == len(sizes):
+            yield np.concatenate([_middle(one, size) for one, size in zip(targets, sizes, strict=True)])
+        if len(targets) > 1 or targets[0].dtype.kind != "f":
+            return
+        mean, variance = float(np.mean(targets[0], dtype=np.float64)), float(np.var(targets[0], dtype=np.float64))
         yield np.full(count, mean)
         for one in np.eye(count)[:STARTED_AT_MEAN]:
             yield mean * one
@@ -174,6 +183,29 @@ class OwnStepLoss:
         loss = targets[-1]
         slope = tape.gradient(loss, constants, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return tf.reduce_mean(tf.cast(loss, tf.float32)), slope
+
+
+def _targets(batches: Sequence[Any]) -> list[np.ndarray]:
+    """Return each of the flattened targets, of all batches."""
+    ys = [keras.tree.flatten(keras.utils.unpack_x_y_sample_weight(batch)[1]) for batch in batches]
+    return [np.concatenate([np.asarray(one) for one in column]) for column in zip(*ys, strict=True)]
+
+
+def _other(part: np.ndarray, whole: np.ndarray) -> tf.Tensor:
+    """Return other targets: numbers raised by their root mean square, or the first class for all samples."""
+    if part.dtype.kind == "f":
+        part = part + np.sqrt(np.mean(np.square(whole, dtype=np.float64)))
+    else:
+        part = np.broadcast_to(part[:1], part.shape)
+    return tf.convert_to_tensor(part.astype(whole.dtype))
+
+
+def _middle(targets: np.ndarray, size: int) -> np.ndarray:
+    """Return the mean of each column of numbers, or of all where there are others; zeros for classes."""
+    if targets.dtype.kind != "f":
+        return np.zeros(size)
+    columns = targets.reshape(-1, targets.shape[-1] if targets.ndim > 1 else 1).mean(axis=0, dtype=np.float64)
+    return columns if len(columns) == size else np.full(size, columns.mean())
 
 
 def _activation(tensor: tf.Tensor) -> Callable[[Any], Any]:

@@ -19,7 +19,18 @@ X = RNG.normal(size=(320, 4)).astype(np.float32)
 Y = (X[:, 0] + 0.3 * RNG.normal(size=320)).astype(np.float32)
 
 
-class Likelihood(keras.Model):
+class OwnStep(keras.Model):
+    """Trains on a loss of its own, by a step of its own."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.own_loss(x, y)
+        self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+        return {"nll": loss}
+
+
+class Likelihood(OwnStep):
     """Predicts mean and logarithm of the variance as two outputs."""
 
     def __init__(self, *, activation=None, inner=False):
@@ -35,13 +46,6 @@ class Likelihood(keras.Model):
         x = self.hidden(x)
         return self.mean(x), self.spread(x)
 
-    def train_step(self, data):
-        x, y = data
-        with tf.GradientTape() as tape:
-            loss = self.own_loss(x, y)
-        self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
-        return {"nll": loss}
-
     def own_loss(self, x, y):
         mean, spread = (self.net or self)(x, training=True)
         return tf.reduce_mean(0.5 * spread + 0.5 * tf.square(y[:, None] - mean) * tf.exp(-spread))
@@ -55,9 +59,32 @@ class Similar(Likelihood):
         return tf.reduce_mean(tf.square(one - other)) + 0.0 * tf.reduce_mean(y)
 
 
+class TwoHeads(OwnStep):
+    """Learns a class and two numbers, as a dictionary of targets, or the class alone."""
+
+    def __init__(self, *, activation="softmax", alone=False):
+        super().__init__()
+        keras.utils.set_random_seed(0)
+        self.hidden, self.label = layers.Dense(32, activation="relu"), layers.Dense(3, activation=activation)
+        self.box, self.alone = None if alone else layers.Dense(2), alone
+        self.softmax = activation == "softmax"
+
+    def call(self, x):
+        x = self.hidden(x)
+        return self.label(x) if self.alone else {"box": self.box(x), "label": self.label(x)}
+
+    def own_loss(self, x, y):
+        answers = self(x, training=True)
+        answers, y = ({"label": answers}, {"label": y}) if self.alone else (answers, y)
+        entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=not self.softmax)(y["label"], answers["label"])
+        return entropy if self.alone else entropy + tf.reduce_mean(tf.square(y["box"] - answers["box"]))
+
+
 def constant_loss(model, y):
-    batches = [(X[at : at + 32], y[at : at + 32]) for at in range(0, len(X), 32)]
-    batches = [tuple(map(tf.constant, batch)) for batch in batches]
+    batches = [
+        keras.tree.map_structure(lambda one, at=at: tf.constant(one[at : at + 32]), (X, y))
+        for at in range(0, len(X), 32)
+    ]
     model(X[:2])
     model.compile(keras.optimizers.Adam(1e-3))
     before = [np.array(weight) for weight in model.weights]
@@ -78,6 +105,21 @@ def test_an_output_is_fitted_within_its_bounds():
     """A mean within (0, 1) cannot reach targets around 3: the variance makes up for it."""
     found = constant_loss(Likelihood(activation="sigmoid"), 3.0 + 0.1 * Y)
     assert found == pytest.approx(0.5 * math.log(np.mean(np.square(2.0 + 0.1 * Y))) + 0.5, abs=0.01)
+
+
+LABELS = np.digitize(X[:, 1], [-0.5, 1.0])
+ENTROPY = -sum(share * math.log(share) for share in np.bincount(LABELS) / len(LABELS))
+
+
+@pytest.mark.parametrize("activation", ["softmax", None])
+def test_the_constant_prediction_of_classes_is_their_entropy(activation):
+    assert constant_loss(TwoHeads(activation=activation, alone=True), LABELS) == pytest.approx(ENTROPY, rel=1e-3)
+
+
+def test_nested_targets_are_fitted_together():
+    y = {"label": LABELS, "box": 80.0 * X[:, 2:] + 200.0}
+    variance = float(np.mean(np.var(y["box"], axis=0)))
+    assert constant_loss(TwoHeads(), y) == pytest.approx(ENTROPY + variance, rel=1e-3)
 
 
 @pytest.mark.parametrize("activation", ["relu", "softsign"])
