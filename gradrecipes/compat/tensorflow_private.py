@@ -333,3 +333,27 @@ def targets_reported(report: Callable[[Any, Any], None]) -> Iterator[None]:
         yield
     finally:
         tf.GradientTape.gradient = original
+
+
+@contextlib.contextmanager
+def without_parts(parts_of: Callable[[Any], Sequence[tuple[Any, Any]]]) -> Iterator[None]:
+    """Let each `tf.GradientTape` differentiate what remains of a scalar without some of its parts, within the block.
+
+    Args:
+        parts_of: Called with what is differentiated; returns the parts, each with the weights of its entries in it.
+    """
+    original = tf.GradientTape.gradient
+
+    @functools.wraps(original)
+    def gradient(tape: tf.GradientTape, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
+        parts = parts_of(target) if not args and kwargs.get("output_gradients") is None else ()
+        if not parts:
+            return original(tape, target, sources, *args, **kwargs)
+        kwargs["output_gradients"] = [tf.ones_like(target), *(-tf.cast(weight, part.dtype) for part, weight in parts)]
+        return original(tape, [target, *(part for part, _ in parts)], sources, **kwargs)
+
+    tf.GradientTape.gradient = gradient
+    try:
+        yield
+    finally:
+        tf.GradientTape.gradient = original

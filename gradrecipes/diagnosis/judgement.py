@@ -12,7 +12,8 @@ import numpy as np
 
 from gradrecipes.core.findings import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.trial_reading import OutputTrial, PlannedRates, TrialReading
+from gradrecipes.core.trace.trial_reading import AnswersReading, OutputTrial, PlannedRates, TrialReading
+from gradrecipes.diagnosis.facts.highest_rate import learned_at_highest, unlearned_at_highest
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import (
     AT_REST,
@@ -25,9 +26,7 @@ from gradrecipes.diagnosis.outcome import (
     UNKNOWN,
     Verdict,
     falling,
-    learned_at_highest,
     losses,
-    unlearned_at_highest,
     verdict,
 )
 
@@ -85,6 +84,8 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
         return Judgement(UNDECIDED, f"{steps} {'is' if len(trace) == 1 else 'are'} too few to judge. {_longer(trace)}")
     trial = trace.probes.trial or TrialReading()
     in_all = f"{len(trace) + trial.further_steps:,} steps"
+    if trial.answers is not None and not trial.answers.depend:
+        return Judgement(UNDECIDED, _equal_answers(trial.answers, in_all, _longer(trace)))
     lost_later = unlearned_at_highest(rates(trace), seen)
     if trial.further and all(map(_is_learned, trial.further)) and lost_later is None:
         return Judgement(HEALTHY, f"The loss {seen.course} in {steps}{_reach(trace)}. {_in_the_end(trial)} {in_all}.")
@@ -159,6 +160,13 @@ def _in_the_end(trial: TrialReading) -> str:
     if len(trial.further) > 1:
         return f"Each of its {len(trial.further)} outputs is below its constant prediction after"
     return f"It is {rounded(trial.further[0].end)} after"
+
+
+def _equal_answers(read: AnswersReading, steps: str, then: str) -> str:
+    return (
+        f"After {steps} the loss is {rounded(read.own)}, and {rounded(read.constant)} where each answer is the mean of "
+        f"its batch: what was learned does not depend on the inputs. {then}"
+    )
 
 
 def _learned(seen: Verdict, loss: np.ndarray, trace: Trace) -> bool:

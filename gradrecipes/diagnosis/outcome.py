@@ -12,7 +12,6 @@ from gradrecipes.core.findings import Evidence
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import (
     AS_IT_IS,
-    PlannedRates,
     TrialReading,
     Variation,
     VariationResult,
@@ -42,6 +41,7 @@ FIRST_STEPS = 3  # steps whose median is the first loss
 HIGH_PEAK = 10.0  # highest loss over the first, and over all of the last pass, of a run that diverged and settled
 FIRST_PEAK = 1e3  # the same over the loss of step 0, for a run that diverged in the second step
 RECOVERED_END = 0.5  # end over first loss below which such a run has recovered
+SPIKE = 3.0  # highest loss of a batch over its least; in a run that learns nothing only noise makes it rise
 STALLED_FALL = 0.01  # relative fall over the whole run below which the loss counts as stalled
 SLOW_FALL = 0.1  # relative fall over the whole run below which a net learns slowly
 FAR_START = 5.0  # first loss over the baseline from which a start is far out; He nets start below 2
@@ -137,6 +137,8 @@ def verdict(trace: Trace) -> Verdict:
     if end - start > max((DIVERGING_RISE - 1.0) * abs(start), RISE_IN_NOISE * noise):
         above = loss - start > max((DIVERGING_RISE - 1.0) * abs(start), RISE_IN_NOISE * noise)
         return Verdict(DIVERGING, start, end, fall, baseline, int(trace.steps["step"][int(np.argmax(above))]))
+    if (first := _spiked_from(finite, end, period)) is not None and not end < AT_REST * baseline:
+        return Verdict(OSCILLATING, first, end, (first - end) / first, baseline)
     if fall < STALLED_FALL or (fall < SLOW_FALL and start - end < FALL_IN_ERRORS * _error_of_fall(finite, period)):
         last = finite[-max(MIN_STEPS, period, len(finite) // 4) :]
         first = float(np.median(finite[:FIRST_STEPS]))
@@ -146,6 +148,20 @@ def verdict(trace: Trace) -> Verdict:
         wild = _spread(last) > OSCILLATING_SPREAD * abs(middle(last)) and _spread(last) > 3.0 * noise
         return Verdict(OSCILLATING if wild else STALLED, start, end, fall, baseline)
     return Verdict(LEARNING, start, end, fall, baseline)
+
+
+def _spiked_from(finite: np.ndarray, end: float, period: int) -> float | None:
+    """Return the first loss of a trial that rose far above it and ends no better; None for any other run.
+
+    The first pass of such a run holds its spikes, so that the last one is lower without being better than no training.
+    Batches differ: a spike is seen beside the least loss of the same batch.
+    """
+    if period < 3 or len(finite) < 2 * period or len(finite) % period or not finite.min() > 0:
+        return None
+    passes, first = finite.reshape(-1, period), float(finite[0])
+    spike = float(np.max(passes / passes.min(axis=0)))
+    no_better = min(end, float(passes[-1, 0])) > (1.0 - SLOW_FALL) * first
+    return first if no_better and spike > SPIKE else None
 
 
 class Falling(NamedTuple):
@@ -221,57 +237,6 @@ def _spread(values: np.ndarray) -> float:
     """Return a robust standard deviation: that of a normal distribution with the same quartiles."""
     low, high = np.percentile(values, [25, 75]) if len(values) else (0.0, 0.0)
     return float(high - low) / 1.349
-
-
-UNLEARNED_END = 0.9  # end over the baseline from which a net has forgotten what it learned
-SLOW_RISE, SLOWEST_RISE = (
-    300,
-    1200,
-)  # steps of a slow rise of the rate: for a loss that diverges, for a net that forgets
-
-
-def lost_at_highest(rates: PlannedRates | None, seen: Verdict) -> bool:
-    """Return whether the training diverges at the highest rate of the schedule, however slowly the rate rises.
-
-    A loss that breaks, or ends at twice that of the untrained net, counts where the rate was raised over 300 steps. A
-    net that forgets what it learned may need a longer warm-up: it counts where the rate was raised over 1,200. Where
-    the schedule itself rises in fewer steps, these suffice.
-
-    Args:
-        rates: The planned rates, with the result of steps at the highest.
-        seen: The verdict on the trial at its own rates.
-    """
-    if rates is None or rates.at_highest is None:
-        return False
-    over = math.inf if rates.in_full else rates.raised_over or 0
-    if _diverges(rates.at_highest, seen):
-        return over >= SLOW_RISE
-    return over >= SLOWEST_RISE and unlearned_at_highest(rates, seen) is not None
-
-
-def unlearned_at_highest(rates: PlannedRates | None, seen: Verdict) -> VariationResult | None:
-    """Return the result of steps at the highest rate if they broke or ended no better than a constant prediction."""
-    result = None if rates is None else rates.at_highest
-    if result is None or (not seen.end_over_baseline < UNLEARNED_END and not _diverges(result, seen)):
-        return None
-    return result if _diverges(result, seen) or (result.over_baseline or 0.0) >= UNLEARNED_END else None
-
-
-def _diverges(result: VariationResult, seen: Verdict) -> bool:
-    if result.broken is not None or result.end is None:
-        return True
-    return result.end - seen.start > (DIVERGING_RISE - 1.0) * abs(seen.start)
-
-
-def learned_at_highest(rates: PlannedRates | None) -> VariationResult | None:
-    """Return the result of steps at the highest rate if they ended below the constant prediction, else None.
-
-    It counts only where the length of the training is known: a schedule may name steps that are never run.
-    """
-    result = None if rates is None else rates.at_highest
-    if rates is None or not rates.planned or result is None or result.end is None or result.over_baseline is None:
-        return None
-    return result if result.over_baseline < UNLEARNED_END else None
 
 
 FIXED_RISE = 1.1  # end over the baseline, or over its own start, up to which a variation that no longer breaks is fixed

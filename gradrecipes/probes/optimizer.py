@@ -14,7 +14,13 @@ import tensorflow as tf
 from gradrecipes.compat.keras_optimizers import schedule_of
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.trial_reading import PlannedRates, VariationResult
-from gradrecipes.diagnosis.outcome import SLOW_RISE, SLOWEST_RISE, Verdict, lost_at_highest, unlearned_at_highest
+from gradrecipes.diagnosis.facts.highest_rate import (
+    SLOW_RISE,
+    SLOWEST_RISE,
+    lost_at_highest,
+    unlearned_at_highest,
+)
+from gradrecipes.diagnosis.outcome import Verdict
 from gradrecipes.training.trial.trial import Trial, TrialRun
 
 POINTS = 48  # at which a schedule is read, evenly over the training, beside those that its settings name

@@ -36,6 +36,7 @@ from gradrecipes.core.trace.trial_reading import (
 )
 from gradrecipes.diagnosis.judgement import UNDECIDED, judge, outweighed_part
 from gradrecipes.diagnosis.outcome import BROKEN, DIVERGING, LEARNING, OSCILLATING, STALLED, Verdict, fixes, verdict
+from gradrecipes.probes.answers import Answers
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.optimizer import read_planned_rates, try_highest_rate
 from gradrecipes.probes.output_losses import Baselines, OutputLosses, pairs_samples, step_acts_like
@@ -121,6 +122,10 @@ def try_out(
         )
         trace.probes = replace(probes, trial=reading, signal_after=signal(model, batches[0], attention=attention))
         seen = verdict(trace)
+        answers = _answers(trial, description, baselines, penalty) if run.broken is None else None
+        if answers is not None and seen.state in (LEARNING, STALLED):
+            reading = replace(reading, answers=answers.compared())
+            trace.probes = replace(trace.probes, trial=reading)
         outweighed = description.own_train_step and outweighed_part(reading) is not None
         open_still = seen.state in (LEARNING, STALLED) and judge(trace, ()).verdict == UNDECIDED
         asked = description.own_train_step and seen.state == LEARNING and not outputs
@@ -164,12 +169,26 @@ def try_out(
             tell("going on where the trial ended")
             trial.load(ended)
             reading = _gone_on(trial, reading, losses, before, steps, baselines=baselines, outweighed=outweighed)
+        if answers is not None and reading.answers is not None and not reading.answers.depend:
+            tell("leaving out terms of the loss")
+            held = answers.held_back(reading.answers, run.logs, reading.steps + reading.further_steps)
+            reading = replace(reading, answers=held)
     if seen.suspicious and any(layer.kernel for layer in description.frozen):
         tell("training what is frozen, too")
         freed = _unfrozen(model, batches[:VARIED_BATCHES], baselines, description)
         variations |= {} if freed is None else {UNFROZEN.name: freed}
     trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
     return trace, seen
+
+
+def _answers(trial: Trial, description: Description, baselines: Baselines, penalty: float) -> Answers | None:
+    """Return what compares the answers where no formula tells the loss of the best constant prediction."""
+    optimizer = description.optimizer
+    if optimizer is None or optimizer.count != 1 or optimizer.loss_scaler:
+        return None
+    known = baselines.of_trial is not None or baselines.fitted is not None
+    own = description.own_train_step or description.own_loss
+    return Answers(trial) if own or penalty or not known else None
 
 
 def _gone_on(
@@ -194,6 +213,8 @@ def _gone_on(
         ended = OutputTrial(0, "loss", finite(start), float(last.mean()), known, _standard_error(last))
         further = losses.compared(before, losses.measured()) or ((ended,) if np.isfinite(last).all() else ())
         reading = replace(reading, further=further, further_steps=len(run.loss))
+        if reading.answers is not None:
+            reading = replace(reading, answers=Answers(trial).compared())
         if not outweighed:
             return reading
         later = {name: float(np.median(values[-len(trial.batches) :])) for name, values in run.logs.items() if values}

@@ -13,7 +13,7 @@ from gradrecipes.core.trace.data_reading import ArrayReading
 from gradrecipes.core.trace.description import FrozenLayer, OutputDescription
 from gradrecipes.core.trace.probes import AttentionReading, LossEquivalent
 from gradrecipes.core.trace.trace import Event
-from gradrecipes.core.trace.trial_reading import OutputTrial, PlannedRates, VariationResult
+from gradrecipes.core.trace.trial_reading import AnswersReading, OutputTrial, PlannedRates, VariationResult
 from tests.records import with_records
 
 BATCHES, STEPS, DEPTH = 10, 100, 4
@@ -509,6 +509,16 @@ def far_out(*losses: float) -> Trace:
 
 _REGRESSION = {"activation": "linear", "activations": ["linear"], "loss": "mse", "units": 1, "shape": [1]}
 _TARGETS = {"integer_valued": False, "dtype": "float32", "unique": None, "integer_share": 0.0}
+
+
+def of_equal_answers(held_by: str | None) -> Trace:
+    """Return the record of a trial whose answers do not depend on its inputs; of some a term is the reason."""
+    trace = trial()
+    read = AnswersReading(0.3, 0.3, 0.001, 784, (1,), (0.3, 1e-4), held_by, 0.2 if held_by else None)
+    trace.probes = replace(trace.probes, trial=replace(trace.probes.trial, answers=read))
+    return trace
+
+
 TRACES |= {
     "data_sound": with_data,
     "data_sound_stands": lambda: with_data(STANDING),
@@ -577,6 +587,8 @@ TRACES |= {
     ),
     "part_that_depends_on_weights_alone": lambda: of_held_parts(small="size", weight_penalties=("size",)),
     "part_that_regularizes": lambda: of_held_parts(small="kl_loss"),
+    "term_that_answers_pay_for": lambda: of_equal_answers("'kl_loss'"),
+    "term_that_answers_do_not_pay_for": lambda: of_equal_answers(None),
     "part_that_is_left_of_all": lambda: of_solved_equation(initial=0.99, residual=0.05),
     "part_of_which_the_end_is_not_seen": of_solved_equation,
     "part_beside_one_that_still_falls": lambda: of_solved_equation(initial=0.99, residual=5.0),
@@ -648,6 +660,7 @@ FIRES: dict[str, tuple[str, ...]] = {
             "term_held_by_another",
             "terms_at_a_rate_of_the_large_one",
             "part_that_is_left_of_all",
+            "term_that_answers_pay_for",
         ),
     ),
     "loss_without_gradient": ("loss_of_signs", "equation_of_relus"),
@@ -685,7 +698,7 @@ SILENT: dict[str, tuple[str, ...]] = {
         *("terms_with_a_light_penalty", "parts_of_like_size", "parts_that_fall", "part_beside_one_that_still_falls"),
         *("part_of_which_the_end_is_not_seen", "term_that_is_a_small_share"),
         *("part_that_is_learned_later", "part_of_usual_weight", "part_that_depends_on_weights_alone"),
-        "part_that_regularizes",
+        *("part_that_regularizes", "term_that_answers_do_not_pay_for"),
     ),
     "loss_without_gradient": (
         *(*SOUND, "data_sound_stands", "loss_with_an_end", "part_that_is_left_of_all", "loss_of_signs_that_falls"),

@@ -11,7 +11,7 @@ import pytest
 import gradrecipes as gr
 from gradrecipes.core.findings import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.trial_reading import OutputTrial, TrialReading
+from gradrecipes.core.trace.trial_reading import AnswersReading, OutputTrial, TrialReading
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.judgement import judge
 from tests.diagnosis.hand_made import BROKEN, CLIMBING, FALLING, STANDING, TRACES, trial
@@ -52,6 +52,15 @@ def test_one_output_that_stays_at_its_constant_answer_leaves_it_undecided():
     trace.probes = replace(trace.probes, trial=replace(trace.probes.trial, outputs=outputs))
     judged = judge(trace, ())
     assert judged.verdict == "undecided" and "'class'" in judged.reason
+
+
+@pytest.mark.parametrize(("constant", "verdict"), [(1.4, "healthy"), (0.31, "undecided"), (0.1, "undecided")])
+def test_a_loss_that_falls_is_not_enough_where_equal_answers_have_it_as_low(constant, verdict):
+    trace = trial(FALLING)
+    read = AnswersReading(0.3, constant, noise=0.01)
+    trace.probes = replace(trace.probes, trial=replace(trace.probes.trial, answers=read))
+    judged = judge(trace, ())
+    assert judged.verdict == verdict and ("does not depend on the inputs" in judged.reason) == (verdict != "healthy")
 
 
 def test_a_record_whose_loss_was_not_seen_is_undecided():

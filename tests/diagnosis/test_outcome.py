@@ -29,6 +29,7 @@ from gradrecipes.diagnosis.rules.exploding_initialization import exploding_initi
 from tests.diagnosis.hand_made import BROKEN as BREAKS
 from tests.diagnosis.hand_made import CLIMBING, FALLING, LEARNS, STANDING, STANDS, TRACES, trial
 
+SPIKING = np.r_[2.3, 4.0, 15.0, 9.0, 13.0 + 4.0 * np.sin(1.9 * np.arange(6)), 3.6 + 1.2 * np.sin(np.arange(90))]
 NOISE = np.random.default_rng(0).normal(size=100)
 
 
@@ -47,6 +48,8 @@ NOISE = np.random.default_rng(0).normal(size=100)
         (np.r_[2.3, 1.9, 1.4, np.full(97, 0.2)], LEARNING),  # within the first pass
         (np.r_[90.0, 60.0, 40.0, STANDING[3:]], STALLED),  # back at a blind guess
         (-1.0 - 0.01 * np.arange(100), LEARNING),  # a loss below 0, as a likelihood has it
+        (SPIKING, OSCILLATING),
+        (np.tile([0.4, *np.full(9, 2.3)], 10) * np.linspace(1.0, 0.92, 100), LEARNING),  # its first batch is easy
         (np.r_[STANDING[:60], 2.9 + 3.5 * np.sin(1.9 * np.arange(40))], OSCILLATING),
     ],
 )

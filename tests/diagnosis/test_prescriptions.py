@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 from string import Template
 
 import pytest
 
 import gradrecipes.diagnosis
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription, texts
+from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.description import Description, LayerDescription
+from gradrecipes.core.trace.probes import WeightScale
+from gradrecipes.diagnosis.prescriptions.prescribe import (
+    add_residual_blocks,
+    change_activation,
+    normalize_before_the_activation,
+    prescription,
+    texts,
+    use_fitting_initializer,
+)
 
 SOURCES = "".join(path.read_text() for path in Path(gradrecipes.diagnosis.__path__[0]).rglob("*.py"))
 
@@ -37,3 +48,24 @@ def test_no_entry_is_left_over(key):
 def test_a_value_that_is_missing_is_an_error():
     with pytest.raises(KeyError, match="fewer"):
         prescription("fewer_layers", depth=20)
+
+
+def _change_to_relu(trace):
+    return change_activation(trace, "sigmoid", "relu")[0]
+
+
+@pytest.mark.parametrize("advise", [normalize_before_the_activation, add_residual_blocks, _change_to_relu])
+@pytest.mark.parametrize(("own", "named"), [(5, "Linear"), (0, "Dense")])
+def test_advice_on_layers_is_of_the_kind_that_the_net_is_made_of(advise, own, named):
+    trace = Trace()
+    layers = [LayerDescription(f"linear_{place}", "Linear", parameters=4160, custom=True) for place in range(own)]
+    trace.description = Description(layers=(*layers, LayerDescription("head", "Dense", units=10, parameters=650)))
+    code = advise(trace).code
+    ast.parse(code)
+    assert named in code + advise(trace).title and ("keras.layers.Dense" in code) == (named == "Dense")
+
+
+def test_an_initializer_for_a_matrix_of_an_own_layer_is_said_of_that_layer():
+    weight = WeightScale("linear/w", layer="linear", kind="Linear", role="matrix")
+    assert "keras.layers.Linear" not in use_fitting_initializer([weight], "relu").code
+    assert "keras.layers.Dense" in use_fitting_initializer([replace(weight, kind="Dense", role="kernel")], "relu").code

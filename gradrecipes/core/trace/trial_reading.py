@@ -179,6 +179,36 @@ class PlannedRates(Record):
 
 
 @dataclass(frozen=True)
+class AnswersReading(Record):
+    """The loss of a step as it is, and where each answer is the mean of its batch, at the end of a trial.
+
+    Args:
+        own: Mean loss over the trial's batches.
+        constant: The same with equal answers for all samples of a batch.
+        noise: Standard error of the difference.
+        entries: Of an answer, a sample.
+        beside: Places of the terms of the loss that the answers have no part in; empty where it is no sum.
+        terms: What each term contributes to the loss.
+        held_by: The term without which the answers depend on the inputs, and under which they cease to; else None.
+        gain: By how much the loss of equal answers was higher without that term; None where none was found.
+    """
+
+    own: float
+    constant: float
+    noise: float = 0.0
+    entries: int = 0
+    beside: tuple[int, ...] = ()
+    terms: tuple[float, ...] = ()
+    held_by: str | None = None
+    gain: float | None = None
+
+    @property
+    def depend(self) -> bool:
+        """Whether the answers depend on the inputs, and the loss is lower for it beyond its noise."""
+        return self.constant - self.own > 2.0 * self.noise
+
+
+@dataclass(frozen=True)
 class TrialReading(Record):
     """A short trial with the user's own optimizer and batches.
 
@@ -202,6 +232,8 @@ class TrialReading(Record):
             its parts seemed lost.
         weight_penalties: Names of what the train step returns that depends on the weights alone.
         rates: The learning rates of the training that is planned; None where the optimizer has no single rate.
+        answers: The loss beside that of equal answers, after all steps; None where the best constant prediction is
+            known, or this could not be measured.
     """
 
     steps: int = 0
@@ -221,6 +253,7 @@ class TrialReading(Record):
     later: Mapping[str, float] = field(default_factory=dict)
     weight_penalties: tuple[str, ...] = ()
     rates: PlannedRates | None = None
+    answers: AnswersReading | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import PlannedRates, TrialReading, Variation, VariationResult, at_rate
+from gradrecipes.diagnosis.facts.highest_rate import lost_at_highest
 from gradrecipes.diagnosis.facts.readings import middle, nonfinite_gradients, nonfinite_losses, rounded
 from gradrecipes.diagnosis.outcome import (
     BROKEN,
@@ -18,7 +19,6 @@ from gradrecipes.diagnosis.outcome import (
     STALLED,
     Verdict,
     losses,
-    lost_at_highest,
     variation,
     verdict,
 )

@@ -200,6 +200,7 @@ def _why_not_batch(activation: str, depth: int) -> str:
 
 def use_fitting_initializer(weights: Sequence[WeightScale], activation: str | None) -> Prescription:
     """Return the advice to draw these weights from the initializer that belongs to the activation."""
+    own = {weight.kind for weight in weights if weight.role == "matrix"}
     kinds = {weight.kind for weight in weights}
     kind = "Dense" if "Dense" in kinds or not kinds else sorted(kinds)[0]
     first = "filters, kernel_size" if kind.startswith("Conv") else "units"
@@ -207,11 +208,15 @@ def use_fitting_initializer(weights: Sequence[WeightScale], activation: str | No
     names = list(dict.fromkeys(weight.layer for weight in weights))
     shown = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
     values = {"initializer": fitting.name, "line": fitting.line, "spread": fitting.spread, "layers": shown}
+    if own == kinds and own:
+        return prescription("fitting_initializer_of_own", kind=sorted(own)[0], **values)
     return prescription("fitting_initializer", kind=kind, first=first, **values)
 
 
 def add_residual_blocks(trace: Trace) -> Prescription:
     """Return the advice to give the gradient a way around every two layers, of the kind that the net is made of."""
+    if (own := _own_kind(trace)) is not None:
+        return prescription("residual_blocks_of_own", kind=own)
     kind = _convolution(trace)
     key = "residual_blocks" if kind is None else "residual_convolutions"
     return prescription(key, width=_hidden_units(trace), kind=kind)
@@ -219,6 +224,8 @@ def add_residual_blocks(trace: Trace) -> Prescription:
 
 def normalize_before_the_activation(trace: Trace) -> Prescription:
     """Return the advice to set the size of a signal anew in every layer: over the batch in a convolutional net."""
+    if (own := _own_kind(trace)) is not None:
+        return prescription("normalize_own_layers", kind=own)
     kind = _convolution(trace)
     normalization, first = ("LayerNormalization", "units") if kind is None else ("BatchNormalization", "filters")
     arguments = first if kind is None else f"{first}, 3"
@@ -230,10 +237,21 @@ def change_activation(trace: Trace, old: str, new: str) -> tuple[Prescription, .
     """Return the advice to use another activation, with the initializer that belongs to it; none for the same one."""
     if old == new:
         return ()
+    if (own := _own_kind(trace)) is not None:
+        fitting = initializer_for(new)
+        values = {"initializer": fitting.name, "line": fitting.line, "kind": own}
+        return (prescription("other_activation_of_own", new=new, old=old, **values),)
     fitting, kind, units = initializer_for(new), _convolution(trace), _hidden_units(trace)
     arguments = f"{units}, 3, padding='same'" if kind else str(units)
     values = {"initializer": fitting.name, "line": fitting.line, "arguments": arguments}
     return (prescription("other_activation", new=new, old=old, kind=kind or "Dense", **values),)
+
+
+def _own_kind(trace: Trace) -> str | None:
+    """Return the class of the user's own layers that most weights of a net belong to; None where Keras' layers do."""
+    weighted = [layer for layer in trace.description.layers if layer.units or (layer.custom and layer.parameters)]
+    own = [layer.kind for layer in weighted if layer.custom]
+    return max(set(own), key=own.count) if 2 * len(own) > len(weighted) else None
 
 
 def _convolution(trace: Trace) -> str | None:

@@ -34,6 +34,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import AS_IT_IS, TrialReading, at_rate
 from gradrecipes.diagnosis.facts.divergences import MIN_WEIGHT_GROWTH, weight_growth
+from gradrecipes.diagnosis.facts.highest_rate import learned_at_highest
 from gradrecipes.diagnosis.facts.readings import middle, rounded
 from gradrecipes.diagnosis.outcome import (
     LEARNING,
@@ -41,7 +42,6 @@ from gradrecipes.diagnosis.outcome import (
     STALLED,
     Verdict,
     fixing_rate,
-    learned_at_highest,
     variation,
     variation_evidence,
     verdict,

@@ -4,7 +4,9 @@
 Looks at the terms of a sum: the losses of several outputs with their weights, what layers add to the loss (penalties on
 weights, a KL divergence), and the parts that a user's own train step returns with its loss, whose weights are found by
 least squares. It fires where one term makes up nearly all of the sum and another one does not fall. For outputs and
-penalties, the trial is repeated with terms that start equally large.
+penalties, the trial is repeated with terms that start equally large. Where the answers do not depend on the inputs,
+the steps are run without the terms that the answers have no part in, then with them again: it fires where the answers
+come to depend on the inputs without, and cease to with them (posterior collapse of a variational autoencoder).
 
 ## Why it is bad
 The gradient of a sum is the sum of the gradients. A term with a thousandth of the gradient moves the shared weights by
@@ -22,6 +24,7 @@ Weight the terms so that they start equally large; for equations, adapt the weig
 - Chen et al., "GradNorm", arXiv 1711.02257.
 - Wang, Teng, Perdikaris, "Understanding and mitigating gradient pathologies in physics-informed neural networks",
   arXiv 2001.04536.
+- Lucas et al., "Don't blame the ELBO!", arXiv 1911.02469: a large weight of the divergence is what collapses a code.
 - Kendall, Gal, Cipolla, arXiv 1705.07115: weights by uncertainty.
 """
 
@@ -32,6 +35,7 @@ from typing import NamedTuple
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import BALANCED_TERMS, OutputTrial, TrialReading
+from gradrecipes.core.words import counted
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.judgement import DROWNING_RATIO, OUTWEIGHING_RATIO, outweighed_part
 from gradrecipes.diagnosis.outcome import variation, verdict
@@ -65,6 +69,8 @@ def unbalanced_loss_terms(trace: Trace) -> Finding | None:
     """Tell which term of the loss is not learned, beside which other one."""
     if verdict(trace).unhealthy:
         return None
+    if (held := _of_answers(trace)) is not None:
+        return held
     found = _of_outputs(trace) or _of_parts(trace)
     if found is None:
         return None
@@ -93,6 +99,41 @@ def unbalanced_loss_terms(trace: Trace) -> Finding | None:
             *_balanced(trace),
         ),
         prescriptions=(_reweigh(trace, found),),
+    )
+
+
+def _of_answers(trace: Trace) -> Finding | None:
+    """Return the finding where a term keeps the answers from depending on the inputs, as a KL divergence may."""
+    trial = trace.probes.trial or TrialReading()
+    read = trial.answers
+    if read is None or read.held_by is None or read.gain is None:
+        return None
+    steps = counted(trial.steps + trial.further_steps, "step")
+    statement = (
+        f"After {steps} the loss is {rounded(read.own)}, and {rounded(read.constant)} where each answer is the mean "
+        "of its batch: the answers do not depend on the inputs"
+    )
+    without = (
+        f"In as many steps without {read.held_by} they come to: equal answers then cost {rounded(read.gain)} more. "
+        f"When training goes on with {read.held_by}, that is lost again"
+    )
+    factor = 1.0 / max(2, read.entries)
+    return Finding(
+        code="unbalanced_loss_terms",
+        title=f"{read.held_by[0].upper()}{read.held_by[1:]} outweighs the error: the answers ignore the inputs",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=0.95,
+        explanation=(
+            f"{statement}. {without}. The term rewards answers that carry no information, and costs more than the "
+            "others gain by any: of a KL divergence this is called posterior collapse. It is summed over the codes; "
+            "an error that is averaged over the entries of an answer is as many times too small beside it."
+        ),
+        evidence=(
+            Evidence(f"{statement}.", read.own, read.constant, "this trial"),
+            Evidence(f"{without}.", read.gain, 2.0 * read.noise, "this trial; arXiv 1911.02469"),
+        ),
+        prescriptions=(prescription("weigh_divergence", term=read.held_by, factor=f"{factor:.2g}"),),
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 PASSING = {"Identity", "Cast", "Squeeze", "Reshape"}
 ADDING = {"Add", "AddV2", "AddN"}
+REDUCTIONS: dict[str, Callable[[Any], Any]] = {"Mean": tf.reduce_mean, "Sum": tf.reduce_sum}
 READING = {"ReadVariableOp", "ResourceGather"}
 
 
@@ -30,26 +32,95 @@ def loss_terms(loss: Any) -> dict[str, tf.Tensor]:
     """
     if not tf.is_tensor(loss) or tf.executing_eagerly() or loss.shape.rank != 0:
         return {}
-    found = [term for term in _terms(loss) if _reads_weights(term)]
+    found = [part for part in _parts(loss) if _reads_weights(part.tensor)]
     if len(found) < 2:
         return {}
-    return {f"term {number} of the sum": tf.cast(term, tf.float32) for number, term in enumerate(found, start=1)}
+    return {f"term {number} of the sum": part.reduced() for number, part in enumerate(found, start=1)}
 
 
-def _terms(tensor: tf.Tensor) -> Iterator[tf.Tensor]:
+def contributions(loss: Any) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    """Return the terms of a sum, each as (tensor, weights) whose products add up to what the term contributes.
+
+    Args:
+        loss: A scalar of a graph; of anything else, or of what is no sum, there are none.
+
+    Example:
+        >>> weight = tf.Variable([3.0, 4.0])
+        >>> @tf.function
+        ... def traced():
+        ...     loss = tf.reduce_mean(tf.square(weight) + weight) + 10.0 * tf.reduce_sum(weight)
+        ...     return [tf.reduce_sum(weights * part) for part, weights in contributions(loss)]
+        >>> [float(value) for value in traced()]
+        [12.5, 3.5, 70.0]
+    """
+    if not tf.is_tensor(loss) or tf.executing_eagerly() or loss.shape.rank != 0:
+        return []
+    found = [part for part in _parts(loss) if _reads_weights(part.tensor)]
+    return [(part.tensor, part.weights()) for part in found] if len(found) > 1 else []
+
+
+class _Part(NamedTuple):
+    """A term: its tensor, the operation that reduces it to a scalar, and the scalars that multiply that."""
+
+    tensor: tf.Tensor
+    reduction: str | None = None
+    factors: tuple[tf.Tensor, ...] = ()
+
+    def reduced(self) -> tf.Tensor:
+        """Return the scalar, without the factors."""
+        value = tf.cast(self.tensor, tf.float32)
+        return REDUCTIONS[self.reduction](value) if self.reduction else value
+
+    def weights(self) -> tf.Tensor:
+        """Return by what each entry is multiplied in the sum."""
+        size = tf.cast(tf.size(self.tensor), tf.float32) if self.reduction == "Mean" else tf.constant(1.0)
+        weight = functools.reduce(tf.multiply, [tf.cast(one, tf.float32) for one in self.factors], 1.0 / size)
+        return tf.fill(tf.shape(self.tensor), weight)
+
+
+def _parts(tensor: tf.Tensor, reduction: str | None = None, factors: tuple[tf.Tensor, ...] = ()) -> Iterator[_Part]:
     """Yield the terms in the order in which they are written."""
     made = tensor.op
-    scalars = all(part.shape.rank == 0 for part in made.inputs)
-    if made.type in PASSING and scalars:
-        yield from _terms(made.inputs[0])
-    elif made.type in ADDING and scalars:
+    shape = tensor.shape if reduction else tf.TensorShape([])
+    alike = all(_same_shape(part.shape, shape) for part in made.inputs)
+    if made.type in PASSING and alike:
+        yield from _parts(made.inputs[0], reduction, factors)
+    elif made.type in ADDING and alike:
         for part in made.inputs:
-            yield from _terms(part)
-    elif made.type == "Mul" and scalars:
-        rest = [part for part in made.inputs if part.op.type != "Const"]
-        yield from _terms(rest[0]) if len(rest) == 1 else (tensor,)
+            yield from _parts(part, reduction, factors)
+    elif (multiplied := _multiplied(tensor, shape)) is not None:
+        yield from _parts(multiplied[0], reduction, (*factors, multiplied[1]))
+    elif made.type in REDUCTIONS and reduction is None and tensor.shape.rank == 0:
+        inner = made.inputs[0]
+        if made.type == "Sum" and inner.op.type == "Pack" and all(one.shape.rank == 0 for one in inner.op.inputs):
+            for part in inner.op.inputs:
+                yield from _parts(part, None, factors)
+            return
+        found = list(_parts(inner, made.type, factors))
+        yield from found if len(found) > 1 else [_Part(tensor, None, factors)]
     else:
-        yield tensor
+        yield _Part(tensor, reduction, factors)
+
+
+def _multiplied(tensor: tf.Tensor, shape: tf.TensorShape) -> tuple[tf.Tensor, tf.Tensor] | None:
+    """Return (tensor, constant) of a product or quotient of a tensor of this shape and a constant; None of others."""
+    made = tensor.op
+    if made.type not in ("Mul", "RealDiv"):
+        return None
+    one, other = made.inputs
+    if made.type == "Mul" and _is_constant(one):
+        one, other = other, one
+    if not _is_constant(other) or _is_constant(one) or not _same_shape(one.shape, shape):
+        return None
+    return one, 1.0 / tf.cast(other, tf.float32) if made.type == "RealDiv" else other
+
+
+def _is_constant(tensor: tf.Tensor) -> bool:
+    return tensor.op.type == "Const" and tensor.shape.rank == 0
+
+
+def _same_shape(one: tf.TensorShape, other: tf.TensorShape) -> bool:
+    return one.rank is not None and other.rank is not None and one.as_list() == other.as_list()
 
 
 def _reads_weights(tensor: tf.Tensor) -> bool:

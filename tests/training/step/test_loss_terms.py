@@ -35,6 +35,8 @@ def mean():
         (lambda: square() + 1e7 * mean(), [25.0, 12.0]),
         (lambda: 0.5 * (square() + mean() * 2.0) + tf.add_n([mean(), square()]), [25.0, 12.0, 12.0, 25.0]),
         (lambda: square() + 0.5 + tf.reduce_mean(DATA), []),  # nothing but one term reads weights
+        (lambda: tf.reduce_mean(tf.square(WEIGHT) + 3.0 * WEIGHT) + mean(), [12.5, 3.5, 12.0]),
+        (lambda: tf.reduce_sum([square(), 2.0 * mean() / 4.0]), [25.0, 12.0]),
         (square, []),
         (lambda: tf.square(WEIGHT) + 1.0, []),  # not yet a scalar
         (lambda: square() - mean(), []),

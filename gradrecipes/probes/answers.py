@@ -1,0 +1,239 @@
+"""Whether what a training learned depends on its inputs: its loss beside that of equal answers for all samples.
+
+A step is run as it is, and with each answer of its nets replaced by the mean of the batch. Where the second loss is no
+higher, the net makes no use of its inputs, however far the loss fell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import logging
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gradrecipes.compat.keras_private import leaves, optimizers_of, replaced, sublayers
+from gradrecipes.compat.tensorflow_private import inlined, targets_reported, without_parts
+from gradrecipes.core.trace.trial_reading import AnswersReading
+from gradrecipes.training.step.loss_terms import contributions
+from gradrecipes.training.trial.trial import Trial
+
+logger = logging.getLogger(__name__)
+
+MAX_CALLS = 40  # of nets in one step, for which it is asked which of them answer
+SAME_TERM = 1e-5  # relative difference of a term that the answers have no part in
+SAME_LOGGED = 1e-3  # relative difference of a term and of what the step returns of it
+
+
+class Answers:
+    """Compare the loss of a step with that of answers that are equal for all samples of a batch.
+
+    Answers are what the trained nets that the step calls give, but for those that another one of them takes.
+
+    Args:
+        trial: One that was entered. Its weights are left as they are.
+    """
+
+    def __init__(self, trial: Trial):
+        self._trial, self._model = trial, trial.model
+        self._step = inlined(self._model.train_step)
+        self._answering: set[int] = set()
+        self._entries = 0
+        self._traced = tf.function(self._evaluated, autograph=False)
+
+    def compared(self) -> AnswersReading | None:
+        """Return the two losses with the weights of this moment; None of a step where that cannot be measured."""
+        trial = self._trial
+        kept = trial.save()
+        seeds = [(variable, value) for variable, value in kept if value.dtype.kind in "iu"]
+        try:
+            if not self._answering:
+                self._answering = self._find_answers()
+            rows = []
+            for batch in trial.batches:
+                pair = []
+                for own in (True, False):
+                    trial.load(seeds)
+                    pair.append(np.asarray(self._traced(batch, tf.constant(own)), np.float64))
+                rows.append(pair)
+            return _reading(np.array(rows), self._entries)
+        except Exception:  # a step that does something of its own
+            logger.debug("The answers of %r could not be compared.", self._model, exc_info=True)
+            return None
+        finally:
+            trial.load(kept)
+
+    def held_back(self, found: AnswersReading, logs: Mapping[str, Sequence[float]], steps: int) -> AnswersReading:
+        """Return the reading with the term of the loss that keeps the answers from depending on the inputs, if any.
+
+        The steps are run without the terms that the answers have no part in, and, if that makes the answers depend on
+        the inputs, go on with them. Where what was learned is lost again, these terms are what holds the net back.
+
+        Args:
+            found: That of the trial at its end.
+            logs: What the trial's steps returned, by name.
+            steps: Of either run.
+        """
+        trial, beside = self._trial, found.beside
+        try:
+            trial.restart()
+            first = self.compared()
+            if not beside or first is None:
+                return found
+            with (
+                without_parts(functools.partial(_left_out, beside)),
+                Trial(self._model, trial.batches, steps=trial.steps) as freed,
+            ):
+                if freed.continued([1.0] * steps).broken is not None:
+                    return found
+                ended = freed.save()
+            trial.load(ended)
+            without = self.compared()
+            if without is None or not without.depend:
+                return found
+            again = trial.continued([1.0] * steps)
+            back = self.compared() if again.broken is None else None
+            if back is None or back.depend:
+                return found
+            return replace(found, held_by=_named(beside, first, logs), gain=without.constant - without.own)
+        except Exception:
+            logger.debug("The terms of the loss of %r could not be left out.", self._model, exc_info=True)
+            return found
+        finally:
+            trial.restart()
+
+    def _find_answers(self) -> set[int]:
+        """Return which calls of trained nets give the answers, by their order."""
+        made: list[list[tf.Tensor]] = []
+        targets: list[Any] = []
+
+        def note(place: int, given: Any) -> Any:
+            made.append([one for one in keras.tree.flatten(given) if _is_answer(one)])
+            return given
+
+        def traced(batch: Any) -> tf.Tensor:
+            targets.append(self._target(batch, note))
+            return targets[-1]
+
+        tf.function(traced, autograph=False).get_concrete_function(self._trial.batches[0])
+        if not 0 < len(made) <= MAX_CALLS:
+            raise ValueError(f"{len(made)} nets are called in one step.")
+        seen = _ancestors([targets[-1]])
+        behind = [_ancestors(outputs) for outputs in made]
+        answering = {
+            place
+            for place, outputs in enumerate(made)
+            if any(one.op.name in seen for one in outputs)
+            if not any(one.op.name in later for later in behind[place + 1 :] for one in outputs)
+        }
+        if not answering:
+            raise ValueError("The loss depends on no net of the step.")
+        sizes = [one.shape[1:].num_elements() or 0 for place in answering for one in made[place]]
+        self._entries = max(sizes, default=0)
+        return answering
+
+    def _evaluated(self, batch: Any, own: tf.Tensor) -> tf.Tensor:
+        """Return float32 `[1 + terms]`: the loss of a step, and what it is the sum of."""
+
+        def swap(place: int, given: Any) -> Any:
+            if place not in self._answering:
+                return given
+            return keras.tree.map_structure(lambda one: _mean_unless(own, one) if _is_answer(one) else one, given)
+
+        loss = self._target(batch, swap)
+        parts = [tf.reduce_sum(weight * tf.cast(part, tf.float32)) for part, weight in contributions(loss)]
+        return tf.stack([tf.cast(tf.reduce_mean(loss), tf.float32), *parts])
+
+    def _target(self, batch: Any, change: Callable[[int, Any], Any]) -> tf.Tensor:
+        """Run the step without its updates, and return what it differentiates last.
+
+        Args:
+            batch: What the step gets.
+            change: Called with the number of the call of a trained net and what it gave; returns what the step gets.
+        """
+        targets: list[Any] = []
+        places, inside = itertools.count(), [False]
+
+        def changed(call: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(call)
+            def calling(*args: Any, **kwargs: Any) -> Any:
+                if inside[0]:
+                    return call(*args, **kwargs)
+                inside[0] = True
+                try:
+                    given = call(*args, **kwargs)
+                finally:
+                    inside[0] = False
+                return change(next(places), given)
+
+            return calling
+
+        with contextlib.ExitStack() as stack:
+            for net in (self._model, *sublayers(self._model)):
+                if net.trainable_variables:
+                    stack.enter_context(replaced(net, "call", changed(net.call)))
+            for optimizer in optimizers_of(self._model):
+                for one in (optimizer, *leaves(optimizer)):
+                    stack.enter_context(replaced(one, "apply", lambda *args, **kwargs: None))
+            stack.enter_context(targets_reported(lambda target, _: targets.append(target)))
+            self._step(batch)
+        (loss,) = keras.tree.flatten(targets[-1])
+        return loss
+
+
+def _reading(rows: np.ndarray, entries: int) -> AnswersReading | None:
+    """Return the reading of float64 `[batches, 2, 1 + terms]`: as it is, and with equal answers."""
+    if not np.isfinite(rows[:, :, 0]).all():
+        return None
+    own, equal = rows[:, 0], rows[:, 1]
+    raised = equal[:, 0] - own[:, 0]
+    noise = float(raised.std(ddof=1) / math.sqrt(len(raised))) if len(raised) > 1 else 0.0
+    same = np.isclose(own[:, 1:], equal[:, 1:], rtol=SAME_TERM, atol=0.0).all(axis=0)
+    beside = tuple(int(place) for place in np.flatnonzero(same)) if not same.all() else ()
+    sizes = tuple(float(value) for value in own[:, 1:].mean(axis=0))
+    return AnswersReading(float(own[:, 0].mean()), float(equal[:, 0].mean()), noise, entries, beside, sizes)
+
+
+def _left_out(beside: Sequence[int], loss: Any) -> list[tuple[Any, Any]]:
+    """Return (part, its weight) of the terms of a loss that are to be left out."""
+    parts = contributions(loss)
+    return [parts[place] for place in beside] if len(parts) > max(beside) else []
+
+
+def _named(beside: Sequence[int], first: AnswersReading, logs: Mapping[str, Sequence[float]]) -> str:
+    """Return what the step calls the largest of these terms, or its place in the sum."""
+    place = max(beside, key=lambda one: abs(first.terms[one]))
+    size = first.terms[place]
+    ratios = {name: size / values[0] for name, values in logs.items() if name != "loss" and values and values[0]}
+    exact = [name for name, ratio in ratios.items() if abs(ratio - 1.0) < SAME_LOGGED]
+    named = [name for name in ratios if "kl" in name.lower()]
+    found = [*exact, *named]
+    return repr(found[0]) if found else f"term {place + 1} of the sum"
+
+
+def _is_answer(one: Any) -> bool:
+    return tf.is_tensor(one) and one.dtype.is_floating and one.shape.rank not in (None, 0)
+
+
+def _mean_unless(own: tf.Tensor, one: tf.Tensor) -> tf.Tensor:
+    mean = tf.reduce_mean(one, axis=0, keepdims=True)
+    return tf.where(own, one, tf.broadcast_to(mean, tf.shape(one)))
+
+
+def _ancestors(tensors: Collection[tf.Tensor]) -> set[str]:
+    """Return the names of the operations that some tensors of a graph come from, their own left out."""
+    open_ = [part.op for one in tensors for part in one.op.inputs]
+    found: set[str] = set()
+    while open_:
+        made = open_.pop()
+        if made.name not in found:
+            found.add(made.name)
+            open_ += [part.op for part in made.inputs]
+    return found
