@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--budget",
         type=int,
         metavar="STEPS",
-        help="training steps in all; default: three trainings, or 1500 steps up to eight trainings",
+        help="training steps in all, never exceeded; default: five trainings, or more of a short one, up to ten",
     )
     parser.add_argument("--journal", type=Path, metavar="PATH", help="keep results here, and resume from them")
     parser.add_argument("--html", type=Path, metavar="PAGE", help="write the answer as one HTML page, too")
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Load model and data, search, print the answer; return 0 for rescued or nothing needed, else 1."""
+    """Load model and data, search, print the answer; return 1 for not rescued, else 0."""
     silence_tensorflow_notes()
     for name in ("epochs", "budget"):
         if (value := getattr(arguments, name)) is not None and value < 1:

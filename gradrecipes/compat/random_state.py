@@ -7,11 +7,14 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from keras.src.backend.common import global_state
 from tensorflow.python.eager import context as tensorflow_context
 from tensorflow.python.ops import stateful_random_ops
+
+SEED_GENERATOR, RANDOM_SEED = "global_seed_generator", "global_random_seed"
 
 
 @contextlib.contextmanager
@@ -34,16 +37,22 @@ def eager_random_kept() -> Iterator[None]:
 @contextlib.contextmanager
 def global_seed_kept() -> Iterator[None]:
     """Put back the seed that layers without one of their own draw from; one that came into being is forgotten."""
-    name = "global_seed_generator"
-    generator = global_state.get_global_attribute(name)
+    generator = global_state.get_global_attribute(SEED_GENERATOR)
+    seed = global_state.get_global_attribute(RANDOM_SEED)
     before = None if generator is None else np.array(generator.state)
     try:
         yield
     finally:
-        if generator is None:
-            global_state.set_global_attribute(name, None)
-        else:
+        global_state.set_global_attribute(RANDOM_SEED, seed)
+        global_state.set_global_attribute(SEED_GENERATOR, generator)
+        if generator is not None:
             generator.state.assign(before)
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, numpy, TensorFlow and Keras, whose own generator `set_random_seed` of Keras 3.7 leaves alone."""
+    keras.utils.set_random_seed(seed)
+    global_state.set_global_attribute(SEED_GENERATOR, None)
 
 
 @contextlib.contextmanager

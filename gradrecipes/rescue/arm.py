@@ -15,7 +15,7 @@ import numpy as np
 
 from gradrecipes.callbacks.gradient_guard import GradientGuard
 from gradrecipes.compat.keras_private import build_optimizer, has_own_train_step
-from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_numbers_kept
+from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_numbers_kept, seed_all
 from gradrecipes.rescue.feed import Feed
 from gradrecipes.rescue.original import OWN, Setup
 from gradrecipes.rescue.task import WORST, Score, Task
@@ -40,6 +40,7 @@ class Result:
         falls: Whether the loss fell in the second half of the steps, by more than the batches differ, and is below
             where it began.
         fit: The user's own loss on rows of the training data, without dropout; NaN where it was not asked for.
+        loss_error: Standard error of `loss` over the last steps.
     """
 
     steps: int
@@ -50,6 +51,7 @@ class Result:
     peak: float = math.nan
     falls: bool = False
     fit: float = math.nan
+    loss_error: float = 0.0
 
 
 class Arm:
@@ -92,7 +94,7 @@ class Arm:
         """Train up to so many steps in all, and score."""
         began, fit = time.monotonic(), math.nan
         with random_numbers_kept(), global_tensorflow_seed_kept():
-            keras.utils.set_random_seed(self.seed)
+            seed_all(self.seed)
             try:
                 if self._model is None:
                     self._enter(self._build(self.setup, self.seed))
@@ -117,7 +119,9 @@ class Arm:
         first = float(np.median(losses[:3])) if len(losses) else math.nan
         with np.errstate(all="ignore"):  # a run that breaks in its first steps
             peak = float(np.max(losses) / abs(first)) if len(losses) and first else math.nan
-        return Result(steps, score, last, self._broken_at(losses), self._error, peak, _falls(losses), fit)
+        ends = losses[-LAST:]
+        error = float(ends.std(ddof=1) / len(ends) ** 0.5) if len(ends) > 1 and np.isfinite(ends).all() else 0.0
+        return Result(steps, score, last, self._broken_at(losses), self._error, peak, _falls(losses), fit, error)
 
     def release(self) -> None:
         """Give the model's memory back; the arm cannot be trained further."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 from gradrecipes.rescue.arm import Result
-from gradrecipes.rescue.lab import Lab
+from gradrecipes.rescue.lab import STANDARD_ERRORS, Lab
 from gradrecipes.rescue.task import OWN_LOSS
 
 HALF = 0.5  # share of the training at which one ends that stands still
+FEWEST_STEPS = 40  # of a training whose losses say whether they still fall: ten in each quarter
 FINAL_PEAK = 10.0  # highest loss over the first from which on a run that ends well is said to have spiked
 
 
@@ -17,17 +18,22 @@ class Control:
 
     Args:
         lab: Trains the arms.
+        seen_to_learn: Whether the trial of the diagnosis learned, with nothing wrong found.
 
     Attributes:
         checkpoints: Its results, ever later ones.
         fails: Whether it breaks, does not learn, or gets worse late.
         doubtful: Whether it learns by its score, but not by its own loss.
+        breaks: Whether it raises an error, ends with a loss that is not finite, or gets worse late.
+        learned: Whether it was seen to learn: by its score, by its own loss, in the diagnosis, or, where no cause was
+            found, by a loss that still falls when a training of few steps ends.
     """
 
-    def __init__(self, lab: Lab):
+    def __init__(self, lab: Lab, *, seen_to_learn: bool = False):
         self.lab = lab
         self.checkpoints: list[Result] = []
-        self.fails = self.doubtful = False
+        self.fails = self.doubtful = self.breaks = self.learned = False
+        self._seen_to_learn = seen_to_learn
 
     @property
     def last(self) -> Result | None:
@@ -47,9 +53,14 @@ class Control:
                 break
             if stoppable and share >= HALF and self._stands_still():
                 break
-        last = self.checkpoints[-1]
-        self.fails = self._fails(1.0 if stoppable else 0.0) and (stoppable or not self.lab.fits(last))
-        self.doubtful = not self.fails and self.lab.is_above_baseline(last)
+        last, below = self.checkpoints[-1], self.lab.is_below_baseline(self.checkpoints[-1])
+        fits = self.lab.fits(last) or (self._seen_to_learn and below)
+        self.breaks = self._breaks()
+        self.fails = self._fails(1.0 if stoppable else 0.0) and (stoppable or not fits)
+        self.doubtful = not (stoppable or self.fails or below) and self.lab.is_above_baseline(last)
+        scored = self.lab.learns(last, standard_errors=2.0 if self.doubtful else 1.0)
+        still_falls = not stoppable and last.falls and last.steps >= FEWEST_STEPS
+        self.learned = not (self.breaks and self.fails) and (scored or below or self._seen_to_learn or still_falls)
 
     def at(self, share: float, seed: int = 0) -> Result:
         """Return it after a share of the training, trained further where it was stopped before."""
@@ -70,11 +81,22 @@ class Control:
                 either.
         """
         last = self.checkpoints[-1]
+        if self.breaks or self.lab.task.kind == OWN_LOSS:
+            return self.breaks
+        return not self.lab.learns(last, standard_errors=standard_errors)
+
+    def _breaks(self) -> bool:
+        last = self.checkpoints[-1]
         if last.error or last.broken is not None or not math.isfinite(last.loss):
             return True
         if self.lab.task.kind == OWN_LOSS:
             return last.peak > FINAL_PEAK and last.score.value < -0.5
-        # A score that gets worse while the training loss falls on is overfitting.
+        # A score that gets worse while the training loss falls on, or stays within its noise, is overfitting.
         worse = [one for one in self.checkpoints[:-1] if self.lab.better(one.score, last.score)]
-        late = any(not last.loss < one.loss for one in worse)
-        return late or not self.lab.learns(last, standard_errors=standard_errors)
+        return any(self._climbs(one, last) for one in worse)
+
+    @staticmethod
+    def _climbs(one: Result, other: Result) -> bool:
+        """Return whether the training loss rises from one checkpoint to another, by more than its batches differ."""
+        noise = STANDARD_ERRORS * math.hypot(one.loss_error, other.loss_error)
+        return not other.loss - one.loss <= noise

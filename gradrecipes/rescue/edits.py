@@ -46,11 +46,14 @@ def _layers_in(config: Any) -> list[dict[str, Any]]:
     return found
 
 
-def with_seeds(name: str, seed: int) -> Callable[[dict[str, Any]], None]:
-    """Return an edit that gives every seed of a layer a value of its own, fixed by the layer's name and a seed."""
+def with_seeds(place: int, seed: int) -> Callable[[dict[str, Any]], None]:
+    """Return an edit that gives every seed of a layer a value of its own, fixed by the layer's place and a seed.
+
+    An automatic name would not do: it counts the layers of its kind that the process has built before.
+    """
 
     def edit(config: dict[str, Any]) -> None:
-        pending: list[tuple[str, Any]] = [(name, config)]
+        pending: list[tuple[str, Any]] = [(str(place), config)]
         while pending:
             path, value = pending.pop()
             for key, part in list(value.items()) if isinstance(value, dict) else list(enumerate(value)):

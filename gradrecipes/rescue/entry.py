@@ -16,12 +16,13 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import sublayers
-from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_numbers_kept
+from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_numbers_kept, seed_all
 from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.findings import Severity
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.diagnosis.engine import find
+from gradrecipes.diagnosis.judgement import HEALTHY
 from gradrecipes.probes.constant_prediction import best_constant_loss
 from gradrecipes.probes.examine import examine, require_compiled
 from gradrecipes.report.diagnosis import Diagnosis
@@ -34,7 +35,15 @@ from gradrecipes.rescue.original import Original, Setup, looked_up_inputs, read_
 from gradrecipes.rescue.rebuild import rebuild
 from gradrecipes.rescue.search import Found, search
 from gradrecipes.rescue.task import OWN_LOSS, WORDS, Task, task_of
-from gradrecipes.rescue.verdict import NOT_RESCUED, NOTHING_NEEDED, RESCUED, AdvisedChange, Rescue, RescueEvidence
+from gradrecipes.rescue.verdict import (
+    NOT_RESCUED,
+    NOTHING_NEEDED,
+    RESCUED,
+    UNDECIDED,
+    AdvisedChange,
+    Rescue,
+    RescueEvidence,
+)
 from gradrecipes.training.trial.trial import build_on
 
 _LOG = logging.getLogger(__name__)
@@ -42,6 +51,7 @@ _LOG = logging.getLogger(__name__)
 TRAININGS = 3.0  # of the user's own that a rescue may cost by default
 LEAST_BUDGET = 1500  # steps; for a training of seconds more trials are no cost ...
 MOST_TRAININGS = 8.0  # ... but no more of them than cost so many trainings
+CONFIRMED_IN = 2.0  # trainings that are kept back of the budget, to train what looks good to the end
 LOSS_CAUSES = {"loss_output_mismatch", "unsafe_loss", "unbounded_loss"}  # findings that are about the loss itself
 MOST_COLUMNS = 16  # of an output that are tried below 0, one after the other
 FIRST_STEPS = 3  # whose loss stands for the one before training where a model cannot be evaluated
@@ -79,9 +89,10 @@ def rescue(
         validation_data: `(x, y)` or a dataset that decides which training is better; without it a fifth of the data
             is held back.
         seed: Fixes the split, the order of the data and the weights drawn anew.
-        budget: Training steps that may be used, about; by default as many as three trainings take, or, if that is
-            more, 1500, but never more than eight trainings take. A change that looks good when they are used up is
-            still trained to the end once.
+        budget: Training steps of all trials, in batches of the user's size, which are never exceeded: a trial that
+            would is not begun, and the answer is what is proven by then. The diagnosis takes a few hundred steps
+            besides. By default as many as three trainings take, or, if that is more, 1500, but never more than eight
+            trainings take, and two trainings more in which what looks good by then is trained to the end.
         journal: A file in which results are kept; a rescue that was stopped resumes from it.
         tell: Called with a few words when a part or a trial begins, and, when a trial ends, with the same words, a
             colon and its score.
@@ -112,18 +123,20 @@ def rescue(
         x, y, sample_weight=sample_weight, batch_size=batch_size, validation_data=validation_data, seed=seed
     )
     tell("diagnosing")
-    trace = examine(
-        model,
-        feed.x,
-        feed.y,
-        sample_weight=feed.sample_weight,
-        batch_size=min(size, feed.samples),
-        seed=seed,
-        epochs=epochs,
-        steps_per_epoch=feed.steps_per_epoch(size),
-    )
-    diagnosis = Diagnosis(tuple(find(trace)), trace)
     with random_numbers_kept(), global_tensorflow_seed_kept():
+        seed_all(seed)  # what ran before in the process must not matter
+        trace = examine(
+            model,
+            feed.x,
+            feed.y,
+            sample_weight=feed.sample_weight,
+            batch_size=min(size, feed.samples),
+            seed=seed,
+            epochs=epochs,
+            steps_per_epoch=feed.steps_per_epoch(size),
+        )
+        diagnosis = Diagnosis(tuple(find(trace)), trace)
+        seed_all(seed)
         build_on(model, next(feed.batches(batch_size=size, seed=0, skip=0, count=1)))
         original = read_original(model)
         base = setup_of(model, trace.description, batch_size=size, epochs=epochs)
@@ -139,9 +152,11 @@ def rescue(
 
     @functools.cache
     def baseline_loss() -> float | None:
-        if len(outputs) != 1 or feed.y is None:
+        if not outputs or feed.y is None:
             return None
         x, y = feed.first_rows()
+        if len(outputs) > 1:
+            return None if _masks(model) else _sum_of_baselines(outputs, keras.tree.flatten(y))
         if not _masks(model) and (known := _usual_baseline(outputs[0], y)) is not None:
             return known
         with random_numbers_kept(), global_tensorflow_seed_kept():
@@ -150,6 +165,7 @@ def rescue(
             return None if found is None else found - float(sum(made.losses))
 
     steps = feed.steps_per_epoch(size) * epochs
+    limit = default_budget(steps) + math.ceil(CONFIRMED_IN * steps) if budget is None else budget
     # An undecided diagnosis found nothing either: whether the training learns, the control arm shows.
     nothing_found = all(finding.severity is Severity.NOTICE for finding in diagnosis.findings)
     lab = Lab(
@@ -158,10 +174,11 @@ def rescue(
         task,
         build,
         Journal(journal, fingerprint_of(model, feed.x, feed.y, feed.x_val, feed.y_val) if journal else ""),
-        default_budget(steps) if budget is None else budget,
+        max(limit - CONFIRMED_IN * steps, 0.5 * limit),
         tell,
         stages={} if original.wrappable else None,
-        baseline_loss=baseline_loss if nothing_found else None,
+        baseline_loss=baseline_loss,
+        limit=limit,
         seconds={"diagnosis": time.monotonic() - began},
     )
     positive = _positive_columns(original, build, base, feed, outputs)
@@ -174,13 +191,14 @@ def rescue(
         known,
         healthy=nothing_found,
         suggested=suggested_changes(diagnosis.findings, known),
+        seen_to_learn=nothing_found and diagnosis.verdict == HEALTHY,
     )
     titles = {name: change.title for name, change in known.items()}
     return _answer(model, lab, found, diagnosis, build, scaling, arrays=_is_arrays(x), titles=titles)
 
 
 def default_budget(steps: int) -> int:
-    """Return how many steps a rescue may use, of a training with so many.
+    """Return how many steps a rescue may use to try changes, of a training with so many.
 
     Example:
         >>> default_budget(10_000), default_budget(300), default_budget(60)
@@ -201,9 +219,7 @@ def _answer(
     titles: dict[str, str],
 ) -> Rescue:
     after = setup_after(lab.base, found.changes)
-    verdict = RESCUED if found.changes else NOT_RESCUED
-    if not found.changes and not found.fails and found.control is not None and found.complete:
-        verdict = NOTHING_NEEDED
+    nothing_found = all(finding.severity is Severity.NOTICE for finding in diagnosis.findings)
     evidence = RescueEvidence(
         WORDS[lab.task.kind],
         lab.task.baseline_score,
@@ -226,7 +242,30 @@ def _answer(
             keras.utils.set_random_seed(seed)
             return build(after, seed)
 
-    return Rescue(verdict, changes, evidence, diagnosis, lab.base, after, model, make, arrays, scaling, titles)
+    return Rescue(
+        _verdict(found, diagnosis, nothing_found=nothing_found),
+        changes,
+        evidence,
+        diagnosis,
+        lab.base,
+        after,
+        model,
+        make,
+        arrays,
+        scaling,
+        titles,
+    )
+
+
+def _verdict(found: Found, diagnosis: Diagnosis, *, nothing_found: bool) -> str:
+    """Return the verdict; where neither a cause nor a failure nor learning was seen, that nothing can be said."""
+    if found.changes:
+        return RESCUED
+    if found.control is not None and found.control.error and nothing_found:  # it is the copy that cannot be trained
+        return NOTHING_NEEDED if diagnosis.verdict == HEALTHY else UNDECIDED
+    if found.learned:
+        return NOTHING_NEEDED if found.complete else UNDECIDED
+    return UNDECIDED if nothing_found and not found.breaks else NOT_RESCUED
 
 
 def _own_losses(lab: Lab, control: Result | None) -> tuple[float | None, float | None]:
@@ -276,6 +315,15 @@ def _usual_baseline(output: OutputDescription, y: Any) -> float | None:
         return None
     known = constant_baseline_loss(output.loss, np.asarray(y))
     return None if known is None else output.factor * known
+
+
+def _sum_of_baselines(outputs: Sequence[OutputDescription], targets: Sequence[Any]) -> float | None:
+    """Return the sum over the outputs of the losses of their best constant predictions, or None if one is not known."""
+    judged = [one for one in outputs if one.loss is not None]
+    if not judged or any(one.target is None or one.target >= len(targets) for one in judged):
+        return None
+    parts = [_usual_baseline(one, targets[one.target]) for one in judged]
+    return None if None in parts else float(sum(parts))
 
 
 def _positive_columns(

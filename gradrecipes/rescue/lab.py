@@ -18,7 +18,7 @@ import numpy as np
 from gradrecipes.core.analysis.intervals import Interval
 from gradrecipes.rescue.arm import Arm, Result, Stage
 from gradrecipes.rescue.changes import Changes, setup_after
-from gradrecipes.rescue.feed import Feed
+from gradrecipes.rescue.feed import FEW_SAMPLES, Feed
 from gradrecipes.rescue.original import Setup
 from gradrecipes.rescue.task import OWN_LOSS, WORST, Score, Task
 
@@ -30,6 +30,10 @@ STANDARD_ERRORS = 2.0  # a difference of fewer is within chance
 LEAST_DIFFERENCE = 0.01  # of a score; less than that is nothing to anybody
 LEAST_GAIN = 0.1  # of the distance between the score as it is and a perfect one, or of a loss
 UNKNOWN_ERROR = 0.02  # standard error of a score of which only the mean is known
+
+
+class OutOfBudgetError(Exception):
+    """Raised in front of a trial that would take more steps than are left."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +104,12 @@ class Lab:
         task: What is to be learned.
         build: Returns the compiled model of a setup and a seed.
         journal: Where results are kept.
-        budget: Training steps that may be used, in batches of the user's size.
+        budget: Training steps after which no new change is tried, in batches of the user's size.
         tell: Called with the words for an arm when its training begins, and with these and its score when it ends.
         stages: Where arms of one graph share a traced model; None for models that hold state elsewhere.
         baseline_loss: Returns the own loss of the best constant prediction on rows of the training data, or None;
             itself None where that is not asked for.
+        limit: Training steps that all trials may take together, those that confirm a change too.
     """
 
     base: Setup
@@ -112,10 +117,11 @@ class Lab:
     task: Task
     build: Callable[[Setup, int], keras.Model]
     journal: Journal
-    budget: int
+    budget: float
     tell: Callable[[str], None]
     stages: dict[str, Stage] | None = None
     baseline_loss: Callable[[], float | None] | None = None
+    limit: float = math.inf
     spent: float = 0.0
     trials: list[Trial] = field(default_factory=list)
     _arms: dict[Any, Arm] = field(default_factory=dict)
@@ -133,7 +139,7 @@ class Lab:
 
     @property
     def left(self) -> float:
-        """Steps that may still be used."""
+        """Steps that may still be used to try changes."""
         return self.budget - self.spent
 
     def steps_of(self, setup: Setup, share: float) -> int:
@@ -152,6 +158,8 @@ class Lab:
         if (names, seed) in self._broken and self._broken[names, seed].steps <= steps:  # it stays so
             self._results[key] = replace(self._broken[names, seed], steps=steps)
             return self._results[key]
+        if self.spent + self._used(steps - self._trained_to(names, seed, steps), setup) > self.limit:
+            raise OutOfBudgetError
         words = f"{' + '.join(names) or 'as it is'}, seed {seed}, {steps} steps"
         self.tell(words)
         result = self.journal.get(setup, seed, steps)
@@ -182,8 +190,17 @@ class Lab:
         self._values[names, seed] = WORST if result.broken is not None or result.error else result.score.value
         return result
 
+    def _trained_to(self, names: tuple[str, ...], seed: int, steps: int) -> int:
+        """Return from which step on an arm has to be trained; one that is further begins anew."""
+        live = self._arms.get((names, seed))
+        done = 0 if live is None or live.done > steps else live.done
+        return min(steps, max(done, self._journaled.get((names, seed), 0)))
+
+    def _used(self, steps: int, setup: Setup) -> float:
+        return steps * setup.batch_size / self.base.batch_size
+
     def _count(self, steps: int, setup: Setup, part: str) -> None:
-        used = steps * setup.batch_size / self.base.batch_size
+        used = self._used(steps, setup)
         self.spent += used
         self.steps[part] = self.steps.get(part, 0.0) + used
 
@@ -248,6 +265,23 @@ class Lab:
         baseline = self.baseline_loss()
         return baseline is not None and result.fit - baseline > LEAST_GAIN * abs(baseline)
 
+    def is_below_baseline(self, result: Result) -> bool:
+        """Return whether the own loss is below that of the best constant prediction by more than chance.
+
+        The constant is fitted to the same rows, so any gain is one by the inputs. A direction that has nothing to do
+        with the targets explains a share of 1 / rows of them by chance, and up to four times as much, at two standard
+        errors. The loss of the training steps counts, too: what is normalized by statistics of the batch may learn
+        while the moving averages, which predict, are still far behind.
+        """
+        if self.baseline_loss is None or not math.isfinite(result.fit) or (baseline := self.baseline_loss()) is None:
+            return False
+        rows = max(1, min(FEW_SAMPLES, self.feed.samples))
+        least = max(LEAST_DIFFERENCE, STANDARD_ERRORS**2 / rows) * abs(baseline)
+        if baseline - result.fit > least:
+            return True
+        error = math.sqrt(2.0) * STANDARD_ERRORS * result.loss_error  # that of the baseline is of the same order
+        return self.feed.sample_weight is None and baseline - result.loss > max(least, error)
+
     def has_run(self, changes: Changes, share: float) -> bool:
         """Return whether the score of an arm with the first seed is known after just such a share of the training."""
         steps = self.steps_of(setup_after(self.base, changes), share)
@@ -311,6 +345,7 @@ class Journal:
             return None
         samples = None if row["samples"] is None else np.array(row["samples"], np.float64)
         number = {name: math.nan if row.get(name) is None else row[name] for name in ("loss", "peak", "fit")}
+        number["loss_error"] = row.get("loss_error") or 0.0
         kept = {"broken": row["broken"], "error": row["error"], "falls": bool(row.get("falls"))}
         return Result(steps, Score(row["score"], samples), **kept, **number)
 
@@ -330,6 +365,7 @@ class Journal:
             "broken": result.broken,
             "error": result.error,
             "falls": result.falls,
+            "loss_error": result.loss_error,
         }
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:

@@ -77,11 +77,12 @@ def _keep_optimizer_state(made: keras.Model, model: keras.Model) -> None:
 
 def _rebuilt(original: Original, base: Setup, setup: Setup, seed: int) -> keras.Model:
     pairs: list[tuple[keras.layers.Layer, keras.layers.Layer, bool]] = []
+    places = {id(layer): place for place, layer in enumerate(sublayers(original.model))}
 
     def again(layer: Any) -> Any:
         if not isinstance(layer, keras.layers.Layer):  # an operation, which holds no weights
             return type(layer).from_config(layer.get_config())
-        made, drawn = _layer(layer, original, base, setup, seed)
+        made, drawn = _layer(layer, original, base, setup, seed=seed, place=places[id(layer)])
         pairs.append((layer, made, drawn))
         return made
 
@@ -112,7 +113,13 @@ def _rebuilt(original: Original, base: Setup, setup: Setup, seed: int) -> keras.
 
 
 def _layer(
-    layer: keras.layers.Layer, original: Original, base: Setup, setup: Setup, seed: int
+    layer: keras.layers.Layer,
+    original: Original,
+    base: Setup,
+    setup: Setup,
+    *,
+    seed: int,
+    place: int,
 ) -> tuple[keras.layers.Layer, bool]:
     """Return the new layer, and whether its weights stay as they were drawn."""
     name, kind = layer.name, type(layer)
@@ -124,7 +131,7 @@ def _layer(
             config = layer.get_config()
     except NotImplementedError:
         return copied_model(layer), False
-    changes = [edits.with_seeds(name, seed)]
+    changes = [edits.with_seeds(place, seed)]
     drawn = bool(seed)
     if setup.activation != OWN and name in original.activations:
         if "activation" not in config:
@@ -208,7 +215,7 @@ def _normalized(value: Any, *, original: Original, known: dict[tuple[int, int, i
 
 def _draw_anew(made: keras.Model, original: Original, *, fitting: bool, seed: int) -> None:
     """Draw the weights of a copied model anew, by the initializers of its layers."""
-    for layer in sublayers(made):
+    for place, layer in enumerate(sublayers(made)):
         if layer.name in original.kept or sublayers(layer):
             continue
         held = getattr(layer, "cell", layer)
@@ -222,7 +229,7 @@ def _draw_anew(made: keras.Model, original: Original, *, fitting: bool, seed: in
             config = {key: keras.initializers.serialize(initializer)}
             if fitting:
                 edits.with_fitting_initializers(_activation(layer))(config)
-            edits.with_seeds(weight.path, seed)(config)
+            edits.with_seeds(place, seed)(config)
             values = keras.initializers.deserialize(config[key])(tuple(weight.shape), dtype=weight.dtype)
             if not fitting and "bias" in key and np.ndim(values) == 1:
                 continue  # an LSTM sets the forget gate's part itself

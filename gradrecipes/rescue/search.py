@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gradrecipes.rescue.arm import Result
 from gradrecipes.rescue.changes import Change, Changes, cost_of
 from gradrecipes.rescue.control import HALF, Control
-from gradrecipes.rescue.lab import Lab, Proof
+from gradrecipes.rescue.lab import Lab, OutOfBudgetError, Proof
 
 SEEDS = (0, 1, 2)
 SHORTEST_TRIAL = 40  # steps; fewer do not tell a slow start from none
@@ -36,7 +36,9 @@ class Found:
         needed: By how much the score falls without each change of the winner, by name.
         control: The training as it is, as far as it was trained.
         fails: Whether the training as it is fails: breaks, does not learn, or gets worse late.
-        complete: False where the search was interrupted.
+        complete: False where the search was interrupted, or the budget ended it.
+        learned: Whether the training as it is was seen to learn.
+        breaks: Whether it raises an error, ends with a loss that is not finite, or gets worse late.
     """
 
     changes: Changes
@@ -46,6 +48,8 @@ class Found:
     control: Result | None
     fails: bool
     complete: bool = True
+    learned: bool = False
+    breaks: bool = False
 
 
 def search(
@@ -55,8 +59,9 @@ def search(
     *,
     healthy: bool,
     suggested: Collection[str] = (),
+    seen_to_learn: bool = False,
 ) -> Found:
-    """Search, and return the best that is proven; Ctrl-C ends the search, not the answer.
+    """Search, and return the best that is proven; Ctrl-C and the budget end the search, not the answer.
 
     Args:
         lab: Trains the arms.
@@ -64,11 +69,12 @@ def search(
         known: Every change by name.
         healthy: Whether the diagnosis found nothing wrong.
         suggested: Names of the changes that a cause suggests which the diagnosis found.
+        seen_to_learn: Whether the trial of the diagnosis learned, with nothing wrong found.
     """
-    progress = _Progress(lab, known, suggested)
+    progress = _Progress(lab, known, suggested, seen_to_learn=seen_to_learn)
     try:
         return progress.run(tried, healthy=healthy)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OutOfBudgetError):
         return progress.so_far(complete=False)
 
 
@@ -76,11 +82,11 @@ Scored = list[tuple[Changes, Result]]
 
 
 class _Progress:
-    def __init__(self, lab: Lab, known: dict[str, Change], suggested: Collection[str]):
+    def __init__(self, lab: Lab, known: dict[str, Change], suggested: Collection[str], *, seen_to_learn: bool = False):
         self.lab, self.known, self.suggested = lab, known, suggested
         self.short = min(1.0, max(SHORTEST_TRIAL / lab.full, 1.0 / TRIALS_A_TRAINING))
         self.long = min(1.0, LENGTHENED * self.short)
-        self.control = Control(lab)
+        self.control = Control(lab, seen_to_learn=seen_to_learn)
         self.hurried = True  # whether a single change that looks clear ends the short trials
         self.clear: Changes = ()  # the one that did
         self.first: Changes = ()  # what the diagnosis suggests before all else
@@ -128,11 +134,14 @@ class _Progress:
         """Return what is proven by now."""
         proof = self.lab.proof(self.pairs) if self.winner and self.pairs else None
         wins = proof is not None and proof.wins and min(proof.changed) > self.lab.task.baseline_score
+        wins = wins and (complete or self.control.fails or self.final is not None)  # one that learns may be left alone
         changes = self.winner if wins else ()
         needed = {name: self.needed[name] for name in (change.name for change in changes) if name in self.needed}
         complete = complete and not self.cut_short
-        fails = self.control.fails or self.control.doubtful
-        return Found(changes, proof, self.final, needed, self.control.last, fails, complete)
+        control = self.control
+        fails = control.fails or control.doubtful
+        seen = {"learned": control.learned, "breaks": control.breaks}
+        return Found(changes, proof, self.final, needed, control.last, fails, complete, **seen)
 
     # -- a failure that comes late -------------------------------------------------------------------
     def _against_late_failure(self, tried: Sequence[Changes]) -> Found:
@@ -269,6 +278,7 @@ class _Progress:
     def _finals(self, survivors: Scored, share: float) -> None:
         """Train the smallest set in full; another one where that fails late."""
         lab = self.lab
+        self._keep(self._simplest(survivors), share)  # until another one is found, or nothing is left to look for one
         chosen = self._excellent_single(survivors) or self._ablated(self._simplest(survivors), share)
         self._keep(chosen, share)
         others = [changes for changes, _ in survivors if changes != chosen and not set(chosen) < set(changes)]

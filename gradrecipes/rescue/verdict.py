@@ -13,13 +13,14 @@ from typing import Any
 import keras
 
 from gradrecipes.core.trace.record import dumps, plain
+from gradrecipes.diagnosis.judgement import HEALTHY
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.rescue.code import code_of
 from gradrecipes.rescue.edits import Scaling
 from gradrecipes.rescue.lab import Proof, Trial
 from gradrecipes.rescue.original import Setup
 
-NOTHING_NEEDED, RESCUED, NOT_RESCUED = "nothing needed", "rescued", "not rescued"
+NOTHING_NEEDED, RESCUED, NOT_RESCUED, UNDECIDED = "nothing needed", "rescued", "not rescued", "undecided"
 FORMAT, VERSION = "gradrecipes.rescue", 1
 
 
@@ -53,7 +54,7 @@ class RescueEvidence:
         seconds: Wall time by part.
         costs: Trainings of the user's that each part cost, by training steps.
         final: Score of the changed training after the user's whole training; None where it was not trained so far.
-        complete: False where the search was interrupted.
+        complete: False where the search was interrupted, or the budget ended it.
         data_complete: False where a dataset was too large to be read whole.
         own_loss: Loss of the training as it is, on rows that it is trained on; None where it was not measured.
         baseline_loss: Loss of the best constant prediction on these rows, or None.
@@ -85,7 +86,9 @@ class Rescue:
     """Hold a repaired training that was tried before it is advised.
 
     Args:
-        verdict: `"rescued"`, `"nothing needed"` or `"not rescued"`.
+        verdict: `"rescued"`; `"nothing needed"` for a training that was seen to learn, and that nothing tried beats;
+            `"not rescued"` for one that fails; `"undecided"` where neither a cause nor a failure nor learning was seen,
+            or the search was stopped before that could be told.
         changes: What was changed, the smallest set that wins.
         evidence: The trials.
         diagnosis: What was found wrong.
@@ -196,6 +199,11 @@ def _evidence(evidence: RescueEvidence) -> dict[str, Any]:
 
 LINES, COLUMNS = 40, 80
 TRIED_SHOWN = 6  # other trials that are listed
+COPY_FAILS = "A copy of the model raised an error, though the model itself trains"
+NEITHER = (
+    "The diagnosis found nothing wrong, but the training was not seen to learn either. The targets may not follow from "
+    "the inputs, or the training is too short."
+)
 CODE_LINES = 16
 
 
@@ -203,6 +211,7 @@ def screen(rescue: Any) -> str:
     """Return a `Rescue` as plain text."""
     evidence, proof = rescue.evidence, rescue.evidence.proof
     lines = [rescue.verdict.upper() + ("" if evidence.complete else " (stopped early)"), ""]
+    error = next((trial.error for trial in evidence.trials if not trial.changes and trial.error), "")
     if rescue.diagnosis.findings:
         first = rescue.diagnosis.findings[0]
         lines += _wrapped(f"Found: {first.title} ({first.code})")
@@ -233,39 +242,62 @@ def screen(rescue: Any) -> str:
         code = [part for line in code for part in _wrapped_code(line)]
         lines += ["", *code[:CODE_LINES]]
         lines += ["... (as_code() returns, and the HTML page holds, all of it)"] if len(code) > CODE_LINES else []
-    elif rescue.verdict == "not rescued":
+    elif rescue.verdict in (NOT_RESCUED, UNDECIDED):
         longest = {trial.changes: trial for trial in sorted(evidence.trials, key=lambda trial: trial.steps)}
         best = sorted((one for one in longest.values() if one.changes), key=lambda one: -one.score)
-        words = "Nothing that was tried wins by more than chance. The best:"
-        error = next((trial.error for trial in evidence.trials if not trial.changes and trial.error), "")
+        words = "Nothing that was tried wins by more than chance. The best:" if best else ""
+        if rescue.verdict == UNDECIDED:
+            words = f"{NEITHER} {words}".strip()
         if error and not best:
-            words = (
-                f"A copy of the model raised an error, though the model itself trains, so nothing was tried: {error}"
-            )
+            words = f"{COPY_FAILS}, so nothing was tried: {error}"
         elif not evidence.complete:
             words = (
-                "Stopped before a change was confirmed with other seeds and to the end of the training. With a "
-                "journal, the next call goes on from here. The best so far:"
+                "Stopped, or out of budget, before a change was confirmed with other seeds and to the end of the "
+                "training. With a journal, the next call goes on from here."
             )
+            words += " The best so far:" if best else ""
         lines += ["", *_wrapped(words)]
         for trial in best[:TRIED_SHOWN]:
             named = " + ".join(rescue.titles.get(name, name) for name in trial.changes)
             lines += _wrapped(f"- {named}: {trial.score:.3f} after {trial.steps} steps")
-    elif evidence.control is not None and not evidence.control > evidence.baseline_score:
+    elif error:
         lines += _wrapped(
-            "The training as it is learns its training data by its own loss, and the diagnosis found nothing wrong. "
-            "That its score on held-back data is no better than that of a constant prediction is overfitting, or the "
-            "score does not suit the loss. The model is returned as it was."
+            f"The trial of the diagnosis learned, and nothing wrong was found. {COPY_FAILS}, so the whole training was "
+            f"not seen: {error}"
         )
     else:
         tried = any(trial.changes for trial in evidence.trials)
-        words = ", and nothing that the diagnosis suggests is better by more than chance" if tried else ""
-        lines += _wrapped(f"The training as it is learns, to its end{words}. The model is returned as it was.")
+        words = ", and nothing that was tried is better by more than chance" if tried else ""
+        if evidence.control is None or evidence.control > evidence.baseline_score:
+            lines += _wrapped(f"The training as it is learns, to its end{words}. The model is returned as it was.")
+        else:
+            seen = _seen_learning(evidence, seen_in_diagnosis=rescue.diagnosis.verdict == HEALTHY)
+            lines += _wrapped(
+                f"The training as it is learns its training data{words}. {seen} That its score on "
+                "held-back data is no better than that of a constant prediction is a short training, overfitting or "
+                "chance in few data, or the score does not suit the loss. The model is returned as it was."
+            )
     cost = f"{len(evidence.trials)} trials, {evidence.spent_steps:.0f} steps = {evidence.trainings:.1f} trainings"
     seconds = sum(evidence.seconds.values())
     parts = ", ".join(f"{part} {value:.0f} s" for part, value in evidence.seconds.items())
     lines += ["", *_wrapped(f"{cost}, {seconds:.0f} s: {parts}.")]
     return "\n".join(lines[:LINES])
+
+
+def _seen_learning(evidence: RescueEvidence, *, seen_in_diagnosis: bool) -> str:
+    """Return the sentence that says where a training was seen to learn whose score does not show it."""
+    own, baseline = evidence.own_loss, evidence.baseline_loss
+    logged = [trial.loss for trial in evidence.trials if not trial.changes and not trial.seed]
+    if seen_in_diagnosis and (own is None or baseline is None or min(own, *logged) >= baseline):
+        return "It was seen to learn in the trial of the diagnosis."
+    if own is None or baseline is None or min(own, *logged) >= baseline:
+        return "Its loss still falls when it ends, so more epochs may be all that it needs."
+    if own < baseline:
+        return f"Its own loss there ends at {own:.3g}; that of a constant prediction is {baseline:.3g}."
+    return (
+        f"Its loss in training ends at {logged[-1]:.3g}, where a constant prediction has {baseline:.3g}; the moving "
+        "averages with which it predicts are still behind."
+    )
 
 
 def _wrapped_code(line: str) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 from gradrecipes.rescue.arm import Arm, graph_of
 from gradrecipes.rescue.edits import scaling_of
 from gradrecipes.rescue.feed import read_feed
-from gradrecipes.rescue.lab import Journal, Lab
+from gradrecipes.rescue.lab import Journal, Lab, OutOfBudgetError
 from gradrecipes.rescue.original import read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
 from gradrecipes.rescue.task import task_of
@@ -60,6 +60,21 @@ def test_a_score_after_fewer_steps_is_not_that_of_an_arm_trained_further(parts):
     early = one.run((), share=0.25).score.value
     other.run((), share=1.0)
     assert other.run((), share=0.25).score.value == pytest.approx(early, abs=1e-6)
+
+
+def test_a_trial_that_would_exceed_the_limit_is_not_begun(parts):
+    base, arguments = parts
+    feed, task, build = (arguments[name] for name in ("feed", "task", "build"))
+    lab = Lab(base, feed, task, build, Journal(None, ""), 12, lambda words: None, limit=12)
+    lab.run((), share=0.5)  # 8 of 16 steps
+    with pytest.raises(OutOfBudgetError):
+        lab.run((), share=1.0)
+    lab.run((), share=0.75)  # 4 more, for the first 8 are trained
+    assert lab.spent == 12
+    lab.run((), share=0.5)  # known
+    with pytest.raises(OutOfBudgetError):
+        lab.run((), seed=1, share=0.1)
+    assert lab.spent == 12
 
 
 def test_targets_that_are_not_finite_break_a_training_that_does_not_skip_them(parts):

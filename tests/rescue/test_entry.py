@@ -61,6 +61,40 @@ def test_each_change_has_a_measured_need(rescued):
     assert all(change.needed > 0 for change in found.changes)
 
 
+def badly_initialized():
+    keras.utils.set_random_seed(1)
+    huge = keras.initializers.RandomNormal(0.0, 6.0, seed=1)
+    layers = [keras.layers.Dense(16, "relu", kernel_initializer=huge) for _ in range(4)]
+    model = keras.Sequential([keras.Input((5,)), *layers, keras.layers.Dropout(0.1), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.02), "mse")
+    return model
+
+
+@pytest.mark.slow
+def test_the_answer_does_not_depend_on_what_ran_before_in_the_process():
+    answers = []
+    for place in range(2):
+        found = gr.rescue(badly_initialized(), X, Y, epochs=6)
+        answers.append((found.verdict, found.changes, [(one.changes, one.score) for one in found.evidence.trials]))
+        assert any("initializers" in one.changes for one in found.evidence.trials)
+        if not place:
+            other = keras.Sequential([keras.Input((5,)), *[keras.layers.Dense(1) for _ in range(7)]])
+            other.compile("adam", "mse")
+            keras.utils.set_random_seed(99)
+            other.fit(X, Y, verbose=0)
+            random.seed(5), np.random.seed(6)
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("budget", [1, 20, 150])
+def test_the_budget_is_never_exceeded(budget):
+    found = gr.rescue(regression(), X, Y, batch_size=32, epochs=6, budget=budget)
+    assert found.evidence.spent_steps <= budget
+    assert found.evidence.complete or budget < 150 or found.verdict == "rescued"
+    if not found.evidence.trials:
+        assert "out of budget" in str(found)
+
+
 @pytest.mark.slow
 def test_nothing_of_the_users_is_touched():
     model = regression()
@@ -115,7 +149,7 @@ def test_an_interrupt_gives_what_is_proven_by_then():
     found = gr.rescue(regression(), X, Y, epochs=3, tell=interrupt)
     assert not found.evidence.complete
     assert found.verdict == "not rescued"
-    assert "Stopped before a change was confirmed" in str(found)
+    assert "out of budget, before a change was confirmed" in " ".join(str(found).split())
     assert "divide the learning rate by" in str(found)
 
 

@@ -96,6 +96,18 @@ def test_another_seed_draws_other_weights(kind):
     assert all(np.array_equal(a, b) for a, b in zip(one, again, strict=True))
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_weights_drawn_anew_are_the_same_whatever_was_built_before(kind):
+    drawn = []
+    for _ in range(2):
+        _, x, original, base = prepared(kind)
+        made = rebuild(original, base, replace(base, initializers="fitting"), scaling=scaling_of(x, Y, (False,)))
+        drawn.append(made.get_weights())
+        keras.Sequential([keras.Input((8,)), *stack(), keras.layers.Dense(1)])  # counts on in the automatic names
+        np.random.default_rng().random(), keras.random.uniform((3,))
+    assert all(np.array_equal(a, b) for a, b in zip(*drawn, strict=True))
+
+
 @pytest.mark.parametrize("kind", ["sequential", "functional", "subclassed"])
 def test_fitting_initializers_draw_weights_of_usual_size(kind):
     model, _, original, base = prepared(kind)

@@ -8,7 +8,7 @@ import pytest
 
 from gradrecipes.rescue.arm import Result
 from gradrecipes.rescue.changes import Change
-from gradrecipes.rescue.lab import Lab
+from gradrecipes.rescue.lab import Lab, OutOfBudgetError
 from gradrecipes.rescue.original import Setup
 from gradrecipes.rescue.search import search
 from gradrecipes.rescue.task import CLASSES, Score, Task
@@ -24,6 +24,8 @@ class MadeUp(Lab):
 
     score: object = None
     loss: object = None  # of the share; None: never falls
+    noise: float = 0.0  # standard error of the loss
+    falls: bool = False  # whether the loss still falls although the score is no better than chance
     fit: float = 1.0
     held_back: int = 200  # samples
     asked: list = field(default_factory=list)
@@ -42,7 +44,16 @@ class MadeUp(Lab):
         value = -1.0 if value is None or error else value
         right = np.arange(self.held_back) < self.held_back * value
         loss = self.loss(share) if self.loss else 1.0
-        result = Result(steps, Score(value, right.astype(float)), loss, broken, error, falls=value > 0.1, fit=self.fit)
+        result = Result(
+            steps,
+            Score(value, right.astype(float)),
+            loss,
+            broken,
+            error,
+            falls=self.falls or value > 0.1,
+            fit=self.fit,
+            loss_error=self.noise,
+        )
         self._results[names, seed, steps] = result
         return result
 
@@ -56,17 +67,26 @@ class MadeUp(Lab):
 def lab(score, budget=10_000):
     task = Task(CLASSES, 10, 0.1, None, None)
     setup = Setup(batch_size=32, epochs=1)
-    return MadeUp(setup, SimpleNamespace(sample_weight=None), task, None, None, budget, lambda words: None, score=score)
+    return MadeUp(
+        setup,
+        SimpleNamespace(sample_weight=None, samples=500),
+        task,
+        None,
+        None,
+        budget,
+        lambda words: None,
+        score=score,
+    )
 
 
-def run(score, *tried, healthy=False, budget=10_000, held_back=200, suggested=(), **own):
+def run(score, *tried, healthy=False, budget=10_000, held_back=200, suggested=(), seen_to_learn=False, **own):
     made = lab(score, budget)
     for name, value in own.items():
         setattr(made, name, value)
     made.held_back = held_back
-    return made, search(
-        made, [tuple(KNOWN[name] for name in names) for names in tried], KNOWN, healthy=healthy, suggested=suggested
-    )
+    candidates = [tuple(KNOWN[name] for name in names) for names in tried]
+    options = {"healthy": healthy, "suggested": suggested, "seen_to_learn": seen_to_learn}
+    return made, search(made, candidates, KNOWN, **options)
 
 
 def names(found):
@@ -105,7 +125,9 @@ def test_a_training_whose_own_loss_is_above_that_of_a_constant_prediction_is_tri
     def score(names, seed, share):
         return rises(share, 0.2 if names != {"rate_0.1"} else 0.6)
 
-    made, found = run(score, ("a",), ("rate_0.1",), healthy=True, baseline_loss=lambda: loss, fit=fit)
+    made, found = run(
+        score, ("a",), ("rate_0.1",), healthy=True, baseline_loss=lambda: loss, fit=fit, loss=lambda share: fit
+    )
     assert (names(found) == ["rate_0.1"], made.longest("rate_0.1") > 0) == (tried, tried)
 
 
@@ -133,6 +155,67 @@ def test_twice_as_much_is_worth_a_change_where_little_can_be_learned():
 
     _, found = run(score, ("a",), suggested=("a",), held_back=20_000)
     assert names(found) == ["a"]
+
+
+CHANCE = 0.1  # score of a constant prediction
+
+
+@pytest.mark.parametrize("healthy", [True, False])
+@pytest.mark.parametrize(
+    ("fit", "logged", "noise", "learned"),
+    [
+        (0.95, 1.0, 0.0, True),
+        (0.995, 1.0, 0.0, False),  # less than a direction of noise explains
+        (1.5, 0.9, 0.01, True),  # in training, while the moving averages lag behind
+        (1.5, 0.9, 0.05, False),  # within the noise of the batches
+        (float("nan"), 0.5, 0.0, False),
+    ],
+)
+def test_a_training_whose_score_says_nothing_is_seen_to_learn_by_its_loss(healthy, fit, logged, noise, learned):
+    made, found = run(
+        lambda names, seed, share: CHANCE,
+        ("a",),
+        healthy=healthy,
+        baseline_loss=lambda: 1.0,
+        fit=fit,
+        loss=lambda share: logged,
+        noise=noise,
+    )
+    assert (names(found), found.learned, found.breaks) == ([], learned, False)
+    assert made.longest("a") > 0  # a change may be what it needs all the same
+
+
+@pytest.mark.parametrize(("healthy", "learned"), [(True, True), (False, False)])
+def test_a_short_training_whose_loss_still_falls_needs_nothing_where_no_cause_was_found(healthy, learned):
+    made, found = run(lambda names, seed, share: CHANCE, ("a",), healthy=healthy, falls=True)
+    assert (names(found), found.learned, made.longest("a") > 0) == ([], learned, True)
+
+
+def test_what_the_diagnosis_and_the_loss_see_to_learn_is_left_alone():
+    options = {"healthy": True, "baseline_loss": lambda: 1.0, "fit": 0.95}
+    made, found = run(lambda names, seed, share: 0.9 if names else CHANCE, ("a",), seen_to_learn=True, **options)
+    assert (names(found), found.fails, found.learned, made.longest("a")) == ([], False, True, 0)
+    assert names(run(lambda names, seed, share: rises(share, 0.9) if names else CHANCE, ("a",), **options)[1]) == ["a"]
+
+
+@pytest.mark.parametrize(("noise", "late"), [(0.0, True), (1.0, False)])
+def test_a_loss_that_rises_within_its_noise_is_no_late_failure(noise, late):
+    def score(names, seed, share):
+        return 0.9 if share < 0.4 else 0.7
+
+    found = run(score, ("a",), healthy=True, loss=lambda share: 1.0 + share, noise=noise)[1]
+    assert (found.breaks, found.learned) == (late, not late)
+
+
+@pytest.mark.parametrize(("as_it_is", "changes"), [(0.1, ["a"]), (0.3, [])])
+def test_the_limit_ends_the_search_with_what_is_proven_of_a_training_that_fails(as_it_is, changes):
+    def score(names, seed, share):
+        if len(names) and share == 1.0:
+            raise OutOfBudgetError
+        return rises(share, 0.9 if names else as_it_is)
+
+    _, found = run(score, ("a",), suggested=("a",))
+    assert (found.complete, names(found), found.final) == (False, changes, None)
 
 
 def test_overfitting_is_no_late_failure():
