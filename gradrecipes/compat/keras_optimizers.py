@@ -249,6 +249,19 @@ def schedule_of(model: keras.Model) -> tuple[Any, int] | None:
     return rate, int(optimizer._iterations)  # `iterations` counts updates, which may take several batches
 
 
+def own_schedule(optimizer: keras.optimizers.Optimizer) -> Any | None:
+    """Return the schedule of an optimizer if its class is none of Keras', so that no config need describe it."""
+    rate = getattr(optimizer, "_learning_rate", None)
+    is_own = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+    return rate if is_own and not type(rate).__module__.startswith("keras.") else None
+
+
+def config_without_schedule(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
+    """Return the config of an optimizer whose schedule may have none, but for its learning rate."""
+    with replaced(optimizer, "_learning_rate", None):
+        return {**optimizer.get_config(), "learning_rate": None}
+
+
 def places_of(optimizer: keras.optimizers.Optimizer, variables: list[Any]) -> list[int]:
     """Return at which places in a list the variables stand that an optimizer updates."""
     own = {optimizer._var_key(variable) for variable in optimizer._trainable_variables}

@@ -41,6 +41,7 @@ class Result:
             where it began.
         fit: The user's own loss on rows of the training data, without dropout; NaN where it was not asked for.
         loss_error: Standard error of `loss` over the last steps.
+        fell: Whether the loss of the last steps is below that of the first ones, by more than the batches differ.
     """
 
     steps: int
@@ -52,6 +53,7 @@ class Result:
     falls: bool = False
     fit: float = math.nan
     loss_error: float = 0.0
+    fell: bool = False
 
 
 class Arm:
@@ -121,7 +123,9 @@ class Arm:
             peak = float(np.max(losses) / abs(first)) if len(losses) and first else math.nan
         ends = losses[-LAST:]
         error = float(ends.std(ddof=1) / len(ends) ** 0.5) if len(ends) > 1 and np.isfinite(ends).all() else 0.0
-        return Result(steps, score, last, self._broken_at(losses), self._error, peak, _falls(losses), fit, error)
+        return Result(
+            steps, score, last, self._broken_at(losses), self._error, peak, _falls(losses), fit, error, _fell(losses)
+        )
 
     def release(self) -> None:
         """Give the model's memory back; the arm cannot be trained further."""
@@ -205,6 +209,16 @@ def _falls(losses: np.ndarray) -> bool:
         return bool(before.mean() - after.mean() > 2.0 * error and after.mean() < np.median(losses[:3]))
 
 
+def _fell(losses: np.ndarray) -> bool:
+    """Return whether the last losses are below the first ones, by two standard errors."""
+    count = min(LAST, len(losses) // 4)
+    if count < 2 or not np.isfinite(losses).all():
+        return False
+    first, last = losses[:count], losses[-count:]
+    error = np.sqrt((first.var(ddof=1) + last.var(ddof=1)) / count)
+    return bool(first.mean() - last.mean() > 2.0 * error)
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the warnings of a guard for the training that its user sees."""
@@ -232,7 +246,15 @@ class _Steps(keras.utils.PyDataset):
         return self._count
 
     def __getitem__(self, index: int) -> Any:
-        return next(self._feed.batches(batch_size=self._size, seed=self._seed, skip=self._skip + index, count=1))
+        batch = next(self._feed.batches(batch_size=self._size, seed=self._seed, skip=self._skip + index, count=1))
+        return _with_tuples(batch)
+
+
+def _with_tuples(part: Any) -> Any:
+    """Return nested arrays with tuples for lists, as `fit` makes of several inputs: a dataset takes no lists."""
+    if isinstance(part, dict):
+        return {name: _with_tuples(one) for name, one in part.items()}
+    return tuple(map(_with_tuples, part)) if isinstance(part, list | tuple) else part
 
 
 class _Watch(keras.callbacks.Callback):

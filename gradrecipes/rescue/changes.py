@@ -93,7 +93,8 @@ def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, step
         words = "compile the model again, so that its optimizer starts without what it remembers"
         yield _with("fresh_optimizer", words, -1, optimizer_state="fresh")
     if base.optimizer != OWN:
-        for factor in (0.1, 0.01, 0.001, 10.0, 100.0):
+        own = base.schedule is not None and not hasattr(keras.optimizers.schedules, base.schedule)
+        for factor in () if own else (0.1, 0.01, 0.001, 10.0, 100.0):  # which of its numbers are rates is not known
             words = f"divide the learning rate by {1 / factor:g}" if factor < 1 else f"multiply it by {factor:g}"
             words = words.replace("multiply it", "multiply the learning rate")
             yield _with(f"rate_{factor:g}", words, 0, rate_factor=factor)

@@ -261,6 +261,8 @@ def _schedule(setup: Setup) -> str:
             several = isinstance(value, list | tuple)
             value = [one * setup.rate_factor for one in value] if several else value * setup.rate_factor
         parts.append(f"{name}={_number(value) if isinstance(value, float) else repr(value)}")
+    if setup.schedule not in KERAS_SCHEDULES and not parts:
+        parts = ["..."]  # one without a config
     package = "keras.optimizers.schedules." if setup.schedule in KERAS_SCHEDULES else ""
     return f"{package}{setup.schedule}({', '.join(parts)})"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from gradrecipes.rescue.arm import Result
-from gradrecipes.rescue.lab import STANDARD_ERRORS, Lab
+from gradrecipes.rescue.lab import LEAST_GAIN, STANDARD_ERRORS, Lab
 from gradrecipes.rescue.task import OWN_LOSS
 
 HALF = 0.5  # share of the training at which one ends that stands still
@@ -26,7 +26,7 @@ class Control:
         doubtful: Whether it learns by its score, but not by its own loss.
         breaks: Whether it raises an error, ends with a loss that is not finite, or gets worse late.
         learned: Whether it was seen to learn: by its score, by its own loss, in the diagnosis, or, where no cause was
-            found, by a loss that still falls when a training of few steps ends.
+            found, by a loss that still falls when the training ends, or fell where no constant prediction is known.
     """
 
     def __init__(self, lab: Lab, *, seen_to_learn: bool = False):
@@ -58,9 +58,9 @@ class Control:
         self.breaks = self._breaks()
         self.fails = self._fails(1.0 if stoppable else 0.0) and (stoppable or not fits)
         self.doubtful = not (stoppable or self.fails or below) and self.lab.is_above_baseline(last)
-        scored = self.lab.learns(last, standard_errors=2.0 if self.doubtful else 1.0)
-        still_falls = not stoppable and last.falls and last.steps >= FEWEST_STEPS
-        self.learned = not (self.breaks and self.fails) and (scored or below or self._seen_to_learn or still_falls)
+        seen = below or self._seen_to_learn or self._is_above_chance(last, beside_a_cause=stoppable)
+        seen = seen or (not stoppable and self._falls(last))
+        self.learned = seen and not (self.breaks and self.fails)
 
     def at(self, share: float, seed: int = 0) -> Result:
         """Return it after a share of the training, trained further where it was stopped before."""
@@ -68,6 +68,17 @@ class Control:
         if seed == 0 and result.steps > self.checkpoints[-1].steps:
             self.checkpoints.append(result)
         return result
+
+    def _is_above_chance(self, last: Result, *, beside_a_cause: bool) -> bool:
+        """Return whether the score shows that it learned, also where the own loss or a cause speaks against it."""
+        lab, baseline = self.lab, self.lab.task.baseline_score
+        if beside_a_cause and lab.knows_baseline(last) and last.score.value - baseline < LEAST_GAIN * (1.0 - baseline):
+            return False
+        return lab.learns(last, standard_errors=STANDARD_ERRORS if self.doubtful else 1.0)
+
+    def _falls(self, last: Result) -> bool:
+        """Return whether the loss still falls, or fell where it cannot be compared with a constant prediction's."""
+        return last.steps >= FEWEST_STEPS and (last.falls or (last.fell and not self.lab.knows_baseline(last)))
 
     def _stands_still(self) -> bool:
         learned = any(self.lab.learns(one, standard_errors=1.0) for one in self.checkpoints)

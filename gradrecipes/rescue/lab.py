@@ -265,6 +265,10 @@ class Lab:
         baseline = self.baseline_loss()
         return baseline is not None and result.fit - baseline > LEAST_GAIN * abs(baseline)
 
+    def knows_baseline(self, result: Result) -> bool:
+        """Return whether the own loss on the training data can be compared with that of a constant prediction."""
+        return self.baseline_loss is not None and math.isfinite(result.fit) and self.baseline_loss() is not None
+
     def is_below_baseline(self, result: Result) -> bool:
         """Return whether the own loss is below that of the best constant prediction by more than chance.
 
@@ -273,8 +277,9 @@ class Lab:
         errors. The loss of the training steps counts, too: what is normalized by statistics of the batch may learn
         while the moving averages, which predict, are still far behind.
         """
-        if self.baseline_loss is None or not math.isfinite(result.fit) or (baseline := self.baseline_loss()) is None:
+        if not self.knows_baseline(result):
             return False
+        baseline = self.baseline_loss()
         rows = max(1, min(FEW_SAMPLES, self.feed.samples))
         least = max(LEAST_DIFFERENCE, STANDARD_ERRORS**2 / rows) * abs(baseline)
         if baseline - result.fit > least:
@@ -346,7 +351,8 @@ class Journal:
         samples = None if row["samples"] is None else np.array(row["samples"], np.float64)
         number = {name: math.nan if row.get(name) is None else row[name] for name in ("loss", "peak", "fit")}
         number["loss_error"] = row.get("loss_error") or 0.0
-        kept = {"broken": row["broken"], "error": row["error"], "falls": bool(row.get("falls"))}
+        kept = {"broken": row["broken"], "error": row["error"]}
+        kept |= {name: bool(row.get(name)) for name in ("falls", "fell")}
         return Result(steps, Score(row["score"], samples), **kept, **number)
 
     def put(self, setup: Setup, seed: int, result: Result) -> None:
@@ -365,6 +371,7 @@ class Journal:
             "broken": result.broken,
             "error": result.error,
             "falls": result.falls,
+            "fell": result.fell,
             "loss_error": result.loss_error,
         }
         self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from gradrecipes.compat.keras_optimizers import config_without_schedule, own_schedule
 from gradrecipes.compat.keras_private import compile_arguments, has_own_train_step, sublayers
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description
@@ -327,7 +329,15 @@ def is_rebuildable(optimizer: Any) -> bool:
 
 def optimizer_config(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
     """Return the config of an optimizer, of a wrapped one that of the inner, without its name."""
-    config = dict(unwrapped(optimizer).get_config())
+    inner = unwrapped(optimizer)
+    if (schedule := own_schedule(inner)) is None:
+        config = dict(inner.get_config())
+    else:
+        settings: dict[str, Any] = {}
+        with contextlib.suppress(NotImplementedError):  # as of most that a script defines
+            settings = dict(schedule.get_config())
+        config = config_without_schedule(inner)
+        config["learning_rate"] = {"class_name": type(schedule).__name__, "config": settings}
     config.pop("name", None)
     return config
 

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from gradrecipes.compat.keras_optimizers import own_schedule
 from gradrecipes.compat.keras_private import build_optimizer, compile_arguments, made_by, replaced, sublayers
 from gradrecipes.compat.model_reuse import copied_model
 from gradrecipes.rescue import edits
@@ -312,7 +313,8 @@ def optimizer_of(given: Any, base: Setup, setup: Setup) -> Any:
     rate = config["learning_rate"]
     if (setup.learning_rate, setup.schedule) != (base.learning_rate, base.schedule):
         rate = setup.learning_rate
-    config["learning_rate"] = scaled_rate(rate, setup.rate_factor)
+    own = own_schedule(inner) if isinstance(rate, dict) else None
+    config["learning_rate"] = scaled_rate(rate, setup.rate_factor) if own is None else own
     if setup.warm_up:
         config["learning_rate"] = WarmUp(_schedule(config["learning_rate"]), steps=setup.warm_up)
     made_by = type(inner) if setup.optimizer == type(inner).__name__ else getattr(keras.optimizers, setup.optimizer)

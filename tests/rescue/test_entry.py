@@ -180,6 +180,23 @@ def test_every_kind_of_data_is_read(kind):
     assert ("batch_size" in found.fit_arguments) == (kind == "nested")
 
 
+class Ramp(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule of a script: without a config, and not registered."""
+
+    def __call__(self, step):
+        return 0.03 * keras.ops.minimum(1.0, (keras.ops.cast(step, "float32") + 1.0) / 10.0)
+
+
+def test_several_inputs_in_a_list_and_a_schedule_of_a_script_are_trained():
+    keras.utils.set_random_seed(1)
+    inputs = [keras.Input((5,)), keras.Input((5,))]
+    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Concatenate()(inputs)))
+    model.compile(keras.optimizers.SGD(Ramp()), "mse")
+    found = gr.rescue(model, [X, X[:, ::-1].copy()], Y, epochs=8)
+    assert found.verdict == "nothing needed"
+    assert found.evidence.control > 0.5
+
+
 @pytest.mark.parametrize("y", [Y, Y[:, None]])
 def test_a_dataset_without_batches_is_refused(y):
     with pytest.raises(ValueError, match=r"call dataset.batch\(32\)"):

@@ -1,10 +1,12 @@
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 
+from gradrecipes.rescue.changes import catalogue
 from gradrecipes.rescue.code import code_of
 from gradrecipes.rescue.edits import scaling_of
 from gradrecipes.rescue.original import read_original, setup_of
@@ -106,6 +108,27 @@ def test_weights_drawn_anew_are_the_same_whatever_was_built_before(kind):
         keras.Sequential([keras.Input((8,)), *stack(), keras.layers.Dense(1)])  # counts on in the automatic names
         np.random.default_rng().random(), keras.random.uniform((3,))
     assert all(np.array_equal(a, b) for a, b in zip(*drawn, strict=True))
+
+
+class Halved(keras.optimizers.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        return 0.5
+
+
+def test_a_schedule_without_a_config_is_kept():
+    model = sequential()
+    model.compile(keras.optimizers.SGD(Halved(), momentum=0.5), "mse")
+    base = setup_of(model, None, batch_size=32, epochs=1)
+    assert (base.schedule, base.learning_rate, dict(base.schedule_settings)) == ("Halved", None, {})
+    made = rebuild(read_original(model), base, replace(base, clipping=("clipnorm", "1.0")), scaling=SCALING)
+    assert isinstance(made.optimizer._learning_rate, Halved)
+    assert (made.optimizer.momentum, made.optimizer.clipnorm) == (0.5, 1.0)
+    warm = rebuild(read_original(model), base, replace(base, warm_up=4), scaling=SCALING)
+    assert isinstance(warm.optimizer._learning_rate.schedule, Halved)
+    task = SimpleNamespace(kind="own_loss")
+    known = catalogue(base, read_original(model), SCALING, task, steps=10)
+    assert "adam" in known
+    assert not [name for name in known if name.startswith("rate_")]
 
 
 @pytest.mark.parametrize("kind", ["sequential", "functional", "subclassed"])

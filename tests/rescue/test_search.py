@@ -26,6 +26,7 @@ class MadeUp(Lab):
     loss: object = None  # of the share; None: never falls
     noise: float = 0.0  # standard error of the loss
     falls: bool = False  # whether the loss still falls although the score is no better than chance
+    fell: bool = False  # whether it fell
     fit: float = 1.0
     held_back: int = 200  # samples
     asked: list = field(default_factory=list)
@@ -53,6 +54,7 @@ class MadeUp(Lab):
             falls=self.falls or value > 0.1,
             fit=self.fit,
             loss_error=self.noise,
+            fell=self.fell,
         )
         self._results[names, seed, steps] = result
         return result
@@ -189,6 +191,20 @@ def test_a_training_whose_score_says_nothing_is_seen_to_learn_by_its_loss(health
 def test_a_short_training_whose_loss_still_falls_needs_nothing_where_no_cause_was_found(healthy, learned):
     made, found = run(lambda names, seed, share: CHANCE, ("a",), healthy=healthy, falls=True)
     assert (names(found), found.learned, made.longest("a") > 0) == ([], learned, True)
+
+
+@pytest.mark.parametrize(("baseline", "learned"), [(None, True), (1.0, False)])
+def test_a_loss_that_fell_counts_where_no_constant_prediction_is_known(baseline, learned):
+    seen = {"fell": True, "baseline_loss": lambda: baseline}
+    assert run(lambda names, seed, share: CHANCE, ("a",), healthy=True, **seen)[1].learned is learned
+    assert run(lambda names, seed, share: CHANCE, ("a",), **seen)[1].learned is False
+
+
+@pytest.mark.parametrize(("value", "learned"), [(0.15, False), (0.3, True)])
+def test_a_score_little_above_chance_proves_nothing_beside_a_cause(value, learned):
+    seen = {"baseline_loss": lambda: 1.0, "fit": 1.0, "held_back": 2000}
+    assert run(lambda names, seed, share: value, ("a",), **seen)[1].learned is learned
+    assert run(lambda names, seed, share: value, ("a",), healthy=True, **seen)[1].learned is True
 
 
 def test_what_the_diagnosis_and_the_loss_see_to_learn_is_left_alone():
