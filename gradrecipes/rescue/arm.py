@@ -23,6 +23,7 @@ from gradrecipes.rescue.task import WORST, Score, Task
 _LOG = logging.getLogger(__name__)
 
 LAST = 20  # steps whose mean loss is the training loss of an arm
+FALLING_EPOCHS = 4
 PATIENCE = 25  # consecutive steps with a loss that is not finite after which an arm is given up
 
 
@@ -42,6 +43,7 @@ class Result:
         fit: The user's own loss on rows of the training data, without dropout; NaN where it was not asked for.
         loss_error: Standard error of `loss` over the last steps.
         fell: Whether the loss of the last steps is below that of the first ones, by more than the batches differ.
+        declines: Whether the mean loss of each of the last epochs is below that of the one before.
     """
 
     steps: int
@@ -54,6 +56,7 @@ class Result:
     fit: float = math.nan
     loss_error: float = 0.0
     fell: bool = False
+    declines: bool = False
 
 
 class Arm:
@@ -123,9 +126,10 @@ class Arm:
             peak = float(np.max(losses) / abs(first)) if len(losses) and first else math.nan
         ends = losses[-LAST:]
         error = float(ends.std(ddof=1) / len(ends) ** 0.5) if len(ends) > 1 and np.isfinite(ends).all() else 0.0
-        return Result(
-            steps, score, last, self._broken_at(losses), self._error, peak, _falls(losses), fit, error, _fell(losses)
-        )
+        fall = _falls(losses), _fell(losses), self._declines(losses)
+        how = dict(zip(("falls", "fell", "declines"), fall, strict=True))
+        broken = self._broken_at(losses)
+        return Result(steps, score, last, broken, self._error, peak, fit=fit, loss_error=error, **how)
 
     def release(self) -> None:
         """Give the model's memory back; the arm cannot be trained further."""
@@ -173,6 +177,13 @@ class Arm:
         if self._broken is not None or self.setup.guard or np.isfinite(losses[-LAST:]).all():
             return self._broken
         return int(np.flatnonzero(~np.isfinite(losses))[0])
+
+    def _declines(self, losses: np.ndarray) -> bool:
+        """Return whether four epochs in a row, which have the same samples, are in the one order of 24 that falls."""
+        size = self._feed.steps_per_epoch(self.setup.batch_size)
+        with np.errstate(all="ignore"):  # a run that diverges has infinite losses
+            means = losses[len(losses) % size :].reshape(-1, size).mean(axis=1)[-FALLING_EPOCHS:]
+            return len(means) == FALLING_EPOCHS and bool((np.diff(means) < 0).all())
 
     def _scored(self) -> Score:
         if self._broken is not None and not are_finite(self._model):

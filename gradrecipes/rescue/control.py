@@ -78,7 +78,8 @@ class Control:
 
     def _falls(self, last: Result) -> bool:
         """Return whether the loss still falls, or fell where it cannot be compared with a constant prediction's."""
-        return last.steps >= FEWEST_STEPS and (last.falls or (last.fell and not self.lab.knows_baseline(last)))
+        fell = last.fell and not self.lab.knows_baseline(last)
+        return last.steps >= FEWEST_STEPS and (last.falls or last.declines or fell)
 
     def _stands_still(self) -> bool:
         learned = any(self.lab.learns(one, standard_errors=1.0) for one in self.checkpoints)

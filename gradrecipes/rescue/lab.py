@@ -352,7 +352,7 @@ class Journal:
         number = {name: math.nan if row.get(name) is None else row[name] for name in ("loss", "peak", "fit")}
         number["loss_error"] = row.get("loss_error") or 0.0
         kept = {"broken": row["broken"], "error": row["error"]}
-        kept |= {name: bool(row.get(name)) for name in ("falls", "fell")}
+        kept |= {name: bool(row.get(name)) for name in ("falls", "fell", "declines")}
         return Result(steps, Score(row["score"], samples), **kept, **number)
 
     def put(self, setup: Setup, seed: int, result: Result) -> None:
@@ -372,6 +372,7 @@ class Journal:
             "error": result.error,
             "falls": result.falls,
             "fell": result.fell,
+            "declines": result.declines,
             "loss_error": result.loss_error,
         }
         self._path.parent.mkdir(parents=True, exist_ok=True)

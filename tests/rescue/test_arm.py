@@ -62,6 +62,16 @@ def test_a_score_after_fewer_steps_is_not_that_of_an_arm_trained_further(parts):
     assert other.run((), share=0.25).score.value == pytest.approx(early, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("losses", "declines"), [([9, 4, 3, 2, 1], True), ([9, 4, 3, 2, 2.5], False), ([3, 2, 1], False)]
+)
+def test_a_loss_declines_if_four_epochs_in_a_row_are_each_below_the_one_before(parts, losses, declines):
+    base, arguments = parts
+    arm = Arm(base, 0, **arguments)
+    batches = np.array(losses)[:, None] + np.tile([5.0, -5.0], 4)  # 8 batches in an epoch
+    assert arm._declines(batches.ravel()) is declines
+
+
 def test_a_trial_that_would_exceed_the_limit_is_not_begun(parts):
     base, arguments = parts
     feed, task, build = (arguments[name] for name in ("feed", "task", "build"))

@@ -1,5 +1,6 @@
 import json
 import random
+import threading
 
 import keras
 import numpy as np
@@ -119,6 +120,43 @@ def test_a_healthy_model_is_returned_as_it_was():
     assert found.changes == ()
     assert found.as_code() == ""
     assert found.before == found.after
+
+
+def weak_signal():
+    """A few epochs of a faint signal: the loss still falls at the end, and is not below a constant prediction's yet."""
+    keras.utils.set_random_seed(1)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3000, 12)).astype("float32")
+    y = (0.2 * x[:, 0] + 0.15 * x[:, 1] + rng.normal(size=3000)).astype("float32")
+    model = keras.Sequential([keras.Input((12,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(1e-3), "mse")
+    return model, x, y, {"batch_size": 64, "epochs": 6}
+
+
+def not_to_be_copied():
+    keras.utils.set_random_seed(1)
+    model = Subclassed()
+    model.lock = threading.Lock()
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    return model, X, Y[:, None], {"epochs": 6}
+
+
+def few_rows_and_other_rows_held_back():
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(16, "tanh"), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(0.02), "mse")
+    other = RNG.normal(size=12).astype("float32")
+    return model, X[:60], Y[:60], {"epochs": 25, "validation_data": (X[:12] + 5.0, other)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [weak_signal, not_to_be_copied, few_rows_and_other_rows_held_back])
+def test_a_sound_training_of_which_held_back_data_say_little_needs_nothing(build):
+    model, x, y, arguments = build()
+    found = gr.rescue(model, x, y, **arguments)
+    assert found.verdict == "nothing needed"
+    assert found.model is model
+    assert "no better than that of a constant" in " ".join(str(found).split()) or not found.evidence.spent_steps
 
 
 @pytest.mark.slow
