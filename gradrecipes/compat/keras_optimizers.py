@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import leaves, optimizers_of, replaced, unbuilt_copy
+from gradrecipes.compat.tensorflow_private import rare_cond, stays_one_operation
 
 
 def updated_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
@@ -91,7 +92,9 @@ def decayed_as_in_a_graph(optimizer: keras.optimizers.Optimizer) -> Iterator[Non
 
 
 @contextlib.contextmanager
-def updated_in_sequence(optimizer: keras.optimizers.Optimizer, scale: tf.Tensor | None = None) -> Iterator[None]:
+def updated_in_sequence(
+    optimizer: keras.optimizers.Optimizer, scale: tf.Tensor | None = None, *, xla: bool = False
+) -> Iterator[None]:
     """Let an update go through its large variables one after the other, so that their temporary results share memory.
 
     The arithmetic and its results stay the same. A class of the user's own is let be.
@@ -99,6 +102,7 @@ def updated_in_sequence(optimizer: keras.optimizers.Optimizer, scale: tf.Tensor 
     Args:
         optimizer: What updates weights.
         scale: What every gradient is multiplied by, in the update itself; see `scales_in_update`.
+        xla: Whether XLA compiles the update.
     """
     if not is_of_keras(optimizer):
         yield
@@ -107,26 +111,36 @@ def updated_in_sequence(optimizer: keras.optimizers.Optimizer, scale: tf.Tensor 
 
     def update(gradient, variable, learning_rate):
         if tf.executing_eagerly() or variable.shape.num_elements() < SEQUENCE_FROM:
-            update_step(scaled_gradient(gradient, scale), variable, learning_rate)
+            update_step(scaled_gradient(gradient, scale, xla=xla), variable, learning_rate)
             return
         graph = tf.compat.v1.get_default_graph()
         with tf.control_dependencies([operation for operation in last if operation.graph is graph]):
-            update_step(scaled_gradient(gradient, scale), variable, learning_rate)
+            update_step(scaled_gradient(gradient, scale, xla=xla), variable, learning_rate)
         last[:] = graph.get_operations()[-1:]
 
     with replaced(optimizer, "update_step", update):
         yield
 
 
-def scaled_gradient(gradient: Any, scale: tf.Tensor | None) -> Any:
-    """Return a gradient, dense or sparse, multiplied by a factor; as it is where there is none."""
+def scaled_gradient(gradient: Any, scale: tf.Tensor | None, *, xla: bool = False) -> Any:
+    """Return a gradient, dense or sparse, multiplied by a factor; as it is where there is none.
+
+    A factor is 1 in most steps. There a large gradient is left alone, as one pass over it costs up to 1% of a step; not
+    where a condition costs more than the pass: under XLA, which fuses that into the update, and on an accelerator.
+    """
     if scale is None:
         return gradient
     values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-    values = values * tf.cast(scale, values.dtype)
+
+    def scaled() -> tf.Tensor:
+        return values * tf.cast(scale, values.dtype)
+
     if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
-    return values
+        return tf.IndexedSlices(scaled(), gradient.indices, gradient.dense_shape)
+    large = (values.shape.num_elements() or 0) >= SEQUENCE_FROM
+    if xla or tf.executing_eagerly() or not large or not stays_one_operation():
+        return scaled()
+    return rare_cond(tf.equal(scale, 1.0), lambda: values, scaled)
 
 
 def is_of_keras(optimizer: keras.optimizers.Optimizer) -> bool:
@@ -169,7 +183,9 @@ def require_fusible(optimizer: keras.optimizers.Optimizer, caller: str) -> None:
 
 
 @contextlib.contextmanager
-def fused(optimizer: keras.optimizers.Optimizer, scale: tf.Tensor | None = None) -> Iterator[None]:
+def fused(
+    optimizer: keras.optimizers.Optimizer, scale: tf.Tensor | None = None, *, xla: bool = False
+) -> Iterator[None]:
     """Let an optimizer update dense gradients through a fused kernel, and sparse ones as it does.
 
     The arithmetic is Keras' in another order of rounding, so that weights differ in their last bits.
@@ -177,11 +193,12 @@ def fused(optimizer: keras.optimizers.Optimizer, scale: tf.Tensor | None = None)
     Args:
         optimizer: One that `require_fusible` admits, built.
         scale: What every gradient is multiplied by, or None.
+        xla: Whether XLA compiles the update.
     """
     kernel, update_step = _KERNELS[type(optimizer)](optimizer), optimizer.update_step
 
     def update(gradient, variable, learning_rate):
-        gradient = scaled_gradient(gradient, scale)
+        gradient = scaled_gradient(gradient, scale, xla=xla)
         if isinstance(gradient, tf.IndexedSlices):
             update_step(gradient, variable, learning_rate)
         else:

@@ -120,7 +120,7 @@ def rare_cond(predicate: tf.Tensor, true_fn: Callable[[], Any], false_fn: Callab
         true_fn: Makes the tensors of one branch.
         false_fn: Makes those of the other, in the same structure and of the same dtypes.
     """
-    if not _stays_one_operation():
+    if not stays_one_operation():
         return tf.cond(predicate, true_fn, false_fn)
     with tf.experimental.function_executor_type(_NOT_LOWERED):
         return tf.cond(predicate, _with_usual_executor(true_fn), _with_usual_executor(false_fn))
@@ -137,7 +137,7 @@ def held(tensors: Sequence[Any]) -> Callable[[], list[Any]]:
     Returns:
         What returns them, to be called in the branch.
     """
-    if not _stays_one_operation():
+    if not stays_one_operation():
         return lambda: list(tensors)
     return tf.experimental.Optional.from_value(tuple(tensors)).get_value
 
@@ -226,7 +226,8 @@ def _with_usual_executor(branch: Callable[[], Any]) -> Callable[[], Any]:
     return traced
 
 
-def _stays_one_operation() -> bool:
+def stays_one_operation() -> bool:
+    """Return whether a condition of `rare_cond` is one operation here: on a single processor, without a strategy."""
     return not tf.distribute.has_strategy() and _runs_on_the_cpu()
 
 

@@ -263,3 +263,23 @@ def test_a_model_that_is_not_compiled_is_refused():
     model = two_dense()
     with pytest.raises(ValueError, match=r"GradientGuard needs a compiled model .*Call model\.compile"):
         keras.callbacks.CallbackList([gr.GradientGuard()], model=model)
+
+
+def large():
+    return keras.Sequential([keras.Input((64,)), keras.layers.Dense(2100, "relu"), keras.layers.Dense(10)])
+
+
+@pytest.mark.parametrize("how", [{}, {"fused": True}, {"jit_compile": True}], ids=str)
+def test_a_large_kernel_is_bounded_as_by_keras_in_some_steps_and_left_alone_in_others(how):
+    """A kernel of 134,400 entries is not multiplied by a factor of 1; norms go from .4 to 1.3 here."""
+    x, y = digits(320)
+    clipped, ours = (seeded(large, keras.optimizers.SGD(0.1, momentum=0.9, global_clipnorm=c)) for c in (0.9, None))
+    for model in (clipped, ours):
+        model.compile(model.optimizer, model.loss, jit_compile=how.get("jit_compile", False))
+    guard = gr.GradientGuard(clipping=gr.clipping.by_global_norm(0.9), fused=how.get("fused", False))
+    history = fit(ours, x, y, guard).history
+    fit(clipped, x, y)
+    factors = guard.trace.steps["clip_factor"]
+    assert 0 < history["clipped_steps"][-1] == np.sum(factors < 1) < len(factors) - 3
+    for mine, theirs in zip(ours.get_weights(), clipped.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)

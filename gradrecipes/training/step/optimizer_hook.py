@@ -187,9 +187,9 @@ class OptimizerHook:
                 if settings.fused:
                     from gradrecipes.compat.keras_optimizers import fused
 
-                    stack.enter_context(fused(leaf, scale))
+                    stack.enter_context(fused(leaf, scale, xla=settings.xla))
                 else:
-                    stack.enter_context(updated_in_sequence(leaf, scale))
+                    stack.enter_context(updated_in_sequence(leaf, scale, xla=settings.xla))
             yield
 
 
