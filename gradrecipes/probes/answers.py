@@ -11,7 +11,7 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ import tensorflow as tf
 from gradrecipes.compat.keras_private import leaves, optimizers_of, replaced, sublayers
 from gradrecipes.compat.tensorflow_private import inlined, targets_reported, without_parts
 from gradrecipes.core.trace.trial_reading import AnswersReading
+from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.step.loss_terms import contributions
 from gradrecipes.training.trial.trial import Trial
 
@@ -87,10 +88,7 @@ class Answers:
             first = self.compared()
             if not beside or first is None:
                 return found
-            with (
-                without_parts(functools.partial(_left_out, beside)),
-                Trial(self._model, trial.batches, steps=trial.steps) as freed,
-            ):
+            with self._without_beside(), Trial(self._model, trial.batches, steps=trial.steps) as freed:
                 if freed.continued([1.0] * steps).broken is not None:
                     return found
                 ended = freed.save()
@@ -130,7 +128,7 @@ class Answers:
         answering = {
             place
             for place, outputs in enumerate(made)
-            if any(one.op.name in seen for one in outputs)
+            if any(name in seen for one in outputs for name in _read_as(one))
             if not any(one.op.name in later for later in behind[place + 1 :] for one in outputs)
         }
         if not answering:
@@ -159,6 +157,18 @@ class Answers:
             change: Called with the number of the call of a trained net and what it gave; returns what the step gets.
         """
         targets: list[Any] = []
+        with self._changed(change), contextlib.ExitStack() as stack:
+            for optimizer in optimizers_of(self._model):
+                for one in (optimizer, *leaves(optimizer)):
+                    stack.enter_context(replaced(one, "apply", lambda *args, **kwargs: None))
+            stack.enter_context(targets_reported(lambda target, _: targets.append(target)))
+            self._step(batch)
+        (loss,) = keras.tree.flatten(targets[-1])
+        return loss
+
+    @contextlib.contextmanager
+    def _changed(self, change: Callable[[int, Any], Any]) -> Iterator[None]:
+        """Change what trained nets give, within the `with` block: of each call that no other one of them makes."""
         places, inside = itertools.count(), [False]
 
         def changed(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -179,13 +189,55 @@ class Answers:
             for net in (self._model, *sublayers(self._model)):
                 if net.trainable_variables:
                     stack.enter_context(replaced(net, "call", changed(net.call)))
-            for optimizer in optimizers_of(self._model):
-                for one in (optimizer, *leaves(optimizer)):
-                    stack.enter_context(replaced(one, "apply", lambda *args, **kwargs: None))
-            stack.enter_context(targets_reported(lambda target, _: targets.append(target)))
-            self._step(batch)
-        (loss,) = keras.tree.flatten(targets[-1])
-        return loss
+            yield
+
+    @contextlib.contextmanager
+    def _without_beside(self) -> Iterator[None]:
+        """Let steps that are traced within the block differentiate only what depends on the answers."""
+        answers: list[str] = []
+
+        def note(place: int, given: Any) -> Any:
+            made = [one for one in keras.tree.flatten(given) if _is_answer(one)]
+            answers.extend(name for one in made if place in self._answering for name in _read_as(one))
+            return given
+
+        def beside(loss: Any) -> list[tuple[Any, Any]]:
+            parts = contributions(loss)
+            lone = [(part, weight) for part, weight in parts if not _ancestors([part]).intersection(answers)]
+            return lone if len(lone) < len(parts) else []
+
+        with self._changed(note), without_parts(beside):
+            yield
+
+
+def spread_over_samples(values: np.ndarray) -> float | None:
+    """Return the largest standard deviation of an entry over the samples, over the root mean square of all entries.
+
+    Example:
+        >>> spread_over_samples(np.array([[1.0, 2.0], [1.0, 2.0]]))
+        0.0
+    """
+    if values.ndim < 1 or len(values) < 2 or not np.isfinite(values).all() or not values.any():
+        return None
+    values = values.astype(np.float64)
+    return float(values.std(axis=0).max() / np.sqrt(np.mean(np.square(values))))
+
+
+def sample_spread(model: keras.Model, batch: Any) -> float | None:
+    """Return how far the answers of a model to the samples of a batch differ; None where they cannot be had.
+
+    Args:
+        model: A built model. It is left as it was.
+        batch: What `train_step` gets.
+    """
+    try:
+        with preserve_state(model):
+            outputs = keras.tree.flatten(model(keras.utils.unpack_x_y_sample_weight(batch)[0], training=False))
+            spreads = [spread_over_samples(np.asarray(output)) for output in outputs]
+    except Exception:  # a model that is not called as a whole
+        return None
+    known = [spread for spread in spreads if spread is not None]
+    return max(known) if known and len(known) == len(spreads) else None
 
 
 def _reading(rows: np.ndarray, entries: int) -> AnswersReading | None:
@@ -201,12 +253,6 @@ def _reading(rows: np.ndarray, entries: int) -> AnswersReading | None:
     return AnswersReading(float(own[:, 0].mean()), float(equal[:, 0].mean()), noise, entries, beside, sizes)
 
 
-def _left_out(beside: Sequence[int], loss: Any) -> list[tuple[Any, Any]]:
-    """Return (part, its weight) of the terms of a loss that are to be left out."""
-    parts = contributions(loss)
-    return [parts[place] for place in beside] if len(parts) > max(beside) else []
-
-
 def _named(beside: Sequence[int], first: AnswersReading, logs: Mapping[str, Sequence[float]]) -> str:
     """Return what the step calls the largest of these terms, or its place in the sum."""
     place = max(beside, key=lambda one: abs(first.terms[one]))
@@ -220,6 +266,11 @@ def _named(beside: Sequence[int], first: AnswersReading, logs: Mapping[str, Sequ
 
 def _is_answer(one: Any) -> bool:
     return tf.is_tensor(one) and one.dtype.is_floating and one.shape.rank not in (None, 0)
+
+
+def _read_as(one: tf.Tensor) -> list[str]:
+    """Return the names of the operations that a loss may read an answer from: Keras' own take a sigmoid's logits."""
+    return [one.op.name, *(part.op.name for part in one.op.inputs if one.op.type in ("Sigmoid", "Softmax"))]
 
 
 def _mean_unless(own: tf.Tensor, one: tf.Tensor) -> tf.Tensor:

@@ -323,9 +323,16 @@ def step_works(model: keras.Model, batches: Sequence[Any]) -> bool:
 
 
 def build_on(model: keras.Model, batch: Any) -> None:
-    """Build a model that was never called, on one batch, if its call allows it; a train step may do without."""
+    """Build a model that was never called, on one batch, if its call allows it; a train step may do without.
+
+    A train step of the user's own is traced, as the first step of a fit is: it may call its nets on parts of the batch.
+    """
     if model.built:
         return
+    if keras_private.has_own_train_step(model):
+        _create_all(model, batch)
+        if all(layer.built for layer in keras_private.sublayers(model)):
+            return
     x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
     of_its_own = keras_private.has_own_train_step(model)  # as a GAN's, whose call takes noise
     with contextlib.suppress(Exception if of_its_own else NotImplementedError):
