@@ -76,12 +76,19 @@ class Operation:
         type: TensorFlow's type, such as `"Log"`.
         words: What it does wrong, such as "the logarithm of 0".
         backward: Whether it belongs to the backward pass.
+        dtype: Of what it made, such as `"float16"`.
     """
 
     name: str
     type: str
     words: str
     backward: bool = False
+    dtype: str = ""
+
+    @property
+    def overflows_float16(self) -> bool:
+        """Whether it left the range of float16, from numbers that float32 may well hold the result of."""
+        return self.dtype == "float16" and "overflow" in self.words
 
     def __str__(self) -> str:
         return f"{self.words}{' in the backward pass' if self.backward else ''} (operation {self.name})"

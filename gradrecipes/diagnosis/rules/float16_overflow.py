@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.autopsy import Autopsy, Offender
+from gradrecipes.core.trace.autopsy import Autopsy, Offender, Operation
 from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.diagnosis.facts.readings import TOLERATED_BY_SCALER, layers, left_out_by_scaler, rounded
@@ -69,7 +69,7 @@ def float16_overflow(trace: Trace) -> Finding | None:
     if statement is None or (seen.learned and not broken):
         return None
     suspects = broken or swallowed or near
-    worst = suspects[0].name if suspects else None if offender is None else offender.layer
+    worst = suspects[0].name if suspects else offender.layer if isinstance(offender, Offender) else None
     return Finding(
         code="float16_overflow",
         title="Half precision is too narrow: a value left the range of float16",
@@ -93,14 +93,16 @@ def _is_swallowed(layer: LayerSignal) -> bool:
     return plain and layer.zero_share == 1.0 and (layer.input_rms or 0.0) > 0.0
 
 
-def _offender(trace: Trace) -> Offender | None:
+def _offender(trace: Trace) -> Offender | Operation | None:
     autopsy = (trace.probes.trial or TrialReading()).autopsy or Autopsy()
     found = [one for one in autopsy.offenders if one.dtype == "float16"]
-    return found[0] if found and found[0].kind not in ("input", "target") else None
+    if found and found[0].kind not in ("input", "target"):
+        return found[0]
+    return autopsy.operation if autopsy.operation is not None and autopsy.operation.overflows_float16 else None
 
 
 def _statement(
-    offender: Offender | None,
+    offender: Offender | Operation | None,
     near: list[LayerSignal],
     broken: list[LayerSignal],
     left_out: float,
@@ -114,6 +116,8 @@ def _statement(
     if broken:
         share = rounded(100 * broken[0].nonfinite_share)
         return f"{share}% of the outputs of {broken[0].name!r}, in float16, are not finite."
+    if isinstance(offender, Operation):
+        return f"The first value that was not finite is of float16: {offender}."
     if offender is not None:
         return f"The first value that was not finite is of float16: {offender.sentence}"
     if near:

@@ -220,6 +220,9 @@ def _broken_loss(trace: Trace) -> Said | None:
         return None
     if first.kind == "gradient" and first.layer is not None:
         return None
+    operation = autopsy(trace).operation
+    if operation is not None and operation.overflows_float16:
+        return None  # the range of the dtype is what is too small
     own = [head for head in heads(trace) if not head.of_keras]
     structure = trace.description
     added = first.kind == "loss" and first.layer is not None

@@ -66,6 +66,7 @@ UNSAFE_OF_INFINITY = {
 class _Seen:
     name: str
     type: str
+    dtype: str
     nan: bool
     inf: bool
     nan_before: bool
@@ -105,7 +106,7 @@ def _plain_step(model: keras.Model, data: Any) -> None:
 
 
 def _seen(run: Callable[[], Any]) -> list[_Seen]:
-    about: list[tuple[str, str]] = []
+    about: list[tuple[str, str, str]] = []
 
     @tf.function(autograph=False, jit_compile=False)
     def traced() -> tf.Tensor:
@@ -116,12 +117,12 @@ def _seen(run: Callable[[], Any]) -> list[_Seen]:
             if not made or len(rows) >= MAX_OPERATIONS:
                 continue
             given = [one for one in operation.inputs if one.dtype.is_floating]
-            about.append((operation.name, operation.type))
+            about.append((operation.name, operation.type, made[0].dtype.name))
             rows.append(tf.stack([*_flags(made), *_flags(given)]))
         return tf.stack(rows)
 
     flags = np.asarray(traced())
-    return [_Seen(name, kind, *map(bool, row)) for (name, kind), row in zip(about, flags, strict=True)]
+    return [_Seen(*named, *map(bool, row)) for named, row in zip(about, flags, strict=True)]
 
 
 def _flags(tensors: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -144,13 +145,13 @@ def _first(seen: Sequence[_Seen]) -> Operation | None:
         return _described(overflow, overflow.type, 1)
     if maker.inf_before and maker.type in UNSAFE_OF_INFINITY:
         words, backward = UNSAFE_OF_INFINITY[maker.type], maker.name.startswith(GRADIENT)
-        return Operation(_shortened(maker.name), maker.type, words, backward)
+        return Operation(_shortened(maker.name), maker.type, words, backward, maker.dtype)
     return _described(maker, maker.type, 0)
 
 
 def _described(one: _Seen, kind: str, place: int) -> Operation:
     words = UNSAFE.get(kind, (f"the operation {kind}", f"an overflow in {kind}"))[place]
-    return Operation(_shortened(one.name), kind, words, one.name.startswith(GRADIENT))
+    return Operation(_shortened(one.name), kind, words, one.name.startswith(GRADIENT), one.dtype)
 
 
 def _shortened(name: str) -> str:
