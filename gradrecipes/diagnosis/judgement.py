@@ -34,7 +34,6 @@ HEALTHY, UNHEALTHY, UNDECIDED = "healthy", "unhealthy", "undecided"
 STANDARD_ERRORS = 2.0  # by which a run has to end below the baseline to count as learned
 # Steps of a fit from which a symptom without a cause is reported; a run that breaks or diverges always is.
 MIN_STEPS_OF_SYMPTOM = 100
-WON_END = 0.01  # end over start of a loss that is almost 0 while another one climbs
 
 
 @dataclass(frozen=True)
@@ -131,8 +130,8 @@ def _judge_several(trace: Trace, steps: str) -> Judgement:
     if not falls or len(falls) < len(read):
         return Judgement(UNDECIDED, f"The loss was not seen in {steps}: the train step returns none.")
     course = "; ".join(f"{name!r} went from {rounded(one.start)} to {rounded(one.end)}" for name, one in falls.items())
-    lost = any(one.climbs for one in falls.values())
-    won = lost and any(0 < one.end < WON_END * one.start for one in falls.values())
+    lost = not all(one.falls for one in falls.values())
+    won = lost and any(one.won for one in falls.values())
     if won or not any(one.falls for one in falls.values()):
         return Judgement(UNDECIDED, f"In {steps}, {course}. {_longer(trace)}")
     return Judgement(HEALTHY, f"In {steps}, {course}.")
@@ -148,6 +147,11 @@ def _too_short(trace: Trace, seen: Verdict, alarming: Sequence[Finding]) -> bool
 def outputs(trace: Trace) -> tuple[OutputTrial, ...]:
     """Return how each of several outputs did in the trial; empty for a single one."""
     return (trace.probes.trial or TrialReading()).outputs
+
+
+def in_the_end(trace: Trace) -> tuple[OutputTrial, ...]:
+    """Return how each output did, or the only one, after the further steps where there were some."""
+    return (trace.probes.trial or TrialReading()).further or outputs(trace)
 
 
 def _is_learned(one: OutputTrial) -> bool:
@@ -173,7 +177,8 @@ def _learned(seen: Verdict, loss: np.ndarray, trace: Trace) -> bool:
     if not math.isfinite(seen.baseline):
         return seen.state == LEARNING
     if seen.state == LEARNING:
-        return seen.end < seen.baseline - STANDARD_ERRORS * _error_of_end(loss, trace)
+        end = seen.end if math.isnan(seen.mean_end) else seen.mean_end
+        return end < seen.baseline - STANDARD_ERRORS * _error_of_end(loss, trace)
     return seen.end_over_baseline < AT_REST
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from gradrecipes.core.findings import Evidence
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.trial_reading import (
     AS_IT_IS,
     TrialReading,
@@ -41,6 +42,7 @@ FIRST_STEPS = 3  # steps whose median is the first loss
 HIGH_PEAK = 10.0  # highest loss over the first, and over all of the last pass, of a run that diverged and settled
 FIRST_PEAK = 1e3  # the same over the loss of step 0, for a run that diverged in the second step
 RECOVERED_END = 0.5  # end over first loss below which such a run has recovered
+WON_END = 0.01  # end over the first value of a loss that is almost 0
 SPIKE = 3.0  # highest loss of a batch over its least; in a run that learns nothing only noise makes it rise
 STALLED_FALL = 0.01  # relative fall over the whole run below which the loss counts as stalled
 SLOW_FALL = 0.1  # relative fall over the whole run below which a net learns slowly
@@ -63,6 +65,8 @@ class Verdict:
         fall: (start - end) / |start|.
         baseline: The loss of the best constant prediction; NaN where it is not known.
         step: Where it broke or began to diverge, or None.
+        mean_end: Mean loss of the last pass of a trial, to be compared with the baseline, which is a mean as well; NaN
+            where single samples make up most of it, or there is no pass.
     """
 
     state: str
@@ -71,6 +75,7 @@ class Verdict:
     fall: float
     baseline: float
     step: int | None = None
+    mean_end: float = math.nan
 
     @property
     def unhealthy(self) -> bool:
@@ -106,7 +111,8 @@ class Verdict:
     @property
     def end_over_baseline(self) -> float:
         """End over the baseline; NaN where that is not known."""
-        return self.end / self.baseline if self.baseline > 0 else math.nan
+        end = self.end if math.isnan(self.mean_end) else self.mean_end
+        return end / self.baseline if self.baseline > 0 else math.nan
 
 
 def verdict(trace: Trace) -> Verdict:
@@ -115,6 +121,14 @@ def verdict(trace: Trace) -> Verdict:
     A trial repeats its batches, so each is compared with itself. Of a fit, the first quarter of the steps is compared
     with the last.
     """
+    found = _verdict(trace)
+    trial, loss, data = trace.probes.trial, losses(trace), trace.probes.data or DataReading()
+    corrupt = any(array.outliers or array.nonfinite for array in data.arrays("inputs", "targets"))
+    last = loss[-trial.batches :] if trial is not None and trial.batches and not corrupt else loss[:0]
+    return replace(found, mean_end=float(np.mean(last))) if len(last) and np.isfinite(last).all() else found
+
+
+def _verdict(trace: Trace) -> Verdict:
     trial = trace.probes.trial or TrialReading()
     loss = losses(trace)
     baseline = trial.constant_baseline_loss
@@ -165,12 +179,17 @@ def _spiked_from(finite: np.ndarray, end: float, period: int) -> float | None:
 
 
 class Falling(NamedTuple):
-    """How one of several losses went: its ends, and whether it fell or rose beyond its noise."""
+    """How one of several losses went: its ends, its first value, and whether it fell beyond its noise."""
 
     start: float
     end: float
     falls: bool
-    climbs: bool
+    first: float
+
+    @property
+    def won(self) -> bool:
+        """Whether it is almost 0 beside its first value, so that nothing is left to lower."""
+        return 0 < self.end < WON_END * self.first
 
 
 def falling(loss: np.ndarray, trace: Trace) -> Falling:
@@ -183,8 +202,8 @@ def falling(loss: np.ndarray, trace: Trace) -> Falling:
     period = (trace.probes.trial or TrialReading()).batches or 0
     start, end = _ends(loss, period)
     fall, accident = start - end, FALL_IN_ERRORS * _error_of_fall(loss, period)
-    climbs = -fall > max((DIVERGING_RISE - 1.0) * abs(start), accident)
-    return Falling(start, end, fall > max(STALLED_FALL * abs(start), accident), climbs)
+    first = float(np.median(loss[:FIRST_STEPS]))
+    return Falling(start, end, fall > max(STALLED_FALL * abs(start), accident), first)
 
 
 def _thrown_away_from(finite: np.ndarray, end: float, period: int) -> float | None:
@@ -199,11 +218,23 @@ def _thrown_away_from(finite: np.ndarray, end: float, period: int) -> float | No
 def losses(trace: Trace) -> np.ndarray:
     """Return the loss of each step, float64 `[n]`; the logged one where a custom train step computes it."""
     loss = trace.loss.astype(float)
+    if rival_losses(trace):
+        return np.full(len(loss), math.nan)
     if len(loss) and np.isnan(loss).all():
         logged = (trace.probes.trial or TrialReading()).logs.get("loss", ())
         if logged and len(logged) == len(loss):
             return np.array([math.nan if value is None else value for value in logged])
     return loss
+
+
+def rival_losses(trace: Trace) -> dict[str, np.ndarray]:
+    """Return the losses of a train step of several optimizers, by name, float64 `[n]`; empty where there is one.
+
+    Each optimizer lowers its own, often at the cost of another one: that a GAN calls one of them "loss" says nothing.
+    """
+    optimizer, logs = trace.description.optimizer, (trace.probes.trial or TrialReading()).logs
+    found = {name: np.array(values, float) for name, values in logs.items() if "loss" in name.lower()}
+    return found if optimizer is not None and optimizer.count > 1 and len(found) > 1 else {}
 
 
 def _broke(trace: Trace, bad: np.ndarray, trial: TrialReading) -> bool:

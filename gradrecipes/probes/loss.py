@@ -16,6 +16,7 @@ import tensorflow as tf
 from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import LossEquivalent, LossPoint, LossReading, OutputReading
+from gradrecipes.probes.answers import spread_over_samples
 from gradrecipes.training.description.output_head import OutputLoss, losses_of
 from gradrecipes.training.recovery.model_state import preserves_state
 from gradrecipes.training.trial.trial_data import first_samples, named
@@ -149,6 +150,8 @@ def _judged(
         read = replace(read, flat=_is_flat(loss, target, output))
         if read.acts_like is None and activation in (None, "linear", "unknown") and not _held(model):
             read = replace(read, far_losses=_far_losses(loss, target, output, _reach(activation, read)))
+        if activation == "linear" and tuple(output.shape) == tuple(target.shape):
+            read = replace(read, beyond=_beyond(loss, target, output))
     name = about["loss"] if read.acts_like is None else read.acts_like.loss
     from_logits = about["from_logits"] if read.acts_like is None else read.acts_like.from_logits
     if from_logits or (activation == "sigmoid" and "categorical" in str(name)):
@@ -186,6 +189,16 @@ def _is_flat(loss: Any, target: tf.Tensor, output: Any) -> bool:
     return True
 
 
+def _beyond(loss: Any, target: tf.Tensor, output: Any) -> tuple[float, ...] | None:
+    """Return the loss at the net's own answers, at the targets, and at twice the targets."""
+    right = tf.cast(target, output.dtype)
+    try:
+        found = tuple(float(tf.reduce_mean(loss(target, at))) for at in (tf.identity(output), right, 2.0 * right))
+    except Exception:  # a loss that needs more than targets and predictions
+        return None
+    return found if all(map(math.isfinite, found)) else None
+
+
 def _activation(description: Description, place: int) -> str | None:
     known = description.calls is not None and place < len(description.outputs)
     return description.outputs[place].activation if known else None
@@ -213,6 +226,7 @@ def _read(output: Any) -> OutputReading:
         nonfinite_share=1.0 - finite.size / max(1, values.size),
         sums_to_one=sums,
         sums_over=over,
+        sample_spread=spread_over_samples(values),
     )
 
 

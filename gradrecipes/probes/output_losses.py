@@ -49,9 +49,19 @@ class Baselines:
         description: Of the model.
         read: What the loss probe read of it.
         batches: Those of the trial.
+        corrupt: Whether samples were left out of them, which a trial's batches hold.
     """
 
-    def __init__(self, model: keras.Model, description: Description, read: LossReading | None, batches: list[Any]):
+    def __init__(
+        self,
+        model: keras.Model,
+        description: Description,
+        read: LossReading | None,
+        batches: list[Any],
+        *,
+        corrupt: bool = False,
+    ):
+        self.corrupt = corrupt
         weighted = any(one.loss_weight is not None for one in description.outputs)
         own = description.own_train_step or description.own_loss
         several = len(description.outputs) > 1

@@ -35,8 +35,18 @@ from gradrecipes.core.trace.trial_reading import (
     variation_of,
 )
 from gradrecipes.diagnosis.judgement import UNDECIDED, judge, outweighed_part
-from gradrecipes.diagnosis.outcome import BROKEN, DIVERGING, LEARNING, OSCILLATING, STALLED, Verdict, fixes, verdict
-from gradrecipes.probes.answers import Answers
+from gradrecipes.diagnosis.outcome import (
+    BROKEN,
+    DIVERGING,
+    LEARNING,
+    OSCILLATING,
+    STALLED,
+    Verdict,
+    fixes,
+    rival_losses,
+    verdict,
+)
+from gradrecipes.probes.answers import Answers, sample_spread
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.optimizer import read_planned_rates, try_highest_rate
 from gradrecipes.probes.output_losses import Baselines, OutputLosses, pairs_samples, step_acts_like
@@ -82,7 +92,7 @@ def try_out(
     steps = steps // len(batches) * len(batches) if len(batches) < steps else steps
     marks = bad_samples(probes.data, batches)
     usable = batches if marks is None else without(batches, marks)  # one outlying target would set the baseline
-    baselines = Baselines(model, description, probes.loss, usable)
+    baselines = Baselines(model, description, probes.loss, usable, corrupt=marks is not None)
     losses = OutputLosses(model, description, batches)
     before = losses.measured()
     penalty = losses.penalty
@@ -121,11 +131,15 @@ def try_out(
             penalties=penalties,
         )
         trace.probes = replace(probes, trial=reading, signal_after=signal(model, batches[0], attention=attention))
+        if rival_losses(trace):
+            trace.steps["loss"][:], run = np.nan, replace(run, loss=np.full_like(run.loss, np.nan))
         seen = verdict(trace)
         answers = _answers(trial, description, baselines, penalty) if run.broken is None else None
         if answers is not None and seen.state in (LEARNING, STALLED):
             reading = replace(reading, answers=answers.compared())
             trace.probes = replace(trace.probes, trial=reading)
+        if run.broken is None and (seen.slow or not seen.learned):
+            reading = replace(reading, sample_spread=sample_spread(model, batches[0]))
         outweighed = description.own_train_step and outweighed_part(reading) is not None
         open_still = seen.state in (LEARNING, STALLED) and judge(trace, ()).verdict == UNDECIDED
         asked = description.own_train_step and seen.state == LEARNING and not outputs
@@ -333,7 +347,7 @@ def _vary(trial: Trial, baselines: Baselines, *, steps: int = VARIED_STEPS, **ch
         logger.debug("A variation could not be run.", exc_info=True)
         return None
     other = _has_other_targets(batches, trial.batches)
-    baseline = baselines.of(batches) if other else baselines.of_trial
+    baseline = baselines.of(batches) if other or not baselines.corrupt else baselines.of_trial
     fitted = baselines.fit(batches) if other else baselines.fitted
     loss = run.loss[np.isfinite(run.loss)]
     period = min(len(batches), max(1, len(loss) // 2))
@@ -341,7 +355,7 @@ def _vary(trial: Trial, baselines: Baselines, *, steps: int = VARIED_STEPS, **ch
         return VariationResult(broken=run.broken, steps=steps)
     start, end = float(np.median(loss[:period])), float(np.median(loss[-period:]))
     fall = (start - end) / abs(start) if start else 0.0
-    over = end / baseline if baseline else None
+    over = (end if baselines.corrupt else float(loss[-period:].mean())) / baseline if baseline else None
     if fitted is None:
         return VariationResult(start, end, fall, over_baseline=over, steps=steps)
     last = OutputTrial(0, "loss", start, float(loss[-period:].mean()), fitted, _standard_error(loss[-period:]))

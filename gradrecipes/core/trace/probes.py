@@ -157,6 +157,10 @@ class OutputReading(Record):
         acts_like: The Keras loss that the user's loss equals, or None.
         far_losses: Values of the user's loss at the net's own answers, and 1e2, 1e4 and 1e6 times their size away from
             them, in the direction in which the loss falls; None where that is no question.
+        sample_spread: Largest standard deviation of an entry over the samples, over the root mean square; 0 where the
+            answers are the same for all samples, None for a single one.
+        beyond: Values of the user's loss at the net's own answers, at the targets, and at twice the targets; None where
+            that is no question.
         flat: Whether the slope of the user's loss is exactly 0 at all predictions, though the loss is not.
     """
 
@@ -174,6 +178,8 @@ class OutputReading(Record):
     pairs_samples: bool | None = None
     acts_like: LossEquivalent | None = None
     far_losses: tuple[float, ...] | None = None
+    sample_spread: float | None = None
+    beyond: tuple[float, ...] | None = None
     flat: bool = False
 
 

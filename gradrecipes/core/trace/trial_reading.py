@@ -163,6 +163,7 @@ class PlannedRates(Record):
             last pass at the highest rate. None where the rate rises no higher than in the trial, or was not tried.
         raised_over: Steps over which the rate was raised from that of the trial to the highest.
         in_full: Whether these are as many steps as the schedule itself takes from there.
+        over_step: First step from which on the rate stays below a thousandth of the highest before, or None.
         broken_rate: The rate at which the loss broke on the way, or None.
     """
 
@@ -176,6 +177,7 @@ class PlannedRates(Record):
     raised_over: int | None = None
     in_full: bool = False
     broken_rate: float | None = None
+    over_step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,8 @@ class TrialReading(Record):
             its parts seemed lost.
         weight_penalties: Names of what the train step returns that depends on the weights alone.
         rates: The learning rates of the training that is planned; None where the optimizer has no single rate.
+        sample_spread: How far the answers to the samples of a batch differ at the end, as `OutputReading.sample_spread`
+            has it; None where the net learned.
         answers: The loss beside that of equal answers, after all steps; None where the best constant prediction is
             known, or this could not be measured.
     """
@@ -253,6 +257,7 @@ class TrialReading(Record):
     later: Mapping[str, float] = field(default_factory=dict)
     weight_penalties: tuple[str, ...] = ()
     rates: PlannedRates | None = None
+    sample_spread: float | None = None
     answers: AnswersReading | None = None
 
 

@@ -280,6 +280,12 @@ def clip(trace: Trace, title: str, *, repairs: bool, learning_rate: float | None
     return prescription("clip", title=title, reason=reason, compile=compile_lines(optimizer))
 
 
+def is_clipped(trace: Trace) -> bool:
+    """Return whether the optimizer clips gradients by their norm already."""
+    optimizer = trace.description.optimizer
+    return optimizer is not None and any(optimizer.settings.get(name) for name in ("clipnorm", "global_clipnorm"))
+
+
 def learning_rate_prescriptions(trace: Trace, rate: float | None, factor: float) -> tuple[Prescription, ...]:
     """Return what to do about steps that are `factor` times too long."""
     times = f"{factor:,.0f}"
@@ -293,7 +299,11 @@ def learning_rate_prescriptions(trace: Trace, rate: float | None, factor: float)
     return (
         prescription("lower_learning_rate", title=title, lines=lower),
         warm_up(trace, better * WARM_UP_RAISES),
-        clip(trace, "Clip the gradient by its global norm", repairs=True, learning_rate=better),
+        *(
+            []
+            if is_clipped(trace)
+            else [clip(trace, "Clip the gradient by its global norm", repairs=True, learning_rate=better)]
+        ),
     )
 
 

@@ -67,5 +67,5 @@ def _shapes(trace: Trace) -> tuple[Evidence, ...]:
         return ()
     listed = ", ".join(f"{array.name} {list(array.shape)} {array.dtype}" for array in arrays)
     outputs = trace.description.outputs
-    made = ", ".join(f"{output.name} {output.shape and list(output.shape)}" for output in outputs)
+    made = ", ".join(f"{output.name} {list(output.shape)}" for output in outputs if output.shape)
     return (Evidence(f"Shapes of one sample: {listed}" + (f"; the outputs are {made}" if made else "") + "."),)

@@ -43,6 +43,9 @@ from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
+AT_TARGETS = 0.01  # loss at the targets over that at the net's own answers, of a loss that measures a difference
+BELOW_TARGETS = 0.1  # loss at twice the targets, below 0, over the same; the smoothing of an overlap changes less
+
 
 @rule(
     code="loss_output_mismatch",
@@ -65,6 +68,7 @@ def loss_output_mismatch(trace: Trace) -> Finding | None:
             for misfit in (*label_mismatches(head), *activation_mismatches(head))
             if held_back or not misfit.only_if_held_back
         ]
+    found += [misfit for head in heads(trace) if (misfit := _better_than_right(head)) is not None]
     found += _of_own_step(trace) or _of_cross_entropies(trace)
     found += _of_rivals(trace)
     if (trace.probes.trial or TrialReading()).pairs_samples is False:
@@ -82,6 +86,29 @@ def loss_output_mismatch(trace: Trace) -> Finding | None:
         explanation=" ".join(f"{misfit.statement} {misfit.consequence}" for misfit in found[:2]),
         evidence=(*map(_evidence, found), *_failure(trace)),
         prescriptions=tuple({misfit.prescription.title: misfit.prescription for misfit in found}.values()),
+    )
+
+
+def _better_than_right(head: Head) -> Mismatch | None:
+    """Return the mismatch of a loss that is 0 at the targets, and below that beyond them, where nothing bounds answers.
+
+    An overlap, such as Dice, is a share only of answers between 0 and 1.
+    """
+    own, right, twice = head.measured.beyond or (0.0, 0.0, 0.0)
+    if not own > 0 or abs(right) > AT_TARGETS * own or not twice < -BELOW_TARGETS * own:
+        return None
+    return Mismatch(
+        title=f"The loss {head.name!r} rewards outputs beyond the targets, and nothing bounds them",
+        statement=(
+            f"The loss {head.name!r} is {rounded(own)} at the net's own outputs, {rounded(right)} at the targets, and "
+            f"{rounded(twice)} at twice the targets; the output is linear."
+        ),
+        consequence="It is made for answers between 0 and 1: outputs that leave that range are rewarded for being "
+        "wrong, and the loss falls below that of the right answer.",
+        measured=twice,
+        expected=right,
+        prescription=prescription("bounded_output", units=head.units or 1),
+        sure=0.9,
     )
 
 

@@ -3,7 +3,10 @@
 ## What it does
 Fires where the slope of a user's own loss is exactly 0 at the predictions of every sample of a batch, and the loss of
 the trial does not fall. Of a train step that returns the terms of its loss, it fires where a term has the same value on
-the same batch in every pass, although the weights moved.
+the same batch in every pass, although the weights moved. Of a step of several optimizers, as that of a GAN, it fires
+where one loss is won outright, another one does not fall, and the gradients of all layers fall to a tenth. It also
+fires where the answers are the same for all samples, before the training and after a trial that stalled: nothing of the
+inputs reaches them, and no slope tells one sample from another.
 
 ## Why it is bad
 Gradient descent sees slopes only. A sign, a rounding, a threshold or an argmax is flat wherever it does not jump; a
@@ -30,18 +33,28 @@ argmax; activations with a second derivative, such as tanh or swish, for a loss 
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.probes import LossReading
 from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.diagnosis.facts.data_facts import heads
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.judgement import REGULARIZES, weights_of_parts
-from gradrecipes.diagnosis.outcome import OSCILLATING, STALLED, verdict
+from gradrecipes.diagnosis.outcome import FIRST_STEPS, OSCILLATING, STALLED, falling, rival_losses, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
+from gradrecipes.diagnosis.rules.dead_units import dead_units
+from gradrecipes.diagnosis.rules.saturated_units import saturated_units
+from gradrecipes.diagnosis.rules.vanishing_initialization import vanishing_initialization
 
+EQUAL_ANSWERS = 1e-5  # largest difference of the answers to two samples over their size: float32 rounding
+KNOWN_TO_EQUALIZE = (dead_units, saturated_units, vanishing_initialization)  # reasons with a rule of their own
+FALLEN_GRADIENT = 0.1  # last over first gradient of each layer; a generator that is losing and can follow has more
 SAME = 1e-6  # relative difference of a term from itself one pass later, up to which it did not change: float32 rounding
 
 
@@ -55,7 +68,7 @@ SAME = 1e-6  # relative difference of a term from itself one pass later, up to w
 )
 def loss_without_gradient(trace: Trace) -> Finding | None:
     """Tell which loss, or which term of it, no weight can lower."""
-    return _of_head(trace) or _of_term(trace)
+    return _of_head(trace) or _of_term(trace) or _of_rivals(trace) or _of_equal_answers(trace)
 
 
 def _of_head(trace: Trace) -> Finding | None:
@@ -82,6 +95,60 @@ def _of_term(trace: Trace) -> Finding | None:
             )
             return _finding(f"The term {name!r} of the loss has no gradient: no step changes it", statement, trace)
     return None
+
+
+def _of_rivals(trace: Trace) -> Finding | None:
+    """Tell whether one of several nets has won, and nothing is left that another one could follow."""
+    rivals = {name: falling(loss, trace) for name, loss in rival_losses(trace).items() if np.isfinite(loss).all()}
+    won = [name for name, one in rivals.items() if one.won]
+    lost = [name for name, one in rivals.items() if not one.falls]
+    norms = trace.layer_gradient_norm.astype(float)
+    quarter = len(norms) // 4
+    if not won or not lost or not quarter:
+        return None
+    first, last = (np.median(part, axis=0) for part in (norms[:FIRST_STEPS], norms[-quarter:]))
+    moved = first > 0  # not of a layer that only holds others
+    if not moved.any() or not (last[moved] < FALLEN_GRADIENT * first[moved]).all():
+        return None
+    ends = rivals[won[0]]
+    left = float(np.max(last[moved] / first[moved]))
+    statement = (
+        f"{won[0]!r} went from {rounded(ends.first)} to {rounded(ends.end)}, {lost[0]!r} does not fall, and the "
+        f"gradients of all layers fell to {rounded(left)} of their size or less"
+    )
+    return replace(
+        _finding(f"The loss {lost[0]!r} is flat where {won[0]!r} is won: its net gets no gradient", statement, trace),
+        explanation=(
+            f"{statement}. Where a discriminator is sure of everything, log(1 - D) of its answers is flat: the "
+            "generator that should become better gets no gradient, and the game is over."
+        ),
+        prescriptions=(prescription("loss_that_does_not_saturate"),),
+    )
+
+
+def _of_equal_answers(trace: Trace) -> Finding | None:
+    """Tell that the answers are the same for all samples, before the training and after the trial."""
+    read, trial = (trace.probes.loss or LossReading()).outputs, trace.probes.trial or TrialReading()
+    before = [one.sample_spread for one in read]
+    if not before or trial.sample_spread is None:
+        return None
+    spread = max([trial.sample_spread, *(math.inf if one is None else one for one in before)])
+    if spread > EQUAL_ANSWERS or any(known(trace) is not None for known in KNOWN_TO_EQUALIZE):
+        return None
+    statement = (
+        "The net gives the same answer to all samples of a batch, before the first step and after the trial: they "
+        f"differ by {rounded(spread)} of their size at most"
+    )
+    return replace(
+        _finding("The answers are the same for all samples: nothing of the inputs reaches them", statement, trace),
+        explanation=(
+            f"{statement}. No gradient tells one sample from another, so the net learns the best constant prediction "
+            "and no more. A mask that leaves out what it should keep, a product with 0, or inputs that are all equal "
+            "cut the outputs off."
+        ),
+        evidence=(Evidence(f"{statement}.", spread, 1.0, "one batch, before and after the trial"),),
+        prescriptions=(prescription("follow_two_samples"),),
+    )
 
 
 def _finding(title: str, statement: str, trace: Trace) -> Finding:

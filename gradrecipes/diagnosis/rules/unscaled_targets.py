@@ -39,7 +39,7 @@ from gradrecipes.core.trace.probes import OutputReading
 from gradrecipes.core.trace.trial_reading import ALL_SCALED, SCALED_TARGETS, VariationResult
 from gradrecipes.diagnosis.facts.data_facts import Head, arrays, heads, held_back_by
 from gradrecipes.diagnosis.facts.readings import number, rounded
-from gradrecipes.diagnosis.judgement import outputs
+from gradrecipes.diagnosis.judgement import in_the_end
 from gradrecipes.diagnosis.outcome import LEARNING, Verdict, fixed_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import scale_targets
 from gradrecipes.diagnosis.registry import rule
@@ -64,7 +64,7 @@ ON_LABELS = ("crossentropy", "cross_entropy", "hinge", "ctc", "dice", "tversky",
 def unscaled_targets(trace: Trace) -> Finding | None:
     """Tell which targets are far from unit size, and what becomes of the run with and without scaling."""
     seen = verdict(trace)
-    held = held_back_by(trace, SCALED_TARGETS, seen) or not all(one.learned for one in outputs(trace))
+    held = held_back_by(trace, SCALED_TARGETS, seen) or not all(one.learned for one in in_the_end(trace))
     if not held and not seen.end_over_baseline > FAR_FROM_BASELINE:
         return None
     healed = fixed_by(trace, SCALED_TARGETS) or _nearer_to_baseline(trace)
@@ -104,7 +104,7 @@ def _nearer_to_baseline(trace: Trace) -> bool:
 
     It is asked of a loss of the user's own, whose baseline may be negative: differences count there, not ratios.
     """
-    ended = outputs(trace)
+    ended = in_the_end(trace)
     excess = (variation(trace, SCALED_TARGETS) or VariationResult()).excess
     if len(ended) != 1 or excess is None or ended[0].learned or None in (ended[0].end, ended[0].baseline):
         return False
@@ -125,7 +125,7 @@ def _far_head(trace: Trace, size: float, *, own: bool) -> Head | None:
 def _severity(trace: Trace, head: Head, seen: Verdict) -> Severity:
     """Return a notice where an adaptive optimizer is on its way to targets of moderate size all the same."""
     adaptive = trace.description.optimizer is not None and trace.description.optimizer.adaptive
-    learns = seen.state == LEARNING and all(one.learned for one in outputs(trace))
+    learns = seen.state == LEARNING and all(one.learned for one in in_the_end(trace))
     return Severity.NOTICE if adaptive and learns and _size(head) < UNREACHABLE_TARGET_RMS else Severity.CRITICAL
 
 
