@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -28,6 +29,7 @@ OUTLYING_SHARE = 0.05  # of the samples, who may stand apart together: a damaged
 GAP = (
     30.0  # times beyond the largest of the other samples; of Pareto values (exponent 1) 3% of the sets have such a gap
 )
+SMALLEST_MIXED, MIXED_BY_CHANCE = 4, 0.05  # samples of a batch; probability that one drawn at random has one class
 COLUMNS_SEARCHED = 500  # columns with such a gap that are gone through sample by sample
 
 
@@ -313,7 +315,26 @@ def read_data(data: TrialData, description: Description, *, complete: bool | Non
     """
     complete = data.complete if complete is None else complete
     how = {"inputs": description.inputs, "samples": data.samples, "complete": complete}
-    return data_probe(data.x, data.y, data.sample_weight, **how)
+    read = data_probe(data.x, data.y, data.sample_weight, **how)
+    if data.batches is None or len(read.targets) != 1 or not read.targets[0].numeric:
+        return read
+    labels = [np.asarray(keras.tree.flatten(keras.utils.unpack_x_y_sample_weight(one)[1])[0]) for one in data.batches]
+    target = read.targets[0]
+    return replace(read, targets=(replace(target, single_class_batches=_single_class(labels, target)),))
+
+
+def _single_class(batches: Sequence[np.ndarray], read: ArrayReading) -> float | None:
+    """Return the share of batches whose labels are all equal; None where that is no question, or may be by chance."""
+    if read.one_hot and all(one.ndim == 2 for one in batches):
+        batches = [one.argmax(axis=1) for one in batches]
+    batches = [one.reshape(-1) for one in batches if one.shape[:1] == (one.size,) or one.shape == (one.size, 1)]
+    if not read.integer_valued or not batches or min(map(len, batches)) < SMALLEST_MIXED:
+        return None
+    _, counts = np.unique(np.concatenate(batches), return_counts=True)
+    by_chance = float(np.sum((counts / counts.sum()) ** min(map(len, batches))))
+    if len(counts) < 2 or by_chance > MIXED_BY_CHANCE:
+        return None
+    return float(np.mean([len(np.unique(one)) == 1 for one in batches]))
 
 
 def _read(name: str, values: Any, fed: bool, *, target: bool = False, factors: bool = False) -> ArrayReading:

@@ -24,6 +24,8 @@ from gradrecipes.diagnosis.outcome import Verdict
 from gradrecipes.training.trial.trial import Trial, TrialRun
 
 POINTS = 48  # at which a schedule is read, evenly over the training, beside those that its settings name
+FURTHER = 10  # times the steps that are known of, to which a schedule is read that rises without end
+OVER = 1e-3  # rate over the highest one of a schedule below which nothing is learned any more
 HIGHER = 1.5  # highest rate over that of the trial's steps from which it is tried
 RAISED_OVER = (75, SLOW_RISE, SLOWEST_RISE)  # steps over which the rate rises, the next where the loss is lost
 HELD = 2  # passes over the trial's batches at the highest rate
@@ -48,6 +50,8 @@ def read_planned_rates(
     schedule, first = found
     named = sorted(set(_steps_named(schedule)))
     last = max(trial_steps, steps if steps is not None else max(named, default=0) + 1 - first)
+    if steps is None and _rises_on(schedule, first, last):
+        last *= FURTHER
     points = {*np.linspace(0, trial_steps - 1, 9).astype(int), *np.linspace(0, last - 1, POINTS).astype(int)}
     points |= {step - first for step in named if 0 <= step - first < last}
     try:
@@ -57,7 +61,28 @@ def read_planned_rates(
     within = [value for point, value in rates.items() if point < trial_steps]
     step = max(rates, key=lambda point: (rates[point], -point))
     read = steps if steps is not None else last if last > trial_steps else None
-    return PlannedRates(read, steps is not None, min(within), max(within), rates[step], step)
+    known = PlannedRates(read, steps is not None, min(within), max(within), rates[step], step)
+    return replace(known, over_step=_over_step(rates))
+
+
+def _over_step(rates: dict[int, float]) -> int | None:
+    """Return the first step from which on the rate stays below a thousandth of the highest before."""
+    over = None
+    for step in sorted(rates, reverse=True):
+        highest = max(rate for before, rate in rates.items() if before <= step)
+        if not rates[step] < OVER * highest:
+            break
+        over = step
+    return over
+
+
+def _rises_on(schedule: Any, first: int, last: int) -> bool:
+    """Return whether a schedule goes on rising where its settings name no more steps, as that of a range test does."""
+    try:
+        rates = [float(schedule(first + step)) for step in (last - 1, FURTHER * last // 2, FURTHER * last - 1)]
+    except Exception:  # a schedule of the user's own may need more than a number
+        return False
+    return rates[1] > HIGHER * rates[0] and rates[2] > HIGHER * rates[1]
 
 
 def _steps_named(schedule: Any) -> Iterator[int]:

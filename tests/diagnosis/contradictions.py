@@ -149,7 +149,8 @@ def _of_prescriptions(findings: tuple[Finding, ...], trace: Trace) -> Iterator[s
                 yield f"{finding.code}: {advice.title!r} does not compile: {error}."
             known = bool(about.kinds)
             for kind in re.findall(r"keras\.layers\.(Dense|Conv\dD|LSTM|GRU|SimpleRNN|Embedding)\(", advice.code):
-                if known and kind not in kinds and not _replaces_the_head(advice.code):
+                other = f"{kind} or" in advice.title or f"{kind} instead of" in advice.title
+                if known and kind not in kinds and not other and not _replaces_the_head(advice.code):
                     yield f"{finding.code}: {advice.title!r} is made of {kind}; the net has {sorted(kinds)}."
             made = re.search(r"keras\.optimizers\.(\w+)\((?:learning_rate=)?([\d.e-]+)\)", advice.code)
             # Of a fresh optimizer the state is new; loss weights and freed layers come with the one that is there.

@@ -109,6 +109,8 @@ class ArrayReading(Record):
         share_below_minus_1: Share of the entries below -1.05.
         share_above_1: Share of the entries above 1.05.
         share_zero: Share of the entries that are exactly 0.
+        single_class_batches: Share of the batches, as they come, whose samples are all of one class; None of arrays,
+            which are shuffled, of small batches, and where chance makes such batches.
     """
 
     name: str
@@ -143,6 +145,7 @@ class ArrayReading(Record):
     share_below_minus_1: float | None = None
     share_above_1: float | None = None
     share_zero: float | None = None
+    single_class_batches: float | None = None
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,7 @@ def largest(values: np.ndarray) -> float:
     return float(np.max(values, where=np.isfinite(values), initial=-math.inf))
 
 
+WITHOUT_END = 100.0  # highest rate over that of the trial, beyond which where it breaks was not tried finely enough
 BELOW_THE_BREAK = 4.0  # rate that broke over the one to train at: a range test gives 3 to 10, arXiv 1506.01186
 
 
@@ -154,12 +155,15 @@ def rising_rate(trace: Trace) -> Finding | None:
     if rates is None or rates.highest is None or rates.trial_highest is None or not lost_at_highest(rates, seen):
         return None
     schedule = (trace.description.optimizer.schedule if trace.description.optimizer else None) or "The schedule"
-    within = "" if rates.planned or rates.steps is None else f", {rounded(rates.steps)} steps that it names itself"
+    within = "" if rates.planned or rates.steps is None else f", of {rounded(rates.steps)} steps that were read"
     statement = (
         f"{schedule} raises the learning rate from {rounded(rates.trial_highest)} in the trial to "
         f"{rounded(rates.highest)} at step {rates.highest_step:,}{within}; {_what_happened(rates)}."
     )
     peak = (rates.broken_rate or rates.highest) / BELOW_THE_BREAK
+    why = f"It is a quarter of {rounded(rates.broken_rate or rates.highest)}, at which the training diverges."
+    if not rates.planned and rates.highest > WITHOUT_END * rates.trial_highest:
+        peak, why = rates.trial_highest, "At that rate the net trained in the trial."
     return Finding(
         code="learning_rate_too_high",
         title=f"The schedule raises the learning rate to {rounded(rates.highest)}, at which the training diverges",
@@ -175,9 +179,7 @@ def rising_rate(trace: Trace) -> Finding | None:
             replace(
                 warm_up(trace, peak),
                 title=f"Let the learning rate rise to {peak:.2g} at most",
-                reason=(
-                    f"It is a quarter of {rounded(rates.broken_rate or rates.highest)}, at which the training diverges."
-                ),
+                reason=why,
                 risk="Too low a peak is slow: double it while the loss still falls without jumps.",
                 reference="arXiv 1506.01186 (range test)",
             ),

@@ -4,7 +4,8 @@
 Looks for samples that lie orders of magnitude further out in a column than all others, and for consequences: the run is
 not finite, diverges or stalls, the autopsy of the failing step names one of them, the net learns without them, or a
 single batch stands out in loss and gradient once in every pass. Heavy tails are not corruption: in healthy data the
-largest value is a few times the next one, not thousands of times. NaN and infinity are `nonfinite_data`.
+largest value is a few times the next one, not thousands of times. NaN and infinity are `nonfinite_data`. It also fires
+where most batches of a dataset hold a single class, since nothing shuffles it.
 
 ## Why it is bad
 The gradient of a squared error grows with the error, that of the first layer with the input. A sample a million times
@@ -124,6 +125,7 @@ def _largest(values: np.ndarray) -> float:
     return float(values.max()) if len(values) else np.nan
 
 
+MIN_UNMIXED = 0.5  # share of the batches that hold one class; at a border between two classes a batch holds both
 FAR_OUTLIER = 1000.0  # times the largest of all other samples; the ratio of the two largest Pareto values (exponent 1)
 # exceeds it once in a thousand data sets
 SUSPECT_RATIO = 30.0  # times, where leaving the samples out fixes the run
@@ -142,6 +144,8 @@ def corrupt_batch(trace: Trace) -> Finding | None:
     seen = verdict(trace)
     healed = fixed_by(trace, FINITE_DATA)
     spikes = None if trace.description.loss_scaler else single_batches(trace)
+    if (unmixed := _unmixed(trace)) is not None:
+        return unmixed
     missing = any(array.nonfinite for array in arrays(trace, parts=("inputs", "targets", "sample_weight")))
     blamed = _blamed(trace)
     odd = _odd(trace, SUSPECT_RATIO if healed or spikes or blamed else FAR_OUTLIER)
@@ -162,6 +166,29 @@ def corrupt_batch(trace: Trace) -> Finding | None:
         step=spikes.steps[0] if spikes else seen.step,
         evidence=_evidence(trace, odd, blamed, spikes),
         prescriptions=_prescriptions(trace, odd, blamed),
+    )
+
+
+def _unmixed(trace: Trace) -> Finding | None:
+    """Return the finding where the batches of a dataset hold one class each: it is read in the order of the classes."""
+    array = next((one for one in arrays(trace, parts=("targets",)) if one.single_class_batches is not None), None)
+    share = 0.0 if array is None else array.single_class_batches or 0.0
+    if array is None or share < MIN_UNMIXED:
+        return None
+    statement = f"{rounded(100 * share)}% of the batches hold samples of a single class of {array.name}, as they come"
+    return Finding(
+        code="corrupt_batch",
+        title=f"The batches are not mixed: {rounded(100 * share)}% of them hold a single class",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=0.95,
+        explanation=(
+            f"{statement}; drawn at random, next to none would. Each step then teaches the net to answer one class "
+            "whatever it sees, and the next steps undo it; a BatchNormalization adapts to one class at a time."
+        ),
+        step=None,
+        evidence=(Evidence(f"{statement}.", share, 0.0, "the dataset, batch by batch; arXiv 1206.5533, section 3.1"),),
+        prescriptions=(prescription("mix_batches"),),
     )
 
 

@@ -33,9 +33,11 @@ import numpy as np
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import AS_IT_IS, TrialReading, at_rate
+from gradrecipes.core.words import counted
 from gradrecipes.diagnosis.facts.divergences import MIN_WEIGHT_GROWTH, weight_growth
 from gradrecipes.diagnosis.facts.highest_rate import learned_at_highest
 from gradrecipes.diagnosis.facts.readings import middle, rounded
+from gradrecipes.diagnosis.judgement import rates as rates_of
 from gradrecipes.diagnosis.outcome import (
     LEARNING,
     PROVEN,
@@ -78,6 +80,8 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
     """Tell whether the steps are too short to learn anything, and by what factor."""
     seen = verdict(trace)
     update = _typical_update(trace)
+    if not seen.unhealthy and (over := _over_before_a_pass(trace)) is not None:
+        return over
     if seen.unhealthy or not update < SHORT_UPDATE or weight_growth(trace) >= MIN_WEIGHT_GROWTH:
         return None
     factor = fixing_rate(trace, lower=False)
@@ -148,6 +152,33 @@ def _dies(trace: Trace, update: float) -> bool:
     first, norms = middle(trace.samples["update_ratio"][0]), trace.gradient_norm
     alive = len(norms) > 1 and float(norms[-1]) > ALIVE_GRADIENT * float(norms[0])
     return alive and update < SHORTEST_UPDATE and first > DECAYED_UPDATE * max(update, 1e-30)
+
+
+def _over_before_a_pass(trace: Trace) -> Finding | None:
+    """Return the finding where the schedule is over before all samples were seen once, and the gradients are not."""
+    rates, data = rates_of(trace), trace.probes.data
+    size, norms = trace.description.batch_size, trace.gradient_norm
+    if rates is None or rates.over_step is None or data is None or not size or not data.samples or len(norms) < 2:
+        return None
+    more = rates.steps if rates.planned and rates.steps is not None else math.inf
+    alive = float(norms[-1]) > ALIVE_GRADIENT * float(norms[0])
+    if not alive or rates.over_step >= data.samples / size or more < 2 * rates.over_step:
+        return None
+    seen = verdict(trace)
+    statement = (
+        f"The schedule lowers the learning rate to less than a thousandth within {rates.over_step:,} steps, where one "
+        f"pass over the data takes {math.ceil(data.samples / size):,}, while the gradients are as large as before"
+    )
+    return Finding(
+        code="learning_rate_too_low",
+        title=f"The schedule is over after {counted(rates.over_step, 'step')}, before all samples were seen once",
+        kind=Kind.CAUSE,
+        severity=Severity.WARNING,
+        confidence=0.9,
+        explanation=f"{statement}. A schedule counts steps, not epochs. The loss {seen.course}.",
+        evidence=(Evidence(f"{statement}.", float(rates.over_step), data.samples / size, "the schedule"),),
+        prescriptions=(prescription("longer_schedule"),),
+    )
 
 
 def _died(trace: Trace, update: float, seen: Verdict) -> Finding:
