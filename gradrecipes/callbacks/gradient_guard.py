@@ -16,10 +16,7 @@ from gradrecipes.compat.keras_optimizers import learning_rates, lower_scale
 from gradrecipes.compat.keras_private import calling_list, optimizers_of
 from gradrecipes.compat.tensorflow_private import host_value
 from gradrecipes.core.arguments import require_choice, require_directory, require_file, require_flag
-from gradrecipes.core.trace import (
-    OUTCOMES,
-    SKIPPED_LOSS_OUTLIER,
-)
+from gradrecipes.core.trace import OUTCOMES, SKIPPED_LOSS_OUTLIER
 from gradrecipes.core.trace.trace import Event
 from gradrecipes.gradients.clipping import Clipping
 from gradrecipes.training.fit.prepared_step import Request
@@ -34,7 +31,7 @@ from gradrecipes.training.recovery.policy import (
     TrainingStoppedError,
     check_guard_arguments,
 )
-from gradrecipes.training.recovery.weight_growth import WeightGrowth
+from gradrecipes.training.recovery.weight_growth import WeightGrowth, are_other_weights, weight_norms
 
 _LOG = logging.getLogger(__name__)
 KEEP_BEST = (keras.callbacks.EarlyStopping, keras.callbacks.ModelCheckpoint, keras.callbacks.ReduceLROnPlateau)
@@ -182,6 +179,7 @@ class GradientGuard(AttachedCallback):
         self._skips: SkippedBatches | None = None
         self._retrial: Any = None  # the last step that was run again on the fit's first batch
         self._looked_after = 0  # steps that had run at the last look before weights were saved, evaluated or read
+        self._since = 0  # losses that were remembered when the fit began
         self._left_bad = False  # whether bad weights are left, since there was nothing to go back to
 
     @property
@@ -195,16 +193,18 @@ class GradientGuard(AttachedCallback):
         """Put the pipeline in place."""
         super().on_train_begin(logs)
         self.stop_reason = None
-        self._resumed = self._left_bad = False
-        self._looked_after = 0
+        self._resumed, self._left_bad, self._looked_after = False, False, 0
         if self.skipped_batches is not None:
             skipped = self._session.pipeline.skipped_steps
             self._skips = SkippedBatches(self.skipped_batches, self.trace, int(skipped.numpy()))
+        if are_other_weights(self.model, self._session.weights_left):
+            self._session.pipeline.forget()
         self._begin_recovery()
 
     def _begin_recovery(self) -> None:
         pipeline = self._session.pipeline
         earlier = None if self._recovery is None else self._recovery.ring
+        self._since = next((int(host_value(one.count)) for one in pipeline.detectors.values()), 0)
         ring = None
         if self.snapshot_every is not None:
             ring = SnapshotRing(self.model, also=pipeline.course, place=self.snapshot_on, earlier=earlier)
@@ -249,6 +249,7 @@ class GradientGuard(AttachedCallback):
         """Check the weights that are left, and give the model its own train function back."""
         try:
             self._check(thoroughly=True)
+            self._session.weights_left = weight_norms(self.model)
         finally:
             self._list_skipped(ended=True)
             super().on_train_end(logs)
@@ -275,7 +276,7 @@ class GradientGuard(AttachedCallback):
         pipeline = self._session.pipeline
         consecutive = int(host_value(pipeline.consecutive_skips))
         detector = next(iter(pipeline.detectors.values()), None)
-        losses = np.zeros(0, np.float32) if detector is None else detector.remembered()
+        losses = np.zeros(0, np.float32) if detector is None else detector.remembered(since=self._since)
         at_fault = self._weights_at_fault(consecutive, losses) if self._is_suspect(consecutive, thoroughly) else None
         finite = self._skips_were_finite(consecutive)
         baseline = {} if self._session.kept is None else {"baseline": self._session.kept.baseline}
@@ -300,6 +301,7 @@ class GradientGuard(AttachedCallback):
             pipeline.consecutive_skips.assign(0)
             for detector in pipeline.detectors.values():
                 detector.forget()
+            self._since = 0
             self._recovery.forget_level()
             self._session.add_event("gave_way", self._recovery.reason, {"consecutive_skips": consecutive})
         elif action is Action.STOP:
@@ -312,9 +314,8 @@ class GradientGuard(AttachedCallback):
         self._skips.write(self._session.collect(), count, scaled=scaled, ended=ended, blamed=blamed)
 
     def _is_suspect(self, consecutive: int, thoroughly: bool) -> bool:
-        if thoroughly:
-            return consecutive > 0 or self._recovery.weights_moved_far()
-        return consecutive >= self.max_consecutive_skips
+        least = 1 if thoroughly else self.max_consecutive_skips
+        return consecutive >= least or (thoroughly and self._recovery.weights_moved_far())
 
     def _weights_at_fault(self, consecutive: int, losses: np.ndarray) -> bool | None:
         self._retrial, growth = self._session.retry(), self._recovery.growth

@@ -377,11 +377,16 @@ class Pipeline:
     def _clipping_states(self) -> dict[str, tuple[tf.Variable, ...]]:
         return {} if self.clipper is None else self.clipper.states
 
-    def course(self) -> list[tf.Variable]:
+    def course(self, *, gathered: bool = True) -> list[tf.Variable]:
         """Return the variables that describe the course of the training so far: they go back when it does."""
         detectors = [variable for detector in self.detectors.values() for variable in detector.variables.values()]
-        gathered = [] if self.accumulated is None else list(self.accumulated.variables.values())
-        return gathered + detectors + [variable for state in self._clipping_states.values() for variable in state]
+        sums = [] if self.accumulated is None or not gathered else list(self.accumulated.variables.values())
+        return sums + detectors + [variable for state in self._clipping_states.values() for variable in state]
+
+    def forget(self) -> None:
+        """Begin anew, with other weights: what was remembered of losses, norms and rates means nothing any more."""
+        for variable in [*self.course(gathered=False), *self.rate_caps.values(), self.consecutive_skips]:
+            variable.assign(variable.beginning)
 
     def restore(self, values: dict[str, np.ndarray]) -> None:
         """Set the state of `variables` to saved values; what does not exist before the first step is set then."""

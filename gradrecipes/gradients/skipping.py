@@ -112,12 +112,16 @@ class OutlierDetector:
         self.count.assign(0)
         self.limits.assign(_NO_LIMITS)
 
-    def remembered(self) -> np.ndarray:
-        """Return the losses, oldest first, float32 `[n]`; empty while none is known."""
+    def remembered(self, *, since: int = 0) -> np.ndarray:
+        """Return the losses, oldest first, float32 `[n]`; empty while none is known.
+
+        Args:
+            since: What `count` was when the first of them had not come yet.
+        """
         count, losses = int(host_value(self.count)), host_value(self.values)[:, 0]
         oldest = count % WINDOW if count >= WINDOW else 0
         losses = np.concatenate([losses[oldest:], losses[:oldest]])[:count]
-        return losses if losses.any() else losses[:0]
+        return losses[max(len(losses) - max(count - since, 0), 0) :] if losses.any() else losses[:0]
 
     @property
     def variables(self) -> dict[str, tf.Variable]:

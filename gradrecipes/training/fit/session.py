@@ -59,6 +59,7 @@ class FitSession:
         self._replaced = False
         self.not_instrumented: str | None = None  # why the fit went on without the callbacks
         self.kept: KeptBatches | None = None  # while a callback wants batches kept
+        self.weights_left: Any = None  # what a guard notes of the weights with which the last fit ended
         self._shadows = contextlib.ExitStack()
 
     # -- coming and going ------------------------------------------------------------------------

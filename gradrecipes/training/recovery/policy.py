@@ -76,6 +76,8 @@ class Recovery:
     The bound of the rate is raised again after the next snapshot: what went wrong may have been one batch or one bit.
     After each further rollback of the fit, the training has to last for twice as many snapshots before that.
 
+    A fit that begins with nothing but outliers among the losses of an earlier one has other data, and gives way.
+
     A fit that continues a training begins far below the loss of a constant prediction, where twice the level is noise.
     There the training is lost only if the loss is more than half the way up to that of a constant prediction.
 
@@ -118,10 +120,11 @@ class Recovery:
         self._last_kept = -every
         self._beginning = self._best = self._kept_level = float("nan")
         self._lost_at: tuple[int, float] | None = None  # step and level of the last rollback for a lost level
-        self._rollbacks_of_fit = self._kept_since = 0
+        self._rollbacks_of_fit = self._kept_since = self._began = 0
 
     def begin(self, step: int) -> None:
         """Keep a snapshot of the beginning, or note its weights; nothing is known yet of its learning rate."""
+        self._began = step
         if self.growth is not None:
             self.growth.begin()
         if self.ring is not None and self.ring.keep(step, proven=False):
@@ -145,6 +148,8 @@ class Recovery:
         learned = 0 <= self._best <= LEARNED * self._beginning
         high = recent >= (LOST_SHARE if learned else DIVERGED) * self._beginning
         lost = high and not self._still_knows(recent, readings)
+        if self._begins_at_another_level(readings):
+            return self._give_way()
         if readings.weights_at_fault:
             reason = "too_many_skips" if readings.consecutive_skips else "training_lost"
             return self._recover(reason if self._weights_are_finite() else "nonfinite_weights", readings)
@@ -167,6 +172,11 @@ class Recovery:
             self.reason = "recovered"
             return Action.SPEED_UP
         return Action.NOTHING
+
+    def _begins_at_another_level(self, readings: Readings) -> bool:
+        """Return whether all steps of a fit so far were finite outliers: its weights are as it got them."""
+        skips = readings.consecutive_skips
+        return readings.finite and skips >= max(readings.step - self._began, min(LATEST, self.max_consecutive_skips))
 
     def forget_level(self) -> None:
         """Begin anew with the losses: their level has changed for good."""

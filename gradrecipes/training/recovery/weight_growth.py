@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 MAX_GROWTH = 2.0  # times an earlier norm; see `WeightGrowth`
+SAME = 1e-5  # relative difference of the norms of the same weights, summed in another order
 
 
 class WeightGrowth:
@@ -61,3 +62,17 @@ class WeightGrowth:
 
 def _in_range(value: tf.Tensor) -> tf.Tensor:
     return tf.cast(value, tf.float32) if value.dtype.size < 4 else value
+
+
+def weight_norms(model: keras.Model) -> np.ndarray:
+    """Return the L2 norm of each weight that is trained, float64 `[weights]`."""
+    halves = [tf.nn.l2_loss(_in_range(tf.convert_to_tensor(weight))) for weight in model.trainable_variables]
+    return np.sqrt(2 * np.array(halves, np.float64))
+
+
+def are_other_weights(model: keras.Model, norms: np.ndarray | None) -> bool:
+    """Return whether a model has other weights than it had when it had these norms; False where none are known."""
+    if norms is None:
+        return False
+    now = weight_norms(model)
+    return now.shape != norms.shape or not np.allclose(now, norms, rtol=SAME, atol=0.0, equal_nan=True)
