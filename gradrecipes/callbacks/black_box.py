@@ -251,11 +251,12 @@ class BlackBox(AttachedCallback):
         self.directory = directory
         self.capacity = recordings
         self.recordings: list[Recording] = []
-        self._skips_seen = 0
+        self._skips_seen = self._began = 0  # steps that had run when the fit began
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Put the pipeline in place."""
         super().on_train_begin(logs)
+        self._began = self._session.steps_run
         self._count_skips()
 
     def _count_skips(self) -> None:
@@ -269,8 +270,13 @@ class BlackBox(AttachedCallback):
             return
         self._skips_seen = skips
         recording = record_bad_step(self._session, self.model)
-        if recording is not None:
-            self._keep(recording)
+        if recording is None:
+            return
+        if not _is_fatal(recording) and self._session.steps_run == self._began + 1:
+            for detector in self._session.pipeline.detectors.values():
+                detector.forget()  # a fit that begins with an outlier among the losses of an earlier one has other data
+            return
+        self._keep(recording)
 
     def _keep(self, recording: Recording) -> None:
         self.recordings.append(recording)

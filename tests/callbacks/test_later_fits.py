@@ -83,3 +83,15 @@ def test_where_the_training_goes_on_an_absurd_batch_is_known_at_once():
     absurd[:BATCH] *= 1e6
     fit(model, absurd, Y, guard, epochs=1)
     assert [(event.kind, event.batch) for event in guard.events] == [("skip", 0)]
+
+
+def test_a_black_box_keeps_its_room_where_the_data_of_a_later_fit_are_others():
+    model, box = made(), gr.BlackBox()
+    fit(model, X, Y, box)
+    others = (Y * 7 + 3) % 10
+    fit(model, X[:, ::-1], others, box, epochs=4)
+    assert box.recordings == []
+    broken = X[:, ::-1].copy()
+    broken[40, 5] = np.nan
+    fit(model, broken, others, box, epochs=1)
+    assert [one.batch for one in box.recordings] == [1] and box.recordings[0].reason.startswith("nonfinite")
