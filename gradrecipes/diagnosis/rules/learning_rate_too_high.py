@@ -8,7 +8,8 @@ already climbing. So neither a bump that fixed_by, nor noise, nor the edge of st
 off; nor does a run that starts with a giant loss and gradient, whose cause lies in its data or its weights.
 
 A trial that goes well says nothing of a rate that a schedule reaches later. Where the schedule rises above the rates of
-the trial, the trial goes on to its highest rate, and the rule fires where the loss is lost there.
+the trial, the trial goes on to its highest rate, and the rule fires where the loss is lost there. A schedule that rises
+on where its settings name no more steps, as that of a range test does, is read ten times as far.
 
 ## Why it is bad
 On a slope of curvature lambda a gradient step longer than 2 / lambda lands higher on the other side than it began,

@@ -5,6 +5,8 @@ Fires where the trial's loss hardly fell, an update changed a typical layer by l
 size, and the net learns in the same steps at ten, a hundred or a thousand times the rate. Without a trial, in the
 record of a real training, it needs at least 200 such steps. It fires as well where the loss of a run that is no better
 than a constant prediction falls ten times as far at each of these rates: steps that are far too short follow the slope.
+And it fires where a schedule falls to a thousandth before all samples were seen once, while the gradients are as large
+as before: its decay was counted in epochs.
 
 ## Why it is bad
 About a thousandth of the weights' size per step is usual. A hundred times less takes a hundred times as long, which

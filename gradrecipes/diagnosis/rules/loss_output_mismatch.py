@@ -5,7 +5,8 @@ Compares what the loss expects with what it gets, from the structure, the output
 probabilities or logits, one unit or several, class numbers or one-hot rows, 0 and 1 or -1 and 1, shapes that are
 silently broadcast, targets that the last activation cannot reach. What Keras converts by itself (the logits before a
 softmax, `(n,)` against `(n, 1)`, 0 and 1 with a hinge) is taken into account, and measured where it may fail. In a
-train step of one's own, the values tell that each binary cross-entropy gets, and those that a discriminator gets.
+train step of one's own, the values tell that each binary cross-entropy gets, and those that a discriminator gets. A
+loss of one's own that is 0 at the targets and below 0 beyond them, as an overlap is, needs outputs that are bounded.
 
 ## Why it is bad
 Most of these run without an error, and the loss even falls. The net then learns another task than intended, with a

@@ -52,7 +52,8 @@ from gradrecipes.diagnosis.rules.dead_units import dead_units
 from gradrecipes.diagnosis.rules.saturated_units import saturated_units
 from gradrecipes.diagnosis.rules.vanishing_initialization import vanishing_initialization
 
-EQUAL_ANSWERS = 1e-5  # largest difference of the answers to two samples over their size: float32 rounding
+EQUAL_ANSWERS = 1e-6  # spread of the answers to the samples over their size: ten rounding errors of float32
+MAX_ANSWER_RMS = 100.0  # of larger ones, as of a bias at the mean of unscaled targets, rounding hides the differences
 KNOWN_TO_EQUALIZE = (dead_units, saturated_units, vanishing_initialization)  # reasons with a rule of their own
 FALLEN_GRADIENT = 0.1  # last over first gradient of each layer; a generator that is losing and can follow has more
 SAME = 1e-6  # relative difference of a term from itself one pass later, up to which it did not change: float32 rounding
@@ -130,7 +131,7 @@ def _of_equal_answers(trace: Trace) -> Finding | None:
     """Tell that the answers are the same for all samples, before the training and after the trial."""
     read, trial = (trace.probes.loss or LossReading()).outputs, trace.probes.trial or TrialReading()
     before = [one.sample_spread for one in read]
-    if not before or trial.sample_spread is None:
+    if not before or trial.sample_spread is None or any((one.rms or 0.0) > MAX_ANSWER_RMS for one in read):
         return None
     spread = max([trial.sample_spread, *(math.inf if one is None else one for one in before)])
     if spread > EQUAL_ANSWERS or any(known(trace) is not None for known in KNOWN_TO_EQUALIZE):
