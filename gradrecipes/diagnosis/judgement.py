@@ -150,8 +150,9 @@ def outputs(trace: Trace) -> tuple[OutputTrial, ...]:
 
 
 def in_the_end(trace: Trace) -> tuple[OutputTrial, ...]:
-    """Return how each output did, or the only one, after the further steps where there were some."""
-    return (trace.probes.trial or TrialReading()).further or outputs(trace)
+    """Return how each output did; the only one after the further steps, where there were some."""
+    further = (trace.probes.trial or TrialReading()).further
+    return further if len(further) == 1 else outputs(trace)
 
 
 def _is_learned(one: OutputTrial) -> bool:

@@ -43,6 +43,7 @@ HIGH_PEAK = 10.0  # highest loss over the first, and over all of the last pass, 
 FIRST_PEAK = 1e3  # the same over the loss of step 0, for a run that diverged in the second step
 RECOVERED_END = 0.5  # end over first loss below which such a run has recovered
 WON_END = 0.01  # end over the first value of a loss that is almost 0
+HEAVY_TAIL = 1.5  # mean over median of a pass; that of an exponential distribution is 1.44
 SPIKE = 3.0  # highest loss of a batch over its least; in a run that learns nothing only noise makes it rise
 STALLED_FALL = 0.01  # relative fall over the whole run below which the loss counts as stalled
 SLOW_FALL = 0.1  # relative fall over the whole run below which a net learns slowly
@@ -65,8 +66,8 @@ class Verdict:
         fall: (start - end) / |start|.
         baseline: The loss of the best constant prediction; NaN where it is not known.
         step: Where it broke or began to diverge, or None.
-        mean_end: Mean loss of the last pass of a trial, to be compared with the baseline, which is a mean as well; NaN
-            where single samples make up most of it, or there is no pass.
+        mean_end: Mean loss of the last pass of a trial whose batches have a heavy tail, to compare with the baseline,
+            which is a mean as well; NaN of others, and where samples are outliers.
     """
 
     state: str
@@ -125,7 +126,14 @@ def verdict(trace: Trace) -> Verdict:
     trial, loss, data = trace.probes.trial, losses(trace), trace.probes.data or DataReading()
     corrupt = any(array.outliers or array.nonfinite for array in data.arrays("inputs", "targets"))
     last = loss[-trial.batches :] if trial is not None and trial.batches and not corrupt else loss[:0]
-    return replace(found, mean_end=float(np.mean(last))) if len(last) and np.isfinite(last).all() else found
+    return replace(found, mean_end=float(np.mean(last))) if has_heavy_tail(last) else found
+
+
+def has_heavy_tail(loss: np.ndarray) -> bool:
+    """Return whether a few batches make up most of the mean of a pass, so that its median says nothing of that."""
+    if not len(loss) or not np.isfinite(loss).all():
+        return False
+    return float(np.mean(loss)) > HEAVY_TAIL * float(np.median(loss)) > 0
 
 
 def _verdict(trace: Trace) -> Verdict:

@@ -43,6 +43,7 @@ from gradrecipes.diagnosis.outcome import (
     STALLED,
     Verdict,
     fixes,
+    has_heavy_tail,
     rival_losses,
     verdict,
 )
@@ -347,7 +348,7 @@ def _vary(trial: Trial, baselines: Baselines, *, steps: int = VARIED_STEPS, **ch
         logger.debug("A variation could not be run.", exc_info=True)
         return None
     other = _has_other_targets(batches, trial.batches)
-    baseline = baselines.of(batches) if other or not baselines.corrupt else baselines.of_trial
+    baseline = baselines.of(batches) if other else baselines.of_trial
     fitted = baselines.fit(batches) if other else baselines.fitted
     loss = run.loss[np.isfinite(run.loss)]
     period = min(len(batches), max(1, len(loss) // 2))
@@ -355,7 +356,9 @@ def _vary(trial: Trial, baselines: Baselines, *, steps: int = VARIED_STEPS, **ch
         return VariationResult(broken=run.broken, steps=steps)
     start, end = float(np.median(loss[:period])), float(np.median(loss[-period:]))
     fall = (start - end) / abs(start) if start else 0.0
-    over = (end if baselines.corrupt else float(loss[-period:].mean())) / baseline if baseline else None
+    heavy = not baselines.corrupt and has_heavy_tail(loss[-period:])
+    baseline = baselines.of(batches) if heavy else baseline  # of a few batches, it may be far from that of all
+    over = (float(loss[-period:].mean()) if heavy else end) / baseline if baseline else None
     if fitted is None:
         return VariationResult(start, end, fall, over_baseline=over, steps=steps)
     last = OutputTrial(0, "loss", start, float(loss[-period:].mean()), fitted, _standard_error(loss[-period:]))

@@ -141,9 +141,9 @@ class OutputTrial(Record):
     @property
     def learned(self) -> bool:
         """Whether it ends below the baseline beyond its noise; without a baseline, below its own start."""
-        if self.start is None or self.end is None:
-            return True  # not measured
         against = self.start if self.baseline is None else self.baseline
+        if against is None or self.end is None:
+            return True  # not measured
         return self.end < against - 2.0 * self.noise
 
 
