@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import time
@@ -16,7 +17,7 @@ import numpy as np
 from gradrecipes.callbacks.gradient_guard import GradientGuard
 from gradrecipes.compat.keras_private import build_optimizer, has_own_train_step
 from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_numbers_kept, seed_all
-from gradrecipes.rescue.feed import Feed
+from gradrecipes.rescue.feed import Feed, with_tuples
 from gradrecipes.rescue.original import OWN, Setup
 from gradrecipes.rescue.task import WORST, Score, Task
 
@@ -161,7 +162,7 @@ class Arm:
             self._model, self._stage = stage.model, stage
 
     def _advance(self, count: int) -> None:
-        stream = _Steps(self._feed, self.setup.batch_size, self.seed, self._done, count)
+        stream = _Steps(self._feed, self.setup, self.seed, self._done, count)
         watch = _Watch(guarded=self.setup.guard)
         guard = [GradientGuard()] if self.setup.guard else []
         with _quiet():
@@ -245,9 +246,11 @@ def _quiet() -> Iterator[None]:
 class _Steps(keras.utils.PyDataset):
     """Give `fit` a part of the steps, each with its own samples whenever it is asked for."""
 
-    def __init__(self, feed: Feed, batch_size: int, seed: int, skip: int, count: int):
+    def __init__(self, feed: Feed, setup: Setup, seed: int, skip: int, count: int):
         super().__init__()
-        self._feed, self._size, self._seed, self._skip, self._count = feed, batch_size, seed, skip, count
+        self._skip, self._count = skip, count
+        how = {"batch_size": setup.batch_size, "seed": seed, "shuffled": setup.order != OWN}
+        self._batches = functools.partial(feed.batches, **how)
 
     @property
     def end(self) -> int:
@@ -257,15 +260,7 @@ class _Steps(keras.utils.PyDataset):
         return self._count
 
     def __getitem__(self, index: int) -> Any:
-        batch = next(self._feed.batches(batch_size=self._size, seed=self._seed, skip=self._skip + index, count=1))
-        return _with_tuples(batch)
-
-
-def _with_tuples(part: Any) -> Any:
-    """Return nested arrays with tuples for lists, as `fit` makes of several inputs: a dataset takes no lists."""
-    if isinstance(part, dict):
-        return {name: _with_tuples(one) for name, one in part.items()}
-    return tuple(map(_with_tuples, part)) if isinstance(part, list | tuple) else part
+        return with_tuples(next(self._batches(skip=self._skip + index, count=1)))
 
 
 class _Watch(keras.callbacks.Callback):
@@ -350,7 +345,7 @@ def graph_of(setup: Setup) -> Setup | None:
         return None
     constant = setup.schedule is None and not setup.warm_up
     rate = {"learning_rate": 0.0, "rate_factor": 1.0} if constant else {}
-    return replace(setup, initializers=OWN, optimizer_state=OWN, **rate)
+    return replace(setup, initializers=OWN, optimizer_state=OWN, order=OWN, **rate)
 
 
 def _state(model: keras.Model) -> list[Any]:

@@ -60,7 +60,14 @@ def cost_of(changes: Changes) -> tuple[int, int]:
 
 
 def catalogue(
-    base: Setup, original: Original, scaling: Scaling, task: Task, *, steps: int, positive: tuple[int, ...] = ()
+    base: Setup,
+    original: Original,
+    scaling: Scaling,
+    task: Task,
+    *,
+    steps: int,
+    positive: tuple[int, ...] = (),
+    in_order: bool = False,
 ) -> dict[str, Change]:
     """Return every change that this model, its data and its setup allow, by name, the safest first.
 
@@ -71,8 +78,10 @@ def catalogue(
         task: What is to be learned.
         steps: Training steps of the user's own training.
         positive: Columns of the output below 0 of which the loss is not finite.
+        in_order: Whether the samples come in an order of their own.
     """
-    allowed = [*_allowed(base, original, scaling, task, steps)]
+    allowed = [_with("shuffle", "shuffle the samples of the dataset", 0, order="shuffled")] if in_order else []
+    allowed += _allowed(base, original, scaling, task, steps)
     if positive and original.surgical:
         words = (
             f"pass column {', '.join(map(str, positive))} of the output through softplus, so that the loss is finite"
@@ -211,7 +220,7 @@ BY_CAUSE: dict[str, tuple[str, ...]] = {
     "unscaled_inputs": ("inputs",),
     "unscaled_targets": ("targets",),
     "nonfinite_data": ("guard", "inputs"),
-    "corrupt_batch": ("guard", "inputs", "clip"),
+    "corrupt_batch": ("shuffle", "guard", "inputs", "clip"),
     "loss_output_mismatch": ("head_and_loss",),
     "unsafe_loss": ("positive_outputs", "head_and_loss", "guard"),
     "float16_overflow": ("float32", "guard"),

@@ -110,7 +110,13 @@ def code_of(
         where = "" if len(scaling.targets) == 1 else f", for outputs {sorted(scaling.targets)}; 1 for the others"
         lines += [f"# In compile, unless you have weights of your own{where}"]
         lines += [f"+ loss_weights=[{', '.join(f'{weight:.4g}' for weight in weights)}]"]
-    if "batch_size" in changed:
+    if "order" in changed:
+        lines += [
+            "# Of a tf.data.Dataset, with all samples in the buffer if they fit; of a PyDataset, shuffle its rows"
+        ]
+        lines += ["+ dataset = dataset.unbatch().shuffle(10_000, reshuffle_each_iteration=True)"]
+        lines += [f"+ dataset = dataset.batch({after.batch_size})"]
+    elif "batch_size" in changed:
         if arrays:
             lines += ["# In fit", f"- batch_size={before.batch_size}", f"+ batch_size={after.batch_size}"]
         else:

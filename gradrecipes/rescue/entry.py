@@ -125,11 +125,12 @@ def rescue(
     tell("diagnosing")
     with random_numbers_kept(), global_tensorflow_seed_kept():
         seed_all(seed)  # what ran before in the process must not matter
+        inputs, targets, weights = feed.as_user_gave(size)
         trace = examine(
             model,
-            feed.x,
-            feed.y,
-            sample_weight=feed.sample_weight,
+            inputs,
+            targets,
+            sample_weight=weights,
             batch_size=min(size, feed.samples),
             seed=seed,
             epochs=epochs,
@@ -182,7 +183,7 @@ def rescue(
         seconds={"diagnosis": time.monotonic() - began},
     )
     positive = _positive_columns(original, build, base, feed, outputs)
-    known = catalogue(base, original, scaling, task, steps=steps, positive=positive)
+    known = catalogue(base, original, scaling, task, steps=steps, positive=positive, in_order=feed.in_order)
     if any(one.custom for one in outputs) and not LOSS_CAUSES & {finding.code for finding in diagnosis.findings}:
         known.pop("head_and_loss", None)  # who writes a loss means another one than the targets suggest
     found = search(

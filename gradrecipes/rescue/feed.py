@@ -32,6 +32,7 @@ class Feed:
         y_val: Their targets, or None.
         samples: Training samples.
         complete: Whether all of the user's data were read.
+        in_order: Whether `fit` takes the samples in the order in which they are, as those of a dataset.
     """
 
     x: Any
@@ -41,14 +42,32 @@ class Feed:
     y_val: Any
     samples: int
     complete: bool
+    in_order: bool = False
 
-    def batches(self, *, batch_size: int, seed: int, skip: int, count: int) -> Iterator[tuple[Any, ...]]:
-        """Yield `count` batches after the first `skip`, epoch after epoch, each in an order fixed by the seed."""
+    def batches(
+        self, *, batch_size: int, seed: int, skip: int, count: int, shuffled: bool = True
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yield `count` batches after the first `skip`, epoch after epoch, each in an order fixed by the seed.
+
+        Args:
+            batch_size: Samples in a batch.
+            seed: Of the order.
+            skip: Batches before the first.
+            count: Batches.
+            shuffled: False for the samples of a dataset in its own order.
+        """
         per_epoch = self.steps_per_epoch(batch_size)
         for step in range(skip, skip + count):
             epoch, place = divmod(step, per_epoch)
-            order = _order(seed, epoch, self.samples)
+            order = _order(seed, epoch, self.samples) if shuffled or not self.in_order else np.arange(self.samples)
             yield self.take(order[place * batch_size : (place + 1) * batch_size])
+
+    def as_user_gave(self, batch_size: int) -> tuple[Any, Any, Any]:
+        """Return inputs, targets and weights of all samples: as arrays, or as a dataset in its own order."""
+        if not self.in_order:
+            return self.x, self.y, self.sample_weight
+        parts = self.take(np.arange(self.samples))
+        return tf.data.Dataset.from_tensor_slices(with_tuples(parts)).batch(batch_size), None, None
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Return the steps of an epoch, the last of which may be smaller."""
@@ -89,7 +108,7 @@ def read_feed(
         TypeError: Data that hold no numbers, or batches that cannot be joined.
         ValueError: Data that are empty or do not belong together.
     """
-    x, y, weights, size, complete = _arrays(x, y, sample_weight, batch_size)
+    x, y, weights, size, complete, in_order = _arrays(x, y, sample_weight, batch_size)
     samples = len(keras.tree.flatten(x)[0])
     if validation_data is not None:
         given = tuple(validation_data) if isinstance(validation_data, tuple | list) else (validation_data, None)
@@ -105,19 +124,26 @@ def read_feed(
         x, y, weights = (_rows(part, kept) for part in (x, y, weights))
     few = np.random.default_rng(seed).permutation(len(keras.tree.flatten(x_val)[0]))[:MAX_VALIDATION]
     x_val, y_val = _rows(x_val, np.sort(few)), _rows(y_val, np.sort(few))
-    return Feed(x, y, weights, x_val, y_val, len(kept), complete), size
+    return Feed(x, y, weights, x_val, y_val, len(kept), complete, in_order), size
+
+
+def with_tuples(part: Any) -> Any:
+    """Return nested arrays with tuples for lists, as `fit` makes of several inputs: a dataset takes no lists."""
+    if isinstance(part, dict):
+        return {name: with_tuples(one) for name, one in part.items()}
+    return tuple(map(with_tuples, part)) if isinstance(part, list | tuple) else part
 
 
 def _rows(part: Any, index: np.ndarray | slice) -> Any:
     return None if part is None else keras.tree.map_structure(lambda array: np.asarray(array)[index], part)
 
 
-def _arrays(x: Any, y: Any, sample_weight: Any, batch_size: int) -> tuple[Any, Any, Any, int, bool]:
+def _arrays(x: Any, y: Any, sample_weight: Any, batch_size: int) -> tuple[Any, Any, Any, int, bool, bool]:
     if isinstance(x, tf.data.Dataset):
         _require_batches(x)
     read = trial_data(x, y, sample_weight=sample_weight, batch_size=batch_size)  # refuses what cannot be used
     if read.batches is None:
-        return read.x, read.y, read.sample_weight, read.batch_size, True
+        return read.x, read.y, read.sample_weight, read.batch_size, True, False
     if read.complete or not isinstance(x, tf.data.Dataset | keras.utils.PyDataset):
         batches, complete = list(read.batches), read.complete
     else:
@@ -133,7 +159,7 @@ def _arrays(x: Any, y: Any, sample_weight: Any, batch_size: int) -> tuple[Any, A
                 f"The batches of the {type(x).__name__} have samples of different shapes, so a part cannot be held "
                 "back. Pad them to one shape."
             ) from error
-    return (*joined, read.batch_size, complete)
+    return (*joined, read.batch_size, complete, True)
 
 
 def _require_batches(dataset: tf.data.Dataset) -> None:

@@ -236,6 +236,7 @@ class Setup(Record):
         precision: Name of the dtype policy.
         optimizer_state: `"own"`, or `"fresh"` for an optimizer that has seen no gradient; every other change starts
             with one as well.
+        order: `"own"`, or `"shuffled"`, for the samples of a dataset.
         positive: Columns of the output that go through softplus, since the loss is not finite below 0.
 
     Example:
@@ -267,6 +268,7 @@ class Setup(Record):
     skips: bool = False
     precision: str = OWN
     optimizer_state: str = OWN
+    order: str = OWN
     positive: tuple[int, ...] = ()
 
     def diff(self, other: Setup) -> tuple[Difference, ...]:

@@ -319,3 +319,26 @@ def test_a_loss_that_takes_the_logarithm_of_a_linear_output_is_rescued():
     assert "positive_outputs" in [change.name for change in found.changes]
     assert found.model.predict(X, verbose=0)[:, 1].min() > 0
     assert "keras.ops.softplus(outputs[..., 1:2]) + 0.001" in found.as_code()
+
+
+@pytest.mark.slow
+def test_a_dataset_in_the_order_of_its_classes_is_shuffled_and_one_in_any_other_is_not():
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    x = (x / 16).astype("float32")
+    held, rows = np.arange(1400, len(x)), np.arange(1400)
+
+    def found(order):
+        keras.utils.set_random_seed(3)
+        net = [keras.Input((64,)), keras.layers.Dense(32, use_bias=False), keras.layers.BatchNormalization()]
+        model = keras.Sequential([*net, keras.layers.ReLU(), keras.layers.Dense(10, "softmax")])
+        model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        dataset = tf.data.Dataset.from_tensor_slices((x[order], y[order])).batch(32)
+        return gr.rescue(model, dataset, epochs=6, validation_data=(x[held], y[held]))
+
+    mended = found(rows[np.argsort(y[rows], kind="stable")])
+    assert (mended.verdict, [change.name for change in mended.changes]) == ("rescued", ["shuffle"])
+    assert mended.evidence.final > 0.9
+    assert "+ dataset = dataset.unbatch().shuffle(" in mended.as_code()
+    assert found(rows).verdict == "nothing needed"
