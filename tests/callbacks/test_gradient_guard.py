@@ -269,7 +269,9 @@ def large():
     return keras.Sequential([keras.Input((64,)), keras.layers.Dense(2100, "relu"), keras.layers.Dense(10)])
 
 
-@pytest.mark.parametrize("how", [{}, {"fused": True}, {"jit_compile": True}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{}, {"fused": True}, pytest.param({"jit_compile": True}, marks=pytest.mark.slow)], ids=str
+)
 def test_a_large_kernel_is_bounded_as_by_keras_in_some_steps_and_left_alone_in_others(how):
     """A kernel of 134,400 entries is not multiplied by a factor of 1; norms go from .4 to 1.3 here."""
     x, y = digits(320)

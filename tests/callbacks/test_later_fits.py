@@ -13,6 +13,10 @@ BATCH, EPOCHS = 32, 12
 X, Y = digits(1024)
 
 
+def in_the_second_tier(*values):
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 def fit(model, x, y, *callbacks, epochs=EPOCHS):
     how = {"batch_size": BATCH, "shuffle": False, "verbose": 0}
     return model.fit(x, y, epochs=epochs, callbacks=list(callbacks), **how).history["loss"]
@@ -29,7 +33,9 @@ def begin_again(model, weights):
             variable.assign(np.zeros(variable.shape))
 
 
-@pytest.mark.parametrize("clipping", [None, gr.clipping.by_percentile(90), gr.clipping.by_z_score()], ids=repr)
+@pytest.mark.parametrize(
+    "clipping", [gr.clipping.by_percentile(90), *in_the_second_tier(None, gr.clipping.by_z_score())], ids=repr
+)
 def test_a_training_that_begins_again_from_its_first_weights_repeats_itself(clipping):
     model, guard = made(), gr.GradientGuard(clipping=clipping)
     first = model.get_weights()
@@ -52,7 +58,7 @@ def test_a_bound_of_the_rate_is_of_its_training():
     assert fit(model, X, Y, guard)[-1] < 1.0
 
 
-@pytest.mark.parametrize("snapshot_every", [100, None])
+@pytest.mark.parametrize("snapshot_every", [100, *in_the_second_tier(None)])
 def test_other_data_are_learned_as_without_the_guard(snapshot_every):
     plain, guarded, guard = made(), made(), gr.GradientGuard(snapshot_every=snapshot_every)
     for model, callbacks in ((plain, []), (guarded, [guard])):
@@ -63,7 +69,7 @@ def test_other_data_are_learned_as_without_the_guard(snapshot_every):
     assert {event.kind for event in guard.events} <= {"skip"}
 
 
-@pytest.mark.parametrize("snapshot_every", [100, None])
+@pytest.mark.parametrize("snapshot_every", [100, *in_the_second_tier(None)])
 def test_a_fit_that_begins_with_skips_alone_has_begun_at_another_level(snapshot_every):
     inputs, targets = X, 5 * X.mean(axis=1, keepdims=True)
     keras.utils.set_random_seed(0)
