@@ -110,7 +110,7 @@ class Arm:
                     self._advance(steps - self._done)
                 score = self._scored()
                 if self._fits and self._broken is None:
-                    fit = loss_on(self._model, *self._feed.first_rows())
+                    fit = loss_on(self._model, *self._feed.few_rows())
             except (KeyboardInterrupt, MemoryError):
                 raise
             except Exception as error:  # an edit that this model does not take is one that is not advised

@@ -155,7 +155,7 @@ def rescue(
     def baseline_loss() -> float | None:
         if not outputs or feed.y is None:
             return None
-        x, y = feed.first_rows()
+        x, y = feed.few_rows()
         if len(outputs) > 1:
             return None if _masks(model) else _sum_of_baselines(outputs, keras.tree.flatten(y))
         if not _masks(model) and (known := _usual_baseline(outputs[0], y)) is not None:
@@ -341,7 +341,7 @@ def _positive_columns(
     shape = outputs[0].shape
     with random_numbers_kept(), global_tensorflow_seed_kept():
         model = build(base, 0)
-        x, y = keras.tree.map_structure(keras.ops.convert_to_tensor, feed.first_rows())
+        x, y = keras.tree.map_structure(keras.ops.convert_to_tensor, feed.few_rows())
 
         def is_finite(constants: np.ndarray) -> bool:
             predicted = np.broadcast_to(constants, (len(keras.tree.flatten(y)[0]), *shape)).astype(np.float32)

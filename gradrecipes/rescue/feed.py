@@ -73,9 +73,9 @@ class Feed:
         """Return the steps of an epoch, the last of which may be smaller."""
         return -(-self.samples // batch_size)
 
-    def first_rows(self) -> tuple[Any, Any]:
-        """Return inputs and targets of a few training samples, always the same."""
-        rows = slice(0, min(FEW_SAMPLES, self.samples))
+    def few_rows(self) -> tuple[Any, Any]:
+        """Return inputs and targets of a few training samples, always the same, from all parts of the data."""
+        rows = np.linspace(0, self.samples - 1, min(FEW_SAMPLES, self.samples)).round().astype(int)
         return _rows(self.x, rows), _rows(self.y, rows)
 
     def take(self, index: np.ndarray) -> tuple[Any, ...]:

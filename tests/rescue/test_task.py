@@ -137,7 +137,7 @@ def test_a_model_can_be_scored_itself():
     assert -1.0 <= task(X[:, 0]).score(model, SETUP).value <= 1.0
 
 
-def test_first_rows_of_data_without_targets():
+def test_few_rows_of_data_without_targets():
     feed, _ = read_feed(X, None, batch_size=32, validation_data=(X, None))
-    x, y = feed.first_rows()
+    x, y = feed.few_rows()
     assert (len(x), y) == (100, None)
