@@ -319,42 +319,49 @@ def with_arriving_gradient(tensor: tf.Tensor, receive: Callable[[Any], None]) ->
     return passed
 
 
+Gradient = Callable[..., Any]
+
+
 @contextlib.contextmanager
-def targets_reported(report: Callable[[Any, Any], None]) -> Iterator[None]:
-    """Call `report(target, sources)` for whatever a `tf.GradientTape` differentiates within the `with` block."""
+def _differentiated_by(wrap: Callable[[Gradient], Gradient]) -> Iterator[None]:
+    """Let each `tf.GradientTape` differentiate by what `wrap` makes of its own method, within the `with` block."""
     original = tf.GradientTape.gradient
-
-    @functools.wraps(original)
-    def gradient(tape: tf.GradientTape, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
-        report(target, sources)
-        return original(tape, target, sources, *args, **kwargs)
-
-    tf.GradientTape.gradient = gradient
+    tf.GradientTape.gradient = functools.wraps(original)(wrap(original))
     try:
         yield
     finally:
         tf.GradientTape.gradient = original
 
 
-@contextlib.contextmanager
-def without_parts(parts_of: Callable[[Any], Sequence[tuple[Any, Any]]]) -> Iterator[None]:
+def targets_reported(report: Callable[[Any, Any], None]) -> contextlib.AbstractContextManager[None]:
+    """Call `report(target, sources)` for whatever a `tf.GradientTape` differentiates within the `with` block."""
+
+    def wrap(original: Gradient) -> Gradient:
+        def gradient(tape: tf.GradientTape, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
+            report(target, sources)
+            return original(tape, target, sources, *args, **kwargs)
+
+        return gradient
+
+    return _differentiated_by(wrap)
+
+
+def without_parts(parts_of: Callable[[Any], Sequence[tuple[Any, Any]]]) -> contextlib.AbstractContextManager[None]:
     """Let each `tf.GradientTape` differentiate what remains of a scalar without some of its parts, within the block.
 
     Args:
         parts_of: Called with what is differentiated; returns the parts, each with the weights of its entries in it.
     """
-    original = tf.GradientTape.gradient
 
-    @functools.wraps(original)
-    def gradient(tape: tf.GradientTape, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
-        parts = parts_of(target) if not args and kwargs.get("output_gradients") is None else ()
-        if not parts:
-            return original(tape, target, sources, *args, **kwargs)
-        kwargs["output_gradients"] = [tf.ones_like(target), *(-tf.cast(weight, part.dtype) for part, weight in parts)]
-        return original(tape, [target, *(part for part, _ in parts)], sources, **kwargs)
+    def wrap(original: Gradient) -> Gradient:
+        def gradient(tape: tf.GradientTape, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
+            parts = parts_of(target) if not args and kwargs.get("output_gradients") is None else ()
+            if not parts:
+                return original(tape, target, sources, *args, **kwargs)
+            weights = [-tf.cast(weight, part.dtype) for part, weight in parts]
+            kwargs["output_gradients"] = [tf.ones_like(target), *weights]
+            return original(tape, [target, *(part for part, _ in parts)], sources, **kwargs)
 
-    tf.GradientTape.gradient = gradient
-    try:
-        yield
-    finally:
-        tf.GradientTape.gradient = original
+        return gradient
+
+    return _differentiated_by(wrap)

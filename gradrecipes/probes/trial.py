@@ -183,7 +183,8 @@ def try_out(
         if ended and (outweighed or seen.state == LEARNING or not any(fixes(one, seen) for one in variations.values())):
             tell("going on where the trial ended")
             trial.load(ended)
-            reading = _gone_on(trial, reading, losses, before, steps, baselines=baselines, outweighed=outweighed)
+            how = {"answers": answers, "baselines": baselines, "outweighed": outweighed}
+            reading = _gone_on(trial, reading, losses, before, steps, **how)
         if answers is not None and reading.answers is not None and not reading.answers.depend:
             tell("leaving out terms of the loss")
             held = answers.held_back(reading.answers, run.logs, reading.steps + reading.further_steps)
@@ -213,6 +214,7 @@ def _gone_on(
     before: list[Any],
     steps: int,
     *,
+    answers: Answers | None,
     baselines: Baselines,
     outweighed: bool,
 ) -> TrialReading:
@@ -228,8 +230,8 @@ def _gone_on(
         ended = OutputTrial(0, "loss", finite(start), float(last.mean()), known, _standard_error(last))
         further = losses.compared(before, losses.measured()) or ((ended,) if np.isfinite(last).all() else ())
         reading = replace(reading, further=further, further_steps=len(run.loss))
-        if reading.answers is not None:
-            reading = replace(reading, answers=Answers(trial).compared())
+        if answers is not None and reading.answers is not None:
+            reading = replace(reading, answers=answers.compared())
         if not outweighed:
             return reading
         later = {name: float(np.median(values[-len(trial.batches) :])) for name, values in run.logs.items() if values}

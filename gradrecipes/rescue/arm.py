@@ -17,7 +17,7 @@ import numpy as np
 from gradrecipes.callbacks.gradient_guard import GradientGuard
 from gradrecipes.compat.keras_private import build_optimizer, has_own_train_step
 from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_numbers_kept, seed_all
-from gradrecipes.rescue.feed import Feed, with_tuples
+from gradrecipes.rescue.feed import Feed
 from gradrecipes.rescue.original import OWN, Setup
 from gradrecipes.rescue.task import WORST, Score, Task
 
@@ -127,10 +127,19 @@ class Arm:
             peak = float(np.max(losses) / abs(first)) if len(losses) and first else math.nan
         ends = losses[-LAST:]
         error = float(ends.std(ddof=1) / len(ends) ** 0.5) if len(ends) > 1 and np.isfinite(ends).all() else 0.0
-        fall = _falls(losses), _fell(losses), self._declines(losses)
-        how = dict(zip(("falls", "fell", "declines"), fall, strict=True))
-        broken = self._broken_at(losses)
-        return Result(steps, score, last, broken, self._error, peak, fit=fit, loss_error=error, **how)
+        return Result(
+            steps,
+            score,
+            last,
+            self._broken_at(losses),
+            self._error,
+            peak,
+            falls=_falls(losses),
+            fit=fit,
+            loss_error=error,
+            fell=_fell(losses),
+            declines=self._declines(losses),
+        )
 
     def release(self) -> None:
         """Give the model's memory back; the arm cannot be trained further."""
@@ -260,7 +269,8 @@ class _Steps(keras.utils.PyDataset):
         return self._count
 
     def __getitem__(self, index: int) -> Any:
-        return with_tuples(next(self._batches(skip=self._skip + index, count=1)))
+        batch = next(self._batches(skip=self._skip + index, count=1))
+        return keras.tree.lists_to_tuples(batch)  # a dataset takes no lists, as `fit` does for several inputs
 
 
 class _Watch(keras.callbacks.Callback):

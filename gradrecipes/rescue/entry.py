@@ -167,8 +167,7 @@ def rescue(
 
     steps = feed.steps_per_epoch(size) * epochs
     limit = default_budget(steps) + math.ceil(CONFIRMED_IN * steps) if budget is None else budget
-    # An undecided diagnosis found nothing either: whether the training learns, the control arm shows.
-    nothing_found = all(finding.severity is Severity.NOTICE for finding in diagnosis.findings)
+    nothing_found = _found_nothing(diagnosis)
     lab = Lab(
         base,
         feed,
@@ -220,7 +219,6 @@ def _answer(
     titles: dict[str, str],
 ) -> Rescue:
     after = setup_after(lab.base, found.changes)
-    nothing_found = all(finding.severity is Severity.NOTICE for finding in diagnosis.findings)
     evidence = RescueEvidence(
         WORDS[lab.task.kind],
         lab.task.baseline_score,
@@ -244,7 +242,7 @@ def _answer(
             return build(after, seed)
 
     return Rescue(
-        _verdict(found, diagnosis, nothing_found=nothing_found),
+        _verdict(found, diagnosis, nothing_found=_found_nothing(diagnosis)),
         changes,
         evidence,
         diagnosis,
@@ -256,6 +254,11 @@ def _answer(
         scaling,
         titles,
     )
+
+
+def _found_nothing(diagnosis: Diagnosis) -> bool:
+    """Return whether a diagnosis gives no cause: an undecided one neither, and the control arm shows what learns."""
+    return all(finding.severity is Severity.NOTICE for finding in diagnosis.findings)
 
 
 def _verdict(found: Found, diagnosis: Diagnosis, *, nothing_found: bool) -> str:

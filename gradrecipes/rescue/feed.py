@@ -67,7 +67,7 @@ class Feed:
         if not self.in_order:
             return self.x, self.y, self.sample_weight
         parts = self.take(np.arange(self.samples))
-        return tf.data.Dataset.from_tensor_slices(with_tuples(parts)).batch(batch_size), None, None
+        return tf.data.Dataset.from_tensor_slices(keras.tree.lists_to_tuples(parts)).batch(batch_size), None, None
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Return the steps of an epoch, the last of which may be smaller."""
@@ -125,13 +125,6 @@ def read_feed(
     few = np.random.default_rng(seed).permutation(len(keras.tree.flatten(x_val)[0]))[:MAX_VALIDATION]
     x_val, y_val = _rows(x_val, np.sort(few)), _rows(y_val, np.sort(few))
     return Feed(x, y, weights, x_val, y_val, len(kept), complete, in_order), size
-
-
-def with_tuples(part: Any) -> Any:
-    """Return nested arrays with tuples for lists, as `fit` makes of several inputs: a dataset takes no lists."""
-    if isinstance(part, dict):
-        return {name: with_tuples(one) for name, one in part.items()}
-    return tuple(map(with_tuples, part)) if isinstance(part, list | tuple) else part
 
 
 def _rows(part: Any, index: np.ndarray | slice) -> Any:

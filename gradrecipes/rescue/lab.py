@@ -260,10 +260,10 @@ class Lab:
 
         A score of classes sees only which one is the largest: it may be above its baseline all the same.
         """
-        if self.baseline_loss is None or not math.isfinite(result.fit) or self.feed.sample_weight is not None:
+        if self.feed.sample_weight is not None or not self.knows_baseline(result):
             return False
         baseline = self.baseline_loss()
-        return baseline is not None and result.fit - baseline > LEAST_GAIN * abs(baseline)
+        return result.fit - baseline > LEAST_GAIN * abs(baseline)
 
     def knows_baseline(self, result: Result) -> bool:
         """Return whether the own loss on the training data can be compared with that of a constant prediction."""

@@ -280,10 +280,12 @@ def clip(trace: Trace, title: str, *, repairs: bool, learning_rate: float | None
     return prescription("clip", title=title, reason=reason, compile=compile_lines(optimizer))
 
 
-def is_clipped(trace: Trace) -> bool:
-    """Return whether the optimizer clips gradients by their norm already."""
+def clip_to_repair(trace: Trace, *, learning_rate: float | None = None) -> tuple[Prescription, ...]:
+    """Return the advice to clip by the global norm; none where the optimizer clips by a norm already."""
     optimizer = trace.description.optimizer
-    return optimizer is not None and any(optimizer.settings.get(name) for name in ("clipnorm", "global_clipnorm"))
+    if optimizer is not None and any(optimizer.settings.get(name) for name in ("clipnorm", "global_clipnorm")):
+        return ()
+    return (clip(trace, "Clip the gradient by its global norm", repairs=True, learning_rate=learning_rate),)
 
 
 def learning_rate_prescriptions(trace: Trace, rate: float | None, factor: float) -> tuple[Prescription, ...]:
@@ -299,11 +301,7 @@ def learning_rate_prescriptions(trace: Trace, rate: float | None, factor: float)
     return (
         prescription("lower_learning_rate", title=title, lines=lower),
         warm_up(trace, better * WARM_UP_RAISES),
-        *(
-            []
-            if is_clipped(trace)
-            else [clip(trace, "Clip the gradient by its global norm", repairs=True, learning_rate=better)]
-        ),
+        *clip_to_repair(trace, learning_rate=better),
     )
 
 

@@ -47,7 +47,7 @@ from gradrecipes.diagnosis.facts.readings import (
     rounded,
 )
 from gradrecipes.diagnosis.outcome import verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import clip, is_clipped, prescription
+from gradrecipes.diagnosis.prescriptions.prescribe import clip_to_repair, prescription
 from gradrecipes.diagnosis.registry import rule
 
 FAR_BELOW = 1e-3  # end over the baseline of a run that nothing kept from learning
@@ -111,10 +111,7 @@ def exploding_gradient(trace: Trace) -> Finding | None:
         layer=first.layer,
         step=min(mark.step for mark in found if mark.step is not None),
         evidence=tuple(item for mark in found for item in mark.evidence) + _interventions(trace),
-        prescriptions=(
-            *(() if is_clipped(trace) else [clip(trace, "Clip the gradient by its global norm", repairs=True)]),
-            prescription("guard"),
-        ),
+        prescriptions=(*clip_to_repair(trace), prescription("guard")),
     )
 
 

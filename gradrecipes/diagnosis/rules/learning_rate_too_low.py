@@ -82,7 +82,7 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
     """Tell whether the steps are too short to learn anything, and by what factor."""
     seen = verdict(trace)
     update = _typical_update(trace)
-    if not seen.unhealthy and (over := _over_before_a_pass(trace)) is not None:
+    if not seen.unhealthy and (over := _over_before_a_pass(trace, seen)) is not None:
         return over
     if seen.unhealthy or not update < SHORT_UPDATE or weight_growth(trace) >= MIN_WEIGHT_GROWTH:
         return None
@@ -156,7 +156,7 @@ def _dies(trace: Trace, update: float) -> bool:
     return alive and update < SHORTEST_UPDATE and first > DECAYED_UPDATE * max(update, 1e-30)
 
 
-def _over_before_a_pass(trace: Trace) -> Finding | None:
+def _over_before_a_pass(trace: Trace, seen: Verdict) -> Finding | None:
     """Return the finding where the schedule is over before all samples were seen once, and the gradients are not."""
     rates, data = rates_of(trace), trace.probes.data
     size, norms = trace.description.batch_size, trace.gradient_norm
@@ -166,7 +166,6 @@ def _over_before_a_pass(trace: Trace) -> Finding | None:
     alive = float(norms[-1]) > ALIVE_GRADIENT * float(norms[0])
     if not alive or rates.over_step >= data.samples / size or more < 2 * rates.over_step:
         return None
-    seen = verdict(trace)
     statement = (
         f"The schedule lowers the learning rate to less than a thousandth within {rates.over_step:,} steps, where one "
         f"pass over the data takes {math.ceil(data.samples / size):,}, while the gradients are as large as before"

@@ -329,12 +329,12 @@ def build_on(model: keras.Model, batch: Any) -> None:
     """
     if model.built:
         return
-    if keras_private.has_own_train_step(model):
+    of_its_own = keras_private.has_own_train_step(model)  # as a GAN's, whose call takes noise
+    if of_its_own:
         _create_all(model, batch)
         if all(layer.built for layer in keras_private.sublayers(model)):
             return
     x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-    of_its_own = keras_private.has_own_train_step(model)  # as a GAN's, whose call takes noise
     with contextlib.suppress(Exception if of_its_own else NotImplementedError):
         model(keras.tree.map_structure(lambda part: part[:1], x), training=False)
 
