@@ -11,9 +11,10 @@ import keras
 from gradrecipes.compat.keras_private import compile_arguments
 from gradrecipes.core.findings import Kind
 from gradrecipes.rescue.edits import Scaling
+from gradrecipes.rescue.inner import HALF_PRECISION
 from gradrecipes.rescue.original import OWN, Original, Setup, optimizer_config
 from gradrecipes.rescue.rebuild import has_optimizer_state
-from gradrecipes.rescue.task import NUMBERS, SEVERAL, Task, fitted
+from gradrecipes.rescue.task import BINARY, NUMBERS, ONE_HOT, SEVERAL, Task, fitted
 
 ADAM_RATE = 1e-3  # Keras' default
 FAST_ADAM_RATE = 1e-2  # for nets of a few layers and trainings of a few hundred steps
@@ -23,6 +24,7 @@ LARGER_BATCH = 8  # times
 DEFAULT_RATES = {"SGD": 0.01, "Adam": 1e-3, "AdamW": 1e-3, "RMSprop": 1e-3, "Adagrad": 1e-2, "Nadam": 1e-3}
 CONSTANT: dict[str, Any] = {"schedule": None, "schedule_settings": {}}
 PLAIN: dict[str, Any] = {**CONSTANT, "settings": {}, "clipping": ()}
+OVERLAPS = ("dice", "tversky", "binary_focal_crossentropy")  # Keras' losses that want shares
 SHALLOW = 4  # hidden layers up to which normalization and skip connections are no remedy for depth
 
 
@@ -154,20 +156,34 @@ def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, step
         yield _with("inputs", "standardize the inputs within the model", 0, inputs="standardized")
     if original.wrappable and task.kind in (NUMBERS, SEVERAL) and scaling.targets:
         yield _with("targets", "standardize the targets within the model", 0, targets="standardized")
-    if base.precision not in (OWN, "float32", "float64") and original.surgical:
+    if original.untrained:
+        yield _with("unfreeze", "train the frozen layers that were never trained", 0, trainable="untrained")
+    if original.frozen:
+        yield _with("unfreeze_all", "train all layers", 1, trainable="all")
+    whole = original.surgical or not any(one.dtype in HALF_PRECISION for one in original.model.weights)
+    if base.precision not in (OWN, "float32", "float64") and whole:
         yield _with("float32", "compute in float32", 0, precision="float32")
     fit = fitted(task, base) if original.surgical else None
     if fit is not None and not (fit.units != base.units and original.kept):
         words = f"use the loss {fit.loss} on a {fit.head} output"
         fields = {name: getattr(fit, name) for name in ("loss", "from_logits", "head", "units")}
         yield _with("head_and_loss", words, 1, **fields)
+    if (bound := bounded_head(task, base)) is not None and original.surgical:
+        yield _with("bounded_head", f"use a {bound} output, as the targets lie between 0 and 1", 1, head=bound)
     yield _with("initializers", "draw the weights anew by fitting initializers", 1, initializers="fitting")
-    if not original.surgical:
-        return
-    if original.activations or original.recurrent:
+    if original.penalized:
+        yield _with("no_penalty", "leave out the regularizers", 1, regularizers="none")
+    if original.drops:
+        yield _with("no_dropout", "leave out dropout", 1, dropout="none")
+    if original.averaged:
+        words = "let the moving averages of BatchNormalization follow faster, with its usual epsilon"
+        yield _with("moving_averages", words, 1, moving_averages="fast")
+    if original.activations or original.recurrent or original.inner:
         for name in ("relu", "elu"):
             words = f"use {name} in the hidden layers, with initializers that fit"
             yield _with(f"activation_{name}", words, 2, activation=name, initializers="fitting")
+    if not original.surgical:
+        return
     if original.hidden or original.normalizations:
         in_front = original.residual and not original.normalizations
         where = "in front of each residual branch and behind the last sum" if in_front else "after the hidden layers"
@@ -179,6 +195,14 @@ def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, step
             2,
             **{"skips": True, "normalization": "layer", "initializers": "fitting"},
         )
+
+
+def bounded_head(task: Task, base: Setup) -> str | None:
+    """Return the activation that a linear output needs for targets between 0 and 1, where the loss is kept."""
+    overlap = base.loss in OVERLAPS or not hasattr(keras.losses, base.loss)
+    if base.loss == OWN or not overlap or base.head != "linear" or not getattr(task, "shares", False):
+        return None
+    return {ONE_HOT: "softmax", BINARY: "sigmoid", NUMBERS: "sigmoid"}.get(task.kind)
 
 
 def _with(name: str, title: str, risk: int, **fields: Any) -> Change:
@@ -216,13 +240,20 @@ BY_CAUSE: dict[str, tuple[str, ...]] = {
     "exploding_batch_normalization": ("normalization", "residual"),
     "missing_normalization": ("normalization", "initializers", "residual"),
     "learning_rate_too_high": ("rate_0.1", "rate_0.01", "rate_0.001", "constant_rate", "plain_optimizer"),
-    "learning_rate_too_low": ("rate_10", "rate_100", "constant_rate", "plain_optimizer"),
+    "learning_rate_too_low": ("constant_rate", "rate_10", "rate_100", "plain_optimizer"),
     "unscaled_inputs": ("inputs",),
     "unscaled_targets": ("targets",),
     "nonfinite_data": ("guard", "inputs"),
     "corrupt_batch": ("shuffle", "guard", "inputs", "clip"),
-    "loss_output_mismatch": ("head_and_loss",),
-    "unsafe_loss": ("positive_outputs", "head_and_loss", "guard"),
+    "loss_output_mismatch": ("bounded_head", "head_and_loss"),
+    "unsafe_loss": ("bounded_head", "positive_outputs", "head_and_loss", "guard"),
+    "unbounded_loss": ("bounded_head", "head_and_loss", "clip"),
+    "loss_without_gradient": ("head_and_loss", "unfreeze", "activation_relu", "initializers"),
+    "frozen_weights": ("unfreeze", "unfreeze_all"),
+    "missing_warm_up": ("warm_up", "rate_0.1", "normalization"),
+    "attention_logit_growth": ("clip", "rate_0.1", "warm_up", "initializers"),
+    "unscaled_loss_weights": ("targets",),
+    "unbalanced_loss_terms": ("targets",),
     "float16_overflow": ("float32", "guard"),
     "optimizer_state": ("fresh_optimizer", "plain_optimizer", "adam"),
     "embedding_spike": ("initializers", "clip", "rate_0.1"),
@@ -249,8 +280,15 @@ GENERAL += (
     "activation_elu",
     "rate_100",
     "warm_up",
+    "unfreeze",
+    "bounded_head",
+    "no_penalty",
+    "moving_averages",
+    "no_dropout",
+    "unfreeze_all",
 )
-ALL_STANDARD = ("adam", "inputs", "targets", "float32", "head_and_loss", "positive_outputs", "initializers")
+ALL_STANDARD = ("adam", "inputs", "targets", "float32", "bounded_head", "head_and_loss", "positive_outputs")
+ALL_STANDARD += ("initializers", "unfreeze", "no_penalty")
 
 
 def candidates(findings: Sequence[Any], known: dict[str, Change]) -> list[Changes]:
@@ -305,4 +343,6 @@ def _kind(name: str) -> str:
         return "optimizer"
     if name in ("normalization", "residual"):
         return "normalization"
-    return next((kind for kind in ("rate_", "activation_") if name.startswith(kind)), name)
+    if name in ("head_and_loss", "bounded_head"):
+        return "head"
+    return next((kind for kind in ("rate_", "activation_", "unfreeze") if name.startswith(kind)), name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -10,6 +10,7 @@ import numpy as np
 
 from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.rescue.edits import BOUND, LEAST_OUTPUT, Scaling
+from gradrecipes.rescue.inner import HALF_PRECISION, is_composite, is_graph, layers_below, named_layers, penalties_of
 from gradrecipes.rescue.original import OWN, Setup
 from gradrecipes.rescue.rebuild import IN_FRONT
 from gradrecipes.training.description.model_graph import activation_of
@@ -28,7 +29,8 @@ INITIALIZERS = {
     "Zeros": "zeros",
     "Ones": "ones",
 }
-IN_LAYERS = {"activation", "initializers", "normalization", "skips"}
+IN_LAYERS = {"activation", "initializers", "normalization", "skips", "precision", "dropout", "regularizers"}
+IN_LAYERS |= {"moving_averages"}
 SHOWN_LAYERS = 6  # names in one line
 SHOWN_COLUMNS = 12  # whose means and scales are written down; more are computed from the data
 KERAS_SCHEDULES = frozenset(vars(keras.optimizers.schedules))
@@ -62,7 +64,7 @@ def code_of(
     """
     lines: list[str] = []
     changed = {difference.setting for difference in before.diff(after)}
-    if "precision" in changed:
+    if "precision" in changed and (models is None or models[0].compute_dtype in HALF_PRECISION):
         lines += ["# Before the model is built", f'+ keras.config.set_dtype_policy("{after.precision}")']
     by_layer = [] if models is None or not changed & IN_LAYERS else _layer_lines(*models)
     lines += by_layer
@@ -82,6 +84,8 @@ def code_of(
     if "normalization" in changed:
         lines += ["# After every hidden layer, in place of any BatchNormalization"]
         lines += ["+ hidden = keras.layers.LayerNormalization()(hidden)"]
+    if "trainable" in changed:
+        lines += ["# Before compile", *_trainable_lines(models)]
     if changed & {"head", "units"}:
         units = after.units or "..."
         lines += ["# The output layer"]
@@ -129,11 +133,13 @@ def code_of(
 
 def _layer_lines(before: keras.Model, after: keras.Model) -> list[str]:
     """Return what changes in which layers: their arguments, their class, what comes behind them."""
-    theirs = {layer.name: layer for layer in sublayers(before)}
+    theirs = named_layers(before, before.name)
     groups: dict[tuple[str, str], list[str]] = {}
-    for layer in sublayers(after):
+    for name, layer in named_layers(after, before.name).items():
+        if is_graph(layer) or is_composite(layer):
+            continue
         behind, _, added = layer.name.rpartition("_")
-        old = theirs.get(layer.name)
+        old = theirs.get(name)
         if old is None and added == "normalization" and behind in theirs:
             groups.setdefault(("After", "keras.layers.LayerNormalization()"), []).append(behind)
         elif old is None and added == IN_FRONT:
@@ -145,27 +151,53 @@ def _layer_lines(before: keras.Model, after: keras.Model) -> list[str]:
         elif old is not None and type(old) is not type(layer):
             shown = f'"{activation_of(layer)}"' if isinstance(layer, keras.layers.Activation) else ""
             line = f"keras.layers.{type(layer).__name__}({shown})"
-            groups.setdefault(("In place of", line), []).append(layer.name)
+            groups.setdefault(("In place of", line), []).append(name)
         elif old is not None and (arguments := _changed_arguments(old, layer)):
-            groups.setdefault(("In", ", ".join(arguments)), []).append(layer.name)
+            groups.setdefault(("In", ", ".join(arguments)), []).append(name)
     lines: list[str] = []
     for (where, line), names in groups.items():
         lines += [f"# {where} {_listed(names)}", f"+ {line}"]
     return lines
 
 
+def _trainable_lines(models: tuple[keras.Model, keras.Model] | None) -> list[str]:
+    """Return what trains the frozen layers, and keeps those frozen that stay so."""
+    lines = ["+ model.trainable = True"]
+    if models is not None:
+        theirs, now = models
+        now = next((one for one in sublayers(now) if one.name == theirs.name), now)  # within a scaled model
+        lines += [f"+ {where}.trainable = False" for where in _frozen(now, "model")]
+    return lines
+
+
+def _frozen(layer: keras.layers.Layer, where: str) -> Iterator[str]:
+    """Yield what leads to the outermost layers within a layer that are frozen."""
+    for path, one in layers_below(layer, where, getter='.get_layer("{}")'):
+        if not one.trainable and one.weights:
+            yield path
+        elif one.trainable:
+            yield from _frozen(one, path)
+
+
 def _changed_arguments(before: keras.layers.Layer, after: keras.layers.Layer) -> list[str]:
+    found = []
+    if activation_of(before) != activation_of(after) and activation_of(after):
+        found.append(f"activation={activation_of(after)!r}")
+    if before.compute_dtype in HALF_PRECISION and after.compute_dtype not in HALF_PRECISION:
+        found.append(f"dtype={after.dtype_policy.name!r}")
+    names = ["rate", "momentum", "epsilon", *penalties_of(before)]
+    for name in names:
+        old, new = getattr(before, name, None), getattr(after, name, None)
+        if old != new and (new is None or isinstance(new, int | float)):
+            found.append(f"{name}={new!r}")
     try:
         old, new = before.get_config(), after.get_config()
     except NotImplementedError:  # a layer that no config describes was copied as it is
-        return []
-    found = []
+        return found
     for name in new:
         kind = new[name].get("class_name") if isinstance(new[name], Mapping) else None
         if name.endswith("_initializer") and kind in INITIALIZERS and _settings(old.get(name)) != _settings(new[name]):
             found.append(f'{name}="{INITIALIZERS[kind]}"')
-    if activation_of(before) != activation_of(after) and isinstance(new.get("activation"), str):
-        found.insert(0, f"activation={new['activation']!r}")
     return found
 
 

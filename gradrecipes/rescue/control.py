@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from gradrecipes.rescue.arm import Result
+from gradrecipes.rescue.changes import Changes
 from gradrecipes.rescue.lab import LEAST_GAIN, STANDARD_ERRORS, Lab
 from gradrecipes.rescue.task import OWN_LOSS
 
 HALF = 0.5  # share of the training at which one ends that stands still
+HALF_LEARNED = 0.5  # share of the way from a constant prediction to a perfect score
+FAR_BELOW = 0.5  # gain over a constant prediction over that of a short trial below which a training does not do
 FEWEST_STEPS = 40  # of a training whose losses say whether they still fall: ten in each quarter
 FINAL_PEAK = 10.0  # highest loss over the first from which on a run that ends well is said to have spiked
 
@@ -68,6 +72,25 @@ class Control:
         if seed == 0 and result.steps > self.checkpoints[-1].steps:
             self.checkpoints.append(result)
         return result
+
+    def ends_far_below(self, tried: Sequence[Changes], share: float) -> bool:
+        """Return whether it ends far below what others reach in a short trial: a loss that falls is not all.
+
+        Args:
+            tried: The others. None is run where it learned half of what can be learned, or is known to fail.
+            share: Of the training that they get.
+        """
+        lab, ended = self.lab, self.checkpoints[-1]
+        gained, most = (value - lab.task.baseline_score for value in (ended.score.value, 1.0))
+        if self.fails or ended.error or lab.task.kind == OWN_LOSS or gained >= HALF_LEARNED * most:
+            return False
+        results = (lab.run(changes, share=share, part="short trials") for changes in tried)
+        return any(
+            lab.learns(one)
+            and lab.better(one.score, ended.score)
+            and gained < FAR_BELOW * (one.score.value - lab.task.baseline_score)
+            for one in results
+        )
 
     def _is_above_chance(self, last: Result, *, beside_a_cause: bool) -> bool:
         """Return whether the score shows that it learned, also where the own loss or a cause speaks against it."""

@@ -9,14 +9,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
-import numpy as np
 
 from gradrecipes.compat.keras_optimizers import config_without_schedule, own_schedule
-from gradrecipes.compat.keras_private import compile_arguments, has_own_train_step, sublayers
+from gradrecipes.compat.keras_private import compile_arguments, frozen_variables, has_own_train_step, sublayers
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.record import Record
 from gradrecipes.rescue.edits import RECURRENT
+from gradrecipes.rescue.inner import (
+    HALF_PRECISION,
+    MOVING_AVERAGE,
+    SAFE_EPSILON,
+    exchangeable_activations,
+    has_dropout,
+    is_drawn_otherwise,
+    is_graph,
+    is_trained,
+    penalties_of,
+)
 from gradrecipes.training.description.model_graph import (
     ACTIVATION_LAYERS,
     NORMALIZATIONS,
@@ -25,9 +35,6 @@ from gradrecipes.training.description.model_graph import (
     model_graph,
 )
 
-MIN_ENTRIES = 32  # entries of a weight below which its distribution says nothing
-UNLIKE_ITS_INITIALIZER = 1e-6  # two-sided Kolmogorov-Smirnov p of a weight against a fresh draw
-USUAL_SPREAD = (0.05, 20.0)  # spread of a weight over that of a fresh draw; trained weights stay within
 MIN_SUMS = 2  # residual sums from which on a net is normalized in front of its branches, as a transformer is
 GATES = ("Multiply",)  # an activation that feeds one is a gate, not a nonlinearity between layers
 
@@ -49,6 +56,12 @@ class Original:
         kept: Names of layers whose weights are frozen or pretrained.
         sums: Names of the sums of a residual net, in which a branch is added to what it starts from.
         residual: Names of these sums and of what their first branch starts from.
+        inner: Places in `sublayers(model)` of the layers within composite ones whose activation may be exchanged.
+        untrained: Names of frozen layers whose weights are as their initializers draw them.
+        frozen: Whether weights are frozen that were made to be trained.
+        drops: Whether a layer drops a share of its inputs.
+        penalized: Whether a layer has a regularizer.
+        averaged: Whether a BatchNormalization has other settings than `inner.adjust` would give it.
     """
 
     model: keras.Model
@@ -63,17 +76,40 @@ class Original:
     kept: frozenset[str] = field(default_factory=frozenset)
     sums: frozenset[str] = frozenset()
     residual: frozenset[str] = frozenset()
+    inner: frozenset[int] = frozenset()
+    untrained: frozenset[str] = frozenset()
+    frozen: bool = False
+    drops: bool = False
+    penalized: bool = False
+    averaged: bool = False
 
 
-def read_original(model: keras.Model) -> Original:
-    """Return what a rescue needs to know of a built model."""
+def read_original(model: keras.Model, x: Any = None) -> Original:
+    """Return what a rescue needs to know of a built model.
+
+    Args:
+        model: The model.
+        x: A few samples, on which a copy of layers of the user's own is run; None to leave these as they are.
+    """
     own_step = has_own_train_step(model)
     plain = not own_step and type(model).compile is keras.Model.compile and bool(compile_arguments(model))
     plain = plain and type(model).compute_loss is keras.Model.compute_loss
     kept = frozenset(layer.name for layer in sublayers(model) if _keeps_weights(layer))
-    graph = model_graph(model) if plain and _is_graph(model) else None
-    if graph is None or not model.inputs:
-        return Original(model, surgical=False, wrappable=plain, kept=kept)
+    graph = model_graph(model) if plain and is_graph(model) else None
+    surgical = graph is not None and bool(model.inputs)
+    layers = sublayers(model)
+    frozen = [layer for layer in layers if frozen_variables(layer)]
+    everywhere: dict[str, Any] = {
+        "kept": kept,
+        "inner": frozenset() if x is None else exchangeable_activations(model, x, kept, everywhere=not surgical),
+        "untrained": frozenset(layer.name for layer in frozen if not is_trained(layer)),
+        "frozen": bool(frozen),
+        "drops": any(map(has_dropout, layers)),
+        "penalized": any(map(penalties_of, layers)),
+        "averaged": any(map(_averages_slowly, layers)),
+    }
+    if not surgical:
+        return Original(model, surgical=False, wrappable=plain, **everywhere)
     heads, tail = _heads(graph)
     children = graph.children
     hidden, activations, normalizations, recurrent = set(), set(), set(), set()
@@ -89,7 +125,8 @@ def read_original(model: keras.Model) -> Original:
             hidden.add(name)
         gate = any(graph.nodes[child].kind in GATES for child in children[place])
         bends = activation_of(layer) not in (None, "linear", "unknown", "softmax")
-        if bends and not gate and name not in recurrent and (node.weighted or node.kind in ACTIVATION_LAYERS):
+        bends = bends and not gate and name not in kept
+        if bends and name not in recurrent and (node.weighted or node.kind in ACTIVATION_LAYERS):
             activations.add(name)
     sums, starts = _residual_sums(graph)
     return Original(
@@ -102,9 +139,9 @@ def read_original(model: keras.Model) -> Original:
         activations=frozenset(activations),
         normalizations=frozenset(normalizations),
         recurrent=frozenset(recurrent),
-        kept=kept,
         sums=frozenset(sums),
         residual=frozenset(sums | starts) if len(sums) >= MIN_SUMS else frozenset(),
+        **everywhere,
     )
 
 
@@ -125,11 +162,6 @@ def _residual_sums(graph: ModelGraph) -> tuple[set[str], set[str]]:
             sums.add(graph.nodes[place].operation.name)
             starts |= {graph.nodes[one].operation.name for one in skipped if graph.nodes[one].kind != "InputLayer"}
     return sums, starts
-
-
-def _is_graph(model: keras.Model) -> bool:
-    """Return whether Keras' own call runs the graph of the model: a subclass may have a call of its own."""
-    return isinstance(model, keras.Sequential) or type(model).call.__module__.startswith("keras.")
 
 
 def _heads(graph: ModelGraph) -> tuple[set[str], set[str]]:
@@ -153,38 +185,15 @@ def _keeps_weights(layer: keras.layers.Layer) -> bool:
 
     Weights that are far too large or too small are taken for a mistake, which is what is to be repaired.
     """
-    from scipy.stats import ks_2samp
-
     own = [weight for weight in layer.weights if len(weight.shape) >= 2]
     if not own or sublayers(layer):
         return False
-    if not layer.trainable:
-        return True
-    for name in ("kernel", "embeddings"):
-        initializer, weight = getattr(layer, f"{name}_initializer", None), getattr(layer, name, None)
-        if weight is None or not isinstance(initializer, keras.initializers.Initializer):
-            continue
-        values = np.asarray(weight, np.float64).ravel()
-        if len(values) < MIN_ENTRIES or not np.isfinite(values).all():
-            continue
-        drawn = _drawn(initializer, weight.shape)
-        if drawn is None:
-            continue
-        ratio = values.std() / max(drawn.std(), np.finfo(np.float32).tiny)
-        if (
-            USUAL_SPREAD[0] < ratio < USUAL_SPREAD[1]
-            and ks_2samp(values, drawn, method="asymp").pvalue < UNLIKE_ITS_INITIALIZER
-        ):
-            return True
-    return False
+    return not layer.trainable or is_drawn_otherwise(layer)
 
 
-def _drawn(initializer: Any, shape: tuple[int, ...]) -> np.ndarray | None:
-    try:
-        fresh = type(initializer).from_config(initializer.get_config())
-        return np.asarray(fresh(tuple(shape), dtype="float32"), np.float64).ravel()
-    except Exception:  # an initializer of the user's own may want what is not known here
-        return None
+def _averages_slowly(layer: Any) -> bool:
+    slow = getattr(layer, "momentum", 0.0) > MOVING_AVERAGE or getattr(layer, "epsilon", 1.0) < SAFE_EPSILON
+    return type(layer).__name__ == "BatchNormalization" and slow
 
 
 OWN = "own"  # what the user has, whatever it is
@@ -238,6 +247,10 @@ class Setup(Record):
             with one as well.
         order: `"own"`, or `"shuffled"`, for the samples of a dataset.
         positive: Columns of the output that go through softplus, since the loss is not finite below 0.
+        trainable: `"own"`, `"untrained"` for frozen layers that were never trained, or `"all"`.
+        dropout: `"own"` or `"none"`.
+        regularizers: `"own"` or `"none"`.
+        moving_averages: `"own"`, or `"fast"` for those of BatchNormalization, with a usual epsilon.
 
     Example:
         >>> setup = Setup(batch_size=32, epochs=5, optimizer="SGD", learning_rate=0.1)
@@ -270,6 +283,10 @@ class Setup(Record):
     optimizer_state: str = OWN
     order: str = OWN
     positive: tuple[int, ...] = ()
+    trainable: str = OWN
+    dropout: str = OWN
+    regularizers: str = OWN
+    moving_averages: str = OWN
 
     def diff(self, other: Setup) -> tuple[Difference, ...]:
         """Return what differs in another setup, setting by setting, in the order of the fields."""
@@ -293,7 +310,7 @@ def setup_of(model: keras.Model, description: Description | None, *, batch_size:
         "from_logits": output.from_logits if output else None,
         "head": (output.activation or OWN) if output and output.certain else OWN,
         "units": output.units if output else None,
-        "precision": model.dtype_policy.name,
+        "precision": _precision(model),
     }
     if not compiled or not is_rebuildable(optimizer := keras.optimizers.get(compiled["optimizer"])):
         return Setup(batch_size=batch_size, epochs=epochs, **known)
@@ -312,6 +329,12 @@ def setup_of(model: keras.Model, description: Description | None, *, batch_size:
         clipping=tuple(map(str, clips[0])) if clips else (),
         **known,
     )
+
+
+def _precision(model: keras.Model) -> str:
+    """Return the name of the dtype policy, that of a layer where only layers compute in half precision."""
+    low = [one.dtype_policy.name for one in sublayers(model) if one.compute_dtype in HALF_PRECISION]
+    return low[0] if low and model.compute_dtype not in HALF_PRECISION else model.dtype_policy.name
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

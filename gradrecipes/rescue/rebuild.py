@@ -6,22 +6,21 @@ import copy
 import functools
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import keras
-import numpy as np
 
 from gradrecipes.compat.keras_optimizers import own_schedule
 from gradrecipes.compat.keras_private import build_optimizer, compile_arguments, made_by, replaced, sublayers
 from gradrecipes.compat.model_reuse import copied_model
-from gradrecipes.rescue import edits
+from gradrecipes.rescue import edits, inner
 from gradrecipes.rescue.edits import Scaling, wrapped
 from gradrecipes.rescue.original import CLIPS, OWN, Original, Setup, optimizer_config, unwrapped
 from gradrecipes.schedules import WarmUp
 from gradrecipes.training.description.model_graph import activation_of
 
 IN_FRONT = "normalized"  # end of the name of a LayerNormalization in front of residual branches
-TO_TANH = ("relu", "exponential", "linear", "leaky_relu", "elu", "softplus")  # in a recurrent layer these do not bound
 
 
 def rebuild(original: Original, base: Setup, setup: Setup, *, scaling: Scaling, seed: int = 0) -> keras.Model:
@@ -44,8 +43,12 @@ def rebuild(original: Original, base: Setup, setup: Setup, *, scaling: Scaling, 
         made = _rebuilt(original, base, setup, seed)
     else:
         made = copied_model(original.model)
-        if setup.initializers != OWN or seed:
-            _draw_anew(made, original, fitting=setup.initializers != OWN, seed=seed)
+        inner.copy_flags(made, original.model)
+        _edit_within(made, original.model, original, base, setup, seed)
+        for layer in sublayers(made):
+            inner.adjust(layer, setup)
+    if setup.trainable != OWN:
+        inner.unfreeze(made, original.untrained if setup.trainable == "untrained" else None)
     if setup.positive != base.positive:
         made = edits.with_positive_columns(made, setup.positive)
     weights: dict[int, float] = {}
@@ -79,13 +82,22 @@ def _keep_optimizer_state(made: keras.Model, model: keras.Model) -> None:
 def _rebuilt(original: Original, base: Setup, setup: Setup, seed: int) -> keras.Model:
     pairs: list[tuple[keras.layers.Layer, keras.layers.Layer, bool]] = []
     places = {id(layer): place for place, layer in enumerate(sublayers(original.model))}
+    known: dict[int, keras.layers.Layer] = {}  # a layer of two models stays one layer
 
     def again(layer: Any) -> Any:
         if not isinstance(layer, keras.layers.Layer):  # an operation, which holds no weights
             return type(layer).from_config(layer.get_config())
-        made, drawn = _layer(layer, original, base, setup, seed=seed, place=places[id(layer)])
-        pairs.append((layer, made, drawn))
-        return made
+        if id(layer) not in known:
+            if inner.is_graph(layer):
+                known[id(layer)] = cloned(layer)
+            elif inner.is_composite(layer):
+                known[id(layer)] = made = copied_model(layer)
+                _edit_within(made, layer, original, base, setup, seed)
+                pairs.append((layer, made, True))
+            else:
+                known[id(layer)], drawn = _layer(layer, original, base, setup, seed=seed, place=places[id(layer)])
+                pairs.append((layer, known[id(layer)], drawn))
+        return known[id(layer)]
 
     normalized: dict[tuple[int, int, int], Any] = {}
 
@@ -95,21 +107,31 @@ def _rebuilt(original: Original, base: Setup, setup: Setup, seed: int) -> keras.
             arguments, keywords = keras.tree.map_structure(normalize, (arguments, keywords))
         return _called(layer, original, setup, arguments, keywords)
 
-    model = original.model
     restructured = setup.skips or setup.normalization != OWN
-    with replaced(model, "compiled", False):  # else the copy is compiled from a config, which may not hold the loss
-        if isinstance(model, keras.Sequential) and not restructured:
-            made = keras.models.clone_model(model, clone_function=again)
-            if not made.built:
-                made.build(model.input_shape)
-        else:
-            graph = keras.Model(model.inputs, model.outputs) if isinstance(model, keras.Sequential) else model
-            made = keras.models.clone_model(graph, clone_function=again, call_function=call)
+
+    def cloned(model: Any) -> keras.Model:
+        with replaced(model, "compiled", False):  # else the copy is compiled from a config, which may not hold the loss
+            if isinstance(model, keras.Sequential) and not restructured:
+                made = keras.models.clone_model(model, clone_function=again)
+                if not made.built:
+                    made.build(model.input_shape)
+                return made
+            graph = model
+            if isinstance(model, keras.Sequential):
+                graph = keras.Model(model.inputs, model.outputs, name=model.name)
+            return keras.models.clone_model(graph, clone_function=again, call_function=call)
+
+    made = cloned(original.model)
     for layer, clone, drawn in pairs:
         values = layer.get_weights()
         if not drawn and [value.shape for value in values] == [tuple(one.shape) for one in clone.weights]:
             clone.set_weights(values)
-        clone.trainable = layer.trainable
+        for one in [clone, *sublayers(clone)]:
+            inner.adjust(one, setup)
+        inner.copy_flags(clone, layer)
+    for layer in sublayers(original.model):
+        if inner.is_graph(layer) and id(layer) in known:
+            known[id(layer)]._trainable = layer.trainable
     return made
 
 
@@ -138,7 +160,7 @@ def _layer(
         if "activation" not in config:
             return keras.layers.Activation(setup.activation, name=name, dtype=layer.dtype_policy), True
         changes.insert(0, edits.with_activation(setup.activation))
-    if setup.activation != OWN and name in original.recurrent and _activation(layer) in TO_TANH:
+    if setup.activation != OWN and name in original.recurrent and _activation(layer) in inner.TO_TANH:
         changes.insert(0, edits.with_activation("tanh"))
     if (setup.head, setup.units) != (base.head, base.units):
         if name in original.heads and name not in original.kept:
@@ -214,27 +236,16 @@ def _normalized(value: Any, *, original: Original, known: dict[tuple[int, int, i
     return known[key]
 
 
-def _draw_anew(made: keras.Model, original: Original, *, fitting: bool, seed: int) -> None:
-    """Draw the weights of a copied model anew, by the initializers of its layers."""
-    for place, layer in enumerate(sublayers(made)):
-        if layer.name in original.kept or sublayers(layer):
-            continue
-        held = getattr(layer, "cell", layer)
-        for key in [key for key in vars(held) if key.endswith("_initializer")]:
-            weight = getattr(held, key.removesuffix("_initializer"), None)
-            initializer = getattr(held, key)
-            if weight is None or not hasattr(weight, "assign") or not callable(initializer):
-                continue
-            if not isinstance(initializer, keras.initializers.Initializer):
-                continue
-            config = {key: keras.initializers.serialize(initializer)}
-            if fitting:
-                edits.with_fitting_initializers(_activation(layer))(config)
-            edits.with_seeds(place, seed)(config)
-            values = keras.initializers.deserialize(config[key])(tuple(weight.shape), dtype=weight.dtype)
-            if not fitting and "bias" in key and np.ndim(values) == 1:
-                continue  # an LSTM sets the forget gate's part itself
-            weight.assign(values)
+def _edit_within(made: Any, theirs: Any, original: Original, base: Setup, setup: Setup, seed: int) -> None:
+    inner.edit_within(
+        made,
+        theirs,
+        setup if setup.precision != base.precision else replace(setup, precision=OWN),
+        places={id(layer): place for place, layer in enumerate(sublayers(original.model))},
+        activations=original.inner,
+        kept=original.kept,
+        seed=seed,
+    )
 
 
 RATES = ("initial_learning_rate", "end_learning_rate", "warmup_target")  # of Keras' schedules, and `values`

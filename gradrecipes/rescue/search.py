@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gradrecipes.rescue.arm import Result
 from gradrecipes.rescue.changes import Change, Changes, cost_of
-from gradrecipes.rescue.control import HALF, Control
+from gradrecipes.rescue.control import HALF, HALF_LEARNED, Control
 from gradrecipes.rescue.lab import Lab, OutOfBudgetError, Proof
 
 SEEDS = (0, 1, 2)
@@ -19,7 +19,7 @@ EXPLORED = 0.6  # share of what is left after the final training that the short 
 FEWEST_CANDIDATES = 8
 GLANCE = 0.5  # share of a short trial after which one is given up that the best so far beats
 UNBEATEN = 3  # candidates in a row that are no better than the best before them end the short trials ...
-HALF_LEARNED = 0.5  # ... if it is so far from a constant prediction to a perfect score
+OBVIOUS = 2  # sets of standard changes that a training which learned little is compared with
 EXCELLENT = 0.95  # score from which on a better one is not looked for
 # Against what happens late, the safest first.
 LATE = ("constant_rate", "plain_optimizer", "guard", "clip", "rate_0.1", "warm_up", "adam")
@@ -101,12 +101,13 @@ class _Progress:
         self.first = tried[0] if tried else ()
         control = self.control
         control.train(self.short, self.long, stoppable=not healthy)
-        if healthy and (not (control.fails or control.doubtful) or control.last.error):
+        far_below = control.ends_far_below([changes for changes in tried if len(changes) > 1][:OBVIOUS], self.short)
+        if healthy and (not (control.fails or control.doubtful or far_below) or control.last.error):
             return self.so_far()  # it ran in the diagnosis: an error is the copy's
         if control.learned_early and control.fails:  # short trials cannot tell what prevents a late failure
             return self._against_late_failure(tried)
         first, longer = (self.long, max(self.long, HALF)) if control.learned_early else (self.short, self.long)
-        if not control.fails:  # what no cause suggests is a matter of tuning, not of repair
+        if not (control.fails or far_below):  # what no cause suggests is a matter of tuning, not of repair
             tried = [changes for changes in tried if self._is_called_for(changes)]
         self._narrowed(tried, first, longer)
         if self.clear and control.fails and not self.so_far().changes and self.lab.left > 0:

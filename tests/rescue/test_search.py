@@ -384,3 +384,15 @@ def test_nothing_is_advised_that_wins_with_one_seed_only():
 
     _, found = run(score, ("a",))
     assert names(found) == []
+
+
+def test_a_training_that_learned_little_is_compared_with_what_is_obvious():
+    def score(top):
+        return lambda names, seed, share: rises(share, top) if names else 0.1 + 0.1 * share
+
+    made, found = run(score(0.9), ("a", "b"), ("a",), healthy=True, seen_to_learn=True)
+    assert names(found) == ["a"]
+    made, found = run(score(0.25), ("a", "b"), ("a",), healthy=True, seen_to_learn=True)
+    assert (names(found), found.learned, made.longest("a")) == ([], True, 0)
+    made, found = run(lambda names, seed, share: 0.7 if not names else 0.9, ("a", "b"), healthy=True)
+    assert (names(found), made.asked[-1][0]) == ([], ())  # half learned: nothing is tried

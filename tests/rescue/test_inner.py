@@ -1,0 +1,175 @@
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+
+from gradrecipes.rescue.changes import catalogue
+from gradrecipes.rescue.code import code_of
+from gradrecipes.rescue.edits import scaling_of
+from gradrecipes.rescue.original import read_original, setup_of
+from gradrecipes.rescue.rebuild import rebuild
+from gradrecipes.rescue.task import BINARY, Task
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(64, 64)).astype("float32")
+Y = X[:, :1]
+SCALING = scaling_of(X, Y, (False,))
+
+
+class Stage(keras.layers.Layer):
+    def __init__(self, activation, last="linear"):
+        super().__init__()
+        self.first = keras.layers.Dense(8, activation)
+        self.second = keras.layers.Dense(8, last)
+
+    def call(self, inputs):
+        return self.second(self.first(inputs))
+
+
+class Tower(keras.layers.Layer):
+    def __init__(self, activation="sigmoid", gate="linear"):
+        super().__init__()
+        self.stages = [Stage(activation, gate), Stage(activation, gate)]
+
+    def call(self, inputs):
+        for stage in self.stages:
+            inputs = stage(inputs)
+        return inputs
+
+
+class WithStep(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.tower, self.head = Tower(), keras.layers.Dense(1, "sigmoid", dtype="mixed_float16")
+
+    def call(self, inputs):
+        return self.head(self.tower(inputs))
+
+    def train_step(self, data):
+        return super().train_step(data)
+
+
+def in_a_graph(layer):
+    return keras.Sequential([keras.Input((64,)), layer, keras.layers.Dense(1, name="head")])
+
+
+def read(model):
+    model(X)
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    return read_original(model, X[:2]), setup_of(model, None, batch_size=32, epochs=1)
+
+
+def activations(model):
+    return [one.activation.__name__ for one in model._flatten_layers() if isinstance(one, keras.layers.Dense)]
+
+
+@pytest.mark.parametrize("kind", ["graph", "with_step"])
+def test_activations_within_layers_of_the_users_own_are_exchanged(kind):
+    model = WithStep() if kind == "with_step" else in_a_graph(Tower())
+    original, base = read(model)
+    after = replace(base, activation="relu", initializers="fitting")
+    made = rebuild(original, base, after, scaling=SCALING)
+    assert activations(made).count("relu") == 2
+    assert activations(made).count("sigmoid") == (kind == "with_step")  # its head
+    assert activations(model).count("sigmoid") == 2 + (kind == "with_step")
+    code = code_of(base, after, models=(model, made))
+    where = "model.tower" if kind == "with_step" else "tower"
+    assert f"# In {where}.stages[0].first, {where}.stages[1].first\n+ activation='relu', kernel_initializer=" in code
+    kernels = [made.get_weights()[0], rebuild(original, base, after, scaling=SCALING).get_weights()[0]]
+    assert np.array_equal(*kernels)
+    assert not np.array_equal(kernels[0], model.get_weights()[0])
+    assert not np.array_equal(kernels[0], rebuild(original, base, after, scaling=SCALING, seed=1).get_weights()[0])
+
+
+def test_a_gate_within_a_layer_keeps_its_activation():
+    original, base = read(in_a_graph(Tower("tanh", "sigmoid")))
+    made = rebuild(original, base, replace(base, activation="relu"), scaling=SCALING)
+    assert sorted(activations(made)) == ["linear", "relu", "relu", "sigmoid", "sigmoid"]
+
+
+def with_a_base(whole):
+    values = [np.where(RNG.uniform(size=(64, 64)) < 0.5, -0.1, 0.1).astype("float32"), np.ones(64, "float32")]
+    base = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64, "tanh", name="loaded")], name="base")
+    base.layers[0].set_weights(values)
+    layers = [base, keras.layers.Dense(8, "sigmoid", name="hidden"), keras.layers.Dense(1, name="head")]
+    classifier = keras.Sequential([keras.Input((64,)), *layers], name="classifier")
+    (classifier if whole else base).trainable = False
+    inputs = keras.Input((64,))
+    return keras.Model(inputs, classifier(inputs)), values
+
+
+def test_layers_within_a_nested_model_are_edited_and_pretrained_ones_kept():
+    model, values = with_a_base(whole=False)
+    original, base = read(model)
+    made = rebuild(original, base, replace(base, activation="relu", initializers="fitting"), scaling=SCALING, seed=1)
+    assert sorted(activations(made)) == ["linear", "relu", "tanh"]
+    inner = made.get_layer("classifier")
+    assert np.array_equal(inner.get_layer("base").get_weights()[0], values[0])
+    assert [len(one.trainable_weights) for one in inner.layers] == [0, 2, 2]  # frozen as before
+    assert not np.array_equal(inner.get_layer("hidden").get_weights()[0], model.get_weights()[2])
+    made = rebuild(original, base, replace(base, normalization="layer"), scaling=SCALING)
+    assert "LayerNormalization" in [type(one).__name__ for one in made._flatten_layers()]
+
+
+def test_frozen_layers_that_were_never_trained_are_trained():
+    model, values = with_a_base(whole=True)
+    original, base = read(model)
+    assert original.untrained == {"hidden", "head"}
+    made = rebuild(original, base, replace(base, trainable="untrained"), scaling=SCALING)
+    assert len(model.trainable_weights) == 0
+    assert [one.path.split("/")[-2] for one in made.trainable_weights] == ["hidden", "hidden", "head", "head"]
+    assert np.array_equal(made.get_layer("classifier").get_layer("base").get_weights()[0], values[0])
+    assert len(made.optimizer.variables) > 0
+    code = code_of(base, replace(base, trainable="untrained"), models=(model, made))
+    lines = ["+ model.trainable = True"]
+    lines += ['+ model.get_layer("classifier").get_layer("base").trainable = False']
+    assert code.splitlines() == ["# Before compile", *lines]
+    made = rebuild(original, base, replace(base, trainable="all"), scaling=SCALING)
+    assert len(made.trainable_weights) == 6
+
+
+def test_layers_in_half_precision_compute_in_float32_where_only_layers_are():
+    model = WithStep()
+    original, base = read(model)
+    assert base.precision == "mixed_float16"
+    after = replace(base, precision="float32")
+    made = rebuild(original, base, after, scaling=SCALING)
+    assert made(X).dtype == "float32"
+    assert model(X).dtype == "float16"
+    assert "# In model.head\n+ dtype='float32'" in code_of(base, after, models=(model, made))
+
+
+def test_dropout_penalties_and_moving_averages_are_set_in_place(tmp_path):
+    layers = [
+        keras.layers.Dense(8, kernel_regularizer=keras.regularizers.L2(10.0)),
+        keras.layers.BatchNormalization(momentum=0.999, epsilon=1e-8),
+        keras.layers.Dropout(0.9),
+        keras.layers.Dense(1, name="head"),
+    ]
+    model = keras.Sequential([keras.Input((64,)), *layers])
+    original, base = read(model)
+    assert (original.drops, original.penalized, original.averaged) == (True, True, True)
+    after = replace(base, dropout="none", regularizers="none", moving_averages="fast")
+    made = rebuild(original, base, after, scaling=SCALING)
+    made.save(tmp_path / "made.keras")
+    for one in (made, keras.models.load_model(tmp_path / "made.keras")):
+        assert one.losses == []
+        assert (one.layers[1].momentum, one.layers[1].epsilon, one.layers[2].rate) == (0.9, 1e-3, 0.0)
+    code = code_of(base, after, models=(model, made))
+    assert "kernel_regularizer=None" in code
+    assert "momentum=0.9, epsilon=0.001" in code
+    assert float(model.losses[0]) > 0
+    assert {"no_dropout", "no_penalty", "moving_averages"} <= set(
+        catalogue(base, original, SCALING, Task("own_loss", None, 0.0, None, None), steps=100)
+    )
+
+
+def test_an_overlap_of_a_linear_output_is_bounded_and_keeps_its_loss():
+    original, base = read(in_a_graph(Tower()))
+    base = replace(base, loss="overlap", head="linear", units=1)
+    known = catalogue(base, original, SCALING, Task(BINARY, 1, 0.5, None, None, shares=True), steps=100)
+    assert known["bounded_head"].apply(base) == replace(base, head="sigmoid")
+    base = replace(base, loss="binary_crossentropy")
+    known = catalogue(base, original, SCALING, Task(BINARY, 1, 0.5, None, None, shares=True), steps=100)
+    assert "bounded_head" not in known
