@@ -17,7 +17,7 @@ import numpy as np
 from gradrecipes.callbacks.gradient_guard import GradientGuard
 from gradrecipes.compat.keras_private import build_optimizer, has_own_train_step
 from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_numbers_kept, seed_all
-from gradrecipes.rescue.feed import Feed
+from gradrecipes.rescue.feed import Feed, weighted, with_columns
 from gradrecipes.rescue.original import OWN, Setup
 from gradrecipes.rescue.task import WORST, Score, Task
 
@@ -258,6 +258,7 @@ class _Steps(keras.utils.PyDataset):
     def __init__(self, feed: Feed, setup: Setup, seed: int, skip: int, count: int):
         super().__init__()
         self._skip, self._count = skip, count
+        self._setup = setup
         how = {"batch_size": setup.batch_size, "seed": seed, "shuffled": setup.order != OWN}
         self._batches = functools.partial(feed.batches, **how)
 
@@ -270,6 +271,10 @@ class _Steps(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Any:
         batch = next(self._batches(skip=self._skip + index, count=1))
+        if self._setup.target_shape != OWN:
+            batch = (batch[0], with_columns(batch[1]), *batch[2:])
+        if self._setup.class_weights:
+            batch = weighted(batch, self._setup.class_weights)
         return keras.tree.lists_to_tuples(batch)  # a dataset takes no lists, as `fit` does for several inputs
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,6 +70,7 @@ def catalogue(
     steps: int,
     positive: tuple[int, ...] = (),
     in_order: bool = False,
+    class_weights: Mapping[str, float] | None = None,
 ) -> dict[str, Change]:
     """Return every change that this model, its data and its setup allow, by name, the safest first.
 
@@ -81,8 +82,15 @@ def catalogue(
         steps: Training steps of the user's own training.
         positive: Columns of the output below 0 of which the loss is not finite.
         in_order: Whether the samples come in an order of their own.
+        class_weights: With which each class counts as much as the others, where one is rare.
     """
     allowed = [_with("shuffle", "shuffle the samples of the dataset", 0, order="shuffled")] if in_order else []
+    if original.flat:
+        words = "pass the targets as one column, which the predictions have"
+        allowed.append(_with("column_targets", words, 0, target_shape="column"))
+    if class_weights:
+        words = "weigh the samples so that each class counts as much as the others"
+        allowed.append(_with("class_weights", words, 1, class_weights=class_weights))
     allowed += _allowed(base, original, scaling, task, steps)
     if positive and original.surgical:
         words = (
@@ -245,10 +253,11 @@ BY_CAUSE: dict[str, tuple[str, ...]] = {
     "unscaled_targets": ("targets",),
     "nonfinite_data": ("guard", "inputs"),
     "corrupt_batch": ("shuffle", "guard", "inputs", "clip"),
-    "loss_output_mismatch": ("bounded_head", "head_and_loss"),
+    "loss_output_mismatch": ("column_targets", "bounded_head", "head_and_loss"),
     "unsafe_loss": ("bounded_head", "positive_outputs", "head_and_loss", "guard"),
     "unbounded_loss": ("bounded_head", "head_and_loss", "clip"),
     "loss_without_gradient": ("head_and_loss", "unfreeze", "activation_relu", "initializers"),
+    "failing_step": ("head_and_loss",),
     "frozen_weights": ("unfreeze", "unfreeze_all"),
     "missing_warm_up": ("warm_up", "rate_0.1", "normalization"),
     "attention_logit_growth": ("clip", "rate_0.1", "warm_up", "initializers"),
@@ -286,6 +295,7 @@ GENERAL += (
     "moving_averages",
     "no_dropout",
     "unfreeze_all",
+    "class_weights",
 )
 ALL_STANDARD = ("adam", "inputs", "targets", "float32", "bounded_head", "head_and_loss", "positive_outputs")
 ALL_STANDARD += ("initializers", "unfreeze", "no_penalty")

@@ -126,6 +126,12 @@ def code_of(
         else:
             lines += [f"# Of the dataset, which has batches of {before.batch_size}"]
             lines += [f"+ dataset = dataset.unbatch().batch({after.batch_size})"]
+    if "target_shape" in changed:
+        line = "y = y.reshape(-1, 1)" if arrays else "dataset = dataset.map(lambda x, y: (x, y[:, None]))"
+        lines += ["# Of the data, before fit", f"+ {line}"]
+    if "class_weights" in changed:
+        shown = ", ".join(f"{label}: {weight:g}" for label, weight in after.class_weights.items())
+        lines += ["# In fit", f"+ class_weight={{{shown}}}"]
     if "guard" in changed:
         lines += ["# In fit", "+ callbacks=[gradrecipes.GradientGuard()]"]
     return "\n".join(lines)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from gradrecipes.rescue.arm import Result
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gradrecipes.compat.keras_private import sublayers
+from gradrecipes.core.analysis.baseline import constant_baseline_loss
+from gradrecipes.core.trace.description import OutputDescription
+from gradrecipes.probes.constant_prediction import best_constant_loss
+from gradrecipes.rescue.arm import Result, has_plain_loss
 from gradrecipes.rescue.changes import Changes
+from gradrecipes.rescue.feed import FEW_SAMPLES
 from gradrecipes.rescue.lab import LEAST_GAIN, STANDARD_ERRORS, Lab
 from gradrecipes.rescue.task import OWN_LOSS
+
+_LOG = logging.getLogger(__name__)
 
 HALF = 0.5  # share of the training at which one ends that stands still
 HALF_LEARNED = 0.5  # share of the way from a constant prediction to a perfect score
@@ -135,3 +148,52 @@ class Control:
         """Return whether the training loss rises from one checkpoint to another, by more than its batches differ."""
         noise = STANDARD_ERRORS * math.hypot(one.loss_error, other.loss_error)
         return not other.loss - one.loss <= noise
+
+
+def masks(model: keras.Model) -> bool:
+    """Return whether a layer masks time steps, which then count in no loss."""
+    return any(isinstance(one, keras.layers.Masking) or getattr(one, "mask_zero", False) for one in sublayers(model))
+
+
+def usual_baseline(output: OutputDescription, y: Any) -> float | None:
+    """Return the loss of the best constant prediction for a loss of Keras' on the only output, by its formula."""
+    changed = output.config.get("label_smoothing") or output.config.get("ignore_class") is not None
+    if output.custom or changed or keras.tree.is_nested(y):
+        return None
+    known = constant_baseline_loss(output.loss, np.asarray(y))
+    return None if known is None else output.factor * known
+
+
+def sum_of_baselines(outputs: Sequence[OutputDescription], targets: Sequence[Any]) -> float | None:
+    """Return the sum over the outputs of the losses of their best constant predictions, or None if one is not known."""
+    judged = [one for one in outputs if one.loss is not None]
+    if not judged or any(one.target is None or one.target >= len(targets) for one in judged):
+        return None
+    parts = [usual_baseline(one, targets[one.target]) for one in judged]
+    return None if None in parts else float(sum(parts))
+
+
+def constant_loss(model: keras.Model, x: Any, y: Any, shape: tuple[int | None, ...]) -> float | None:
+    """Return the loss of the best constant output on the first samples; None where none is found.
+
+    Args:
+        model: A compiled model, whose loss is used.
+        x: Inputs.
+        y: Targets.
+        shape: Of its output, without samples.
+    """
+    first = np.asarray(keras.tree.flatten(y)[0], np.float64)[:FEW_SAMPLES]
+    if not has_plain_loss(model) or None in shape or first.min() == first.max():  # else a constant would be perfect
+        return None
+    x, y = keras.tree.map_structure(lambda a: keras.ops.convert_to_tensor(a[:FEW_SAMPLES]), (x, y))
+
+    def loss(constants: tf.Tensor, rows: slice) -> tf.Tensor:
+        some_x, some_y = keras.tree.map_structure(lambda a: a[rows], (x, y))
+        predicted = tf.broadcast_to(constants, (len(first[rows]), *shape))
+        return model.compute_loss(x=some_x, y=some_y, y_pred=predicted, training=False)
+
+    try:
+        return best_constant_loss(loss, samples=len(first), columns=shape[-1], middle=float(np.mean(first)))
+    except Exception:  # a loss that does not take such an output
+        _LOG.debug("The loss of a constant prediction could not be found.", exc_info=True)
+        return None

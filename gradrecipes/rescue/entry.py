@@ -13,28 +13,26 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from gradrecipes.compat.keras_private import sublayers
+from gradrecipes.compat.keras_private import has_own_train_step
 from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_numbers_kept, seed_all
-from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.findings import Severity
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.diagnosis.judgement import HEALTHY
-from gradrecipes.probes.constant_prediction import best_constant_loss
 from gradrecipes.probes.examine import examine, require_compiled
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.rescue.arm import Arm, Result, has_plain_loss
 from gradrecipes.rescue.changes import candidates, catalogue, setup_after, suggested_changes
+from gradrecipes.rescue.control import constant_loss, masks, sum_of_baselines, usual_baseline
 from gradrecipes.rescue.edits import Scaling, scaling_of
-from gradrecipes.rescue.feed import FEW_SAMPLES, Feed, read_feed
+from gradrecipes.rescue.feed import Feed, balanced_weights, is_flat, read_feed
 from gradrecipes.rescue.lab import Journal, Lab, fingerprint_of
 from gradrecipes.rescue.original import Original, Setup, looked_up_inputs, read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
 from gradrecipes.rescue.search import Found, search
-from gradrecipes.rescue.task import OWN_LOSS, WORDS, Task, task_of
+from gradrecipes.rescue.task import BINARY, CLASSES, ONE_HOT, OWN_LOSS, WORDS, Task, task_of
 from gradrecipes.rescue.verdict import (
     NOT_RESCUED,
     NOTHING_NEEDED,
@@ -141,13 +139,15 @@ def rescue(
         build_on(model, next(feed.batches(batch_size=size, seed=0, skip=0, count=1)))
         original = read_original(model, keras.tree.map_structure(lambda rows: rows[:2], feed.few_rows()[0]))
         base = setup_of(model, trace.description, batch_size=size, epochs=epochs)
-    task = task_of(feed, base, trace.description.outputs)
+    outputs = trace.description.outputs
+    flat = has_own_train_step(model) and is_flat(feed.y) and [one.units for one in outputs] == [1]
+    original = replace(original, flat=flat)
+    task = task_of(feed, base, outputs)
     scaling = scaling_of(feed.x, feed.y, looked_up_inputs(trace), task.numbers)
 
     def build(setup: Setup, drawn: int) -> keras.Model:
         return rebuild(original, base, setup, scaling=scaling, seed=drawn)
 
-    outputs = trace.description.outputs
     shape = outputs[0].shape if len(outputs) == 1 else None
     task = _with_reference(task, base, build, feed, shape)
 
@@ -157,8 +157,8 @@ def rescue(
             return None
         x, y = feed.few_rows()
         if len(outputs) > 1:
-            return None if _masks(model) else _sum_of_baselines(outputs, keras.tree.flatten(y))
-        if not _masks(model) and (known := _usual_baseline(outputs[0], y)) is not None:
+            return None if masks(model) else sum_of_baselines(outputs, keras.tree.flatten(y))
+        if not masks(model) and (known := usual_baseline(outputs[0], y)) is not None:
             return known
         with random_numbers_kept(), global_tensorflow_seed_kept():
             made = build(base, 0)
@@ -182,7 +182,16 @@ def rescue(
         seconds={"diagnosis": time.monotonic() - began},
     )
     positive = _positive_columns(original, build, base, feed, outputs)
-    known = catalogue(base, original, scaling, task, steps=steps, positive=positive, in_order=feed.in_order)
+    known = catalogue(
+        base,
+        original,
+        scaling,
+        task,
+        steps=steps,
+        positive=positive,
+        in_order=feed.in_order,
+        class_weights=balanced_weights(feed.y) if task.kind in (CLASSES, ONE_HOT, BINARY) else None,
+    )
     if any(one.custom for one in outputs) and not LOSS_CAUSES & {finding.code for finding in diagnosis.findings}:
         known.pop("head_and_loss", None)  # who writes a loss means another one than the targets suggest
     found = search(
@@ -307,29 +316,6 @@ def _with_reference(
     return replace(task, reference=loss)
 
 
-def _masks(model: keras.Model) -> bool:
-    """Return whether a layer masks time steps, which then count in no loss."""
-    return any(isinstance(one, keras.layers.Masking) or getattr(one, "mask_zero", False) for one in sublayers(model))
-
-
-def _usual_baseline(output: OutputDescription, y: Any) -> float | None:
-    """Return the loss of the best constant prediction for a loss of Keras' on the only output, by its formula."""
-    changed = output.config.get("label_smoothing") or output.config.get("ignore_class") is not None
-    if output.custom or changed or keras.tree.is_nested(y):
-        return None
-    known = constant_baseline_loss(output.loss, np.asarray(y))
-    return None if known is None else output.factor * known
-
-
-def _sum_of_baselines(outputs: Sequence[OutputDescription], targets: Sequence[Any]) -> float | None:
-    """Return the sum over the outputs of the losses of their best constant predictions, or None if one is not known."""
-    judged = [one for one in outputs if one.loss is not None]
-    if not judged or any(one.target is None or one.target >= len(targets) for one in judged):
-        return None
-    parts = [_usual_baseline(one, targets[one.target]) for one in judged]
-    return None if None in parts else float(sum(parts))
-
-
 def _positive_columns(
     original: Original,
     build: Callable[..., keras.Model],
@@ -359,32 +345,6 @@ def _positive_columns(
         except Exception:  # a loss that does not take such an output
             _LOG.debug("The columns that must be positive could not be found.", exc_info=True)
             return ()
-
-
-def constant_loss(model: keras.Model, x: Any, y: Any, shape: tuple[int | None, ...]) -> float | None:
-    """Return the loss of the best constant output on the first samples; None where none is found.
-
-    Args:
-        model: A compiled model, whose loss is used.
-        x: Inputs.
-        y: Targets.
-        shape: Of its output, without samples.
-    """
-    first = np.asarray(keras.tree.flatten(y)[0], np.float64)[:FEW_SAMPLES]
-    if not has_plain_loss(model) or None in shape or first.min() == first.max():  # else a constant would be perfect
-        return None
-    x, y = keras.tree.map_structure(lambda a: keras.ops.convert_to_tensor(a[:FEW_SAMPLES]), (x, y))
-
-    def loss(constants: tf.Tensor, rows: slice) -> tf.Tensor:
-        some_x, some_y = keras.tree.map_structure(lambda a: a[rows], (x, y))
-        predicted = tf.broadcast_to(constants, (len(first[rows]), *shape))
-        return model.compute_loss(x=some_x, y=some_y, y_pred=predicted, training=False)
-
-    try:
-        return best_constant_loss(loss, samples=len(first), columns=shape[-1], middle=float(np.mean(first)))
-    except Exception:  # a loss that does not take such an output
-        _LOG.debug("The loss of a constant prediction could not be found.", exc_info=True)
-        return None
 
 
 def _is_arrays(x: Any) -> bool:

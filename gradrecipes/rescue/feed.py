@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from gradrecipes.training.trial.trial_data import trial_data
 HELD_BACK = 0.2  # share of the samples that is kept for validation where the user gives none
 MAX_BYTES = 2**29  # of a dataset that are read into memory; the rest is not used
 FEW_SAMPLES = 500  # on which a constant prediction is fitted, and compared with what was learned
+RARE = 2.0  # an equal share of the samples over that of the rarest class
 MAX_VALIDATION = 4000  # samples that a score is measured on; the standard error of an accuracy is then below 0.008
 
 
@@ -83,6 +84,42 @@ class Feed:
         parts = (self.x, self.y, self.sample_weight)
         parts = tuple(keras.tree.map_structure(lambda a: a[index], one) for one in parts if one is not None)
         return parts if len(parts) > 1 else (parts[0],)
+
+
+def is_flat(y: Any) -> bool:
+    """Return whether targets are one number a sample, in no column."""
+    return not keras.tree.is_nested(y) and np.ndim(y) == 1
+
+
+def with_columns(y: Any) -> np.ndarray:
+    """Return flat targets as one column."""
+    return np.asarray(y)[:, None]
+
+
+def weighted(batch: tuple[Any, ...], class_weights: Mapping[str, float]) -> tuple[Any, ...]:
+    """Return a batch whose samples weigh as much as their classes, as `class_weight` of `fit` does it."""
+    labels = labels_of(batch[1])
+    weights = np.array([class_weights.get(str(label), 1.0) for label in labels], np.float32)
+    return batch[0], batch[1], weights * batch[2] if len(batch) > 2 else weights
+
+
+def labels_of(y: Any) -> np.ndarray:
+    """Return the class of each sample, of one-hot targets too."""
+    y = np.asarray(y)
+    return (y.argmax(-1) if y.ndim > 1 and y.shape[-1] > 1 else y.reshape(len(y))).astype(int)
+
+
+def balanced_weights(y: Any) -> dict[str, float]:
+    """Return the weights with which each class counts as much as the others; empty where none is rare."""
+    y = np.asarray(y)
+    if not np.isfinite(y.astype(np.float64)).all():
+        return {}
+    if y.ndim > 2 or (y.ndim == 2 and (y.sum(axis=1) != 1).any() and y.shape[1] > 1):  # several labels a sample
+        return {}
+    labels, counts = np.unique(labels_of(y), return_counts=True)
+    weights = counts.sum() / (len(counts) * counts)
+    named = {str(label): round(float(weight), 4) for label, weight in zip(labels, weights, strict=True)}
+    return named if weights.max() >= RARE else {}
 
 
 @functools.lru_cache(maxsize=2)

@@ -62,6 +62,7 @@ class Original:
         drops: Whether a layer drops a share of its inputs.
         penalized: Whether a layer has a regularizer.
         averaged: Whether a BatchNormalization has other settings than `inner.adjust` would give it.
+        flat: Whether a train step of the user's own meets flat targets with predictions in one column.
     """
 
     model: keras.Model
@@ -82,6 +83,7 @@ class Original:
     drops: bool = False
     penalized: bool = False
     averaged: bool = False
+    flat: bool = False
 
 
 def read_original(model: keras.Model, x: Any = None) -> Original:
@@ -251,6 +253,8 @@ class Setup(Record):
         dropout: `"own"` or `"none"`.
         regularizers: `"own"` or `"none"`.
         moving_averages: `"own"`, or `"fast"` for those of BatchNormalization, with a usual epsilon.
+        target_shape: `"own"`, or `"column"` for flat targets that become one.
+        class_weights: What the samples of each class weigh; empty for all the same.
 
     Example:
         >>> setup = Setup(batch_size=32, epochs=5, optimizer="SGD", learning_rate=0.1)
@@ -287,6 +291,8 @@ class Setup(Record):
     dropout: str = OWN
     regularizers: str = OWN
     moving_averages: str = OWN
+    target_shape: str = OWN
+    class_weights: Mapping[str, float] = field(default_factory=dict)
 
     def diff(self, other: Setup) -> tuple[Difference, ...]:
         """Return what differs in another setup, setting by setting, in the order of the fields."""

@@ -134,6 +134,8 @@ class Rescue:
     def fit_arguments(self) -> dict[str, Any]:
         """Arguments of `fit`; callbacks are new ones each time."""
         arguments: dict[str, Any] = {"batch_size": self.after.batch_size} if self._arrays else {}
+        if self.after.class_weights:
+            arguments["class_weight"] = {int(label): weight for label, weight in self.after.class_weights.items()}
         if self.after.guard:
             from gradrecipes.callbacks.gradient_guard import GradientGuard
 

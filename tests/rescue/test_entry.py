@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import gradrecipes as gr
-from gradrecipes.rescue.entry import constant_loss
+from gradrecipes.rescue.control import constant_loss
 from gradrecipes.rescue.feed import read_feed
 from gradrecipes.rescue.original import OWN
 

@@ -4,9 +4,12 @@ import keras
 import numpy as np
 import pytest
 
-from gradrecipes.rescue.changes import catalogue
+from gradrecipes.core.findings import Kind
+from gradrecipes.diagnosis.registry import rules
+from gradrecipes.rescue.changes import BY_CAUSE, catalogue
 from gradrecipes.rescue.code import code_of
 from gradrecipes.rescue.edits import scaling_of
+from gradrecipes.rescue.feed import balanced_weights, weighted
 from gradrecipes.rescue.original import read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
 from gradrecipes.rescue.task import BINARY, Task
@@ -173,3 +176,22 @@ def test_an_overlap_of_a_linear_output_is_bounded_and_keeps_its_loss():
     base = replace(base, loss="binary_crossentropy")
     known = catalogue(base, original, SCALING, Task(BINARY, 1, 0.5, None, None, shares=True), steps=100)
     assert "bounded_head" not in known
+
+
+def test_each_class_weighs_as_much_where_one_is_rare():
+    labels = np.array([0] * 90 + [1] * 10)
+    weights = balanced_weights(labels)
+    assert weights == {"0": 0.5556, "1": 5.0}
+    assert balanced_weights(np.eye(2)[labels]) == weights
+    assert balanced_weights(np.arange(50) % 3) == {}
+    assert balanced_weights(np.array([0.0, np.nan])) == balanced_weights(np.ones((4, 3))) == {}
+    *_, given = weighted((X[:2], np.array([[0], [1]]), np.array([2.0, 2.0])), weights)
+    assert given.tolist() == pytest.approx([2 * 0.5556, 10.0])
+    _, base = read(in_a_graph(Tower()))
+    code = code_of(base, replace(base, class_weights=weights))
+    assert code == "# In fit\n+ class_weight={0: 0.5556, 1: 5}"
+
+
+def test_a_change_acts_on_each_cause_that_a_rule_can_name():
+    causes = {code for code, rule in rules().items() if rule.kind is Kind.CAUSE}
+    assert [code for code in causes if not BY_CAUSE.get(code)] == []

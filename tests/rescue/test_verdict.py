@@ -7,7 +7,8 @@ import pytest
 
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.rescue.arm import Result
-from gradrecipes.rescue.entry import _sum_of_baselines, _verdict
+from gradrecipes.rescue.control import sum_of_baselines
+from gradrecipes.rescue.entry import _verdict
 from gradrecipes.rescue.lab import Trial
 from gradrecipes.rescue.search import Found
 from gradrecipes.rescue.task import Score
@@ -83,6 +84,6 @@ def test_the_baseline_of_several_outputs_is_known_where_that_of_each_is():
     one = OutputDescription(target=0, units=1, loss="mse", loss_weight=2.0)
     other = OutputDescription(target=1, units=1, loss="mae")
     targets = (np.array([1.0, 3.0]), np.array([0.0, 2.0]))
-    assert _sum_of_baselines((one, other), targets) == pytest.approx(2.0 * 1.0 + 1.0)
-    assert _sum_of_baselines((one, OutputDescription(target=None, loss="mae")), targets) is None
-    assert _sum_of_baselines((one, OutputDescription(target=1, loss="own", custom=True)), targets) is None
+    assert sum_of_baselines((one, other), targets) == pytest.approx(2.0 * 1.0 + 1.0)
+    assert sum_of_baselines((one, OutputDescription(target=None, loss="mae")), targets) is None
+    assert sum_of_baselines((one, OutputDescription(target=1, loss="own", custom=True)), targets) is None
