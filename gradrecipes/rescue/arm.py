@@ -19,7 +19,7 @@ from gradrecipes.compat.keras_private import build_optimizer, has_own_train_step
 from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_numbers_kept, seed_all
 from gradrecipes.rescue.feed import Feed, weighted, with_columns
 from gradrecipes.rescue.original import OWN, Setup
-from gradrecipes.rescue.task import WORST, Score, Task
+from gradrecipes.rescue.task import OWN_LOSS, WORST, Score, Task
 
 _LOG = logging.getLogger(__name__)
 
@@ -127,6 +127,8 @@ class Arm:
             peak = float(np.max(losses) / abs(first)) if len(losses) and first else math.nan
         ends = losses[-LAST:]
         error = float(ends.std(ddof=1) / len(ends) ** 0.5) if len(ends) > 1 and np.isfinite(ends).all() else 0.0
+        if self._task.kind == OWN_LOSS and math.isfinite(self._task.reference):
+            score = replace(score, error=error / (abs(self._task.reference) or 1.0))
         return Result(
             steps,
             score,

@@ -207,6 +207,8 @@ class Lab:
     def compared(self, one: Score, other: Score) -> tuple[float, float]:
         """Return (difference, standard error) of two scores on the same samples."""
         difference = one.value - other.value
+        if one.error is not None and other.error is not None:
+            return difference, math.hypot(one.error, other.error)
         if one.samples is None or other.samples is None or len(one.samples) != len(other.samples):
             return difference, UNKNOWN_ERROR
         apart = one.samples - other.samples
@@ -215,7 +217,9 @@ class Lab:
     def better(self, one: Score, other: Score) -> bool:
         """Return whether one score is above another by more than chance."""
         difference, error = self.compared(one, other)
-        return difference > max(LEAST_DIFFERENCE, STANDARD_ERRORS * error)
+        # A loss of the user's own may fall by powers of ten: a tenth of what is left counts.
+        left = abs(1.0 - other.value) if self.task.kind == OWN_LOSS else 1.0
+        return difference > max(min(LEAST_DIFFERENCE, LEAST_GAIN * left), STANDARD_ERRORS * error)
 
     def proof(self, pairs: Sequence[tuple[Result, Result]]) -> Proof:
         """Compare pairs of (the training as it is, the changed one), one a seed."""
@@ -353,7 +357,7 @@ class Journal:
         number["loss_error"] = row.get("loss_error") or 0.0
         kept = {"broken": row["broken"], "error": row["error"]}
         kept |= {name: bool(row.get(name)) for name in ("falls", "fell", "declines")}
-        return Result(steps, Score(row["score"], samples), **kept, **number)
+        return Result(steps, Score(row["score"], samples, row.get("score_error")), **kept, **number)
 
     def put(self, setup: Setup, seed: int, result: Result) -> None:
         """Keep a result."""
@@ -364,6 +368,7 @@ class Journal:
             "fingerprint": self._fingerprint,
             "key": _key(setup, seed, result.steps),
             "score": result.score.value,
+            "score_error": result.score.error,
             "samples": None if samples is None else [round(float(value), 6) for value in samples],
             "loss": result.loss if math.isfinite(result.loss) else None,
             "peak": result.peak if math.isfinite(result.peak) else None,

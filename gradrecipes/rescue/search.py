@@ -9,6 +9,7 @@ from gradrecipes.rescue.arm import Result
 from gradrecipes.rescue.changes import Change, Changes, cost_of
 from gradrecipes.rescue.control import HALF, HALF_LEARNED, Control
 from gradrecipes.rescue.lab import Lab, OutOfBudgetError, Proof
+from gradrecipes.rescue.task import OWN_LOSS
 
 SEEDS = (0, 1, 2)
 SHORTEST_TRIAL = 40  # steps; fewer do not tell a slow start from none
@@ -178,7 +179,8 @@ class _Progress:
         for changes in tried[:count]:
             # One set of several changes says what can be had; a single change that it does not beat is enough.
             clear = self.hurried and len(best[0]) == 1
-            clear = clear and (unbeaten_sets > 0 or best[1].score.value >= EXCELLENT)
+            excellent = best[1].score.value >= EXCELLENT and lab.task.kind != OWN_LOSS
+            clear = clear and (unbeaten_sets > 0 or excellent)
             if scored and (lab.left <= 0 or ((clear or unbeaten >= UNBEATEN) and self._is_half_learned(best[1]))):
                 self.clear = best[0] if clear else self.clear
                 self.cut_short = lab.left <= 0 and not self.control.fails

@@ -37,13 +37,16 @@ class Score:
     """Say how well a model does on what is held back.
 
     Args:
-        value: 1 is perfect, 0 no better than a constant prediction for numbers; between `WORST` and 1.
+        value: 1 is perfect, 0 no better than a constant prediction for numbers; between `WORST` and 1, but above 1
+            for a loss of the user's own that falls below 0.
         samples: float64 `[samples]`, the part of each sample, whose mean is the value; None where only the mean
             is known.
+        error: Standard error of the value, where it is known without samples.
     """
 
     value: float
     samples: np.ndarray | None = None
+    error: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +132,7 @@ class Task:
         fall = (self.reference - loss) / size
         if fall < 0 and self.start > self.reference:  # tells which of two is nearer to a constant prediction
             fall = -math.log1p(-fall) / math.log1p((self.start - self.reference) / size)
-        return Score(float(np.clip(fall, WORST, 1.0)))
+        return Score(max(float(fall), WORST))
 
     def _samples(self, predicted: np.ndarray, y: np.ndarray, setup: Setup) -> np.ndarray | None:
         finite = np.isfinite(predicted.reshape(len(predicted), -1)).all(axis=1)

@@ -6,8 +6,9 @@ import pytest
 
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.rescue.feed import read_feed
+from gradrecipes.rescue.lab import Lab
 from gradrecipes.rescue.original import Setup
-from gradrecipes.rescue.task import BINARY, CLASSES, NUMBERS, ONE_HOT, OWN_LOSS, fitted, task_of
+from gradrecipes.rescue.task import BINARY, CLASSES, NUMBERS, ONE_HOT, OWN_LOSS, Score, fitted, task_of
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(100, 4)).astype("float32")
@@ -116,10 +117,24 @@ def test_a_loss_that_fits_is_left_alone(y, settings):
     assert fitted(task(y, **settings), replace(SETUP, **settings)) is None
 
 
-@pytest.mark.parametrize(("loss", "score"), [(1.0, 0.5), (2.0, 0.0), (30.0, -0.71), (100.0, -1.0), (1e9, -1.0)])
+@pytest.mark.parametrize(
+    ("loss", "score"), [(-2.0, 2.0), (1.0, 0.5), (2.0, 0.0), (30.0, -0.71), (100.0, -1.0), (1e9, -1.0)]
+)
 def test_a_loss_of_the_users_own_is_above_zero_only_below_that_of_a_constant_prediction(loss, score):
     own = replace(task(X, units=7), reference=2.0, start=100.0)
     assert own.score(Evaluated(loss), SETUP).value == pytest.approx(score, abs=0.02)
+
+
+def test_losses_of_the_users_own_are_told_apart_by_a_tenth_of_what_is_left():
+    own = replace(task(X, units=7), reference=8.0)
+    lab = Lab(SETUP, None, own, None, None, 100, None)
+
+    def score(loss, error=1e-3):
+        return Score(own.score(Evaluated(loss), SETUP).value, error=error)
+
+    assert lab.better(score(0.03), score(0.06))
+    assert not lab.better(score(0.058), score(0.06))
+    assert not lab.better(score(0.03, error=0.01), score(0.06, error=0.01))
 
 
 class Evaluated:
