@@ -77,8 +77,9 @@ def rescue(
     global settings stay as they were.
 
     Args:
-        model: A compiled model: Sequential and Functional ones are built again with the changes; of a subclassed one
-            the optimizer, the scaling of the data, the initial weights and the callbacks are changed.
+        model: A compiled model: Sequential and Functional ones are built again with the changes. In a subclassed one,
+            and within layers that hold others, no layer is added: the optimizer, the scaling of the data, initial
+            weights, activations, dropout, regularizers, precision and callbacks are changed.
         x: What `model.fit` takes: arrays (nested), a `tf.data.Dataset`, a `keras.utils.PyDataset`.
         y: Targets; None where `x` brings them.
         sample_weight: Weights of the samples, or None.
