@@ -160,9 +160,10 @@ def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, step
     if base.batch_size <= 8:
         size = base.batch_size * LARGER_BATCH
         yield _with("larger_batch", f"use batches of {size} samples", 0, batch_size=size)
-    if original.wrappable and any(one is not None for one in scaling.inputs):
+    scalable = original.wrappable or original.in_call
+    if scalable and any(one is not None for one in scaling.inputs):
         yield _with("inputs", "standardize the inputs within the model", 0, inputs="standardized")
-    if original.wrappable and task.kind in (NUMBERS, SEVERAL) and scaling.targets:
+    if scalable and task.kind in (NUMBERS, SEVERAL) and scaling.targets:
         yield _with("targets", "standardize the targets within the model", 0, targets="standardized")
     if original.untrained:
         yield _with("unfreeze", "train the frozen layers that were never trained", 0, trainable="untrained")

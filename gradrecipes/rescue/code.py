@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from gradrecipes.compat.keras_private import sublayers
+from gradrecipes.compat.keras_private import has_own_train_step, sublayers
 from gradrecipes.rescue.edits import BOUND, LEAST_OUTPUT, Scaling
 from gradrecipes.rescue.inner import HALF_PRECISION, is_composite, is_graph, layers_below, named_layers, penalties_of
 from gradrecipes.rescue.original import OWN, Setup
@@ -100,8 +100,9 @@ def code_of(
         ]
         joined = f"keras.ops.concatenate([{', '.join(parts)}], axis=-1)" if len(parts) > 1 else parts[0]
         lines += ["# Behind the output layer, in the functional API", f"+ outputs = {joined}"]
+    in_call = models is not None and has_own_train_step(models[0])
     if changed & {"inputs", "targets"} and scaling is not None:
-        lines += _scaling_lines(after, scaling)
+        lines += _lines_in_call(after, scaling) if in_call else _scaling_lines(after, scaling)
     if changed & {"optimizer", "learning_rate", "schedule", "rate_factor", "settings", "clipping", "warm_up"}:
         lines += ["# In compile: the optimizer", f"- optimizer={optimizer_line(before)}"]
         lines += [f"+ optimizer={optimizer_line(after)}"]
@@ -109,7 +110,7 @@ def code_of(
         lines += ["# Before fit, with a new optimizer", "+ model.compile(...)"]
     if changed & {"loss", "from_logits"}:
         lines += ["# In compile: the loss", f"- loss={_loss(before)}", f"+ loss={_loss(after)}"]
-    if "targets" in changed and scaling is not None:
+    if "targets" in changed and scaling is not None and not in_call:
         weights = [scale.loss_weight(after.loss) for _, scale in sorted(scaling.targets.items())]
         where = "" if len(scaling.targets) == 1 else f", for outputs {sorted(scaling.targets)}; 1 for the others"
         lines += [f"# In compile, unless you have weights of your own{where}"]
@@ -218,6 +219,26 @@ def _settings(initializer: Any) -> Any:
 def _listed(names: list[str]) -> str:
     shown = ", ".join(names[:SHOWN_LAYERS])
     return shown if len(names) <= SHOWN_LAYERS else f"{shown} and {len(names) - SHOWN_LAYERS} more, to {names[-1]}"
+
+
+def _lines_in_call(after: Setup, scaling: Scaling) -> list[str]:
+    """Return what scales within the call of a model, whose train step knows no other place."""
+    lines = []
+    if after.inputs != OWN:
+        mean, spread = scaling.inputs[0]
+        few = len(mean) <= SHOWN_COLUMNS
+        words = f"(inputs - {_array(mean)}) / {_array(spread)}" if few else "(inputs - x.mean(axis=0)) / x.std(axis=0)"
+        lines += ["# In call, of what it is given; x: the training samples", f"+ inputs = {words}"]
+    if after.targets != OWN:
+        scale = scaling.targets[0]
+        few = len(scale.mean) <= SHOWN_COLUMNS
+        words = f"{_array(scale.spread)} + {_array(scale.mean)}" if few else "y.std(axis=0) + y.mean(axis=0)"
+        lines += ["# In call, of what it returns; y: the training targets", f"+ return outputs * {words}"]
+    return lines
+
+
+def _array(values: np.ndarray) -> str:
+    return _number(values[0]) if len(values) == 1 else f"np.float32({_numbers(values)})"
 
 
 def _scaling_lines(after: Setup, scaling: Scaling) -> list[str]:

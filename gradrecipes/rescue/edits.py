@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -267,6 +268,40 @@ def wrapped(model: keras.Model, scaling: Scaling, *, inputs: bool, targets: bool
     return keras.Model(keras.tree.pack_sequence_as(scaling.structure, symbols), outputs, name=f"{model.name}_scaled")
 
 
+def scaled_in_call(model: keras.Model, scaling: Scaling, *, inputs: bool, targets: bool) -> keras.Model:
+    """Let the call of a subclassed model standardize its input and return the user's units, as its train step wants it.
+
+    Args:
+        model: A copy of the user's model, with one input and one output. Its class becomes one derived from its own.
+        scaling: Means and standard deviations.
+        inputs: Whether the input is standardized; what is not finite becomes the mean.
+        targets: Whether the layers see standardized targets.
+    """
+    kind = type(model)
+
+    @functools.wraps(kind.call)
+    def call(self: keras.Model, given: Any, *arguments: Any, **keywords: Any) -> Any:
+        if inputs:
+            mean, spread = (keras.ops.convert_to_tensor(part, "float32") for part in scaling.inputs[0])
+            given = (keras.ops.cast(given, "float32") - mean) / spread
+            if not scaling.finite:
+                given = _bounded(given)
+        found = kind.call(self, given, *arguments, **keywords)
+        if targets:
+            scale = scaling.targets[0]
+            spread, mean = (keras.ops.convert_to_tensor(part, "float32") for part in (scale.spread, scale.mean))
+            found = keras.ops.cast(found, "float32") * spread + mean
+        return found
+
+    model.__class__ = type(f"{kind.__name__}Scaled", (kind,), {"call": call})
+    return model
+
+
+def _bounded(values: Any) -> Any:
+    values = keras.ops.where(keras.ops.isfinite(values), values, keras.ops.zeros_like(values))
+    return keras.ops.clip(values, -BOUND, BOUND)
+
+
 def with_positive_columns(model: keras.Model, columns: Sequence[int]) -> keras.Model:
     """Return a Functional model whose output is above 0 in some of its columns.
 
@@ -301,7 +336,4 @@ def _standardized(symbol: Any, measured: tuple[np.ndarray, np.ndarray], finite: 
     else:
         layer = keras.layers.Rescaling(1.0 / float(spread[0]), -float(mean[0] / spread[0]), dtype="float32")
     out = layer(symbol)
-    if finite:
-        return out
-    out = keras.ops.where(keras.ops.isfinite(out), out, keras.ops.zeros_like(out))
-    return keras.ops.clip(out, -BOUND, BOUND)
+    return out if finite else _bounded(out)

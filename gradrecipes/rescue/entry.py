@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from gradrecipes.compat.keras_private import has_own_train_step
+from gradrecipes.compat.keras_private import has_own_train_step, replaced
 from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_numbers_kept, seed_all
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.findings import Severity
@@ -149,6 +149,8 @@ def rescue(
     def build(setup: Setup, drawn: int) -> keras.Model:
         return rebuild(original, base, setup, scaling=scaling, seed=drawn)
 
+    if has_own_train_step(model):
+        original = replace(original, in_call=_calls_itself(build, base, feed))
     shape = outputs[0].shape if len(outputs) == 1 else None
     task = _with_reference(task, base, build, feed, shape)
 
@@ -315,6 +317,28 @@ def _with_reference(
     if not math.isfinite(loss):
         loss = Arm(base, 0, build=build, feed=feed, task=task).train(FIRST_STEPS).loss
     return replace(task, reference=loss)
+
+
+def _calls_itself(build: Callable[..., keras.Model], base: Setup, feed: Feed) -> bool:
+    """Return whether a train step of the user's own passes its input to the model itself, and not to parts of it."""
+    batch = feed.take(np.arange(min(2, feed.samples)))
+    if keras.tree.is_nested(batch[0]) or np.asarray(batch[0]).dtype.kind != "f":
+        return False
+    shape, seen = np.shape(batch[0]), []
+
+    def watched(call: Callable[..., Any], given: Any, *arguments: Any, **keywords: Any) -> Any:
+        seen.append(getattr(given, "shape", None) == shape)
+        return call(given, *arguments, **keywords)
+
+    with random_numbers_kept(), global_tensorflow_seed_kept():
+        try:
+            model = build(base, 0)
+            with replaced(model, "call", functools.partial(watched, model.call)):
+                model.train_step(keras.tree.map_structure(keras.ops.convert_to_tensor, batch))
+        except Exception:  # a step that runs in a graph only
+            _LOG.debug("The train step could not be run by itself.", exc_info=True)
+            return False
+    return any(seen)
 
 
 def _positive_columns(

@@ -63,6 +63,7 @@ class Original:
         penalized: Whether a layer has a regularizer.
         averaged: Whether a BatchNormalization has other settings than `inner.adjust` would give it.
         flat: Whether a train step of the user's own meets flat targets with predictions in one column.
+        in_call: Whether scaling can be put into the call of a model with a train step of its own.
     """
 
     model: keras.Model
@@ -84,6 +85,7 @@ class Original:
     penalized: bool = False
     averaged: bool = False
     flat: bool = False
+    in_call: bool = False
 
 
 def read_original(model: keras.Model, x: Any = None) -> Original:

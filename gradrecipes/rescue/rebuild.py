@@ -53,8 +53,9 @@ def rebuild(original: Original, base: Setup, setup: Setup, *, scaling: Scaling, 
         made = edits.with_positive_columns(made, setup.positive)
     weights: dict[int, float] = {}
     if (setup.inputs, setup.targets) != (OWN, OWN):
-        made = wrapped(made, scaling, inputs=setup.inputs != OWN, targets=setup.targets != OWN)
-        if setup.targets != OWN:
+        around = wrapped if original.wrappable else edits.scaled_in_call
+        made = around(made, scaling, inputs=setup.inputs != OWN, targets=setup.targets != OWN)
+        if setup.targets != OWN and original.wrappable:
             weights = {place: scale.loss_weight(setup.loss) for place, scale in scaling.targets.items()}
     compile_as(made, original.model, base, setup, loss_weights=weights)
     if setup == base:

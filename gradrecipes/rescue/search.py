@@ -22,6 +22,7 @@ GLANCE = 0.5  # share of a short trial after which one is given up that the best
 UNBEATEN = 3  # candidates in a row that are no better than the best before them end the short trials ...
 OBVIOUS = 2  # sets of standard changes that a training which learned little is compared with
 EXCELLENT = 0.95  # score from which on a better one is not looked for
+UNTRAINED = "unfreeze"  # name of the change that trains frozen layers which were never trained
 # Against what happens late, the safest first.
 LATE = ("constant_rate", "plain_optimizer", "guard", "clip", "rate_0.1", "warm_up", "adam")
 
@@ -104,7 +105,10 @@ class _Progress:
         control.train(self.short, self.long, stoppable=not healthy)
         far_below = control.ends_far_below([changes for changes in tried if len(changes) > 1][:OBVIOUS], self.short)
         if healthy and (not (control.fails or control.doubtful or far_below) or control.last.error):
-            return self.so_far()  # it ran in the diagnosis: an error is the copy's
+            # It ran in the diagnosis: an error is the copy's. What is frozen, but was never trained, is a cause.
+            if control.learned or control.last.error or UNTRAINED not in self.known:
+                return self.so_far()
+            tried = [(self.known[UNTRAINED],)]
         if control.learned_early and control.fails:  # short trials cannot tell what prevents a late failure
             return self._against_late_failure(tried)
         first, longer = (self.long, max(self.long, HALF)) if control.learned_early else (self.short, self.long)

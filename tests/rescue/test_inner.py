@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import keras
 import numpy as np
@@ -9,7 +10,8 @@ from gradrecipes.diagnosis.registry import rules
 from gradrecipes.rescue.changes import BY_CAUSE, catalogue
 from gradrecipes.rescue.code import code_of
 from gradrecipes.rescue.edits import scaling_of
-from gradrecipes.rescue.feed import balanced_weights, weighted
+from gradrecipes.rescue.entry import _calls_itself
+from gradrecipes.rescue.feed import balanced_weights, read_feed, weighted
 from gradrecipes.rescue.original import read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
 from gradrecipes.rescue.task import BINARY, Task
@@ -176,6 +178,48 @@ def test_an_overlap_of_a_linear_output_is_bounded_and_keeps_its_loss():
     base = replace(base, loss="binary_crossentropy")
     known = catalogue(base, original, SCALING, Task(BINARY, 1, 0.5, None, None, shares=True), steps=100)
     assert "bounded_head" not in known
+
+
+class ByHand(keras.Model):
+    def __init__(self, whole):
+        super().__init__()
+        self.tower, self.head, self.whole = Tower(), keras.layers.Dense(1), whole
+
+    def call(self, inputs):
+        return self.head(self.tower(inputs))
+
+    def train_step(self, data):
+        x, y = data
+        self.seen = self(x) if self.whole else self.head(self.tower(x))
+        return {"loss": keras.ops.mean((y - self.seen) ** 2)}
+
+
+def test_scaling_goes_into_the_call_that_a_train_step_makes():
+    x, y = X * 50 + 100, Y * 30 + 700
+    model = ByHand(whole=True)
+    original, base = read(model)
+    original = replace(original, in_call=True)
+    after, scaling = replace(base, inputs="standardized", targets="standardized"), scaling_of(x, y, (False,))
+    made = rebuild(original, base, after, scaling=scaling)
+    apart = (np.asarray(made(x)) - np.asarray(model((x - x.mean(axis=0)) / x.std(axis=0))) * y.std() - y.mean()) / 30
+    assert np.abs(apart).max() < 0.2  # the tails do not enter the scale
+    made.train_step((keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(y)))
+    assert abs(float(keras.ops.mean(made.seen)) - 700) < 60
+    code = code_of(base, after, scaling, models=(model, made))
+    assert "+ inputs = (inputs - x.mean(axis=0)) / x.std(axis=0)" in code
+    assert "+ return outputs * " in code
+    assert "loss_weights" not in code
+    known = catalogue(base, original, scaling, Task("numbers", 1, 0.0, None, None), steps=100)
+    assert {"inputs", "targets"} <= set(known)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_train_step_that_takes_parts_of_the_model_is_not_scaled_in_its_call(whole):
+    model = ByHand(whole)
+    original, base = read(model)
+    feed, _ = read_feed(X, Y, batch_size=32)
+    built = partial(rebuild, original, base, scaling=SCALING)
+    assert _calls_itself(lambda setup, seed: built(setup, seed=seed), base, feed) is whole
 
 
 def test_each_class_weighs_as_much_where_one_is_rare():

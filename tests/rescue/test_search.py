@@ -1,6 +1,6 @@
 """What the search does with trials, on arms that are made up: no model is trained."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +11,7 @@ from gradrecipes.rescue.changes import Change
 from gradrecipes.rescue.lab import Lab, OutOfBudgetError
 from gradrecipes.rescue.original import Setup
 from gradrecipes.rescue.search import search
-from gradrecipes.rescue.task import CLASSES, Score, Task
+from gradrecipes.rescue.task import CLASSES, OWN_LOSS, Score, Task
 
 FULL = 400
 NAMES = ("a", "b", "c", "rate_0.1", "clip")
@@ -386,13 +386,15 @@ def test_nothing_is_advised_that_wins_with_one_seed_only():
     assert names(found) == []
 
 
-def test_a_training_that_learned_little_is_compared_with_what_is_obvious():
-    def score(top):
-        return lambda names, seed, share: rises(share, top) if names else 0.1 + 0.1 * share
+@pytest.mark.parametrize(("top", "changes"), [(0.9, ["a"]), (0.25, [])])
+def test_a_training_that_learned_little_is_compared_with_what_is_obvious(top, changes):
+    made = lab(lambda names, seed, share: rises(share, top) if names else 0.1 + 0.1 * share)
+    tried = [(KNOWN["a"], KNOWN["b"]), (KNOWN["a"],)]
+    found = search(made, tried, KNOWN, healthy=True, seen_to_learn=True)
+    assert (names(found), found.learned) == (changes, True)
 
-    made, found = run(score(0.9), ("a", "b"), ("a",), healthy=True, seen_to_learn=True)
-    assert names(found) == ["a"]
-    made, found = run(score(0.25), ("a", "b"), ("a",), healthy=True, seen_to_learn=True)
-    assert (names(found), found.learned, made.longest("a")) == ([], True, 0)
-    made, found = run(lambda names, seed, share: 0.7 if not names else 0.9, ("a", "b"), healthy=True)
-    assert (names(found), made.asked[-1][0]) == ([], ())  # half learned: nothing is tried
+
+def test_what_is_frozen_untrained_is_a_cause_where_the_loss_alone_is_known():
+    made = lab(lambda names, seed, share: rises(share, 0.9) if names else -0.3)
+    made.task = Task(OWN_LOSS, None, 0.0, None, None)
+    assert names(search(made, [], {"unfreeze": Change("unfreeze", "", 0, replace)}, healthy=True)) == ["unfreeze"]
