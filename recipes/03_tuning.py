@@ -18,8 +18,7 @@ from sklearn.model_selection import train_test_split
 import gradrecipes as gr
 
 ACTIVATION, LAYERS, UNITS = "gelu", 10, 64
-DEFAULT_RATE, SEEDS, BATCH, EPOCHS = 0.01, range(6), 32, 10
-TRIALS, TRIAL_EPOCHS = 20, 4
+DEFAULT_RATE, SEEDS, BATCH, EPOCHS, TRIALS, TRIAL_EPOCHS = 0.01, range(6), 32, 10, 20, 4
 ARMS = {"Keras' defaults": "#d55e00", "measured (recipe)": "#0072b2", "found by search": "#009e73"}
 
 # %% [markdown]
@@ -83,6 +82,7 @@ def accuracy(start, rate, batch_size=BATCH):
 
 
 model = net(0)  # traced once, for all runs: each starts from new weights, and SGD has no memory
+model.steps_per_execution = -(-len(x) // BATCH)  # an epoch
 initializer = scaled if found["initializer"] == "scaled" else None
 measured = {name: [] for name in ARMS}
 for seed, rate in zip(SEEDS, rates, strict=True):

@@ -49,13 +49,13 @@ def train(x, rate, with_recipe):
     """Yield by seed test accuracy, and whether all weights are finite. Without the recipe, Keras stops early itself."""
     recipe = gr.recipes.training(max_norm=1.0, learning_rate=rate, warm_up=WARM_UP, patience=PATIENCE)
     rate = recipe.optimizer["learning_rate"] if with_recipe else rate
-    model, state = net(rate)  # traced once, for all seeds
+    model, state = net(rate)  # traced once, for all seeds, with callbacks that begin anew in each fit
+    early = keras.callbacks.EarlyStopping(patience=PATIENCE, restore_best_weights=True)
+    callbacks = recipe.callbacks() if with_recipe else [early]
     for seed in SEEDS:
         keras.utils.set_random_seed(seed)
         for variable, value in zip(state, net(rate)[1], strict=True):
             variable.assign(value)
-        early = keras.callbacks.EarlyStopping(patience=PATIENCE, restore_best_weights=True)
-        callbacks = recipe.callbacks() if with_recipe else [early]
         model.fit(x, y, BATCH, EPOCHS, callbacks=callbacks, validation_data=(x_valid, y_valid), verbose=0)
         yield model.evaluate(x_test, y_test, verbose=0)[1], all(np.isfinite(one).all() for one in model.get_weights())
 

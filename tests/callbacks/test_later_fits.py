@@ -48,6 +48,19 @@ def test_a_training_that_begins_again_from_its_first_weights_repeats_itself(clip
     assert not guard.events
 
 
+def test_a_second_fit_goes_back_at_the_same_step_as_the_first():
+    rises = keras.optimizers.schedules.PiecewiseConstantDecay([40], [0.5, 30.0])
+    model, guard = made(keras.optimizers.SGD(rises)), gr.GradientGuard(sigmas=None)
+    first, few, losses, lost = model.get_weights(), 20 * BATCH + 12, [], []  # 21 steps: no multiple of the checks' 8
+    for _ in range(2):
+        begin_again(model, first)
+        before = len(guard.events)
+        losses.append(fit(model, X[:few], Y[:few], guard, epochs=5))
+        lost.append([event.details["steps_lost"] for event in guard.events[before:] if event.kind == "rollback"])
+    assert lost[0] and lost[1] == lost[0]
+    assert losses[1] == losses[0]
+
+
 def test_a_bound_of_the_rate_is_of_its_training():
     model, guard = made(keras.optimizers.SGD(0.1)), gr.GradientGuard()
     first = model.get_weights()

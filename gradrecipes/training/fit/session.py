@@ -54,6 +54,7 @@ class FitSession:
         self._history: Any = None
         self._checked: list[Request] = []
         self._last_logs: Any = None
+        self._began = 0  # steps that had run when the fit began
         self._logs_each = True  # whether a callback reads the logs of every step, not only those of an epoch
         self._by_hand = False  # whether a loop of the user's own drives the callbacks, around `train_on_batch`
         self._replaced = False
@@ -107,6 +108,7 @@ class FitSession:
             return
         if self._prepared is None or not self._prepared.serves(self.model, self.requests):
             self._prepared = PreparedStep(self.model, self.requests, self.trace)
+        self._began = self._prepared.next_step
         self._replaced = False
         self._by_hand = callback_list is not None and not runs_in_fit(callback_list)
         self.pipeline.last_loss.assign(np.nan if self._by_hand else NO_LOSS)
@@ -269,7 +271,7 @@ class FitSession:
     def _run(self, iterator: Any, steps: int) -> Any:
         logs = self._prepared.run(iterator, steps)
         for request in self._checked:
-            if self._prepared.next_step % request.check_every < steps:
+            if (self._prepared.next_step - self._began) % request.check_every < steps:
                 request.check()
         return logs
 
