@@ -159,7 +159,9 @@ def in_most_seeds(
 
 
 def as_advised(program: Program, after: Any) -> Program:
-    """Return the program with the lines about its dataset in place, which no argument of `fit` stands for."""
+    """Return the program with the lines about its data in place, which no argument of `fit` stands for."""
+    if after.target_shape != "own" and program.y is not None:
+        return replace(program, y=np.asarray(program.y)[:, None])
     if after.order == "own" or not isinstance(program.x, tf.data.Dataset):
         return program
     shuffled = program.x.unbatch().shuffle(10_000, seed=0, reshuffle_each_iteration=True).batch(after.batch_size)

@@ -371,21 +371,26 @@ class _Progress:
 
     def _confirm(self, shortest: float) -> None:
         """Compare where the first seed tells the two apart, with other seeds until their interval excludes zero."""
-        lab, share = self.lab, shortest
+        lab = self.lab
         reached = min(1.0, self.control.checkpoints[-1].steps / lab.full)
         if self.control.checkpoints[-1].broken is None and not lab.proof([self._pair(self.winner, 0, reached)]).wins:
             self.winner, self.pairs = (), []  # the training as it is gets there, too, only later
             return
         early = {self.short} if lab.has_run(self.winner, self.short) else set()
         for share in sorted({*early, shortest, max(shortest, HALF), 1.0}):
-            self.pairs = [self._pair(self.winner, 0, share)]
-            if lab.proof(self.pairs).wins and lab.learns(self.pairs[0][1]):  # else the one only fails less
-                break
-        for seed in SEEDS[1:]:
-            if not lab.proof(self.pairs).wins or (len(self.pairs) > 1 and lab.left <= 0):
-                break
-            self.pairs = [*self.pairs, self._pair(self.winner, seed, share)]
-            if (interval := lab.proof(self.pairs).interval) is not None and interval.low > 0:
-                break
+            pairs = [self._pair(self.winner, 0, share)]
+            self.pairs = pairs if len(self.pairs) <= 1 else self.pairs  # one seed does not outweigh another that failed
+            if not (lab.proof(pairs).wins and lab.learns(pairs[0][1])):  # the one only fails less
+                continue
+            for seed in SEEDS[1:]:
+                if not lab.proof(pairs).wins or (len(pairs) > 1 and lab.left <= 0):
+                    break
+                pairs = [*pairs, self._pair(self.winner, seed, share)]
+                self.pairs = pairs
+                if (interval := lab.proof(pairs).interval) is not None and interval.low > 0:
+                    break
+            proof = lab.proof(pairs)
+            if proof.wins and min(proof.changed) > lab.task.baseline_score:
+                break  # else another seed begins to learn later
         if len(self.winner) == 1:
             self.needed = {self.winner[0].name: lab.proof(self.pairs).difference}

@@ -336,6 +336,8 @@ def test_seeds_are_added_until_the_interval_excludes_zero():
     assert len(found.proof.control) == 2
     _, found = run(lambda names, seed, share: rises(share, 0.9 - 0.25 * (seed == 1)) if names else 0.1, ("a",))
     assert len(found.proof.control) == 3
+    _, found = run(lambda names, seed, share: rises(share, 0.9) if names and share > 0.3 * seed else 0.1, ("a",))
+    assert found.proof.steps == (FULL / 2, FULL / 2)  # another seed begins to learn later
 
 
 def test_a_training_that_gets_there_later_needs_nothing():
@@ -379,11 +381,7 @@ def test_a_winner_that_fails_late_is_made_safer():
 
 
 def test_nothing_is_advised_that_wins_with_one_seed_only():
-    def score(names, seed, share):
-        return 0.9 if names and seed == 0 else 0.1
-
-    _, found = run(score, ("a",))
-    assert names(found) == []
+    assert names(run(lambda names, seed, share: 0.9 if names and seed == 0 else 0.1, ("a",))[1]) == []
 
 
 @pytest.mark.parametrize(("top", "changes"), [(0.9, ["a"]), (0.25, [])])
