@@ -252,13 +252,16 @@ class Subclassed(keras.Model):
 
 
 @pytest.mark.slow
-def test_a_subclassed_model_is_rescued_by_its_settings():
+def test_a_subclassed_model_of_frozen_layers_is_rescued_in_place():
     keras.utils.set_random_seed(1)
     model = Subclassed()
-    model.compile(keras.optimizers.SGD(3.0), "mse")
+    model(X)
+    model.trainable = False
+    model.compile(keras.optimizers.SGD(0.03), "mse")
     found = gr.rescue(model, X, Y, epochs=8)
-    assert found.verdict == "rescued"
-    assert isinstance(found.model, keras.Model)
+    assert (found.verdict, [change.name for change in found.changes]) == ("rescued", ["unfreeze"])
+    assert found.as_code().splitlines() == ["# Before compile", "+ model.trainable = True"]
+    assert (len(found.model.trainable_weights), len(model.trainable_weights)) == (4, 0)
     assert found.after.activation == OWN
 
 
