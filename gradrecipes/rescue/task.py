@@ -269,9 +269,19 @@ def _kind(y: np.ndarray, setup: Setup) -> tuple[str, int | None]:
 
 
 def _baseline_score(kind: str, y: np.ndarray, units: int | None) -> float:
+    labels = y.argmax(-1) if kind == ONE_HOT else y
+    if kind in (CLASSES, ONE_HOT, BINARY) and labels.ndim > 1 and labels[0].size > 1:
+        return _most_frequent(labels, by_column=kind == BINARY)
     if kind in (CLASSES, BINARY):
         return 1.0 / max(2, len(np.unique(y))) if kind == CLASSES else 0.5
     return 1.0 / max(2, units or 2) if kind == ONE_HOT else 0.0
+
+
+def _most_frequent(labels: np.ndarray, *, by_column: bool) -> float:
+    """Return the share of the labels that the most frequent one has, of many labels a sample."""
+    columns = labels.reshape(-1, labels.shape[-1] if by_column else 1)
+    known = [column[np.isfinite(column.astype(np.float64))] for column in columns.T]
+    return float(np.mean([np.unique(one, return_counts=True)[1].max() / len(one) for one in known if len(one)]))
 
 
 def _balanced(right: np.ndarray, labels: np.ndarray) -> np.ndarray:

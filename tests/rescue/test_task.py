@@ -80,6 +80,19 @@ def test_a_perfect_model_scores_one_and_a_constant_prediction_the_baseline():
     assert numbers.score(Fixed(np.full((100, 1), X[:, 0].mean())), SETUP).value == pytest.approx(0.0, abs=1e-6)
 
 
+def test_of_many_labels_a_sample_the_most_frequent_one_is_the_constant_prediction():
+    tokens = np.where(RNG.uniform(size=(100, 8)) < 0.6, 0, RNG.integers(1, 5, size=(100, 8)))
+    constant = np.tile(np.eye(5)[0], (100, 8, 1))
+    one_hot = {"units": 5, "loss": "categorical_crossentropy", "head": "softmax"}
+    for words in (task(tokens, units=5), task(np.eye(5)[tokens], **one_hot)):
+        assert words.baseline_score == pytest.approx((tokens == 0).mean())
+        assert words.score(Fixed(constant), SETUP).value == pytest.approx(words.baseline_score)
+    several = (X[:, :3] > [0.5, 0.0, -2.0]).astype(float)
+    marks = task(several, units=3, loss="binary_crossentropy", head="sigmoid")
+    assert marks.kind == BINARY
+    assert marks.baseline_score == pytest.approx(np.mean(np.maximum(several.mean(axis=0), 1 - several.mean(axis=0))))
+
+
 def test_constant_columns_do_not_decide_the_score():
     y = np.column_stack([X[:, 0], np.zeros(100)])
     assert task(y, units=2).score(Fixed(y + 0.01), SETUP).value > 0.99
