@@ -144,10 +144,15 @@ def _diagnosed(case: Case, kind: str, file: Path | None) -> gr.Diagnosis:
     if file is not None and file.exists():
         return gr.diagnose(gr.Trace.load(file))
     program = (case.repaired if kind == "twin" else case.build)()
-    diagnosis = gr.diagnose(program.model, program.x, program.y, batch_size=program.batch_size)
+    diagnosis = _of(program)
     if file is not None:
         diagnosis.trace.save(file)
     return diagnosis
+
+
+def _of(program: Program) -> gr.Diagnosis:
+    how = {"batch_size": program.batch_size, "epochs": program.epochs}  # what the user's own call of fit has
+    return gr.diagnose(program.model, program.x, program.y, **how)
 
 
 def apply_first(case: Case) -> dict[str, Any]:
@@ -155,7 +160,7 @@ def apply_first(case: Case) -> dict[str, Any]:
     keras.backend.clear_session()
     with surroundings(case.needs):
         program = case.build()
-        found = gr.diagnose(program.model, program.x, program.y, batch_size=program.batch_size).findings
+        found = _of(program).findings
         first = next((one for one in found if one.kind is Kind.CAUSE and one.prescriptions), None)
         if first is None:
             return {"code": "none", "how": "", "reached": False}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+MAX_NAMES = 3  # that a sentence lists
+
 
 def counted(number: int, noun: str, *, plural: str | None = None) -> str:
     """Return a number and its noun, in the singular for one.
@@ -16,3 +20,14 @@ def counted(number: int, noun: str, *, plural: str | None = None) -> str:
         ('1 layer', '2 layers', '1,200 steps', '2 batches')
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def named(names: Sequence[str]) -> str:
+    """Return the first names of a list in quotes, and how many more there are.
+
+    Example:
+        >>> named(["dense", "dense_1", "dense_2", "dense_3"])
+        "'dense', 'dense_1', 'dense_2' and 1 more"
+    """
+    more = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(map(repr, names[:MAX_NAMES])) + more

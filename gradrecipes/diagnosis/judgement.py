@@ -85,6 +85,9 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
     in_all = f"{len(trace) + trial.further_steps:,} steps"
     if trial.answers is not None and not trial.answers.depend:
         return Judgement(UNDECIDED, _equal_answers(trial.answers, in_all, _longer(trace)))
+    if trial.sample_spread == 0.0:
+        words = f"The loss {seen.course} in {steps}, but the model gives the same answer to all samples of a batch."
+        return Judgement(UNDECIDED, f"{words} What it was trained on is not what it answers.")
     lost_later = unlearned_at_highest(rates(trace), seen)
     if trial.further and all(map(_is_learned, trial.further)) and lost_later is None:
         return Judgement(HEALTHY, f"The loss {seen.course} in {steps}{_reach(trace)}. {_in_the_end(trial)} {in_all}.")
@@ -147,6 +150,11 @@ def _too_short(trace: Trace, seen: Verdict, alarming: Sequence[Finding]) -> bool
 def outputs(trace: Trace) -> tuple[OutputTrial, ...]:
     """Return how each of several outputs did in the trial; empty for a single one."""
     return (trace.probes.trial or TrialReading()).outputs
+
+
+def of_columns(trial: TrialReading) -> bool:
+    """Return whether the outputs of a trial are the columns of a single one."""
+    return len(trial.outputs) > 1 and len({one.output for one in trial.outputs}) == 1
 
 
 def in_the_end(trace: Trace) -> tuple[OutputTrial, ...]:

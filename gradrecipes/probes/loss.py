@@ -17,6 +17,7 @@ from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import LossEquivalent, LossPoint, LossReading, OutputReading
 from gradrecipes.probes.answers import spread_over_samples
+from gradrecipes.probes.predictions import PROBABILITIES, SAME, mispaired, pairs_samples
 from gradrecipes.training.description.output_head import OutputLoss, losses_of
 from gradrecipes.training.recovery.model_state import preserves_state
 from gradrecipes.training.trial.trial_data import first_samples, named
@@ -93,7 +94,6 @@ SAMPLES_NAMED = 20
 ENDS = {"sigmoid": (0.0, 1.0), "hard_sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "hard_tanh": (-1.0, 1.0)}
 ENDS |= {"relu": (0.0,), "relu6": (0.0, 6.0), "softplus": (0.0,), "exponential": (0.0,)}
 FAR_DISTANCES = (1e2, 1e4, 1e6)  # times the size of the answers
-SAME = 1e-4  # relative difference up to which two losses are one
 
 
 @preserves_state
@@ -156,8 +156,11 @@ def _judged(
     from_logits = about["from_logits"] if read.acts_like is None else read.acts_like.from_logits
     if from_logits or (activation == "sigmoid" and "categorical" in str(name)):
         read = replace(read, logits_seen=_logits_seen(model, x, loss, target, one.output))
-    if about["custom"] and tuple(output.shape) == (*target.shape, 1) and len(target) > 1:
-        read = replace(read, pairs_samples=_pairs_samples(loss, target, output))
+    one_each = tuple(output.shape) in ((*target.shape, 1), (*target.shape[:1], 1))
+    if about["custom"] and one_each and len(target) > 1:
+        read = replace(read, pairs_samples=pairs_samples(loss, target, output))
+    if about["custom"] and read.acts_like is None and activation in {"linear", *PROBABILITIES} and len(target) > 1:
+        read = replace(read, mispaired=mispaired(loss, target, output, activation))
     return read
 
 
@@ -368,18 +371,3 @@ def _logits_seen(model: keras.Model, x: Any, loss: Any, target: tf.Tensor, place
     if not (math.isfinite(seen) and math.isfinite(bare)):
         return None
     return abs(seen - bare) > SAME * max(abs(seen), abs(bare))
-
-
-def _pairs_samples(loss: Any, target: tf.Tensor, output: Any) -> bool | None:
-    """Say whether it matters to a loss which target belongs to which sample; not if it compares all with all."""
-    turned = tf.roll(target, 1, axis=0)
-    try:
-        as_it_is, other = float(loss(target, output)), float(loss(turned, output))
-        in_line, in_line_other = (float(loss(part[..., None], output)) for part in (target, turned))
-    except Exception:
-        return None
-    if not all(map(math.isfinite, (as_it_is, other, in_line, in_line_other))):
-        return None
-    same = abs(as_it_is - other) <= SAME * abs(as_it_is)
-    matters = abs(in_line - in_line_other) > 10 * SAME * abs(in_line)
-    return None if same and not matters else not same

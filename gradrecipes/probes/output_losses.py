@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Sequence
@@ -12,17 +13,21 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.core.analysis.baseline import constant_baseline_loss
+from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import LossEquivalent, LossReading, OutputReading
 from gradrecipes.core.trace.trial_reading import OutputTrial
-from gradrecipes.probes.constant_prediction import best_constant_loss
-from gradrecipes.probes.loss import SAME, as_loss, candidates
+from gradrecipes.probes.loss import as_loss, candidates
 from gradrecipes.probes.own_step import OwnStepLoss
+from gradrecipes.probes.predictions import SAME, best_constant_loss
+from gradrecipes.probes.variations import standardized
 from gradrecipes.training.description.output_head import losses_of
 from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.trial.trial import Trial
 
 logger = logging.getLogger(__name__)
+BY_NUMBER = {"mean_squared_error", "mean_absolute_error", "mse", "mae"}  # losses that are means over columns
+COLUMNS_APART = 30.0  # largest over smallest standard deviation of a column: a thousand in a squared error
 EQUAL = 1e-5  # relative difference of two losses that are one, summed in another order
 FITTED_ENTRIES = 200_000  # of the targets to which a constant prediction is fitted
 FITTED_COLUMNS = 64  # of the last axis of such a prediction
@@ -162,19 +167,28 @@ class OutputLosses:
     """Measure the loss of every output of a model with several, over some batches.
 
     A model with one output, to whose loss no layer adds anything, has no losses here; nor has one with a train step of
-    its own.
+    its own. Of one output that is compared with columns of different size, number by number, each column counts.
 
     Args:
         model: A compiled, built model. It is left as it was.
         description: Of the model.
         batches: What `train_step` gets.
+        data: What was read of the data, or None.
     """
 
-    def __init__(self, model: keras.Model, description: Description, batches: Sequence[Any]):
+    def __init__(
+        self,
+        model: keras.Model,
+        description: Description,
+        batches: Sequence[Any],
+        data: DataReading | None = None,
+    ):
         self._model, self._description = model, description
         self._penalties: list[float] = []
+        self._columns = _columns_apart(description, data)
         usual = not (description.own_train_step or description.own_loss)
-        asked = usual and bool(batches) and (len(description.outputs) > 1 or self._has_penalties(batches[0]))
+        several = len(description.outputs) > 1 or self._columns > 0
+        asked = usual and bool(batches) and (several or self._has_penalties(batches[0]))
         self._batches = [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches] if asked else []
 
     @property
@@ -203,24 +217,40 @@ class OutputLosses:
             return []
         return [np.array(column, np.float64) for column in zip(*rows, strict=True)]
 
+    def on(self, batches: Sequence[Any]) -> OutputLosses:
+        """Return what measures the same losses on other batches."""
+        other = copy.copy(self)
+        other._batches = [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches]
+        return other
+
     def compared(self, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> tuple[OutputTrial, ...]:
         """Return how each output did between two measurements."""
         if not before or len(before) != len(after):
             return ()
         found = []
         for place, (start, end) in enumerate(zip(before, after, strict=True)):
-            about = self._description.outputs[place]
+            about = self._description.outputs[0 if self._columns else place]
             if about.loss is None or not (np.isfinite(start).all() and np.isfinite(end).all()):
                 continue
             noise = float(end.std(ddof=1) / np.sqrt(len(end))) if len(end) > 1 else 0.0
             baseline = self._baseline(place)
-            found.append(OutputTrial(place, about.name, float(start.mean()), float(end.mean()), baseline, noise))
+            name = f"{about.name}, column {place}" if self._columns else about.name
+            found.append(
+                OutputTrial(
+                    0 if self._columns else place, name, float(start.mean()), float(end.mean()), baseline, noise
+                )
+            )
         return tuple(found)
 
     def _of_batch(self, x: Any, y: Any) -> list[float]:
         outputs = keras.tree.flatten(self._model(x, training=False))
         self._penalties.append(float(sum(float(tf.reduce_sum(one)) for one in self._model.losses)))
         targets = keras.tree.flatten(y)
+        if self._columns:
+            one = losses_of(self._model, 1)[0]
+            target, loss = tf.convert_to_tensor(targets[0]), as_loss(one.loss)
+            pairs = [(target[:, place : place + 1], outputs[0][:, place : place + 1]) for place in range(self._columns)]
+            return [float(tf.reduce_mean(loss(*pair))) for pair in pairs]
         row = []
         for one in losses_of(self._model, len(outputs)):
             loss = None if one.loss is None or one.target is None else as_loss(one.loss)
@@ -229,6 +259,9 @@ class OutputLosses:
         return row
 
     def _baseline(self, place: int) -> float | None:
+        if self._columns:
+            columns = [np.asarray(keras.tree.flatten(y)[0])[:, place] for _, y, _ in self._batches]
+            return constant_baseline_loss(self._description.outputs[0].loss, *columns)
         about = self._description.outputs[place]
         if about.target is None:
             return None
@@ -238,6 +271,8 @@ class OutputLosses:
     def balanced(self, before: Sequence[np.ndarray], penalty: float) -> list[Any] | None:
         """Return the batches with sample weights by which all terms of the loss begin equally large.
 
+        Of columns, the targets are standardized instead.
+
         Args:
             before: What `measured` returned before the first step.
             penalty: What layers added to the loss then.
@@ -245,6 +280,8 @@ class OutputLosses:
         Returns:
             None where the samples have weights of the user's already, or a term is not a positive number.
         """
+        if self._columns:
+            return standardized([keras.utils.pack_x_y_sample_weight(*batch) for batch in self._batches], targets=[0])
         pairs = zip(self._description.outputs, before, strict=False)
         terms = [output.factor * float(np.mean(part)) for output, part in pairs]
         if not terms or any(sample_weight is not None for _, _, sample_weight in self._batches):
@@ -261,6 +298,17 @@ class OutputLosses:
         by_target = {one.target: factor for one, factor in zip(known, factors, strict=False)}
         parts = [tf.fill((len(part),), tf.constant(by_target.get(place, 1.0))) for place, part in enumerate(flat)]
         return x, y, keras.tree.pack_sequence_as(y, parts)
+
+
+def _columns_apart(description: Description, data: DataReading | None) -> int:
+    """Return how many columns the only targets have, where their sizes differ and each is a number of its own."""
+    targets, about = (data or DataReading()).targets, description.outputs
+    if len(targets) != 1 or len(about) != 1 or about[0].loss not in BY_NUMBER or about[0].custom:
+        return 0
+    columns, shape = targets[0].columns, targets[0].shape or ()
+    low, high = (columns.std_min, columns.std_max) if columns is not None else (None, None)
+    apart = bool(low and high and high > COLUMNS_APART * low)
+    return shape[0] if apart and len(shape) == 1 and 1 < shape[0] <= FITTED_COLUMNS else 0
 
 
 LEAST_SPREAD = 0.01  # of the predictions, over that of the targets; below it no order of them makes a difference

@@ -47,7 +47,7 @@ from gradrecipes.diagnosis.outcome import (
     rival_losses,
     verdict,
 )
-from gradrecipes.probes.answers import Answers, sample_spread
+from gradrecipes.probes.answers import Answers, StillWeights, sample_spread
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.optimizer import read_planned_rates, try_highest_rate
 from gradrecipes.probes.output_losses import Baselines, OutputLosses, pairs_samples, step_acts_like
@@ -94,9 +94,10 @@ def try_out(
     marks = bad_samples(probes.data, batches)
     usable = batches if marks is None else without(batches, marks)  # one outlying target would set the baseline
     baselines = Baselines(model, description, probes.loss, usable, corrupt=marks is not None)
-    losses = OutputLosses(model, description, batches)
+    losses = OutputLosses(model, description, batches, probes.data)
     before = losses.measured()
     penalty = losses.penalty
+    still = StillWeights(model, batches[0])
     with contextlib.ExitStack() as stack:
         rates = read_planned_rates(model, description, trial_steps=steps, steps=planned_steps)
         trial = Trial(model, batches, steps=max(steps, VARIED_STEPS), outputs=probes.signal.layers)
@@ -130,6 +131,7 @@ def try_out(
             outputs=outputs,
             rates=rates,
             penalties=penalties,
+            still=() if run.broken is not None else still.after(trial),
         )
         trace.probes = replace(probes, trial=reading, signal_after=signal(model, batches[0], attention=attention))
         if rival_losses(trace):
@@ -139,7 +141,7 @@ def try_out(
         if answers is not None and seen.state in (LEARNING, STALLED):
             reading = replace(reading, answers=answers.compared())
             trace.probes = replace(trace.probes, trial=reading)
-        if run.broken is None and (seen.slow or not seen.learned):
+        if run.broken is None:
             reading = replace(reading, sample_spread=sample_spread(model, batches[0]))
         outweighed = description.own_train_step and outweighed_part(reading) is not None
         open_still = seen.state in (LEARNING, STALLED) and judge(trace, ()).verdict == UNDECIDED
@@ -265,7 +267,8 @@ def _balanced(
         return None
     if run.broken is not None:
         return VariationResult(broken=run.broken, steps=steps)
-    ended = losses.compared(before, losses.measured())
+    changed = losses.on(batches)
+    ended = changed.compared(before, changed.measured())
     loss = run.loss[np.isfinite(run.loss)]
     if len(loss) < 2 or not ended:
         return None

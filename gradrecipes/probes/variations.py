@@ -29,6 +29,7 @@ from gradrecipes.core.trace.trial_reading import (
     WARM_UP,
     Variation,
 )
+from gradrecipes.diagnosis.facts.readings import MIN_INPUT_RMS, behind_scaling
 from gradrecipes.diagnosis.outcome import OSCILLATING, STALLED, Verdict
 from gradrecipes.training.trial.trial import Trial
 
@@ -204,6 +205,9 @@ def _finite_data(context: Context) -> dict[str, Any] | None:
 
 
 def _scaled_inputs(context: Context) -> dict[str, Any] | None:
+    behind = behind_scaling(context.description, context.probes.signal)
+    if behind is not None and 0 < behind < MIN_INPUT_RMS:
+        return {"batches": multiplied(context.batches, 1.0 / behind)}
     inputs = _far_inputs(context)
     return {"batches": standardized(context.batches, inputs=inputs)} if inputs else None
 
@@ -261,6 +265,13 @@ def larger_batches(context: Context) -> list[Any] | None:
         if small and len(context.trial.batches) >= 2 * LARGER_BATCH_FACTOR
         else None
     )
+
+
+def multiplied(batches: Sequence[Any], factor: float) -> list[Any]:
+    """Return the batches with the only input multiplied by a factor."""
+    parts = [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches]
+    scaled = [keras.tree.map_structure(lambda one: tf.cast(one, tf.float32) * factor, x) for x, _, _ in parts]
+    return [keras.utils.pack_x_y_sample_weight(x, *part[1:]) for x, part in zip(scaled, parts, strict=True)]
 
 
 def _far_inputs(context: Context) -> list[int]:

@@ -18,6 +18,7 @@ from gradrecipes.diagnosis.outcome import verdict
 from tests.diagnosis import hand_made
 from tests.diagnosis.contradictions import contradictions
 from tests.diagnosis.hand_made import BROKEN, FALLING, STANDING, STEPS, labels, trial, with_data
+from tests.diagnosis.probed import assert_sound, digits
 
 layers = keras.layers
 
@@ -193,3 +194,149 @@ def test_a_dataset_in_the_order_of_its_classes_is_told(mixed):
     diagnosis = gr.diagnose(model, tf.data.Dataset.from_tensor_slices((x[order], y[order])).batch(32))
     first = [one.code for one in diagnosis.findings][:1]
     assert first == ([] if mixed else ["corrupt_batch"])
+
+
+class _Wrapped(keras.Model):
+    """A net within a train step of its own, which trains its last layer, all of it, or nothing."""
+
+    def __init__(self, trained):
+        super().__init__()
+        hidden = layers.Dense(32, activation="relu", kernel_initializer=keras.initializers.RandomNormal(stddev=1e-3))
+        self.net = keras.Sequential([keras.Input((64,)), hidden, layers.Dense(10)])
+        self.trained = trained
+
+    def call(self, x, training=False):
+        return self.net(x, training=training)
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+        weights = self.net.trainable_variables[self.trained]
+        gradients = tape.gradient(loss, weights)
+        if weights:
+            self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
+        return {"loss": loss}
+
+
+class _Fixed(layers.Layer):
+    def __init__(self, trainable):
+        super().__init__()
+        self.kernel = tf.Variable(tf.random.stateless_normal((64, 16), seed=(0, 0)) / 8.0, trainable=trainable)
+
+    def call(self, x):
+        return keras.ops.tanh(keras.ops.matmul(x, self.kernel))
+
+
+def _winner(x):
+    return keras.ops.one_hot(keras.ops.argmax(x, axis=-1), 16)
+
+
+def _winner_straight_through(x):
+    return x + keras.ops.stop_gradient(_winner(x) - x)
+
+
+@pytest.mark.parametrize(
+    ("build", "code"),
+    [
+        (lambda: [layers.Dense(16, activation="tanh"), layers.Lambda(_winner)], "loss_without_gradient"),
+        (lambda: [layers.Dense(16, activation="tanh"), layers.Lambda(_winner_straight_through)], None),
+        (lambda: [_Fixed(True)], "frozen_weights"),
+        (lambda: [_Fixed(False)], None),
+    ],
+    ids=["argmax", "straight_through", "untracked", "fixed_on_purpose"],
+)
+@pytest.mark.filterwarnings("ignore:Gradients do not exist for variables")
+def test_weights_that_no_step_changes_are_told(build, code):
+    x, y = digits()
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((64,)), *build(), layers.Dense(10, activation="softmax")])
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    found = gr.diagnose(model, x, y)
+    assert [one.code for one in found.findings] == ([] if code is None else [code])
+    if code is not None:
+        assert_sound(found.findings[0], code)
+
+
+@pytest.mark.parametrize(("trained", "told"), [(slice(2, 4), True), (slice(0, 0), True), (slice(0, 4), False)])
+def test_a_train_step_that_leaves_weights_out_is_told(trained, told):
+    x, y = digits()
+    keras.utils.set_random_seed(0)
+    model = _Wrapped(trained)
+    model.compile(keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    found = gr.diagnose(model, x, y)
+    assert ("frozen_weights" in [one.code for one in found.findings]) == told
+
+
+class _Judged(keras.Model):
+    def __init__(self, activation):
+        super().__init__()
+        self.hidden, self.last = layers.Dense(16, activation="relu"), layers.Dense(1, activation=activation)
+
+    def call(self, x):
+        return self.last(self.hidden(x))
+
+
+@pytest.mark.parametrize(("activation", "verdict"), [("softmax", "unhealthy"), ("sigmoid", "healthy")])
+@pytest.mark.filterwarnings("ignore:You are using a softmax over axis")
+def test_what_predict_gives_for_all_samples_is_no_success(activation, verdict):
+    """Keras trains on the logits before a softmax over one unit, which are fine, and answers 1 for every sample."""
+    x, y = digits()
+    keras.utils.set_random_seed(0)
+    model = _Judged(activation)
+    model.compile(keras.optimizers.Adam(0.01), "binary_crossentropy")
+    found = gr.diagnose(model, x, (y > 4).astype("float32"))
+    assert found.verdict == verdict
+    assert not found.findings or found.findings[0].code == "loss_output_mismatch"
+
+
+def _overlap(y, p):
+    return (2.0 * keras.ops.sum(y * p) + 1.0) / (keras.ops.sum(y) + keras.ops.sum(p) + 1.0)
+
+
+@pytest.mark.parametrize(("loss", "told"), [(_overlap, True), (lambda y, p: 1.0 - _overlap(y, p), False)])
+def test_a_score_that_is_minimized_is_told(loss, told):
+    x, y = digits()
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(32, activation="relu"), layers.Dense(1, "sigmoid")])
+    model.compile(keras.optimizers.Adam(0.01), loss)
+    found = [one.code for one in gr.diagnose(model, x, (y > 6).astype("float32")[:, None]).findings]
+    assert found[:1] == (["loss_output_mismatch"] if told else [])
+
+
+def test_a_loss_that_compares_all_with_all_is_told_of_targets_in_a_column_too():
+    x, y = digits()
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(32, activation="relu"), layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(0.01), lambda y, p: keras.ops.mean((y - keras.ops.reshape(p, (-1,))) ** 2))
+    found = gr.diagnose(model, x, y.astype("float32"))
+    assert found.findings[0].code == "loss_output_mismatch" and "every target" in found.findings[0].title
+
+
+def test_a_scaling_that_does_not_fit_the_data_is_told():
+    x, y = digits()
+    keras.utils.set_random_seed(0)
+    scaling = layers.Rescaling(1 / 255)  # of digits that lie between 0 and 1 already
+    model = keras.Sequential([keras.Input((64,)), scaling, layers.Dense(32, "relu"), layers.Dense(10, "softmax")])
+    model.compile(keras.optimizers.SGD(0.01), "sparse_categorical_crossentropy")
+    found = gr.diagnose(model, x, y).findings
+    assert_sound(found[0], "unscaled_inputs")
+    assert "behind its Rescaling" in found[0].title
+
+
+@pytest.mark.parametrize(("size", "told"), [(500.0, True), (1.0, False)])
+def test_a_column_that_a_larger_one_outweighs_is_told(size, told):
+    x, y = digits()
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(32, "relu"), layers.Dense(2)])
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    targets = np.stack([size * (x.mean(axis=1) - 0.3), 0.05 * (y > 4)], axis=1).astype("float32")
+    found = gr.diagnose(model, x, targets).findings
+    assert [one.code for one in found][:1] == (["unscaled_targets"] if told else [])
+
+
+def test_a_loss_that_is_multiplied_by_0_is_told():
+    x, y = digits()
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(10, "softmax")])
+    model.compile("adam", "sparse_categorical_crossentropy", loss_weights=[0.0])
+    assert codes(gr.diagnose(model, x, y).trace)[0] == "unscaled_loss_weights"

@@ -164,7 +164,7 @@ def test_a_loss_that_compares_all_with_all_is_found():
     y = X[:, 0]
     assert probe(net(units=1), y, Squared()).outputs[0].pairs_samples is False
     assert probe(net(units=1), y, lambda a, b: ops.square(a - b)).outputs[0].pairs_samples is True
-    assert probe(net(units=1), y[:, None], Squared()).outputs[0].pairs_samples is None
+    assert probe(net(units=1), y[:, None], Squared()).outputs[0].pairs_samples is True
     assert probe(net(units=1), y, "mse").outputs[0].pairs_samples is None
 
 

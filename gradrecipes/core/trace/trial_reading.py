@@ -210,6 +210,25 @@ class AnswersReading(Record):
         return self.constant - self.own > 2.0 * self.noise
 
 
+NO_GRADIENT, NOT_UPDATED, UNTRACKED = "no_gradient", "not_updated", "untracked"
+
+
+@dataclass(frozen=True)
+class StillLayer(Record):
+    """A layer whose weights no step of the trial changed, although the answers depend on them.
+
+    Args:
+        name: Name of the layer; of an untracked weight what is known of it.
+        entries: Of these weights.
+        why: `NO_GRADIENT`: the step asks for their gradient, and there is none. `NOT_UPDATED`: a train step of the
+            user's own does not ask. `UNTRACKED`: they are variables that belong to no layer of the model.
+    """
+
+    name: str
+    entries: int = 0
+    why: str = NO_GRADIENT
+
+
 @dataclass(frozen=True)
 class TrialReading(Record):
     """A short trial with the user's own optimizer and batches.
@@ -235,9 +254,10 @@ class TrialReading(Record):
         weight_penalties: Names of what the train step returns that depends on the weights alone.
         rates: The learning rates of the training that is planned; None where the optimizer has no single rate.
         sample_spread: How far the answers to the samples of a batch differ at the end, as `OutputReading.sample_spread`
-            has it; None where the net learned.
+            has it; None where it cannot be had.
         answers: The loss beside that of equal answers, after all steps; None where the best constant prediction is
             known, or this could not be measured.
+        still: Layers with weights that the answers depend on, and that no step changed.
     """
 
     steps: int = 0
@@ -259,6 +279,7 @@ class TrialReading(Record):
     rates: PlannedRates | None = None
     sample_spread: float | None = None
     answers: AnswersReading | None = None
+    still: tuple[StillLayer, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ def activation_mismatches(head: Head) -> Iterator[Mismatch]:
 
 
 def _one_unit(head: Head) -> Iterator[Mismatch]:
-    softmax = head.activation == "softmax"
+    always = head.measured.min == head.measured.max == 1.0  # of a net whose last operation is not known
+    softmax = head.activation == "softmax" or (head.activation == "unknown" and always)
     if head.units != 1 or not (softmax or head.loss in CATEGORICAL):
         return
     what = "A softmax over one unit is always 1" if softmax else f"With one unit, {head.loss} is 0 whatever the output"

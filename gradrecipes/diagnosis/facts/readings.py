@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradrecipes.core.trace import SKIPPED_GRADIENT, SKIPPED_LOSS, SKIPPED_OVERFLOW, Trace
-from gradrecipes.core.trace.description import LayerDescription
+from gradrecipes.core.trace.description import Description, LayerDescription
 from gradrecipes.core.trace.probes import LayerSignal, SignalReading, WeightScale
 
 OUT_OF_PROPORTION = 10.0  # ||g||/||W|| of a layer at the first step; healthy nets have .01 to 2
@@ -206,3 +206,15 @@ def cut_off(trace: Trace) -> bool:
 def count(trace: Trace, kinds: set[str]) -> int:
     """Return how many layers of these kinds the net has."""
     return sum(layer.kind in kinds for layer in layers(trace))
+
+
+FIXED_SCALINGS = {"Normalization", "Rescaling"}  # with factors that were set before, for these data or for others
+MIN_INPUT_RMS = 0.01  # root mean square below which all that the first layer makes of the inputs is its bias
+
+
+def behind_scaling(description: Description, signal: SignalReading | None) -> float | None:
+    """Return the size of what a scaling of fixed factors gives to the first weights; None for any other net."""
+    met = description.inputs
+    first = next((layer for layer in (signal or SignalReading()).layers if layer.kind in WEIGHTED | RECURRENT), None)
+    fixed = len(met) == 1 and met[0].normalized in FIXED_SCALINGS
+    return first.input_rms if fixed and first is not None else None

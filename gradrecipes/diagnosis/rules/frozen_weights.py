@@ -4,7 +4,9 @@
 Counts the weights that are trained and those that are frozen. It fires where no weight is trained, and where the run
 does not learn although it learns in the same steps with all weights trained. A frozen layer whose bias is still all
 zeros, or whose normalization never saw data, has never been trained: a backbone that was built without its pretrained
-weights. A net whose frozen part was trained, and whose head learns, is not reported.
+weights. A net whose frozen part was trained, and whose head learns, is not reported. It fires as well where the answers
+depend on variables that belong to no layer of the model, and, in a run that does not learn, on weights that a train
+step of the user's own never changes.
 
 ## Why it is bad
 A layer with random weights transforms its input at random; later layers can only weight the result. With the head
@@ -31,13 +33,12 @@ from __future__ import annotations
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import FrozenLayer
-from gradrecipes.core.trace.trial_reading import UNFROZEN
+from gradrecipes.core.trace.trial_reading import NOT_UPDATED, UNFROZEN, UNTRACKED, TrialReading
+from gradrecipes.core.words import named
 from gradrecipes.diagnosis.outcome import PROVEN, Verdict, fixes, halved_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import compile_lines, optimizer_line, recorded_rate
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
-
-MAX_NAMES = 3  # names that a sentence lists
 
 
 @rule(
@@ -50,6 +51,40 @@ MAX_NAMES = 3  # names that a sentence lists
 )
 def frozen_weights(trace: Trace) -> Finding | None:
     """Tell whether the frozen weights are what keeps a run from learning."""
+    return _frozen(trace) or _still(trace)
+
+
+def _still(trace: Trace) -> Finding | None:
+    """Tell which weights no step changes because Keras does not know them, or the train step leaves them out."""
+    learned, still = verdict(trace).learned, (trace.probes.trial or TrialReading()).still
+    left_out = [] if learned else [one for one in still if one.why == NOT_UPDATED]
+    layers = [one for one in still if one.why == UNTRACKED] or left_out
+    if not layers:
+        return None
+    names, entries = named([one.name for one in layers]), sum(one.entries for one in layers)
+    untracked = layers[0].why == UNTRACKED
+    title = f"The weights {names} belong to no layer" if untracked else f"The train step never changes {names}"
+    why = (
+        "They are variables that Keras does not track: a tf.Variable, or a layer that is not an attribute of a layer. "
+        "They are not among model.trainable_variables, and keep their initial values."
+        if untracked
+        else "The step does not ask for their gradients, or does not apply them."
+    )
+    statement = f"The answers depend on {entries:,} weights of {names}, and no step of the trial changed one of them"
+    return Finding(
+        code="frozen_weights",
+        title=f"{title}: they are not trained",
+        kind=Kind.CAUSE,
+        severity=Severity.WARNING if learned else Severity.CRITICAL,
+        confidence=PROVEN,
+        explanation=f"{statement}. {why}",
+        layer=layers[-1].name if layers[-1].name in trace.layers else None,
+        evidence=(Evidence(f"{statement}.", 0.0, float(entries), "this trial"),),
+        prescriptions=(prescription("track_weights" if untracked else "update_all_weights"),),
+    )
+
+
+def _frozen(trace: Trace) -> Finding | None:
     trained = trace.description.trainable_entries
     nothing = trained == 0
     frozen = [layer for layer in trace.description.frozen if layer.kernel or nothing]
@@ -60,8 +95,7 @@ def frozen_weights(trace: Trace) -> Finding | None:
         return None
     entries = sum(layer.entries for layer in trace.description.frozen)
     share = trained / (trained + entries)
-    names = ", ".join(repr(layer.name) for layer in frozen[:MAX_NAMES])
-    names += f" and {len(frozen) - MAX_NAMES} more" if len(frozen) > MAX_NAMES else ""
+    names = named([layer.name for layer in frozen])
     counted = f"{trained:,} of {trained + entries:,} weights are trained; frozen: {names}"
     return Finding(
         code="frozen_weights",

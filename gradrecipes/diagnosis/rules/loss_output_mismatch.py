@@ -6,7 +6,8 @@ probabilities or logits, one unit or several, class numbers or one-hot rows, 0 a
 silently broadcast, targets that the last activation cannot reach. What Keras converts by itself (the logits before a
 softmax, `(n,)` against `(n, 1)`, 0 and 1 with a hinge) is taken into account, and measured where it may fail. In a
 train step of one's own, the values tell that each binary cross-entropy gets, and those that a discriminator gets. A
-loss of one's own that is 0 at the targets and below 0 beyond them, as an overlap is, needs outputs that are bounded.
+loss of one's own that is 0 at the targets and below 0 beyond them, as an overlap is, needs outputs that are bounded;
+one that is larger at the targets than at those of other samples has the wrong sign.
 
 ## Why it is bad
 Most of these run without an error, and the loss even falls. The net then learns another task than intended, with a
@@ -43,8 +44,10 @@ from gradrecipes.diagnosis.facts.readings import number, rounded
 from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
+from gradrecipes.diagnosis.rules.unbounded_loss import falls_for_ever
 
 AT_TARGETS = 0.01  # loss at the targets over that at the net's own answers, of a loss that measures a difference
+REWARD_OF_WRONG = 0.01  # loss at the targets above that at other answers, over the largest of them
 BELOW_TARGETS = 0.1  # loss at twice the targets, below 0, over the same; the smoothing of an overlap changes less
 
 
@@ -70,6 +73,7 @@ def loss_output_mismatch(trace: Trace) -> Finding | None:
             if held_back or not misfit.only_if_held_back
         ]
     found += [misfit for head in heads(trace) if (misfit := _better_than_right(head)) is not None]
+    found += [misfit for head in heads(trace) if (misfit := _worse_when_right(head)) is not None]
     found += _of_own_step(trace) or _of_cross_entropies(trace)
     found += _of_rivals(trace)
     if (trace.probes.trial or TrialReading()).pairs_samples is False:
@@ -109,6 +113,28 @@ def _better_than_right(head: Head) -> Mismatch | None:
         measured=twice,
         expected=right,
         prescription=prescription("bounded_output", units=head.units or 1),
+        sure=0.9,
+    )
+
+
+def _worse_when_right(head: Head) -> Mismatch | None:
+    """Return the mismatch of a loss that is larger at the targets than at those of other samples: its sign is wrong."""
+    own, right, wrong = head.measured.mispaired or (0.0, 0.0, 0.0)
+    if falls_for_ever(head.measured.far_losses):
+        return None  # the rule of unbounded losses tells more
+    if not right - max(own, wrong) > REWARD_OF_WRONG * max(abs(own), abs(right), abs(wrong)):
+        return None
+    return Mismatch(
+        title=f"The loss {head.name!r} is larger for right answers than for wrong ones",
+        statement=(
+            f"The loss {head.name!r} is {rounded(right)} where each answer is its target, {rounded(wrong)} where it is "
+            f"the target of another sample, and {rounded(own)} at the net's own outputs."
+        ),
+        consequence="Training lowers the loss, and so makes the answers worse: a score was taken for a loss, or a sign "
+        "is missing.",
+        measured=right,
+        expected=wrong,
+        prescription=prescription("turned_loss"),
         sure=0.9,
     )
 

@@ -4,7 +4,8 @@
 Fires where the slope of a user's own loss is exactly 0 at the predictions of every sample of a batch, and the loss of
 the trial does not fall. Of a train step that returns the terms of its loss, it fires where a term has the same value on
 the same batch in every pass, although the weights moved. Of a step of several optimizers, as that of a GAN, it fires
-where one loss is won outright, another one does not fall, and the gradients of all layers fall to a tenth. It also
+where one loss is won outright, another one does not fall, and the gradients of all layers fall to a tenth. It
+fires where a layer that the answers depend on gets no gradient at any step: an operation behind it has none. It also
 fires where the answers are the same for all samples, before the training and after a trial that stalled: nothing of the
 inputs reaches them, and no slope tells one sample from another.
 
@@ -40,21 +41,20 @@ import numpy as np
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.probes import LossReading
-from gradrecipes.core.trace.trial_reading import TrialReading
+from gradrecipes.core.trace.trial_reading import NO_GRADIENT, TrialReading
+from gradrecipes.core.words import named
 from gradrecipes.diagnosis.facts.data_facts import heads
-from gradrecipes.diagnosis.facts.readings import rounded
+from gradrecipes.diagnosis.facts.readings import MIN_INPUT_RMS, rounded
 from gradrecipes.diagnosis.judgement import REGULARIZES, weights_of_parts
 from gradrecipes.diagnosis.outcome import FIRST_STEPS, OSCILLATING, STALLED, falling, rival_losses, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.rules.dead_units import dead_units
-from gradrecipes.diagnosis.rules.saturated_units import saturated_units
-from gradrecipes.diagnosis.rules.vanishing_initialization import vanishing_initialization
 
 EQUAL_ANSWERS = 1e-6  # spread of the answers to the samples over their size: ten rounding errors of float32
 MAX_ANSWER_RMS = 100.0  # of larger ones, as of a bias at the mean of unscaled targets, rounding hides the differences
-KNOWN_TO_EQUALIZE = (dead_units, saturated_units, vanishing_initialization)  # reasons with a rule of their own
+EQUALIZING = ("dead_units", "saturated_units", "vanishing_initialization")  # reasons with a rule of their own
 FALLEN_GRADIENT = 0.1  # last over first gradient of each layer; a generator that is losing and can follow has more
 SAME = 1e-6  # relative difference of a term from itself one pass later, up to which it did not change: float32 rounding
 
@@ -65,11 +65,12 @@ SAME = 1e-6  # relative difference of a term from itself one pass later, up to w
     title="The loss, or a term of it, has no gradient",
     short="a loss without a gradient",
     order=54,
-    explained_by=("nonfinite_data",),
+    explained_by=("nonfinite_data", "unscaled_inputs", *EQUALIZING),
 )
 def loss_without_gradient(trace: Trace) -> Finding | None:
     """Tell which loss, or which term of it, no weight can lower."""
-    return _of_head(trace) or _of_term(trace) or _of_rivals(trace) or _of_equal_answers(trace)
+    ways = (_of_head, _of_term, _of_rivals, _of_layers, _of_equal_answers)
+    return next((found for way in ways if (found := way(trace)) is not None), None)
 
 
 def _of_head(trace: Trace) -> Finding | None:
@@ -127,6 +128,29 @@ def _of_rivals(trace: Trace) -> Finding | None:
     )
 
 
+def _of_layers(trace: Trace) -> Finding | None:
+    """Tell which layers no gradient reaches, although the answers depend on their weights."""
+    still = [one for one in (trace.probes.trial or TrialReading()).still if one.why == NO_GRADIENT]
+    if not still:
+        return None
+    names = named([one.name for one in still])
+    entries = sum(one.entries for one in still)
+    statement = (
+        f"No gradient reaches the {entries:,} weights of {names} at any step, although the answers depend on them"
+    )
+    found = _finding(f"No gradient reaches the weights of {names}", statement, trace)
+    return replace(
+        found,
+        severity=Severity.WARNING if verdict(trace).learned else Severity.CRITICAL,
+        layer=still[-1].name if still[-1].name in trace.layers else None,
+        explanation=(
+            f"{statement}. An operation behind them has no gradient: an argmax, a rounding, a sign, a comparison, a "
+            "cast to whole numbers, stop_gradient, or an excursion to numpy. What stands before it keeps its initial "
+            "weights; only what stands behind it learns."
+        ),
+    )
+
+
 def _of_equal_answers(trace: Trace) -> Finding | None:
     """Tell that the answers are the same for all samples, before the training and after the trial."""
     read, trial = (trace.probes.loss or LossReading()).outputs, trace.probes.trial or TrialReading()
@@ -134,14 +158,16 @@ def _of_equal_answers(trace: Trace) -> Finding | None:
     if not before or trial.sample_spread is None or any((one.rms or 0.0) > MAX_ANSWER_RMS for one in read):
         return None
     spread = max([trial.sample_spread, *(math.inf if one is None else one for one in before)])
-    if spread > EQUAL_ANSWERS or any(known(trace) is not None for known in KNOWN_TO_EQUALIZE):
+    if spread > (0.0 if verdict(trace).learned else EQUAL_ANSWERS):
         return None
+    tiny = any(0 < (one.rms or 0.0) < MIN_INPUT_RMS for one in (trace.probes.data or DataReading()).inputs)
     statement = (
         "The net gives the same answer to all samples of a batch, before the first step and after the trial: they "
         f"differ by {rounded(spread)} of their size at most"
     )
     return replace(
         _finding("The answers are the same for all samples: nothing of the inputs reaches them", statement, trace),
+        confidence=0.6 if tiny else 0.9,
         explanation=(
             f"{statement}. No gradient tells one sample from another, so the net learns the best constant prediction "
             "and no more. A mask that leaves out what it should keep, a product with 0, or inputs that are all equal "

@@ -37,7 +37,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import BALANCED_TERMS, OutputTrial, TrialReading
 from gradrecipes.core.words import counted
 from gradrecipes.diagnosis.facts.readings import rounded
-from gradrecipes.diagnosis.judgement import DROWNING_RATIO, OUTWEIGHING_RATIO, outweighed_part
+from gradrecipes.diagnosis.judgement import DROWNING_RATIO, OUTWEIGHING_RATIO, of_columns, outweighed_part
 from gradrecipes.diagnosis.outcome import variation, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import optimizer_line, recorded_rate
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
@@ -140,6 +140,8 @@ def _of_answers(trace: Trace) -> Finding | None:
 def _of_outputs(trace: Trace) -> Terms | None:
     """Compare the losses of the outputs, and what layers add to them."""
     trial = trace.probes.trial or TrialReading()
+    if of_columns(trial):
+        return None  # their size is that of the targets
     factors = {place: one.factor for place, one in enumerate(trace.description.outputs)}
 
     def size(one: OutputTrial, value: float | None) -> float:

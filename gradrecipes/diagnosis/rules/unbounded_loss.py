@@ -55,7 +55,7 @@ FAR_BELOW = 1.0  # below 0 by as much at 1e4 times the answers: no rounding does
 )
 def unbounded_loss(trace: Trace) -> Finding | None:
     """Tell whether a loss has no least value, and whether the run is on its way there."""
-    head = next((one for one in heads(trace) if _falls_for_ever(one.measured.far_losses)), None)
+    head = next((one for one in heads(trace) if falls_for_ever(one.measured.far_losses)), None)
     if head is None:
         return _of_run(trace)
     seen = verdict(trace)
@@ -120,7 +120,7 @@ def _falls(name: str, run: np.ndarray, trace: Trace) -> Finding | None:
     )
 
 
-def _falls_for_ever(at: tuple[float, ...] | None) -> bool:
+def falls_for_ever(at: tuple[float, ...] | None) -> bool:
     """Return whether a loss falls at least with the tenth part of the distance, from one to the next."""
     if at is None or len(at) < 4 or math.isnan(sum(at)) or math.inf in at:
         return False

@@ -28,6 +28,7 @@ A Normalization layer that is adapted to the training data, or Rescaling for pix
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
@@ -43,7 +44,7 @@ from gradrecipes.diagnosis.facts.data_facts import (
     held_back_by,
     improves,
 )
-from gradrecipes.diagnosis.facts.readings import WEIGHTED, layers, number, rounded
+from gradrecipes.diagnosis.facts.readings import MIN_INPUT_RMS, WEIGHTED, behind_scaling, layers, number, rounded
 from gradrecipes.diagnosis.outcome import Verdict, fixed_by, halved_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
@@ -57,7 +58,6 @@ FAR_FROM_BASELINE = 2.0  # loss at the end of the trial over that of a constant 
 SHUT_SHARE = 0.9  # share of the outputs of the first layer within a tenth of the slope of their ends
 SHOWN_COLUMN_RATIO = 3.0  # size of the largest column over the median one, from which it is shown as evidence
 SHOWN_START = 3.0  # loss at the start over that of a constant prediction, from which it is shown as evidence
-MIN_INPUT_RMS = 0.01  # root mean square below which all that the first layer makes of the inputs is its bias
 
 
 @rule(
@@ -81,6 +81,8 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
     if not far or (tried and not (healed or better or together)):
         return None
     array, (what, measured, expected) = max(far, key=lambda pair: abs(math.log(max(pair[1][1], 1e-30))))
+    if (scaling := _scaling(trace, array)) is not None:
+        what = what.replace(array.name, f"{array.name}, behind its {scaling},", 1)
     sure = 0.95 if healed and _oddity(array, fixed=False) else 0.85 if better else 0.7
     return Finding(
         code="unscaled_inputs",
@@ -88,7 +90,7 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL if held else Severity.WARNING,
         confidence=sure,
-        explanation=_explanation(array, what),
+        explanation=_explanation(array, what, scaling),
         step=seen.step,
         evidence=(
             Evidence(f"{what}.", measured, expected, "the data; Efficient BackProp, section 4.3"),
@@ -97,7 +99,7 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
             *(() if shut is None else (_at_their_ends(shut),)),
             *variation_evidence(trace, SCALED_INPUTS, *(() if healed else (ALL_SCALED,))),
         ),
-        prescriptions=_scaled(array),
+        prescriptions=_scaled(array) if scaling is None else (prescription("fit_scaling", name=array.name),),
     )
 
 
@@ -146,9 +148,18 @@ def _unscaled(trace: Trace) -> list[ArrayReading]:
     for place, array in enumerate(arrays):
         one = by_name.get(array.name, met[place] if place < len(met) else InputDescription())
         scaled = one.normalized is not None or one.first_kind == "Embedding"
+        rms = behind_scaling(trace.description, trace.probes.signal)
+        if rms is not None and len(arrays) == 1 and not MIN_INPUT_RMS <= rms <= MAX_INPUT_RMS:
+            array, scaled = replace(array, rms=rms, columns=Columns(0), outliers=(), rms_without_outliers=rms), False
         if array.numeric and not array.feeds_embedding and not scaled and array.columns:
             found.append(array)
     return found
+
+
+def _scaling(trace: Trace, array: ArrayReading) -> str | None:
+    """Return the layer of fixed factors whose result was judged in the place of an array, or None."""
+    met = trace.description.inputs
+    return met[0].normalized if met and array.columns == Columns(0) and not array.outliers else None
 
 
 def _oddity(array: ArrayReading, *, fixed: bool) -> tuple[str, float, float] | None:
@@ -187,7 +198,7 @@ def is_pixels(array: ArrayReading) -> bool:
     return whole and low is not None and low >= 0 and high is not None and 200 <= high <= 255
 
 
-def _explanation(array: ArrayReading, what: str) -> str:
+def _explanation(array: ArrayReading, what: str, scaling: str | None) -> str:
     rms = number(array.rms)
     small = rms is not None and rms < MIN_INPUT_RMS
     size = (
@@ -198,8 +209,9 @@ def _explanation(array: ArrayReading, what: str) -> str:
         "learning rate that suits the rest of the net is that many times too high there; columns of different "
         "scales need different rates."
     )
+    precedes = "No normalization" if scaling is None else f"A {scaling} that does not fit the data"
     return (
-        f"No normalization precedes the first weights, and {what}. Initializers and learning rates assume inputs "
+        f"{precedes} precedes the first weights, and {what}. Initializers and learning rates assume inputs "
         f"of mean 0 and standard deviation 1. {size}"
     )
 

@@ -51,6 +51,8 @@ def unscaled_loss_weights(trace: Trace) -> Finding | None:
     seen = verdict(trace)
     size, name = _size(trace)
     factor = max(size, 1.0 / size) if 0 < size < math.inf else 1.0
+    if size == 0 and name:
+        return _of_zero(name)
     if factor < FAR_FROM_ONE or not (is_held_back(trace, seen) or not seen.learned):
         return None
     steps = fixing_rate(trace, lower=size > 1)
@@ -76,11 +78,30 @@ def unscaled_loss_weights(trace: Trace) -> Finding | None:
     )
 
 
+def _of_zero(name: str) -> Finding:
+    statement = f"{name} multiply the loss, and every gradient, by 0"
+    return Finding(
+        code="unscaled_loss_weights",
+        title=f"{name} multiply the loss by 0",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=1.0,
+        explanation=f"{statement}: no weight changes, and a loss of 0 says nothing of the answers.",
+        evidence=(Evidence(f"{statement}.", 0.0, 1.0, "sample_weight and loss_weights"),),
+        prescriptions=(
+            prescription("mean_weight_of_one")
+            if name == "Sample weights"
+            else prescription("loss_weight_of_one", weight="0"),
+        ),
+    )
+
+
 def _size(trace: Trace) -> tuple[float, str]:
     """Return what multiplies the loss, and how that is called."""
     given = arrays(trace, parts=("sample_weight",))
     if given:
-        return max(number(array.rms) or 0.0 for array in given), "Sample weights"
+        known = [rms for array in given if (rms := number(array.rms)) is not None]
+        return max(known, default=1.0), "Sample weights"
     outputs = trace.description.outputs
     weight = outputs[0].loss_weight if len(outputs) == 1 else None
-    return abs(weight or 0.0), "The loss weights"
+    return (1.0, "") if weight is None else (abs(weight), "The loss weights")

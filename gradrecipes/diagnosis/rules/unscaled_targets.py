@@ -29,6 +29,7 @@ Train on (y - mean) / std, and scale the predictions back; or learn the logarith
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
@@ -36,11 +37,17 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import ArrayReading
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.core.trace.probes import OutputReading
-from gradrecipes.core.trace.trial_reading import ALL_SCALED, SCALED_TARGETS, VariationResult
+from gradrecipes.core.trace.trial_reading import (
+    ALL_SCALED,
+    BALANCED_TERMS,
+    SCALED_TARGETS,
+    TrialReading,
+    VariationResult,
+)
 from gradrecipes.diagnosis.facts.data_facts import Head, arrays, heads, held_back_by
 from gradrecipes.diagnosis.facts.readings import number, rounded
-from gradrecipes.diagnosis.judgement import in_the_end
-from gradrecipes.diagnosis.outcome import LEARNING, Verdict, fixed_by, variation, variation_evidence, verdict
+from gradrecipes.diagnosis.judgement import in_the_end, of_columns
+from gradrecipes.diagnosis.outcome import LEARNING, PROVEN, Verdict, fixed_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import scale_targets
 from gradrecipes.diagnosis.registry import rule
 
@@ -64,6 +71,8 @@ ON_LABELS = ("crossentropy", "cross_entropy", "hinge", "ctc", "dice", "tversky",
 def unscaled_targets(trace: Trace) -> Finding | None:
     """Tell which targets are far from unit size, and what becomes of the run with and without scaling."""
     seen = verdict(trace)
+    if (columns := _of_columns(trace)) is not None:
+        return columns
     held = held_back_by(trace, SCALED_TARGETS, seen) or not all(one.learned for one in in_the_end(trace))
     if not held and not seen.end_over_baseline > FAR_FROM_BASELINE:
         return None
@@ -95,6 +104,42 @@ def unscaled_targets(trace: Trace) -> Finding | None:
             *variation_evidence(trace, SCALED_TARGETS, *(() if healed else (ALL_SCALED,))),
         ),
         prescriptions=scale_targets(target.name, positive=_positive(target), units=head.units or 1),
+    )
+
+
+def _of_columns(trace: Trace) -> Finding | None:
+    """Tell that columns of the targets differ in size, and that the small ones are learned only where they do not."""
+    trial = trace.probes.trial or TrialReading()
+    parts, result = trial.outputs, variation(trace, BALANCED_TERMS)
+    if not of_columns(trial) or result is None or verdict(trace).unhealthy:
+        return None
+    lost = [one for one in parts if not one.learned]
+    if not lost or (result.outputs_learned or 0) <= len(parts) - len(lost):
+        return None
+    large = max(parts, key=lambda one: one.baseline or 0.0)
+    small = min(lost, key=lambda one: one.baseline or 0.0)
+    ratio = (large.baseline or 0.0) / (small.baseline or math.inf)
+    statement = (
+        f"{small.name!r} ends at {rounded(small.end)}, where a constant prediction has {rounded(small.baseline)}; of "
+        f"{large.name!r} that is {rounded(large.baseline)}, {rounded(ratio)} times as much"
+    )
+    beat = f"{len(parts) - len(lost)} of {len(parts)} columns beat a constant prediction as it is"
+    proof = f"{beat}; {SCALED_TARGETS.words}, {result.outputs_learned} do."
+    return Finding(
+        code="unscaled_targets",
+        title=f"The columns of the targets differ in size: {small.name!r} is not learned",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=PROVEN,
+        explanation=(
+            f"{statement}. The loss is a mean over the columns, and the largest one makes up nearly all of it: its "
+            "error hides that the others are not learned."
+        ),
+        evidence=(
+            Evidence(f"{statement}.", small.end, small.baseline, "this trial"),
+            Evidence(proof, float(result.outputs_learned or 0), float(len(parts)), "this trial"),
+        ),
+        prescriptions=scale_targets("y", positive=False, units=len(parts)),
     )
 
 

@@ -68,7 +68,8 @@ def vanishing_initialization(trace: Trace) -> Finding | None:
 
 
 def _too_small(trace: Trace) -> Finding | None:
-    read = [one for one in kernels(trace) if one[0].role == "kernel"]
+    lost = not verdict(trace).learned  # a matrix of zeros in a layer of the user's own may be meant, as LoRA's is
+    read = [one for one in kernels(trace) if one[0].role == "kernel" or (lost and one[0].rms == 0.0)]
     hidden = read[:-1] or read
     small = [weight for weight, _, smaller in hidden if smaller > TOO_SMALL]
     alike = [

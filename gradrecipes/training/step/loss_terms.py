@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -125,13 +125,16 @@ def _same_shape(one: tf.TensorShape, other: tf.TensorShape) -> bool:
 
 def _reads_weights(tensor: tf.Tensor) -> bool:
     """Return whether a tensor comes from a variable."""
-    seen, open_ = set(), [tensor.op]
+    return tensor.op.type in READING or any(made.type in READING for made in ancestors([tensor]))
+
+
+def ancestors(tensors: Iterable[tf.Tensor]) -> Iterator[tf.Operation]:
+    """Yield the operations that some tensors of a graph come from, each once, their own left out."""
+    open_ = [part.op for one in tensors for part in one.op.inputs]
+    seen: set[str] = set()
     while open_:
         made = open_.pop()
-        if made.type in READING:
-            return True
-        for part in made.inputs:
-            if part.op.name not in seen:
-                seen.add(part.op.name)
-                open_.append(part.op)
-    return False
+        if made.name not in seen:
+            seen.add(made.name)
+            yield made
+            open_ += [part.op for part in made.inputs]

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat import keras_optimizers, keras_private
+from gradrecipes.compat.tensorflow_private import targets_reported
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Autopsy
 from gradrecipes.core.trace.probes import LayerSignal
@@ -88,6 +89,7 @@ class Trial:
         self.autopsy: Autopsy | None = None
         self.broken_batch: int | None = None
         self._rate = tf.Variable(1.0, dtype=tf.float32, trainable=False)
+        self._asked: set[int] = set()
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Trial:
@@ -153,7 +155,8 @@ class Trial:
         """Run the first steps as the user would, keep the record in `trace`, and stay at the last finite step."""
         self._writer.begin_epoch(0)
         samples = WeightSamples(self.model)
-        run = self._run(self.batches, steps, samples=samples)
+        with targets_reported(lambda _, sources: self._asked.update(map(variable_key, keras.tree.flatten(sources)))):
+            run = self._run(self.batches, steps, samples=samples)
         by_name = {layer.name: layer for layer in keras_private.sublayers(self.model)}
         names = [layer.name for layer in self._outputs if layer.name in by_name]
         self._instrumented.captured_layers = [by_name[name] for name in names]
@@ -228,6 +231,25 @@ class Trial:
         finally:
             self._rate.assign(1.0)
         return TrialRun(np.concatenate(loss), np.concatenate(norm), broken, logs, seconds)
+
+    @property
+    def applied(self) -> bool:
+        """Whether a step applied gradients, as far as could be seen."""
+        return bool(self._instrumented.variables)
+
+    def unmoved(self) -> list[tuple[Any, bool, bool]]:
+        """Return the trainable weights that have the values of the start, after a recorded run.
+
+        Returns:
+            Each as (variable, whether the step asked for its gradient, whether it had one).
+        """
+        start = {id(variable): value for variable, value in self._start}
+        had = set(map(variable_key, self._instrumented.variables))
+        return [
+            (variable, variable_key(variable) in self._asked, variable_key(variable) in had)
+            for variable in self.model.trainable_variables
+            if id(variable) in start and np.array_equal(np.asarray(variable), start[id(variable)])
+        ]
 
     def save(self) -> list[tuple[Any, np.ndarray]]:
         """Return every variable with its value, for `load`."""
@@ -354,6 +376,13 @@ def _create_all(model: keras.Model, batch: Any) -> None:
         return
     with contextlib.suppress(Exception):  # the first step itself will tell
         tf.function(model.train_step).get_concrete_function(batch)
+
+
+def variable_key(variable: Any) -> int:
+    """Return what tells variables apart, whether it is Keras' or the one of TensorFlow that it holds."""
+    return id(
+        variable.value if isinstance(variable, keras.Variable) else variable
+    )  # Keras' variable holds TensorFlow's
 
 
 def finite(value: float) -> float | None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gradrecipes.probes.constant_prediction import best_constant_loss
+from gradrecipes.probes.predictions import best_constant_loss
 
 TARGETS = tf.constant(np.random.default_rng(0).gamma(2.0, 3.0, 200), tf.float32)
 

@@ -1,4 +1,4 @@
-"""The loss of the best constant prediction, fitted for a loss of which no formula tells it."""
+"""A user's loss at other predictions than the net's: the best constant one, right ones, those of other samples."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import numpy as np
 import tensorflow as tf
 from scipy.optimize import minimize
 
-from gradrecipes.probes.loss import SAME
-
+SAME = 1e-4  # relative difference up to which two losses are one
 STARTS = 4  # columns that the fit starts at the mean of the targets, one after the other
 EVALUATIONS = 60  # of the loss, for each start
 LEVEL = 0.1  # slope at the end of a fit over the steepest at a start; a loss without a bottom falls on as steeply
+PROBABILITIES = {"sigmoid", "softmax"}
+ALMOST_CERTAIN = 0.96  # of a probability: far enough from 0 and 1 for a loss that takes its logarithm
+CERTAIN_LOGIT = 6.0  # of the right class over the others
+MANY_VALUES = 20  # of targets that are numbers, not labels
 
 
 def best_constant_loss(
@@ -70,3 +73,51 @@ def _loss_and_slope(
     slopes = np.zeros(len(constants)) if slope is None else np.asarray(slope, np.float64)
     finite = math.isfinite(float(value)) and bool(np.isfinite(slopes).all())
     return (float(value), slopes) if finite else (math.inf, np.zeros(len(constants)))
+
+
+def pairs_samples(loss: Any, target: tf.Tensor, output: Any) -> bool | None:
+    """Say whether it matters to a loss which target belongs to which sample; not if it compares all with all."""
+    own = np.asarray(output)
+    around = tf.constant(0.5 * own + np.random.default_rng(0).uniform(0.2, 0.8, own.shape).astype(own.dtype))
+    values = np.asarray(target)
+    others = 0.5 * values if values.dtype.kind == "f" else np.broadcast_to(values[:1], values.shape)
+    try:
+        as_it_is, turned, other = (
+            float(tf.reduce_mean(loss(one, around)))
+            for one in (target, tf.roll(target, 1, axis=0), tf.constant(others, target.dtype))
+        )
+    except Exception:  # a loss that needs more than targets and predictions
+        return None
+    if not all(map(math.isfinite, (as_it_is, turned, other))):
+        return None
+    matters = abs(as_it_is - other) > 10 * SAME * abs(as_it_is)
+    return abs(as_it_is - turned) > SAME * abs(as_it_is) if matters else None
+
+
+def mispaired(loss: Any, target: tf.Tensor, output: Any, activation: str | None) -> tuple[float, ...] | None:
+    """Return the loss at the net's own answers, at right ones, and at those that belong to other samples.
+
+    It is asked where right answers are known: classes and shares of a sigmoid or softmax, numbers of a linear output.
+    """
+    values, shape = np.asarray(target), tuple(output.shape)
+    classes = shape[-1] if len(shape) > 1 else 1
+    if classes > 1 and values.dtype.kind in "iu" and values.shape in (shape[:-1], (*shape[:-1], 1)):
+        values = np.eye(classes)[values.reshape(shape[:-1]) % classes]
+        values = values if activation in PROBABILITIES else CERTAIN_LOGIT * values
+    elif values.shape not in (shape, shape[:-1] if classes == 1 else shape):
+        return None
+    elif activation in PROBABILITIES:
+        if values.min() < 0 or values.max() > 1:
+            return None
+    elif values.dtype.kind != "f" or len(np.unique(values)) < MANY_VALUES:
+        return None  # labels of -1 and 1 mean what the loss makes of them
+    if activation in PROBABILITIES:
+        values = (1.0 - ALMOST_CERTAIN) / classes + ALMOST_CERTAIN * values
+    right = tf.constant(values.reshape(shape), output.dtype)
+    try:
+        found = tuple(
+            float(tf.reduce_mean(loss(target, at))) for at in (tf.identity(output), right, tf.roll(right, 1, axis=0))
+        )
+    except Exception:  # a loss that needs more than targets and predictions
+        return None
+    return found if all(map(math.isfinite, found)) else None
