@@ -85,6 +85,10 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
     in_all = f"{len(trace) + trial.further_steps:,} steps"
     if trial.answers is not None and not trial.answers.depend:
         return Judgement(UNDECIDED, _equal_answers(trial.answers, in_all, _longer(trace)))
+    if trial.answers is not None and trial.answers.lost:
+        number = trial.answers.lost[0] + 1
+        words = f"After {in_all} answer {number} of the model could as well be the mean of its batch"
+        return Judgement(UNDECIDED, f"{words}: it does not depend on the inputs yet. {_longer(trace)}")
     if trial.sample_spread == 0.0:
         words = f"The loss {seen.course} in {steps}, but the model gives the same answer to all samples of a batch."
         return Judgement(UNDECIDED, f"{words} What it was trained on is not what it answers.")

@@ -50,6 +50,7 @@ class Answers:
         self._step = inlined(self._model.train_step)
         self._answering: set[int] = set()
         self._entries = 0
+        self._count = 1
         self._traced = tf.function(self._evaluated, autograph=False)
 
     def compared(self) -> AnswersReading | None:
@@ -61,12 +62,14 @@ class Answers:
             if not self._answering:
                 self._answering = self._find_answers()
             rows = []
+            every = np.ones(self._count, bool)
+            alone = [place != np.arange(self._count) for place in range(self._count)] if self._have_targets() else []
             for batch in trial.batches:
-                pair = []
-                for own in (True, False):
+                compared = []
+                for own in (every, ~every, *alone):
                     trial.load(seeds)
-                    pair.append(np.asarray(self._traced(batch, tf.constant(own)), np.float64))
-                rows.append(pair)
+                    compared.append(np.asarray(self._traced(batch, tf.constant(own)), np.float64))
+                rows.append(compared)
             return _reading(np.array(rows), self._entries)
         except Exception:  # a step that does something of its own
             logger.debug("The answers of %r could not be compared.", self._model, exc_info=True)
@@ -137,16 +140,29 @@ class Answers:
         if not answering:
             raise ValueError("The loss depends on no net of the step.")
         sizes = [one.shape[1:].num_elements() or 0 for place in answering for one in made[place]]
-        self._entries = max(sizes, default=0)
+        self._entries, self._count = max(sizes, default=0), len(sizes)
         return answering
 
+    def _have_targets(self) -> bool:
+        """Return whether there are several answers, and a target for each of them."""
+        y = keras.utils.unpack_x_y_sample_weight(self._trial.batches[0])[1]
+        return y is not None and len(keras.tree.flatten(y)) == self._count > 1
+
     def _evaluated(self, batch: Any, own: tf.Tensor) -> tf.Tensor:
-        """Return float32 `[1 + terms]`: the loss of a step, and what it is the sum of."""
+        """Return float32 `[1 + terms]`: the loss of a step, and what it is the sum of.
+
+        Args:
+            batch: What the step gets.
+            own: bool `[answers]`, which of them stay as they are; the others become the mean of the batch.
+        """
+        places = itertools.count()
 
         def swap(place: int, given: Any) -> Any:
             if place not in self._answering:
                 return given
-            return keras.tree.map_structure(lambda one: _mean_unless(own, one) if _is_answer(one) else one, given)
+            return keras.tree.map_structure(
+                lambda one: _mean_unless(own[next(places)], one) if _is_answer(one) else one, given
+            )
 
         loss = self._target(batch, swap)
         parts = [tf.reduce_sum(weight * tf.cast(part, tf.float32)) for part, weight in contributions(loss)]
@@ -244,16 +260,19 @@ def sample_spread(model: keras.Model, batch: Any) -> float | None:
 
 
 def _reading(rows: np.ndarray, entries: int) -> AnswersReading | None:
-    """Return the reading of float64 `[batches, 2, 1 + terms]`: as it is, and with equal answers."""
+    """Return the reading of float64 `[batches, 2 + answers, 1 + terms]`: as it is, with equal answers, one by one."""
     if not np.isfinite(rows[:, :, 0]).all():
         return None
     own, equal = rows[:, 0], rows[:, 1]
-    raised = equal[:, 0] - own[:, 0]
-    noise = float(raised.std(ddof=1) / math.sqrt(len(raised))) if len(raised) > 1 else 0.0
+    raised = rows[:, 1:, 0] - own[:, :1]
+    means, several = raised.mean(axis=0), len(raised) > 1
+    noises = raised.std(axis=0, ddof=1) / math.sqrt(len(raised)) if several else np.zeros(len(means))
     same = np.isclose(own[:, 1:], equal[:, 1:], rtol=SAME_TERM, atol=0.0).all(axis=0)
     beside = tuple(int(place) for place in np.flatnonzero(same)) if not same.all() else ()
     sizes = tuple(float(value) for value in own[:, 1:].mean(axis=0))
-    return AnswersReading(float(own[:, 0].mean()), float(equal[:, 0].mean()), noise, entries, beside, sizes)
+    lost = tuple(int(place) for place in np.flatnonzero(means[1:] <= 2.0 * noises[1:]))
+    ends = float(own[:, 0].mean()), float(equal[:, 0].mean())
+    return AnswersReading(*ends, float(noises[0]), entries, beside, sizes, lost=lost)
 
 
 def _named(beside: Sequence[int], first: AnswersReading, logs: Mapping[str, Sequence[float]]) -> str:

@@ -166,7 +166,8 @@ def try_out(
         odd = bool(fitting_weights(model, probes.signal.weights))
         loss_seen = run.broken is not None or bool(np.isfinite(run.loss).any())
         variations: dict[str, VariationResult] = {}
-        behind = run.broken is None and not all(one.learned for one in outputs)
+        lost = reading.answers is not None and bool(reading.answers.lost)
+        behind = run.broken is None and (lost or not all(one.learned for one in outputs))
         if (seen.suspicious or odd or behind) and loss_seen:  # without a loss no variation could be judged
             tell(f"the trial is {seen.state}: varying one thing at a time")
             context = Context(trial, description, probes, seen, trial.batches[:VARIED_BATCHES])

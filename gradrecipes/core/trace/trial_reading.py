@@ -193,6 +193,7 @@ class AnswersReading(Record):
         terms: What each term contributes to the loss.
         held_by: The term without which the answers depend on the inputs, and under which they cease to; else None.
         gain: By how much the loss of equal answers was higher without that term; None where none was found.
+        lost: Places of the answers, of several that have a target each, that could as well be equal for all samples.
     """
 
     own: float
@@ -203,6 +204,7 @@ class AnswersReading(Record):
     terms: tuple[float, ...] = ()
     held_by: str | None = None
     gain: float | None = None
+    lost: tuple[int, ...] = ()
 
     @property
     def depend(self) -> bool:

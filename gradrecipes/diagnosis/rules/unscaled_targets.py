@@ -73,7 +73,9 @@ def unscaled_targets(trace: Trace) -> Finding | None:
     seen = verdict(trace)
     if (columns := _of_columns(trace)) is not None:
         return columns
-    held = held_back_by(trace, SCALED_TARGETS, seen) or not all(one.learned for one in in_the_end(trace))
+    answers = (trace.probes.trial or TrialReading()).answers
+    behind = not all(one.learned for one in in_the_end(trace)) or (answers is not None and bool(answers.lost))
+    held = behind or held_back_by(trace, SCALED_TARGETS, seen)
     if not held and not seen.end_over_baseline > FAR_FROM_BASELINE:
         return None
     healed = fixed_by(trace, SCALED_TARGETS) or _nearer_to_baseline(trace)
