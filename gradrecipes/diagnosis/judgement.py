@@ -27,6 +27,7 @@ from gradrecipes.diagnosis.outcome import (
     Verdict,
     falling,
     losses,
+    rival_losses,
     verdict,
 )
 
@@ -132,7 +133,8 @@ def _judge_several(trace: Trace, steps: str) -> Judgement:
     leaves its generator without a gradient.
     """
     logs = (trace.probes.trial or TrialReading()).logs
-    read = {name: np.array(values, float) for name, values in logs.items() if "loss" in name.lower()}
+    several = {name: np.array(values, float) for name, values in logs.items() if "loss" in name.lower()}
+    read = rival_losses(trace) or several
     falls = {name: falling(values, trace) for name, values in read.items() if np.isfinite(values).all()}
     if not falls or len(falls) < len(read):
         return Judgement(UNDECIDED, f"The loss was not seen in {steps}: the train step returns none.")

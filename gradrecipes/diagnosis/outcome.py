@@ -26,14 +26,8 @@ from gradrecipes.diagnosis.facts.readings import (
     rounded,
 )
 
-BROKEN, DIVERGING, STALLED, OSCILLATING, LEARNING, UNKNOWN = (
-    "broken",
-    "diverging",
-    "stalled",
-    "oscillating",
-    "learning",
-    "unknown",
-)
+BROKEN, DIVERGING, STALLED, OSCILLATING = "broken", "diverging", "stalled", "oscillating"
+LEARNING, UNKNOWN = "learning", "unknown"
 MIN_STEPS = 8  # recorded steps below which no trend is read
 WINDOW_SHARE = 0.25  # share of the steps that start and end are medians of, where no batch is repeated
 DIVERGING_RISE = 2.0  # end over start from which a loss diverges; in healthy runs the medians of batches differ by less
@@ -101,8 +95,7 @@ class Verdict:
     @property
     def course(self) -> str:
         """The course of the loss in words: "went from 2.3 to 0.4", "stayed at 2.3"."""
-        start, end = rounded(self.start), rounded(self.end)
-        return f"went from {start} to {end}" if start != end else f"stayed at {end}"
+        return _moves(self.start, self.end).replace("goes", "went").replace("stays", "stayed")
 
     @property
     def start_over_baseline(self) -> float:
@@ -119,8 +112,7 @@ class Verdict:
 def verdict(trace: Trace) -> Verdict:
     """Judge a run by its own losses.
 
-    A trial repeats its batches, so each is compared with itself. Of a fit, the first quarter of the steps is compared
-    with the last.
+    A trial repeats its batches: each is compared with itself. Of a fit, the first quarter is compared with the last.
     """
     found = _verdict(trace)
     trial, loss, data = trace.probes.trial, losses(trace), trace.probes.data or DataReading()
@@ -176,7 +168,7 @@ def _spiked_from(finite: np.ndarray, end: float, period: int) -> float | None:
     """Return the first loss of a trial that rose far above it and ends no better; None for any other run.
 
     The first pass of such a run holds its spikes, so that the last one is lower without being better than no training.
-    Batches differ: a spike is seen beside the least loss of the same batch.
+    A spike is seen beside the least loss of the same batch.
     """
     if period < 3 or len(finite) < 2 * period or len(finite) % period or not finite.min() > 0:
         return None
@@ -241,7 +233,16 @@ def rival_losses(trace: Trace) -> dict[str, np.ndarray]:
     Each optimizer lowers its own, often at the cost of another one: that a GAN calls one of them "loss" says nothing.
     """
     optimizer, logs = trace.description.optimizer, (trace.probes.trial or TrialReading()).logs
-    found = {name: np.array(values, float) for name, values in logs.items() if "loss" in name.lower()}
+    read = {name: np.array(values, float) for name, values in logs.items() if not name.startswith("gradient_norm")}
+    found = {name: values for name, values in read.items() if "loss" in name.lower()}
+    parts = [name for name in read if name != "loss"]
+    if (
+        list(found) == ["loss"]
+        and len(parts) > 1
+        and np.allclose(sum(read[name] for name in parts), read["loss"], rtol=1e-4)
+    ):
+        moves = [np.subtract(*_ends(read[name], 0)) for name in parts]  # a sum of losses that fall is one
+        found = {name: read[name] for name in parts} if min(moves) < 0 < max(moves) else found
     return found if optimizer is not None and optimizer.count > 1 and len(found) > 1 else {}
 
 
@@ -336,8 +337,7 @@ def starts_near_baseline(trace: Trace, seen: Verdict, *variations: Variation) ->
 
 def fixed_by(trace: Trace, *variations: Variation) -> bool:
     """Return whether one of these variations fixes the run."""
-    seen = verdict(trace)
-    return any(fixes(variation(trace, one), seen) for one in variations)
+    return any(fixes(variation(trace, one), verdict(trace)) for one in variations)
 
 
 def fixing_rate(trace: Trace, *, lower: bool) -> float | None:
@@ -396,5 +396,5 @@ def _over(result: VariationResult) -> float:
 
 
 def _moves(start: float | None, end: float | None) -> str:
-    first, last = rounded(start), rounded(end)
-    return f"goes from {first} to {last}" if first != last else f"stays at {last}"
+    same = rounded(start) == rounded(end)
+    return f"stays at {rounded(end)}" if same else f"goes from {rounded(start)} to {rounded(end)}"

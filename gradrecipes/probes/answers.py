@@ -19,9 +19,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.keras_private import leaves, optimizers_of, replaced, sublayers
+from gradrecipes.compat.keras_private import frozen_variables, leaves, optimizers_of, replaced, sublayers
 from gradrecipes.compat.tensorflow_private import inlined, targets_reported, without_parts
-from gradrecipes.core.trace.trial_reading import NO_GRADIENT, NOT_UPDATED, UNTRACKED, AnswersReading, StillLayer
+from gradrecipes.core.trace.trial_reading import FROZEN, NO_GRADIENT, NOT_UPDATED, UNTRACKED, AnswersReading, StillLayer
 from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.step.loss_terms import ancestors, contributions
 from gradrecipes.training.trial.trial import Trial, variable_key
@@ -88,11 +88,12 @@ class Answers:
             logs: What the trial's steps returned, by name.
             steps: Of either run.
         """
-        trial, beside = self._trial, found.beside
+        trial = self._trial
         try:
             trial.restart()
             first = self.compared()
-            if not beside or first is None:
+            beside = () if first is None else first.beside  # in the end all terms may be the same
+            if first is None or not beside:
                 return found
             with self._without_beside(), Trial(self._model, trial.batches, steps=trial.steps) as freed:
                 if freed.continued([1.0] * steps).broken is not None:
@@ -149,24 +150,30 @@ class Answers:
         return y is not None and len(keras.tree.flatten(y)) == self._count > 1
 
     def _evaluated(self, batch: Any, own: tf.Tensor) -> tf.Tensor:
-        """Return float32 `[1 + terms]`: the loss of a step, and what it is the sum of.
+        """Return float32 `[2 + terms]`: the loss of a step, its steepest slope in an answer, and what it is the sum of.
 
         Args:
             batch: What the step gets.
             own: bool `[answers]`, which of them stay as they are; the others become the mean of the batch.
         """
-        places = itertools.count()
+        watched: list[tf.Tensor] = []
+
+        def swapped(one: Any) -> Any:
+            if not _is_answer(one):
+                return one
+            watched.append(tf.identity(one))
+            tape.watch(watched[-1])
+            return _mean_unless(own[len(watched) - 1], watched[-1])
 
         def swap(place: int, given: Any) -> Any:
-            if place not in self._answering:
-                return given
-            return keras.tree.map_structure(
-                lambda one: _mean_unless(own[next(places)], one) if _is_answer(one) else one, given
-            )
+            return keras.tree.map_structure(swapped, given) if place in self._answering else given
 
-        loss = self._target(batch, swap)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            loss = self._target(batch, swap)
+        slopes = tape.gradient(loss, watched, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        steepest = tf.reduce_max([tf.reduce_max(tf.abs(tf.cast(slope, tf.float32))) for slope in slopes])
         parts = [tf.reduce_sum(weight * tf.cast(part, tf.float32)) for part, weight in contributions(loss)]
-        return tf.stack([tf.cast(tf.reduce_mean(loss), tf.float32), *parts])
+        return tf.stack([tf.cast(tf.reduce_mean(loss), tf.float32), steepest, *parts])
 
     def _target(self, batch: Any, change: Callable[[int, Any], Any]) -> tf.Tensor:
         """Run the step without its updates, and return what it differentiates last.
@@ -260,19 +267,19 @@ def sample_spread(model: keras.Model, batch: Any) -> float | None:
 
 
 def _reading(rows: np.ndarray, entries: int) -> AnswersReading | None:
-    """Return the reading of float64 `[batches, 2 + answers, 1 + terms]`: as it is, with equal answers, one by one."""
+    """Return the reading of float64 `[batches, 2 + answers, 2 + terms]`: as it is, with equal answers, one by one."""
     if not np.isfinite(rows[:, :, 0]).all():
         return None
     own, equal = rows[:, 0], rows[:, 1]
     raised = rows[:, 1:, 0] - own[:, :1]
     means, several = raised.mean(axis=0), len(raised) > 1
     noises = raised.std(axis=0, ddof=1) / math.sqrt(len(raised)) if several else np.zeros(len(means))
-    same = np.isclose(own[:, 1:], equal[:, 1:], rtol=SAME_TERM, atol=0.0).all(axis=0)
+    same = np.isclose(own[:, 2:], equal[:, 2:], rtol=SAME_TERM, atol=0.0).all(axis=0)
     beside = tuple(int(place) for place in np.flatnonzero(same)) if not same.all() else ()
-    sizes = tuple(float(value) for value in own[:, 1:].mean(axis=0))
+    sizes = tuple(float(value) for value in own[:, 2:].mean(axis=0))
     lost = tuple(int(place) for place in np.flatnonzero(means[1:] <= 2.0 * noises[1:]))
     ends = float(own[:, 0].mean()), float(equal[:, 0].mean())
-    return AnswersReading(*ends, float(noises[0]), entries, beside, sizes, lost=lost)
+    return AnswersReading(*ends, float(noises[0]), entries, beside, sizes, lost=lost, slope=float(own[:, 1].max()))
 
 
 def _named(beside: Sequence[int], first: AnswersReading, logs: Mapping[str, Sequence[float]]) -> str:
@@ -331,6 +338,9 @@ class StillWeights:
         norms = dict(zip(trial.trace.layers, largest.tolist(), strict=True))
         left = [one for one, value in self._untracked if np.array_equal(np.asarray(one), value)]
         found = [StillLayer(one.name.split(":")[0], int(np.prod(one.shape)), UNTRACKED) for one in left]
+        for layer in sublayers(self._model) if trial.asked_for_none else ():
+            frozen = [one for one in frozen_variables(layer) if len(one.shape) >= 2]
+            found += [StillLayer(layer.name, int(np.prod(frozen[0].shape)), FROZEN)] if frozen else []
         unmoved = {variable_key(variable): (asked, had) for variable, asked, had in trial.unmoved()}
         try:
             with preserve_state(self._model):

@@ -13,7 +13,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import zip_longest
 from typing import Any
 
 import keras
@@ -36,10 +35,7 @@ from gradrecipes.core.trace.trial_reading import (
 )
 from gradrecipes.diagnosis.judgement import UNDECIDED, judge, outweighed_part
 from gradrecipes.diagnosis.outcome import (
-    BROKEN,
-    DIVERGING,
     LEARNING,
-    OSCILLATING,
     STALLED,
     Verdict,
     fixes,
@@ -54,7 +50,15 @@ from gradrecipes.probes.output_losses import Baselines, OutputLosses, pairs_samp
 from gradrecipes.probes.own_step import misread_cross_entropies
 from gradrecipes.probes.rivals import unreached_data
 from gradrecipes.probes.signal import signal
-from gradrecipes.probes.variations import CHANGES, Context, bad_samples, fitting_weights, larger_batches, without
+from gradrecipes.probes.variations import (
+    CHANGES,
+    Context,
+    bad_samples,
+    fitting_weights,
+    larger_batches,
+    rates_to_try,
+    without,
+)
 from gradrecipes.training.trial.trial import Trial, finite, step_works
 from gradrecipes.training.trial.trial_data import TrialData, essence
 
@@ -66,9 +70,9 @@ VARIED_STEPS = 40  # of each variation
 VARIED_BATCHES = 10  # that it runs over, four times
 MAX_CONFIRMED = 3  # variations that fix the run and are run for twice as many steps
 VARIED_AT_MOST = 4  # steps of all variations together, before they are confirmed, over those of the trial
+NEARLY_FIXED = 0.98  # end over the baseline of a variation that is worth more steps
 FURTHER = 4  # trials of further steps, where a trial was too short to tell
 HOMOGENEOUS, EXACT = (2.0, 4.0), 1e-3  # what doubled weights multiply a penalty on magnitudes, or on squares, by
-LOWER_RATES, HIGHER_RATES = (0.1, 0.01, 0.001), (10.0, 100.0, 1e3, 1e5)  # times the learning rate
 
 
 def try_out(
@@ -100,7 +104,7 @@ def try_out(
     still = StillWeights(model, batches[0])
     with contextlib.ExitStack() as stack:
         rates = read_planned_rates(model, description, trial_steps=steps, steps=planned_steps)
-        trial = Trial(model, batches, steps=max(steps, VARIED_STEPS), outputs=probes.signal.layers)
+        trial = Trial(model, batches, steps=max(steps, 4 * VARIED_STEPS), outputs=probes.signal.layers)
         failed: Exception | None = None
         try:
             run = stack.enter_context(trial).recorded(steps)
@@ -188,9 +192,11 @@ def try_out(
             trial.load(ended)
             how = {"answers": answers, "baselines": baselines, "outweighed": outweighed}
             reading = _gone_on(trial, reading, losses, before, steps, **how)
-        if answers is not None and reading.answers is not None and not reading.answers.depend:
+        if answers is not None and (read := reading.answers) is not None and not read.depend and read.slope != 0.0:
             tell("leaving out terms of the loss")
-            held = answers.held_back(reading.answers, run.logs, reading.steps + reading.further_steps)
+            held = answers.held_back(read, run.logs, reading.steps + reading.further_steps)
+            if held.held_by is not None and penalties is not None:
+                held = replace(held, held_by="what layers add to the loss")
             reading = replace(reading, answers=held)
     if seen.suspicious and any(layer.kernel for layer in description.frozen):
         tell("training what is frozen, too")
@@ -306,7 +312,7 @@ def _variations(context: Context, baselines: Baselines) -> Iterator[tuple[str, V
         changed = change(context)
         if changed is not None:
             yield one.name, _vary(trial, baselines, **{"batches": batches, **changed})
-    for factor in _rates(context.seen):
+    for factor in rates_to_try(context.seen):
         varied = _vary(trial, baselines, rate=factor, batches=batches)
         yield at_rate(factor).name, varied
         if fixes(varied, context.seen):
@@ -318,10 +324,16 @@ def _variations(context: Context, baselines: Baselines) -> Iterator[tuple[str, V
 def _confirmed(
     context: Context, baselines: Baselines, variations: dict[str, VariationResult]
 ) -> Iterator[tuple[str, VariationResult]]:
-    """Yield (name, result) of the variations that fix the run, run again for twice as many steps."""
-    trial, batches = context.trial, context.batches
-    fixing = [(name, one) for name, one in variations.items() if name != AS_IT_IS.name and fixes(one, context.seen)]
-    fixing.sort(key=lambda pair: math.inf if pair[1].over_baseline is None else pair[1].over_baseline)
+    """Yield (name, result) of the variations that fix the run, run again for twice as many steps.
+
+    Of a run that learned nothing the nearest to a fix is run for four times as many, where none is one yet.
+    """
+    trial, batches, seen, times = context.trial, context.batches, context.seen, 2
+    others = [(name, one) for name, one in variations.items() if name != AS_IT_IS.name]
+    others.sort(key=lambda pair: math.inf if pair[1].over_baseline is None else pair[1].over_baseline)
+    fixing = [(name, one) for name, one in others if fixes(one, seen)]
+    if not fixing and others and seen.end_over_baseline >= 1.0 and (others[0][1].over_baseline or 1.0) < NEARLY_FIXED:
+        fixing, times = others[:1], 4
     changes = {one.name: change for one, change in CHANGES}
     for name, _ in fixing[:MAX_CONFIRMED]:
         rate = variation_of(name).rate
@@ -332,18 +344,9 @@ def _confirmed(
         else:
             trial.restart()
             changed = changes[name](context)
-        again = _vary(trial, baselines, steps=2 * VARIED_STEPS, **{"batches": batches, **(changed or {})})
+        again = _vary(trial, baselines, steps=times * VARIED_STEPS, **{"batches": batches, **(changed or {})})
         if again is not None:
             yield name, again
-
-
-def _rates(seen: Verdict) -> tuple[float, ...]:
-    if seen.state in (BROKEN, DIVERGING, OSCILLATING):
-        return LOWER_RATES
-    if seen.state != STALLED:
-        return (*LOWER_RATES[:2], *HIGHER_RATES[:1])
-    pairs = zip_longest(HIGHER_RATES, LOWER_RATES)  # a deep net may stall at a rate that is too high, too
-    return tuple(rate for pair in pairs for rate in pair if rate is not None)
 
 
 def _vary(trial: Trial, baselines: Baselines, *, steps: int = VARIED_STEPS, **change: Any) -> VariationResult | None:
@@ -390,10 +393,6 @@ def failure(stage: str, error: Exception, *, batch: Any = None) -> FailureReadin
         batch: What the model was given, if that may have been the reason.
     """
     message = essence(error)
-    if stage == "step" and batch is not None and _lacks_targets(batch):
+    if stage == "step" and batch is not None and keras.utils.unpack_x_y_sample_weight(batch)[1] is None:
         message = f"The data bring no targets (y is None), and the step could not do without: {message}"
     return FailureReading(stage, type(error).__name__, message)
-
-
-def _lacks_targets(batch: Any) -> bool:
-    return keras.utils.unpack_x_y_sample_weight(batch)[1] is None

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import keras
@@ -30,9 +31,10 @@ from gradrecipes.core.trace.trial_reading import (
     Variation,
 )
 from gradrecipes.diagnosis.facts.readings import MIN_INPUT_RMS, behind_scaling
-from gradrecipes.diagnosis.outcome import OSCILLATING, STALLED, Verdict
+from gradrecipes.diagnosis.outcome import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict
 from gradrecipes.training.trial.trial import Trial
 
+LOWER_RATES, HIGHER_RATES = (0.1, 0.01, 0.001), (10.0, 100.0, 1e3, 1e5)  # times the learning rate
 MAX_SPREAD_RATIO = 1.6  # spread of a kernel over the largest that an initializer gives: above, it is shrunk to that
 MIN_SPREAD_RATIO = 0.4  # over the smallest: below, it is enlarged to that
 LARGEST_EMBEDDING = 0.5  # spread of an embedding; 1 is N(0, 1), as some libraries draw it, .03 is Keras' own
@@ -255,6 +257,16 @@ CHANGES: tuple[tuple[Variation, Change], ...] = (
     (FRESH_OPTIMIZER, _fresh_optimizer),
     (WARM_UP, _warm_up),
 )
+
+
+def rates_to_try(seen: Verdict) -> tuple[float, ...]:
+    """Return what to multiply the learning rate by."""
+    if seen.state in (BROKEN, DIVERGING, OSCILLATING):
+        return LOWER_RATES
+    if seen.state != STALLED:
+        return (*LOWER_RATES[:2], *HIGHER_RATES[:1])
+    pairs = zip_longest(HIGHER_RATES, LOWER_RATES)  # a deep net may stall at a rate that is too high, too
+    return tuple(rate for pair in pairs for rate in pair if rate is not None)
 
 
 def larger_batches(context: Context) -> list[Any] | None:

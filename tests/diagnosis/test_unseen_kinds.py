@@ -11,10 +11,10 @@ import tensorflow as tf
 
 import gradrecipes as gr
 from gradrecipes.core.trace.autopsy import Autopsy, Offender, OffenderKind, Operation
-from gradrecipes.core.trace.trial_reading import PlannedRates
+from gradrecipes.core.trace.trial_reading import AnswersReading, PlannedRates
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.diagnosis.judgement import judge
-from gradrecipes.diagnosis.outcome import verdict
+from gradrecipes.diagnosis.outcome import rival_losses, verdict
 from tests.diagnosis import hand_made
 from tests.diagnosis.contradictions import contradictions
 from tests.diagnosis.hand_made import BROKEN, FALLING, STANDING, STEPS, labels, trial, with_data
@@ -110,6 +110,33 @@ def test_the_losses_of_rivals_are_judged_by_each_of_them(judged, forge, gradient
     trace = of_rivals(judged, forge, gradient)
     assert codes(trace) == found
     assert judge(trace, find(trace)).verdict == verdict_on
+
+
+@pytest.mark.parametrize(("forged", "verdict_on"), [(RISING, "healthy"), (0.7 * DECAY**0.01, "healthy")])
+def test_a_sum_of_rival_losses_is_not_judged_where_they_part(forged, verdict_on):
+    """What one wins the other one loses; the sum of both need not fall. Losses that fall together are a sum."""
+    judged = 1.4 * DECAY**0.1
+    trace = of_rivals(judged, forged, np.ones(STEPS))
+    logs = {"loss": judged + forged, "judge": judged, "forger": forged}
+    trace = with_trial(trace, logs={name: tuple(values.tolist()) for name, values in logs.items()})
+    assert ("loss" in rival_losses(trace)) == (forged is not RISING) or not rival_losses(trace)
+    assert judge(trace, find(trace)).verdict == verdict_on
+
+
+@pytest.mark.parametrize(
+    ("slope", "loss", "told"), [(0.0, STANDING, True), (1e-3, STANDING, False), (0.0, FALLING, False)]
+)
+def test_a_loss_without_slope_in_any_answer_is_told(slope, loss, told):
+    trace = with_trial(with_data(loss, y=labels()), answers=AnswersReading(2.3, 2.3, entries=1, slope=slope))
+    assert ("loss_without_gradient" in codes(trace)) == told
+
+
+def test_an_adaptive_optimizer_divides_a_large_gradient_away_in_a_run_that_falls():
+    for name, loss in (("Adam", FALLING), ("SGD", FALLING), ("Adam", STANDING)):
+        trace = trial(3.0 + np.asarray(loss), norm=1e5)
+        optimizer = replace(trace.description.optimizer, name=name)
+        trace.description = replace(trace.description, optimizer=optimizer)
+        assert ("exploding_gradient" in codes(trace)) != (name == "Adam" and loss is FALLING)
 
 
 def test_a_value_that_leaves_half_precision_is_no_fault_of_the_arithmetic():

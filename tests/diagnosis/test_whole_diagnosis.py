@@ -290,3 +290,36 @@ def test_a_cross_entropy_in_a_train_step_of_its_own_is_known_by_its_value(activa
     model.compile(keras.optimizers.SGD(0.1))
     y = Y if rank == 10 else (Y < 5).astype("float32")[:, None]
     assert next(iter(codes(model, X, y)), None) == expected
+
+
+@pytest.mark.parametrize(("frozen", "told"), [(True, True), (False, False)])
+def test_a_net_that_stays_frozen_in_its_own_turn_is_told(frozen, told):
+    class Duel(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.forger = keras.Sequential([keras.Input((3,)), layers.Dense(16, "relu"), layers.Dense(2)])
+            self.judge = keras.Sequential([keras.Input((2,)), layers.Dense(16, "relu"), layers.Dense(1)])
+            self.judge.trainable = not frozen
+
+        def call(self, noise):
+            return self.forger(noise)
+
+        def train_step(self, data):
+            real = data[0] if isinstance(data, tuple) else data
+            noise, losses = tf.random.normal((tf.shape(real)[0], 3)), {}
+            for name, net, signs in (("judge", self.judge, (-1.0, 1.0)), ("forger", self.forger, (0.0, -1.0))):
+                with tf.GradientTape() as tape:
+                    judged = [self.judge(real), self.judge(self.forger(noise))]
+                    parts = [tf.reduce_mean(tf.nn.softplus(s * one)) for s, one in zip(signs, judged, strict=True)]
+                    losses[name] = tf.add_n(parts)
+                gradients = tape.gradient(losses[name], net.trainable_variables)
+                self.optimizers[name].apply(gradients, net.trainable_variables)
+            return losses
+
+    keras.utils.set_random_seed(0)
+    model = Duel()
+    model.compile()
+    model.optimizers = {name: keras.optimizers.Adam(1e-3) for name in ("judge", "forger")}
+    real = np.random.default_rng(0).normal(2.0, 0.5, size=(256, 2)).astype("float32")
+    found = [one.code for one in gr.diagnose(model, real).findings]
+    assert ("frozen_weights" in found) == told and "failing_step" not in found

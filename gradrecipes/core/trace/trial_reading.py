@@ -193,6 +193,7 @@ class AnswersReading(Record):
         terms: What each term contributes to the loss.
         held_by: The term without which the answers depend on the inputs, and under which they cease to; else None.
         gain: By how much the loss of equal answers was higher without that term; None where none was found.
+        slope: Steepest slope of the loss in an entry of an answer; None where that was not measured.
         lost: Places of the answers, of several that have a target each, that could as well be equal for all samples.
     """
 
@@ -204,6 +205,7 @@ class AnswersReading(Record):
     terms: tuple[float, ...] = ()
     held_by: str | None = None
     gain: float | None = None
+    slope: float | None = None
     lost: tuple[int, ...] = ()
 
     @property
@@ -212,7 +214,7 @@ class AnswersReading(Record):
         return self.constant - self.own > 2.0 * self.noise
 
 
-NO_GRADIENT, NOT_UPDATED, UNTRACKED = "no_gradient", "not_updated", "untracked"
+NO_GRADIENT, NOT_UPDATED, UNTRACKED, FROZEN = "no_gradient", "not_updated", "untracked", "frozen"
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,8 @@ class StillLayer(Record):
         name: Name of the layer; of an untracked weight what is known of it.
         entries: Of these weights.
         why: `NO_GRADIENT`: the step asks for their gradient, and there is none. `NOT_UPDATED`: a train step of the
-            user's own does not ask. `UNTRACKED`: they are variables that belong to no layer of the model.
+            user's own does not ask. `UNTRACKED`: they are variables that belong to no layer of the model. `FROZEN`:
+            they are not to be trained, and the step asks for the gradients of no weight in one of its turns.
     """
 
     name: str

@@ -22,7 +22,7 @@ from gradrecipes.diagnosis.outcome import (
     variation,
     verdict,
 )
-from gradrecipes.diagnosis.prescriptions.prescribe import clip, warm_up
+from gradrecipes.diagnosis.prescriptions.prescribe import clip_to_repair, warm_up
 
 EARLY_STEPS = 500  # steps within which a rate that is too high shows; later failures have other causes
 SHORTEST_RUN = 5  # steps below which no trend is read
@@ -92,7 +92,10 @@ def stuck(trace: Trace, update: float) -> Divergence | None:
         _far_better(trace, at_rate(factor), seen) for factor in (0.1, 0.01, 0.001)
     )
     if (seen.learned and not (seen.slow and far_better)) or not (
-        update >= OWN_SIZE or seen.unhealthy or seen.state == OSCILLATING or far_better
+        update >= (OWN_SIZE if seen.learned else LONG_UPDATE)
+        or seen.unhealthy
+        or seen.state == OSCILLATING
+        or far_better
     ):
         return None
     loss = losses(trace)
@@ -183,7 +186,7 @@ def rising_rate(trace: Trace) -> Finding | None:
                 risk="Too low a peak is slow: double it while the loss still falls without jumps.",
                 reference="arXiv 1506.01186 (range test)",
             ),
-            clip(trace, "Clip the gradient by its global norm", repairs=True, learning_rate=peak),
+            *clip_to_repair(trace, learning_rate=peak),
         ),
     )
 

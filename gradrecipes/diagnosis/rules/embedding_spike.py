@@ -47,7 +47,7 @@ from gradrecipes.diagnosis.outcome import (
     variation_evidence,
     verdict,
 )
-from gradrecipes.diagnosis.prescriptions.prescribe import clip, prescription
+from gradrecipes.diagnosis.prescriptions.prescribe import clip_to_repair, prescription
 from gradrecipes.diagnosis.registry import rule
 
 EMBEDDINGS = {"Embedding", "ReversibleEmbedding", "TokenAndPositionEmbedding", "PositionEmbedding"}
@@ -110,7 +110,7 @@ def embedding_spike(trace: Trace) -> Finding | None:
         ),
         prescriptions=(
             prescription("usual_embeddings"),
-            clip(trace, "Clip the gradient by its global norm", repairs=True),
+            *clip_to_repair(trace),
         ),
     )
 

@@ -46,7 +46,7 @@ from gradrecipes.diagnosis.facts.readings import (
     place,
     rounded,
 )
-from gradrecipes.diagnosis.outcome import verdict
+from gradrecipes.diagnosis.outcome import LEARNING, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import clip_to_repair, prescription
 from gradrecipes.diagnosis.registry import rule
 
@@ -169,7 +169,7 @@ def _disproportion(trace: Trace) -> Finding | None:
         return None
     seen = verdict(trace)
     divided = trace.description.optimizer is not None and trace.description.optimizer.adaptive
-    if seen.learned and (seen.end_over_baseline < FAR_BELOW or (divided and not seen.suspicious)):
+    if (seen.learned and seen.end_over_baseline < FAR_BELOW) or (divided and seen.state == LEARNING):
         return None  # an adaptive optimizer divides the size away
     worst, step = int(np.nanargmax(ratio)), int(trace.samples["step"].min())
     layer, size = trace.layers[worst], float(ratio[worst])

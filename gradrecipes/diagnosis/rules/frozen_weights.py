@@ -33,12 +33,33 @@ from __future__ import annotations
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import FrozenLayer
-from gradrecipes.core.trace.trial_reading import NOT_UPDATED, UNFROZEN, UNTRACKED, TrialReading
+from gradrecipes.core.trace.trial_reading import FROZEN, NOT_UPDATED, UNFROZEN, UNTRACKED, TrialReading
 from gradrecipes.core.words import named
 from gradrecipes.diagnosis.outcome import PROVEN, Verdict, fixes, halved_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import compile_lines, optimizer_line, recorded_rate
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
+
+# Why weights stand still -> (title, explanation, prescription).
+STILL = {
+    UNTRACKED: (
+        "The weights {names} belong to no layer: they are not trained",
+        "They are variables that Keras does not track: a tf.Variable, or a layer that is not an attribute of a layer. "
+        "They are not among model.trainable_variables, and keep their initial values.",
+        "track_weights",
+    ),
+    NOT_UPDATED: (
+        "The train step never changes {names}",
+        "The step does not ask for their gradients, or does not apply them.",
+        "update_all_weights",
+    ),
+    FROZEN: (
+        "One turn of the train step trains no weight: {names} is frozen",
+        "The step asks for the gradients of an empty list of weights: trainable = False holds in every turn of the "
+        "step, also in the one that was meant to train these.",
+        "unfreeze",
+    ),
+}
 
 
 @rule(
@@ -47,7 +68,7 @@ from gradrecipes.diagnosis.registry import rule
     title="Layers that have to learn are frozen",
     short="weights frozen that have to learn",
     order=75,
-    explained_by=("nonfinite_data", "loss_output_mismatch", "unsafe_loss"),
+    explained_by=("nonfinite_data", "loss_output_mismatch", "unsafe_loss", "unscaled_inputs"),
 )
 def frozen_weights(trace: Trace) -> Finding | None:
     """Tell whether the frozen weights are what keeps a run from learning."""
@@ -58,29 +79,22 @@ def _still(trace: Trace) -> Finding | None:
     """Tell which weights no step changes because Keras does not know them, or the train step leaves them out."""
     learned, still = verdict(trace).learned, (trace.probes.trial or TrialReading()).still
     left_out = [] if learned else [one for one in still if one.why == NOT_UPDATED]
-    layers = [one for one in still if one.why == UNTRACKED] or left_out
+    layers = [one for one in still if one.why in (UNTRACKED, FROZEN)] or left_out
     if not layers:
         return None
     names, entries = named([one.name for one in layers]), sum(one.entries for one in layers)
-    untracked = layers[0].why == UNTRACKED
-    title = f"The weights {names} belong to no layer" if untracked else f"The train step never changes {names}"
-    why = (
-        "They are variables that Keras does not track: a tf.Variable, or a layer that is not an attribute of a layer. "
-        "They are not among model.trainable_variables, and keep their initial values."
-        if untracked
-        else "The step does not ask for their gradients, or does not apply them."
-    )
-    statement = f"The answers depend on {entries:,} weights of {names}, and no step of the trial changed one of them"
+    title, why, remedy = STILL[layers[0].why]
+    statement = f"The training depends on {entries:,} weights of {names}, and no step of the trial changed one of them"
     return Finding(
         code="frozen_weights",
-        title=f"{title}: they are not trained",
+        title=title.format(names=names),
         kind=Kind.CAUSE,
         severity=Severity.WARNING if learned else Severity.CRITICAL,
         confidence=PROVEN,
         explanation=f"{statement}. {why}",
         layer=layers[-1].name if layers[-1].name in trace.layers else None,
         evidence=(Evidence(f"{statement}.", 0.0, float(entries), "this trial"),),
-        prescriptions=(prescription("track_weights" if untracked else "update_all_weights"),),
+        prescriptions=(_unfreeze(trace) if layers[0].why == FROZEN else prescription(remedy),),
     )
 
 

@@ -48,7 +48,7 @@ from gradrecipes.core.words import named
 from gradrecipes.diagnosis.facts.data_facts import heads
 from gradrecipes.diagnosis.facts.readings import MIN_INPUT_RMS, rounded
 from gradrecipes.diagnosis.judgement import REGULARIZES, weights_of_parts
-from gradrecipes.diagnosis.outcome import FIRST_STEPS, OSCILLATING, STALLED, falling, rival_losses, verdict
+from gradrecipes.diagnosis.outcome import FIRST_STEPS, LEARNING, OSCILLATING, STALLED, falling, rival_losses, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
@@ -69,7 +69,7 @@ SAME = 1e-6  # relative difference of a term from itself one pass later, up to w
 )
 def loss_without_gradient(trace: Trace) -> Finding | None:
     """Tell which loss, or which term of it, no weight can lower."""
-    ways = (_of_head, _of_term, _of_rivals, _of_layers, _of_equal_answers)
+    ways = (_of_head, _of_answers, _of_term, _of_rivals, _of_layers, _of_equal_answers)
     return next((found for way in ways if (found := way(trace)) is not None), None)
 
 
@@ -79,6 +79,18 @@ def _of_head(trace: Trace) -> Finding | None:
         return None
     statement = f"The slope of the loss {head.name!r} is exactly 0 at the predictions of every sample of a batch"
     return _finding(f"The loss {head.name!r} has no gradient: its slope is 0 at every prediction", statement, trace)
+
+
+def _of_answers(trace: Trace) -> Finding | None:
+    """Tell that the loss of a step has no slope in any answer of a net that does not learn."""
+    read = (trace.probes.trial or TrialReading()).answers
+    if read is None or read.slope != 0.0 or not read.own or verdict(trace).state == LEARNING:
+        return None
+    statement = (
+        f"The slope of the loss is exactly 0 in every answer of the net, at a loss of {rounded(read.own)}: only other "
+        "terms, such as penalties on weights, move the weights"
+    )
+    return _finding("The loss has no gradient: its slope is 0 in every answer", statement, trace)
 
 
 def _of_term(trace: Trace) -> Finding | None:

@@ -42,7 +42,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import RecurrentReading
 from gradrecipes.diagnosis.facts.readings import OUT_OF_PROPORTION, gradient_to_weight, number, rounded
 from gradrecipes.diagnosis.outcome import OSCILLATING, STALLED, Verdict, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import clip, prescription
+from gradrecipes.diagnosis.prescriptions.prescribe import clip_to_repair, prescription
 from gradrecipes.diagnosis.registry import rule
 
 EXPLODING_GROWTH = 3.0  # log10 of the growth over the sequence; beyond it a net trains at no learning rate
@@ -259,7 +259,7 @@ def _power(log10: float) -> str:
 
 def _prescriptions(trace: Trace, layer: RecurrentReading, way: str) -> tuple[Prescription, ...]:
     """Return what to do, the best first; `way` is "backward", "forward", "vanishing", "cell" or "motion"."""
-    clipping = clip(trace, "Clip the gradient by its global norm", repairs=True)
+    clipping = clip_to_repair(trace)  # none where the optimizer clips
     values = {"units": layer.units or 64, "kind": layer.kind}
     advice = []
     if layer.kind in ("LSTM", "GRU"):
@@ -267,12 +267,12 @@ def _prescriptions(trace: Trace, layer: RecurrentReading, way: str) -> tuple[Pre
         advice.append(prescription("gated_initializers", **values))
     elif layer.kind == "SimpleRNN":
         key = "recurrent_identity" if layer.activation == "relu" else "recurrent_orthogonal"
-        advice.append(clipping if way == "motion" else prescription(key, **values))
+        advice += clipping if way == "motion" else [prescription(key, **values)]
         advice.append(prescription("gated_layer", **values))
     elif way == "vanishing" and layer.kind not in GATED:  # a cell of the user's own: no line of Keras is known to fit
         advice.append(prescription("gated_state"))
-    if clipping not in advice and (way not in ("motion", "vanishing") or not advice):
-        advice.append(clipping)
+    if way not in ("motion", "vanishing") or not advice:
+        advice += clipping
     if layer.steps is not None and layer.steps > SHORT_SEQUENCE:
         advice.append(prescription("shorter_sequences", steps=layer.steps, short=SHORT_SEQUENCE))
     return tuple(advice)

@@ -109,13 +109,14 @@ def far_inputs(trace: Trace) -> list[ArrayReading]:
 
 
 def _shut_out(trace: Trace) -> LayerSignal | None:
-    """Return the first layer of a train step without targets whose bounded units its inputs drive to their ends.
+    """Return the first layer of an own loss without targets whose bounded units its inputs drive to their ends.
 
     Such a step has no constant prediction to beat, and its loss falls by what the later layers make of almost constant
     units: that of an equation has solutions that are flat nearly everywhere.
     """
-    if not trace.description.own_train_step or (trace.probes.data or DataReading()).targets:
-        return None
+    own = trace.description.own_train_step or trace.description.own_loss
+    if not own or any(target.std for target in (trace.probes.data or DataReading()).targets):
+        return None  # targets that are all equal are none
     first = next((layer for layer in layers(trace) if layer.activation or layer.kind in WEIGHTED), None)
     far = (
         first is not None and (first.input_rms or 0.0) > MAX_INPUT_RMS and (first.saturated_share or 0.0) >= SHUT_SHARE

@@ -69,6 +69,7 @@ class Trial:
     Attributes:
         trace: The record of the recorded run.
         autopsy: What broke the recorded run, or None.
+        asked_for_none: Whether a recorded step asked for the gradients of no weight at all.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Trial:
         self.autopsy: Autopsy | None = None
         self.broken_batch: int | None = None
         self._rate = tf.Variable(1.0, dtype=tf.float32, trainable=False)
+        self.asked_for_none = False
         self._asked: set[int] = set()
         self._stack = contextlib.ExitStack()
 
@@ -155,7 +157,7 @@ class Trial:
         """Run the first steps as the user would, keep the record in `trace`, and stay at the last finite step."""
         self._writer.begin_epoch(0)
         samples = WeightSamples(self.model)
-        with targets_reported(lambda _, sources: self._asked.update(map(variable_key, keras.tree.flatten(sources)))):
+        with targets_reported(lambda _, sources: self._note_asked(keras.tree.flatten(sources))):
             run = self._run(self.batches, steps, samples=samples)
         by_name = {layer.name: layer for layer in keras_private.sublayers(self.model)}
         names = [layer.name for layer in self._outputs if layer.name in by_name]
@@ -231,6 +233,10 @@ class Trial:
         finally:
             self._rate.assign(1.0)
         return TrialRun(np.concatenate(loss), np.concatenate(norm), broken, logs, seconds)
+
+    def _note_asked(self, sources: list[Any]) -> None:
+        self.asked_for_none = self.asked_for_none or not sources
+        self._asked.update(map(variable_key, sources))
 
     @property
     def applied(self) -> bool:
