@@ -140,14 +140,18 @@ class Answers:
         }
         if not answering:
             raise ValueError("The loss depends on no net of the step.")
+        for place, outputs in enumerate(made):  # a loss of derivatives reads what the answers are made of
+            others = set().union(*behind[:place], *behind[place + 1 :])
+            if not seen.intersection(one.op.name for one in outputs) and seen.intersection(behind[place] - others):
+                raise ValueError("The loss depends on what a net computes, and not on its answers.")
         sizes = [one.shape[1:].num_elements() or 0 for place in answering for one in made[place]]
         self._entries, self._count = max(sizes, default=0), len(sizes)
         return answering
 
     def _have_targets(self) -> bool:
-        """Return whether there are several answers, and a target for each of them."""
+        """Return whether one call gives several answers, and there is a target for each of them."""
         y = keras.utils.unpack_x_y_sample_weight(self._trial.batches[0])[1]
-        return y is not None and len(keras.tree.flatten(y)) == self._count > 1
+        return y is not None and len(self._answering) == 1 and len(keras.tree.flatten(y)) == self._count > 1
 
     def _evaluated(self, batch: Any, own: tf.Tensor) -> tf.Tensor:
         """Return float32 `[2 + terms]`: the loss of a step, its steepest slope in an answer, and what it is the sum of.
@@ -303,7 +307,7 @@ def _read_as(one: tf.Tensor) -> list[str]:
 
 
 def _mean_unless(own: tf.Tensor, one: tf.Tensor) -> tf.Tensor:
-    mean = tf.reduce_mean(one, axis=0, keepdims=True)
+    mean = tf.stop_gradient(tf.reduce_mean(one, axis=0, keepdims=True))  # an equal answer has no slope in the inputs
     return tf.where(own, one, tf.broadcast_to(mean, tf.shape(one)))
 
 

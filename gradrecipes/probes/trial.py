@@ -35,6 +35,7 @@ from gradrecipes.core.trace.trial_reading import (
 )
 from gradrecipes.diagnosis.judgement import UNDECIDED, judge, outweighed_part
 from gradrecipes.diagnosis.outcome import (
+    HALVED_END,
     LEARNING,
     STALLED,
     Verdict,
@@ -279,7 +280,8 @@ def _balanced(
     loss = run.loss[np.isfinite(run.loss)]
     if len(loss) < 2 or not ended:
         return None
-    return VariationResult(steps=steps, outputs_learned=sum(one.learned for one in ended))
+    clearly = [one.learned and (one.end or 0.0) < HALVED_END * (one.baseline or math.inf) for one in ended]
+    return VariationResult(steps=steps, outputs_learned=sum(clearly))
 
 
 def _unfrozen(
