@@ -164,10 +164,11 @@ class _OwnLoss:
 
 
 class OutputLosses:
-    """Measure the loss of every output of a model with several, over some batches.
+    """Measure the loss of every output of a model with several, over some batches, without dropout and noise.
 
-    A model with one output, to whose loss no layer adds anything, has no losses here; nor has one with a train step of
-    its own. Of one output that is compared with columns of different size, number by number, each column counts.
+    A model with one output, to whose loss no layer adds anything, and without dropout, has no losses here: those of its
+    steps say as much. Nor has one with a train step of its own. Of one output that is compared with columns of
+    different size, number by number, each column counts.
 
     Args:
         model: A compiled, built model. It is left as it was.
@@ -187,8 +188,9 @@ class OutputLosses:
         self._penalties: list[float] = []
         self._columns = _columns_apart(description, data)
         usual = not (description.own_train_step or description.own_loss)
+        drops = any(one.kind in ("dropout", "noise") for one in description.regularization)
         several = len(description.outputs) > 1 or self._columns > 0
-        asked = usual and bool(batches) and (several or self._has_penalties(batches[0]))
+        asked = usual and bool(batches) and (several or drops or self._has_penalties(batches[0]))
         self._batches = [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches] if asked else []
 
     @property
@@ -284,7 +286,11 @@ class OutputLosses:
             return standardized([keras.utils.pack_x_y_sample_weight(*batch) for batch in self._batches], targets=[0])
         pairs = zip(self._description.outputs, before, strict=False)
         terms = [output.factor * float(np.mean(part)) for output, part in pairs]
-        if not terms or any(sample_weight is not None for _, _, sample_weight in self._batches):
+        if (
+            not terms
+            or (len(terms) == 1 and not penalty)
+            or any(sample_weight is not None for _, _, sample_weight in self._batches)
+        ):
             return None
         if not all(0 < term < np.inf for term in terms):
             return None

@@ -27,8 +27,10 @@ from gradrecipes.core.trace.trial_reading import (
     BALANCED_TERMS,
     LARGER_BATCH,
     UNFROZEN,
+    UNREGULARIZED,
     OutputTrial,
     TrialReading,
+    Variation,
     VariationResult,
     at_rate,
     variation_of,
@@ -56,8 +58,11 @@ from gradrecipes.probes.variations import (
     Context,
     bad_samples,
     fitting_weights,
+    have_other_targets,
     larger_batches,
     rates_to_try,
+    suspects,
+    unregularized,
     without,
 )
 from gradrecipes.training.trial.trial import Trial, finite, step_works
@@ -93,8 +98,7 @@ def try_out(
     Returns:
         The record of the trial, `probes.trial` filled in, and how the trial went.
     """
-    suspects = _suspects(probes)
-    batches = data.cut(BATCHES, seed=seed, suspects=suspects)
+    batches = data.cut(BATCHES, seed=seed, suspects=suspects(probes))
     steps = steps // len(batches) * len(batches) if len(batches) < steps else steps
     marks = bad_samples(probes.data, batches)
     usable = batches if marks is None else without(batches, marks)  # one outlying target would set the baseline
@@ -199,10 +203,17 @@ def try_out(
             if held.held_by is not None and penalties is not None:
                 held = replace(held, held_by="what layers add to the loss")
             reading = replace(reading, answers=held)
-    if seen.suspicious and any(layer.kernel for layer in description.frozen):
+    trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
+    judged = judge(trace, ()).verdict
+    own = description.own_train_step or description.optimizer is None or description.optimizer.count != 1
+    if seen.suspicious and not own and any(layer.kernel for layer in description.frozen):
         tell("training what is frozen, too")
-        freed = _unfrozen(model, batches[:VARIED_BATCHES], baselines, description)
-        variations |= {} if freed is None else {UNFROZEN.name: freed}
+        variations |= _freed(UNFROZEN, unfrozen(model), model, batches[:VARIED_BATCHES], baselines, 2 * VARIED_STEPS)
+    fixed = any(fixes(one, seen) for one in variations.values())
+    if run.broken is None and description.regularization and judged == UNDECIDED and not fixed:
+        tell("training without what holds the net back")
+        taken = reading.steps + reading.further_steps  # as many as with it
+        variations |= _freed(UNREGULARIZED, unregularized(model), model, batches, baselines, taken)
     trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
     return trace, seen
 
@@ -284,26 +295,22 @@ def _balanced(
     return VariationResult(steps=steps, outputs_learned=sum(clearly))
 
 
-def _unfrozen(
-    model: keras.Model, batches: list[Any], baselines: Baselines, description: Description
-) -> VariationResult | None:
-    """Return what the same steps do where all weights are trained; None of a train step of the user's own."""
-    if description.own_train_step or description.optimizer is None or description.optimizer.count != 1:
-        return None
+def _freed(
+    variation: Variation,
+    freed: contextlib.AbstractContextManager[None],
+    model: keras.Model,
+    batches: list[Any],
+    baselines: Baselines,
+    steps: int,
+) -> dict[str, VariationResult]:
+    """Return by name what a variation does while the model is freed of something."""
     try:
-        with unfrozen(model), Trial(model, batches, steps=2 * VARIED_STEPS) as trial:
-            return _vary(trial, baselines, steps=2 * VARIED_STEPS, batches=batches)
-    except Exception:  # an optimizer that cannot be made again
-        logger.debug("The frozen weights could not be trained.", exc_info=True)
-        return None
-
-
-def _suspects(probes: Probes) -> list[int]:
-    arrays = [*probes.data.inputs, *probes.data.targets]
-    bad = [sample for array in arrays for sample in array.nonfinite_samples]
-    odd = [outlier.sample for array in arrays for outlier in array.outliers]
-    passed = probes.forward_pass.nonfinite_samples if probes.forward_pass else ()
-    return list(dict.fromkeys([*odd[:2], *bad[:2], *passed[:2], *odd, *bad, *passed]))
+        with freed, Trial(model, batches, steps=steps) as trial:
+            found = _vary(trial, baselines, steps=steps, batches=batches)
+    except Exception:  # an optimizer that cannot be made again, a layer whose settings are fixed
+        logger.debug("The variation %r could not be run.", variation.name, exc_info=True)
+        return {}
+    return {} if found is None else {variation.name: found}
 
 
 def _variations(context: Context, baselines: Baselines) -> Iterator[tuple[str, VariationResult | None]]:
@@ -358,7 +365,7 @@ def _vary(trial: Trial, baselines: Baselines, *, steps: int = VARIED_STEPS, **ch
     except Exception:  # a train step of the user's own may need something that the change has altered
         logger.debug("A variation could not be run.", exc_info=True)
         return None
-    other = _has_other_targets(batches, trial.batches)
+    other = have_other_targets(batches, trial.batches)
     baseline = baselines.of(batches) if other else baselines.of_trial
     fitted = baselines.fit(batches) if other else baselines.fitted
     loss = run.loss[np.isfinite(run.loss)]
@@ -374,16 +381,6 @@ def _vary(trial: Trial, baselines: Baselines, *, steps: int = VARIED_STEPS, **ch
         return VariationResult(start, end, fall, over_baseline=over, steps=steps)
     last = OutputTrial(0, "loss", start, float(loss[-period:].mean()), fitted, _standard_error(loss[-period:]))
     return VariationResult(start, end, fall, None, over, steps, int(last.learned), end - fitted)
-
-
-def _has_other_targets(batches: list[Any], others: list[Any]) -> bool:
-    """Say whether the targets were scaled; those of some of the batches are still the same."""
-    ys = [keras.tree.flatten(keras.utils.unpack_x_y_sample_weight(part[0])[1]) for part in (batches, others)]
-    pairs = zip(*ys, strict=False)
-    return any(
-        one is not None and one.shape == other.shape and not np.array_equal(np.asarray(one), np.asarray(other))
-        for one, other in pairs
-    )
 
 
 def failure(stage: str, error: Exception, *, batch: Any = None) -> FailureReading:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.keras_optimizers import rate_variable
-from gradrecipes.compat.keras_private import leaves, optimizers_of
+from gradrecipes.compat.keras_private import leaves, optimizers_of, sublayers
 from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import Probes, SignalReading, WeightScale
@@ -32,6 +33,7 @@ from gradrecipes.core.trace.trial_reading import (
 )
 from gradrecipes.diagnosis.facts.readings import MIN_INPUT_RMS, behind_scaling
 from gradrecipes.diagnosis.outcome import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict
+from gradrecipes.training.description.describe import regularizing
 from gradrecipes.training.trial.trial import Trial
 
 LOWER_RATES, HIGHER_RATES = (0.1, 0.01, 0.001), (10.0, 100.0, 1e3, 1e5)  # times the learning rate
@@ -176,6 +178,25 @@ def spectral_radius(kernel: np.ndarray) -> float:
         return math.nan
     blocks = np.split(kernel.astype(np.float64), kernel.shape[1] // units, axis=1)
     return max(float(np.abs(np.linalg.eigvals(block)).max()) for block in blocks)
+
+
+@contextlib.contextmanager
+def unregularized(model: keras.Model) -> Iterator[None]:
+    """Train without dropout, noise, penalties and constraints meanwhile."""
+    layers = [model, *sublayers(model)]
+    held = [(layer, name, value) for layer in layers for _, name, value in regularizing(layer)]
+    variables = [(one, one.regularizer, one.constraint) for one in model.trainable_variables]
+    try:
+        for layer, name, value in held:
+            setattr(layer, name, 0.0 if isinstance(value, int | float) else None)
+        for variable, *_ in variables:
+            variable.regularizer = variable.constraint = None
+        yield
+    finally:
+        for layer, name, value in held:
+            setattr(layer, name, value)
+        for variable, regularizer, constraint in variables:
+            variable.regularizer, variable.constraint = regularizer, constraint
 
 
 # -- the table ---------------------------------------------------------------------------------------
@@ -326,6 +347,25 @@ def bad_samples(data: DataReading, batches: Sequence[Any]) -> list[np.ndarray] |
                 bad |= _is_bad(array.astype(np.float64), known)
         marks.append(bad)
     return marks if 0 < np.concatenate(marks).mean() < 0.5 else None
+
+
+def suspects(probes: Probes) -> list[int]:
+    """Return the samples that the batches of a trial should hold: outlying ones, bad ones, those that break the net."""
+    arrays = [*probes.data.inputs, *probes.data.targets]
+    bad = [sample for array in arrays for sample in array.nonfinite_samples]
+    odd = [outlier.sample for array in arrays for outlier in array.outliers]
+    passed = probes.forward_pass.nonfinite_samples if probes.forward_pass else ()
+    return list(dict.fromkeys([*odd[:2], *bad[:2], *passed[:2], *odd, *bad, *passed]))
+
+
+def have_other_targets(batches: list[Any], others: list[Any]) -> bool:
+    """Say whether the targets were scaled; those of some of the batches are still the same."""
+    ys = [keras.tree.flatten(keras.utils.unpack_x_y_sample_weight(part[0])[1]) for part in (batches, others)]
+    pairs = zip(*ys, strict=False)
+    return any(
+        one is not None and one.shape == other.shape and not np.array_equal(np.asarray(one), np.asarray(other))
+        for one, other in pairs
+    )
 
 
 def _is_bad(array: np.ndarray, known: ArrayReading) -> np.ndarray:

@@ -22,7 +22,6 @@ from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.diagnosis.judgement import HEALTHY
 from gradrecipes.probes.examine import examine, require_compiled
-from gradrecipes.probes.predictions import best_constant_loss
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.rescue.arm import Arm, Result, has_plain_loss
 from gradrecipes.rescue.changes import candidates, catalogue, setup_after, suggested_changes

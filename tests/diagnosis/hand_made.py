@@ -10,7 +10,7 @@ import numpy as np
 
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import ArrayReading
-from gradrecipes.core.trace.description import FrozenLayer, OutputDescription
+from gradrecipes.core.trace.description import FrozenLayer, OutputDescription, Regularization
 from gradrecipes.core.trace.probes import AttentionReading, LossEquivalent
 from gradrecipes.core.trace.trace import Event
 from gradrecipes.core.trace.trial_reading import AnswersReading, OutputTrial, PlannedRates, VariationResult
@@ -379,6 +379,16 @@ def frozen(loss: np.ndarray = STANDING, *layers: FrozenLayer, trained: int = 100
     return trace
 
 
+def held_down(loss: np.ndarray = STANDING, **freed: Any) -> Trace:
+    """Return a trial of a net with dropout; `freed` is what is otherwise of its steps without."""
+    trace = trial(loss)
+    dropout = Regularization("drop", "dropout", "dropout of 0.95")
+    trace.description = replace(trace.description, regularization=(dropout,))
+    variations = {"unregularized": replace(FREED, **freed)}
+    trace.probes = replace(trace.probes, trial=replace(trace.probes.trial, variations=variations))
+    return trace
+
+
 def of_terms(outputs: tuple[OutputTrial, ...] = BOX_HEAVY, *, balanced: int | None = 2, **changes: Any) -> Trace:
     """Return a trial of several terms of a loss; so many outputs learn where the terms begin equally large."""
     trace = trial(FALLING * 1e4)
@@ -541,6 +551,9 @@ TRACES |= {
     "frozen_and_no_better_freed": lambda: frozen(freed=replace(FREED, end=2.3, fall=0.0, over_baseline=1.0)),
     "frozen_scales_only": lambda: frozen(STANDING, replace(FROZEN, kernel=False)),
     "frozen_whole_of_scales": lambda: frozen(STANDING, replace(FROZEN, kernel=False), trained=0, freed=None),
+    "held_down_by_dropout": held_down,
+    "held_down_by_something_else": lambda: held_down(end=2.2, fall=0.04, over_baseline=0.96),
+    "held_down_and_learns": lambda: held_down(FALLING),
     "terms_of_a_heavy_box": of_terms,
     "terms_of_a_heavy_box_untried": lambda: of_terms(balanced=None),
     "terms_of_a_heavy_penalty": lambda: of_terms(BOX_HEAVY[:1], balanced=1, penalties=(900.0, 700.0)),
@@ -653,6 +666,7 @@ FIRES: dict[str, tuple[str, ...]] = {
     "oscillating_loss": ("trial_jumps",),
     "missing_warm_up": ("trial_learns_with_warm_up",),
     "frozen_weights": ("frozen_never_trained", "frozen_whole", "frozen_whole_of_scales"),
+    "excessive_regularization": ("held_down_by_dropout",),
     "unbalanced_loss_terms": (
         *("terms_of_a_heavy_box", "terms_of_a_heavy_box_untried", "terms_of_a_heavy_penalty", "parts_of_an_equation"),
         *(
@@ -685,6 +699,9 @@ SILENT: dict[str, tuple[str, ...]] = {
     "stalled_loss": (*SOUND, "data_sound_breaks"),
     "frozen_weights": (
         *(*SOUND, "data_sound_stands", "frozen_and_learns", "frozen_and_no_better_freed", "frozen_scales_only"),
+    ),
+    "excessive_regularization": (
+        *(*SOUND, "data_sound_stands", "held_down_by_something_else", "held_down_and_learns"),
     ),
     "unscaled_inputs": (*SOUND, "data_sound_stands", "equation_far_out_within_its_ends", "equation_near"),
     "runaway_weights": (

@@ -66,6 +66,35 @@ def test_branches_that_begin_at_zero_are_not_cut_off():
     assert codes(model, X, Y) == []
 
 
+def _dropped(*rates):
+    first, second = map(layers.Dropout, rates)
+    return keras.Sequential([keras.Input((64,)), first, layers.Dense(16, "relu"), second, layers.Dense(10)]), "sgd"
+
+
+def _with_norm_at_most(norm):
+    hidden = [layers.Dense(32, "relu", kernel_constraint=keras.constraints.MaxNorm(norm)) for _ in range(2)]
+    return keras.Sequential([keras.Input((64,)), *hidden, layers.Dense(10)]), "adam"
+
+
+@pytest.mark.parametrize(
+    ("build", "strength", "expected"),
+    [
+        (_dropped, (0.98, 0.95), ["excessive_regularization"]),
+        pytest.param(_dropped, (0.2, 0.5), [], marks=pytest.mark.slow),
+        pytest.param(_with_norm_at_most, (0.01,), ["excessive_regularization"], marks=pytest.mark.slow),
+        pytest.param(_with_norm_at_most, (2.0,), [], marks=pytest.mark.slow),
+    ],
+)
+def test_regularization_is_told_where_the_net_learns_only_without(build, strength, expected):
+    keras.utils.set_random_seed(0)
+    model, optimizer = build(*strength)
+    model.compile(optimizer, LOGITS)
+    before = model.to_json(), [weight.copy() for weight in model.get_weights()]
+    assert codes(model, X, Y)[:1] == expected
+    assert model.to_json() == before[0]
+    assert all(np.array_equal(one, other) for one, other in zip(before[1], model.get_weights(), strict=True))
+
+
 @pytest.mark.parametrize(
     ("size", "expected"), [(300.0, ["embedding_spike"]), pytest.param(0.05, [], marks=pytest.mark.slow)]
 )

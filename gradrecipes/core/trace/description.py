@@ -45,6 +45,21 @@ class LayerDescription(Record):
 
 
 @dataclass(frozen=True)
+class Regularization(Record):
+    """Name one thing that holds a layer back while it is trained.
+
+    Args:
+        layer: Name of the layer.
+        kind: `"dropout"`, `"noise"`, `"penalty"` or `"constraint"`.
+        words: It and its strength, as in "dropout of 0.5" and "L1(l1=0.1)".
+    """
+
+    layer: str
+    kind: str = ""
+    words: str = ""
+
+
+@dataclass(frozen=True)
 class FrozenLayer(Record):
     """Describe a layer with weights that are made to be trained, and are not.
 
@@ -183,6 +198,7 @@ class Description(Record):
         model: Name of the model.
         layers: The layers that are monitored or examined, in the order in which they are called.
         frozen: The layers whose weights are frozen, at any depth.
+        regularization: What holds layers back while they are trained, at any depth; decay is the optimizer's.
         trainable_entries: Entries of all trainable variables; None where it was not recorded.
         calls: The graph in the order of the data flow; None for a subclassed model, whose graph is its code.
         inputs: Of a subclassed model one, read from its layers in the order of their attachment.
@@ -208,6 +224,7 @@ class Description(Record):
     model: str = ""
     layers: tuple[LayerDescription, ...] = ()
     frozen: tuple[FrozenLayer, ...] = ()
+    regularization: tuple[Regularization, ...] = ()
     trainable_entries: int | None = None
     calls: tuple[Call, ...] | None = None
     inputs: tuple[InputDescription, ...] = ()

@@ -50,6 +50,7 @@ WARM_UP = Variation(
     "warm_up", "learning rate warmed up", "with a learning rate that rises from 0 over the first half of the steps"
 )
 UNFROZEN = Variation("unfrozen", "all weights trained", "with all weights trained, the frozen ones too")
+UNREGULARIZED = Variation("unregularized", "not regularized", "without dropout, penalties and constraints")
 BALANCED_TERMS = Variation("balanced_terms", "loss terms balanced", "with loss terms that start equally large")
 VARIATIONS = {
     one.name: one
@@ -64,6 +65,7 @@ VARIATIONS = {
         LARGER_BATCH,
         WARM_UP,
         UNFROZEN,
+        UNREGULARIZED,
         BALANCED_TERMS,
     )
 }

@@ -45,6 +45,7 @@ from gradrecipes.diagnosis.registry import rule
         "recurrent_gain",
         "embedding_spike",
         "exploding_batch_normalization",
+        "excessive_regularization",
         "attention_logit_growth",
         "learning_rate_too_high",
         "missing_warm_up",

@@ -52,6 +52,7 @@ from gradrecipes.diagnosis.registry import rule
         "embedding_spike",
         "exploding_batch_normalization",
         "missing_normalization",
+        "excessive_regularization",
         "vanishing_initialization",
         "dead_units",
         "saturated_units",

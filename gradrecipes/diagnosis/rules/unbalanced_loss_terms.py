@@ -4,9 +4,10 @@
 Looks at the terms of a sum: the losses of several outputs with their weights, what layers add to the loss (penalties on
 weights, a KL divergence), and the parts that a user's own train step returns with its loss, whose weights are found by
 least squares. It fires where one term makes up nearly all of the sum and another one does not fall. For outputs and
-penalties, the trial is repeated with terms that start equally large. Where the answers do not depend on the inputs,
-the steps are run without the terms that the answers have no part in, then with them again: it fires where the answers
-come to depend on the inputs without, and cease to with them (posterior collapse of a variational autoencoder).
+penalties, the trial is repeated with terms that start equally large, or without penalties. Where the answers do not
+depend on the inputs, the steps are run without the terms that the answers have no part in, then with them again: it
+fires where the answers come to depend on the inputs without, and cease to with them (posterior collapse of a
+variational autoencoder).
 
 ## Why it is bad
 The gradient of a sum is the sum of the gradients. A term with a thousandth of the gradient moves the shared weights by
@@ -34,15 +35,16 @@ from typing import NamedTuple
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.trial_reading import BALANCED_TERMS, OutputTrial, TrialReading
+from gradrecipes.core.trace.trial_reading import BALANCED_TERMS, UNREGULARIZED, OutputTrial, TrialReading
 from gradrecipes.core.words import counted
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.judgement import DROWNING_RATIO, OUTWEIGHING_RATIO, of_columns, outweighed_part
-from gradrecipes.diagnosis.outcome import variation, verdict
+from gradrecipes.diagnosis.outcome import fixes, variation, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import optimizer_line, recorded_rate
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
+PENALTIES = "what layers add to the loss"
 FALLEN_TERM = 0.5  # the end over the start of a term that falls: one that is not lost
 
 
@@ -149,7 +151,7 @@ def _of_outputs(trace: Trace) -> Terms | None:
 
     sizes = [(f"the loss of {one.name!r}", size(one, one.start)) for one in trial.outputs]
     if trial.penalties:
-        sizes.append(("what layers add to the loss", trial.penalties[0]))
+        sizes.append((PENALTIES, trial.penalties[0]))
     behind = [one for one in trial.outputs if not one.learned and size(one, one.start) > 0 and not _falling(one)]
     if len(sizes) < 2 or not behind:
         return None
@@ -158,13 +160,14 @@ def _of_outputs(trace: Trace) -> Terms | None:
     result = variation(trace, BALANCED_TERMS)
     learned = sum(one.learned for one in trial.outputs)
     proven = result is not None and (result.outputs_learned or 0) > learned
+    without = large[0] == PENALTIES and fixes(variation(trace, UNREGULARIZED), verdict(trace))
     ratio = large[1] / size(small, small.start)
     # A rate that suits the large term may be too low for balanced ones: then the variation shows nothing.
     tried = result is not None and (result.outputs_learned or 0) >= max(1, learned)
-    if ratio < OUTWEIGHING_RATIO or (not proven and (tried or ratio < DROWNING_RATIO)):
+    if not without and (ratio < OUTWEIGHING_RATIO or (not proven and (tried or ratio < DROWNING_RATIO))):
         return None
     name = f"the loss of {small.name!r}"
-    return Terms(large[0], name, large[1], size(small, small.start), size(small, small.end), proven)
+    return Terms(large[0], name, large[1], size(small, small.start), size(small, small.end), proven or without)
 
 
 def _falling(one: OutputTrial) -> bool:

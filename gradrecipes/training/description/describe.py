@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -21,7 +21,7 @@ from gradrecipes.compat.keras_private import (
     optimizers_of,
     sublayers,
 )
-from gradrecipes.core.trace.description import Call, Description, FrozenLayer, OptimizerDescription
+from gradrecipes.core.trace.description import Call, Description, FrozenLayer, OptimizerDescription, Regularization
 from gradrecipes.training.description.model_graph import (
     NORMALIZATIONS,
     Node,
@@ -64,6 +64,7 @@ def describe_model(
     innermost = [Node(layer, ()) for layer in every if not sublayers(layer)]
     own = {
         "frozen": _frozen(frozen) or (),
+        "regularization": _regularization(every) or (),
         "optimizer": _optimizer(optimizers) if getattr(model, "optimizer", None) is not None else None,
         "loss": _name_of(getattr(model, "loss", None)),
         "vector_batch_normalizations": sum(_normalizes_vectors(one.operation) for one in innermost),
@@ -104,6 +105,39 @@ def _frozen(layers: Sequence[tuple[keras.layers.Layer, list[Any]]]) -> tuple[Fro
         kernel = any(len(one.shape) >= 2 for one in variables)
         found.append(FrozenLayer(layer.name, type(layer).__name__, entries, kernel, _untrained(layer, variables)))
     return tuple(found)
+
+
+def regularizing(layer: keras.layers.Layer) -> Iterator[tuple[str, str, Any]]:
+    """Yield (kind, attribute, value) of what holds a layer back while it is trained, as `Regularization` names it."""
+    name = type(layer).__name__
+    rates = {"dropout": "dropout", "recurrent_dropout": "dropout"}  # of the cell of a recurrent layer
+    rates |= {"rate": "dropout"} if "Dropout" in name else {"stddev": "noise"} if name == "GaussianNoise" else {}
+    for attribute, value in list(vars(layer).items()):
+        if attribute.endswith("_regularizer") and value is not None:
+            yield "penalty", attribute, value
+        elif attribute.endswith("_constraint") and value is not None:
+            yield "constraint", attribute, value
+        elif attribute in rates and isinstance(value, int | float) and value > 0:
+            yield rates[attribute], attribute, value
+
+
+@none_if_unreadable
+def _regularization(layers: Sequence[keras.layers.Layer]) -> tuple[Regularization, ...]:
+    found = [(layer.name, kind, value) for layer in layers for kind, _, value in regularizing(layer)]
+    return tuple(Regularization(name, kind, _strength(kind, value)) for name, kind, value in found)
+
+
+def _strength(kind: str, value: Any) -> str:
+    """Return a regularizer or constraint with its settings, "L1(l1=0.1)", and of a rate its number."""
+    if isinstance(value, int | float):
+        return f"{kind} of {value:g}"
+    name = getattr(value, "__name__", type(value).__name__)
+    try:
+        settings = value.get_config()
+    except (AttributeError, NotImplementedError):  # a function
+        return name
+    shown = {key: f"{value:.3g}" if isinstance(value, float) else value for key, value in settings.items()}
+    return f"{name}({', '.join(f'{key}={setting}' for key, setting in shown.items())})"
 
 
 def _untrained(layer: keras.layers.Layer, frozen: Sequence[Any]) -> bool | None:

@@ -283,6 +283,22 @@ def test_a_model_without_layers_is_no_error():
     assert json.dumps(describe_model(keras.Sequential([keras.Input((2,))])).to_json())
 
 
+def test_what_holds_layers_back_is_named_with_its_strength_at_any_depth():
+    held = {"kernel_regularizer": keras.regularizers.L1(0.1), "bias_constraint": keras.constraints.NonNeg()}
+    inner = keras.Sequential([keras.Input((5, 3)), layers.LSTM(4, recurrent_dropout=0.25), layers.Dropout(0.0)])
+    model = keras.Sequential(
+        [keras.Input((5, 3)), layers.GaussianNoise(0.5), inner, layers.Dense(4, **held), layers.Dropout(0.5)]
+    )
+    found = [(one.kind, one.words) for one in describe_model(model).regularization]
+    assert found == [
+        ("noise", "noise of 0.5"),
+        ("dropout", "dropout of 0.25"),
+        ("penalty", "L1(l1=0.1)"),
+        ("constraint", "NonNeg()"),
+        ("dropout", "dropout of 0.5"),
+    ]
+
+
 def test_frozen_layers_are_named_and_whether_they_were_trained():
     base, head = layers.Dense(4, name="base"), layers.Dense(2, name="head")
     model = keras.Sequential([keras.Input((3,)), base, layers.BatchNormalization(name="scale"), head])
