@@ -154,7 +154,7 @@ def _of_prescriptions(findings: tuple[Finding, ...], trace: Trace) -> Iterator[s
                     yield f"{finding.code}: {advice.title!r} is made of {kind}; the net has {sorted(kinds)}."
             made = re.search(r"keras\.optimizers\.(\w+)\((?:learning_rate=)?([\d.e-]+)\)", advice.code)
             # Of a fresh optimizer the state is new; loss weights and freed layers come with the one that is there.
-            changed = any(word in advice.title for word in ("fresh", "weights", "frozen"))
+            changed = any(word in advice.title for word in ("fresh", "weights", "frozen", "regularization"))
             clipped = optimizer is not None and any(optimizer.settings.get(name) for name in CLIPS)
             there = None if optimizer is None or changed or clipped else (optimizer.name, optimizer.learning_rate)
             if made and (made[1], float(made[2])) == there:
