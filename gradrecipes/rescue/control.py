@@ -14,7 +14,7 @@ import tensorflow as tf
 from gradrecipes.compat.keras_private import sublayers
 from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.core.trace.description import OutputDescription
-from gradrecipes.probes.constant_prediction import best_constant_loss
+from gradrecipes.probes.predictions import best_constant_loss
 from gradrecipes.rescue.arm import Result, has_plain_loss
 from gradrecipes.rescue.changes import Changes
 from gradrecipes.rescue.feed import FEW_SAMPLES
