@@ -181,7 +181,7 @@ def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, step
         yield _with("bounded_head", f"use a {bound} output, as the targets lie between 0 and 1", 1, head=bound)
     yield _with("initializers", "draw the weights anew by fitting initializers", 1, initializers="fitting")
     if original.penalized:
-        yield _with("no_penalty", "leave out the regularizers", 1, regularizers="none")
+        yield _with("no_penalty", "leave out penalties and constraints", 1, regularizers="none")
     if original.drops:
         yield _with("no_dropout", "leave out dropout", 1, dropout="none")
     if original.averaged:

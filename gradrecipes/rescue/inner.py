@@ -12,6 +12,7 @@ import numpy as np
 from gradrecipes.compat.keras_private import frozen_variables, holds_layers, sublayers
 from gradrecipes.compat.model_reuse import copied_model
 from gradrecipes.rescue import edits
+from gradrecipes.training.description.describe import regularizing
 from gradrecipes.training.description.model_graph import activation_of, is_weighted
 from gradrecipes.training.step.capture import calls_intercepted
 
@@ -181,28 +182,27 @@ def _draw_anew(layer: keras.layers.Layer, place: int, behind: str | None, *, fit
             setattr(layer, key, drawn)  # so that the lines to paste can name it
 
 
+NOISE, LIMITS = ("dropout", "noise"), ("penalty", "constraint")  # kinds of regularization, by what leaves them out
+
+
 def adjust(layer: keras.layers.Layer, setup: Any) -> None:
-    """Set what a layer reads anew at each call: its dropout, its penalties, its moving averages."""
-    if setup.dropout != "own" and has_dropout(layer):
-        layer.rate = 0.0
+    """Set what a layer reads anew at each call: its dropout, its penalties and constraints, its moving averages."""
+    if setup.dropout != "own":
+        for attribute in held_by(layer, NOISE):
+            setattr(layer, attribute, 0.0)
     if setup.regularizers != "own":
-        for key in penalties_of(layer):
-            setattr(layer, key, None)
+        for attribute in held_by(layer, LIMITS):
+            setattr(layer, attribute, None)
         for weight in layer._trainable_variables + layer._non_trainable_variables:
-            weight.regularizer = None
+            weight.regularizer = weight.constraint = None
     if setup.moving_averages != "own" and type(layer).__name__ == "BatchNormalization":
         layer.momentum = min(layer.momentum, MOVING_AVERAGE)
         layer.epsilon = max(layer.epsilon, SAFE_EPSILON)
 
 
-def has_dropout(layer: Any) -> bool:
-    """Return whether a layer sets a share of its inputs to zero in training."""
-    return "Dropout" in type(layer).__name__ and bool(getattr(layer, "rate", 0.0))
-
-
-def penalties_of(layer: Any) -> list[str]:
-    """Return the names of the regularizers that a layer has."""
-    return [key for key in vars(layer) if key.endswith("_regularizer") and getattr(layer, key) is not None]
+def held_by(layer: keras.layers.Layer, kinds: tuple[str, ...]) -> list[str]:
+    """Return the names of the settings by which a layer is regularized in these ways."""
+    return [attribute for kind, attribute, _ in regularizing(layer) if kind in kinds]
 
 
 def copy_flags(made: keras.layers.Layer, theirs: keras.layers.Layer) -> None:

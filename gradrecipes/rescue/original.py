@@ -18,14 +18,15 @@ from gradrecipes.core.trace.record import Record
 from gradrecipes.rescue.edits import RECURRENT
 from gradrecipes.rescue.inner import (
     HALF_PRECISION,
+    LIMITS,
     MOVING_AVERAGE,
+    NOISE,
     SAFE_EPSILON,
     exchangeable_activations,
-    has_dropout,
+    held_by,
     is_drawn_otherwise,
     is_graph,
     is_trained,
-    penalties_of,
 )
 from gradrecipes.training.description.model_graph import (
     ACTIVATION_LAYERS,
@@ -60,7 +61,7 @@ class Original:
         untrained: Names of frozen layers whose weights are as their initializers draw them.
         frozen: Whether weights are frozen that were made to be trained.
         drops: Whether a layer drops a share of its inputs.
-        penalized: Whether a layer has a regularizer.
+        penalized: Whether a layer has a regularizer or a constraint.
         averaged: Whether a BatchNormalization has other settings than `inner.adjust` would give it.
         flat: Whether a train step of the user's own meets flat targets with predictions in one column.
         in_call: Whether scaling can be put into the call of a model with a train step of its own.
@@ -108,8 +109,8 @@ def read_original(model: keras.Model, x: Any = None) -> Original:
         "inner": frozenset() if x is None else exchangeable_activations(model, x, kept, everywhere=not surgical),
         "untrained": frozenset(layer.name for layer in frozen if not is_trained(layer)),
         "frozen": bool(frozen),
-        "drops": any(map(has_dropout, layers)),
-        "penalized": any(map(penalties_of, layers)),
+        "drops": any(held_by(layer, NOISE) for layer in layers),
+        "penalized": any(held_by(layer, LIMITS) for layer in layers),
         "averaged": any(map(_averages_slowly, layers)),
     }
     if not surgical:

@@ -145,9 +145,9 @@ def test_layers_in_half_precision_compute_in_float32_where_only_layers_are():
     assert "# In model.head\n+ dtype='float32'" in code_of(base, after, models=(model, made))
 
 
-def test_dropout_penalties_and_moving_averages_are_set_in_place(tmp_path):
+def test_dropout_penalties_constraints_and_moving_averages_are_set_in_place(tmp_path):
     layers = [
-        keras.layers.Dense(8, kernel_regularizer=keras.regularizers.L2(10.0)),
+        keras.layers.Dense(8, kernel_regularizer=keras.regularizers.L2(10.0), kernel_constraint="max_norm"),
         keras.layers.BatchNormalization(momentum=0.999, epsilon=1e-8),
         keras.layers.Dropout(0.9),
         keras.layers.Dense(1, name="head"),
@@ -159,10 +159,10 @@ def test_dropout_penalties_and_moving_averages_are_set_in_place(tmp_path):
     made = rebuild(original, base, after, scaling=SCALING)
     made.save(tmp_path / "made.keras")
     for one in (made, keras.models.load_model(tmp_path / "made.keras")):
-        assert one.losses == []
+        assert one.losses == [] and one.layers[0].kernel.constraint is None
         assert (one.layers[1].momentum, one.layers[1].epsilon, one.layers[2].rate) == (0.9, 1e-3, 0.0)
     code = code_of(base, after, models=(model, made))
-    assert "kernel_regularizer=None" in code
+    assert "kernel_constraint=None" in code and "kernel_regularizer=None" in code
     assert "momentum=0.9, epsilon=0.001" in code
     assert float(model.losses[0]) > 0
     assert {"no_dropout", "no_penalty", "moving_averages"} <= set(
