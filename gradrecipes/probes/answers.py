@@ -142,7 +142,8 @@ class Answers:
             raise ValueError("The loss depends on no net of the step.")
         for place, outputs in enumerate(made):  # a loss of derivatives reads what the answers are made of
             others = set().union(*behind[:place], *behind[place + 1 :])
-            if not seen.intersection(one.op.name for one in outputs) and seen.intersection(behind[place] - others):
+            read = {name for one in outputs for name in _read_as(one)}
+            if not seen.intersection(read) and seen.intersection(behind[place] - others - read):
                 raise ValueError("The loss depends on what a net computes, and not on its answers.")
         sizes = [one.shape[1:].num_elements() or 0 for place in answering for one in made[place]]
         self._entries, self._count = max(sizes, default=0), len(sizes)

@@ -367,3 +367,20 @@ def test_a_loss_that_is_multiplied_by_0_is_told():
     model = keras.Sequential([keras.Input((64,)), layers.Dense(10, "softmax")])
     model.compile("adam", "sparse_categorical_crossentropy", loss_weights=[0.0])
     assert codes(gr.diagnose(model, x, y).trace)[0] == "unscaled_loss_weights"
+
+
+def test_a_loss_that_is_summed_over_all_places_is_told():
+    x, _ = digits()
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((64, 1)), layers.Dense(16, "relu"), layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.01), keras.losses.MeanSquaredError(reduction="sum"))
+    assert_sound(gr.diagnose(model, x[:, :, None], x[:, :, None]).findings[0], "unscaled_loss_weights")
+
+
+def test_penalties_that_keep_all_answers_equal_are_told():
+    x, _ = digits()
+    keras.utils.set_random_seed(0)
+    codes_of = layers.Dense(40, "relu", activity_regularizer=keras.regularizers.L1(1.0))
+    model = keras.Sequential([keras.Input((64,)), codes_of, layers.Dense(64, "sigmoid")])
+    model.compile(keras.optimizers.Adam(2e-3), "binary_crossentropy")
+    assert_sound(gr.diagnose(model, x, x).findings[0], "unbalanced_loss_terms")

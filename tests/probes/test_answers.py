@@ -79,6 +79,32 @@ def read(model, *data, steps=200):
         return found if found is None or found.depend else answers.held_back(found, run.logs, steps)
 
 
+class Equation(keras.Model):
+    """Solves u' = u by the slope of its answers, of which the loss reads one value only."""
+
+    def __init__(self):
+        super().__init__()
+        keras.utils.set_random_seed(0)
+        self.net = keras.Sequential([keras.Input((1,)), layers.Dense(16, activation="tanh"), layers.Dense(1)])
+
+    def call(self, x):
+        return self.net(x)
+
+    def train_step(self, x):
+        with tf.GradientTape() as tape:
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                value = self.net(x)
+            slope = inner.gradient(value, x)
+            loss = tf.reduce_mean((slope - 1.0) ** 2) + tf.reduce_mean((self.net(tf.zeros((1, 1))) - 1.0) ** 2)
+        self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+        return {"loss": loss}
+
+
+def test_answers_that_a_loss_of_derivatives_does_not_read_are_not_compared():
+    assert read(Equation(), CODES[:, :1]) is None
+
+
 @pytest.mark.parametrize("wiped", [False, True])
 def test_answers_that_depend_on_the_inputs_lower_the_loss(wiped):
     found = read(Classifier(wiped=wiped), X, np.digitize(CODES[:, 0], [-0.4, 0.4]))

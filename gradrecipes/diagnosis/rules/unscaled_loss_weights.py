@@ -1,9 +1,10 @@
 """unscaled_loss_weights: weights of the samples, or of the only loss, multiply the gradient far from its size.
 
 ## What it does
-Reads the sample weights and the weight that `compile` gives to a single loss. It fires where their root mean square is
-far from 1 and the run is not finite, diverges, stalls, or does not approach the loss of the best constant prediction. A
-net that learns with such weights, as under Adam, which divides by the gradient's size, is not reported.
+Reads the sample weights, the weight that `compile` gives to a single loss, and whether that is a sum over samples and
+places. It fires where what they multiply the loss by is far from 1 and the run is not finite, diverges, stalls, or does
+not approach the loss of the best constant prediction, and where it is 0. A net that learns with such weights, as under
+Adam, which divides by the gradient's size, is not reported.
 
 ## Why it is bad
 A loss that is multiplied by a hundred million has a gradient a hundred million times as large, and plain gradient
@@ -27,14 +28,16 @@ from __future__ import annotations
 
 import math
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.diagnosis.facts.data_facts import arrays, is_held_back
+from gradrecipes.diagnosis.facts.data_facts import arrays, heads, is_held_back
+from gradrecipes.diagnosis.facts.mismatch import class_of
 from gradrecipes.diagnosis.facts.readings import number, rounded
 from gradrecipes.diagnosis.outcome import fixing_rate, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
+SAMPLES, SUMS = "Sample weights", "Sums over samples and places, instead of means,"
 FAR_FROM_ONE = 100.0  # root mean square of the weights, or its reciprocal: balanced class weights reach tens
 
 
@@ -52,7 +55,7 @@ def unscaled_loss_weights(trace: Trace) -> Finding | None:
     size, name = _size(trace)
     factor = max(size, 1.0 / size) if 0 < size < math.inf else 1.0
     if size == 0 and name:
-        return _of_zero(name)
+        return _of_zero(trace, name)
     if factor < FAR_FROM_ONE or not (is_held_back(trace, seen) or not seen.learned):
         return None
     steps = fixing_rate(trace, lower=size > 1)
@@ -69,16 +72,12 @@ def unscaled_loss_weights(trace: Trace) -> Finding | None:
             f"clipping bounds it to the same length for every batch.{shown}"
         ),
         step=seen.step,
-        evidence=(Evidence(f"{statement}.", size, 1.0, "sample_weight and loss_weights"),),
-        prescriptions=(
-            prescription("mean_weight_of_one")
-            if name == "Sample weights"
-            else prescription("loss_weight_of_one", weight=rounded(size)),
-        ),
+        evidence=(Evidence(f"{statement}.", size, 1.0, "sample_weight, loss_weights and reduction"),),
+        prescriptions=(_remedy(trace, name, size),),
     )
 
 
-def _of_zero(name: str) -> Finding:
+def _of_zero(trace: Trace, name: str) -> Finding:
     statement = f"{name} multiply the loss, and every gradient, by 0"
     return Finding(
         code="unscaled_loss_weights",
@@ -88,11 +87,15 @@ def _of_zero(name: str) -> Finding:
         confidence=1.0,
         explanation=f"{statement}: no weight changes, and a loss of 0 says nothing of the answers.",
         evidence=(Evidence(f"{statement}.", 0.0, 1.0, "sample_weight and loss_weights"),),
-        prescriptions=(
-            prescription("mean_weight_of_one")
-            if name == "Sample weights"
-            else prescription("loss_weight_of_one", weight="0"),
-        ),
+        prescriptions=(_remedy(trace, name, 0.0),),
+    )
+
+
+def _remedy(trace: Trace, name: str, size: float) -> Prescription:
+    if name == SUMS:
+        return prescription("mean_reduction", loss=class_of(heads(trace)[0].loss))
+    return prescription(
+        *(("mean_weight_of_one",) if name == SAMPLES else ("loss_weight_of_one",)), weight=rounded(size)
     )
 
 
@@ -101,7 +104,10 @@ def _size(trace: Trace) -> tuple[float, str]:
     given = arrays(trace, parts=("sample_weight",))
     if given:
         known = [rms for array in given if (rms := number(array.rms)) is not None]
-        return max(known, default=1.0), "Sample weights"
+        return max(known, default=1.0), SAMPLES
     outputs = trace.description.outputs
     weight = outputs[0].loss_weight if len(outputs) == 1 else None
+    if len(outputs) == 1 and outputs[0].config.get("reduction") == "sum" and weight is None:
+        shape = heads(trace)[0].shape or [1]
+        return float((trace.description.batch_size or 1) * math.prod(shape[:-1])), SUMS
     return (1.0, "") if weight is None else (abs(weight), "The loss weights")

@@ -193,6 +193,8 @@ def describe_loss(loss: Any, *, one_unit: bool = False) -> dict[str, Any]:
     from_logits = settings.get("from_logits", getattr(loss, "from_logits", None))
     if from_logits is None and name in CROSS_ENTROPIES and not custom:
         from_logits = False
+    if getattr(loss, "reduction", None) == "sum":
+        settings["reduction"] = "sum"
     return {
         "loss": name or type(function).__name__,
         "loss_class": type(loss).__name__ if is_class else None,
