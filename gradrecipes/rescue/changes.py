@@ -14,7 +14,7 @@ from gradrecipes.rescue.edits import Scaling
 from gradrecipes.rescue.inner import HALF_PRECISION
 from gradrecipes.rescue.original import OWN, Original, Setup, optimizer_config
 from gradrecipes.rescue.rebuild import has_optimizer_state
-from gradrecipes.rescue.task import BINARY, NUMBERS, ONE_HOT, SEVERAL, Task, fitted
+from gradrecipes.rescue.task import BINARY, NUMBERS, ONE_HOT, OWN_LOSS, SEVERAL, Task, fitted
 
 ADAM_RATE = 1e-3  # Keras' default
 FAST_ADAM_RATE = 1e-2  # for nets of a few layers and trainings of a few hundred steps
@@ -161,7 +161,8 @@ def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, step
         size = base.batch_size * LARGER_BATCH
         yield _with("larger_batch", f"use batches of {size} samples", 0, batch_size=size)
     scalable = original.wrappable or original.in_call
-    if scalable and any(one is not None for one in scaling.inputs):
+    known = original.wrappable or task.kind != OWN_LOSS  # a likelihood of scaled inputs is another one
+    if scalable and known and any(one is not None for one in scaling.inputs):
         yield _with("inputs", "standardize the inputs within the model", 0, inputs="standardized")
     if scalable and task.kind in (NUMBERS, SEVERAL) and scaling.targets:
         yield _with("targets", "standardize the targets within the model", 0, targets="standardized")

@@ -37,8 +37,10 @@ def is_graph(model: Any) -> bool:
 
 
 def is_composite(layer: Any) -> bool:
-    """Return whether a layer of the user's own holds other layers, which only its code leads to."""
-    return holds_layers(layer) and not is_graph(layer) and not type(layer).__module__.startswith("keras.")
+    """Return whether a layer holds others which only code of the user's leads to, as an RNN around their cell does."""
+    if not holds_layers(layer) or is_graph(layer):
+        return False
+    return any(not type(one).__module__.startswith("keras.") for one in [layer, *sublayers(layer)])
 
 
 def leaves_within(model: keras.Model, *, everywhere: bool) -> list[tuple[int, keras.layers.Layer]]:
@@ -144,12 +146,15 @@ def edit_within(
             if getattr(one, "compute_dtype", None) in HALF_PRECISION:
                 one.dtype_policy = setup.precision
     fitting = setup.initializers != "own"
+    recurrent = {id(one) for cell in [made, *sublayers(made)] if hasattr(cell, "state_size") for one in sublayers(cell)}
     for place, one in pairs if fitting or seed else ():
         if one.name not in kept and not holds_layers(one):
-            _draw_anew(one, place, bends, fitting=fitting, seed=seed)
+            _draw_anew(one, place, bends, fitting=fitting, seed=seed, recurrent=id(one) in recurrent)
 
 
-def _draw_anew(layer: keras.layers.Layer, place: int, behind: str | None, *, fitting: bool, seed: int) -> None:
+def _draw_anew(
+    layer: keras.layers.Layer, place: int, behind: str | None, *, fitting: bool, seed: int, recurrent: bool = False
+) -> None:
     """Draw the weights of a layer anew, by its initializers or by fitting ones.
 
     Args:
@@ -158,6 +163,7 @@ def _draw_anew(layer: keras.layers.Layer, place: int, behind: str | None, *, fit
         behind: The activation that acts on its output where it has none of its own.
         fitting: Whether other initializers take the place of its own.
         seed: Of the draw.
+        recurrent: Whether it stands within a recurrent cell, where a square kernel acts on the state.
     """
     for key in [key for key in vars(layer) if key.endswith("_initializer")]:
         weight = getattr(layer, key.removesuffix("_initializer"), None)
@@ -172,6 +178,8 @@ def _draw_anew(layer: keras.layers.Layer, place: int, behind: str | None, *, fit
         if fitting:
             own = activation_of(layer)
             edits.with_fitting_initializers(behind if own in (None, "linear") else own)(config)
+            if recurrent and key == "kernel_initializer" and weight.shape[0] == weight.shape[-1]:
+                config[key] = keras.initializers.serialize(keras.initializers.Orthogonal())
         edits.with_seeds(place, seed)(config)
         drawn = keras.initializers.deserialize(config[key])
         values = drawn(tuple(weight.shape), dtype=weight.dtype)

@@ -93,6 +93,35 @@ def test_a_gate_within_a_layer_keeps_its_activation():
     assert sorted(activations(made)) == ["linear", "relu", "relu", "sigmoid", "sigmoid"]
 
 
+class Cell(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        wide = keras.initializers.RandomNormal(stddev=1.0, seed=1)
+        self.state_size, self.entry = 8, keras.layers.Dense(8)
+        self.again = keras.layers.Dense(8, use_bias=False, kernel_initializer=wide)
+
+    def build(self, input_shape):
+        self.entry.build(input_shape), self.again.build((None, 8))
+
+    def call(self, inputs, states):
+        state = keras.ops.relu(self.entry(inputs) + self.again(states[0]))
+        return state, [state]
+
+
+def test_a_cell_of_the_users_own_within_a_layer_of_keras_is_drawn_anew():
+    layers = [keras.layers.Reshape((16, 4)), keras.layers.RNN(Cell()), keras.layers.Dense(1, name="head")]
+    model = keras.Sequential([keras.Input((64,)), *layers])
+    original, base = read(model)
+    after = replace(base, initializers="fitting")
+    made = rebuild(original, base, after, scaling=SCALING)
+    kernel = np.asarray(made.layers[1].cell.again.kernel)
+    assert np.allclose(kernel @ kernel.T, np.eye(8), atol=1e-5)
+    assert np.std(model.layers[1].cell.again.kernel) > 0.7
+    assert 'cell.again\n+ kernel_initializer="orthogonal"' in code_of(base, after, models=(model, made))
+    same = rebuild(original, base, base, scaling=SCALING)
+    assert np.array_equal(np.asarray(same(X)), np.asarray(model(X)))
+
+
 def with_a_base(whole):
     values = [np.where(RNG.uniform(size=(64, 64)) < 0.5, -0.1, 0.1).astype("float32"), np.ones(64, "float32")]
     base = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64, "tanh", name="loaded")], name="base")
@@ -211,6 +240,8 @@ def test_scaling_goes_into_the_call_that_a_train_step_makes():
     assert "loss_weights" not in code
     known = catalogue(base, original, scaling, Task("numbers", 1, 0.0, None, None), steps=100)
     assert {"inputs", "targets"} <= set(known)
+    known = catalogue(base, original, scaling, Task("own_loss", 1, 0.0, None, None), steps=100)
+    assert {"inputs", "targets"}.isdisjoint(known)
 
 
 @pytest.mark.parametrize("whole", [True, False])
