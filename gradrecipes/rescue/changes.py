@@ -261,6 +261,7 @@ BY_CAUSE: dict[str, tuple[str, ...]] = {
     "loss_without_gradient": ("head_and_loss", "unfreeze", "activation_relu", "initializers"),
     "failing_step": ("head_and_loss",),
     "frozen_weights": ("unfreeze", "unfreeze_all"),
+    "stale_moving_averages": ("moving_averages",),
     "excessive_regularization": ("no_penalty", "no_dropout"),
     "missing_warm_up": ("warm_up", "rate_0.1", "normalization"),
     "attention_logit_growth": ("clip", "rate_0.1", "warm_up", "initializers"),

@@ -389,6 +389,15 @@ def held_down(loss: np.ndarray = STANDING, **freed: Any) -> Trace:
     return trace
 
 
+def averaged(momentum: float, *, steps: int = 500, planned: bool = True) -> Trace:
+    """Return a trial of a net with BatchNormalization, for a training of so many steps."""
+    trace = trial(FALLING)
+    trace.description = replace(trace.description, slowest_average=momentum)
+    rates = PlannedRates(steps, planned, 1e-3, 1e-3, 1e-3, 0)
+    trace.probes = replace(trace.probes, trial=replace(trace.probes.trial, rates=rates))
+    return trace
+
+
 def of_terms(outputs: tuple[OutputTrial, ...] = BOX_HEAVY, *, balanced: int | None = 2, **changes: Any) -> Trace:
     """Return a trial of several terms of a loss; so many outputs learn where the terms begin equally large."""
     trace = trial(FALLING * 1e4)
@@ -554,6 +563,10 @@ TRACES |= {
     "held_down_by_dropout": held_down,
     "held_down_by_something_else": lambda: held_down(end=2.2, fall=0.04, over_baseline=0.96),
     "held_down_and_learns": lambda: held_down(FALLING),
+    "averages_of_10_000_steps": lambda: averaged(0.9999),
+    "averages_that_follow": lambda: averaged(0.9999, steps=10_000),
+    "averages_of_usual_momentum": lambda: averaged(0.99, steps=50),
+    "averages_of_an_unknown_training": lambda: averaged(0.9999, planned=False),
     "terms_of_a_heavy_box": of_terms,
     "terms_of_a_heavy_box_untried": lambda: of_terms(balanced=None),
     "terms_of_a_heavy_penalty": lambda: of_terms(BOX_HEAVY[:1], balanced=1, penalties=(900.0, 700.0)),
@@ -667,6 +680,7 @@ FIRES: dict[str, tuple[str, ...]] = {
     "missing_warm_up": ("trial_learns_with_warm_up",),
     "frozen_weights": ("frozen_never_trained", "frozen_whole", "frozen_whole_of_scales"),
     "excessive_regularization": ("held_down_by_dropout",),
+    "stale_moving_averages": ("averages_of_10_000_steps",),
     "unbalanced_loss_terms": (
         *("terms_of_a_heavy_box", "terms_of_a_heavy_box_untried", "terms_of_a_heavy_penalty", "parts_of_an_equation"),
         *(
@@ -699,6 +713,9 @@ SILENT: dict[str, tuple[str, ...]] = {
     "stalled_loss": (*SOUND, "data_sound_breaks"),
     "frozen_weights": (
         *(*SOUND, "data_sound_stands", "frozen_and_learns", "frozen_and_no_better_freed", "frozen_scales_only"),
+    ),
+    "stale_moving_averages": (
+        *(*SOUND, "averages_that_follow", "averages_of_usual_momentum", "averages_of_an_unknown_training"),
     ),
     "excessive_regularization": (
         *(*SOUND, "data_sound_stands", "held_down_by_something_else", "held_down_and_learns"),

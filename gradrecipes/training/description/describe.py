@@ -67,6 +67,7 @@ def describe_model(
         "regularization": _regularization(every) or (),
         "optimizer": _optimizer(optimizers) if getattr(model, "optimizer", None) is not None else None,
         "loss": _name_of(getattr(model, "loss", None)),
+        "slowest_average": max(map(_momentum, every), default=None) or None,
         "vector_batch_normalizations": sum(_normalizes_vectors(one.operation) for one in innermost),
     }
     graph = model_graph(model)
@@ -189,6 +190,11 @@ def _name_of(loss: Any) -> str | None:
     if isinstance(loss, dict):
         return ", ".join(f"{name}: {_name_of(part)}" for name, part in loss.items())
     return getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__)
+
+
+def _momentum(layer: keras.layers.Layer) -> float:
+    """Return the momentum of a BatchNormalization that is trained; 0 of any other layer."""
+    return float(layer.momentum) if type(layer).__name__ == "BatchNormalization" and layer.trainable else 0.0
 
 
 def _normalizes_vectors(layer: keras.layers.Layer) -> bool:

@@ -299,6 +299,13 @@ def test_what_holds_layers_back_is_named_with_its_strength_at_any_depth():
     ]
 
 
+def test_the_slowest_moving_average_is_that_of_a_layer_that_is_trained():
+    frozen = layers.BatchNormalization(momentum=0.9999, trainable=False)
+    model = keras.Sequential([keras.Input((3,)), layers.BatchNormalization(momentum=0.9), frozen])
+    assert describe_model(model).slowest_average == 0.9
+    assert describe_model(keras.Sequential([keras.Input((3,)), layers.Dense(1)])).slowest_average is None
+
+
 def test_frozen_layers_are_named_and_whether_they_were_trained():
     base, head = layers.Dense(4, name="base"), layers.Dense(2, name="head")
     model = keras.Sequential([keras.Input((3,)), base, layers.BatchNormalization(name="scale"), head])
