@@ -19,6 +19,7 @@ from gradrecipes.diagnosis.outcome import (
     AT_REST,
     BROKEN,
     DIVERGING,
+    DIVERGING_RISE,
     LEARNING,
     OSCILLATING,
     SLOW_FALL,
@@ -84,6 +85,8 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
         return Judgement(UNDECIDED, f"{steps} {'is' if len(trace) == 1 else 'are'} too few to judge. {_longer(trace)}")
     trial = trace.probes.trial or TrialReading()
     in_all = f"{len(trace) + trial.further_steps:,} steps"
+    if (lost := _lost_later(trial, seen, in_all)) is not None:
+        return Judgement(UNHEALTHY, lost)
     if trial.answers is not None and not trial.answers.depend:
         return Judgement(UNDECIDED, _equal_answers(trial.answers, in_all, _longer(trace)))
     if trial.answers is not None and trial.answers.lost:
@@ -96,7 +99,8 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
     lost_later = unlearned_at_highest(rates(trace), seen)
     if trial.further and all(map(_is_learned, trial.further)) and lost_later is None:
         return Judgement(HEALTHY, f"The loss {seen.course} in {steps}{_reach(trace)}. {_in_the_end(trial)} {in_all}.")
-    behind = [one for one in outputs(trace) and (trial.further or outputs(trace)) if not one.learned]
+    judged = trial.further or outputs(trace) if outputs(trace) or seen.learned else ()
+    behind = [one for one in judged if not one.learned]
     if behind:
         one = behind[0]
         return Judgement(
@@ -124,6 +128,16 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
         steps += f", and is {rounded(trial.further[0].end)} after {in_all}"
     against = f", where a constant prediction has {rounded(seen.baseline)}" if math.isfinite(seen.baseline) else ""
     return Judgement(UNDECIDED, f"The loss {seen.course} in {steps}{against}. {_longer(trace)}")
+
+
+def _lost_later(trial: TrialReading, seen: Verdict, in_all: str) -> str | None:
+    """Return how a run that learned in the trial broke, or climbed above its start, in the further steps behind it."""
+    if trial.further_broken is not None:
+        return f"The loss or the gradient is not finite from step {trial.further_broken} on; no cause is known."
+    for one in trial.further if seen.learned else ():
+        if one.end is not None and one.start is not None and one.start > 0 and one.end > DIVERGING_RISE * one.start:
+            return f"The loss fell at first, and climbs to {rounded(one.end)} in {in_all}; no cause is known."
+    return None
 
 
 def _judge_several(trace: Trace, steps: str) -> Judgement:

@@ -77,6 +77,7 @@ VARIED_BATCHES = 10  # that it runs over, four times
 MAX_CONFIRMED = 3  # variations that fix the run and are run for twice as many steps
 VARIED_AT_MOST = 4  # steps of all variations together, before they are confirmed, over those of the trial
 NEARLY_FIXED = 0.98  # end over the baseline of a variation that is worth more steps
+MAX_SECONDS_TO_GO_ON = 5.0  # of a trial that looks well, and goes on towards the end of the training
 FURTHER = 4  # trials of further steps, where a trial was too short to tell
 HOMOGENEOUS, EXACT = (2.0, 4.0), 1e-3  # what doubled weights multiply a penalty on magnitudes, or on squares, by
 
@@ -93,11 +94,7 @@ def try_out(
     attention: AttentionProbe | None = None,
     tell: Callable[[str], None],
 ) -> tuple[Trace, Verdict]:
-    """Run the trial and, where they are called for, its variations.
-
-    Returns:
-        The record of the trial, `probes.trial` filled in, and how the trial went.
-    """
+    """Run the trial and what it calls for; return its record, `probes.trial` filled in, and how it went."""
     batches = data.cut(BATCHES, seed=seed, suspects=suspects(probes))
     steps = steps // len(batches) * len(batches) if len(batches) < steps else steps
     marks = bad_samples(probes.data, batches)
@@ -155,7 +152,9 @@ def try_out(
         outweighed = description.own_train_step and outweighed_part(reading) is not None
         open_still = seen.state in (LEARNING, STALLED) and judge(trace, ()).verdict == UNDECIDED
         asked = description.own_train_step and seen.state == LEARNING and not outputs
-        ended = trial.save() if run.broken is None and (outweighed or open_still or asked) else []
+        left = (planned_steps or 0) - len(run.loss)  # of a planned training, that the trial has not seen
+        longer = seen.state == LEARNING and left >= len(batches) and run.seconds < MAX_SECONDS_TO_GO_ON
+        ended = trial.save() if run.broken is None and (outweighed or open_still or asked or longer) else []
         if description.own_train_step:
             reading = replace(reading, pairs_samples=pairs_samples(trial, probes.loss.outputs))
             like = step_acts_like(trial, probes.loss.outputs, run.loss[0] if len(run.loss) else math.nan)
@@ -169,11 +168,11 @@ def try_out(
             reading = replace(reading, outputs=outputs)
             trace.probes = replace(trace.probes, trial=reading)
             open_still = open_still or judge(trace, ()).verdict == UNDECIDED
-        ended = ended if outweighed or open_still else []
+        ended = ended if outweighed or open_still or longer else []
         rates = try_highest_rate(trial, rates, seen, trial_steps=steps, tell=tell)
         reading = replace(reading, rates=rates)
         odd = bool(fitting_weights(model, probes.signal.weights))
-        loss_seen = run.broken is not None or bool(np.isfinite(run.loss).any())
+        loss_seen = run.broken is not None or np.isfinite(run.loss).any()
         variations: dict[str, VariationResult] = {}
         lost = reading.answers is not None and bool(reading.answers.lost)
         behind = run.broken is None and (lost or not all(one.learned for one in outputs))
@@ -195,8 +194,9 @@ def try_out(
         if ended and (outweighed or seen.state == LEARNING or not any(fixes(one, seen) for one in variations.values())):
             tell("going on where the trial ended")
             trial.load(ended)
+            more = FURTHER * steps if outweighed or open_still else min(FURTHER * steps, left)
             how = {"answers": answers, "baselines": baselines, "outweighed": outweighed}
-            reading = _gone_on(trial, reading, losses, before, steps, **how)
+            reading = _gone_on(trial, reading, losses, before, more, **how)
         if answers is not None and (read := reading.answers) is not None and not read.depend and read.slope != 0.0:
             tell("leaving out terms of the loss")
             held = answers.held_back(read, run.logs, reading.steps + reading.further_steps)
@@ -233,7 +233,7 @@ def _gone_on(
     reading: TrialReading,
     losses: OutputLosses,
     before: list[Any],
-    steps: int,
+    more: int,
     *,
     answers: Answers | None,
     baselines: Baselines,
@@ -241,8 +241,10 @@ def _gone_on(
 ) -> TrialReading:
     """Return the reading with how each output does in further steps, and each part of an own loss, if one is lost."""
     try:
-        run = trial.continued([1.0] * FURTHER * steps)
-        if run.broken is not None or len(run.loss) < len(trial.batches):
+        run = trial.continued([1.0] * more)
+        if run.broken is not None:
+            return replace(reading, further_broken=reading.steps + run.broken)
+        if len(run.loss) < len(trial.batches):
             return reading
         last = run.loss[-len(trial.batches) :]
         start = float(np.mean(reading.logs["loss"][: len(trial.batches)])) if "loss" in reading.logs else math.nan

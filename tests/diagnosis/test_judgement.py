@@ -147,3 +147,31 @@ def test_further_steps_decide_where_the_trial_was_too_short(loss, end, baseline,
     judged = judge(trace, ())
     assert judged.verdict == verdict
     assert verdict == "unhealthy" or f"{rounded(end)} after 500 steps" in judged.reason
+
+
+@pytest.mark.parametrize(
+    ("later", "verdict"),
+    [
+        ({"further_broken": 260}, "unhealthy"),
+        ({"further": (OutputTrial(0, "loss", 2.3, 40.0, 2.3),)}, "unhealthy"),
+        ({"further": (OutputTrial(0, "loss", 2.3, 2.4, 2.3),)}, "undecided"),  # back at a constant answer
+        ({"further": (OutputTrial(0, "loss", 2.3, 0.1, 2.3),)}, "healthy"),
+    ],
+)
+def test_what_was_learned_in_the_trial_may_be_lost_in_the_steps_behind_it(later, verdict):
+    trace = trial(FALLING)
+    trace.probes = replace(trace.probes, trial=replace(trace.probes.trial, further_steps=400, **later))
+    assert judge(trace, ()).verdict == verdict
+
+
+def test_a_trial_goes_on_towards_the_end_of_the_planned_training():
+    x = np.random.default_rng(0).normal(size=(256, 4)).astype("float32")
+    steps = []
+    for epochs in (None, 4, 10):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        found = gr.diagnose(model, x, x.sum(axis=1), steps=16, epochs=epochs)
+        assert found.verdict == "healthy"
+        steps.append(found.trace.probes.trial.further_steps)
+    assert steps == [0, 16, 64]

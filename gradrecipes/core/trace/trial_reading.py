@@ -256,6 +256,7 @@ class TrialReading(Record):
             sample; None where that is no question.
         further: How each output did where the steps went on, or the loss of the only one; empty where they did not.
         further_steps: How many steps these were, after those of the trial.
+        further_broken: Step at which these broke, counted from the first one of the trial, or None.
         later: What the train step returned in the last pass of further steps, the median by name; empty where none of
             its parts seemed lost.
         weight_penalties: Names of what the train step returns that depends on the weights alone.
@@ -281,6 +282,7 @@ class TrialReading(Record):
     pairs_samples: bool | None = None
     further: tuple[OutputTrial, ...] = ()
     further_steps: int = 0
+    further_broken: int | None = None
     later: Mapping[str, float] = field(default_factory=dict)
     weight_penalties: tuple[str, ...] = ()
     rates: PlannedRates | None = None
