@@ -308,7 +308,7 @@ def _read_as(one: tf.Tensor) -> list[str]:
 
 
 def _mean_unless(own: tf.Tensor, one: tf.Tensor) -> tf.Tensor:
-    mean = tf.stop_gradient(tf.reduce_mean(one, axis=0, keepdims=True))  # an equal answer has no slope in the inputs
+    mean = tf.reduce_mean(one, axis=0, keepdims=True)  # it keeps the slopes in the inputs, as losses of them need
     return tf.where(own, one, tf.broadcast_to(mean, tf.shape(one)))
 
 
