@@ -246,18 +246,21 @@ def loss_arguments(loss: Any) -> dict[str, Any]:
     return dict(getattr(loss, "_fn_kwargs", None) or {})
 
 
+def own_variables(layer: keras.layers.Layer) -> list[Any]:
+    """Return the variables of a layer itself that were made to be trained."""
+    return list(layer._trainable_variables)
+
+
 def frozen_variables(layer: keras.layers.Layer) -> list[Any]:
     """Return the variables of a layer itself that were made to be trained, and are not."""
-    return [one for one in layer._trainable_variables if not (one.trainable and layer._trainable)]
+    return [one for one in own_variables(layer) if not (one.trainable and layer._trainable)]
 
 
 @contextlib.contextmanager
 def unfrozen(model: keras.Model) -> Iterator[None]:
     """Train all weights of a model meanwhile, by a fresh copy of its only optimizer."""
     layers = [model, *sublayers(model)]
-    flags = [
-        (layer, layer._trainable, [(one, one.trainable) for one in layer._trainable_variables]) for layer in layers
-    ]
+    flags = [(layer, layer._trainable, [(one, one.trainable) for one in own_variables(layer)]) for layer in layers]
     optimizer = unbuilt_copy(model.optimizer)
     try:
         for layer, _, variables in flags:

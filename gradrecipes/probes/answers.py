@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.keras_private import frozen_variables, leaves, optimizers_of, replaced, sublayers
+from gradrecipes.compat.keras_private import frozen_variables, leaves, optimizers_of, own_variables, replaced, sublayers
 from gradrecipes.compat.tensorflow_private import inlined, targets_reported, without_parts
 from gradrecipes.core.trace.trial_reading import FROZEN, NO_GRADIENT, NOT_UPDATED, UNTRACKED, AnswersReading, StillLayer
 from gradrecipes.training.recovery.model_state import preserve_state
@@ -350,7 +350,7 @@ class StillWeights:
         try:
             with preserve_state(self._model):
                 for layer in sublayers(self._model):
-                    own = [one for one in layer._trainable_variables if variable_key(one) in unmoved]
+                    own = [one for one in own_variables(layer) if variable_key(one) in unmoved]
                     if norms.get(layer.name, 0.0) > 0.0 or not any(len(one.shape) >= 2 for one in own):
                         continue
                     asked, had = (

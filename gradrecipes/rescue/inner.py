@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from gradrecipes.compat.keras_private import frozen_variables, holds_layers, sublayers
+from gradrecipes.compat.keras_private import frozen_variables, holds_layers, own_variables, sublayers
 from gradrecipes.compat.model_reuse import copied_model
 from gradrecipes.rescue import edits
 from gradrecipes.training.description.describe import regularizing
@@ -201,7 +201,7 @@ def adjust(layer: keras.layers.Layer, setup: Any) -> None:
     if setup.regularizers != "own":
         for attribute in held_by(layer, LIMITS):
             setattr(layer, attribute, None)
-        for weight in layer._trainable_variables + layer._non_trainable_variables:
+        for weight in own_variables(layer):
             weight.regularizer = weight.constraint = None
     if setup.moving_averages != "own" and type(layer).__name__ == "BatchNormalization":
         layer.momentum = min(layer.momentum, MOVING_AVERAGE)
@@ -219,7 +219,7 @@ def copy_flags(made: keras.layers.Layer, theirs: keras.layers.Layer) -> None:
         if type(one) is not type(other):
             continue
         one._trainable = other._trainable
-        for mine, variable in zip(one._trainable_variables, other._trainable_variables, strict=False):
+        for mine, variable in zip(own_variables(one), own_variables(other), strict=False):
             mine.trainable = variable.trainable
 
 
@@ -235,10 +235,10 @@ def unfreeze(made: keras.Model, names: frozenset[str] | None) -> None:
         within = [opened(one) for one in layer._layers]
         wanted = bool(frozen_variables(layer)) and (names is None or layer.name in names)
         if wanted:
-            for variable in layer._trainable_variables:
+            for variable in own_variables(layer):
                 variable.trainable = True
         elif any(within) and not layer._trainable:
-            for variable in layer._trainable_variables:
+            for variable in own_variables(layer):
                 variable.trainable = False
         layer._trainable = layer._trainable or wanted or any(within)
         return wanted or any(within)
@@ -292,7 +292,7 @@ def is_trained(layer: keras.layers.Layer) -> bool:
     """Return whether the weights of a frozen layer come from a training, as its biases and averages show, too."""
     if type(layer).__name__ == "BatchNormalization":
         return bool(np.any(np.asarray(layer.moving_mean) != 0))
-    biases = [one for one in layer._trainable_variables if one.path.endswith("bias")]
+    biases = [one for one in own_variables(layer) if one.path.endswith("bias")]
     moved = isinstance(getattr(layer, "bias_initializer", None), keras.initializers.Zeros)
     moved = moved and any(np.any(np.asarray(one) != 0) for one in biases)
     return moved or is_drawn_otherwise(layer)

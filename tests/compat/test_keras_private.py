@@ -94,6 +94,14 @@ def test_layers_at_any_depth_come_in_the_order_of_attachment_each_once():
     assert set(names) == {layer.name for layer in model._flatten_layers(include_self=False)}
 
 
+def test_the_variables_of_a_layer_itself_are_those_made_to_be_trained():
+    inner = keras.layers.BatchNormalization(trainable=False)
+    model = keras.Sequential([keras.Input((3,)), inner, keras.layers.Dense(1)])
+    assert keras_private.own_variables(model) == []
+    assert [one.name for one in keras_private.own_variables(inner)] == ["gamma", "beta"]
+    assert keras_private.frozen_variables(inner) == keras_private.own_variables(inner)
+
+
 def test_the_random_states_that_no_public_name_reaches_are_there():
     tf.random.set_seed(1)
     expected = tf.random.normal((2,)).numpy().tolist()

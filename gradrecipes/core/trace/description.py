@@ -212,7 +212,8 @@ class Description(Record):
         plain_depth: The longest run of weighted layers that no skip connection passes over.
         plain_batch_normalizations: BatchNormalization layers in that run.
         vector_batch_normalizations: BatchNormalization layers that average over nothing but the samples.
-        slowest_average: The largest momentum of a BatchNormalization that is trained; None where there is none.
+        slowest_average: The largest momentum of a BatchNormalization that is trained and has its initial moving
+            averages; None where there is none.
         normalizations: How many layers of each kind of normalization.
         kinds: How many layers of each class, at any depth.
         masked: Whether a Masking layer, or an Embedding with a mask, is among them.

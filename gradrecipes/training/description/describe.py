@@ -193,8 +193,10 @@ def _name_of(loss: Any) -> str | None:
 
 
 def _momentum(layer: keras.layers.Layer) -> float:
-    """Return the momentum of a BatchNormalization that is trained; 0 of any other layer."""
-    return float(layer.momentum) if type(layer).__name__ == "BatchNormalization" and layer.trainable else 0.0
+    """Return the momentum of a BatchNormalization that is trained and has its initial moving averages; else 0."""
+    if type(layer).__name__ != "BatchNormalization" or not layer.trainable:
+        return 0.0
+    return float(layer.momentum) if not layer.built or _untrained(layer, ()) else 0.0
 
 
 def _normalizes_vectors(layer: keras.layers.Layer) -> bool:

@@ -303,6 +303,8 @@ def test_the_slowest_moving_average_is_that_of_a_layer_that_is_trained():
     frozen = layers.BatchNormalization(momentum=0.9999, trainable=False)
     model = keras.Sequential([keras.Input((3,)), layers.BatchNormalization(momentum=0.9), frozen])
     assert describe_model(model).slowest_average == 0.9
+    model(np.ones((8, 3), "float32"), training=True)
+    assert describe_model(model).slowest_average is None
     assert describe_model(keras.Sequential([keras.Input((3,)), layers.Dense(1)])).slowest_average is None
 
 
