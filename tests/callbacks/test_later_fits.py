@@ -49,8 +49,8 @@ def test_a_training_that_begins_again_from_its_first_weights_repeats_itself(clip
 
 
 def test_a_second_fit_goes_back_at_the_same_step_as_the_first():
-    rises = keras.optimizers.schedules.PiecewiseConstantDecay([40], [0.5, 30.0])
-    model, guard = made(keras.optimizers.SGD(rises)), gr.GradientGuard(sigmas=None)
+    rises = keras.optimizers.schedules.PiecewiseConstantDecay([28], [0.5, 30.0])
+    model, guard = made(keras.optimizers.SGD(rises)), gr.GradientGuard()
     first, few, losses, lost = model.get_weights(), 20 * BATCH + 12, [], []  # 21 steps: no multiple of the checks' 8
     for _ in range(2):
         begin_again(model, first)
