@@ -83,7 +83,7 @@ class GradientGuard(AttachedCallback):
             patterns of layer names, or of optimizers, to methods (see `by_layer` there), or None.
             It acts before what the optimizer's own `clipnorm`, `global_clipnorm` or `clipvalue` do.
         sigmas: Standard deviations from which on a finite loss or norm is an outlier; None to skip only what is not
-            finite.
+            finite, and to watch no level of the loss.
         max_consecutive_skips: Consecutive skipped steps allowed before rolling back, at least 1: skipping forever
             would hide a bug.
         snapshot_every: Steps from one snapshot to the next; the last three are held, each of the size of weights and
