@@ -29,5 +29,15 @@ def named(names: Sequence[str]) -> str:
         >>> named(["dense", "dense_1", "dense_2", "dense_3"])
         "'dense', 'dense_1', 'dense_2' and 1 more"
     """
-    more = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(map(repr, names[:MAX_NAMES])) + more
+    return listed([repr(name) for name in names])
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return the first words of a list, and how many more there are.
+
+    Example:
+        >>> listed(["dropout of 0.5", "noise of 1"])
+        'dropout of 0.5, noise of 1'
+    """
+    more = f" and {len(words) - MAX_NAMES:,} more" if len(words) > MAX_NAMES else ""
+    return ", ".join(words[:MAX_NAMES]) + more

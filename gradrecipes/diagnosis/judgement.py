@@ -93,8 +93,7 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
         number = trial.answers.lost[0] + 1
         words = f"After {in_all} answer {number} of the model could as well be the mean of its batch"
         return Judgement(UNDECIDED, f"{words}: it does not depend on the inputs yet. {_longer(trace)}")
-    averaged = "BatchNormalization" in trace.description.normalizations  # answers wait for its moving averages
-    if trial.sample_spread == 0.0 and not averaged:
+    if trial.sample_spread == 0.0 and not trace.description.averages_batches:
         words = f"The loss {seen.course} in {steps}, but the model gives the same answer to all samples of a batch."
         return Judgement(UNDECIDED, f"{words} What it was trained on is not what it answers.")
     lost_later = unlearned_at_highest(rates(trace), seen)

@@ -231,17 +231,14 @@ class OutputLosses:
             return ()
         found = []
         for place, (start, end) in enumerate(zip(before, after, strict=True)):
-            about = self._description.outputs[0 if self._columns else place]
+            output = 0 if self._columns else place
+            about = self._description.outputs[output]
             if about.loss is None or not (np.isfinite(start).all() and np.isfinite(end).all()):
                 continue
             noise = float(end.std(ddof=1) / np.sqrt(len(end))) if len(end) > 1 else 0.0
             baseline = self._baseline(place)
             name = f"{about.name}, column {place}" if self._columns else about.name
-            found.append(
-                OutputTrial(
-                    0 if self._columns else place, name, float(start.mean()), float(end.mean()), baseline, noise
-                )
-            )
+            found.append(OutputTrial(output, name, float(start.mean()), float(end.mean()), baseline, noise))
         return tuple(found)
 
     def _of_batch(self, x: Any, y: Any) -> list[float]:

@@ -259,6 +259,11 @@ class Description(Record):
         """Class of the optimizer that scales the loss, or None."""
         return None if self.optimizer is None else self.optimizer.loss_scaler
 
+    @property
+    def averages_batches(self) -> bool:
+        """Whether a BatchNormalization is there: what the model answers waits for its moving averages."""
+        return "BatchNormalization" in self.normalizations
+
     def with_initial_weights(self, spreads: Mapping[int, tuple[float, float]]) -> Description:
         """Return the description with the spread of the initial kernels.
 

@@ -29,14 +29,13 @@ from __future__ import annotations
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import UNREGULARIZED, TrialReading
+from gradrecipes.core.words import listed
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.judgement import UNDECIDED, judge
 from gradrecipes.diagnosis.outcome import LEARNS_BELOW, PROVEN, fixes, variation, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import compile_lines, optimizer_line, recorded_rate
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
-
-MAX_NAMES = 3  # kinds of regularization that a sentence lists
 
 
 @rule(
@@ -55,7 +54,7 @@ def excessive_regularization(trace: Trace) -> Finding | None:
     if result.over_baseline is not None and result.over_baseline >= LEARNS_BELOW:
         return None
     kinds = list(dict.fromkeys(one.words for one in held))
-    names = ", ".join(kinds[:MAX_NAMES]) + (f" and {len(kinds) - MAX_NAMES} more" if len(kinds) > MAX_NAMES else "")
+    names = listed(kinds)
     trial = trace.probes.trial or TrialReading()
     steps = trial.steps + trial.further_steps
     statement = (

@@ -170,7 +170,7 @@ def _of_equal_answers(trace: Trace) -> Finding | None:
     if not before or trial.sample_spread is None or any((one.rms or 0.0) > MAX_ANSWER_RMS for one in read):
         return None
     spread = max([trial.sample_spread, *(math.inf if one is None else one for one in before)])
-    averaged = "BatchNormalization" in trace.description.normalizations  # answers wait for its moving averages
+    averaged = trace.description.averages_batches
     if spread > (0.0 if verdict(trace).learned else EQUAL_ANSWERS) or (averaged and verdict(trace).learned):
         return None
     tiny = any(0 < (one.rms or 0.0) < MIN_INPUT_RMS for one in (trace.probes.data or DataReading()).inputs)

@@ -94,9 +94,8 @@ def _of_zero(trace: Trace, name: str) -> Finding:
 def _remedy(trace: Trace, name: str, size: float) -> Prescription:
     if name == SUMS:
         return prescription("mean_reduction", loss=class_of(heads(trace)[0].loss))
-    return prescription(
-        *(("mean_weight_of_one",) if name == SAMPLES else ("loss_weight_of_one",)), weight=rounded(size)
-    )
+    remedy = "mean_weight_of_one" if name == SAMPLES else "loss_weight_of_one"
+    return prescription(remedy, weight=rounded(size))
 
 
 def _size(trace: Trace) -> tuple[float, str]:

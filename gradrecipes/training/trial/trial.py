@@ -386,9 +386,7 @@ def _create_all(model: keras.Model, batch: Any) -> None:
 
 def variable_key(variable: Any) -> int:
     """Return what tells variables apart, whether it is Keras' or the one of TensorFlow that it holds."""
-    return id(
-        variable.value if isinstance(variable, keras.Variable) else variable
-    )  # Keras' variable holds TensorFlow's
+    return id(variable.value if isinstance(variable, keras.Variable) else variable)
 
 
 def finite(value: float) -> float | None:
