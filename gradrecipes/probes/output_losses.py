@@ -71,7 +71,7 @@ class Baselines:
         own = description.own_train_step or description.own_loss
         several = len(description.outputs) > 1
         self._outputs = () if several and (weighted or own) else description.outputs
-        self._loss = description.loss
+        self._description, self._loss = description, description.loss
         self._batches = batches
         self.of_trial = self.of(batches)
         self._fits = None if own or several or weighted or model.losses else _OwnLoss.of(model, description, read)
@@ -90,18 +90,24 @@ class Baselines:
 
     def of(self, batches: list[Any]) -> float | None:
         """Return the sum over the outputs of the loss of their best constant prediction."""
-        ys = [keras.tree.flatten(keras.utils.unpack_x_y_sample_weight(batch)[1]) for batch in batches]
+        parts = [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches]
+        ys, weights = ([keras.tree.flatten(part[place]) for part in parts] for place in (1, 2))
         if any(len(y) != len(ys[0]) for y in ys) or not ys[0]:
             return None
-        if len(ys[0]) == 1:
-            return constant_baseline_loss(self._loss, *(y[0] for y in ys))
-        parts = [
-            None if one.target is None else constant_baseline_loss(one.loss, *(y[one.target] for y in ys))
-            for one in self._outputs
-            if one.loss is not None
-        ]
-        known = [part for part in parts if part is not None]
-        return sum(known) if known and len(known) == len(parts) else None
+        alone = len(ys[0]) == 1
+        judged = [(0, self._loss, self._description.outputs[:1])] if alone else []
+        for one in self._outputs if not alone else ():
+            judged += [] if one.loss is None else [(one.target, one.loss, (one,))]
+        found = []
+        for place, loss, about in judged:
+            own = None if place is None else [w[place if len(w) == len(ys[0]) else 0] for w in weights if w]
+            how = {
+                "sample_weights": own if own and all(one is not None for one in own) else None,
+                "summed": any(one.config.get("reduction") == "sum" for one in about),
+            }
+            found.append(None if place is None else constant_baseline_loss(loss, *(y[place] for y in ys), **how))
+        known = [part for part in found if part is not None]
+        return sum(known) if known and len(known) == len(found) else None
 
     def fit(self, batches: list[Any]) -> float | None:
         """Return the loss of the constant prediction that fits batches best to a loss of the user's own."""

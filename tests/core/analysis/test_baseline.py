@@ -15,19 +15,31 @@ NUMBERS = RANDOM.normal(3.0, 2.0, size=(200, 1)).astype("float32")
 BITS = (RANDOM.random((200, 3)) < [0.1, 0.5, 0.8]).astype("float32")
 
 
+WEIGHTS = RANDOM.uniform(0.0, 5.0, size=200)
+WEIGHED = np.bincount(LABELS, WEIGHTS) / WEIGHTS.sum()
+MEDIAN = np.median(np.repeat(NUMBERS[:, 0], np.round(1e3 * WEIGHTS).astype(int)))
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
-    ("name", "targets", "guess"),
+    ("name", "targets", "guesses"),
     [
-        ("sparse_categorical_crossentropy", LABELS, np.tile(SHARES, (200, 1))),
-        ("categorical_crossentropy", np.eye(4)[LABELS], np.tile(SHARES, (200, 1))),
-        ("binary_crossentropy", BITS, np.tile(BITS.mean(axis=0), (200, 1))),
-        ("mse", NUMBERS, np.full((200, 1), NUMBERS.mean())),
-        ("mean_absolute_error", NUMBERS, np.full((200, 1), np.median(NUMBERS))),
+        ("SparseCategoricalCrossentropy", LABELS, (SHARES, WEIGHED)),
+        ("CategoricalCrossentropy", np.eye(4)[LABELS], (SHARES, WEIGHED)),
+        ("BinaryCrossentropy", BITS, (BITS.mean(axis=0), np.average(BITS, axis=0, weights=WEIGHTS))),
+        ("MeanSquaredError", NUMBERS, ([NUMBERS.mean()], [np.average(NUMBERS[:, 0], weights=WEIGHTS)])),
+        ("MeanAbsoluteError", NUMBERS, ([np.median(NUMBERS)], [MEDIAN])),
     ],
 )
-def test_chance_is_what_keras_gives_for_the_best_constant(name, targets, guess):
-    expected = float(np.mean(keras.losses.get(name)(targets, guess.astype("float32"))))
-    assert constant_baseline_loss(name, targets) == pytest.approx(expected, rel=1e-4)
+def test_chance_is_what_keras_gives_for_the_best_constant(name, targets, guesses, weighted, reduction):
+    weights = WEIGHTS if weighted else None
+    loss = getattr(keras.losses, name)(reduction=reduction)
+    expected = float(loss(targets, np.tile(guesses[weighted], (200, 1)).astype("float32"), weights))
+    halves = [targets[:100], targets[100:]] if reduction == "sum" else [targets]
+    known = None if weights is None else [weights[:100], weights[100:]] if reduction == "sum" else [weights]
+    found = constant_baseline_loss(name, *halves, sample_weights=known, summed=reduction == "sum")
+    assert found == pytest.approx(expected / len(halves), rel=1e-3)
 
 
 def test_names_are_taken_as_classes_write_them():
