@@ -18,6 +18,7 @@ from gradrecipes.diagnosis.rules.unscaled_inputs import far_inputs, is_pixels
 from gradrecipes.diagnosis.rules.unscaled_targets import far_target
 
 CONFIDENCE_STEPS = 5  # confidences that differ by less than a fifth count as equal; the deeper cause then goes first
+CERTAIN = 0.98  # confidence of a symptom that is reported although no cause was found
 MIN_CONFIDENCE_TO_EXPLAIN = 0.75  # of a cause that takes confidence from another cause
 EXPLAINED_LOSES = 0.3  # confidence that a cause loses when another cause explains it
 MIN_CONFIDENCE_EXPLAINED = 0.5  # below which a cause that another one explains is left out
@@ -78,7 +79,11 @@ def linked(findings: Sequence[Finding], table: Mapping[str, Rule]) -> list[Findi
         onward = [code for one in causal for code in (one, *symptoms.get(one, ()))]
         chains.append(replace(finding, leads_to=tuple(dict.fromkeys((*finding.leads_to, *direct, *onward)))))
     reached = {code for finding in chains if finding.kind is Kind.CAUSE for code in finding.leads_to}
-    return [one for one in chains if one.code in reached or not (one.code in table and table[one.code].needs_cause)]
+    return [
+        one
+        for one in chains
+        if one.code in reached or one.confidence >= CERTAIN or not (one.code in table and table[one.code].needs_cause)
+    ]
 
 
 def in_reading_order(findings: Sequence[Finding], table: Mapping[str, Rule] | None = None) -> list[Finding]:

@@ -329,7 +329,7 @@ def _is_left_over(
 
 def weights_of_parts(trial: TrialReading) -> dict[str, float]:
     """Return by what the loss multiplies each part that a step returns; empty where they do not make it up."""
-    return {name: weight for name, weight in _weights(trial.logs)[0].items() if not UNNAMED.match(name)}
+    return _weights(trial.logs)[0]
 
 
 def _weights(

@@ -27,7 +27,7 @@ class Rule:
             It decides between findings that are equally certain.
         explained_by: Codes of the causes that can bring it about. A cause that a certain finding explains loses
             confidence; a symptom is shown below the causes that explain it.
-        needs_cause: Whether it is reported only if a cause explains it.
+        needs_cause: Whether it is reported only if a cause explains it, or if it is certain.
         find: Returns a finding, or None.
         short: What it finds, in a few words for the path from a cause to a symptom; empty for symptoms.
     """

@@ -17,6 +17,7 @@ from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import LossEquivalent, LossReading, OutputReading
 from gradrecipes.core.trace.trial_reading import OutputTrial
+from gradrecipes.probes.answers import Answers
 from gradrecipes.probes.loss import as_loss, candidates
 from gradrecipes.probes.own_step import OwnStepLoss
 from gradrecipes.probes.predictions import SAME, best_constant_loss
@@ -55,6 +56,9 @@ class Baselines:
         read: What the loss probe read of it.
         batches: Those of the trial.
         corrupt: Whether samples were left out of them, which a trial's batches hold.
+
+    Attributes:
+        answers: What says in place of a baseline whether a variation has learned: if its answers depend on the inputs.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Baselines:
         corrupt: bool = False,
     ):
         self.corrupt = corrupt
+        self.answers: Answers | None = None
         weighted = any(one.loss_weight is not None for one in description.outputs)
         own = description.own_train_step or description.own_loss
         several = len(description.outputs) > 1

@@ -30,6 +30,7 @@ STARTED_AT_MEAN = 4  # constants that a start has at the mean of the targets, on
 FITTED_STARTS = 2  # of all starts, those of the least loss, that the fit goes on from
 SAME_LOSS = 1e-4  # relative difference up to which the step repeats its loss
 MIN_CHANGE = 0.1  # relative change of the loss where all targets rise by their root mean square: they are its main part
+ROUNDED = 1e-6  # relative difference of a loss from itself, in float32
 ROUNDING = 1e-3  # by which a probability may lie outside of [0, 1]
 PASSING = {"Identity", "Cast", "Squeeze", "Reshape", "ExpandDims", "Split", "SplitV", "Unpack", "StridedSlice"}
 LINEAR = {"BiasAdd", "MatMul", "BatchMatMul", "BatchMatMulV2", "Einsum", "Conv1D", "Conv2D"}
@@ -276,3 +277,26 @@ def misread_cross_entropies(trial: Trial) -> tuple[CrossEntropyCall, ...]:
         for taken in (False, True)
         if any(kind is taken for kind, *_ in found)
     )
+
+
+def reads_targets(trial: Trial) -> bool:
+    """Return whether the loss of a step changes where each sample gets the targets of another one.
+
+    Args:
+        trial: One that was entered; it is left at its start.
+    """
+    x, y, weight = keras.utils.unpack_x_y_sample_weight(trial.batches[0])
+    if y is None:
+        return False
+    turned = keras.tree.map_structure(lambda one: tf.roll(one, 1, axis=0), y)
+    losses = []
+    try:
+        for targets in (y, turned):
+            run = trial.varied(1, batches=[keras.utils.pack_x_y_sample_weight(x, targets, weight)])
+            losses.append(run.loss[0] if len(run.loss) else math.nan)
+    except Exception:
+        logger.debug("The train step of %r takes no other targets.", trial.model, exc_info=True)
+        return False
+    finally:
+        trial.restart()
+    return bool(abs(losses[1] - losses[0]) > ROUNDED * abs(losses[0]))

@@ -1,14 +1,21 @@
-"""A user's loss at other predictions than the net's: the best constant one, right ones, those of other samples."""
+"""Other predictions than the net's: the best constant one, right ones, those of other samples, and a linear fit."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from scipy.optimize import minimize
+
+from gradrecipes.core.analysis.baseline import linear_losses
+from gradrecipes.core.trace.data_reading import LinearReading
+
+logger = logging.getLogger(__name__)
 
 SAME = 1e-4  # relative difference up to which two losses are one
 STARTS = 4  # columns that the fit starts at the mean of the targets, one after the other
@@ -121,3 +128,55 @@ def mispaired(loss: Any, target: tf.Tensor, output: Any, activation: str | None)
     except Exception:  # a loss that needs more than targets and predictions
         return None
     return found if all(map(math.isfinite, found)) else None
+
+
+MIN_JUDGED = 48  # rows from which a linear fit is judged
+MAX_FEATURES = 400  # columns of a linear fit; more are projected at random to as many
+TOKENS = 512  # columns that the counts of tokens are spread over
+
+
+def linear_readings(batches: Sequence[Any], *, tokens: Collection[int] = ()) -> tuple[LinearReading, ...]:
+    """Return what a linear function of the inputs learns of each target, by every other batch.
+
+    Args:
+        batches: What `train_step` gets.
+        tokens: Places of the flattened inputs whose numbers the model looks up in a table: they are counted.
+    """
+    try:
+        parts = [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches]
+        inputs, targets = ([keras.tree.flatten(part[place]) for part in parts] for place in (0, 1))
+        sizes = [len(row[0]) for row in inputs]
+        number = np.repeat(np.arange(len(sizes)), sizes) if len(sizes) > 1 else np.arange(sizes[0])
+        columns = [np.concatenate([np.asarray(row[place]) for row in inputs]) for place in range(len(inputs[0]))]
+        x = _projected(np.concatenate([_features(one, i in tokens) for i, one in enumerate(columns)], axis=1))
+        found = []
+        for place in range(len(targets[0])):
+            y = np.concatenate([np.asarray(row[place]) for row in targets])
+            losses = linear_losses(x, y, number % 2 == 1) if y.dtype.kind in "biuf" and len(y) == len(x) else None
+            if losses is None or len(losses[0]) < MIN_JUDGED:
+                continue
+            gain = losses[0] - losses[1]
+            noise = float(gain.std(ddof=1) / math.sqrt(len(gain)))
+            found.append(LinearReading(place, float(losses[0].mean()), float(losses[1].mean()), noise, len(gain)))
+        return tuple(found)
+    except Exception:  # ragged or sparse inputs, steps without targets, batches of several shapes
+        logger.debug("No linear function could be fitted.", exc_info=True)
+        return ()
+
+
+def _features(one: np.ndarray, counted: bool) -> np.ndarray:
+    """Return an input as columns: its numbers, or how often each token comes."""
+    flat = one.reshape(len(one), -1)
+    if not counted:
+        return flat.astype(np.float64)
+    counts = np.zeros((len(flat), TOKENS))
+    np.add.at(counts, (np.arange(len(flat))[:, None], flat.astype(np.int64) % TOKENS), 1.0)
+    return counts
+
+
+def _projected(x: np.ndarray) -> np.ndarray:
+    if x.shape[1] <= MAX_FEATURES:
+        return x
+    spread = x.std(axis=0)
+    x = (x - x.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    return x @ np.random.default_rng(0).normal(size=(x.shape[1], MAX_FEATURES)) / math.sqrt(x.shape[1])

@@ -20,8 +20,9 @@ import numpy as np
 
 from gradrecipes.compat.keras_private import unfrozen
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import DataReading, LinearReading
 from gradrecipes.core.trace.description import Description
-from gradrecipes.core.trace.probes import FailureReading, Probes
+from gradrecipes.core.trace.probes import Probes
 from gradrecipes.core.trace.trial_reading import (
     AS_IT_IS,
     BALANCED_TERMS,
@@ -50,7 +51,8 @@ from gradrecipes.probes.answers import Answers, StillWeights, sample_spread
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.optimizer import read_planned_rates, try_highest_rate
 from gradrecipes.probes.output_losses import Baselines, OutputLosses, pairs_samples, step_acts_like
-from gradrecipes.probes.own_step import misread_cross_entropies
+from gradrecipes.probes.own_step import misread_cross_entropies, reads_targets
+from gradrecipes.probes.predictions import linear_readings
 from gradrecipes.probes.rivals import unreached_data
 from gradrecipes.probes.signal import signal
 from gradrecipes.probes.variations import (
@@ -66,7 +68,7 @@ from gradrecipes.probes.variations import (
     without,
 )
 from gradrecipes.training.trial.trial import Trial, finite, step_works
-from gradrecipes.training.trial.trial_data import TrialData, essence
+from gradrecipes.training.trial.trial_data import TrialData, essence, failure
 
 logger = logging.getLogger(__name__)
 
@@ -169,8 +171,7 @@ def try_out(
             trace.probes = replace(trace.probes, trial=reading)
             open_still = open_still or judge(trace, ()).verdict == UNDECIDED
         ended = ended if outweighed or open_still or longer else []
-        rates = try_highest_rate(trial, rates, seen, trial_steps=steps, tell=tell)
-        reading = replace(reading, rates=rates)
+        reading = replace(reading, rates=try_highest_rate(trial, rates, seen, trial_steps=steps, tell=tell))
         odd = bool(fitting_weights(model, probes.signal.weights))
         loss_seen = run.broken is not None or np.isfinite(run.loss).any()
         variations: dict[str, VariationResult] = {}
@@ -179,6 +180,7 @@ def try_out(
         if (seen.suspicious or odd or behind) and loss_seen:  # without a loss no variation could be judged
             tell(f"the trial is {seen.state}: varying one thing at a time")
             context = Context(trial, description, probes, seen, trial.batches[:VARIED_BATCHES])
+            baselines.answers = None if reading.answers is None or reading.answers.depend else answers
             taken = 0
             for name, varied in _variations(context, baselines):
                 if varied is not None:
@@ -195,7 +197,7 @@ def try_out(
             tell("going on where the trial ended")
             trial.load(ended)
             more = FURTHER * steps if outweighed or open_still else min(FURTHER * steps, left)
-            how = {"answers": answers, "baselines": baselines, "outweighed": outweighed}
+            how = {"answers": answers, "fitted": baselines.fitted, "outweighed": outweighed}
             reading = _gone_on(trial, reading, losses, before, more, **how)
         if answers is not None and (read := reading.answers) is not None and not read.depend and read.slope != 0.0:
             tell("leaving out terms of the loss")
@@ -203,8 +205,11 @@ def try_out(
             if held.held_by is not None and penalties is not None:
                 held = replace(held, held_by="what layers add to the loss")
             reading = replace(reading, answers=held)
-    trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
-    judged = judge(trace, ()).verdict
+        trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
+        judged = judge(trace, ()).verdict
+        if judged == UNDECIDED and run.broken is None:
+            tell("fitting a linear function to the same data")
+            reading = replace(reading, linear=_linear(trial, description, probes))
     own = description.own_train_step or description.optimizer is None or description.optimizer.count != 1
     if seen.suspicious and not own and any(layer.kernel for layer in description.frozen):
         tell("training what is frozen, too")
@@ -216,6 +221,15 @@ def try_out(
         variations |= _freed(UNREGULARIZED, unregularized(model), model, batches, baselines, taken)
     trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
     return trace, seen
+
+
+def _linear(trial: Trial, description: Description, probes: Probes) -> tuple[LinearReading, ...]:
+    """Return what a linear function learns of the targets, where the loss of the step compares samples with them."""
+    own = description.own_train_step or description.own_loss
+    if own and not reads_targets(trial):
+        return ()
+    inputs = enumerate((probes.data or DataReading()).inputs)
+    return linear_readings(trial.batches, tokens={place for place, one in inputs if one.feeds_embedding})
 
 
 def _answers(trial: Trial, description: Description, baselines: Baselines, penalty: float) -> Answers | None:
@@ -236,7 +250,7 @@ def _gone_on(
     more: int,
     *,
     answers: Answers | None,
-    baselines: Baselines,
+    fitted: float | None,
     outweighed: bool,
 ) -> TrialReading:
     """Return the reading with how each output does in further steps, and each part of an own loss, if one is lost."""
@@ -248,8 +262,7 @@ def _gone_on(
             return reading
         last = run.loss[-len(trial.batches) :]
         start = float(np.mean(reading.logs["loss"][: len(trial.batches)])) if "loss" in reading.logs else math.nan
-        known = reading.constant_baseline_loss
-        known = baselines.fitted if known is None else known
+        known = fitted if reading.constant_baseline_loss is None else reading.constant_baseline_loss
         ended = OutputTrial(0, "loss", finite(start), float(last.mean()), known, _standard_error(last))
         further = losses.compared(before, losses.measured()) or ((ended,) if np.isfinite(last).all() else ())
         reading = replace(reading, further=further, further_steps=len(run.loss))
@@ -290,8 +303,7 @@ def _balanced(
         return VariationResult(broken=run.broken, steps=steps)
     changed = losses.on(batches)
     ended = changed.compared(before, changed.measured())
-    loss = run.loss[np.isfinite(run.loss)]
-    if len(loss) < 2 or not ended:
+    if np.isfinite(run.loss).sum() < 2 or not ended:
         return None
     clearly = [one.learned and (one.end or 0.0) < HALVED_END * (one.baseline or math.inf) for one in ended]
     return VariationResult(steps=steps, outputs_learned=sum(clearly))
@@ -380,20 +392,8 @@ def _vary(trial: Trial, baselines: Baselines, *, steps: int = VARIED_STEPS, **ch
     baseline = baselines.of(batches) if heavy else baseline  # of a few batches, it may be far from that of all
     over = (float(loss[-period:].mean()) if heavy else end) / baseline if baseline else None
     if fitted is None:
-        return VariationResult(start, end, fall, over_baseline=over, steps=steps)
+        read = None if baselines.answers is None or over is not None else baselines.answers.compared()
+        depend = None if read is None else int(read.depend)
+        return VariationResult(start, end, fall, None, over, steps, depend)
     last = OutputTrial(0, "loss", start, float(loss[-period:].mean()), fitted, _standard_error(loss[-period:]))
     return VariationResult(start, end, fall, None, over, steps, int(last.learned), end - fitted)
-
-
-def failure(stage: str, error: Exception, *, batch: Any = None) -> FailureReading:
-    """Return what is kept of an error: where it was raised, its class, and what it says.
-
-    Args:
-        stage: `"build"` or `"step"`.
-        error: What was raised.
-        batch: What the model was given, if that may have been the reason.
-    """
-    message = essence(error)
-    if stage == "step" and batch is not None and keras.utils.unpack_x_y_sample_weight(batch)[1] is None:
-        message = f"The data bring no targets (y is None), and the step could not do without: {message}"
-    return FailureReading(stage, type(error).__name__, message)

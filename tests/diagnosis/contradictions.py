@@ -166,7 +166,7 @@ def _of_prescriptions(findings: tuple[Finding, ...], trace: Trace) -> Iterator[s
                 yield f"{finding.code}: {advice.title!r}; there is none."
             if optimizer and optimizer.schedule and "warm" in optimizer.schedule.lower() and "arm" in advice.title[:5]:
                 yield f"{finding.code}: {advice.title!r}; the rate is warmed up."
-    if verdict(trace).state == "learning" and any(finding.code == "stalled_loss" for finding in findings):
+    if verdict(trace).state == "learning" and any("does not fall" in finding.title for finding in findings):
         yield "The loss is said to stand still, and the run is learning."
 
 

@@ -10,12 +10,17 @@ import pytest
 
 from gradrecipes.core.findings import Severity
 from gradrecipes.core.trace import SKIPPED_LOSS, Trace
+from gradrecipes.core.trace.data_reading import LinearReading
+from gradrecipes.core.trace.trial_reading import AnswersReading, OutputTrial, PlannedRates
+from gradrecipes.diagnosis.engine import find
+from gradrecipes.diagnosis.judgement import judge
 from gradrecipes.diagnosis.rules.exploding_gradient import exploding_gradient
 from gradrecipes.diagnosis.rules.learning_rate_too_high import learning_rate_too_high
 from gradrecipes.diagnosis.rules.learning_rate_too_low import learning_rate_too_low
 from gradrecipes.diagnosis.rules.nonfinite_loss import nonfinite_loss
 from gradrecipes.diagnosis.rules.runaway_weights import runaway_weights
-from tests.diagnosis.hand_made import long_run
+from tests.diagnosis.hand_made import long_run, trial
+from tests.diagnosis.test_unseen_kinds import codes, with_trial
 from tests.records import described
 
 
@@ -166,3 +171,54 @@ def test_steps_that_span_decades_are_a_notice_as_a_range_test_is_meant_to_have_t
 
 def test_weights_that_span_decades_are_a_warning():
     assert runaway_weights(long_run(lambda step: 2.0 ** (step / 50))).severity is Severity.WARNING
+
+
+def unlearned(end, **changes):
+    """Return a trial that is no better than a constant prediction, with what a linear function learns beside it."""
+    rates = PlannedRates(1000, True, 0.01, 0.01, 0.01, 0)
+    further = (OutputTrial(0, "loss", 2.4, end, 2.3, 0.01),)
+    reading = {
+        "linear": (LinearReading(0, 2.3, 0.4, 0.05, 200),),
+        "further": further,
+        "further_steps": 400,
+        "rates": rates,
+    }
+    return with_trial(trial(np.linspace(2.4, 2.32, 100)), **(reading | changes))
+
+
+@pytest.mark.parametrize(
+    ("end", "changes", "told"),
+    [
+        (2.31, {}, True),
+        (2.31, {"linear": (LinearReading(0, 2.3, 2.2, 0.05, 200),)}, False),  # no linear function learns it either
+        (2.31, {"linear": ()}, False),
+        (2.31, {"rates": PlannedRates(1000, True, 1e-6, 1e-5, 0.01, 900)}, False),  # a warm-up that goes on
+        (2.28, {"further": (OutputTrial(0, "loss", 3.0, 2.28, 2.1, 0.01),)}, False),  # it falls on
+        (2.28, {"further": (OutputTrial(0, "loss", 3.0, 2.28, 2.1, 0.01),), "rates": PlannedRates(500, True)}, True),
+        (1.9, {}, False),
+    ],
+)
+def test_a_net_that_learns_less_than_a_linear_function_is_unhealthy(end, changes, told):
+    trace = unlearned(end, **changes)
+    assert ("stalled_loss" in codes(trace)) == told
+    assert (judge(trace, find(trace)).verdict == "unhealthy") == told
+
+
+@pytest.mark.parametrize(("of_equal", "learned", "told"), [(2.3026, 1, True), (2.31, 1, False), (2.3026, 0, False)])
+def test_a_rate_at_which_the_answers_begin_to_depend_on_the_inputs_is_told(of_equal, learned, told):
+    varied = {"rate_100": {"start": 2.3026, "end": 2.3025, "fall": 4e-5, "outputs_learned": learned}}
+    trace = trial(np.full(100, 2.3026), update=1e-6, varied=varied)
+    answers = AnswersReading(2.3026, of_equal, 1e-6)
+    trace = with_trial(trace, constant_baseline_loss=None, answers=answers)
+    assert ("learning_rate_too_low" in codes(trace)) == told
+
+
+@pytest.mark.parametrize(("equation", "told"), [(49.0, True), (1e-3, False)])
+def test_a_term_without_a_name_that_no_step_changes_makes_up_the_loss(equation, told):
+    passes = np.arange(100) // 25
+    parts = {"term 1 of the sum": np.full(100, equation), "term 2 of the sum": 0.1 + 0.01 * 0.5**passes}
+    trace = trial(parts["term 1 of the sum"] + parts["term 2 of the sum"])
+    trace.description = replace(trace.description, own_train_step=True)
+    logs = {"loss": trace.loss, **parts}
+    logs = {name: tuple(map(float, values)) for name, values in logs.items()}
+    assert ("loss_without_gradient" in codes(with_trial(trace, logs=logs, constant_baseline_loss=None))) == told

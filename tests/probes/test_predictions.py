@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gradrecipes.probes.predictions import best_constant_loss
+from gradrecipes.probes.predictions import best_constant_loss, linear_readings
 
 TARGETS = tf.constant(np.random.default_rng(0).gamma(2.0, 3.0, 200), tf.float32)
 
@@ -36,3 +36,16 @@ def test_a_loss_without_a_lower_bound_has_no_best_constant():
 
 def test_a_loss_that_compares_samples_says_nothing_of_a_constant():
     assert fitted(lambda y, constants: (y - tf.reduce_mean(y)) ** 2 + constants**2) is None
+
+
+def test_counts_of_tokens_and_numbers_predict_each_target():
+    rng = np.random.default_rng(0)
+    words, numbers = rng.integers(0, 40, (320, 8)), rng.normal(size=(320, 3)).astype("float32")
+    targets = ((words == 7).any(axis=1).astype("int64"), numbers[:, 1], rng.permutation(numbers[:, 2]))
+    batches = [
+        ((words[at : at + 32], numbers[at : at + 32]), tuple(y[at : at + 32] for y in targets))
+        for at in range(0, 320, 32)
+    ]
+    found = linear_readings(batches, tokens={0})
+    assert [(one.target, one.clear, one.rows) for one in found] == [(0, True, 160), (1, True, 160), (2, False, 160)]
+    assert linear_readings([(words, None)]) == ()

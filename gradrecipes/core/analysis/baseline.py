@@ -1,4 +1,4 @@
-"""The loss of the best constant prediction, which a net must beat to have learned anything."""
+"""The loss of the best constant prediction, which a net must beat, and of a linear one, which shows that it can."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.optimize import minimize
 
 _SQUARED = {"mse", "mean_squared_error"}
 _ABSOLUTE = {"mae", "mean_absolute_error"}
@@ -98,3 +99,100 @@ def _median(values: np.ndarray, shares: np.ndarray) -> float:
 def _entropy(shares: np.ndarray) -> float:
     shares = shares[shares > 0]
     return float(max(0.0, -np.sum(shares * np.log(shares)))) if math.isfinite(shares.sum()) else 0.0
+
+
+MAX_CLASSES, ROWS_OF_A_CLASS = 100, 5  # different whole numbers that count as classes, and rows of each in the mean
+MAX_COLUMNS = 64  # of targets that are numbers
+PENALTIES = (0.03, 1.0)  # on squared weights of standardized columns, over the mean loss of the rows
+ITERATIONS = 60  # of a fit of classes
+FAR_OUT = 10.0  # standard deviations at which a column is clipped
+
+
+def linear_losses(x: np.ndarray, y: np.ndarray, judged: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the losses of a constant and of a linear prediction on rows that neither was fitted to.
+
+    Classes are predicted by a logistic regression and compared by cross-entropy, in nats; numbers by a ridge
+    regression, and compared by squared error over the variance.
+
+    Args:
+        x: Features, `[rows, columns]`.
+        y: Targets, `[rows, ...]`: classes, rows with a single 1, or numbers.
+        judged: bool `[rows]`, the rows that are judged; the others are fitted.
+
+    Returns:
+        (constant, linear), each float64 `[judged rows]`; None where the targets are neither, or all the same.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(200, 2))
+        >>> constant, linear = linear_losses(x, x[:, 0] > 0, np.arange(200) % 2 == 0)
+        >>> float(constant.mean()) > 0.6, float(linear.mean()) < 0.4
+        (True, True)
+    """
+    usable = np.isfinite(y.reshape(len(y), -1).astype(np.float64)).all(axis=1)
+    x, y, judged = np.nan_to_num(x[usable].astype(np.float64)), y[usable], judged[usable]
+    if not judged.any() or judged.all():
+        return None
+    spread = x[~judged].std(axis=0)
+    x = np.clip((x - x[~judged].mean(axis=0)) / np.where(spread > 0, spread, 1.0), -FAR_OUT, FAR_OUT)
+    x = np.c_[x, np.ones(len(x))]
+    labels = _labels(y)
+    values = _hot(labels) if labels is not None else _scaled(y, ~judged)
+    if values is None or not (values[~judged].std(axis=0) > 0).any():
+        return None
+    if labels is None:
+        constant = np.square(values[judged]).mean(axis=1)
+        fits = [_ridge(x[~judged], values[~judged], penalty) for penalty in PENALTIES]
+        linear = [np.square(values[judged] - x[judged] @ weights).mean(axis=1) for weights in fits]
+    else:
+        counts = values[~judged].sum(axis=0) + 1.0
+        constant = -np.log(counts / counts.sum())[values[judged].argmax(axis=1)]
+        fits = [_logistic(x[~judged], values[~judged], penalty) for penalty in PENALTIES]
+        linear = [-(_log_shares(x[judged] @ weights) * values[judged]).sum(axis=1) for weights in fits]
+    return constant, min(linear, key=lambda losses: float(losses.mean()))
+
+
+def _labels(y: np.ndarray) -> np.ndarray | None:
+    """Return the class of each row as a whole number from 0; None of targets that are numbers."""
+    flat = y.reshape(len(y), -1)
+    if flat.shape[1] > 1:
+        hot = bool(np.isin(flat, (0, 1)).all() and (flat.sum(axis=1) == 1).all())
+        return flat.argmax(axis=1) if hot else None
+    found, labels = np.unique(flat[:, 0], return_inverse=True)
+    few = len(found) <= min(MAX_CLASSES, len(y) / ROWS_OF_A_CLASS)
+    return labels.ravel() if few and np.array_equal(found, np.round(found)) else None
+
+
+def _hot(labels: np.ndarray) -> np.ndarray:
+    return np.eye(int(labels.max()) + 1)[labels]
+
+
+def _scaled(y: np.ndarray, fitted: np.ndarray) -> np.ndarray | None:
+    """Return numbers about the mean of each column, over the spread of all; None of whole ones with many columns."""
+    flat = y.reshape(len(y), -1).astype(np.float64)
+    if flat.shape[1] > 1 and y.dtype.kind in "iu":
+        return None  # tokens, or the classes of many places
+    flat = flat[:, np.unique(np.linspace(0, flat.shape[1] - 1, MAX_COLUMNS).astype(int))]
+    centred = flat - flat[fitted].mean(axis=0)
+    return centred / max(float(np.sqrt(np.square(centred[fitted]).mean())), np.finfo(float).tiny)
+
+
+def _ridge(x: np.ndarray, values: np.ndarray, penalty: float) -> np.ndarray:
+    return np.linalg.solve(x.T @ x + penalty * len(x) * np.eye(x.shape[1]), x.T @ values)
+
+
+def _logistic(x: np.ndarray, hot: np.ndarray, penalty: float) -> np.ndarray:
+    shape = (x.shape[1], hot.shape[1])
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weights = flat.reshape(shape)
+        logs = _log_shares(x @ weights)
+        slope = x.T @ (np.exp(logs) - hot) / len(x) + penalty * weights
+        return float(-(logs * hot).sum() / len(x) + 0.5 * penalty * np.square(weights).sum()), slope.ravel()
+
+    how: dict[str, Any] = {"jac": True, "method": "L-BFGS-B", "options": {"maxiter": ITERATIONS}}
+    return minimize(loss, np.zeros(shape).ravel(), **how).x.reshape(shape)
+
+
+def _log_shares(scores: np.ndarray) -> np.ndarray:
+    scores = scores - scores.max(axis=1, keepdims=True)
+    return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))

@@ -170,3 +170,28 @@ class DataReading(Record):
         """Return the arrays that hold numbers, of `"inputs"`, `"targets"`, `"sample_weight"`; without parts, of all."""
         parts = parts or ("inputs", "targets", "sample_weight")
         return tuple(array for part in parts for array in getattr(self, part) if array.numeric)
+
+
+@dataclass(frozen=True)
+class LinearReading(Record):
+    """What a linear function of the inputs learns of a target: its loss on rows of the trial that it was not fitted to.
+
+    Args:
+        target: Place of the target among the flattened ones.
+        constant: Mean loss of a constant prediction: the cross-entropy of classes, in nats, or the squared error of
+            numbers over their variance.
+        linear: The same of the linear function.
+        noise: Standard error of the difference.
+        rows: How many rows were judged.
+    """
+
+    target: int = 0
+    constant: float = 0.0
+    linear: float = 0.0
+    noise: float = 0.0
+    rows: int = 0
+
+    @property
+    def clear(self) -> bool:
+        """Whether the target can be learned from the inputs: far beyond chance, and by more than a tenth."""
+        return self.constant - self.linear > 4.0 * self.noise and self.linear < 0.9 * self.constant

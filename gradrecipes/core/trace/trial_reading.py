@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradrecipes.core.trace.autopsy import Autopsy
+from gradrecipes.core.trace.data_reading import LinearReading
 from gradrecipes.core.trace.record import Record
 
 
@@ -266,6 +267,8 @@ class TrialReading(Record):
         answers: The loss beside that of equal answers, after all steps; None where the best constant prediction is
             known, or this could not be measured.
         still: Layers with weights that the answers depend on, and that no step changed.
+        linear: What a linear function of the inputs learns of each target, where the trial is no better than a constant
+            prediction; empty where it is, or where that could not be measured.
     """
 
     steps: int = 0
@@ -289,6 +292,7 @@ class TrialReading(Record):
     sample_spread: float | None = None
     answers: AnswersReading | None = None
     still: tuple[StillLayer, ...] = ()
+    linear: tuple[LinearReading, ...] = ()
 
 
 @dataclass(frozen=True)

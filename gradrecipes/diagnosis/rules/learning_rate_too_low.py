@@ -2,7 +2,8 @@
 
 ## What it does
 Fires where the trial's loss hardly fell, an update changed a typical layer by less than a hundred-thousandth of its
-size, and the net learns in the same steps at ten, a hundred or a thousand times the rate. Without a trial, in the
+size, and the net learns in the same steps at ten, a hundred or a thousand times the rate: its loss falls, or, of a loss
+of which it can lower a small share alone, its answers begin to depend on the inputs. Without a trial, in the
 record of a real training, it needs at least 200 such steps. It fires as well where the loss of a run that is no better
 than a constant prediction falls ten times as far at each of these rates: steps that are far too short follow the slope.
 And it fires where a schedule falls to a thousandth before all samples were seen once, while the gradients are as large
@@ -91,6 +92,9 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
         result = variation(trace, at_rate(factor))
         fall = None if result is None else result.fall
         proven = fall is not None and fall >= max(GOOD_FALL, MIN_GAIN * seen.fall)
+        answers = (trace.probes.trial or TrialReading()).answers
+        if answers is not None and not answers.depend:  # a loss of which the net can lower a small share alone
+            proven = proven or bool(result is not None and result.outputs_learned)
     else:
         proven = False
     if not proven and seen.state != LEARNING and _dies(trace, update):

@@ -47,7 +47,7 @@ from gradrecipes.core.trace.trial_reading import NO_GRADIENT, TrialReading
 from gradrecipes.core.words import named
 from gradrecipes.diagnosis.facts.data_facts import heads
 from gradrecipes.diagnosis.facts.readings import MIN_INPUT_RMS, rounded
-from gradrecipes.diagnosis.judgement import REGULARIZES, weights_of_parts
+from gradrecipes.diagnosis.judgement import REGULARIZES, UNNAMED, weights_of_parts
 from gradrecipes.diagnosis.outcome import FIRST_STEPS, LEARNING, OSCILLATING, STALLED, falling, rival_losses, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
@@ -99,9 +99,12 @@ def _of_term(trace: Trace) -> Finding | None:
         return None
     if not np.isfinite(trace.gradient_norm).all() or not np.any(trace.gradient_norm > 0):
         return None
-    for name in weights_of_parts(trial):
+    for name, weight in weights_of_parts(trial).items():
         values = np.array(trial.logs[name], float)
         before, after = values[: -trial.batches], values[trial.batches :]
+        small = 2.0 * weight * values[-1] < (trial.logs["loss"][-1] or 0.0)
+        if UNNAMED.match(name) and (small or verdict(trace).state == LEARNING):
+            continue  # it may be a penalty, or what the targets alone make up
         if not REGULARIZES.search(name.lower()) and np.all(np.abs(after - before) <= SAME * np.abs(before)):
             statement = (
                 f"The term {name!r} of the loss is {rounded(float(np.median(values)))}, and has the same value on the "

@@ -3,7 +3,9 @@
 ## What it does
 Compares the loss of the last batches with that of the same batches, or of the first ones, and fires where it fell by
 less than a hundredth. By itself that is not a problem: a net may have learned all it can, or may need more steps. So
-the diagnosis reports it only together with a cause that explains it.
+the diagnosis reports it only together with a cause that explains it, or with a witness: a linear function of the inputs
+predicts the targets of rows that it was not fitted to, while the net is no better than a constant prediction, and gets
+no better in further steps or has seen all that are planned.
 
 ## Why it is bad
 Nothing is learned, and a training that stalls looks like one that only needs more time.
@@ -22,11 +24,17 @@ from __future__ import annotations
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import LinearReading
+from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.core.words import counted
 from gradrecipes.diagnosis.facts.readings import rounded
-from gradrecipes.diagnosis.outcome import STALLED, verdict
+from gradrecipes.diagnosis.judgement import UNDECIDED, judge, rates
+from gradrecipes.diagnosis.outcome import FALL_IN_ERRORS, STALLED, STALLED_FALL, Verdict, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
+
+HIGHER = 1.5  # highest rate of the schedule over that of the trial's steps from which these say little of the training
+CERTAIN = 0.98  # confidence with a witness: reported although no cause was found
 
 
 @rule(
@@ -67,19 +75,73 @@ from gradrecipes.diagnosis.registry import rule
 )
 def stalled_loss(trace: Trace) -> Finding | None:
     """Tell whether the loss stalls; the engine drops it where no cause explains it."""
-    seen = verdict(trace)
-    if seen.state != STALLED:
+    seen, witness = verdict(trace), _linear_witness(trace)
+    if seen.state != STALLED and witness is None:
         return None
     beside = f"; a constant prediction has {rounded(seen.baseline)}" if seen.baseline > 0 else ""
-    after = counted(len(trace), "step")
-    statement = f"The loss was {rounded(seen.start)} at the start and is {rounded(seen.end)} after {after}{beside}."
+    trial = trace.probes.trial or TrialReading()
+    end = trial.further[0].end if len(trial.further) == 1 and trial.further[0].end is not None else seen.end
+    after = counted(len(trace) + trial.further_steps, "step")
+    statement = f"The loss was {rounded(seen.start)} at the start and is {rounded(end)} after {after}{beside}."
+    then = "the cause that is reported with this symptom says why."
+    evidence = [Evidence(statement, end, seen.start, "this run")]
+    if witness is not None:
+        less = (
+            f"A linear function of the inputs lowers the loss of a constant prediction from "
+            f"{rounded(witness.constant)} to {rounded(witness.linear)}, on {witness.rows:,} rows that it was not "
+            "fitted to"
+        )
+        evidence.append(Evidence(f"{less}.", witness.linear, witness.constant, "the data of this trial"))
+        then = f"{less}: the data can be learned, and this program does not learn them."
+    title = "The net is no better than a constant prediction, and a linear function of the inputs is"
     return Finding(
         code="stalled_loss",
-        title="The loss does not fall",
+        title="The loss does not fall" if seen.state == STALLED else title,
         kind=Kind.SYMPTOM,
         severity=Severity.WARNING,
-        confidence=0.9,
-        explanation=f"{statement} Nothing is learned; the cause that is reported with this symptom says why.",
-        evidence=(Evidence(statement, seen.end, seen.start, "this run"),),
+        confidence=0.9 if witness is None else CERTAIN,
+        explanation=f"{statement} Nothing is learned; {then}",
+        evidence=tuple(evidence),
         prescriptions=(prescription("find_the_range"),),
     )
+
+
+def _linear_witness(trace: Trace) -> LinearReading | None:
+    """Return the linear function that learns what the net does not, if the net had its chance."""
+    trial, seen = trace.probes.trial or TrialReading(), verdict(trace)
+    clear = {one.target: one for one in trial.linear if one.clear}
+    if not clear or seen.unhealthy or judge(trace, ()).verdict != UNDECIDED or _rises_later(trace):
+        return None
+    behind = [one.output for one in trial.further or trial.outputs if not one.learned]
+    asked = {place: one.target for place, one in enumerate(trace.description.outputs)}
+    lost = [asked.get(place, place) for place in behind] if len(asked) > 1 else []
+    lost += list(trial.answers.lost) if trial.answers is not None else []
+    found = [one for place, one in clear.items() if not lost or place in lost]
+    return found[0] if found and (_saw_all(trace) or _rests(trial, seen)) else None
+
+
+def _rises_later(trace: Trace) -> bool:
+    planned = rates(trace)
+    return planned is not None and (planned.highest or 0.0) > HIGHER * (planned.trial_highest or 0.0)
+
+
+def _saw_all(trace: Trace) -> bool:
+    """Return whether the trial and its further steps are the whole training that is planned."""
+    planned, trial = rates(trace), trace.probes.trial or TrialReading()
+    if planned is None or not planned.planned or planned.steps is None:
+        return False
+    return len(trace) + trial.further_steps + (trial.batches or 0) > planned.steps
+
+
+def _rests(trial: TrialReading, seen: Verdict) -> bool:
+    """Return whether the loss falls no more: in the trial, nor in the further steps where there were some."""
+    if not trial.further_steps:
+        return seen.state == STALLED
+    ends = [(before.end, after) for before, after in zip(trial.outputs, trial.further, strict=False)]
+    ends = ends if len(trial.outputs) == len(trial.further) else [(seen.end, one) for one in trial.further[:1]]
+    falls = [
+        before - one.end < max(STALLED_FALL * abs(before), FALL_IN_ERRORS * one.noise)
+        for before, one in ends
+        if before is not None and one.end is not None and not (one.learned and one.baseline is not None)
+    ]
+    return bool(falls) and all(falls)

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from gradrecipes.core.analysis.range_test import MOST_BATCHES
 from gradrecipes.core.arguments import require_whole
+from gradrecipes.core.trace.probes import FailureReading
 
 
 def is_arrays(x: Any) -> bool:
@@ -107,6 +108,20 @@ def named(error: BaseException) -> str:
     if _NAMED.match(said):
         return said
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def failure(stage: str, error: Exception, *, batch: Any = None) -> FailureReading:
+    """Return what is kept of an error: where it was raised, its class, and what it says.
+
+    Args:
+        stage: `"build"` or `"step"`.
+        error: What was raised.
+        batch: What the model was given, if that may have been the reason.
+    """
+    message = essence(error)
+    if stage == "step" and batch is not None and keras.utils.unpack_x_y_sample_weight(batch)[1] is None:
+        message = f"The data bring no targets (y is None), and the step could not do without: {message}"
+    return FailureReading(stage, type(error).__name__, message)
 
 
 NUMBERS = "biuf"  # kinds of numpy dtypes that a train step can take

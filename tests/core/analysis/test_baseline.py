@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from gradrecipes.core.analysis.baseline import constant_baseline_loss
+from gradrecipes.core.analysis.baseline import constant_baseline_loss, linear_losses
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.choice(4, size=200, p=[0.5, 0.3, 0.15, 0.05])
@@ -74,3 +74,31 @@ def test_missing_targets_are_left_out():
     assert constant_baseline_loss("mse", broken) == pytest.approx(
         float(np.var(np.delete(NUMBERS, 3, axis=0))), rel=1e-5
     )
+
+
+ROWS = RANDOM.normal(size=(300, 6))
+KINDS = np.digitize(ROWS[:, 0] + 0.3 * ROWS[:, 1], [-0.4, 0.4])
+JUDGED = np.arange(300) % 2 == 1
+
+
+@pytest.mark.parametrize(
+    ("targets", "learned"),
+    [
+        (KINDS, True),
+        (KINDS.astype("float32")[:, None], True),
+        (np.eye(3)[KINDS], True),
+        (ROWS[:, :2] @ RANDOM.normal(size=(2, 4)) + 5e3, True),
+        (RANDOM.permutation(KINDS), False),
+        (RANDOM.normal(size=300), False),
+        (KINDS == 1, False),  # the class in the middle is no linear function
+    ],
+)
+def test_a_linear_function_is_judged_on_rows_that_it_was_not_fitted_to(targets, learned):
+    constant, linear = linear_losses(ROWS, targets, JUDGED)
+    gain = constant - linear
+    assert len(gain) == 150 and (gain.mean() > 4.0 * gain.std() / np.sqrt(150)) == learned
+
+
+@pytest.mark.parametrize("targets", [np.zeros(300), RANDOM.integers(0, 9, (300, 12)), np.full(300, np.nan)])
+def test_targets_without_a_linear_function_give_none(targets):
+    assert linear_losses(ROWS, targets, JUDGED) is None
