@@ -19,7 +19,10 @@ from gradrecipes.compat.keras_losses import binary_cross_entropies_reported
 from gradrecipes.compat.keras_private import replaced
 from gradrecipes.compat.random_state import random_numbers_kept
 from gradrecipes.compat.tensorflow_private import inlined, targets_reported
+from gradrecipes.core.trace.data_reading import DataReading, LinearReading
+from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import CrossEntropyCall
+from gradrecipes.probes.predictions import linear_readings
 from gradrecipes.training.trial.trial import Trial
 
 logger = logging.getLogger(__name__)
@@ -277,6 +280,14 @@ def misread_cross_entropies(trial: Trial) -> tuple[CrossEntropyCall, ...]:
         for taken in (False, True)
         if any(kind is taken for kind, *_ in found)
     )
+
+
+def learned_linearly(trial: Trial, description: Description, data: DataReading | None) -> tuple[LinearReading, ...]:
+    """Return what a linear function learns of the targets, where the loss of the step compares samples with them."""
+    if (description.own_train_step or description.own_loss) and not reads_targets(trial):
+        return ()
+    tokens = {place for place, one in enumerate((data or DataReading()).inputs) if one.feeds_embedding}
+    return linear_readings(trial.batches, tokens=tokens)
 
 
 def reads_targets(trial: Trial) -> bool:

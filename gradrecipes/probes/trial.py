@@ -20,7 +20,6 @@ import numpy as np
 
 from gradrecipes.compat.keras_private import unfrozen
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.data_reading import DataReading, LinearReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import Probes
 from gradrecipes.core.trace.trial_reading import (
@@ -51,8 +50,7 @@ from gradrecipes.probes.answers import Answers, StillWeights, sample_spread
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.optimizer import read_planned_rates, try_highest_rate
 from gradrecipes.probes.output_losses import Baselines, OutputLosses, pairs_samples, step_acts_like
-from gradrecipes.probes.own_step import misread_cross_entropies, reads_targets
-from gradrecipes.probes.predictions import linear_readings
+from gradrecipes.probes.own_step import learned_linearly, misread_cross_entropies
 from gradrecipes.probes.rivals import unreached_data
 from gradrecipes.probes.signal import signal
 from gradrecipes.probes.variations import (
@@ -81,6 +79,7 @@ VARIED_AT_MOST = 4  # steps of all variations together, before they are confirme
 NEARLY_FIXED = 0.98  # end over the baseline of a variation that is worth more steps
 MAX_SECONDS_TO_GO_ON = 5.0  # of a trial that looks well, and goes on towards the end of the training
 FURTHER = 4  # trials of further steps, where a trial was too short to tell
+ALIKE = 1e-3  # spread of answers over their size, below which a loss of their mean is no wonder
 HOMOGENEOUS, EXACT = (2.0, 4.0), 1e-3  # what doubled weights multiply a penalty on magnitudes, or on squares, by
 
 
@@ -145,12 +144,14 @@ def try_out(
         if rival_losses(trace):
             trace.steps["loss"][:], run = np.nan, replace(run, loss=np.full_like(run.loss, np.nan))
         seen = verdict(trace)
+        spread = sample_spread(model, batches[0]) if run.broken is None else None
+        reading = replace(reading, sample_spread=spread)
         answers = _answers(trial, description, baselines, penalty) if run.broken is None else None
         if answers is not None and seen.state in (LEARNING, STALLED):
-            reading = replace(reading, answers=answers.compared())
+            read = answers.compared()
+            answers = None if read is not None and read.equal and (spread or 0.0) > ALIKE else answers
+            reading = replace(reading, answers=None if answers is None else read)
             trace.probes = replace(trace.probes, trial=reading)
-        if run.broken is None:
-            reading = replace(reading, sample_spread=sample_spread(model, batches[0]))
         outweighed = description.own_train_step and outweighed_part(reading) is not None
         open_still = seen.state in (LEARNING, STALLED) and judge(trace, ()).verdict == UNDECIDED
         asked = description.own_train_step and seen.state == LEARNING and not outputs
@@ -209,7 +210,7 @@ def try_out(
         judged = judge(trace, ()).verdict
         if judged == UNDECIDED and run.broken is None:
             tell("fitting a linear function to the same data")
-            reading = replace(reading, linear=_linear(trial, description, probes))
+            reading = replace(reading, linear=learned_linearly(trial, description, probes.data))
     own = description.own_train_step or description.optimizer is None or description.optimizer.count != 1
     if seen.suspicious and not own and any(layer.kernel for layer in description.frozen):
         tell("training what is frozen, too")
@@ -221,15 +222,6 @@ def try_out(
         variations |= _freed(UNREGULARIZED, unregularized(model), model, batches, baselines, taken)
     trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
     return trace, seen
-
-
-def _linear(trial: Trial, description: Description, probes: Probes) -> tuple[LinearReading, ...]:
-    """Return what a linear function learns of the targets, where the loss of the step compares samples with them."""
-    own = description.own_train_step or description.own_loss
-    if own and not reads_targets(trial):
-        return ()
-    inputs = enumerate((probes.data or DataReading()).inputs)
-    return linear_readings(trial.batches, tokens={place for place, one in inputs if one.feeds_embedding})
 
 
 def _answers(trial: Trial, description: Description, baselines: Baselines, penalty: float) -> Answers | None:

@@ -183,6 +183,9 @@ class PlannedRates(Record):
     over_step: int | None = None
 
 
+FLOAT32_ROUNDING = 2.0**-22  # relative: two units in the last place
+
+
 @dataclass(frozen=True)
 class AnswersReading(Record):
     """The loss of a step as it is, and where each answer is the mean of its batch, at the end of a trial.
@@ -215,6 +218,11 @@ class AnswersReading(Record):
     def depend(self) -> bool:
         """Whether the answers depend on the inputs, and the loss is lower for it beyond its noise."""
         return self.constant - self.own > 2.0 * self.noise
+
+    @property
+    def equal(self) -> bool:
+        """Whether both losses are the same but for rounding: of answers that differ, the loss is a mean, then."""
+        return abs(self.constant - self.own) <= FLOAT32_ROUNDING * abs(self.own)
 
 
 NO_GRADIENT, NOT_UPDATED, UNTRACKED, FROZEN = "no_gradient", "not_updated", "untracked", "frozen"

@@ -101,6 +101,9 @@ def _falls(name: str, run: np.ndarray, trace: Trace) -> Finding | None:
         return None
     first, before, last = (float(np.median(part)) for part in (run[:3], run[quarter : 2 * quarter], run[-quarter:]))
     grown = float(np.median(norm[-quarter:])) / max(float(np.median(norm[:quarter])), np.finfo(float).tiny)
+    further = (trace.probes.trial or TrialReading()).further
+    if name == "the loss" and len(further) == 1 and further[0].end is not None and last < before < 0:
+        before, last = last, min(last, further[0].end)  # it fell on in the further steps
     if not (last < -MIN_FALL_BELOW_ZERO * max(abs(first), 1.0) and last < 2.0 * before < 0 and grown > IN_PROPORTION):
         return None
     what = "The loss" if name == "the loss" else f"The loss {name}"
