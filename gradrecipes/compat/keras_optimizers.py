@@ -379,12 +379,12 @@ def rate_replaced(optimizer: keras.optimizers.Optimizer, rate: tf.Tensor) -> Ite
 
 @contextlib.contextmanager
 def rate_multiplied(optimizer: keras.optimizers.Optimizer, factor: tf.Variable) -> Iterator[None]:
-    """Multiply the learning rate, that of a schedule too, wherever it is read."""
+    """Multiply the learning rate, that of a schedule too, wherever it is read; a negative factor is minus the rate."""
     read = optimizer._get_current_learning_rate
 
     def multiplied() -> tf.Tensor:
         rate = tf.convert_to_tensor(read())
-        return rate * tf.cast(factor, rate.dtype)
+        return tf.cast(tf.where(factor < 0, -factor, tf.cast(rate, factor.dtype) * factor), rate.dtype)
 
     with replaced(optimizer, "_get_current_learning_rate", multiplied):
         yield

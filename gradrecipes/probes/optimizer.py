@@ -137,17 +137,30 @@ def try_highest_rate(
 def _raised(
     trial: Trial, schedule: Any, rates: PlannedRates, seen: Verdict, over: int, *, in_full: bool
 ) -> PlannedRates:
-    first = schedule_of(trial.model)[1]
-    held = HELD * len(trial.batches)
-    own = np.array([float(schedule(first + step)) for step in range(over + held)])
-    begin = own[0]
-    wanted = np.r_[np.linspace(begin, rates.highest, over), np.full(held, rates.highest)]
-    if not (own > 0).all():
-        return rates  # a rate of 0 cannot be multiplied to another
-    run = trial.continued(list(wanted / own))
+    begin = float(schedule(schedule_of(trial.model)[1]))
+    wanted = np.r_[np.linspace(begin, rates.highest, over), np.full(HELD * len(trial.batches), rates.highest)]
+    if not begin > 0:
+        return rates
+    run = trial.continued(list(-wanted))
     result = _result(run, seen, len(trial.batches), len(wanted))
     broken_rate = None if run.broken is None else float(wanted[run.broken])
     return replace(rates, at_highest=result, raised_over=over, in_full=in_full, broken_rate=broken_rate)
+
+
+def hold_rate(trial: Trial, rates: PlannedRates, seen: Verdict, steps: int) -> PlannedRates:
+    """Go on from the end of the trial at the highest rate, where the planned one is over by half of the training.
+
+    Args:
+        trial: The trial at the end of its recorded run.
+        rates: What `try_highest_rate` returned.
+        seen: How the trial went.
+        steps: How many more.
+    """
+    over, planned = rates.over_step, rates.steps if rates.planned else None
+    if over is None or planned is None or not rates.highest or planned < 2 * over:
+        return rates
+    run = trial.continued([-rates.highest] * steps)
+    return replace(rates, held=_result(run, seen, len(trial.batches), steps))
 
 
 def _result(run: TrialRun, seen: Verdict, period: int, steps: int) -> VariationResult:

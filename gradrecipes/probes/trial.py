@@ -48,7 +48,7 @@ from gradrecipes.diagnosis.outcome import (
 )
 from gradrecipes.probes.answers import Answers, StillWeights, sample_spread
 from gradrecipes.probes.attention import AttentionProbe
-from gradrecipes.probes.optimizer import read_planned_rates, try_highest_rate
+from gradrecipes.probes.optimizer import hold_rate, read_planned_rates, try_highest_rate
 from gradrecipes.probes.output_losses import Baselines, OutputLosses, pairs_samples, step_acts_like
 from gradrecipes.probes.own_step import learned_linearly, misread_cross_entropies
 from gradrecipes.probes.rivals import unreached_data
@@ -200,6 +200,9 @@ def try_out(
             more = FURTHER * steps if outweighed or open_still else min(FURTHER * steps, left)
             how = {"answers": answers, "fitted": baselines.fitted, "outweighed": outweighed}
             reading = _gone_on(trial, reading, losses, before, more, **how)
+            trial.load(ended)
+            rates = None if reading.rates is None else hold_rate(trial, reading.rates, seen, more)
+            reading = replace(reading, rates=rates)
         if answers is not None and (read := reading.answers) is not None and not read.depend and read.slope != 0.0:
             tell("leaving out terms of the loss")
             held = answers.held_back(read, run.logs, reading.steps + reading.further_steps)

@@ -11,7 +11,7 @@ import pytest
 from gradrecipes.core.findings import Severity
 from gradrecipes.core.trace import SKIPPED_LOSS, Trace
 from gradrecipes.core.trace.data_reading import LinearReading
-from gradrecipes.core.trace.trial_reading import AnswersReading, OutputTrial, PlannedRates
+from gradrecipes.core.trace.trial_reading import AnswersReading, OutputTrial, PlannedRates, VariationResult
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.diagnosis.judgement import judge
 from gradrecipes.diagnosis.rules.exploding_gradient import exploding_gradient
@@ -222,3 +222,23 @@ def test_a_term_without_a_name_that_no_step_changes_makes_up_the_loss(equation, 
     logs = {"loss": trace.loss, **parts}
     logs = {name: tuple(map(float, values)) for name, values in logs.items()}
     assert ("loss_without_gradient" in codes(with_trial(trace, logs=logs, constant_baseline_loss=None))) == told
+
+
+@pytest.mark.parametrize(
+    ("over", "end", "held", "told"),
+    [
+        (80, 1.9, 0.3, True),
+        (80, 1.9, 1.2, False),
+        (80, 0.9, 0.1, False),
+        (600, 1.9, 0.3, False),
+        (80, 1.9, None, False),
+    ],
+)
+def test_a_schedule_that_is_over_before_anything_is_learned_is_told(over, end, held, told):
+    """Not where the rest of the training has a rate, nor where the loss was low by then, nor without the comparison."""
+    trace = trial(np.linspace(2.3, 1.9, 100), description={"batch_size": 32})
+    at_highest = None if held is None else VariationResult(1.9, held, 0.8, steps=400)
+    rates = PlannedRates(1000, True, 0.0, 0.02, 0.02, 0, over_step=over, held=at_highest)
+    further = (OutputTrial(0, "loss", 2.3, end, 2.3, 0.01),)
+    trace = with_trial(trace, rates=rates, further=further, further_steps=400)
+    assert ("learning_rate_too_low" in codes(trace)) == told

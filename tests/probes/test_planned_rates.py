@@ -10,10 +10,10 @@ import pytest
 
 from gradrecipes.core.trace.trial_reading import PlannedRates
 from gradrecipes.diagnosis.outcome import LEARNING, Verdict
-from gradrecipes.probes.optimizer import read_planned_rates, try_highest_rate
+from gradrecipes.probes.optimizer import hold_rate, read_planned_rates, try_highest_rate
 from gradrecipes.schedules import WarmUp
 from gradrecipes.training.description.describe import describe_model
-from gradrecipes.training.trial.trial import TrialRun
+from gradrecipes.training.trial.trial import Trial, TrialRun
 
 schedules = keras.optimizers.schedules
 LEARNED = Verdict(LEARNING, 2.3, 0.5, 0.8, 2.3)
@@ -74,9 +74,7 @@ class Stub:
         pass
 
     def continued(self, factors):
-        first = int(self.model.optimizer.iterations)
-        own = [float(self.model.optimizer._learning_rate(first + step)) for step in range(len(factors))]
-        rates = np.array(factors) * own
+        rates = -np.array(factors)  # negative: the rates themselves
         self.rises.append(len(factors) - 10)
         loss = np.asarray(self.loss(rates), float)
         bad = ~np.isfinite(loss)
@@ -114,3 +112,20 @@ def test_a_net_that_forgets_is_tried_with_the_rise_of_the_schedule_itself():
 def test_what_the_training_does_not_reach_is_not_tried():
     _, stub = tried(lambda rates: rates, steps=120)
     assert stub.rises == []
+
+
+def test_a_rate_is_held_where_the_schedule_has_none():
+    """A rate of 0 cannot be multiplied to another: a negative factor is minus the rate itself."""
+    keras.utils.set_random_seed(0)
+    model = compiled(schedules.PolynomialDecay(0.1, 20, 0.0))
+    x = np.random.default_rng(0).normal(size=(64, 2)).astype("float32")
+    batches = [(x[at : at + 16], x[at : at + 16, :1]) for at in range(0, 64, 16)]
+    ends = []
+    with Trial(model, batches, steps=40) as trial:
+        rates = rates_of(model, 400)
+        trial.recorded(40)
+        saved = trial.save()
+        ends.append(float(trial.continued([1.0] * 80).loss[-1]))
+        trial.load(saved)
+        ends.append(hold_rate(trial, rates, LEARNED, 80).held.end)
+    assert ends[1] < 0.1 * ends[0]

@@ -168,6 +168,7 @@ class PlannedRates(Record):
         in_full: Whether these are as many steps as the schedule itself takes from there.
         over_step: First step from which on the rate stays below a thousandth of the highest before, or None.
         broken_rate: The rate at which the loss broke on the way, or None.
+        held: What the further steps do at the highest rate, where the planned one is over early; None where it is not.
     """
 
     steps: int | None = None
@@ -181,6 +182,7 @@ class PlannedRates(Record):
     in_full: bool = False
     broken_rate: float | None = None
     over_step: int | None = None
+    held: VariationResult | None = None
 
 
 FLOAT32_ROUNDING = 2.0**-22  # relative: two units in the last place

@@ -7,7 +7,8 @@ of which it can lower a small share alone, its answers begin to depend on the in
 record of a real training, it needs at least 200 such steps. It fires as well where the loss of a run that is no better
 than a constant prediction falls ten times as far at each of these rates: steps that are far too short follow the slope.
 And it fires where a schedule falls to a thousandth before all samples were seen once, while the gradients are as large
-as before: its decay was counted in epochs.
+as before: its decay was counted in epochs. So it does where that happens in the first half of a planned training, above
+half the loss of a constant prediction, and the same steps at the highest rate end at less than half the loss.
 
 ## Why it is bad
 About a thousandth of the weights' size per step is usual. A hundred times less takes a hundred times as long, which
@@ -42,6 +43,7 @@ from gradrecipes.diagnosis.facts.highest_rate import learned_at_highest
 from gradrecipes.diagnosis.facts.readings import middle, rounded
 from gradrecipes.diagnosis.judgement import rates as rates_of
 from gradrecipes.diagnosis.outcome import (
+    HALVED_END,
     LEARNING,
     PROVEN,
     STALLED,
@@ -83,7 +85,7 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
     """Tell whether the steps are too short to learn anything, and by what factor."""
     seen = verdict(trace)
     update = _typical_update(trace)
-    if not seen.unhealthy and (over := _over_before_a_pass(trace, seen)) is not None:
+    if not seen.unhealthy and (over := _over_too_early(trace, seen)) is not None:
         return over
     if seen.unhealthy or not update < SHORT_UPDATE or weight_growth(trace) >= MIN_WEIGHT_GROWTH:
         return None
@@ -160,30 +162,54 @@ def _dies(trace: Trace, update: float) -> bool:
     return alive and update < SHORTEST_UPDATE and first > DECAYED_UPDATE * max(update, 1e-30)
 
 
-def _over_before_a_pass(trace: Trace, seen: Verdict) -> Finding | None:
-    """Return the finding where the schedule is over before all samples were seen once, and the gradients are not."""
+def _over_too_early(trace: Trace, seen: Verdict) -> Finding | None:
+    """Return the finding where the schedule is over before all samples were seen once, or before anything is learned.
+
+    The gradients are as large as before.
+    """
     rates, data = rates_of(trace), trace.probes.data
     size, norms = trace.description.batch_size, trace.gradient_norm
     if rates is None or rates.over_step is None or data is None or not size or not data.samples or len(norms) < 2:
         return None
     more = rates.steps if rates.planned and rates.steps is not None else math.inf
     alive = float(norms[-1]) > ALIVE_GRADIENT * float(norms[0])
-    if not alive or rates.over_step >= data.samples / size or more < 2 * rates.over_step:
+    if not alive or more < 2 * rates.over_step:
         return None
-    statement = (
-        f"The schedule lowers the learning rate to less than a thousandth within {rates.over_step:,} steps, where one "
-        f"pass over the data takes {math.ceil(data.samples / size):,}, while the gradients are as large as before"
-    )
+    lowers = f"The schedule lowers the learning rate to less than a thousandth within {rates.over_step:,} steps"
+    if rates.over_step < data.samples / size:
+        a_pass = math.ceil(data.samples / size)
+        statement = (
+            f"{lowers}, where one pass over the data takes {a_pass:,}, while the gradients are as large as before"
+        )
+        when, expected = "before all samples were seen once", data.samples / size
+    elif (ends := _ends_if_held(trace, seen)) is not None:
+        statement = (
+            f"{lowers} of {more:,}. The loss ends at {ends[0]}, and at {ends[1]} if the rate stays at its highest"
+        )
+        when, expected = "before the net has learned", float(more)
+    else:
+        return None
     return Finding(
         code="learning_rate_too_low",
-        title=f"The schedule is over after {counted(rates.over_step, 'step')}, before all samples were seen once",
+        title=f"The schedule is over after {counted(rates.over_step, 'step')}, {when}",
         kind=Kind.CAUSE,
         severity=Severity.WARNING,
         confidence=0.9,
         explanation=f"{statement}. A schedule counts steps, not epochs. The loss {seen.course}.",
-        evidence=(Evidence(f"{statement}.", float(rates.over_step), data.samples / size, "the schedule"),),
+        evidence=(Evidence(f"{statement}.", float(rates.over_step), expected, "the schedule"),),
         prescriptions=(prescription("longer_schedule"),),
     )
+
+
+def _ends_if_held(trace: Trace, seen: Verdict) -> tuple[str, str] | None:
+    """Return the ends of the further steps, as planned and at the highest rate, if that halves a loss that is high."""
+    rates, further = rates_of(trace), (trace.probes.trial or TrialReading()).further
+    own = further[0].end if len(further) == 1 else None
+    held = None if rates is None or rates.held is None else rates.held.end
+    if own is None or held is None:
+        return None
+    high = seen.baseline if seen.baseline > 0 else abs(seen.start)
+    return (rounded(own), rounded(held)) if HALVED_END * high < own and held < HALVED_END * own else None
 
 
 def _died(trace: Trace, update: float, seen: Verdict) -> Finding:

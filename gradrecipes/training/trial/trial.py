@@ -210,7 +210,7 @@ class Trial:
         """Run more steps from where the last run ended, the learning rate of each multiplied by a factor.
 
         Args:
-            factors: One for each step.
+            factors: One for each step; a negative one is minus the rate itself.
         """
         self._readings()
         block = max(1, self.steps // len(self.batches)) * len(self.batches)  # what the recorder keeps, and less
