@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from gradrecipes.compat.keras_private import frozen_variables, leaves, optimizers_of, own_variables, replaced, sublayers
 from gradrecipes.compat.tensorflow_private import inlined, targets_reported, without_parts
+from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.trial_reading import FROZEN, NO_GRADIENT, NOT_UPDATED, UNTRACKED, AnswersReading, StillLayer
 from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.step.loss_terms import ancestors, contributions
@@ -52,6 +53,14 @@ class Answers:
         self._entries = 0
         self._count = 1
         self._traced = tf.function(self._evaluated, autograph=False)
+
+    @classmethod
+    def asked(cls, trial: Trial, description: Description, *, known: bool) -> Answers | None:
+        """Return what compares the answers, where no formula tells the loss of the best constant prediction."""
+        optimizer = description.optimizer
+        if optimizer is None or optimizer.count != 1 or optimizer.loss_scaler:
+            return None
+        return cls(trial) if description.own_train_step or description.own_loss or not known else None
 
     def compared(self) -> AnswersReading | None:
         """Return the two losses with the weights of this moment; None of a step where that cannot be measured."""

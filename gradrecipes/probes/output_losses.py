@@ -325,6 +325,12 @@ def _columns_apart(description: Description, data: DataReading | None) -> int:
     return shape[0] if apart and len(shape) == 1 and 1 < shape[0] <= FITTED_COLUMNS else 0
 
 
+def losses_by_row(model: keras.Model, outputs: int) -> list[tuple[int, int, Any]]:
+    """Return (place of the output, of its target, loss of each sample of both) of the outputs that have a loss."""
+    known = [(one.output, one.target, as_loss(one.loss)) for one in losses_of(model, outputs) if one.loss is not None]
+    return [(output, target, loss.call) for output, target, loss in known if target is not None and loss is not None]
+
+
 LEAST_SPREAD = 0.01  # of the predictions, over that of the targets; below it no order of them makes a difference
 
 

@@ -13,7 +13,9 @@ import tensorflow as tf
 from scipy.optimize import minimize
 
 from gradrecipes.core.analysis.baseline import linear_losses
-from gradrecipes.core.trace.data_reading import LinearReading
+from gradrecipes.core.trace.data_reading import HeldBackReading, LinearReading
+from gradrecipes.probes.variations import joined
+from gradrecipes.training.recovery.model_state import preserve_state
 
 logger = logging.getLogger(__name__)
 
@@ -180,3 +182,54 @@ def _projected(x: np.ndarray) -> np.ndarray:
     spread = x.std(axis=0)
     x = (x - x.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
     return x @ np.random.default_rng(0).normal(size=(x.shape[1], MAX_FEATURES)) / math.sqrt(x.shape[1])
+
+
+OTHERS = 8  # targets that belong to other rows, with which each answer is compared
+CalledLoss = tuple[int, int, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]
+HELD_BACK_ROWS, ROWS_OF_A_CALL = 1024, 256  # at most, and as many of the trial; passed through the net at once
+
+
+def held_back_readings(
+    model: keras.Model, losses: Sequence[CalledLoss], batches: Sequence[Any], held: Sequence[Any]
+) -> tuple[HeldBackReading, ...]:
+    """Return for each output how much lower its loss is with the targets of each row than with those of another one.
+
+    Args:
+        model: A built model after some steps. It is left as it was.
+        losses: Of its outputs, each as (place of the output, of its target, loss that is called with both).
+        batches: What it was trained on.
+        held: What it was not trained on.
+    """
+    try:
+        with preserve_state(model):
+            trained, others = (_own_over_other(model, losses, part) for part in (batches, held))
+    except Exception:  # a model that is not called as a whole, a loss that compares samples, ragged inputs
+        logger.debug("The losses of rows held back could not be measured.", exc_info=True)
+        return ()
+    found = []
+    for output in sorted(set(trained) & set(others)):
+        rows = [trained[output], others[output]]
+        if min(map(len, rows)) >= MIN_JUDGED and all(np.isfinite(one).all() for one in rows):
+            means = [float(one.mean()) for one in rows]
+            noises = [float(one.std(ddof=1) / math.sqrt(len(one))) for one in rows]
+            found.append(HeldBackReading(output, *means, noises[1], noises[0], len(rows[1])))
+    return tuple(found)
+
+
+def _own_over_other(model: keras.Model, losses: Sequence[CalledLoss], batches: Sequence[Any]) -> dict[int, np.ndarray]:
+    """Return by output float64 `[rows]`: the loss with the target of another row, minus that with its own."""
+    size = len(keras.tree.flatten(batches[0])[0])
+    several = min(len(batches), max(1, ROWS_OF_A_CALL // size))
+    large = joined(batches, several)[: max(1, HELD_BACK_ROWS // (several * size))]
+    parts = [keras.utils.unpack_x_y_sample_weight(one) for one in large]
+    answers = [keras.tree.flatten(model(x, training=False)) for x, _, _ in parts]
+    targets = [keras.tree.flatten(y) for _, y, _ in parts]
+    found = {}
+    for output, place, loss in losses:
+        answer = tf.concat([row[output] for row in answers], axis=0)
+        target = tf.concat([row[place] for row in targets], axis=0)
+        shifts = [0, *(len(target) * number // (OTHERS + 1) for number in range(1, OTHERS + 1))]
+        own, *others = (np.asarray(loss(tf.roll(target, by, axis=0), answer), np.float64) for by in shifts)
+        if own.ndim and len(own) == len(answer):
+            found[output] = (np.mean(others, axis=0) - own).reshape(len(own), -1).mean(axis=1)
+    return found

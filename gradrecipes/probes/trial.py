@@ -35,6 +35,7 @@ from gradrecipes.core.trace.trial_reading import (
     at_rate,
     variation_of,
 )
+from gradrecipes.diagnosis.facts.divergences import end_over_baseline, is_outrun
 from gradrecipes.diagnosis.judgement import UNDECIDED, judge, outweighed_part
 from gradrecipes.diagnosis.outcome import (
     HALVED_END,
@@ -49,12 +50,14 @@ from gradrecipes.diagnosis.outcome import (
 from gradrecipes.probes.answers import Answers, StillWeights, sample_spread
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.optimizer import hold_rate, read_planned_rates, try_highest_rate
-from gradrecipes.probes.output_losses import Baselines, OutputLosses, pairs_samples, step_acts_like
+from gradrecipes.probes.output_losses import Baselines, OutputLosses, losses_by_row, pairs_samples, step_acts_like
 from gradrecipes.probes.own_step import learned_linearly, misread_cross_entropies
+from gradrecipes.probes.predictions import held_back_readings
 from gradrecipes.probes.rivals import unreached_data
 from gradrecipes.probes.signal import signal
 from gradrecipes.probes.variations import (
     CHANGES,
+    LOWER_RATES,
     Context,
     bad_samples,
     fitting_weights,
@@ -79,6 +82,8 @@ VARIED_AT_MOST = 4  # steps of all variations together, before they are confirme
 NEARLY_FIXED = 0.98  # end over the baseline of a variation that is worth more steps
 MAX_SECONDS_TO_GO_ON = 5.0  # of a trial that looks well, and goes on towards the end of the training
 FURTHER = 4  # trials of further steps, where a trial was too short to tell
+HELD_BACK = 32  # batches at most that a trial leaves out, and on which it is judged
+WELL_LEARNED = 0.1  # end over the baseline, beyond which it is asked whether a linear function learns more
 ALIKE = 1e-3  # spread of answers over their size, below which a loss of their mean is no wonder
 HOMOGENEOUS, EXACT = (2.0, 4.0), 1e-3  # what doubled weights multiply a penalty on magnitudes, or on squares, by
 
@@ -146,7 +151,8 @@ def try_out(
         seen = verdict(trace)
         spread = sample_spread(model, batches[0]) if run.broken is None else None
         reading = replace(reading, sample_spread=spread)
-        answers = _answers(trial, description, baselines, penalty) if run.broken is None else None
+        known = not penalty and (baselines.of_trial is not None or baselines.fitted is not None)
+        answers = Answers.asked(trial, description, known=known) if run.broken is None else None
         if answers is not None and seen.state in (LEARNING, STALLED):
             read = answers.compared()
             answers = None if read is not None and read.equal and (spread or 0.0) > ALIKE else answers
@@ -173,12 +179,11 @@ def try_out(
             open_still = open_still or judge(trace, ()).verdict == UNDECIDED
         ended = ended if outweighed or open_still or longer else []
         reading = replace(reading, rates=try_highest_rate(trial, rates, seen, trial_steps=steps, tell=tell))
-        odd = bool(fitting_weights(model, probes.signal.weights))
-        loss_seen = run.broken is not None or np.isfinite(run.loss).any()
         variations: dict[str, VariationResult] = {}
         lost = reading.answers is not None and bool(reading.answers.lost)
         behind = run.broken is None and (lost or not all(one.learned for one in outputs))
-        if (seen.suspicious or odd or behind) and loss_seen:  # without a loss no variation could be judged
+        loss_seen = run.broken is not None or np.isfinite(run.loss).any()  # else no variation could be judged
+        if loss_seen and (seen.suspicious or behind or fitting_weights(model, probes.signal.weights)):
             tell(f"the trial is {seen.state}: varying one thing at a time")
             context = Context(trial, description, probes, seen, trial.batches[:VARIED_BATCHES])
             baselines.answers = None if reading.answers is None or reading.answers.depend else answers
@@ -197,12 +202,16 @@ def try_out(
         if ended and (outweighed or seen.state == LEARNING or not any(fixes(one, seen) for one in variations.values())):
             tell("going on where the trial ended")
             trial.load(ended)
-            more = FURTHER * steps if outweighed or open_still else min(FURTHER * steps, left)
+            more = min(FURTHER * steps, math.inf if outweighed or open_still else left)
             how = {"answers": answers, "fitted": baselines.fitted, "outweighed": outweighed}
             reading = _gone_on(trial, reading, losses, before, more, **how)
+            others = data.held_back(HELD_BACK, batches=BATCHES, seed=seed)
+            if others and reading.further and not (outweighed or description.own_train_step or description.own_loss):
+                by_row = losses_by_row(model, len(description.outputs))
+                reading = replace(reading, held_back=held_back_readings(model, by_row, batches, others))
             trial.load(ended)
-            rates = None if reading.rates is None else hold_rate(trial, reading.rates, seen, more)
-            reading = replace(reading, rates=rates)
+            if reading.rates is not None:
+                reading = replace(reading, rates=hold_rate(trial, reading.rates, seen, more))
         if answers is not None and (read := reading.answers) is not None and not read.depend and read.slope != 0.0:
             tell("leaving out terms of the loss")
             held = answers.held_back(read, run.logs, reading.steps + reading.further_steps)
@@ -211,9 +220,15 @@ def try_out(
             reading = replace(reading, answers=held)
         trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
         judged = judge(trace, ()).verdict
-        if judged == UNDECIDED and run.broken is None:
+        far = seen.state == LEARNING and end_over_baseline(trace) > WELL_LEARNED
+        if (judged == UNDECIDED or far) and run.broken is None:
             tell("fitting a linear function to the same data")
             reading = replace(reading, linear=learned_linearly(trial, description, probes.data))
+            trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
+        if judged != UNDECIDED and is_outrun(trace):  # a lower rate may do better
+            for rate in LOWER_RATES[:2]:
+                varied = _vary(trial, baselines, rate=rate, batches=batches, steps=len(run.loss))
+                variations |= {} if varied is None else {at_rate(rate).name: varied}
     own = description.own_train_step or description.optimizer is None or description.optimizer.count != 1
     if seen.suspicious and not own and any(layer.kernel for layer in description.frozen):
         tell("training what is frozen, too")
@@ -225,16 +240,6 @@ def try_out(
         variations |= _freed(UNREGULARIZED, unregularized(model), model, batches, baselines, taken)
     trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
     return trace, seen
-
-
-def _answers(trial: Trial, description: Description, baselines: Baselines, penalty: float) -> Answers | None:
-    """Return what compares the answers where no formula tells the loss of the best constant prediction."""
-    optimizer = description.optimizer
-    if optimizer is None or optimizer.count != 1 or optimizer.loss_scaler:
-        return None
-    known = baselines.of_trial is not None or baselines.fitted is not None
-    own = description.own_train_step or description.own_loss
-    return Answers(trial) if own or penalty or not known else None
 
 
 def _gone_on(

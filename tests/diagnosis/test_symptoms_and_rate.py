@@ -10,7 +10,7 @@ import pytest
 
 from gradrecipes.core.findings import Severity
 from gradrecipes.core.trace import SKIPPED_LOSS, Trace
-from gradrecipes.core.trace.data_reading import LinearReading
+from gradrecipes.core.trace.data_reading import HeldBackReading, LinearReading
 from gradrecipes.core.trace.trial_reading import AnswersReading, OutputTrial, PlannedRates, VariationResult
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.diagnosis.judgement import judge
@@ -242,3 +242,27 @@ def test_a_schedule_that_is_over_before_anything_is_learned_is_told(over, end, h
     further = (OutputTrial(0, "loss", 2.3, end, 2.3, 0.01),)
     trace = with_trial(trace, rates=rates, further=further, further_steps=400)
     assert ("learning_rate_too_low" in codes(trace)) == told
+
+
+@pytest.mark.parametrize(
+    ("read", "told"),
+    [
+        (HeldBackReading(0, 1.4, 0.01, 0.05, 0.05, 900), True),
+        (HeldBackReading(0, 1.4, 0.30, 0.05, 0.05, 900), False),  # a part of it holds
+        (HeldBackReading(0, 0.1, 0.01, 0.05, 0.05, 900), False),  # too little was learned to tell
+    ],
+)
+def test_targets_of_other_inputs_are_told(read, told):
+    assert ("corrupt_batch" in codes(with_trial(trial(), held_back=(read,)))) == told
+
+
+@pytest.mark.parametrize(
+    ("linear", "lower", "update", "told"),
+    [(0.2, 0.4, 0.4, True), (1.4, 0.4, 0.4, False), (0.2, 0.8, 0.4, False), (0.2, 0.4, 1e-3, False)],
+)
+def test_a_rate_at_which_a_net_learns_far_less_than_a_linear_function_is_told(linear, lower, update, told):
+    """Not without the linear function, nor where a lower rate is no better, nor where the steps are short."""
+    varied = {"rate_0.1": {"start": 2.3, "end": lower, "fall": 0.8, "over_baseline": lower / 2.3}}
+    trace = trial(np.linspace(2.3, 1.5, 100), update=update, varied=varied)
+    found = codes(with_trial(trace, linear=(LinearReading(0, 2.3, linear, 0.02, 200),)))
+    assert ("learning_rate_too_high" in found) == told

@@ -1,8 +1,10 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from gradrecipes.probes.predictions import best_constant_loss, linear_readings
+from gradrecipes.probes.output_losses import losses_by_row
+from gradrecipes.probes.predictions import best_constant_loss, held_back_readings, linear_readings
 
 TARGETS = tf.constant(np.random.default_rng(0).gamma(2.0, 3.0, 200), tf.float32)
 
@@ -49,3 +51,29 @@ def test_counts_of_tokens_and_numbers_predict_each_target():
     found = linear_readings(batches, tokens={0})
     assert [(one.target, one.clear, one.rows) for one in found] == [(0, True, 160), (1, True, 160), (2, False, 160)]
     assert linear_readings([(words, None)]) == ()
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_what_was_learned_by_heart_does_not_hold_for_rows_held_back(paired):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(512, 12)).astype("float32")
+    y = (x[:, 0] > 0).astype("int64")
+    y = y if paired else rng.permutation(y)
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(64, activation="relu"), keras.layers.Dense(2)]
+    model = keras.Sequential([keras.Input((12,)), *layers])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.02), loss)
+    model.fit(x[:256], y[:256], epochs=30, verbose=0)
+    batches = [(x[at : at + 32], y[at : at + 32]) for at in range(0, 512, 32)]
+    batches = [tuple(map(tf.constant, batch)) for batch in batches]
+    (found,) = held_back_readings(model, losses_by_row(model, 1), batches[:8], batches[8:])
+    assert found.rows == 256 and found.trained > 4.0 * found.trained_noise
+    assert found.memorized != paired
+
+
+def test_no_loss_of_single_rows_is_no_reading():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    batches = [(tf.zeros((64, 2)), tf.zeros((64, 1)))]
+    assert held_back_readings(model, [(0, 0, lambda y, p: tf.reduce_mean((y - p) ** 2))], batches, batches) == ()
+    assert held_back_readings(model, [(1, 0, lambda y, p: p)], batches, batches) == ()

@@ -195,3 +195,30 @@ class LinearReading(Record):
     def clear(self) -> bool:
         """Whether the target can be learned from the inputs: far beyond chance, and by more than a tenth."""
         return self.constant - self.linear > 4.0 * self.noise and self.linear < 0.9 * self.constant
+
+
+@dataclass(frozen=True)
+class HeldBackReading(Record):
+    """Whether an output learned what belongs to a sample: on rows of the trial, and on others of the same data.
+
+    Args:
+        output: Position among the flattened outputs.
+        trained: By how much the loss of the trial's rows is higher with the targets of other rows, in the mean.
+        held: The same of rows that the trial was not trained on.
+        noise: Standard error of `held`.
+        trained_noise: Standard error of `trained`.
+        rows: How many rows were held back.
+    """
+
+    output: int = 0
+    trained: float = 0.0
+    held: float = 0.0
+    noise: float = 0.0
+    trained_noise: float = 0.0
+    rows: int = 0
+
+    @property
+    def memorized(self) -> bool:
+        """Whether something was learned of the trial's rows, far beyond chance, and of others not a quarter of it."""
+        learned = self.trained > 4.0 * self.trained_noise
+        return learned and self.held < self.noise and self.held + 2.0 * self.noise < 0.25 * self.trained

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradrecipes.core.trace.autopsy import Autopsy
-from gradrecipes.core.trace.data_reading import LinearReading
+from gradrecipes.core.trace.data_reading import HeldBackReading, LinearReading
 from gradrecipes.core.trace.record import Record
 
 
@@ -155,15 +155,14 @@ class PlannedRates(Record):
     """The learning rates of a whole training, beside those of the trial.
 
     Args:
-        steps: Steps that were read: those that are planned, or those that the schedule itself names; None where neither
-            is known.
+        steps: Steps that were read: those planned, or those that the schedule names; None where neither is known.
         planned: Whether these are the steps that the caller plans.
         trial_lowest: Lowest rate within the trial.
         trial_highest: Highest rate within the trial.
         highest: Highest rate within `steps`.
         highest_step: First step at which it is read.
-        at_highest: What steps at the highest rate did: `start` is the loss of the trial's last pass, `end` that of the
-            last pass at the highest rate. None where the rate rises no higher than in the trial, or was not tried.
+        at_highest: What steps at the highest rate did: from the trial's last pass to the last one at the highest rate.
+            None where the rate rises no higher than in the trial, or was not tried.
         raised_over: Steps over which the rate was raised from that of the trial to the highest.
         in_full: Whether these are as many steps as the schedule itself takes from there.
         over_step: First step from which on the rate stays below a thousandth of the highest before, or None.
@@ -277,8 +276,8 @@ class TrialReading(Record):
         answers: The loss beside that of equal answers, after all steps; None where the best constant prediction is
             known, or this could not be measured.
         still: Layers with weights that the answers depend on, and that no step changed.
-        linear: What a linear function of the inputs learns of each target, where the trial is no better than a constant
-            prediction; empty where it is, or where that could not be measured.
+        linear: What a linear function of the inputs learns of each target, where the trial does not do far better.
+        held_back: What each output has learned of rows of the trial, and of others, after the further steps.
     """
 
     steps: int = 0
@@ -303,6 +302,7 @@ class TrialReading(Record):
     answers: AnswersReading | None = None
     still: tuple[StillLayer, ...] = ()
     linear: tuple[LinearReading, ...] = ()
+    held_back: tuple[HeldBackReading, ...] = ()
 
 
 @dataclass(frozen=True)

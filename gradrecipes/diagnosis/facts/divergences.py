@@ -14,6 +14,7 @@ from gradrecipes.diagnosis.facts.highest_rate import lost_at_highest
 from gradrecipes.diagnosis.facts.readings import middle, nonfinite_gradients, nonfinite_losses, rounded
 from gradrecipes.diagnosis.outcome import (
     BROKEN,
+    HALVED_END,
     OSCILLATING,
     PROVEN,
     STALLED,
@@ -91,7 +92,7 @@ def stuck(trace: Trace, update: float) -> Divergence | None:
     far_better = update >= LONG_UPDATE and any(
         _far_better(trace, at_rate(factor), seen) for factor in (0.1, 0.01, 0.001)
     )
-    if (seen.learned and not (seen.slow and far_better)) or not (
+    if (seen.learned and not ((seen.slow or is_outrun(trace)) and far_better)) or not (
         update >= (OWN_SIZE if seen.learned else LONG_UPDATE)
         or seen.unhealthy
         or seen.state == OSCILLATING
@@ -101,6 +102,20 @@ def stuck(trace: Trace, update: float) -> Divergence | None:
     loss = losses(trace)
     step = seen.step if seen.step is not None else int(trace.steps["step"][int(np.argmax(np.nan_to_num(loss)))])
     return Divergence(step, float(loss[0]), largest(loss), seen.end, seen.state == BROKEN)
+
+
+def end_over_baseline(trace: Trace) -> float:
+    """Return the loss of a trial in the end, after its further steps, over that of a constant prediction, or NaN."""
+    seen, further = verdict(trace), (trace.probes.trial or TrialReading()).further
+    if len(further) == 1 and further[0].end is not None and seen.baseline > 0:
+        return further[0].end / seen.baseline
+    return seen.end_over_baseline
+
+
+def is_outrun(trace: Trace) -> bool:
+    """Return whether a linear function of the inputs, on other rows, has less than half the loss of the net's end."""
+    linear, reached = (trace.probes.trial or TrialReading()).linear, end_over_baseline(trace)
+    return len(linear) == 1 and linear[0].clear and linear[0].linear < HALVED_END * reached * linear[0].constant
 
 
 def replaced(trace: Trace, update: float) -> Divergence | None:

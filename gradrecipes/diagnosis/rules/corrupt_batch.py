@@ -5,7 +5,8 @@ Looks for samples that lie orders of magnitude further out in a column than all 
 not finite, diverges or stalls, the autopsy of the failing step names one of them, the net learns without them, or a
 single batch stands out in loss and gradient once in every pass. Heavy tails are not corruption: in healthy data the
 largest value is a few times the next one, not thousands of times. NaN and infinity are `nonfinite_data`. It also fires
-where most batches of a dataset hold a single class, since nothing shuffles it.
+where most batches of a dataset hold a single class, since nothing shuffles it, and where a net learns the samples of
+the trial and nothing that holds for others: the targets are not those of the inputs.
 
 ## Why it is bad
 The gradient of a squared error grows with the error, that of the first layer with the input. A sample a million times
@@ -144,8 +145,8 @@ def corrupt_batch(trace: Trace) -> Finding | None:
     seen = verdict(trace)
     healed = fixed_by(trace, FINITE_DATA)
     spikes = None if trace.description.loss_scaler else single_batches(trace)
-    if (unmixed := _unmixed(trace)) is not None:
-        return unmixed
+    if (unmatched := _unmixed(trace) or _mispaired(trace)) is not None:
+        return unmatched
     missing = any(array.nonfinite for array in arrays(trace, parts=("inputs", "targets", "sample_weight")))
     blamed = _blamed(trace)
     odd = _odd(trace, SUSPECT_RATIO if healed or spikes or blamed else FAR_OUTLIER)
@@ -189,6 +190,32 @@ def _unmixed(trace: Trace) -> Finding | None:
         step=None,
         evidence=(Evidence(f"{statement}.", share, 0.0, "the dataset, batch by batch; arXiv 1206.5533, section 3.1"),),
         prescriptions=(prescription("mix_batches"),),
+    )
+
+
+def _mispaired(trace: Trace) -> Finding | None:
+    """Return the finding where nothing of what was learned of single samples holds for others of the same data."""
+    read = [one for one in (trace.probes.trial or TrialReading()).held_back if one.memorized]
+    if not read:
+        return None
+    one = read[0]
+    statement = (
+        f"With the targets of other samples the loss is higher by {rounded(one.trained)} on the samples of the trial, "
+        f"and by {rounded(one.held)} on {one.rows:,} others (standard error {rounded(one.noise)})"
+    )
+    return Finding(
+        code="corrupt_batch",
+        title="The targets do not belong to the inputs: nothing that was learned holds for other samples",
+        kind=Kind.CAUSE,
+        severity=Severity.WARNING,
+        confidence=0.8,
+        explanation=(
+            f"{statement}. The net learns its samples by heart. Where inputs and targets are shuffled, sorted or "
+            "filtered one without the other, there is no more to be learned; nor where the inputs say nothing of the "
+            "targets."
+        ),
+        evidence=(Evidence(f"{statement}.", one.held, one.trained, "the end of this trial"),),
+        prescriptions=(prescription("keep_pairs"),),
     )
 
 

@@ -125,7 +125,7 @@ def failure(stage: str, error: Exception, *, batch: Any = None) -> FailureReadin
 
 
 NUMBERS = "biuf"  # kinds of numpy dtypes that a train step can take
-BATCHES_READ = 25  # of a dataset or a generator, whose end is not known
+BATCHES_READ = 32  # of a dataset or a generator, whose end is not known: a trial's, and some that it leaves out
 SUSPECTS_SHOWN = 4  # suspicious samples that a trial is made to meet, early and in one batch
 
 
@@ -169,6 +169,20 @@ class TrialData:
         if odd:
             batches[min(2, len(batches) - 1)][: len(odd)] = odd[:size]
         return [self.take(index) for index in batches]
+
+    def held_back(self, limit: int, *, batches: int, seed: int = 0) -> list[Any]:
+        """Return up to `limit` batches of samples that `cut(batches, seed=seed)` does not hold; none of all data.
+
+        Args:
+            limit: How many at the most.
+            batches: How many were cut.
+            seed: That they were cut with.
+        """
+        if self.batches is not None:
+            return list(self.batches[batches:][:limit])
+        size = min(self.batch_size, self.samples)
+        order = np.random.default_rng(seed).permutation(self.samples)[batches * size :]
+        return [self.take(order[at : at + size]) for at in range(0, min(len(order), limit * size), size)]
 
     def take(self, index: np.ndarray) -> Any:
         """Return some samples of arrays as `train_step` takes them."""
