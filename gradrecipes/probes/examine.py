@@ -16,7 +16,7 @@ from gradrecipes.compat.keras_private import optimizers_of, sublayers
 from gradrecipes.compat.random_state import random_numbers_kept
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.probes import Probes
+from gradrecipes.core.trace.probes import FailureReading, Probes
 from gradrecipes.core.trace.trial_reading import NoiseReading
 from gradrecipes.diagnosis.outcome import LEARNING, STALLED, UNKNOWN, Verdict
 from gradrecipes.probes.attention import AttentionProbe
@@ -30,7 +30,7 @@ from gradrecipes.probes.signal import forward_pass, signal
 from gradrecipes.probes.trial import try_out
 from gradrecipes.training.description.describe import describe_model
 from gradrecipes.training.step.replicas import require_supported
-from gradrecipes.training.trial.trial import build_error
+from gradrecipes.training.trial.trial import build_error, step_error
 from gradrecipes.training.trial.trial_data import TrialData, failure, first_samples, is_arrays, trial_data
 
 HESSIAN_PRODUCTS = 12  # of the sharpness: the largest eigenvalue is known to some percent by then
@@ -126,7 +126,21 @@ def examine(
     how = {"seed": seed, "steps": steps, "planned_steps": planned, "attention": attention, "tell": tell}
     trace, seen = try_out(model, data, description, probes, **how)
     _look_closer(model, data, trace, seen, seed=seed, tell=tell)
+    if trace.probes.failure is None and probes.forward_pass.error is not None:
+        trace.probes = replace(trace.probes, failure=_failing_batch(model, data, probes.forward_pass.samples))
     return trace
+
+
+def _failing_batch(model: keras.Model, data: TrialData, first: int) -> FailureReading | None:
+    """Return the error of a batch that the trial did not meet and that no step can be run on, or None.
+
+    Args:
+        model: A model that the trial could train.
+        data: All of them.
+        first: The first sample of a batch that could not be passed through the net.
+    """
+    batch = data.take(np.arange(first, min(first + data.batch_size, data.samples)))
+    return None if (error := step_error(model, [batch])) is None else failure("step", error)
 
 
 def _planned_steps(data: TrialData, epochs: int | None, steps_per_epoch: int | None) -> int | None:

@@ -288,15 +288,20 @@ def forward_pass(model: keras.Model, data: TrialData, *, seconds: float = SECOND
 @preserves_state
 def _all_passed(model: keras.Model, data: TrialData, seconds: float) -> ForwardPassReading:
     samples, bad, failure, began = 0, [], None, time.monotonic()
-    try:
-        for index in _batches(data):
+    parts = _batches(data)
+    while (index := next(parts, None)) is not None:
+        try:
             bad += _bad_of(model, data, index)
-            samples += len(index)
-            if time.monotonic() - began > seconds or len(bad) >= SAMPLES_NAMED:
+        except Exception as error:
+            logger.debug("The data could not be sent through %r.", model, exc_info=True)
+            failure = named(error)
+            if len(index) <= data.batch_size:
                 break
-    except Exception as error:  # the trial meets the same error, and tells it
-        logger.debug("The data could not be sent through %r.", model, exc_info=True)
-        failure = named(error)
+            parts = iter(np.split(index, range(data.batch_size, len(index), data.batch_size)))  # which one is it?
+            continue
+        samples, failure = samples + len(index), None
+        if time.monotonic() - began > seconds or len(bad) >= SAMPLES_NAMED:
+            break
     return ForwardPassReading(samples, tuple(bad[:SAMPLES_NAMED]), failure)
 
 

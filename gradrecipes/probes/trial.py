@@ -68,7 +68,7 @@ from gradrecipes.probes.variations import (
     unregularized,
     without,
 )
-from gradrecipes.training.trial.trial import Trial, finite, step_works
+from gradrecipes.training.trial.trial import Trial, finite, step_error
 from gradrecipes.training.trial.trial_data import TrialData, essence, failure
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def try_out(
         trace.description = replace(description, layers=trace.description.layers or description.layers)
         trace.probes = probes
         if failed is not None:
-            if step_works(model, batches):  # what the record of the step raised is no fault of the program
+            if step_error(model, batches) is None:  # what the record of the step raised is no fault of the program
                 logger.warning("The trial of %r could not be recorded: %s", model.name, essence(failed))
             else:
                 trace.probes = replace(probes, failure=failure("step", failed, batch=batches[0]))

@@ -64,3 +64,18 @@ def test_the_trial_meets_the_sample_and_the_finding_names_it():
     first = gr.diagnose(net(logarithmic), X, y).findings[0]
     assert first.code == "unsafe_loss"
     assert any("sample 2345 of all the data" in evidence.statement for evidence in first.evidence)
+
+
+@pytest.mark.parametrize("last", [49, 50])
+def test_a_batch_that_the_trial_did_not_meet_is_told_where_its_step_fails(last):
+    x = np.random.default_rng(0).integers(0, 50, (3000, 6))
+    x[x == 49] = 0
+    x[2345, 3] = last
+    keras.utils.set_random_seed(0)
+    hidden = [keras.layers.Embedding(50, 4), keras.layers.Flatten()]
+    model = keras.Sequential([keras.Input((6,), dtype="int32"), *hidden, keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    found = forward_pass(model, trial_data(x, x[:, :1] / 50.0), seconds=60.0)
+    assert (found.samples, found.error is None) == ((3000, True) if last < 50 else (2336, False))
+    first = [finding.code for finding in gr.diagnose(model, x, x[:, :1] / 50.0).findings][:1]
+    assert first == ([] if last < 50 else ["failing_step"])

@@ -323,7 +323,7 @@ class ForwardPassReading(Record):
     """The samples for which the output, the loss, or the gradient of the loss is not finite.
 
     Args:
-        samples: How many were passed through the net.
+        samples: How many were passed through the net; the batch that could not be begins there.
         nonfinite_samples: The first 20 such samples.
         error: Why the pass ended early, or None.
     """

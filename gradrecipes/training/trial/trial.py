@@ -340,14 +340,14 @@ class Trial:
             self.model.history = history
 
 
-def step_works(model: keras.Model, batches: Sequence[Any]) -> bool:
-    """Return whether the model's own train step runs on each batch; the model is afterwards what it was."""
+def step_error(model: keras.Model, batches: Sequence[Any]) -> Exception | None:
+    """Return what the model's own train step raises on a batch, or None; the model is afterwards what it was."""
     try:
         with Trial(model, batches, steps=1, plain=True) as trial:
             trial.run_through()
-    except Exception:
-        return False
-    return True
+    except Exception as error:
+        return error
+    return None
 
 
 def build_on(model: keras.Model, batch: Any) -> None:
@@ -372,7 +372,7 @@ def build_error(model: keras.Model, batch: Any) -> Exception | None:
     try:
         build_on(model, batch)
     except Exception as error:
-        return None if step_works(model, [batch]) else error  # the step builds it as well
+        return None if step_error(model, [batch]) is None else error  # the step builds it as well
     return None
 
 
