@@ -37,7 +37,8 @@ def net(recipe):
     for _ in range(3):
         hidden = keras.layers.Dense(64, "tanh", **recipe.layer_arguments())(hidden)
     model = gr.RecipeModel(inputs, keras.layers.Dense(10)(hidden), clipping=None, **recipe.model_arguments())
-    model.compile(**({"optimizer": "adam"} | recipe.compile_arguments()), loss=cross_entropy, metrics=["accuracy"])
+    settings = {"optimizer": "adam", "steps_per_execution": -(-EXAMPLES // BATCH)}  # an epoch
+    model.compile(**(settings | recipe.compile_arguments()), loss=cross_entropy, metrics=["accuracy"])
     model.optimizer.build(model.trainable_variables)
     return model, model.weights + model.optimizer.variables
 

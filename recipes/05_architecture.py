@@ -49,9 +49,9 @@ def net(arm, layers, seed):
     return model
 
 
-def accuracies(arm, layers):
+def accuracies(nets):
     """Yield the test accuracy of each seed, at whichever rate validates better."""
-    *_, model = nets = [net(arm, layers, seed) for seed in SEEDS]
+    *_, model = nets
     for seed, start in zip(SEEDS, [one.get_weights() for one in nets], strict=True):
         runs = []
         for rate in RATES:  # one model is traced once; every run starts from new weights, and SGD has no memory
@@ -71,22 +71,22 @@ def accuracies(arm, layers):
 
 
 # %%
-def likeness_by_layer(arm, seed):
+def likeness_by_layer(model):
     """Return the mean cosine of the signals of two different images, layer by layer."""
-    model = net(arm, DEPTHS[-1], seed)
     signals = keras.Model(model.input, [layer.output for layer in model.layers[1:-1]])(x[:BATCH])
     signals = [signal.numpy() / np.linalg.norm(signal, axis=1, keepdims=True) for signal in signals]
     return [float((signal @ signal.T)[np.triu_indices(BATCH, 1)].mean()) for signal in signals]
 
 
-likeness = {arm: np.array([likeness_by_layer(arm, seed) for seed in SEEDS]) for arm in ARMS}
+nets = {(arm, layers): [net(arm, layers, seed) for seed in SEEDS] for arm in ARMS for layers in DEPTHS}
+likeness = {arm: np.array([likeness_by_layer(model) for model in nets[arm, DEPTHS[-1]]]) for arm in ARMS}
 print("mean cosine in the last layer:", {arm: round(float(rows[:, -1].mean()), 4) for arm, rows in likeness.items()})
 
 # %% [markdown]
 # ## Training
 
 # %%
-accuracy = {arm: np.array([list(accuracies(arm, layers)) for layers in DEPTHS]) for arm in ARMS}  # [depths, seeds]
+accuracy = {arm: np.array([list(accuracies(nets[arm, layers])) for layers in DEPTHS]) for arm in ARMS}  # [depths, seeds]
 for arm, values in accuracy.items():
     print(f"{arm:18}", {layers: round(float(row.mean()), 3) for layers, row in zip(DEPTHS, values, strict=True)})
 gain = accuracy[RESIDUAL][-1] - accuracy[PLAIN][-1]  # paired by seed
