@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gradrecipes.core.trace import Trace
@@ -16,6 +16,7 @@ def diagnose(
     y: Any = None,
     *,
     sample_weight: Any = None,
+    class_weight: Mapping[int, float] | None = None,
     batch_size: int = 32,
     validation_data: Any = None,
     seed: int = 0,
@@ -38,6 +39,7 @@ def diagnose(
             which the first 25 batches are read.
         y: Targets; None where `x` brings them.
         sample_weight: Weights of the samples, or None.
+        class_weight: What the samples of each class weigh, as `fit` takes it, or None.
         batch_size: Samples in a batch of arrays.
         validation_data: `(x, y)`, looked at beside the training data, or None.
         seed: Fixes which batches are tried.
@@ -74,6 +76,7 @@ def diagnose(
             x,
             y,
             sample_weight=sample_weight,
+            class_weight=class_weight,
             batch_size=batch_size,
             validation_data=validation_data,
             seed=seed,

@@ -86,7 +86,7 @@ print("mean cosine in the last layer:", {arm: round(float(rows[:, -1].mean()), 4
 # ## Training
 
 # %%
-accuracy = {arm: np.array([list(accuracies(nets[arm, layers])) for layers in DEPTHS]) for arm in ARMS}  # [depths, seeds]
+accuracy = {arm: np.array([list(accuracies(nets[arm, one])) for one in DEPTHS]) for arm in ARMS}  # [depths, seeds]
 for arm, values in accuracy.items():
     print(f"{arm:18}", {layers: round(float(row.mean()), 3) for layers, row in zip(DEPTHS, values, strict=True)})
 gain = accuracy[RESIDUAL][-1] - accuracy[PLAIN][-1]  # paired by seed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -46,6 +46,7 @@ def examine(
     y: Any = None,
     *,
     sample_weight: Any = None,
+    class_weight: Mapping[int, float] | None = None,
     batch_size: int = 32,
     validation_data: Any = None,
     seed: int = 0,
@@ -61,6 +62,7 @@ def examine(
         x: What `model.fit` takes: arrays (nested), a `tf.data.Dataset`, a `keras.utils.PyDataset`, a generator.
         y: Targets; None where `x` brings them.
         sample_weight: Weights of the samples, or None.
+        class_weight: What the samples of each class weigh, as `fit` takes it, or None.
         batch_size: Samples in a batch of arrays.
         validation_data: `(x, y)` or `(x, y, sample_weight)` to be looked at beside the training data, or None.
         seed: Fixes which batches are tried.
@@ -92,7 +94,7 @@ def examine(
         raise TypeError(f"`tell` must be a function of a few words. Received: tell={tell!r}. Try tell=print.")
     tell = tell or (lambda words: None)
     tell("reading the data")
-    data = trial_data(x, y, sample_weight=sample_weight, batch_size=batch_size)
+    data = trial_data(x, y, sample_weight=sample_weight, class_weight=class_weight, batch_size=batch_size)
     validation = _validation(validation_data, data)
     batch = data.cut(1, seed=seed)[0]
     planned = _planned_steps(data, epochs, steps_per_epoch)
@@ -230,6 +232,7 @@ def look_before_fit(
     y: Any = None,
     *,
     sample_weight: Any = None,
+    class_weight: Mapping[int, float] | None = None,
     batch_size: int | None = None,
     steps: int | None = None,
     attention: AttentionProbe | None = None,
@@ -247,6 +250,7 @@ def look_before_fit(
         x: What `fit` is given.
         y: Targets, or None.
         sample_weight: Weights of the samples, or None.
+        class_weight: What the samples of each class weigh, as `fit` takes it, or None.
         batch_size: Samples in a batch; None for Keras' 32.
         steps: Training steps of the fit, or None where they are not known.
         attention: Reads the attention of the model; None for one of its own. One that is given is traced once.

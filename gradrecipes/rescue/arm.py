@@ -17,9 +17,10 @@ import numpy as np
 from gradrecipes.callbacks.gradient_guard import GradientGuard
 from gradrecipes.compat.keras_private import build_optimizer, has_own_train_step
 from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_numbers_kept, seed_all
-from gradrecipes.rescue.feed import Feed, weighted, with_columns
+from gradrecipes.rescue.feed import Feed, with_columns
 from gradrecipes.rescue.original import OWN, Setup
 from gradrecipes.rescue.task import OWN_LOSS, WORST, Score, Task
+from gradrecipes.training.trial.trial_data import weighted
 
 _LOG = logging.getLogger(__name__)
 
@@ -276,7 +277,7 @@ class _Steps(keras.utils.PyDataset):
         if self._setup.target_shape != OWN:
             batch = (batch[0], with_columns(batch[1]), *batch[2:])
         if self._setup.class_weights:
-            batch = weighted(batch, self._setup.class_weights)
+            batch = weighted(batch, {int(label): weight for label, weight in self._setup.class_weights.items()})
         return keras.tree.lists_to_tuples(batch)  # a dataset takes no lists, as `fit` does for several inputs
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.training.trial.trial_data import trial_data
+from gradrecipes.training.trial.trial_data import labels_of, trial_data
 
 HELD_BACK = 0.2  # share of the samples that is kept for validation where the user gives none
 MAX_BYTES = 2**29  # of a dataset that are read into memory; the rest is not used
@@ -94,19 +94,6 @@ def is_flat(y: Any) -> bool:
 def with_columns(y: Any) -> np.ndarray:
     """Return flat targets as one column."""
     return np.asarray(y)[:, None]
-
-
-def weighted(batch: tuple[Any, ...], class_weights: Mapping[str, float]) -> tuple[Any, ...]:
-    """Return a batch whose samples weigh as much as their classes, as `class_weight` of `fit` does it."""
-    labels = labels_of(batch[1])
-    weights = np.array([class_weights.get(str(label), 1.0) for label in labels], np.float32)
-    return batch[0], batch[1], weights * batch[2] if len(batch) > 2 else weights
-
-
-def labels_of(y: Any) -> np.ndarray:
-    """Return the class of each sample, of one-hot targets too."""
-    y = np.asarray(y)
-    return (y.argmax(-1) if y.ndim > 1 and y.shape[-1] > 1 else y.reshape(len(y))).astype(int)
 
 
 def balanced_weights(y: Any) -> dict[str, float]:

@@ -277,6 +277,10 @@ TRACES: dict[str, Callable[[], Trace]] = {
         [2.0, 1.5, 1.0, 0.7, 0.5, 0.3, 0.2, 0.1], [2.1, 1.8, 1.7, 1.9, 2.2, 2.6, 3.0, 3.4]
     ),
     "validation_breaks": lambda: epochs([2.0, 1.5, 1.0, 0.7], [2.1, float("nan"), 1.7, float("nan")]),
+    "validation_of_another_scale": lambda: validated_on(x=array("x", rms=255.0)),
+    "validation_of_another_mean": lambda: validated_on(x=array("x", rms=6.1, mean=6.0)),
+    "validation_of_other_classes": lambda: validated_on(y=labels(unique=4, values=[8.0, 9.0, 10.0, 11.0])),
+    "validation_alike": lambda: validated_on(x=array("x", rms=1.4, mean=0.5), y=labels(unique=2, values=[1.0, 3.0])),
     "validation_falls": lambda: epochs(
         [2.0, 1.5, 1.0, 0.7, 0.5, 0.3, 0.2, 0.1], [2.1, 1.8, 1.7, 1.6, 1.6, 1.5, 1.5, 1.5]
     ),
@@ -340,6 +344,13 @@ def with_data(loss: np.ndarray = FALLING, *, x: Any = None, y: Any = None, outpu
     structure = {"outputs": [last], "inputs": [{"name": "x", "normalized": None, "first_kind": "Dense"}]}
     loss_read = {"outputs": [measured | {"pairs_samples": None}], "points": points, "error": None}
     return trial(loss, data=data, structure=structure, loss_read=loss_read, **how)
+
+
+def validated_on(**changes: Any) -> Trace:
+    """Return a trial that learns, whose validation data are the training data but for the changes."""
+    trace = with_data()
+    trace.probes = replace(trace.probes, validation=with_data(**changes).probes.data)
+    return trace
 
 
 def broken_at(kind: str, name: str, **changes: Any) -> dict[str, Any]:
@@ -648,7 +659,8 @@ TRACES |= {
 SOUND = (
     *("trial_learns", "trial_learns_in_tanh", "trial_learns_deep", "trial_batch_norm_learns", "trial_squares_learn"),
     *("trial_sums_grow_and_learn", "trial_saturated_learns", "trial_dead_learns", "trial_float16_learns"),
-    *("trial_embedding_huge_learns", "validation_falls", "data_sound", "data_far_learns", "recurrence_sound"),
+    *("trial_embedding_huge_learns", "validation_falls", "validation_alike", "data_sound", "data_far_learns"),
+    "recurrence_sound",
     "recurrence_decays_and_learns",
 )
 FIRES: dict[str, tuple[str, ...]] = {
@@ -697,7 +709,12 @@ FIRES: dict[str, tuple[str, ...]] = {
         *("trial_attention_grows", "trial_attention_one_hot", "trial_attention_grows_and_learns"),
     ),
     "validation_degrading": ("validation_climbs",),
-    "nonfinite_validation": ("validation_breaks",),
+    "broken_validation": (
+        "validation_breaks",
+        "validation_of_another_scale",
+        "validation_of_another_mean",
+        "validation_of_other_classes",
+    ),
     "nonfinite_data": ("data_with_nan",),
     "corrupt_batch": ("data_with_outlier",),
     "unscaled_inputs": ("data_far", "equation_far_out"),

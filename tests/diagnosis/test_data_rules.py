@@ -13,6 +13,7 @@ from gradrecipes.core.findings import Severity
 from gradrecipes.core.trace import SKIPPED_LOSS, Trace
 from gradrecipes.core.trace.autopsy import Offender, OffenderKind
 from gradrecipes.core.trace.data_reading import ArrayReading
+from gradrecipes.diagnosis.rules.broken_validation import broken_validation
 from gradrecipes.diagnosis.rules.corrupt_batch import corrupt_batch
 from gradrecipes.diagnosis.rules.nonfinite_data import nonfinite_data
 from gradrecipes.diagnosis.rules.unscaled_inputs import unscaled_inputs
@@ -299,3 +300,33 @@ def test_a_trace_without_probes_gives_nothing():
     trace = Trace(["dense"])
     trace.extend(step=range(40), loss=[math.nan] * 40)
     assert [rule(trace) for rule in RULES] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda x: x * 16, "a root mean square of"),
+        (lambda x: x + 6 * x.std(), "a mean of"),
+        (lambda x: x * 1.5 + 0.1, None),
+    ],
+)
+def test_validation_data_of_another_scale_are_told(change, told):
+    x, y = digits()
+    x, half = x + 2, len(x) // 2
+    trace = probed(net(64, 10, "softmax"), x[:half], y[:half], LABELS, run=FALLS)
+    validation = probed(net(64, 10, "softmax"), change(x[half:]), y[half:], LABELS, run=FALLS).probes.data
+    trace.probes = replace(trace.probes, validation=validation)
+    finding = broken_validation(trace)
+    assert (finding is None) == (told is None)
+    if told is not None:
+        assert told in assert_sound(finding, "broken_validation").explanation
+
+
+def test_validation_data_of_classes_that_training_never_shows_are_told():
+    x, y = digits()
+    known = y < 7
+    trace = probed(net(64, 10, "softmax"), x[known], y[known], LABELS, run=FALLS)
+    for rows, unseen in ((~known, True), (known, False), (y < 9, False)):
+        last = probed(net(64, 10, "softmax"), x[rows], y[rows], LABELS, run=FALLS)
+        trace.probes = replace(trace.probes, validation=last.probes.data)
+        assert (broken_validation(trace) is not None) == unseen

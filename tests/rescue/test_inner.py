@@ -11,7 +11,7 @@ from gradrecipes.rescue.changes import BY_CAUSE, catalogue
 from gradrecipes.rescue.code import code_of
 from gradrecipes.rescue.edits import scaling_of
 from gradrecipes.rescue.entry import _calls_itself
-from gradrecipes.rescue.feed import balanced_weights, read_feed, weighted
+from gradrecipes.rescue.feed import balanced_weights, read_feed
 from gradrecipes.rescue.original import read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
 from gradrecipes.rescue.task import BINARY, Task
@@ -260,8 +260,6 @@ def test_each_class_weighs_as_much_where_one_is_rare():
     assert balanced_weights(np.eye(2)[labels]) == weights
     assert balanced_weights(np.arange(50) % 3) == {}
     assert balanced_weights(np.array([0.0, np.nan])) == balanced_weights(np.ones((4, 3))) == {}
-    *_, given = weighted((X[:2], np.array([[0], [1]]), np.array([2.0, 2.0])), weights)
-    assert given.tolist() == pytest.approx([2 * 0.5556, 10.0])
     _, base = read(in_a_graph(Tower()))
     code = code_of(base, replace(base, class_weights=weights))
     assert code == "# In fit\n+ class_weight={0: 0.5556, 1: 5}"

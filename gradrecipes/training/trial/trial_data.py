@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,13 +194,21 @@ class TrialData:
         return keras.utils.pack_x_y_sample_weight(*parts)
 
 
-def trial_data(x: Any, y: Any = None, *, sample_weight: Any = None, batch_size: int = 32) -> TrialData:
+def trial_data(
+    x: Any,
+    y: Any = None,
+    *,
+    sample_weight: Any = None,
+    class_weight: Mapping[int, float] | None = None,
+    batch_size: int = 32,
+) -> TrialData:
     """Read the data of a training as arrays.
 
     Args:
         x: What `model.fit` takes: arrays (nested), a `tf.data.Dataset`, a `keras.utils.PyDataset`, a generator.
         y: Targets; None where `x` brings them.
         sample_weight: Weights of the samples, or None.
+        class_weight: What the samples of each class weigh besides, or None.
         batch_size: Samples in a batch of arrays.
 
     Raises:
@@ -214,12 +222,34 @@ def trial_data(x: Any, y: Any = None, *, sample_weight: Any = None, batch_size: 
     if x is None:
         raise ValueError("There are no data to look at. Received: x=None. Pass x and y as you pass them to model.fit.")
     if not _brings_batches(x):
-        return _of_arrays(x, y, sample_weight, int(batch_size))
+        return _of_arrays(x, y, sample_weight, class_weight, int(batch_size))
     if y is not None:
         raise ValueError(
             f"A {type(x).__name__} brings its targets itself, batch by batch. Received: y as well. Leave y out."
         )
-    return _of_batches(x)
+    return _of_batches(x, class_weight)
+
+
+def weighted(batch: tuple[Any, ...], class_weight: Mapping[int, float]) -> tuple[Any, ...]:
+    """Return `(x, y)` or `(x, y, sample_weight)` whose samples weigh as much as their classes besides, as in `fit`.
+
+    Raises:
+        ValueError: There are several targets, or none: no class is that of a sample.
+    """
+    y = batch[1] if len(batch) > 1 else None
+    if y is None or keras.tree.is_nested(y) or np.ndim(y) > 2:
+        what = "no targets" if y is None else f"targets in a {type(y).__name__}"
+        what += "" if y is None or keras.tree.is_nested(y) else f" of shape {tuple(y.shape)}"
+        raise ValueError(f"`class_weight` needs one class a sample. Received: {what}. Pass sample_weight instead.")
+    weights = np.array([class_weight.get(int(label), 1.0) for label in labels_of(y)], np.float32)
+    given = batch[2] if len(batch) > 2 else None
+    return batch[0], y, weights if given is None else weights * np.asarray(given)
+
+
+def labels_of(y: Any) -> np.ndarray:
+    """Return the class of each sample, of one-hot targets too."""
+    y = np.asarray(y)
+    return (y.argmax(-1) if y.ndim > 1 and y.shape[-1] > 1 else y.reshape(len(y))).astype(int)
 
 
 def _brings_batches(x: Any) -> bool:
@@ -228,7 +258,9 @@ def _brings_batches(x: Any) -> bool:
     return not is_arrays(x) and hasattr(x, "__next__")
 
 
-def _of_arrays(x: Any, y: Any, sample_weight: Any, batch_size: int) -> TrialData:
+def _of_arrays(
+    x: Any, y: Any, sample_weight: Any, class_weight: Mapping[int, float] | None, batch_size: int
+) -> TrialData:
     x, y = _arrays("x", x), None if y is None else _arrays("y", y)
     sample_weight = None if sample_weight is None else _arrays("sample_weight", sample_weight)
     named = {"x": x, "y": y, "sample_weight": sample_weight}
@@ -244,6 +276,8 @@ def _of_arrays(x: Any, y: Any, sample_weight: Any, batch_size: int) -> TrialData
         listed = ", ".join(f"{name}: {', '.join(map(str, of_part))}" for name, of_part in counts.items())
         raise ValueError(f"All data must have one number of samples. Received: {listed}. Each x needs its own y.")
     samples = lengths.pop()
+    if class_weight:
+        *_, sample_weight = weighted((x, y, sample_weight), class_weight)
     return TrialData(x, y, sample_weight, samples, complete=True, batch_size=min(batch_size, samples))
 
 
@@ -278,13 +312,15 @@ def _array(name: str, part: Any) -> np.ndarray:
     return array.astype(keras.config.floatx()) if array.dtype == np.float64 else array
 
 
-def _of_batches(source: Iterable[Any]) -> TrialData:
+def _of_batches(source: Iterable[Any], class_weight: Mapping[int, float] | None) -> TrialData:
     batches, complete = _read_batches(source)
     if not batches:
         raise ValueError(f"The data are empty: the {type(source).__name__} gave no batch.")
     packed = tuple(_tensors(batch) for batch in batches)
     for number, batch in enumerate(packed):
         _require_batch(batch, number, source)
+    if class_weight:
+        packed = tuple(_tensors(weighted(batch, class_weight)) for batch in packed)
     parts = [keras.utils.unpack_x_y_sample_weight(batch) for batch in packed]
     whole = [_joined([part[place] for part in parts]) for place in range(3)]
     first = keras.tree.flatten(parts[0][0])[0]

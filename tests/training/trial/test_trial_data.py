@@ -41,6 +41,21 @@ def test_dictionaries_tables_and_lists_of_inputs():
     assert len(pair) == 2
 
 
+def test_samples_weigh_as_their_classes_do_in_fit():
+    y, given = np.arange(50) % 3, np.linspace(1.0, 2.0, 50, dtype=np.float32)
+    weights = {0: 2.0, 2: 0.5}  # what is not named weighs 1
+    expected = np.array([weights.get(int(label), 1.0) for label in y], np.float32)
+    assert np.array_equal(trial_data(X, y, class_weight=weights).sample_weight, expected)
+    one_hot = trial_data(X, np.eye(3)[y], sample_weight=given, class_weight=weights)
+    np.testing.assert_allclose(one_hot.sample_weight, expected * given)
+    batches = trial_data(tf.data.Dataset.from_tensor_slices((X, y[:, None])).batch(10), class_weight=weights).cut(5)
+    assert np.array_equal(np.concatenate([np.asarray(batch[2]) for batch in batches]), expected)
+    with pytest.raises(ValueError, match=r"needs one class a sample. Received: targets in a ndarray of shape \(50, 1"):
+        trial_data(X, np.eye(3)[y][:, None], class_weight=weights)
+    with pytest.raises(ValueError, match="Received: no targets"):
+        trial_data(X, class_weight=weights)
+
+
 def test_a_batch_is_no_larger_than_the_data():
     assert trial_data(X[:3], Y[:3], batch_size=64).batch_size == 3
 

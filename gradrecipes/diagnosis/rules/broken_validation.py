@@ -1,0 +1,181 @@
+"""broken_validation: validation does not measure what is trained, or its metrics are not finite.
+
+## What it does
+Compares the validation data with the training data: inputs or real-valued targets on another scale, and classes that
+the training never shows. Reads the logs of the epochs too: it fires where a `val_` value was NaN or infinite in an
+epoch in which every training step that was applied had a finite loss, and reports whether the weights can be the cause:
+later steps with finite losses rule them out.
+
+## Why it is bad
+A net that trains well then looks as if it had learned nothing, and no change of the net helps. Where nothing was
+measured, `EarlyStopping`, `ModelCheckpoint` and `ReduceLROnPlateau` compare with NaN, on which nothing improves: they
+keep the first epoch, save nothing, or lower the learning rate again and again.
+
+## Example
+```python
+model.fit(x_train / 255, y_train, validation_data=(x_test, y_test))  # pixels from 0 to 255
+```
+Sorted labels of which `validation_split` takes the last; one NaN among 500 validation samples; a BatchNormalization
+whose moving statistics are not finite, which only inference reads.
+
+## Remedy
+Prepare both in one function, with statistics of the training data, and split after shuffling. Find the validation
+samples whose loss is not finite; if there are none, check what only inference does.
+
+## References
+- Keras: `keras.callbacks.EarlyStopping`, whose comparison with NaN is always False.
+- Chebyshev: at most 1/k² of any distribution lies k standard deviations or more from its mean.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
+from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import ArrayReading
+from gradrecipes.core.trace.trace import Event
+from gradrecipes.diagnosis.facts.data_facts import arrays
+from gradrecipes.diagnosis.facts.readings import nonfinite_losses, rounded
+from gradrecipes.diagnosis.prescriptions.prescribe import prescription
+from gradrecipes.diagnosis.registry import rule
+
+OTHER_SCALE = 5.0  # root mean square over that of the training data, or under it
+OTHER_MEAN = 5.0  # standard deviations of the training data between the means; 4% of any data lie so far out
+MOSTLY_UNSEEN = 0.5  # share of the classes of the validation data that training never shows
+
+
+@rule(
+    code="broken_validation",
+    kind=Kind.SYMPTOM,
+    title="Validation measures something else than what is trained, or is not finite",
+    order=245,
+    explained_by=("nonfinite_data", "unsafe_loss", "loss_output_mismatch", "float16_overflow"),
+)
+def broken_validation(trace: Trace) -> Finding | None:
+    """Tell what makes validation say nothing of the training."""
+    return _prepared_otherwise(trace) or _not_finite(trace)
+
+
+def _prepared_otherwise(trace: Trace) -> Finding | None:
+    trained = {one.name: one for part in ("inputs", "targets") for one in arrays(trace, parts=(part,))}
+    targets = {one.name for one in arrays(trace, parts=("targets",))}
+    for given in arrays(trace, which="validation"):
+        before = trained.get(given.name)
+        if before is None or before.feeds_embedding:
+            continue
+        is_class = given.name in targets and given.integer_valued and before.integer_valued
+        told = _other_classes(before, given) if is_class else _other_scale(before, given)
+        if told is not None:
+            return _mismatch(given.name, *told)
+    return None
+
+
+def _other_scale(before: ArrayReading, given: ArrayReading) -> tuple[str, float, float] | None:
+    """Return in words how the scale or the mean differs, with the two numbers; None where they are alike."""
+    if not before.rms or not given.rms or before.std is None or before.mean is None or given.mean is None:
+        return None
+    was, is_ = before.rms_without_outliers or before.rms, given.rms_without_outliers or given.rms
+    if not 1 / OTHER_SCALE < is_ / was < OTHER_SCALE:
+        return f"a root mean square of {rounded(is_)}, those of the training {rounded(was)}", is_, was
+    if abs(given.mean - before.mean) > OTHER_MEAN * before.std > 0:
+        spread = f"{rounded(before.mean)} with a standard deviation of {rounded(before.std)}"
+        return f"a mean of {rounded(given.mean)}, those of the training {spread}", given.mean, before.mean
+    return None
+
+
+def _other_classes(before: ArrayReading, given: ArrayReading) -> tuple[str, float, float] | None:
+    """Return in words which classes training never shows, with their number and 0; None where few are new."""
+    for one in (before, given):
+        if one.unique is None or one.unique > len(one.values):
+            return None
+    unseen = [value for value in given.values if value not in before.values]
+    if len(unseen) < MOSTLY_UNSEEN * len(given.values) or not unseen:
+        return None
+    shown = ", ".join(f"{value:g}" for value in unseen)
+    return f"the classes {shown}, of which the training data hold none", float(len(unseen)), 0.0
+
+
+def _mismatch(name: str, words: str, value: float, usual: float) -> Finding:
+    statement = f"The validation data of {name} have {words}."
+    return Finding(
+        code="broken_validation",
+        title=f"The validation data of {name} are not prepared as the training data are",
+        kind=Kind.SYMPTOM,
+        severity=Severity.CRITICAL,
+        confidence=0.95,
+        explanation=f"{statement} What the net has learned does not apply to them, so no `val_` value tells how it "
+        "does on new data.",
+        evidence=(Evidence(statement, value, usual, "both data, as they were given"),),
+        prescriptions=(prescription("prepare_alike"),),
+    )
+
+
+def _not_finite(trace: Trace) -> Finding | None:
+    """Tell in which epochs validation alone was not finite."""
+    epochs = [event for event in trace.events if event.kind == "epoch" and _validated(event)]
+    broken = [event for event in epochs if _broken_keys(event) and _trained_finitely(trace, event)]
+    if not broken:
+        return None
+    first, keys = broken[0], _broken_keys(broken[0])
+    lasting = broken[-1] is epochs[-1]
+    statement = (
+        f"{_listed(keys)} {'is' if len(keys) == 1 else 'are'} NaN or infinite in {len(broken)} of {len(epochs)} "
+        f"validated epochs, first in epoch {first.epoch + 1}, in which every applied training step had a finite loss."
+    )
+    return Finding(
+        code="broken_validation",
+        title=f"Validation is not finite in epoch {first.epoch + 1}, while the training loss is",
+        kind=Kind.SYMPTOM,
+        severity=Severity.CRITICAL if lasting else Severity.WARNING,
+        confidence=1.0,
+        explanation=f"{statement} {_origin(trace, first)}",
+        step=first.step,
+        evidence=(Evidence(statement, float(len(broken)), 0.0, "the logs of the epochs"),),
+        prescriptions=(prescription("find_validation_samples"), prescription("check_inference")),
+    )
+
+
+def _validated(event: Event) -> bool:
+    return any(name.startswith("val_") for name in event.logs)
+
+
+def _broken_keys(event: Event) -> list[str]:
+    values = {name: value for name, value in event.logs.items() if name.startswith("val_")}
+    # A trace that was saved holds None for what is not finite in strict JSON.
+    return [name for name, value in values.items() if value is None or not math.isfinite(value)]
+
+
+def _trained_finitely(trace: Trace, event: Event) -> bool:
+    logged = event.logs.get("loss")
+    if logged is None or not math.isfinite(logged):
+        return False
+    rows = trace.steps["epoch"] == event.epoch
+    return not bool((nonfinite_losses(trace) & rows & ~trace.skipped).any())
+
+
+def _origin(trace: Trace, event: Event) -> str:
+    """Say what the training after the first such epoch tells of the weights."""
+    later = (trace.steps["step"] > event.step) & ~trace.skipped
+    losses = trace.loss[later]
+    if not len(losses):
+        return (
+            "No step followed, so the cause may be the last update, the validation data, or something that only "
+            "inference does."
+        )
+    if np.isfinite(losses).all():
+        return (
+            f"The {len(losses)} later steps have finite losses, so the weights are finite: the cause is the "
+            "validation data, or something that only inference does, such as the moving statistics of a "
+            "normalization."
+        )
+    return (
+        "The training loss is not finite afterwards either: the last updates of that epoch made the weights NaN "
+        "or infinite."
+    )
+
+
+def _listed(keys: list[str]) -> str:
+    return ", ".join(f"`{key}`" for key in keys)
