@@ -33,7 +33,7 @@ from gradrecipes.core.trace.trial_reading import (
 )
 from gradrecipes.diagnosis.facts.readings import MIN_INPUT_RMS, behind_scaling
 from gradrecipes.diagnosis.outcome import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict
-from gradrecipes.training.description.describe import regularizing
+from gradrecipes.training.description.describe import switched_off
 from gradrecipes.training.trial.trial import Trial
 
 LOWER_RATES, HIGHER_RATES = (0.1, 0.01, 0.001), (10.0, 100.0, 1e3, 1e5)  # times the learning rate
@@ -183,20 +183,14 @@ def spectral_radius(kernel: np.ndarray) -> float:
 @contextlib.contextmanager
 def unregularized(model: keras.Model) -> Iterator[None]:
     """Train without dropout, noise, penalties and constraints meanwhile."""
-    layers = [model, *sublayers(model)]
-    held = [(layer, name, value) for layer in layers for _, name, value in regularizing(layer)]
-    variables = [(one, one.regularizer, one.constraint) for one in model.trainable_variables]
+    held: list[tuple[Any, str, Any]] = []
     try:
-        for layer, name, value in held:
-            setattr(layer, name, 0.0 if isinstance(value, int | float) else None)
-        for variable, *_ in variables:
-            variable.regularizer = variable.constraint = None
+        for layer in [model, *sublayers(model)]:
+            held += switched_off(layer)
         yield
     finally:
-        for layer, name, value in held:
-            setattr(layer, name, value)
-        for variable, regularizer, constraint in variables:
-            variable.regularizer, variable.constraint = regularizer, constraint
+        for one, attribute, value in held:
+            setattr(one, attribute, value)
 
 
 # -- the table ---------------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ import numpy as np
 from gradrecipes.callbacks.gradient_guard import GradientGuard
 from gradrecipes.compat.keras_private import build_optimizer, has_own_train_step
 from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_numbers_kept, seed_all
+from gradrecipes.rescue.edits import OWN
 from gradrecipes.rescue.feed import Feed, with_columns
-from gradrecipes.rescue.original import OWN, Setup
+from gradrecipes.rescue.original import Setup
 from gradrecipes.rescue.task import OWN_LOSS, WORST, Score, Task
 from gradrecipes.training.trial.trial_data import weighted
 

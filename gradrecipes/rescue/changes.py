@@ -10,9 +10,9 @@ import keras
 
 from gradrecipes.compat.keras_private import compile_arguments
 from gradrecipes.core.findings import Kind
-from gradrecipes.rescue.edits import Scaling
+from gradrecipes.rescue.edits import OWN, Scaling
 from gradrecipes.rescue.inner import HALF_PRECISION
-from gradrecipes.rescue.original import OWN, Original, Setup, optimizer_config
+from gradrecipes.rescue.original import Original, Setup, optimizer_config
 from gradrecipes.rescue.rebuild import has_optimizer_state
 from gradrecipes.rescue.task import BINARY, NUMBERS, ONE_HOT, OWN_LOSS, SEVERAL, Task, fitted
 

@@ -9,19 +9,17 @@ import keras
 import numpy as np
 
 from gradrecipes.compat.keras_private import has_own_train_step, sublayers
-from gradrecipes.rescue.edits import BOUND, LEAST_OUTPUT, Scaling
+from gradrecipes.rescue.edits import BOUND, LEAST_OUTPUT, OWN, Scaling
 from gradrecipes.rescue.inner import (
     HALF_PRECISION,
-    LIMITS,
-    NOISE,
-    held_by,
     is_composite,
     is_graph,
     layers_below,
     named_layers,
 )
-from gradrecipes.rescue.original import OWN, Setup
+from gradrecipes.rescue.original import Setup
 from gradrecipes.rescue.rebuild import IN_FRONT
+from gradrecipes.training.description.describe import regularizing
 from gradrecipes.training.description.model_graph import activation_of
 
 HEADS = {
@@ -201,7 +199,7 @@ def _changed_arguments(before: keras.layers.Layer, after: keras.layers.Layer) ->
         found.append(f"activation={activation_of(after)!r}")
     if before.compute_dtype in HALF_PRECISION and after.compute_dtype not in HALF_PRECISION:
         found.append(f"dtype={after.dtype_policy.name!r}")
-    names = ["momentum", "epsilon", *held_by(before, NOISE + LIMITS)]
+    names = ["momentum", "epsilon", *(attribute for _, attribute, _ in regularizing(before))]
     for name in names:
         old, new = getattr(before, name, None), getattr(after, name, None)
         if old != new and (new is None or isinstance(new, int | float)):

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 SEEDS = 2**31 - 1
+OWN = "own"  # what the user has, whatever it is
 RECURRENT = ("SimpleRNN", "LSTM", "GRU", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
 RECTIFIERS = ("relu", "leaky_relu", "elu", "gelu", "silu", "swish", "mish", "celu", "relu6")
 FITTING = {  # by the role of the weight, as Keras initializes it by default; kernels by their activation

@@ -31,14 +31,15 @@ from gradrecipes.rescue.feed import Feed, balanced_weights, is_flat, read_feed
 from gradrecipes.rescue.lab import Journal, Lab, fingerprint_of
 from gradrecipes.rescue.original import Original, Setup, looked_up_inputs, read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
-from gradrecipes.rescue.search import Found, search
-from gradrecipes.rescue.task import BINARY, CLASSES, ONE_HOT, OWN_LOSS, WORDS, Task, task_of
+from gradrecipes.rescue.search import search
+from gradrecipes.rescue.task import BINARY, CLASSES, ONE_HOT, OWN_LOSS, Task, task_of
 from gradrecipes.rescue.verdict import (
     NOT_RESCUED,
     NOTHING_NEEDED,
     RESCUED,
     UNDECIDED,
     AdvisedChange,
+    Found,
     Rescue,
     RescueEvidence,
 )
@@ -47,8 +48,6 @@ from gradrecipes.training.trial.trial import build_on
 _LOG = logging.getLogger(__name__)
 
 TRAININGS = 3.0  # of the user's own that a rescue may cost by default
-LEAST_BUDGET = 1500  # steps; for a training of seconds more trials are no cost ...
-MOST_TRAININGS = 8.0  # ... but no more of them than cost so many trainings
 CONFIRMED_IN = 2.0  # trainings that are kept back of the budget, to train what looks good to the end
 LOSS_CAUSES = {"loss_output_mismatch", "unsafe_loss", "unbounded_loss"}  # findings that are about the loss itself
 MOST_COLUMNS = 16  # of an output that are tried below 0, one after the other
@@ -90,8 +89,8 @@ def rescue(
         seed: Fixes the split, the order of the data and the weights drawn anew.
         budget: Training steps of all trials, in batches of the user's size, which are never exceeded: a trial that
             would is not begun, and the answer is what is proven by then. The diagnosis takes a few hundred steps
-            besides. By default as many as three trainings take, or, if that is more, 1500, but never more than eight
-            trainings take, and two trainings more in which what looks good by then is trained to the end.
+            besides. By default as many as three trainings take, and two trainings more in which what looks good by
+            then is trained to the end.
         journal: A file in which results are kept; a rescue that was stopped resumes from it.
         tell: Called with a few words when a part or a trial begins, and, when a trial ends, with the same words, a
             colon and its score.
@@ -169,7 +168,7 @@ def rescue(
             return None if found is None else found - float(sum(made.losses))
 
     steps = feed.steps_per_epoch(size) * epochs
-    limit = default_budget(steps) + math.ceil(CONFIRMED_IN * steps) if budget is None else budget
+    limit = math.ceil((TRAININGS + CONFIRMED_IN) * steps) if budget is None else budget
     nothing_found = _found_nothing(diagnosis)
     lab = Lab(
         base,
@@ -209,16 +208,6 @@ def rescue(
     return _answer(model, lab, found, diagnosis, build, scaling, arrays=_is_arrays(x), titles=titles)
 
 
-def default_budget(steps: int) -> int:
-    """Return how many steps a rescue may use to try changes, of a training with so many.
-
-    Example:
-        >>> default_budget(10_000), default_budget(300), default_budget(60)
-        (30000, 1500, 480)
-    """
-    return math.ceil(max(TRAININGS * steps, min(LEAST_BUDGET, MOST_TRAININGS * steps)))
-
-
 def _answer(
     model: keras.Model,
     lab: Lab,
@@ -232,7 +221,7 @@ def _answer(
 ) -> Rescue:
     after = setup_after(lab.base, found.changes)
     evidence = RescueEvidence(
-        WORDS[lab.task.kind],
+        lab.task.measured,
         lab.task.baseline_score,
         found.proof,
         tuple(lab.trials),

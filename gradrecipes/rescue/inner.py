@@ -12,7 +12,7 @@ import numpy as np
 from gradrecipes.compat.keras_private import frozen_variables, holds_layers, own_variables, sublayers
 from gradrecipes.compat.model_reuse import copied_model
 from gradrecipes.rescue import edits
-from gradrecipes.training.description.describe import regularizing
+from gradrecipes.training.description.describe import LIMITS, NOISE, regularizing, switched_off
 from gradrecipes.training.description.model_graph import activation_of, is_weighted
 from gradrecipes.training.step.capture import calls_intercepted
 
@@ -134,18 +134,18 @@ def edit_within(
     """
     pairs = [(places[id(old)], one) for old, one in zip(sublayers(theirs), sublayers(made), strict=True)]
     bends = next((activation_of(one) for place, one in pairs if place in activations), None)
-    if setup.activation != "own":
+    if setup.activation != edits.OWN:
         for place, one in pairs:
             if place in activations:
                 one.activation = keras.activations.get(setup.activation)
             elif type(one).__name__.endswith("Cell") and activation_of(one) in TO_TANH:
                 one.activation = keras.activations.get("tanh")
         bends = setup.activation if bends else None
-    if setup.precision != "own":
+    if setup.precision != edits.OWN:
         for one in [made, *sublayers(made)]:
             if getattr(one, "compute_dtype", None) in HALF_PRECISION:
                 one.dtype_policy = setup.precision
-    fitting = setup.initializers != "own"
+    fitting = setup.initializers != edits.OWN
     recurrent = {id(one) for cell in [made, *sublayers(made)] if hasattr(cell, "state_size") for one in sublayers(cell)}
     for place, one in pairs if fitting or seed else ():
         if one.name not in kept and not holds_layers(one):
@@ -190,27 +190,19 @@ def _draw_anew(
             setattr(layer, key, drawn)  # so that the lines to paste can name it
 
 
-NOISE, LIMITS = ("dropout", "noise"), ("penalty", "constraint")  # kinds of regularization, by what leaves them out
-
-
 def adjust(layer: keras.layers.Layer, setup: Any) -> None:
     """Set what a layer reads anew at each call: its dropout, its penalties and constraints, its moving averages."""
-    if setup.dropout != "own":
-        for attribute in held_by(layer, NOISE):
-            setattr(layer, attribute, 0.0)
-    if setup.regularizers != "own":
-        for attribute in held_by(layer, LIMITS):
-            setattr(layer, attribute, None)
-        for weight in own_variables(layer):
-            weight.regularizer = weight.constraint = None
-    if setup.moving_averages != "own" and type(layer).__name__ == "BatchNormalization":
+    for kinds, wanted in ((NOISE, setup.dropout), (LIMITS, setup.regularizers)):
+        if wanted != edits.OWN:
+            switched_off(layer, kinds)
+    if setup.moving_averages != edits.OWN and type(layer).__name__ == "BatchNormalization":
         layer.momentum = min(layer.momentum, MOVING_AVERAGE)
         layer.epsilon = max(layer.epsilon, SAFE_EPSILON)
 
 
-def held_by(layer: keras.layers.Layer, kinds: tuple[str, ...]) -> list[str]:
-    """Return the names of the settings by which a layer is regularized in these ways."""
-    return [attribute for kind, attribute, _ in regularizing(layer) if kind in kinds]
+def is_held(layer: keras.layers.Layer, kinds: tuple[str, ...]) -> bool:
+    """Return whether a layer is regularized in one of these ways."""
+    return any(kind in kinds for kind, *_ in regularizing(layer))
 
 
 def copy_flags(made: keras.layers.Layer, theirs: keras.layers.Layer) -> None:

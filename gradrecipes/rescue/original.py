@@ -15,19 +15,18 @@ from gradrecipes.compat.keras_private import compile_arguments, frozen_variables
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.record import Record
-from gradrecipes.rescue.edits import RECURRENT
+from gradrecipes.rescue.edits import OWN, RECURRENT
 from gradrecipes.rescue.inner import (
     HALF_PRECISION,
-    LIMITS,
     MOVING_AVERAGE,
-    NOISE,
     SAFE_EPSILON,
     exchangeable_activations,
-    held_by,
     is_drawn_otherwise,
     is_graph,
+    is_held,
     is_trained,
 )
+from gradrecipes.training.description.describe import LIMITS, NOISE
 from gradrecipes.training.description.model_graph import (
     ACTIVATION_LAYERS,
     NORMALIZATIONS,
@@ -109,8 +108,8 @@ def read_original(model: keras.Model, x: Any = None) -> Original:
         "inner": frozenset() if x is None else exchangeable_activations(model, x, kept, everywhere=not surgical),
         "untrained": frozenset(layer.name for layer in frozen if not is_trained(layer)),
         "frozen": bool(frozen),
-        "drops": any(held_by(layer, NOISE) for layer in layers),
-        "penalized": any(held_by(layer, LIMITS) for layer in layers),
+        "drops": any(is_held(layer, NOISE) for layer in layers),
+        "penalized": any(is_held(layer, LIMITS) for layer in layers),
         "averaged": any(map(_averages_slowly, layers)),
     }
     if not surgical:
@@ -201,7 +200,6 @@ def _averages_slowly(layer: Any) -> bool:
     return type(layer).__name__ == "BatchNormalization" and slow
 
 
-OWN = "own"  # what the user has, whatever it is
 CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
 
 

@@ -12,11 +12,19 @@ from typing import Any
 import keras
 
 from gradrecipes.compat.keras_optimizers import own_schedule
-from gradrecipes.compat.keras_private import build_optimizer, compile_arguments, made_by, replaced, sublayers
+from gradrecipes.compat.keras_private import (
+    build_optimizer,
+    compile_arguments,
+    made_by,
+    optimizers_of,
+    replaced,
+    sublayers,
+    unbuilt_copy,
+)
 from gradrecipes.compat.model_reuse import copied_model
 from gradrecipes.rescue import edits, inner
-from gradrecipes.rescue.edits import Scaling, wrapped
-from gradrecipes.rescue.original import CLIPS, OWN, Original, Setup, optimizer_config, unwrapped
+from gradrecipes.rescue.edits import OWN, Scaling, wrapped
+from gradrecipes.rescue.original import CLIPS, Original, Setup, optimizer_config, unwrapped
 from gradrecipes.schedules import WarmUp
 from gradrecipes.training.description.model_graph import activation_of
 
@@ -49,6 +57,9 @@ def rebuild(original: Original, base: Setup, setup: Setup, *, scaling: Scaling, 
             inner.adjust(layer, setup)
     if setup.trainable != OWN:
         inner.unfreeze(made, original.untrained if setup.trainable == "untrained" else None)
+        for optimizer in optimizers_of(made):  # one that the model holds has no slots for what was frozen
+            if optimizer.built:
+                vars(optimizer).update(vars(unbuilt_copy(optimizer)))
     if setup.positive != base.positive:
         made = edits.with_positive_columns(made, setup.positive)
     weights: dict[int, float] = {}

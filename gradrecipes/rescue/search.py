@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 from gradrecipes.rescue.arm import Result
 from gradrecipes.rescue.changes import Change, Changes, cost_of
 from gradrecipes.rescue.control import HALF, HALF_LEARNED, Control
-from gradrecipes.rescue.lab import Lab, OutOfBudgetError, Proof
+from gradrecipes.rescue.lab import LEAST_GAIN, Lab, OutOfBudgetError
 from gradrecipes.rescue.task import OWN_LOSS
+from gradrecipes.rescue.verdict import Found
 
 SEEDS = (0, 1, 2)
 SHORTEST_TRIAL = 40  # steps; fewer do not tell a slow start from none
-TRIALS_A_TRAINING = 20  # short trials that cost as much as one training
+TRIALS_A_TRAINING = 20  # short trials that cost as much as one training ...
+FEWEST_A_TRAINING = 10  # ... and how many do at least, where so few steps have to do
 LENGTHENED = 2  # times as long are the trials of the survivors
 SURVIVORS = 2
 EXPLORED = 0.6  # share of what is left after the final training that the short trials may use
@@ -21,37 +23,11 @@ FEWEST_CANDIDATES = 8
 GLANCE = 0.5  # share of a short trial after which one is given up that the best so far beats
 UNBEATEN = 3  # candidates in a row that are no better than the best before them end the short trials ...
 OBVIOUS = 2  # sets of standard changes that a training which learned little is compared with
-EXCELLENT = 0.95  # score from which on a better one is not looked for
+WITHIN = 0.05  # of what the best gains over a constant prediction: fewer changes that lose no more are enough
+EXCELLENT = 1.0 - WITHIN  # score from which on a better one is not looked for
 UNTRAINED = "unfreeze"  # name of the change that trains frozen layers which were never trained
 # Against what happens late, the safest first.
 LATE = ("constant_rate", "plain_optimizer", "guard", "clip", "rate_0.1", "warm_up", "adam")
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search came to.
-
-    Args:
-        changes: The winner; empty where nothing is needed or nothing wins.
-        proof: Of the winner, or None.
-        final: The winner after the user's whole training, or None where it was not trained so far.
-        needed: By how much the score falls without each change of the winner, by name.
-        control: The training as it is, as far as it was trained.
-        fails: Whether the training as it is fails: breaks, does not learn, or gets worse late.
-        complete: False where the search was interrupted, or the budget ended it.
-        learned: Whether the training as it is was seen to learn.
-        breaks: Whether it raises an error, ends with a loss that is not finite, or gets worse late.
-    """
-
-    changes: Changes
-    proof: Proof | None
-    final: Result | None
-    needed: dict[str, float]
-    control: Result | None
-    fails: bool
-    complete: bool = True
-    learned: bool = False
-    breaks: bool = False
 
 
 def search(
@@ -86,13 +62,14 @@ Scored = list[tuple[Changes, Result]]
 class _Progress:
     def __init__(self, lab: Lab, known: dict[str, Change], suggested: Collection[str], *, seen_to_learn: bool = False):
         self.lab, self.known, self.suggested = lab, known, suggested
-        self.short = min(1.0, max(SHORTEST_TRIAL / lab.full, 1.0 / TRIALS_A_TRAINING))
+        self.short = min(1.0 / FEWEST_A_TRAINING, max(SHORTEST_TRIAL / lab.full, 1.0 / TRIALS_A_TRAINING))
         self.long = min(1.0, LENGTHENED * self.short)
         self.control = Control(lab, seen_to_learn=seen_to_learn)
         self.hurried = True  # whether a single change that looks clear ends the short trials
         self.clear: Changes = ()  # the one that did
         self.first: Changes = ()  # what the diagnosis suggests before all else
         self.cut_short = False  # whether the budget ended before all was tried that a cause suggests
+        self.to_the_end = True  # whether what only quickens the start is left out
         self.winner: Changes = ()
         self.final: Result | None = None
         self.pairs: list[tuple[Result, Result]] = []
@@ -216,7 +193,7 @@ class _Progress:
         if not scored:
             return []
         ranked = sorted(scored, key=lambda pair: (-round(pair[1].score.value, 3), cost_of(pair[0])))
-        near = [pair for pair in ranked if not lab.better(ranked[0][1].score, pair[1].score)]
+        near = self._near(ranked)
         count = SURVIVORS if lab.learns(ranked[0][1]) else 2 * SURVIVORS
         simplest = min(near, key=lambda pair: cost_of(pair[0]))
         single = self.hurried and len(simplest[0]) == 1 and self._is_half_learned(simplest[1])
@@ -237,18 +214,23 @@ class _Progress:
         both = tuple(sorted(singles, key=list(self.known.values()).index))
         return None if both in [changes for changes, _ in scored] else both
 
-    def _simplest(self, scored: Scored) -> Changes:
-        """Return the fewest and safest changes that are within chance of the best."""
-        near = [changes for changes, result in scored if not self.lab.better(scored[0][1].score, result.score)]
-        return min(near, key=cost_of)
+    def _near(self, scored: Scored) -> Scored:
+        """Return what is within chance of the best, which stands first."""
+        return [pair for pair in scored if not self.lab.better(scored[0][1].score, pair[1].score)]
 
-    def _ablated(self, changes: Changes, share: float) -> Changes:
+    def _ablated(self, changes: Changes, share: float, *, to_the_end: bool = True) -> Changes:
         """Leave out each change without which the score falls by no more than chance, and measure what the others are.
 
-        First all are left out at once that did not learn alone, then one after the other, the riskiest first. What is
-        missed after a short trial already is not tried for longer.
+        First all are left out at once that did not learn alone, then one after the other, the riskiest first.
+
+        Args:
+            changes: To leave some out of.
+            share: Of the training that is compared.
+            to_the_end: Whether a change is left out, too, without which the training is behind by then, but not at its
+                end, as far as can be told.
         """
-        best = self.lab.run(changes, share=share, part="ablation")  # small losses must not add up
+        whole = changes  # small losses must not add up
+        self.to_the_end = to_the_end
         alone = tuple(one for one in changes if self.lab.has_learned((one,)))
         if 0 < len(alone) < len(changes) and self._need(changes, alone, share) is None:
             changes = alone
@@ -257,7 +239,7 @@ class _Progress:
             change = pending.pop(0)
             fewer = tuple(one for one in changes if one is not change)
             need = self._need(changes, fewer, share)
-            if need is None and fewer and not self.lab.better(best.score, self._after(fewer, share).score):
+            if need is None and fewer and (changes == whole or self._need(whole, fewer, share) is None):
                 changes = fewer
                 self.needed, pending = {}, sorted(changes, key=lambda change: -change.risk)
             else:
@@ -269,47 +251,83 @@ class _Progress:
         return self.lab.run(changes, share=share, part="ablation")
 
     def _need(self, changes: Changes, fewer: Changes, share: float) -> float | None:
-        """Return by how much the score falls with fewer changes; None where that is within chance."""
-        lab, fall = self.lab, 0.0
+        """Return by how much the score falls with fewer changes; None where that is within chance.
+
+        Learning curves follow power laws of the steps. What only quickens the start is a distance that shrinks from one
+        length to the next; at the end of the training it has shrunk by the same power.
+        """
+        lab, falls = self.lab, []
         lengths = [self.short] if self.short < share and lab.has_run(changes, self.short) else []
         for length in (*lengths, share):
             whole, part = (lab.run(some, share=length, part="ablation") for some in (changes, fewer))
-            fall = whole.score.value - part.score.value
-            if part.error or part.broken is not None or lab.better(whole.score, part.score):
-                return fall
-        return None
+            falls.append(whole.score.value - part.score.value)
+            if part.error or part.broken is not None:
+                return falls[-1]
+            if lab.better(whole.score, part.score) and not (self.to_the_end and lab.learns(part)):
+                return falls[-1]
+        if not lab.better(whole.score, part.score):
+            return None
+        if len(falls) < 2 or not 0.0 < falls[1] < falls[0]:
+            return falls[-1]
+        power = math.log(falls[1] / falls[0]) / math.log(share / self.short)
+        ends = falls[1] * (1.0 / share) ** power
+        return None if ends <= WITHIN * (whole.score.value - lab.task.baseline_score) else falls[-1]
 
     def _keep(self, changes: Changes, share: float) -> None:
         self.winner, self.pairs = changes, [self._pair(changes, 0, share)]
 
     def _finals(self, survivors: Scored, share: float) -> None:
-        """Train the smallest set in full; another one where that fails late."""
+        """Train the smallest set in full; other ones where it fails late, or ends with little learned."""
         lab = self.lab
-        self._keep(self._simplest(survivors), share)  # until another one is found, or nothing is left to look for one
-        chosen = self._excellent_single(survivors) or self._ablated(self._simplest(survivors), share)
+        quick = min((changes for changes, _ in self._near(survivors)), key=cost_of)
+        self._keep(quick, share)  # until another one is found, or nothing is left to look for one
+        single = self._excellent_single(survivors)
+        chosen = single or self._ablated(quick, share)
         self._keep(chosen, share)
         others = [changes for changes, _ in survivors if changes != chosen and not set(chosen) < set(changes)]
-        for changes in (chosen, *others[:1]):
-            if changes != chosen and lab.left < lab.full:
-                break
-            changes = self._ablated(changes, share)
-            changes = self._slower(changes, share) or changes
-            if self._holds(changes):
-                changes = self._suggested_first(changes)
-                self._keep(changes, share)
-                self.final = lab.run(changes, part="finals")
-                return
-        chosen = self._ablated(chosen, share)
+        ended: list[Changes] = []  # those that learn to the end and do not get worse on the way
+        needed: dict[Changes, dict[str, float]] = {}
+        for changes in dict.fromkeys((chosen, *(() if single else (quick,)), self.first, *others[:1])):
+            if not changes or (changes != chosen and lab.left < lab.full):
+                continue
+            some = changes if changes == chosen else self._ablated(changes, share, to_the_end=False)
+            needed[some] = self.needed
+            if self._holds(some, beside=ended):
+                ended.append(some)
+                if self._is_half_learned(lab.run(some, part="finals")) and not self._ends_behind(some, quick):
+                    break
+        if ended:
+            self._end_with(max(ended, key=self._final_score), share)
+            self.needed = needed[self.winner]
+            return
         for name in LATE:
             if lab.left < lab.full or name not in self.known or name in {change.name for change in chosen}:
                 continue
             safer = (*chosen, self.known[name])
             if self._holds(safer):
-                self._keep(safer, share)
-                self.final = lab.run(safer, part="finals")
-                self.needed[name] = self.final.score.value - lab.run(chosen, part="finals").score.value
+                self._end_with(safer, share)
+                self.needed[name] = self._final_score(safer) - self._final_score(chosen)
                 return
-        self.winner, self.pairs = (), []
+        learned = [some for some in needed if lab.has_run(some, 1.0) and lab.learns(lab.run(some, part="finals"))]
+        if learned:
+            self._end_with(max(learned, key=self._final_score), share)
+        else:
+            self.winner, self.pairs = (), []
+
+    def _final_score(self, changes: Changes) -> float:
+        return self.lab.run(changes, part="finals").score.value
+
+    def _end_with(self, changes: Changes, share: float) -> None:
+        self._keep(changes, share)
+        self.final = self.lab.run(changes, part="finals")
+
+    def _ends_behind(self, changes: Changes, quick: Changes) -> bool:
+        """Return whether fewer changes end below where the whole set, which learned faster, is half-way already."""
+        lab, end = self.lab, self.lab.run(changes, part="finals").score
+        if not set(changes) < set(quick) or end.value >= EXCELLENT or lab.left < HALF * lab.full:
+            return False
+        half = lab.run(quick, share=max(self.long, HALF), part="finals").score
+        return lab.better(half, end) and half.value - end.value > WITHIN * (half.value - lab.task.baseline_score)
 
     def _excellent_single(self, survivors: Scored) -> Changes | None:
         """Return the best single change if it ends excellent, though a set of several learned faster at first."""
@@ -317,52 +335,22 @@ class _Progress:
         single, result = next((pair for pair in survivors if len(pair[0]) == 1), ((), None))
         if result is None or not self._is_half_learned(result) or lab.left < 2 * lab.full or not self._holds(single):
             return None
-        return single if lab.run(single, part="finals").score.value >= EXCELLENT else None
+        return single if self._final_score(single) >= EXCELLENT else None
 
-    def _suggested_first(self, changes: Changes) -> Changes:
-        """Return what the first cause suggests where it ends better than a winner that learned little."""
-        lab, first = self.lab, self.first
-        final = lab.run(changes, part="finals")
-        if self._is_half_learned(final) or len(first) != 1 or first == changes or lab.left < lab.full:
-            return changes
-        halves = [lab.run(some, share=max(self.long, HALF), part="finals") for some in (changes, first)]
-        if halves[1].error or halves[1].broken is not None or lab.better(halves[0].score, halves[1].score):
-            return changes
-        wins = self._holds(first) and lab.better(lab.run(first, part="finals").score, final.score)
-        return first if wins else changes
+    def _holds(self, changes: Changes, *, beside: Sequence[Changes] = ()) -> bool:
+        """Return whether changes learn to the end of the user's training, and do not get worse on the way.
 
-    def _slower(self, changes: Changes, share: float) -> Changes | None:
-        """Return fewer changes that get as far by the end of the training, though they learn more slowly at first."""
-        lab, baseline = self.lab, self.lab.task.baseline_score
-        sets = [tuple(one for one in changes if one is not change) for change in changes if len(changes) > 1]
-        fewer = max(sets, key=lambda some: self._after(some, share).score.value, default=())
-        if not fewer or lab.left < 2 * lab.full:
-            return None
-        learned = self._after(fewer, share).score.value - baseline
-        quick, length = self._after(changes, share).score.value, max(self.long, HALF)
-        if learned < HALF_LEARNED * (quick - baseline):
-            return None
-        half = lab.run(fewer, share=length, part="finals").score.value
-        pace = (half - baseline - learned) / max(length - share, 1e-9)  # it does not learn faster from here on
-        if half + pace * (1.0 - length) < quick or not self._holds(fewer):
-            return None
-        least = lab.run(fewer, part="finals")
-        if least.score.value < EXCELLENT:
-            whole = lab.run(changes, part="finals")
-            if lab.better(whole.score, least.score):
-                left_out = next(change for change in changes if change not in fewer)
-                self.needed[left_out.name] = whole.score.value - least.score.value
-                return None
-        return self._slower(self._ablated(fewer, share), share) or self._ablated(fewer, share)
-
-    def _holds(self, changes: Changes) -> bool:
-        """Return whether changes learn to the end of the user's training, and do not get worse on the way."""
+        Args:
+            changes: To train.
+            beside: Others; what one of them beats half-way is not trained to the end.
+        """
         lab = self.lab
-        half = lab.run(changes, share=max(self.long, HALF), part="finals")
-        if half.error or half.broken is not None:
+        half, *others = (lab.run(some, share=max(self.long, HALF), part="finals") for some in (changes, *beside))
+        if half.error or half.broken is not None or any(lab.better(one.score, half.score) for one in others):
             return False
         last = lab.run(changes, part="finals")
-        return lab.learns(last, standard_errors=1.0) and not lab.better(half.score, last.score)
+        lost = half.score.value - last.score.value > LEAST_GAIN * (half.score.value - lab.task.baseline_score)
+        return lab.learns(last, standard_errors=1.0) and not (lost and lab.better(half.score, last.score))
 
     # -- the proof -----------------------------------------------------------------------------------
     def _pair(self, changes: Changes, seed: int, share: float) -> tuple[Result, Result]:

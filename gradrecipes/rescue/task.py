@@ -12,7 +12,8 @@ import keras
 import numpy as np
 
 from gradrecipes.core.trace.description import OutputDescription
-from gradrecipes.rescue.original import OWN, Setup
+from gradrecipes.rescue.edits import OWN
+from gradrecipes.rescue.original import Setup
 
 _LOG = logging.getLogger(__name__)
 
@@ -98,6 +99,12 @@ class Task:
         return Score(float(np.clip(samples.mean(), WORST, 1.0)), samples)
 
     @property
+    def measured(self) -> str:
+        """What the scores are, in words."""
+        many = self.kind in (CLASSES, ONE_HOT, BINARY) and _many_a_sample(_labels(self.kind, self.y))
+        return "accuracy" if many else WORDS[self.kind]
+
+    @property
     def numbers(self) -> dict[int, tuple[int, str]] | None:
         """By the position of an output that is to predict numbers, its target's position and its loss's name."""
         if self.kind != SEVERAL:
@@ -144,7 +151,7 @@ class Task:
             right = (predicted > bound).reshape(len(y), -1) == (y > (0.0 if y.min() < 0 else 0.5)).reshape(len(y), -1)
             labels = y.reshape(len(y), -1)
         else:
-            labels = y.argmax(-1) if self.kind == ONE_HOT else y
+            labels = _labels(self.kind, y)
             labels = labels.reshape(predicted.shape[:-1]) if labels.size == predicted[..., 0].size else labels
             chosen = np.where(np.isfinite(predicted), predicted, -np.inf).argmax(-1)
             if chosen.shape != labels.shape:
@@ -269,12 +276,21 @@ def _kind(y: np.ndarray, setup: Setup) -> tuple[str, int | None]:
 
 
 def _baseline_score(kind: str, y: np.ndarray, units: int | None) -> float:
-    labels = y.argmax(-1) if kind == ONE_HOT else y
-    if kind in (CLASSES, ONE_HOT, BINARY) and labels.ndim > 1 and labels[0].size > 1:
+    labels = _labels(kind, y)
+    if kind in (CLASSES, ONE_HOT, BINARY) and _many_a_sample(labels):
         return _most_frequent(labels, by_column=kind == BINARY)
     if kind in (CLASSES, BINARY):
         return 1.0 / max(2, len(np.unique(y))) if kind == CLASSES else 0.5
     return 1.0 / max(2, units or 2) if kind == ONE_HOT else 0.0
+
+
+def _labels(kind: str, y: Any) -> np.ndarray:
+    labels = np.asarray(keras.tree.flatten(y)[0])
+    return labels.argmax(-1) if kind == ONE_HOT else labels
+
+
+def _many_a_sample(labels: np.ndarray) -> bool:
+    return labels.ndim > 1 and labels[0].size > 1
 
 
 def _most_frequent(labels: np.ndarray, *, by_column: bool) -> float:
@@ -286,7 +302,7 @@ def _most_frequent(labels: np.ndarray, *, by_column: bool) -> float:
 
 def _balanced(right: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the part of each sample in the mean of the classes' own accuracies; of sequences the plain share."""
-    if right.ndim > 1 and right[0].size > 1:
+    if _many_a_sample(right):
         return right.reshape(len(right), -1).mean(axis=1)
     right, labels = right.reshape(len(right)), labels.reshape(len(right))
     _, place, counts = np.unique(labels, return_inverse=True, return_counts=True)

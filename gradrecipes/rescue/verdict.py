@@ -15,6 +15,8 @@ import keras
 from gradrecipes.core.trace.record import dumps, plain
 from gradrecipes.diagnosis.judgement import HEALTHY
 from gradrecipes.report.diagnosis import Diagnosis
+from gradrecipes.rescue.arm import Result
+from gradrecipes.rescue.changes import Changes
 from gradrecipes.rescue.code import code_of
 from gradrecipes.rescue.edits import Scaling
 from gradrecipes.rescue.lab import Proof, Trial
@@ -79,6 +81,33 @@ class RescueEvidence:
     def trainings(self) -> float:
         """Cost of all trials, in trainings of the user's."""
         return self.spent_steps / max(1, self.training_steps)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to.
+
+    Args:
+        changes: The winner; empty where nothing is needed or nothing wins.
+        proof: Of the winner, or None.
+        final: The winner after the user's whole training, or None where it was not trained so far.
+        needed: By how much the score falls without each change of the winner, by name.
+        control: The training as it is, as far as it was trained.
+        fails: Whether the training as it is fails: breaks, does not learn, or gets worse late.
+        complete: False where the search was interrupted, or the budget ended it.
+        learned: Whether the training as it is was seen to learn.
+        breaks: Whether it raises an error, ends with a loss that is not finite, or gets worse late.
+    """
+
+    changes: Changes
+    proof: Proof | None
+    final: Result | None
+    needed: dict[str, float]
+    control: Result | None
+    fails: bool
+    complete: bool = True
+    learned: bool = False
+    breaks: bool = False
 
 
 @dataclass(frozen=True, eq=False, repr=False)

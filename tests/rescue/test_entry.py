@@ -9,8 +9,8 @@ import tensorflow as tf
 
 import gradrecipes as gr
 from gradrecipes.rescue.control import constant_loss
+from gradrecipes.rescue.edits import OWN
 from gradrecipes.rescue.feed import read_feed
-from gradrecipes.rescue.original import OWN
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(300, 5)).astype("float32")

@@ -163,6 +163,21 @@ def test_frozen_layers_that_were_never_trained_are_trained():
     assert len(made.trainable_weights) == 6
 
 
+def test_an_optimizer_that_a_model_holds_is_built_anew_for_what_is_no_longer_frozen():
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(8), keras.layers.Dense(1)])
+    model.layers[0].trainable = False
+    model.compile("sgd", "mse")
+    model.second_optimizer = keras.optimizers.Adam(0.25)
+    model.second_optimizer.build(model.trainable_variables)
+    original, base = read(model)
+    made = rebuild(replace(original, surgical=False), base, replace(base, trainable="all"), scaling=SCALING)
+    made.second_optimizer.apply(
+        [keras.ops.ones_like(one) for one in made.trainable_variables], made.trainable_variables
+    )
+    assert float(made.second_optimizer.learning_rate) == 0.25
+    assert len(model.second_optimizer._trainable_variables) == 2
+
+
 def test_layers_in_half_precision_compute_in_float32_where_only_layers_are():
     model = WithStep()
     original, base = read(model)

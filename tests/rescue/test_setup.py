@@ -3,7 +3,8 @@ from dataclasses import replace
 import keras
 import pytest
 
-from gradrecipes.rescue.original import OWN, Difference, Setup, setup_of
+from gradrecipes.rescue.edits import OWN
+from gradrecipes.rescue.original import Difference, Setup, setup_of
 
 
 def compiled(optimizer, **layers):

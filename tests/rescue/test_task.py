@@ -86,6 +86,7 @@ def test_of_many_labels_a_sample_the_most_frequent_one_is_the_constant_predictio
     one_hot = {"units": 5, "loss": "categorical_crossentropy", "head": "softmax"}
     for words in (task(tokens, units=5), task(np.eye(5)[tokens], **one_hot)):
         assert words.baseline_score == pytest.approx((tokens == 0).mean())
+        assert words.measured == "accuracy"
         assert words.score(Fixed(constant), SETUP).value == pytest.approx(words.baseline_score)
     several = (X[:, :3] > [0.5, 0.0, -2.0]).astype(float)
     marks = task(several, units=3, loss="binary_crossentropy", head="sigmoid")

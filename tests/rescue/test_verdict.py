@@ -10,9 +10,8 @@ from gradrecipes.rescue.arm import Result
 from gradrecipes.rescue.control import sum_of_baselines
 from gradrecipes.rescue.entry import _verdict
 from gradrecipes.rescue.lab import Trial
-from gradrecipes.rescue.search import Found
 from gradrecipes.rescue.task import Score
-from gradrecipes.rescue.verdict import RescueEvidence, screen
+from gradrecipes.rescue.verdict import Found, RescueEvidence, screen
 
 
 def answered(*, nothing_found=True, diagnosis="undecided", error="", **seen):

@@ -19,6 +19,7 @@ from gradrecipes.compat.keras_private import (
     has_own_train_step,
     leaves,
     optimizers_of,
+    own_variables,
     sublayers,
 )
 from gradrecipes.core.trace.description import Call, Description, FrozenLayer, OptimizerDescription, Regularization
@@ -120,6 +121,20 @@ def regularizing(layer: keras.layers.Layer) -> Iterator[tuple[str, str, Any]]:
             yield "constraint", attribute, value
         elif attribute in rates and isinstance(value, int | float) and value > 0:
             yield rates[attribute], attribute, value
+
+
+NOISE, LIMITS = ("dropout", "noise"), ("penalty", "constraint")  # kinds of regularization
+
+
+def switched_off(layer: keras.layers.Layer, kinds: Sequence[str] = (*NOISE, *LIMITS)) -> list[tuple[Any, str, Any]]:
+    """Train a layer without regularization of these kinds, and return (object, attribute, value) of what was."""
+    held = [(layer, attribute, value) for kind, attribute, value in regularizing(layer) if kind in kinds]
+    if set(LIMITS) <= set(kinds):
+        for variable in own_variables(layer):
+            held += [(variable, name, getattr(variable, name)) for name in ("regularizer", "constraint")]
+    for one, attribute, value in held:
+        setattr(one, attribute, 0.0 if isinstance(value, int | float) else None)
+    return held
 
 
 @none_if_unreadable
