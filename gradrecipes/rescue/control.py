@@ -95,7 +95,8 @@ class Control:
         """
         lab, ended = self.lab, self.checkpoints[-1]
         gained, most = (value - lab.task.baseline_score for value in (ended.score.value, 1.0))
-        if self.fails or ended.error or lab.task.kind == OWN_LOSS or gained >= HALF_LEARNED * most:
+        unknown = lab.task.kind == OWN_LOSS and not lab.minimized
+        if self.fails or ended.error or unknown or gained >= HALF_LEARNED * most:
             return False
         results = (lab.run(changes, share=share, part="short trials") for changes in tried)
         return any(
@@ -129,7 +130,7 @@ class Control:
                 either.
         """
         last = self.checkpoints[-1]
-        if self.breaks or self.lab.task.kind == OWN_LOSS:
+        if self.breaks or (self.lab.task.kind == OWN_LOSS and not (self.lab.minimized and _stays(last))):
             return self.breaks
         return not self.lab.learns(last, standard_errors=standard_errors)
 
@@ -148,6 +149,11 @@ class Control:
         """Return whether the training loss rises from one checkpoint to another, by more than its batches differ."""
         noise = STANDARD_ERRORS * math.hypot(one.loss_error, other.loss_error)
         return not other.loss - one.loss <= noise
+
+
+def _stays(result: Result) -> bool:
+    """Return whether the training loss neither fell nor still falls."""
+    return not (result.fell or result.falls or result.declines)
 
 
 def masks(model: keras.Model) -> bool:

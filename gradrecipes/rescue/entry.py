@@ -181,6 +181,7 @@ def rescue(
         stages={} if original.wrappable else None,
         baseline_loss=baseline_loss,
         limit=limit,
+        minimized=not has_own_train_step(model),
         seconds={"diagnosis": time.monotonic() - began},
     )
     positive = _positive_columns(original, build, base, feed, outputs)

@@ -110,6 +110,7 @@ class Lab:
         baseline_loss: Returns the own loss of the best constant prediction on rows of the training data, or None;
             itself None where that is not asked for.
         limit: Training steps that all trials may take together, those that confirm a change too.
+        minimized: Whether a step minimizes the loss that it logs, which is not known of a train step of the user's own.
     """
 
     base: Setup
@@ -122,6 +123,7 @@ class Lab:
     stages: dict[str, Stage] | None = None
     baseline_loss: Callable[[], float | None] | None = None
     limit: float = math.inf
+    minimized: bool = True
     spent: float = 0.0
     trials: list[Trial] = field(default_factory=list)
     _arms: dict[Any, Arm] = field(default_factory=dict)
@@ -217,8 +219,7 @@ class Lab:
     def better(self, one: Score, other: Score) -> bool:
         """Return whether one score is above another by more than chance."""
         difference, error = self.compared(one, other)
-        # A loss of the user's own may fall by powers of ten: a tenth of what is left counts.
-        left = abs(1.0 - other.value) if self.task.kind == OWN_LOSS else 1.0
+        left = abs(1.0 - other.value) if self.task.kind == OWN_LOSS else 1.0  # a loss may fall by powers of ten
         return difference > max(min(LEAST_DIFFERENCE, LEAST_GAIN * left), STANDARD_ERRORS * error)
 
     def proof(self, pairs: Sequence[tuple[Result, Result]]) -> Proof:
@@ -370,9 +371,7 @@ class Journal:
             "score": result.score.value,
             "score_error": result.score.error,
             "samples": None if samples is None else [round(float(value), 6) for value in samples],
-            "loss": result.loss if math.isfinite(result.loss) else None,
-            "peak": result.peak if math.isfinite(result.peak) else None,
-            "fit": result.fit if math.isfinite(result.fit) else None,
+            **{name: one if math.isfinite(one := getattr(result, name)) else None for name in ("loss", "peak", "fit")},
             "broken": result.broken,
             "error": result.error,
             "falls": result.falls,

@@ -218,45 +218,41 @@ class _Progress:
         """Return what is within chance of the best, which stands first."""
         return [pair for pair in scored if not self.lab.better(scored[0][1].score, pair[1].score)]
 
-    def _ablated(self, changes: Changes, share: float, *, to_the_end: bool = True) -> Changes:
+    def _ablated(self, changes: Changes, *, to_the_end: bool = True) -> Changes:
         """Leave out each change without which the score falls by no more than chance, and measure what the others are.
 
         First all are left out at once that did not learn alone, then one after the other, the riskiest first.
 
         Args:
             changes: To leave some out of.
-            share: Of the training that is compared.
             to_the_end: Whether a change is left out, too, without which the training is behind by then, but not at its
                 end, as far as can be told.
         """
         whole = changes  # small losses must not add up
         self.to_the_end = to_the_end
         alone = tuple(one for one in changes if self.lab.has_learned((one,)))
-        if 0 < len(alone) < len(changes) and self._need(changes, alone, share) is None:
+        if 0 < len(alone) < len(changes) and self._need(changes, alone) is None:
             changes = alone
         self.needed, pending = {}, sorted(changes, key=lambda change: -change.risk)
         while pending:
             change = pending.pop(0)
             fewer = tuple(one for one in changes if one is not change)
-            need = self._need(changes, fewer, share)
-            if need is None and fewer and (changes == whole or self._need(whole, fewer, share) is None):
+            need = self._need(changes, fewer)
+            if need is None and fewer and (changes == whole or self._need(whole, fewer) is None):
                 changes = fewer
                 self.needed, pending = {}, sorted(changes, key=lambda change: -change.risk)
             else:
-                fall = self._after(changes, share).score.value - self._after(fewer, share).score.value
-                self.needed[change.name] = fall if need is None else need
+                one, other = (self.lab.run(some, share=self.long, part="ablation") for some in (changes, fewer))
+                self.needed[change.name] = one.score.value - other.score.value if need is None else need
         return changes
 
-    def _after(self, changes: Changes, share: float) -> Result:
-        return self.lab.run(changes, share=share, part="ablation")
-
-    def _need(self, changes: Changes, fewer: Changes, share: float) -> float | None:
+    def _need(self, changes: Changes, fewer: Changes) -> float | None:
         """Return by how much the score falls with fewer changes; None where that is within chance.
 
         Learning curves follow power laws of the steps. What only quickens the start is a distance that shrinks from one
         length to the next; at the end of the training it has shrunk by the same power.
         """
-        lab, falls = self.lab, []
+        lab, share, falls = self.lab, self.long, []
         lengths = [self.short] if self.short < share and lab.has_run(changes, self.short) else []
         for length in (*lengths, share):
             whole, part = (lab.run(some, share=length, part="ablation") for some in (changes, fewer))
@@ -282,7 +278,7 @@ class _Progress:
         quick = min((changes for changes, _ in self._near(survivors)), key=cost_of)
         self._keep(quick, share)  # until another one is found, or nothing is left to look for one
         single = self._excellent_single(survivors)
-        chosen = single or self._ablated(quick, share)
+        chosen = single or self._ablated(quick)
         self._keep(chosen, share)
         others = [changes for changes, _ in survivors if changes != chosen and not set(chosen) < set(changes)]
         ended: list[Changes] = []  # those that learn to the end and do not get worse on the way
@@ -290,7 +286,7 @@ class _Progress:
         for changes in dict.fromkeys((chosen, *(() if single else (quick,)), self.first, *others[:1])):
             if not changes or (changes != chosen and lab.left < lab.full):
                 continue
-            some = changes if changes == chosen else self._ablated(changes, share, to_the_end=False)
+            some = changes if changes == chosen else self._ablated(changes, to_the_end=False)
             needed[some] = self.needed
             if self._holds(some, beside=ended):
                 ended.append(some)
