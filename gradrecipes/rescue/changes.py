@@ -19,6 +19,7 @@ from gradrecipes.rescue.task import BINARY, NUMBERS, ONE_HOT, OWN_LOSS, SEVERAL,
 ADAM_RATE = 1e-3  # Keras' default
 FAST_ADAM_RATE = 1e-2  # for nets of a few layers and trainings of a few hundred steps
 CLIP_NORM = "1.0"  # Pascanu et al. 2013, arXiv 1211.5063: of the order of the average norm
+RATE_FACTORS = (0.1, 0.01, 0.001, 10.0, 100.0, 1000.0)
 WARM_UP_SHARE = 0.1  # of all steps
 LARGER_BATCH = 8  # times
 DEFAULT_RATES = {"SGD": 0.01, "Adam": 1e-3, "AdamW": 1e-3, "RMSprop": 1e-3, "Adagrad": 1e-2, "Nadam": 1e-3}
@@ -113,7 +114,7 @@ def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, step
         yield _with("fresh_optimizer", words, -1, optimizer_state="fresh")
     if base.optimizer != OWN:
         own = base.schedule is not None and not hasattr(keras.optimizers.schedules, base.schedule)
-        for factor in () if own else (0.1, 0.01, 0.001, 10.0, 100.0):  # which of its numbers are rates is not known
+        for factor in () if own else RATE_FACTORS:  # which of its numbers are rates is not known
             words = f"divide the learning rate by {1 / factor:g}" if factor < 1 else f"multiply it by {factor:g}"
             words = words.replace("multiply it", "multiply the learning rate")
             yield _with(f"rate_{factor:g}", words, 0, rate_factor=factor)
@@ -250,7 +251,7 @@ BY_CAUSE: dict[str, tuple[str, ...]] = {
     "exploding_batch_normalization": ("normalization", "residual"),
     "missing_normalization": ("normalization", "initializers", "residual"),
     "learning_rate_too_high": ("rate_0.1", "rate_0.01", "rate_0.001", "constant_rate", "plain_optimizer"),
-    "learning_rate_too_low": ("constant_rate", "rate_10", "rate_100", "plain_optimizer"),
+    "learning_rate_too_low": ("constant_rate", "rate_10", "rate_100", "rate_1000", "plain_optimizer"),
     "unscaled_inputs": ("inputs",),
     "unscaled_targets": ("targets",),
     "nonfinite_data": ("guard", "inputs"),
@@ -274,6 +275,7 @@ BY_CAUSE: dict[str, tuple[str, ...]] = {
 }
 GENERAL = (
     "adam",
+    "adam_fast",
     "constant_rate",
     "plain_optimizer",
     "inputs",
@@ -305,15 +307,18 @@ ALL_STANDARD = ("adam", "inputs", "targets", "float32", "bounded_head", "head_an
 ALL_STANDARD += ("initializers", "unfreeze", "no_penalty")
 
 
-def candidates(findings: Sequence[Any], known: dict[str, Change]) -> list[Changes]:
+def candidates(findings: Sequence[Any], known: dict[str, Change], *, rate: float | None = None) -> list[Changes]:
     """Return what to try, the most promising first: changes that the causes suggest, alone and together.
 
     Args:
         findings: Of the diagnosis, the surest first.
         known: What `catalogue` returned.
+        rate: The factor of the learning rate with which the trial of the diagnosis learned, or None.
     """
     causes = [finding.code for finding in findings if finding.kind is Kind.CAUSE]
     suggested = suggested_changes(findings, known)
+    if rate is not None and (measured := f"rate_{rate:g}") in suggested:
+        suggested = [measured, *(name for name in suggested if name != measured)]
     first = [next((name for name in BY_CAUSE.get(code, ()) if name in known), None) for code in causes]
     first = list(dict.fromkeys(name for name in first if name))
     found: list[tuple[str, ...]] = [(name,) for name in suggested[:1]]
@@ -343,7 +348,7 @@ def _distinct(found: list[tuple[str, ...]], known: dict[str, Change]) -> list[Ch
     for names in found:
         chosen: list[str] = []
         for name in names:
-            clash = [one for one in chosen if _kind(one) == _kind(name)]
+            clash = [one for one in chosen if kind_of(one) == kind_of(name)]
             if name in known and name not in chosen and not clash:
                 chosen.append(name)
         if chosen:
@@ -352,11 +357,12 @@ def _distinct(found: list[tuple[str, ...]], known: dict[str, Change]) -> list[Ch
     return list(kept.values())
 
 
-def _kind(name: str) -> str:
-    if name in ("constant_rate", "plain_optimizer", "adam", "adam_fast"):
-        return "optimizer"
+def kind_of(name: str) -> str:
+    """Return what is the same for changes that exclude each other."""
+    if name in ("constant_rate", "plain_optimizer", "adam", "adam_fast") or name.startswith("rate_"):
+        return "optimizer"  # a rate in the place of Adam's is one of Adam's rates
     if name in ("normalization", "residual"):
         return "normalization"
     if name in ("head_and_loss", "bounded_head"):
         return "head"
-    return next((kind for kind in ("rate_", "activation_", "unfreeze") if name.startswith(kind)), name)
+    return next((kind for kind in ("activation_", "unfreeze") if name.startswith(kind)), name)

@@ -21,6 +21,7 @@ from gradrecipes.core.findings import Severity
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.diagnosis.judgement import HEALTHY
+from gradrecipes.diagnosis.outcome import fixing_rate
 from gradrecipes.probes.examine import examine, require_compiled
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.rescue.arm import Arm, Result, has_plain_loss
@@ -170,6 +171,7 @@ def rescue(
     steps = feed.steps_per_epoch(size) * epochs
     limit = math.ceil((TRAININGS + CONFIRMED_IN) * steps) if budget is None else budget
     nothing_found = _found_nothing(diagnosis)
+    rate = fixing_rate(trace, lower=False) or fixing_rate(trace, lower=True)
     lab = Lab(
         base,
         feed,
@@ -199,7 +201,7 @@ def rescue(
         known.pop("head_and_loss", None)  # who writes a loss means another one than the targets suggest
     found = search(
         lab,
-        candidates(diagnosis.findings, known),
+        candidates(diagnosis.findings, known, rate=rate),
         known,
         healthy=nothing_found,
         suggested=suggested_changes(diagnosis.findings, known),
@@ -221,6 +223,10 @@ def _answer(
     titles: dict[str, str],
 ) -> Rescue:
     after = setup_after(lab.base, found.changes)
+    nothing_found = _found_nothing(diagnosis)
+    tried = {name for trial in lab.trials for name in trial.changes}
+    untried = lab.task.kind == OWN_LOSS and not nothing_found
+    untried = untried and not tried.intersection(suggested_changes(diagnosis.findings, titles))
     evidence = RescueEvidence(
         lab.task.measured,
         lab.task.baseline_score,
@@ -244,7 +250,7 @@ def _answer(
             return build(after, seed)
 
     return Rescue(
-        _verdict(found, diagnosis, nothing_found=_found_nothing(diagnosis)),
+        _verdict(found, diagnosis, nothing_found=nothing_found, untried=untried),
         changes,
         evidence,
         diagnosis,
@@ -263,14 +269,22 @@ def _found_nothing(diagnosis: Diagnosis) -> bool:
     return all(finding.severity is Severity.NOTICE for finding in diagnosis.findings)
 
 
-def _verdict(found: Found, diagnosis: Diagnosis, *, nothing_found: bool) -> str:
-    """Return the verdict; where neither a cause nor a failure nor learning was seen, that nothing can be said."""
+def _verdict(found: Found, diagnosis: Diagnosis, *, nothing_found: bool, untried: bool = False) -> str:
+    """Return the verdict; where neither a cause nor a failure nor learning was seen, that nothing can be said.
+
+    Args:
+        found: What the search came to.
+        diagnosis: The diagnosis.
+        nothing_found: Whether it gives no cause.
+        untried: Whether nothing that acts on a cause could be tried, and only a loss says how the training does, which
+            may fall far and still be far from what another setup reaches.
+    """
     if found.changes:
         return RESCUED
     if found.control is not None and found.control.error and nothing_found:  # it is the copy that cannot be trained
         return NOTHING_NEEDED if diagnosis.verdict == HEALTHY else UNDECIDED
     if found.learned:
-        return NOTHING_NEEDED if found.complete else UNDECIDED
+        return NOTHING_NEEDED if found.complete and not untried else UNDECIDED
     return UNDECIDED if nothing_found and not found.breaks else NOT_RESCUED
 
 

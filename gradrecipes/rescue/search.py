@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 
 from gradrecipes.rescue.arm import Result
-from gradrecipes.rescue.changes import Change, Changes, cost_of
+from gradrecipes.rescue.changes import Change, Changes, cost_of, kind_of
 from gradrecipes.rescue.control import HALF, HALF_LEARNED, Control
 from gradrecipes.rescue.lab import LEAST_GAIN, Lab, OutOfBudgetError
 from gradrecipes.rescue.task import OWN_LOSS
@@ -209,7 +209,7 @@ class _Progress:
     def _union(self, scored: Scored) -> Changes | None:
         """Return the two best single changes together, unless they exclude each other or were tried together."""
         singles = [changes[0] for changes, _ in scored if len(changes) == 1][:2]
-        if len(singles) < 2 or singles[0].name.split("_")[0] == singles[1].name.split("_")[0]:
+        if len(singles) < 2 or kind_of(singles[0].name) == kind_of(singles[1].name):
             return None
         both = tuple(sorted(singles, key=list(self.known.values()).index))
         return None if both in [changes for changes, _ in scored] else both
@@ -250,7 +250,7 @@ class _Progress:
         """Return by how much the score falls with fewer changes; None where that is within chance.
 
         Learning curves follow power laws of the steps. What only quickens the start is a distance that shrinks from one
-        length to the next; at the end of the training it has shrunk by the same power.
+        length to the next; at the end of the training it has shrunk by the same power, and may be within 5%.
         """
         lab, share, falls = self.lab, self.long, []
         lengths = [self.short] if self.short < share and lab.has_run(changes, self.short) else []
@@ -263,10 +263,8 @@ class _Progress:
                 return falls[-1]
         if not lab.better(whole.score, part.score):
             return None
-        if len(falls) < 2 or not 0.0 < falls[1] < falls[0]:
-            return falls[-1]
-        power = math.log(falls[1] / falls[0]) / math.log(share / self.short)
-        ends = falls[1] * (1.0 / share) ** power
+        power = math.log(falls[1] / falls[0]) / math.log(share / self.short) if len(falls) > 1 and falls[0] > 0 else 0.0
+        ends = falls[-1] * (1.0 / share) ** power
         return None if ends <= WITHIN * (whole.score.value - lab.task.baseline_score) else falls[-1]
 
     def _keep(self, changes: Changes, share: float) -> None:
@@ -275,6 +273,7 @@ class _Progress:
     def _finals(self, survivors: Scored, share: float) -> None:
         """Train the smallest set in full; other ones where it fails late, or ends with little learned."""
         lab = self.lab
+        fastest = survivors[0][0]
         quick = min((changes for changes, _ in self._near(survivors)), key=cost_of)
         self._keep(quick, share)  # until another one is found, or nothing is left to look for one
         single = self._excellent_single(survivors)
@@ -283,17 +282,20 @@ class _Progress:
         others = [changes for changes, _ in survivors if changes != chosen and not set(chosen) < set(changes)]
         ended: list[Changes] = []  # those that learn to the end and do not get worse on the way
         needed: dict[Changes, dict[str, float]] = {}
-        for changes in dict.fromkeys((chosen, *(() if single else (quick,)), self.first, *others[:1])):
-            if not changes or (changes != chosen and lab.left < lab.full):
+        for changes in dict.fromkeys((chosen, *(() if single else (fastest, quick)), self.first, *others[:1])):
+            to_train = lab.full * (1.0 - HALF * lab.has_run(changes, HALF))
+            if not changes or (changes != chosen and lab.left < to_train):
                 continue
             some = changes if changes == chosen else self._ablated(changes, to_the_end=False)
             needed[some] = self.needed
             if self._holds(some, beside=ended):
                 ended.append(some)
-                if self._is_half_learned(lab.run(some, part="finals")) and not self._ends_behind(some, quick):
+                if self._is_half_learned(lab.run(some, part="finals")) and not self._ends_behind(some, fastest):
                     break
         if ended:
-            self._end_with(max(ended, key=self._final_score), share)
+            best = max(map(self._final_score, ended))
+            least = best - WITHIN * (best - lab.task.baseline_score)
+            self._end_with(min((some for some in ended if self._final_score(some) >= least), key=cost_of), share)
             self.needed = needed[self.winner]
             return
         for name in LATE:
@@ -317,12 +319,12 @@ class _Progress:
         self._keep(changes, share)
         self.final = self.lab.run(changes, part="finals")
 
-    def _ends_behind(self, changes: Changes, quick: Changes) -> bool:
-        """Return whether fewer changes end below where the whole set, which learned faster, is half-way already."""
+    def _ends_behind(self, changes: Changes, fastest: Changes) -> bool:
+        """Return whether changes end below where those that learned fastest are half-way already."""
         lab, end = self.lab, self.lab.run(changes, part="finals").score
-        if not set(changes) < set(quick) or end.value >= EXCELLENT or lab.left < HALF * lab.full:
+        if changes == fastest or end.value >= EXCELLENT or lab.left < HALF * lab.full:
             return False
-        half = lab.run(quick, share=max(self.long, HALF), part="finals").score
+        half = lab.run(fastest, share=max(self.long, HALF), part="finals").score
         return lab.better(half, end) and half.value - end.value > WITHIN * (half.value - lab.task.baseline_score)
 
     def _excellent_single(self, survivors: Scored) -> Changes | None:

@@ -231,9 +231,14 @@ def _evidence(evidence: RescueEvidence) -> dict[str, Any]:
 LINES, COLUMNS = 40, 80
 TRIED_SHOWN = 6  # other trials that are listed
 COPY_FAILS = "A copy of the model raised an error, though the model itself trains"
+NONE_TRIED = "No change could be tried within this model."
 NEITHER = (
     "The diagnosis found nothing wrong, but the training was not seen to learn either. The targets may not follow from "
     "the inputs, or the training is too short."
+)
+UNTRIED = (
+    "Nothing that acts on what was found could be tried within this model. Its loss falls, but a loss of its own does "
+    "not say how far it could fall."
 )
 CODE_LINES = 16
 
@@ -276,9 +281,9 @@ def screen(rescue: Any) -> str:
     elif rescue.verdict in (NOT_RESCUED, UNDECIDED):
         longest = {trial.changes: trial for trial in sorted(evidence.trials, key=lambda trial: trial.steps)}
         best = sorted((one for one in longest.values() if one.changes), key=lambda one: -one.score)
-        words = "Nothing that was tried wins by more than chance. The best:" if best else ""
+        words = f"Sets of changes tried: {len(best)}. None wins by more than chance. The best:" if best else NONE_TRIED
         if rescue.verdict == UNDECIDED:
-            words = f"{NEITHER} {words}".strip()
+            words = f"{UNTRIED if rescue.diagnosis.findings else NEITHER} {words}".strip()
         if error and not best:
             words = f"{COPY_FAILS}, so nothing was tried: {error}"
         elif not evidence.complete:

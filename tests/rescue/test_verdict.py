@@ -14,16 +14,17 @@ from gradrecipes.rescue.task import Score
 from gradrecipes.rescue.verdict import Found, RescueEvidence, screen
 
 
-def answered(*, nothing_found=True, diagnosis="undecided", error="", **seen):
+def answered(*, nothing_found=True, diagnosis="undecided", error="", untried=False, **seen):
     control = Result(10, Score(0.1), error=error)
     found = Found((), None, None, {}, control, **{"fails": True, **seen})
-    return _verdict(found, SimpleNamespace(verdict=diagnosis), nothing_found=nothing_found)
+    return _verdict(found, SimpleNamespace(verdict=diagnosis), nothing_found=nothing_found, untried=untried)
 
 
 @pytest.mark.parametrize("nothing_found", [True, False])
 def test_a_training_that_was_seen_to_learn_needs_nothing(nothing_found):
     assert answered(learned=True, nothing_found=nothing_found) == "nothing needed"
     assert answered(learned=True, nothing_found=nothing_found, complete=False) == "undecided"
+    assert answered(learned=True, nothing_found=nothing_found, untried=True) == "undecided"
 
 
 def test_without_a_cause_a_failure_or_learning_nothing_is_said():
@@ -74,7 +75,8 @@ def test_a_short_training_is_said_to_be_short():
 def test_the_words_of_an_undecided_answer():
     text = shown("undecided", ((), 0.1, 1.0, ""), (("clip",), 0.12, 1.0, ""))
     assert "was not seen to learn either" in text
-    assert "The best: - clip: 0.120 after 10 steps" in text
+    assert "Sets of changes tried: 1. None wins by more than chance. The best: - clip: 0.120 after 10 steps" in text
+    assert "No change could be tried" in shown("not rescued", ((), 0.1, 1.0, ""))
     assert "so nothing was tried: TypeError" in shown("undecided", ((), -1.0, 1.0, "TypeError: no"))
     assert "so the whole training was not seen: TypeError" in shown("nothing needed", ((), -1.0, 1.0, "TypeError: no"))
 
