@@ -88,7 +88,7 @@ class _Progress:
             tried = [(self.known[UNTRAINED],)]
         if control.learned_early and control.fails:  # short trials cannot tell what prevents a late failure
             return self._against_late_failure(tried)
-        first, longer = (self.long, max(self.long, HALF)) if control.learned_early else (self.short, self.long)
+        first, longer = (self.long, HALF) if control.learned_early else (self.short, self.long)
         if not (control.fails or far_below):  # what no cause suggests is a matter of tuning, not of repair
             tried = [changes for changes in tried if self._is_called_for(changes)]
         self._narrowed(tried, first, longer)
@@ -295,8 +295,9 @@ class _Progress:
         if ended:
             best = max(map(self._final_score, ended))
             least = best - WITHIN * (best - lab.task.baseline_score)
-            self._end_with(min((some for some in ended if self._final_score(some) >= least), key=cost_of), share)
-            self.needed = needed[self.winner]
+            smallest = min((some for some in ended if self._final_score(some) >= least), key=cost_of)
+            self._end_with(self._single_of(smallest, least) or smallest, share)
+            self.needed = needed.get(self.winner, {})
             return
         for name in LATE:
             if lab.left < lab.full or name not in self.known or name in {change.name for change in chosen}:
@@ -312,6 +313,18 @@ class _Progress:
         else:
             self.winner, self.pairs = (), []
 
+    def _single_of(self, changes: Changes, least: float) -> Changes | None:
+        """Return one of several changes that ends as well on its own, though it learned more slowly at first."""
+        lab = self.lab
+        learned = [(one,) for one in changes if len(changes) > 1 and lab.has_learned((one,))]
+        if not learned or lab.left < lab.full:
+            return None
+        single = max(learned, key=lambda some: lab.run(some, share=self.long, part="finals").score.value)
+        early, half = (lab.run(single, share=share, part="finals").score.value for share in (self.long, HALF))
+        if half + (half - early) * (1.0 - HALF) / (HALF - self.long) < least or not self._holds(single):
+            return None
+        return single if self._final_score(single) >= least else None
+
     def _final_score(self, changes: Changes) -> float:
         return self.lab.run(changes, part="finals").score.value
 
@@ -324,7 +337,7 @@ class _Progress:
         lab, end = self.lab, self.lab.run(changes, part="finals").score
         if changes == fastest or end.value >= EXCELLENT or lab.left < HALF * lab.full:
             return False
-        half = lab.run(fastest, share=max(self.long, HALF), part="finals").score
+        half = lab.run(fastest, share=HALF, part="finals").score
         return lab.better(half, end) and half.value - end.value > WITHIN * (half.value - lab.task.baseline_score)
 
     def _excellent_single(self, survivors: Scored) -> Changes | None:
@@ -343,7 +356,7 @@ class _Progress:
             beside: Others; what one of them beats half-way is not trained to the end.
         """
         lab = self.lab
-        half, *others = (lab.run(some, share=max(self.long, HALF), part="finals") for some in (changes, *beside))
+        half, *others = (lab.run(some, share=HALF, part="finals") for some in (changes, *beside))
         if half.error or half.broken is not None or any(lab.better(one.score, half.score) for one in others):
             return False
         last = lab.run(changes, part="finals")
