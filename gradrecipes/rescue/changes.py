@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
+import numpy as np
 
 from gradrecipes.compat.keras_private import compile_arguments
 from gradrecipes.core.findings import Kind
@@ -184,6 +186,10 @@ def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, step
     yield _with("initializers", "draw the weights anew by fitting initializers", 1, initializers="fitting")
     if original.penalized:
         yield _with("no_penalty", "leave out penalties and constraints", 1, regularizers="none")
+    entries = 1 if task.y is None else math.prod(np.shape(keras.tree.flatten(task.y)[0])[1:])
+    if original.adds and entries > 1:  # a sum over the codes beside a mean over the entries of an answer
+        words = f"multiply what layers add to the loss by {1.0 / entries:.2g}, one over the entries of an answer"
+        yield _with("added_losses", words, 1, added_losses=1.0 / entries)
     if original.drops:
         yield _with("no_dropout", "leave out dropout", 1, dropout="none")
     if original.averaged:
@@ -267,7 +273,7 @@ BY_CAUSE: dict[str, tuple[str, ...]] = {
     "missing_warm_up": ("warm_up", "rate_0.1", "normalization"),
     "attention_logit_growth": ("clip", "rate_0.1", "warm_up", "initializers"),
     "unscaled_loss_weights": ("targets",),
-    "unbalanced_loss_terms": ("no_penalty", "targets"),
+    "unbalanced_loss_terms": ("added_losses", "no_penalty", "targets"),
     "float16_overflow": ("float32", "guard"),
     "optimizer_state": ("fresh_optimizer", "plain_optimizer", "adam"),
     "embedding_spike": ("initializers", "clip", "rate_0.1"),
@@ -297,6 +303,7 @@ GENERAL += (
     "warm_up",
     "unfreeze",
     "bounded_head",
+    "added_losses",
     "no_penalty",
     "moving_averages",
     "no_dropout",
@@ -304,7 +311,7 @@ GENERAL += (
     "class_weights",
 )
 ALL_STANDARD = ("adam", "inputs", "targets", "float32", "bounded_head", "head_and_loss", "positive_outputs")
-ALL_STANDARD += ("initializers", "unfreeze", "no_penalty")
+ALL_STANDARD += ("initializers", "unfreeze", "added_losses", "no_penalty")
 
 
 def candidates(findings: Sequence[Any], known: dict[str, Change], *, rate: float | None = None) -> list[Changes]:

@@ -91,6 +91,8 @@ def code_of(
     if "normalization" in changed:
         lines += ["# After every hidden layer, in place of any BatchNormalization"]
         lines += ["+ hidden = keras.layers.LayerNormalization()(hidden)"]
+    if "added_losses" in changed:
+        lines += ["# Where a layer calls self.add_loss(loss)", f"+ self.add_loss({after.added_losses:.2g} * loss)"]
     if "trainable" in changed:
         lines += ["# Before compile", *_trainable_lines(models)]
     if changed & {"head", "units"}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from gradrecipes.compat.keras_private import frozen_variables, holds_layers, own_variables, sublayers
 from gradrecipes.compat.model_reuse import copied_model
 from gradrecipes.rescue import edits
-from gradrecipes.training.description.describe import LIMITS, NOISE, regularizing, switched_off
+from gradrecipes.training.description.describe import LIMITS, NOISE, regularizing, switched_off, untrained
 from gradrecipes.training.description.model_graph import activation_of, is_weighted
 from gradrecipes.training.step.capture import calls_intercepted
 
@@ -191,13 +192,26 @@ def _draw_anew(
 
 
 def adjust(layer: keras.layers.Layer, setup: Any) -> None:
-    """Set what a layer reads anew at each call: its dropout, its penalties and constraints, its moving averages."""
+    """Set what a layer reads anew at each call: dropout, penalties and constraints, added losses, moving averages."""
     for kinds, wanted in ((NOISE, setup.dropout), (LIMITS, setup.regularizers)):
         if wanted != edits.OWN:
             switched_off(layer, kinds)
+    if setup.added_losses != 1.0 and adds_losses(layer):
+        layer.add_loss = functools.partial(_add_weighed, layer, setup.added_losses)
     if setup.moving_averages != edits.OWN and type(layer).__name__ == "BatchNormalization":
         layer.momentum = min(layer.momentum, MOVING_AVERAGE)
         layer.epsilon = max(layer.epsilon, SAFE_EPSILON)
+
+
+def _add_weighed(layer: keras.layers.Layer, factor: float, loss: Any) -> None:
+    type(layer).add_loss(layer, keras.tree.map_structure(lambda one: factor * one, loss))
+
+
+def adds_losses(layer: Any) -> bool:
+    """Return whether the code of a layer of the user's own adds losses."""
+    kinds = [kind for kind in type(layer).__mro__ if not kind.__module__.startswith("keras.")]
+    codes = [getattr(value, "__code__", None) for kind in kinds for value in vars(kind).values()]
+    return any("add_loss" in code.co_names for code in codes if code is not None)
 
 
 def is_held(layer: keras.layers.Layer, kinds: tuple[str, ...]) -> bool:
@@ -282,12 +296,7 @@ def layers_below(layer: Any, path: str, *, getter: str = "") -> Iterator[tuple[s
 
 def is_trained(layer: keras.layers.Layer) -> bool:
     """Return whether the weights of a frozen layer come from a training, as its biases and averages show, too."""
-    if type(layer).__name__ == "BatchNormalization":
-        return bool(np.any(np.asarray(layer.moving_mean) != 0))
-    biases = [one for one in own_variables(layer) if one.path.endswith("bias")]
-    moved = isinstance(getattr(layer, "bias_initializer", None), keras.initializers.Zeros)
-    moved = moved and any(np.any(np.asarray(one) != 0) for one in biases)
-    return moved or is_drawn_otherwise(layer)
+    return untrained(layer, own_variables(layer)) is False or is_drawn_otherwise(layer)
 
 
 def is_drawn_otherwise(layer: keras.layers.Layer) -> bool:

@@ -169,8 +169,7 @@ class Lab:
             result = self._trained(names, setup, seed, steps, part)
             self.journal.put(setup, seed, result)
         elif not result.error:  # the budget is that of the whole search, not of its last part
-            live = self._arms.get((names, seed))
-            before = max(self._journaled.get((names, seed), 0), 0 if live is None else live.done)
+            before = self._trained_to(names, seed, steps)
             self._journaled[names, seed] = max(before, steps if result.broken is None else min(steps, result.broken))
             self._count(self._journaled[names, seed] - before, setup, part)
         self._results[key] = result
@@ -183,7 +182,7 @@ class Lab:
     def _trained(self, names: tuple[str, ...], setup: Setup, seed: int, steps: int, part: str) -> Result:
         began = time.monotonic()
         arm = self._arm(names, setup, seed, steps)
-        before = max(arm.done, self._journaled.get((names, seed), 0))
+        before = max(arm.done, self._trained_to(names, seed, steps))
         try:
             result = arm.train(steps)
         finally:
@@ -195,8 +194,8 @@ class Lab:
     def _trained_to(self, names: tuple[str, ...], seed: int, steps: int) -> int:
         """Return from which step on an arm has to be trained; one that is further begins anew."""
         live = self._arms.get((names, seed))
-        done = 0 if live is None or live.done > steps else live.done
-        return min(steps, max(done, self._journaled.get((names, seed), 0)))
+        done = max(0 if live is None else live.done, self._journaled.get((names, seed), 0))
+        return done if done <= steps else 0
 
     def _used(self, steps: int, setup: Setup) -> float:
         return steps * setup.batch_size / self.base.batch_size

@@ -20,6 +20,7 @@ from gradrecipes.rescue.inner import (
     HALF_PRECISION,
     MOVING_AVERAGE,
     SAFE_EPSILON,
+    adds_losses,
     exchangeable_activations,
     is_drawn_otherwise,
     is_graph,
@@ -61,6 +62,7 @@ class Original:
         frozen: Whether weights are frozen that were made to be trained.
         drops: Whether a layer drops a share of its inputs.
         penalized: Whether a layer has a regularizer or a constraint.
+        adds: Whether a layer of the user's own adds losses.
         averaged: Whether a BatchNormalization has other settings than `inner.adjust` would give it.
         flat: Whether a train step of the user's own meets flat targets with predictions in one column.
         in_call: Whether scaling can be put into the call of a model with a train step of its own.
@@ -83,6 +85,7 @@ class Original:
     frozen: bool = False
     drops: bool = False
     penalized: bool = False
+    adds: bool = False
     averaged: bool = False
     flat: bool = False
     in_call: bool = False
@@ -110,6 +113,7 @@ def read_original(model: keras.Model, x: Any = None) -> Original:
         "frozen": bool(frozen),
         "drops": any(is_held(layer, NOISE) for layer in layers),
         "penalized": any(is_held(layer, LIMITS) for layer in layers),
+        "adds": any(map(adds_losses, [model, *layers])),
         "averaged": any(map(_averages_slowly, layers)),
     }
     if not surgical:
@@ -253,6 +257,7 @@ class Setup(Record):
         trainable: `"own"`, `"untrained"` for frozen layers that were never trained, or `"all"`.
         dropout: `"own"` or `"none"`.
         regularizers: `"own"` or `"none"`.
+        added_losses: What the losses that layers of the user's own add are multiplied by.
         moving_averages: `"own"`, or `"fast"` for those of BatchNormalization, with a usual epsilon.
         target_shape: `"own"`, or `"column"` for flat targets that become one.
         class_weights: What the samples of each class weigh; empty for all the same.
@@ -291,6 +296,7 @@ class Setup(Record):
     trainable: str = OWN
     dropout: str = OWN
     regularizers: str = OWN
+    added_losses: float = 1.0
     moving_averages: str = OWN
     target_shape: str = OWN
     class_weights: Mapping[str, float] = field(default_factory=dict)

@@ -53,7 +53,7 @@ def rebuild(original: Original, base: Setup, setup: Setup, *, scaling: Scaling, 
         made = copied_model(original.model)
         inner.copy_flags(made, original.model)
         _edit_within(made, original.model, original, base, setup, seed)
-        for layer in sublayers(made):
+        for layer in [made, *sublayers(made)]:
             inner.adjust(layer, setup)
     if setup.trainable != OWN:
         inner.unfreeze(made, original.untrained if setup.trainable == "untrained" else None)

@@ -13,9 +13,9 @@ from gradrecipes.rescue.task import OWN_LOSS
 from gradrecipes.rescue.verdict import Found
 
 SEEDS = (0, 1, 2)
-SHORTEST_TRIAL = 40  # steps; fewer do not tell a slow start from none
-TRIALS_A_TRAINING = 20  # short trials that cost as much as one training ...
-FEWEST_A_TRAINING = 10  # ... and how many do at least, where so few steps have to do
+# Steps of the short trials, as fewer do not tell a slow start from none, but at most such a share of the training.
+TRIALS = ((40, 0.1), (20, 0.25))
+TRIALS_A_TRAINING = 20  # short trials of a long training that cost as much as it
 LENGTHENED = 2  # times as long are the trials of the survivors
 SURVIVORS = 2
 EXPLORED = 0.6  # share of what is left after the final training that the short trials may use
@@ -62,7 +62,8 @@ Scored = list[tuple[Changes, Result]]
 class _Progress:
     def __init__(self, lab: Lab, known: dict[str, Change], suggested: Collection[str], *, seen_to_learn: bool = False):
         self.lab, self.known, self.suggested = lab, known, suggested
-        self.short = min(1.0 / FEWEST_A_TRAINING, max(SHORTEST_TRIAL / lab.full, 1.0 / TRIALS_A_TRAINING))
+        shortest = max(min(steps / lab.full, share) for steps, share in TRIALS)
+        self.short = max(shortest, 1.0 / TRIALS_A_TRAINING)
         self.long = min(1.0, LENGTHENED * self.short)
         self.control = Control(lab, seen_to_learn=seen_to_learn)
         self.hurried = True  # whether a single change that looks clear ends the short trials
@@ -204,6 +205,9 @@ class _Progress:
         if union is not None and max(result.score.value for _, result in again) < EXCELLENT:
             again.append((union, lab.run(union, share=share, part="longer trials")))
         again = [pair for pair in again if not pair[1].error and pair[1].broken is None]
+        if not any(lab.learns(result) for _, result in again):
+            order = [changes for changes, _ in scored]  # what was tried first is the most promising
+            return sorted(again, key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order))
         return sorted(again, key=lambda pair: (-pair[1].score.value, cost_of(pair[0])))
 
     def _union(self, scored: Scored) -> Changes | None:
@@ -275,6 +279,7 @@ class _Progress:
         lab = self.lab
         fastest = survivors[0][0]
         quick = min((changes for changes, _ in self._near(survivors)), key=cost_of)
+        quick = quick if lab.learns(survivors[0][1]) else fastest
         self._keep(quick, share)  # until another one is found, or nothing is left to look for one
         single = self._excellent_single(survivors)
         chosen = single or self._ablated(quick)

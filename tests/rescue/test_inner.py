@@ -14,7 +14,7 @@ from gradrecipes.rescue.entry import _calls_itself
 from gradrecipes.rescue.feed import balanced_weights, read_feed
 from gradrecipes.rescue.original import read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
-from gradrecipes.rescue.task import BINARY, Task
+from gradrecipes.rescue.task import BINARY, NUMBERS, Task
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(64, 64)).astype("float32")
@@ -212,6 +212,27 @@ def test_dropout_penalties_constraints_and_moving_averages_are_set_in_place(tmp_
     assert {"no_dropout", "no_penalty", "moving_averages"} <= set(
         catalogue(base, original, SCALING, Task("own_loss", None, 0.0, None, None), steps=100)
     )
+
+
+class Costly(keras.layers.Layer):
+    def call(self, inputs):
+        self.add_loss(keras.ops.sum(keras.ops.square(inputs)))
+        return inputs
+
+
+@pytest.mark.parametrize("surgical", [True, False])
+def test_what_a_layer_of_the_users_own_adds_to_the_loss_is_weighed_down(surgical):
+    model = in_a_graph(Costly())
+    model.compile("sgd", "mse")
+    original, base = read(model)
+    assert original.adds
+    known = catalogue(base, original, SCALING, Task(NUMBERS, 1, 0.0, X, X), steps=10)
+    changed = known["added_losses"].apply(base)
+    assert changed.added_losses == 1 / 64
+    made = rebuild(replace(original, surgical=surgical), base, changed, scaling=SCALING)
+    model(X), made(X)
+    assert float(made.losses[0]) == pytest.approx(float(model.losses[0]) / 64)
+    assert "+ self.add_loss(0.016 * loss)" in code_of(base, changed)
 
 
 def test_an_overlap_of_a_linear_output_is_bounded_and_keeps_its_loss():

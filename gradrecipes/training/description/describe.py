@@ -105,7 +105,7 @@ def _frozen(layers: Sequence[tuple[keras.layers.Layer, list[Any]]]) -> tuple[Fro
     for layer, variables in layers:
         entries = sum(math.prod(one.shape) for one in variables)
         kernel = any(len(one.shape) >= 2 for one in variables)
-        found.append(FrozenLayer(layer.name, type(layer).__name__, entries, kernel, _untrained(layer, variables)))
+        found.append(FrozenLayer(layer.name, type(layer).__name__, entries, kernel, untrained(layer, variables)))
     return tuple(found)
 
 
@@ -156,7 +156,7 @@ def _strength(kind: str, value: Any) -> str:
     return f"{name}({', '.join(f'{key}={setting}' for key, setting in shown.items())})"
 
 
-def _untrained(layer: keras.layers.Layer, frozen: Sequence[Any]) -> bool | None:
+def untrained(layer: keras.layers.Layer, frozen: Sequence[Any]) -> bool | None:
     """Return whether the biases of a layer are all 0 still, or its running statistics those of no data."""
     if type(layer).__name__ == "BatchNormalization":
         return bool(np.all(np.asarray(layer.moving_mean) == 0) and np.all(np.asarray(layer.moving_variance) == 1))
@@ -211,7 +211,7 @@ def _momentum(layer: keras.layers.Layer) -> float:
     """Return the momentum of a BatchNormalization that is trained and has its initial moving averages; else 0."""
     if type(layer).__name__ != "BatchNormalization" or not layer.trainable:
         return 0.0
-    return float(layer.momentum) if not layer.built or _untrained(layer, ()) else 0.0
+    return float(layer.momentum) if not layer.built or untrained(layer, ()) else 0.0
 
 
 def _normalizes_vectors(layer: keras.layers.Layer) -> bool:
