@@ -186,8 +186,8 @@ def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, step
     yield _with("initializers", "draw the weights anew by fitting initializers", 1, initializers="fitting")
     if original.penalized:
         yield _with("no_penalty", "leave out penalties and constraints", 1, regularizers="none")
-    entries = 1 if task.y is None else math.prod(np.shape(keras.tree.flatten(task.y)[0])[1:])
-    if original.adds and entries > 1:  # a sum over the codes beside a mean over the entries of an answer
+    entries = math.prod(np.shape(keras.tree.flatten(task.y)[0])[1:]) if original.adds and task.y is not None else 1
+    if entries > 1:  # a sum over the codes beside a mean over the entries of an answer
         words = f"multiply what layers add to the loss by {1.0 / entries:.2g}, one over the entries of an answer"
         yield _with("added_losses", words, 1, added_losses=1.0 / entries)
     if original.drops:
