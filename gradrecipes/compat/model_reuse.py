@@ -156,7 +156,8 @@ def copied_model(model: keras.Model) -> keras.Model:
     for value in left_out.values():
         memo[id(value)] = None
     for layer in sublayers(model):
-        if layer.built and (isinstance(layer, keras.Sequential) or type(layer).__name__ == "Functional"):
+        graph = layer._functional if isinstance(layer, keras.Sequential) else type(layer).__name__ == "Functional"
+        if layer.built and graph:
             clone = keras.models.clone_model(layer)  # its graph holds what cannot be copied
             clone.set_weights(layer.get_weights())
             clone.trainable = layer.trainable

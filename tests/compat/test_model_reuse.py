@@ -57,6 +57,11 @@ def test_the_original_still_trains_after_it_was_copied(model):
     assert "__reduce__" in vars(KerasSaveable)
 
 
+def test_a_sequence_of_built_layers_that_no_graph_was_made_of_is_copied(model):
+    model.tail._functional, model.tail._layers = None, model.tail.layers  # as of one first called in a train step
+    test_a_copy_predicts_the_same_and_shares_nothing(model)
+
+
 def test_a_model_that_holds_an_optimizer_is_copied():
     class Two(keras.Model):
         def __init__(self):
