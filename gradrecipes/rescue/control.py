@@ -203,3 +203,25 @@ def constant_loss(model: keras.Model, x: Any, y: Any, shape: tuple[int | None, .
     except Exception:  # a loss that does not take such an output
         _LOG.debug("The loss of a constant prediction could not be found.", exc_info=True)
         return None
+
+
+def wants_the_opposite(model: keras.Model, x: Any, y: Any, shape: tuple[int | None, ...]) -> bool:
+    """Return whether the loss of a model is lower for the opposite of the targets than for the targets themselves.
+
+    A score that compares answers with targets misreads it, as of a distance that is to be small for pairs marked 1.
+
+    Args:
+        model: A compiled model.
+        x: Inputs.
+        y: Targets.
+        shape: Of its output, without samples.
+    """
+    if None in shape or np.shape(y)[1:] not in (shape, shape[:-1]) or not has_plain_loss(model):
+        return False
+    x, targets = keras.tree.map_structure(lambda a: keras.ops.convert_to_tensor(a[:FEW_SAMPLES]), (x, y))
+    answers = np.asarray(targets, np.float32).reshape(-1, *shape)
+    losses = [
+        float(model.compute_loss(x=x, y=targets, y_pred=keras.ops.convert_to_tensor(one), training=False))
+        for one in (answers, answers.min() + answers.max() - answers)
+    ]
+    return losses[1] < losses[0]

@@ -26,14 +26,14 @@ from gradrecipes.probes.examine import examine, require_compiled
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.rescue.arm import Arm, Result, has_plain_loss
 from gradrecipes.rescue.changes import candidates, catalogue, setup_after, suggested_changes
-from gradrecipes.rescue.control import constant_loss, masks, sum_of_baselines, usual_baseline
+from gradrecipes.rescue.control import constant_loss, masks, sum_of_baselines, usual_baseline, wants_the_opposite
 from gradrecipes.rescue.edits import Scaling, scaling_of
 from gradrecipes.rescue.feed import Feed, balanced_weights, is_flat, read_feed
 from gradrecipes.rescue.lab import Journal, Lab, fingerprint_of
 from gradrecipes.rescue.original import Original, Setup, looked_up_inputs, read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
 from gradrecipes.rescue.search import search
-from gradrecipes.rescue.task import BINARY, CLASSES, ONE_HOT, OWN_LOSS, Task, task_of
+from gradrecipes.rescue.task import BINARY, CLASSES, NUMBERS, ONE_HOT, OWN_LOSS, Task, task_of
 from gradrecipes.rescue.verdict import (
     NOT_RESCUED,
     NOTHING_NEEDED,
@@ -152,7 +152,7 @@ def rescue(
     if has_own_train_step(model):
         original = replace(original, in_call=_calls_itself(build, base, feed))
     shape = outputs[0].shape if len(outputs) == 1 else None
-    task = _with_reference(task, base, build, feed, shape)
+    task = _with_reference(task, base, build, feed, shape, custom=len(outputs) == 1 and outputs[0].custom)
 
     @functools.cache
     def baseline_loss() -> float | None:
@@ -296,19 +296,34 @@ def _own_losses(lab: Lab, control: Result | None) -> tuple[float | None, float |
 
 
 def _with_reference(
-    task: Task, base: Setup, build: Callable[..., keras.Model], feed: Feed, shape: tuple[int | None, ...] | None
+    task: Task,
+    base: Setup,
+    build: Callable[..., keras.Model],
+    feed: Feed,
+    shape: tuple[int | None, ...] | None,
+    *,
+    custom: bool,
 ) -> Task:
     """Return the task with the loss that scores are measured by: of the best constant prediction, else before training.
 
     Args:
-        task: The task; only one that is scored by its own loss needs a reference.
+        task: The task; one that is scored by its own loss needs a reference.
         base: The user's setup.
         build: Returns the compiled model of a setup and a seed.
         feed: The data.
         shape: Of the only output, without samples; None where there are several, or none is known.
+        custom: Whether the loss is the user's own, which may want something else than the targets.
     """
     if task.kind != OWN_LOSS:
-        return task
+        if not custom or not shape or task.kind not in (BINARY, NUMBERS):
+            return task
+        with random_numbers_kept(), global_tensorflow_seed_kept():
+            try:
+                if not wants_the_opposite(build(base, 0), task.x, task.y, shape):
+                    return task
+            except Exception:  # a model that cannot be copied, or a loss that does not take such an output
+                return task
+        task = replace(task, kind=OWN_LOSS, baseline_score=0.0)
     with random_numbers_kept(), global_tensorflow_seed_kept():
         try:
             model = build(base, 0)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import gradrecipes as gr
-from gradrecipes.rescue.control import constant_loss
+from gradrecipes.rescue.control import constant_loss, wants_the_opposite
 from gradrecipes.rescue.edits import OWN
 from gradrecipes.rescue.feed import read_feed
 
@@ -302,6 +302,16 @@ def test_a_loss_of_the_users_own_that_is_learned_needs_nothing():
 
     found = gr.rescue(logarithmic(deviance), X, np.exp(Y)[:, None] * 1000.0, epochs=8)
     assert found.verdict == "nothing needed"
+
+
+@pytest.mark.parametrize("contrastive", [True, False])
+def test_a_loss_that_wants_small_distances_of_what_is_marked_1_is_no_measure_of_answers(contrastive):
+    def loss(y, predicted):
+        same, other = (y, 1.0 - y) if contrastive else (1.0 - y, y)
+        return keras.ops.mean(same * predicted**2 + other * keras.ops.maximum(1.0 - predicted, 0.0) ** 2)
+
+    marks = (Y > 0).astype("float32")[:, None]
+    assert wants_the_opposite(logarithmic(loss), X, marks, (1,)) is contrastive
 
 
 def test_a_constant_prediction_of_targets_that_never_vary_says_nothing():
