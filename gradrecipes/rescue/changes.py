@@ -73,6 +73,7 @@ def catalogue(
     steps: int,
     positive: tuple[int, ...] = (),
     in_order: bool = False,
+    padded: bool = False,
     class_weights: Mapping[str, float] | None = None,
 ) -> dict[str, Change]:
     """Return every change that this model, its data and its setup allow, by name, the safest first.
@@ -84,6 +85,7 @@ def catalogue(
         task: What is to be learned.
         steps: Training steps of the user's own training.
         positive: Columns of the output below 0 of which the loss is not finite.
+        padded: Whether the sequences that go in are padded with zeros behind.
         in_order: Whether the samples come in an order of their own.
         class_weights: With which each class counts as much as the others, where one is rare.
     """
@@ -91,6 +93,8 @@ def catalogue(
     if original.flat:
         words = "pass the targets as one column, which the predictions have"
         allowed.append(_with("column_targets", words, 0, target_shape="column"))
+    if padded and original.unmasked and (original.recurrent or not original.surgical):
+        allowed.append(_with("mask", "mask the zeros that sequences are padded with", 1, masking="zeros"))
     if class_weights:
         words = "weigh the samples so that each class counts as much as the others"
         allowed.append(_with("class_weights", words, 1, class_weights=class_weights))
@@ -248,9 +252,9 @@ def _odd(base: Setup) -> bool:
 # Which changes act on which cause, the first ones first.
 BY_CAUSE: dict[str, tuple[str, ...]] = {
     "exploding_initialization": ("initializers", "normalization"),
-    "vanishing_initialization": ("initializers", "activation_relu", "residual"),
+    "vanishing_initialization": ("mask", "initializers", "activation_relu", "residual"),
     "plain_depth": ("residual", "normalization", "initializers"),
-    "recurrent_gain": ("initializers", "activation_elu", "clip"),
+    "recurrent_gain": ("mask", "initializers", "activation_elu", "clip"),
     "unbounded_activation": ("activation_elu", "activation_relu", "initializers"),
     "saturated_units": ("activation_relu", "initializers", "inputs"),
     "dead_units": ("initializers", "activation_elu", "rate_0.1", "inputs"),
@@ -265,7 +269,7 @@ BY_CAUSE: dict[str, tuple[str, ...]] = {
     "loss_output_mismatch": ("column_targets", "bounded_head", "head_and_loss"),
     "unsafe_loss": ("bounded_head", "positive_outputs", "head_and_loss", "guard"),
     "unbounded_loss": ("bounded_head", "head_and_loss", "clip"),
-    "loss_without_gradient": ("head_and_loss", "unfreeze", "activation_relu", "initializers"),
+    "loss_without_gradient": ("mask", "head_and_loss", "unfreeze", "activation_relu", "initializers"),
     "failing_step": ("head_and_loss",),
     "frozen_weights": ("unfreeze", "unfreeze_all"),
     "stale_moving_averages": ("moving_averages",),
@@ -282,6 +286,7 @@ BY_CAUSE: dict[str, tuple[str, ...]] = {
 GENERAL = (
     "adam",
     "adam_fast",
+    "mask",
     "constant_rate",
     "plain_optimizer",
     "inputs",
@@ -311,7 +316,7 @@ GENERAL += (
     "class_weights",
 )
 ALL_STANDARD = ("adam", "inputs", "targets", "float32", "bounded_head", "head_and_loss", "positive_outputs")
-ALL_STANDARD += ("initializers", "unfreeze", "added_losses", "no_penalty")
+ALL_STANDARD += ("mask", "initializers", "unfreeze", "added_losses", "no_penalty")
 
 
 def candidates(findings: Sequence[Any], known: dict[str, Change], *, rate: float | None = None) -> list[Changes]:

@@ -36,7 +36,7 @@ INITIALIZERS = {
     "Zeros": "zeros",
     "Ones": "ones",
 }
-IN_LAYERS = {"activation", "initializers", "normalization", "skips", "precision", "dropout", "regularizers"}
+IN_LAYERS = {"activation", "initializers", "normalization", "skips", "precision", "dropout", "regularizers", "masking"}
 IN_LAYERS |= {"moving_averages"}
 SHOWN_LAYERS = 6  # names in one line
 SHOWN_COLUMNS = 12  # whose means and scales are written down; more are computed from the data
@@ -201,7 +201,7 @@ def _changed_arguments(before: keras.layers.Layer, after: keras.layers.Layer) ->
         found.append(f"activation={activation_of(after)!r}")
     if before.compute_dtype in HALF_PRECISION and after.compute_dtype not in HALF_PRECISION:
         found.append(f"dtype={after.dtype_policy.name!r}")
-    names = ["momentum", "epsilon", *(attribute for _, attribute, _ in regularizing(before))]
+    names = ["momentum", "epsilon", "mask_zero", *(attribute for _, attribute, _ in regularizing(before))]
     for name in names:
         old, new = getattr(before, name, None), getattr(after, name, None)
         if old != new and (new is None or isinstance(new, int | float)):

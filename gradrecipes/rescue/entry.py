@@ -28,7 +28,7 @@ from gradrecipes.rescue.arm import Arm, Result, has_plain_loss
 from gradrecipes.rescue.changes import candidates, catalogue, setup_after, suggested_changes
 from gradrecipes.rescue.control import constant_loss, masks, sum_of_baselines, usual_baseline, wants_the_opposite
 from gradrecipes.rescue.edits import Scaling, scaling_of
-from gradrecipes.rescue.feed import Feed, balanced_weights, is_flat, read_feed
+from gradrecipes.rescue.feed import Feed, balanced_weights, is_flat, is_padded, read_feed
 from gradrecipes.rescue.lab import Journal, Lab, fingerprint_of
 from gradrecipes.rescue.original import Original, Setup, looked_up_inputs, read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
@@ -195,6 +195,7 @@ def rescue(
         steps=steps,
         positive=positive,
         in_order=feed.in_order,
+        padded=is_padded(feed.x),
         class_weights=balanced_weights(feed.y) if task.kind in (CLASSES, ONE_HOT, BINARY) else None,
     )
     if any(one.custom for one in outputs) and not LOSS_CAUSES & {finding.code for finding in diagnosis.findings}:

@@ -109,6 +109,16 @@ def balanced_weights(y: Any) -> dict[str, float]:
     return named if weights.max() >= RARE else {}
 
 
+def is_padded(x: Any) -> bool:
+    """Return whether most rows of the only input are sequences of whole numbers that end in zeros, and only there."""
+    if keras.tree.is_nested(x) or np.ndim(x) != 2:
+        return False
+    x = np.asarray(x)
+    ends = np.where(x != 0, np.arange(1, x.shape[1] + 1), 0).max(axis=1)  # behind the last one that is not 0
+    within = (x == 0).sum(axis=1) == x.shape[1] - ends
+    return bool((within & (ends < x.shape[1])).mean() > 0.5)
+
+
 @functools.lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, samples: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(samples)

@@ -196,6 +196,8 @@ def adjust(layer: keras.layers.Layer, setup: Any) -> None:
     for kinds, wanted in ((NOISE, setup.dropout), (LIMITS, setup.regularizers)):
         if wanted != edits.OWN:
             switched_off(layer, kinds)
+    if setup.masking != edits.OWN and hasattr(layer, "mask_zero"):
+        layer.mask_zero = layer.supports_masking = True
     if setup.added_losses != 1.0 and adds_losses(layer):
         layer.add_loss = functools.partial(_add_weighed, layer, setup.added_losses)
     if setup.moving_averages != edits.OWN and type(layer).__name__ == "BatchNormalization":

@@ -57,6 +57,7 @@ class Original:
         kept: Names of layers whose weights are frozen or pretrained.
         sums: Names of the sums of a residual net, in which a branch is added to what it starts from.
         residual: Names of these sums and of what their first branch starts from.
+        unmasked: Names of layers that look up numbers, and do not mask those that sequences are padded with.
         inner: Places in `sublayers(model)` of the layers within composite ones whose activation may be exchanged.
         untrained: Names of frozen layers whose weights are as their initializers draw them.
         frozen: Whether weights are frozen that were made to be trained.
@@ -80,6 +81,7 @@ class Original:
     kept: frozenset[str] = field(default_factory=frozenset)
     sums: frozenset[str] = frozenset()
     residual: frozenset[str] = frozenset()
+    unmasked: frozenset[str] = frozenset()
     inner: frozenset[int] = frozenset()
     untrained: frozenset[str] = frozenset()
     frozen: bool = False
@@ -113,6 +115,7 @@ def read_original(model: keras.Model, x: Any = None) -> Original:
         "frozen": bool(frozen),
         "drops": any(is_held(layer, NOISE) for layer in layers),
         "penalized": any(is_held(layer, LIMITS) for layer in layers),
+        "unmasked": frozenset(one.name for one in layers if getattr(one, "mask_zero", None) is False),
         "adds": any(map(adds_losses, [model, *layers])),
         "averaged": any(map(_averages_slowly, layers)),
     }
@@ -258,6 +261,7 @@ class Setup(Record):
         dropout: `"own"` or `"none"`.
         regularizers: `"own"` or `"none"`.
         added_losses: What the losses that layers of the user's own add are multiplied by.
+        masking: `"own"`, or `"zeros"` for sequences whose zeros are masked.
         moving_averages: `"own"`, or `"fast"` for those of BatchNormalization, with a usual epsilon.
         target_shape: `"own"`, or `"column"` for flat targets that become one.
         class_weights: What the samples of each class weigh; empty for all the same.
@@ -297,6 +301,7 @@ class Setup(Record):
     dropout: str = OWN
     regularizers: str = OWN
     added_losses: float = 1.0
+    masking: str = OWN
     moving_averages: str = OWN
     target_shape: str = OWN
     class_weights: Mapping[str, float] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from gradrecipes.rescue.changes import BY_CAUSE, catalogue
 from gradrecipes.rescue.code import code_of
 from gradrecipes.rescue.edits import scaling_of
 from gradrecipes.rescue.entry import _calls_itself
-from gradrecipes.rescue.feed import balanced_weights, read_feed
+from gradrecipes.rescue.feed import balanced_weights, is_padded, read_feed
 from gradrecipes.rescue.original import read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
 from gradrecipes.rescue.task import BINARY, NUMBERS, Task
@@ -212,6 +212,25 @@ def test_dropout_penalties_constraints_and_moving_averages_are_set_in_place(tmp_
     assert {"no_dropout", "no_penalty", "moving_averages"} <= set(
         catalogue(base, original, SCALING, Task("own_loss", None, 0.0, None, None), steps=100)
     )
+
+
+def test_padding_behind_sequences_is_masked():
+    rows = RNG.integers(1, 9, (64, 12))
+    padded = np.where(np.arange(12) < RNG.integers(2, 12, 64)[:, None], rows, 0)
+    assert (is_padded(padded), is_padded(padded[:, ::-1]), is_padded(rows)) == (True, False, False)
+    layers = [keras.layers.Embedding(9, 4), keras.layers.LSTM(3), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((12,)), *layers])
+    model.compile("sgd", "mse")
+    original, base = read(model)
+    known = catalogue(base, original, SCALING, Task(BINARY, 1, 0.5, None, None), steps=10, padded=True)
+    changed = known["mask"].apply(base)
+    made = rebuild(original, base, changed, scaling=SCALING)
+    alone = padded[:1, : np.count_nonzero(padded[0])]
+    for layer in model.layers:
+        alone = layer(alone)
+    assert np.allclose(made(padded)[:1], alone, atol=1e-6)
+    assert not np.allclose(model(padded)[:1], alone, atol=1e-4)
+    assert "+ mask_zero=True" in code_of(base, changed, models=(model, made))
 
 
 class Costly(keras.layers.Layer):
