@@ -127,6 +127,7 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
     if len(trial.further) == 1:
         steps += f", and is {rounded(trial.further[0].end)} after {in_all}"
     against = f", where a constant prediction has {rounded(seen.baseline)}" if math.isfinite(seen.baseline) else ""
+    against += ". It follows the net's own values, and may rise while these are learned" if trial.moving_target else ""
     return Judgement(UNDECIDED, f"The loss {seen.course} in {steps}{against}. {_longer(trace)}")
 
 

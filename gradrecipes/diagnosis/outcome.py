@@ -31,6 +31,7 @@ LEARNING, UNKNOWN = "learning", "unknown"
 MIN_STEPS = 8  # recorded steps below which no trend is read
 WINDOW_SHARE = 0.25  # share of the steps that start and end are medians of, where no batch is repeated
 DIVERGING_RISE = 2.0  # end over start from which a loss diverges; in healthy runs the medians of batches differ by less
+FOLLOWED_RISE = 1e4  # the same of a loss that follows the net's own values: these grow to 1 / (1 - 0.99) times a reward
 RISE_IN_NOISE = 5.0  # robust standard deviations of the first losses that such a rise must exceed as well
 FIRST_STEPS = 3  # steps whose median is the first loss
 HIGH_PEAK = 10.0  # highest loss over the first, and over all of the last pass, of a run that diverged and settled
@@ -131,8 +132,7 @@ def has_heavy_tail(loss: np.ndarray) -> bool:
 def _verdict(trace: Trace) -> Verdict:
     trial = trace.probes.trial or TrialReading()
     loss = losses(trace)
-    baseline = trial.constant_baseline_loss
-    baseline = math.nan if baseline is None or baseline <= 0 else baseline
+    baseline = known if (known := trial.constant_baseline_loss or 0.0) > 0 else math.nan
     bad = nonfinite_losses(trace) | nonfinite_gradients(trace)
     period = trial.batches or 0
     finite = loss[np.isfinite(loss)]
@@ -140,16 +140,16 @@ def _verdict(trace: Trace) -> Verdict:
     fall = (start - end) / abs(start) if start else 0.0
     if _broke(trace, bad, trial):
         row = int(np.argmax(bad)) if bad.any() else max(0, len(trace) - 1)
-        step = int(trace.steps["step"][row]) if len(trace) else None
-        return Verdict(BROKEN, start, end, fall, baseline, step)
+        return Verdict(BROKEN, start, end, fall, baseline, int(trace.steps["step"][row]) if len(trace) else None)
     if len(finite) < MIN_STEPS:
         return Verdict(UNKNOWN, start, end, fall, baseline)
-    if (first := _thrown_away_from(finite, end, max(1, period))) is not None:
+    if not trial.moving_target and (first := _thrown_away_from(finite, end, max(1, period))) is not None:
         peak = int(trace.steps["step"][int(np.nanargmax(np.where(np.isfinite(loss), loss, -np.inf)))])
         return Verdict(DIVERGING, first, end, (first - end) / abs(first), baseline, peak)
     noise = _spread(finite[: max(MIN_STEPS, period)])
-    if end - start > max((DIVERGING_RISE - 1.0) * abs(start), RISE_IN_NOISE * noise):
-        above = loss - start > max((DIVERGING_RISE - 1.0) * abs(start), RISE_IN_NOISE * noise)
+    rise = max(((FOLLOWED_RISE if trial.moving_target else DIVERGING_RISE) - 1.0) * abs(start), RISE_IN_NOISE * noise)
+    if end - start > rise:
+        above = loss - start > rise
         return Verdict(DIVERGING, start, end, fall, baseline, int(trace.steps["step"][int(np.argmax(above))]))
     if (first := _spiked_from(finite, end, period)) is not None and not end < AT_REST * baseline:
         return Verdict(OSCILLATING, first, end, (first - end) / first, baseline)

@@ -19,21 +19,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.keras_private import frozen_variables, leaves, optimizers_of, own_variables, replaced, sublayers
+from gradrecipes.compat.keras_private import leaves, optimizers_of, replaced, sublayers
 from gradrecipes.compat.tensorflow_private import inlined, targets_reported, without_parts
 from gradrecipes.core.trace.description import Description
-from gradrecipes.core.trace.trial_reading import FROZEN, NO_GRADIENT, NOT_UPDATED, UNTRACKED, AnswersReading, StillLayer
+from gradrecipes.core.trace.trial_reading import AnswersReading
 from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.step.loss_terms import ancestors, contributions
-from gradrecipes.training.trial.trial import Trial, variable_key
-from gradrecipes.training.trial.trial_data import first_samples
+from gradrecipes.training.trial.trial import Trial
 
 logger = logging.getLogger(__name__)
 
 MAX_CALLS = 40  # of nets in one step, for which it is asked which of them answer
 SAME_TERM = 1e-5  # relative difference of a term that the answers have no part in
-STILL_SAMPLES = 64  # that are passed through the net to see which weights its answers depend on
-SMALL_CHANGE = 0.03  # of weights, over their size: it moves an answer across the jumps of a sign, and revives no ReLU
 SAME_LOGGED = 1e-3  # relative difference of a term and of what the step returns of it
 
 
@@ -323,66 +320,3 @@ def _mean_unless(own: tf.Tensor, one: tf.Tensor) -> tf.Tensor:
 
 def _ancestors(tensors: Iterable[tf.Tensor]) -> set[str]:
     return {made.name for made in ancestors(tensors)}
-
-
-class StillWeights:
-    """Find weights that the answers depend on and that a trial leaves as they are: no gradient, or no update.
-
-    Args:
-        model: A built model. It is left as it was.
-        batch: What `train_step` gets, before the trial.
-    """
-
-    def __init__(self, model: keras.Model, batch: Any):
-        self._model = model
-        self._x = first_samples(keras.utils.unpack_x_y_sample_weight(batch)[0], STILL_SAMPLES)
-        self._untracked: list[tuple[Any, np.ndarray]] = []
-        try:
-            with preserve_state(model), tf.GradientTape() as tape:
-                self._answers()
-        except Exception:  # a model that is not called as a whole
-            return
-        tracked = {variable_key(variable) for variable in model.variables}
-        read = [one for one in tape.watched_variables() if variable_key(one) not in tracked]
-        self._untracked = [(one, np.array(one)) for one in read if len(one.shape) >= 2 and one.dtype.is_floating]
-
-    def after(self, trial: Trial) -> tuple[StillLayer, ...]:
-        """Return the layers with such weights, at the end of the recorded run of a trial."""
-        largest = np.nan_to_num(trial.trace.layer_gradient_norm).max(axis=0, initial=0.0)
-        norms = dict(zip(trial.trace.layers, largest.tolist(), strict=True))
-        left = [one for one, value in self._untracked if np.array_equal(np.asarray(one), value)]
-        found = [StillLayer(one.name.split(":")[0], int(np.prod(one.shape)), UNTRACKED) for one in left]
-        for layer in sublayers(self._model) if trial.asked_for_none else ():
-            frozen = [one for one in frozen_variables(layer) if len(one.shape) >= 2]
-            found += [StillLayer(layer.name, int(np.prod(frozen[0].shape)), FROZEN)] if frozen else []
-        unmoved = {variable_key(variable): (asked, had) for variable, asked, had in trial.unmoved()}
-        try:
-            with preserve_state(self._model):
-                for layer in sublayers(self._model):
-                    own = [one for one in own_variables(layer) if variable_key(one) in unmoved]
-                    if norms.get(layer.name, 0.0) > 0.0 or not any(len(one.shape) >= 2 for one in own):
-                        continue
-                    asked, had = (
-                        bool(trial.applied) and any(unmoved[variable_key(one)][part] for one in own) for part in (0, 1)
-                    )
-                    # A gradient that is 0 at each step is no fault where small changes make no difference either.
-                    if self._depends(own, SMALL_CHANGE if had else 1.0):
-                        entries = sum(int(np.prod(one.shape)) for one in own)
-                        found.append(StillLayer(layer.name, entries, NO_GRADIENT if asked or had else NOT_UPDATED))
-        except Exception:
-            logger.debug("The still weights of %r could not be told.", self._model, exc_info=True)
-        return tuple(found)
-
-    def _answers(self) -> list[np.ndarray]:
-        return [np.asarray(one) for one in keras.tree.flatten(self._model(self._x, training=False))]
-
-    def _depends(self, variables: Sequence[Any], change: float) -> bool:
-        """Return whether the answers change with weights, changed by so much of their size."""
-        before, values, random = self._answers(), [np.array(one) for one in variables], np.random.default_rng(0)
-        for variable, value in zip(variables, values, strict=True):
-            size = change * np.sqrt(np.mean(np.square(value, dtype=np.float64)))
-            variable.assign(value + (size * random.normal(size=value.shape)).astype(value.dtype))
-        after = self._answers()
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-        return any(not np.allclose(one, other, rtol=SAME_TERM) for one, other in zip(before, after, strict=True))

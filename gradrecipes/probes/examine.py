@@ -16,8 +16,8 @@ from gradrecipes.compat.keras_private import optimizers_of, sublayers
 from gradrecipes.compat.random_state import random_numbers_kept
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import NoiseReading
 from gradrecipes.core.trace.probes import FailureReading, Probes
-from gradrecipes.core.trace.trial_reading import NoiseReading
 from gradrecipes.diagnosis.outcome import LEARNING, STALLED, UNKNOWN, Verdict
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.data import read_data

@@ -268,6 +268,12 @@ def as_loss(given: Any) -> Any:
     return given if isinstance(given, keras.losses.Loss) else _Function(given)
 
 
+def losses_by_row(model: keras.Model, outputs: int) -> list[tuple[int, int, Any]]:
+    """Return (place of the output, of its target, loss of each sample of both) of the outputs that have a loss."""
+    known = [(one.output, one.target, as_loss(one.loss)) for one in losses_of(model, outputs) if one.loss is not None]
+    return [(output, target, loss.call) for output, target, loss in known if target is not None and loss is not None]
+
+
 def _predictions(activation: str | None, output: Any, target: tf.Tensor) -> Iterator[tuple[str, tf.Tensor]]:
     """Yield (name, predictions) at which the loss has to be a number."""
     output = tf.convert_to_tensor(output)

@@ -244,9 +244,10 @@ class OutputLosses:
         for place, (start, end) in enumerate(zip(before, after, strict=True)):
             output = 0 if self._columns else place
             about = self._description.outputs[output]
-            if about.loss is None or not (np.isfinite(start).all() and np.isfinite(end).all()):
+            if about.loss is None or not (np.isfinite(start).all() and np.isfinite(end).all()) or self._is_rare(place):
                 continue
-            noise = float(end.std(ddof=1) / np.sqrt(len(end))) if len(end) > 1 else 0.0
+            several = len(end) > 1 and not self._columns  # of many columns some are within any noise
+            noise = float(end.std(ddof=1) / np.sqrt(len(end))) if several else 0.0
             baseline = self._baseline(place)
             name = f"{about.name}, column {place}" if self._columns else about.name
             found.append(OutputTrial(output, name, float(start.mean()), float(end.mean()), baseline, noise))
@@ -257,8 +258,7 @@ class OutputLosses:
         self._penalties.append(float(sum(float(tf.reduce_sum(one)) for one in self._model.losses)))
         targets = keras.tree.flatten(y)
         if self._columns:
-            one = losses_of(self._model, 1)[0]
-            target, loss = tf.convert_to_tensor(targets[0]), as_loss(one.loss)
+            target, loss = tf.convert_to_tensor(targets[0]), as_loss(losses_of(self._model, 1)[0].loss)
             pairs = [(target[:, place : place + 1], outputs[0][:, place : place + 1]) for place in range(self._columns)]
             return [float(tf.reduce_mean(loss(*pair))) for pair in pairs]
         row = []
@@ -268,10 +268,17 @@ class OutputLosses:
             row.append(float("nan") if loss is None else float(tf.reduce_mean(loss(target, outputs[one.output]))))
         return row
 
+    def _column(self, place: int) -> list[np.ndarray]:
+        return [np.asarray(keras.tree.flatten(y)[0])[:, place] for _, y, _ in self._batches]
+
+    def _is_rare(self, place: int) -> bool:
+        """Return whether a column has one value in more than half of the samples, as a pixel at the edge has."""
+        low, high = np.percentile(np.concatenate(self._column(place)), [25, 75]) if self._columns else (0.0, 1.0)
+        return bool(low == high)
+
     def _baseline(self, place: int) -> float | None:
         if self._columns:
-            columns = [np.asarray(keras.tree.flatten(y)[0])[:, place] for _, y, _ in self._batches]
-            return constant_baseline_loss(self._description.outputs[0].loss, *columns)
+            return constant_baseline_loss(self._description.outputs[0].loss, *self._column(place))
         about = self._description.outputs[place]
         if about.target is None:
             return None
@@ -320,15 +327,8 @@ def _columns_apart(description: Description, data: DataReading | None) -> int:
     if len(targets) != 1 or len(about) != 1 or about[0].loss not in BY_NUMBER or about[0].custom:
         return 0
     columns, shape = targets[0].columns, targets[0].shape or ()
-    low, high = (columns.std_min, columns.std_max) if columns is not None else (None, None)
-    apart = bool(low and high and high > COLUMNS_APART * low)
+    apart = columns is not None and columns.std_min and (columns.std_max or 0.0) > COLUMNS_APART * columns.std_min
     return shape[0] if apart and len(shape) == 1 and 1 < shape[0] <= FITTED_COLUMNS else 0
-
-
-def losses_by_row(model: keras.Model, outputs: int) -> list[tuple[int, int, Any]]:
-    """Return (place of the output, of its target, loss of each sample of both) of the outputs that have a loss."""
-    known = [(one.output, one.target, as_loss(one.loss)) for one in losses_of(model, outputs) if one.loss is not None]
-    return [(output, target, loss.call) for output, target, loss in known if target is not None and loss is not None]
 
 
 LEAST_SPREAD = 0.01  # of the predictions, over that of the targets; below it no order of them makes a difference

@@ -154,7 +154,8 @@ def linear_readings(batches: Sequence[Any], *, tokens: Collection[int] = ()) -> 
         found = []
         for place in range(len(targets[0])):
             y = np.concatenate([np.asarray(row[place]) for row in targets])
-            losses = linear_losses(x, y, number % 2 == 1) if y.dtype.kind in "biuf" and len(y) == len(x) else None
+            usable = y.dtype.kind in "biuf" and len(y) == len(x) and not any(_same(one, y) for one in columns)
+            losses = linear_losses(x, y, number % 2 == 1) if usable else None
             if losses is None or len(losses[0]) < MIN_JUDGED:
                 continue
             gain = losses[0] - losses[1]
@@ -164,6 +165,11 @@ def linear_readings(batches: Sequence[Any], *, tokens: Collection[int] = ()) -> 
     except Exception:  # ragged or sparse inputs, steps without targets, batches of several shapes
         logger.debug("No linear function could be fitted.", exc_info=True)
         return ()
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Return whether a target is an input: to copy it is no witness that a code of it can be learned."""
+    return one.size == other.size and np.array_equal(one.reshape(len(one), -1), other.reshape(len(other), -1))
 
 
 def _features(one: np.ndarray, counted: bool) -> np.ndarray:

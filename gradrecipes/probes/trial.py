@@ -47,13 +47,14 @@ from gradrecipes.diagnosis.outcome import (
     rival_losses,
     verdict,
 )
-from gradrecipes.probes.answers import Answers, StillWeights, sample_spread
+from gradrecipes.probes.answers import Answers, sample_spread
 from gradrecipes.probes.attention import AttentionProbe
+from gradrecipes.probes.loss import losses_by_row
 from gradrecipes.probes.optimizer import hold_rate, read_planned_rates, try_highest_rate
-from gradrecipes.probes.output_losses import Baselines, OutputLosses, losses_by_row, pairs_samples, step_acts_like
+from gradrecipes.probes.output_losses import Baselines, OutputLosses, pairs_samples, step_acts_like
 from gradrecipes.probes.own_step import learned_linearly, misread_cross_entropies
 from gradrecipes.probes.predictions import held_back_readings
-from gradrecipes.probes.rivals import unreached_data
+from gradrecipes.probes.reach import StillWeights, unreached_data
 from gradrecipes.probes.signal import signal
 from gradrecipes.probes.variations import (
     CHANGES,
@@ -80,7 +81,7 @@ VARIED_BATCHES = 10  # that it runs over, four times
 MAX_CONFIRMED = 3  # variations that fix the run and are run for twice as many steps
 VARIED_AT_MOST = 4  # steps of all variations together, before they are confirmed, over those of the trial
 NEARLY_FIXED = 0.98  # end over the baseline of a variation that is worth more steps
-MAX_SECONDS_TO_GO_ON = 5.0  # of a trial that looks well, and goes on towards the end of the training
+MAX_WORK_TO_GO_ON = 1e8  # weights times samples and places in a step of a trial that goes on: .05 s on a core
 FURTHER = 4  # trials of further steps, where a trial was too short to tell
 HELD_BACK = 32  # batches at most that a trial leaves out, and on which it is judged
 WELL_LEARNED = 0.1  # end over the baseline, beyond which it is asked whether a linear function learns more
@@ -144,6 +145,7 @@ def try_out(
             rates=rates,
             penalties=penalties,
             still=() if run.broken is not None else still.after(trial),
+            moving_target=bool(description.own_train_step) and trial.moving_target,
         )
         trace.probes = replace(probes, trial=reading, signal_after=signal(model, batches[0], attention=attention))
         if rival_losses(trace):
@@ -162,7 +164,8 @@ def try_out(
         open_still = seen.state in (LEARNING, STALLED) and judge(trace, ()).verdict == UNDECIDED
         asked = description.own_train_step and seen.state == LEARNING and not outputs
         left = (planned_steps or 0) - len(run.loss)  # of a planned training, that the trial has not seen
-        longer = seen.state == LEARNING and left >= len(batches) and run.seconds < MAX_SECONDS_TO_GO_ON
+        work = (description.trainable_entries or 0) * data.batch_size * data.places
+        longer = seen.state == LEARNING and left >= len(batches) and work < MAX_WORK_TO_GO_ON
         ended = trial.save() if run.broken is None and (outweighed or open_still or asked or longer) else []
         if description.own_train_step:
             reading = replace(reading, pairs_samples=pairs_samples(trial, probes.loss.outputs))
@@ -173,15 +176,14 @@ def try_out(
             trace.probes = replace(trace.probes, loss=read)
         if asked and reading.pairs_samples is not False:
             baselines.ask_step(trial, run.loss[0])
-            outputs = baselines.compared(run.loss)
-            reading = replace(reading, outputs=outputs)
+            reading = replace(reading, outputs=(outputs := baselines.compared(run.loss)))
             trace.probes = replace(trace.probes, trial=reading)
             open_still = open_still or judge(trace, ()).verdict == UNDECIDED
         ended = ended if outweighed or open_still or longer else []
         reading = replace(reading, rates=try_highest_rate(trial, rates, seen, trial_steps=steps, tell=tell))
         variations: dict[str, VariationResult] = {}
-        lost = reading.answers is not None and bool(reading.answers.lost)
-        behind = run.broken is None and (lost or not all(one.learned for one in outputs))
+        lost = () if reading.answers is None else reading.answers.lost
+        behind = run.broken is None and (bool(lost) or not all(one.learned for one in outputs))
         loss_seen = run.broken is not None or np.isfinite(run.loss).any()  # else no variation could be judged
         if loss_seen and (seen.suspicious or behind or fitting_weights(model, probes.signal.weights)):
             tell(f"the trial is {seen.state}: varying one thing at a time")
@@ -215,9 +217,8 @@ def try_out(
         if answers is not None and (read := reading.answers) is not None and not read.depend and read.slope != 0.0:
             tell("leaving out terms of the loss")
             held = answers.held_back(read, run.logs, reading.steps + reading.further_steps)
-            if held.held_by is not None and penalties is not None:
-                held = replace(held, held_by="what layers add to the loss")
-            reading = replace(reading, answers=held)
+            added = held.held_by is not None and penalties is not None
+            reading = replace(reading, answers=replace(held, held_by="what layers add to the loss") if added else held)
         trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
         judged = judge(trace, ()).verdict
         far = seen.state == LEARNING and end_over_baseline(trace) > WELL_LEARNED

@@ -266,3 +266,12 @@ def test_a_rate_at_which_a_net_learns_far_less_than_a_linear_function_is_told(li
     trace = trial(np.linspace(2.3, 1.5, 100), update=update, varied=varied)
     found = codes(with_trial(trace, linear=(LinearReading(0, 2.3, linear, 0.02, 200),)))
     assert ("learning_rate_too_high" in found) == told
+
+
+@pytest.mark.parametrize(
+    ("moving", "end", "verdict"), [(False, 8.0, "unhealthy"), (True, 8.0, "undecided"), (True, 3e4, "unhealthy")]
+)
+def test_a_loss_that_follows_the_values_of_the_net_may_rise(moving, end, verdict):
+    """The values of Q-learning grow to those of all rewards to come, and their errors with them."""
+    trace = with_trial(trial(np.geomspace(1.0, end, 100)), moving_target=moving, constant_baseline_loss=None)
+    assert judge(trace, find(trace)).verdict == verdict

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gradrecipes.probes.output_losses import losses_by_row
+from gradrecipes.probes.loss import losses_by_row
 from gradrecipes.probes.predictions import best_constant_loss, held_back_readings, linear_readings
 
 TARGETS = tf.constant(np.random.default_rng(0).gamma(2.0, 3.0, 200), tf.float32)
@@ -50,7 +50,7 @@ def test_counts_of_tokens_and_numbers_predict_each_target():
     ]
     found = linear_readings(batches, tokens={0})
     assert [(one.target, one.clear, one.rows) for one in found] == [(0, True, 160), (1, True, 160), (2, False, 160)]
-    assert linear_readings([(words, None)]) == ()
+    assert linear_readings([(words, None)]) == () == linear_readings([(numbers, numbers)])  # to copy is no witness
 
 
 @pytest.mark.parametrize("paired", [True, False])

@@ -222,3 +222,20 @@ class HeldBackReading(Record):
         """Whether something was learned of the trial's rows, far beyond chance, and of others not a quarter of it."""
         learned = self.trained > 4.0 * self.trained_noise
         return learned and self.held < self.noise and self.held + 2.0 * self.noise < 0.25 * self.trained
+
+
+@dataclass(frozen=True)
+class NoiseReading(Record):
+    """The noise scale of the gradient.
+
+    Args:
+        noise_scale: In samples.
+        low: Lower end of its interval.
+        high: Upper end.
+        batch_size: Samples in a batch of the training.
+    """
+
+    noise_scale: float | None = None
+    low: float | None = None
+    high: float | None = None
+    batch_size: int | None = None

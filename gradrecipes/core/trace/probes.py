@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gradrecipes.core.trace.autopsy import Autopsy
-from gradrecipes.core.trace.data_reading import DataReading
+from gradrecipes.core.trace.data_reading import DataReading, NoiseReading
 from gradrecipes.core.trace.record import Record
-from gradrecipes.core.trace.trial_reading import NoiseReading, Sharpness, TrialReading
+from gradrecipes.core.trace.trial_reading import Sharpness, TrialReading
 
 
 @dataclass(frozen=True)

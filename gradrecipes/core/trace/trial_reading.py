@@ -227,6 +227,7 @@ class AnswersReading(Record):
 
 
 NO_GRADIENT, NOT_UPDATED, UNTRACKED, FROZEN = "no_gradient", "not_updated", "untracked", "frozen"
+CUT_OFF = "cut_off"
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,8 @@ class StillLayer(Record):
         entries: Of these weights.
         why: `NO_GRADIENT`: the step asks for their gradient, and there is none. `NOT_UPDATED`: a train step of the
             user's own does not ask. `UNTRACKED`: they are variables that belong to no layer of the model. `FROZEN`:
-            they are not to be trained, and the step asks for the gradients of no weight in one of its turns.
+            they are not to be trained, and the step asks for the gradients of no weight in one of its turns. `CUT_OFF`:
+            no slope of the answers reaches them, nor the inputs; another term of the loss may move them.
     """
 
     name: str
@@ -276,6 +278,8 @@ class TrialReading(Record):
         answers: The loss beside that of equal answers, after all steps; None where the best constant prediction is
             known, or this could not be measured.
         still: Layers with weights that the answers depend on, and that no step changed.
+        moving_target: Whether the loss compares the net with what is computed from weights and held fixed, as that of
+            Q-learning does: it may rise while the net learns.
         linear: What a linear function of the inputs learns of each target, where the trial does not do far better.
         held_back: What each output has learned of rows of the trial, and of others, after the further steps.
     """
@@ -301,6 +305,7 @@ class TrialReading(Record):
     sample_spread: float | None = None
     answers: AnswersReading | None = None
     still: tuple[StillLayer, ...] = ()
+    moving_target: bool = False
     linear: tuple[LinearReading, ...] = ()
     held_back: tuple[HeldBackReading, ...] = ()
 
@@ -381,20 +386,3 @@ is 28, the limit 2 (2 / rate). Below a rate of 0.071 its steps do not grow.
 
 def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@dataclass(frozen=True)
-class NoiseReading(Record):
-    """The noise scale of the gradient.
-
-    Args:
-        noise_scale: In samples.
-        low: Lower end of its interval.
-        high: Upper end.
-        batch_size: Samples in a batch of the training.
-    """
-
-    noise_scale: float | None = None
-    low: float | None = None
-    high: float | None = None
-    batch_size: int | None = None

@@ -32,7 +32,8 @@ from __future__ import annotations
 from gradrecipes.core.analysis.noise_scale import MAX_NOISE_RATIO
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.trial_reading import LARGER_BATCH, LARGER_BATCH_FACTOR, NoiseReading
+from gradrecipes.core.trace.data_reading import NoiseReading
+from gradrecipes.core.trace.trial_reading import LARGER_BATCH, LARGER_BATCH_FACTOR
 from gradrecipes.diagnosis.facts.readings import out_of_proportion, rounded
 from gradrecipes.diagnosis.outcome import (
     LIKELY,

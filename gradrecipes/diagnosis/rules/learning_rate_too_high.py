@@ -39,7 +39,7 @@ import numpy as np
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.trial_reading import Sharpness, VariationResult, at_rate
+from gradrecipes.core.trace.trial_reading import Sharpness, TrialReading, VariationResult, at_rate
 from gradrecipes.diagnosis.facts.divergences import (
     EARLY_STEPS,
     MIN_RISE,
@@ -121,7 +121,7 @@ def learning_rate_too_high(trace: Trace) -> Finding | None:
         or risen(trace, update)
         or (stuck(trace, update) if lower else thrown(trace, update) or replaced(trace, update))
     )
-    if divergence is None or exploding_initialization(trace) is not None:
+    if divergence is None or exploding_initialization(trace) is not None or _may_rise(trace):
         return None
     rate = recorded_rate(trace)
     factor = 1.0 / eased if eased else _factor(update)
@@ -144,6 +144,11 @@ def learning_rate_too_high(trace: Trace) -> Finding | None:
         ),
         prescriptions=learning_rate_prescriptions(trace, rate, factor),
     )
+
+
+def _may_rise(trace: Trace) -> bool:
+    """Return whether the loss follows the values of the net itself, and rises no further than these may grow."""
+    return (trace.probes.trial or TrialReading()).moving_target and not verdict(trace).unhealthy
 
 
 def _sure(trace: Trace, lower: float | None, update: float, loss_seen: bool) -> float:

@@ -43,11 +43,11 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.probes import LossReading
-from gradrecipes.core.trace.trial_reading import NO_GRADIENT, TrialReading
+from gradrecipes.core.trace.trial_reading import CUT_OFF, NO_GRADIENT, TrialReading
 from gradrecipes.core.words import named
 from gradrecipes.diagnosis.facts.data_facts import heads
 from gradrecipes.diagnosis.facts.readings import MIN_INPUT_RMS, rounded
-from gradrecipes.diagnosis.judgement import REGULARIZES, UNNAMED, weights_of_parts
+from gradrecipes.diagnosis.judgement import HEALTHY, REGULARIZES, UNNAMED, judge, weights_of_parts
 from gradrecipes.diagnosis.outcome import FIRST_STEPS, LEARNING, OSCILLATING, STALLED, falling, rival_losses, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
@@ -145,18 +145,19 @@ def _of_rivals(trace: Trace) -> Finding | None:
 
 def _of_layers(trace: Trace) -> Finding | None:
     """Tell which layers no gradient reaches, although the answers depend on their weights."""
-    still = [one for one in (trace.probes.trial or TrialReading()).still if one.why == NO_GRADIENT]
+    still = [one for one in (trace.probes.trial or TrialReading()).still if one.why in (NO_GRADIENT, CUT_OFF)]
     if not still:
         return None
     names = named([one.name for one in still])
     entries = sum(one.entries for one in still)
+    at_all = "of the answers reaches" if still[0].why == CUT_OFF else "reaches"
     statement = (
-        f"No gradient reaches the {entries:,} weights of {names} at any step, although the answers depend on them"
+        f"No gradient {at_all} the {entries:,} weights of {names} at any step, although the answers depend on them"
     )
     found = _finding(f"No gradient reaches the weights of {names}", statement, trace)
     return replace(
         found,
-        severity=Severity.WARNING if verdict(trace).learned else Severity.CRITICAL,
+        severity=Severity.WARNING if judge(trace, ()).verdict == HEALTHY else Severity.CRITICAL,
         layer=still[-1].name if still[-1].name in trace.layers else None,
         explanation=(
             f"{statement}. An operation behind them has no gradient: an argmax, a rounding, a sign, a comparison, a "

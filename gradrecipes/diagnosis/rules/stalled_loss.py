@@ -28,7 +28,7 @@ from gradrecipes.core.trace.data_reading import LinearReading
 from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.core.words import counted
 from gradrecipes.diagnosis.facts.readings import rounded
-from gradrecipes.diagnosis.judgement import UNDECIDED, judge, rates
+from gradrecipes.diagnosis.judgement import UNDECIDED, judge, of_columns, rates
 from gradrecipes.diagnosis.outcome import FALL_IN_ERRORS, STALLED, STALLED_FALL, Verdict, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
@@ -112,6 +112,8 @@ def _linear_witness(trace: Trace) -> LinearReading | None:
     clear = {one.target: one for one in trial.linear if one.clear}
     if not clear or seen.unhealthy or judge(trace, ()).verdict != UNDECIDED or _rises_later(trace):
         return None
+    if of_columns(trial) and seen.learned:
+        return None  # single columns of a target that is learned on the whole
     behind = [one.output for one in trial.further or trial.outputs if not one.learned]
     asked = {place: one.target for place, one in enumerate(trace.description.outputs)}
     lost = [asked.get(place, place) for place in behind] if len(asked) > 1 else []

@@ -65,7 +65,14 @@ class Terms(NamedTuple):
     title="One term of the loss outweighs the others",
     short="one term of the loss outweighs the others",
     order=95,
-    explained_by=("nonfinite_data", "loss_output_mismatch", "unsafe_loss", "unscaled_targets", "frozen_weights"),
+    explained_by=(
+        "nonfinite_data",
+        "loss_output_mismatch",
+        "unsafe_loss",
+        "loss_without_gradient",
+        "unscaled_targets",
+        "frozen_weights",
+    ),
 )
 def unbalanced_loss_terms(trace: Trace) -> Finding | None:
     """Tell which term of the loss is not learned, beside which other one."""

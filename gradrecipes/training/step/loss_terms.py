@@ -138,3 +138,23 @@ def ancestors(tensors: Iterable[tf.Tensor]) -> Iterator[tf.Operation]:
             seen.add(made.name)
             yield made
             open_ += [part.op for part in made.inputs]
+
+
+PICKED = {"Max", "Select", "SelectV2"}  # what a logarithm of sums of exponentials holds fixed changes no value
+
+
+def has_moving_target(loss: Any) -> bool:
+    """Return whether a loss of a graph reads what weights make and `tf.stop_gradient` holds fixed.
+
+    Example:
+        >>> weight = tf.Variable(3.0)
+        >>> @tf.function
+        ... def traced():
+        ...     return has_moving_target(tf.square(weight - tf.stop_gradient(0.9 * weight + 1.0)))
+        >>> bool(traced())
+        True
+    """
+    if not tf.is_tensor(loss) or tf.executing_eagerly():
+        return False
+    held = [made.inputs[0] for made in ancestors([loss]) if made.type == "StopGradient"]
+    return any(_reads_weights(one) for one in held if one.op.type not in PICKED)

@@ -25,6 +25,7 @@ from gradrecipes.training.autopsy import autopsy
 from gradrecipes.training.fit.trace_writer import TraceWriter
 from gradrecipes.training.recovery.model_state import variables_of
 from gradrecipes.training.step.instrumented_step import InstrumentedStep
+from gradrecipes.training.step.loss_terms import has_moving_target
 from gradrecipes.training.trial.weight_samples import WeightSamples
 
 SCALER_PATIENCE = 20  # steps that a loss scaler may leave out while it looks for its scale: 2^15 halved twenty times
@@ -70,6 +71,7 @@ class Trial:
         trace: The record of the recorded run.
         autopsy: What broke the recorded run, or None.
         asked_for_none: Whether a recorded step asked for the gradients of no weight at all.
+        moving_target: Whether its loss reads what weights make and `tf.stop_gradient` holds fixed.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class Trial:
         self.autopsy: Autopsy | None = None
         self.broken_batch: int | None = None
         self._rate = tf.Variable(1.0, dtype=tf.float32, trainable=False)
-        self.asked_for_none = False
+        self.asked_for_none = self.moving_target = False
         self._asked: set[int] = set()
         self._stack = contextlib.ExitStack()
 
@@ -157,7 +159,7 @@ class Trial:
         """Run the first steps as the user would, keep the record in `trace`, and stay at the last finite step."""
         self._writer.begin_epoch(0)
         samples = WeightSamples(self.model)
-        with targets_reported(lambda _, sources: self._note_asked(keras.tree.flatten(sources))):
+        with targets_reported(self._note_asked):
             run = self._run(self.batches, steps, samples=samples)
         by_name = {layer.name: layer for layer in keras_private.sublayers(self.model)}
         names = [layer.name for layer in self._outputs if layer.name in by_name]
@@ -234,9 +236,11 @@ class Trial:
             self._rate.assign(1.0)
         return TrialRun(np.concatenate(loss), np.concatenate(norm), broken, logs, seconds)
 
-    def _note_asked(self, sources: list[Any]) -> None:
-        self.asked_for_none = self.asked_for_none or not sources
-        self._asked.update(map(variable_key, sources))
+    def _note_asked(self, target: Any, sources: Any) -> None:
+        asked = keras.tree.flatten(sources)
+        self.asked_for_none = self.asked_for_none or not asked
+        self.moving_target = self.moving_target or any(map(has_moving_target, keras.tree.flatten(target)))
+        self._asked.update(map(variable_key, asked))
 
     @property
     def applied(self) -> bool:

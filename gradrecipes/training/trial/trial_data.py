@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -169,6 +170,12 @@ class TrialData:
         if odd:
             batches[min(2, len(batches) - 1)][: len(odd)] = odd[:size]
         return [self.take(index) for index in batches]
+
+    @property
+    def places(self) -> int:
+        """Steps of a series or pixels of an image in a sample, of the largest input; 1 for rows."""
+        first = self.x if self.batches is None else keras.utils.unpack_x_y_sample_weight(self.batches[0])[0]
+        return max(math.prod(size or 1 for size in one.shape[1:-1]) for one in keras.tree.flatten(first))
 
     def held_back(self, limit: int, *, batches: int, seed: int = 0) -> list[Any]:
         """Return up to `limit` batches of samples that `cut(batches, seed=seed)` does not hold; none of all data.

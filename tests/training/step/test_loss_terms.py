@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import gradrecipes as gr
-from gradrecipes.training.step.loss_terms import loss_terms
+from gradrecipes.training.step.loss_terms import has_moving_target, loss_terms
 
 WEIGHT, DATA = tf.Variable([3.0, 4.0]), tf.constant([[1.0, 2.0], [3.0, 1.0]])
 X = np.random.default_rng(0).uniform(size=(640, 1)).astype(np.float32)
@@ -86,3 +86,23 @@ def test_an_equation_that_its_boundary_outweighs_is_told_though_the_step_returns
     model = Equation(weight)
     model.compile(keras.optimizers.Adam(1e-3))
     assert [one.code for one in gr.diagnose(model, X).findings] == expected
+
+
+@pytest.mark.parametrize(
+    ("loss", "moving"),
+    [
+        (lambda w, x: tf.reduce_mean(tf.square(w * x - tf.stop_gradient(0.9 * w * x + 1.0))), True),
+        (lambda w, x: tf.reduce_mean(tf.square(w * x - tf.stop_gradient(2.0 * x))), False),
+        (lambda w, x: tf.reduce_logsumexp(w * x), False),
+        (lambda w, x: tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits([0.5, 0.5], w * x)), False),
+    ],
+)
+def test_a_target_that_weights_make_is_told(loss, moving):
+    weight, told = tf.Variable([3.0, 1.0]), []
+
+    @tf.function
+    def traced(x):
+        told.append(has_moving_target(loss(weight, x)))
+
+    traced(tf.constant([1.0, 2.0]))
+    assert told == [moving]

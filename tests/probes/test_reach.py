@@ -12,7 +12,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import CrossEntropyCall, LossReading, Probes, UnreachedData
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.probes.own_step import misread_cross_entropies
-from gradrecipes.probes.rivals import unreached_data
+from gradrecipes.probes.reach import StillWeights, unreached_data
 from gradrecipes.training.trial.trial import Trial
 
 layers = keras.layers
@@ -129,3 +129,35 @@ def test_data_out_of_reach_are_told_with_the_range_to_scale_them_to():
     names = {"x": np.array([0.0, 51.0, 255.0])}
     exec(finding.prescriptions[0].code, names)
     np.testing.assert_allclose(names["x"], [-1.0, -0.6, 1.0])
+
+
+class Book(layers.Layer):
+    """Put the nearest of some learned vectors in the place of each code; a term of the loss draws the codes to them."""
+
+    def __init__(self, *, straight):
+        super().__init__()
+        self.straight = straight
+
+    def build(self, shape):
+        self.vectors = self.add_weight(shape=(8, shape[-1]), initializer="random_normal")
+
+    def call(self, codes):
+        distances = keras.ops.sum(keras.ops.square(codes[:, None] - self.vectors), axis=-1)
+        nearest = keras.ops.take(self.vectors, keras.ops.argmin(distances, axis=-1), axis=0)
+        self.add_loss(keras.ops.mean(keras.ops.square(codes - keras.ops.stop_gradient(nearest))))
+        self.add_loss(keras.ops.mean(keras.ops.square(nearest - keras.ops.stop_gradient(codes))))
+        return codes + keras.ops.stop_gradient(nearest - codes) if self.straight else nearest
+
+
+@pytest.mark.parametrize("straight", [True, False])
+def test_layers_that_only_another_term_moves_are_cut_off_from_the_answers(straight):
+    keras.utils.set_random_seed(0)
+    hidden = [layers.Dense(4, name="encoder"), Book(straight=straight), layers.Dense(8, name="decoder")]
+    model = keras.Sequential([keras.Input((8,)), *hidden])
+    model.compile("adam", "mse")
+    batches = [(tf.constant(X[:32]), tf.constant(X[:32]))]
+    still = StillWeights(model, batches[0])
+    with Trial(model, batches, steps=4) as trial:
+        trial.recorded(4)
+        found = [(one.name, one.why) for one in still.after(trial)]
+    assert found == ([] if straight else [("encoder", "cut_off")])
