@@ -91,6 +91,16 @@ def test_is_silent(probed, loss, readings):
     assert recurrent_gain(run(probed, loss, **readings)) is None
 
 
+@pytest.mark.parametrize(
+    ("loss", "spread", "told"), [(STALLS, 1e-8, True), (STALLS, 0.1, False), (LEARNS, 1e-8, False)]
+)
+def test_a_state_that_forgets_all_samples_is_told(loss, spread, told):
+    """As behind a long padding: what a default layer loses over 100 steps is no fault by itself."""
+    trace = run({"kind": "LSTM", "growth_per_step": 0.6, "log10_growth": -22.0}, loss)
+    trace.probes = replace(trace.probes, trial=replace(trace.probes.trial, sample_spread=spread))
+    assert (recurrent_gain(trace) is not None) == told
+
+
 @pytest.mark.parametrize("kind", ["RNN", "OwnCells", "ConvLSTM2D"])
 @pytest.mark.parametrize(
     "probed, loss, readings",

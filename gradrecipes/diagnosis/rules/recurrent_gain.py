@@ -5,9 +5,10 @@ Reads what the recurrent probe measured before training: the factor by which a g
 one time step, as a geometric mean over the real sequences, and that of the state on its way forward. It fires where
 that factor, over all steps of the sequence, multiplies a gradient or an unbounded state a thousandfold *and* the run
 shows it: it is not finite, diverges or learns nothing, or the gradient of that layer is out of proportion to its
-weights. It also fires where nothing of a gradient is left after ten steps and the loss stalls, where a run fails with a
-gated cell whose state can grow without limit, and where a run learns nothing while the gradient of a plain recurrent
-layer jumps to ten times its usual size.
+weights. It also fires where nothing of a gradient is left after ten steps and the loss stalls, or after all steps and
+the answers are the same for all samples, as behind a long padding that is not masked; where a run fails with a gated
+cell whose state can grow without limit, and where a run learns nothing while the gradient of a plain recurrent layer
+jumps to ten times its usual size.
 
 ## Why it is bad
 A factor rho per step is rho^T over T steps. The gradient of early time steps is then so much larger (or smaller) than
@@ -39,7 +40,9 @@ import numpy as np
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.probes import RecurrentReading
+from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.diagnosis.facts.readings import OUT_OF_PROPORTION, gradient_to_weight, number, rounded
 from gradrecipes.diagnosis.outcome import OSCILLATING, STALLED, Verdict, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import clip_to_repair, prescription
@@ -49,6 +52,7 @@ EXPLODING_GROWTH = 3.0  # log10 of the growth over the sequence; beyond it a net
 PER_STEP = 1.02  # growth per step; orthogonal tanh layers, LSTM and GRU start at .5 to .9, an identity RNN at 1
 GONE_PER_STEP = 0.2  # growth per step: after ten steps float32 (2^-23) keeps nothing of the gradient
 GONE_OF_PLAIN = 0.5  # the same of a layer without gates, which orthogonal weights start at .9
+EQUAL_ANSWERS = 1e-6  # spread of the answers to the samples over their size: nothing of a sample is left at the end
 VANISHING_GROWTH = -6.9  # log10 of the growth over the sequence, 2^-23: what float32 keeps beside 1
 LONG_ENOUGH = 10  # steps
 SHORT_SEQUENCE = 50  # steps that a plain recurrent layer can be expected to bridge; arXiv 1211.5063 trained up to 200
@@ -115,7 +119,9 @@ def _gains(trace: Trace, layer: RecurrentReading, seen: Verdict, harmed: bool) -
         if whole >= EXPLODING_GROWTH or layer.nonfinite_step is not None:
             found.append(Gain(layer, "forward", forward, whole))
     gone = GONE_PER_STEP if layer.kind in GATED else GONE_OF_PLAIN
-    if backward is not None and backward <= gone and seen.state == STALLED and steps >= LONG_ENOUGH:
+    spread = (trace.probes.trial or TrialReading()).sample_spread
+    forgets = spread is not None and spread <= EQUAL_ANSWERS and not seen.learned
+    if backward is not None and (backward <= gone or forgets) and seen.state == STALLED and steps >= LONG_ENOUGH:
         whole = steps * math.log10(max(backward, 1e-38))
         if whole <= VANISHING_GROWTH:
             found.append(Gain(layer, "vanishing", backward, whole))
@@ -271,6 +277,9 @@ def _prescriptions(trace: Trace, layer: RecurrentReading, way: str) -> tuple[Pre
         advice.append(prescription("gated_layer", **values))
     elif way == "vanishing" and layer.kind not in GATED:  # a cell of the user's own: no line of Keras is known to fit
         advice.append(prescription("gated_state"))
+    counted = any(one.feeds_embedding for one in (trace.probes.data or DataReading()).inputs)
+    if way == "vanishing" and counted and not trace.description.masked:
+        advice.insert(0, prescription("mask_padding"))
     if way not in ("motion", "vanishing") or not advice:
         advice += clipping
     if layer.steps is not None and layer.steps > SHORT_SEQUENCE:
