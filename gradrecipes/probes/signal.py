@@ -17,12 +17,12 @@ import tensorflow as tf
 
 from gradrecipes.compat.keras_private import has_own_train_step, holds_layers, sublayers
 from gradrecipes.core.signal_theory import ACTIVATIONS, forward_gain
-from gradrecipes.core.trace.probes import ForwardPassReading, LayerSignal, SignalReading, WeightScale
+from gradrecipes.core.trace.probes import FailureReading, ForwardPassReading, LayerSignal, SignalReading, WeightScale
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.training.description.model_graph import describe_layer
 from gradrecipes.training.recovery.model_state import preserves_state
 from gradrecipes.training.step.capture import ActivationCapture
-from gradrecipes.training.trial.trial_data import TrialData, first_samples, named
+from gradrecipes.training.trial.trial_data import TrialData, essence, first_samples, named
 
 logger = logging.getLogger(__name__)
 
@@ -342,3 +342,17 @@ def _judged(model: keras.Model, batch: Any) -> tuple[np.ndarray, bool]:
         if values.shape.rank and values.shape[0] == samples:
             bad |= ~np.isfinite(np.asarray(values)).reshape(samples, -1).all(axis=1)
     return bad, bool(np.isfinite(float(loss)))
+
+
+def failure(stage: str, error: Exception, *, batch: Any = None) -> FailureReading:
+    """Return what is kept of an error: where it was raised, its class, and what it says.
+
+    Args:
+        stage: `"build"` or `"step"`.
+        error: What was raised.
+        batch: What the model was given, if that may have been the reason.
+    """
+    message = essence(error)
+    if stage == "step" and batch is not None and keras.utils.unpack_x_y_sample_weight(batch)[1] is None:
+        message = f"The data bring no targets (y is None), and the step could not do without: {message}"
+    return FailureReading(stage, type(error).__name__, message)

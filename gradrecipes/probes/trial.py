@@ -55,7 +55,7 @@ from gradrecipes.probes.output_losses import Baselines, OutputLosses, pairs_samp
 from gradrecipes.probes.own_step import learned_linearly, misread_cross_entropies
 from gradrecipes.probes.predictions import held_back_readings
 from gradrecipes.probes.reach import StillWeights, unreached_data
-from gradrecipes.probes.signal import signal
+from gradrecipes.probes.signal import failure, signal
 from gradrecipes.probes.variations import (
     CHANGES,
     LOWER_RATES,
@@ -70,7 +70,7 @@ from gradrecipes.probes.variations import (
     without,
 )
 from gradrecipes.training.trial.trial import Trial, finite, step_error
-from gradrecipes.training.trial.trial_data import TrialData, essence, failure
+from gradrecipes.training.trial.trial_data import TrialData, essence
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ VARIED_BATCHES = 10  # that it runs over, four times
 MAX_CONFIRMED = 3  # variations that fix the run and are run for twice as many steps
 VARIED_AT_MOST = 4  # steps of all variations together, before they are confirmed, over those of the trial
 NEARLY_FIXED = 0.98  # end over the baseline of a variation that is worth more steps
-MAX_WORK_TO_GO_ON = 1e8  # weights times samples and places in a step of a trial that goes on: .05 s on a core
+MAX_WORK_TO_GO_ON = 5e7  # weights times samples and places in a step of a trial that goes on: .05 s on a core
 FURTHER = 4  # trials of further steps, where a trial was too short to tell
 HELD_BACK = 32  # batches at most that a trial leaves out, and on which it is judged
 WELL_LEARNED = 0.1  # end over the baseline, beyond which it is asked whether a linear function learns more

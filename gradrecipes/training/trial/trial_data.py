@@ -16,7 +16,6 @@ import tensorflow as tf
 
 from gradrecipes.core.analysis.range_test import MOST_BATCHES
 from gradrecipes.core.arguments import require_whole
-from gradrecipes.core.trace.probes import FailureReading
 
 
 def is_arrays(x: Any) -> bool:
@@ -111,20 +110,6 @@ def named(error: BaseException) -> str:
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
-def failure(stage: str, error: Exception, *, batch: Any = None) -> FailureReading:
-    """Return what is kept of an error: where it was raised, its class, and what it says.
-
-    Args:
-        stage: `"build"` or `"step"`.
-        error: What was raised.
-        batch: What the model was given, if that may have been the reason.
-    """
-    message = essence(error)
-    if stage == "step" and batch is not None and keras.utils.unpack_x_y_sample_weight(batch)[1] is None:
-        message = f"The data bring no targets (y is None), and the step could not do without: {message}"
-    return FailureReading(stage, type(error).__name__, message)
-
-
 NUMBERS = "biuf"  # kinds of numpy dtypes that a train step can take
 BATCHES_READ = 32  # of a dataset or a generator, whose end is not known: a trial's, and some that it leaves out
 SUSPECTS_SHOWN = 4  # suspicious samples that a trial is made to meet, early and in one batch
@@ -173,9 +158,13 @@ class TrialData:
 
     @property
     def places(self) -> int:
-        """Steps of a series or pixels of an image in a sample, of the largest input; 1 for rows."""
+        """Steps of a series, tokens of a text or pixels of an image in a sample, of the largest input; 1 for rows."""
         first = self.x if self.batches is None else keras.utils.unpack_x_y_sample_weight(self.batches[0])[0]
-        return max(math.prod(size or 1 for size in one.shape[1:-1]) for one in keras.tree.flatten(first))
+        sizes = [
+            one.shape[1:] if len(one.shape) == 2 and "int" in one.dtype.name else one.shape[1:-1]
+            for one in keras.tree.flatten(first)
+        ]
+        return max(math.prod(size or 1 for size in shape) for shape in sizes)
 
     def held_back(self, limit: int, *, batches: int, seed: int = 0) -> list[Any]:
         """Return up to `limit` batches of samples that `cut(batches, seed=seed)` does not hold; none of all data.
