@@ -187,6 +187,8 @@ def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, step
         yield _with("head_and_loss", words, 1, **fields)
     if (bound := bounded_head(task, base)) is not None and original.surgical:
         yield _with("bounded_head", f"use a {bound} output, as the targets lie between 0 and 1", 1, head=bound)
+    if (compile_arguments(original.model) or {}).get("loss_weights"):
+        yield _with("loss_weights", "leave out the weights of the losses", 1, loss_weights="none")
     yield _with("initializers", "draw the weights anew by fitting initializers", 1, initializers="fitting")
     if original.penalized:
         yield _with("no_penalty", "leave out penalties and constraints", 1, regularizers="none")
@@ -276,8 +278,8 @@ BY_CAUSE: dict[str, tuple[str, ...]] = {
     "excessive_regularization": ("no_penalty", "no_dropout"),
     "missing_warm_up": ("warm_up", "rate_0.1", "normalization"),
     "attention_logit_growth": ("clip", "rate_0.1", "warm_up", "initializers"),
-    "unscaled_loss_weights": ("targets",),
-    "unbalanced_loss_terms": ("added_losses", "no_penalty", "targets"),
+    "unscaled_loss_weights": ("loss_weights", "targets"),
+    "unbalanced_loss_terms": ("loss_weights", "added_losses", "no_penalty", "targets"),
     "float16_overflow": ("float32", "guard"),
     "optimizer_state": ("fresh_optimizer", "plain_optimizer", "adam"),
     "embedding_spike": ("initializers", "clip", "rate_0.1"),
@@ -308,6 +310,7 @@ GENERAL += (
     "warm_up",
     "unfreeze",
     "bounded_head",
+    "loss_weights",
     "added_losses",
     "no_penalty",
     "moving_averages",
@@ -316,7 +319,7 @@ GENERAL += (
     "class_weights",
 )
 ALL_STANDARD = ("adam", "inputs", "targets", "float32", "bounded_head", "head_and_loss", "positive_outputs")
-ALL_STANDARD += ("mask", "initializers", "unfreeze", "added_losses", "no_penalty")
+ALL_STANDARD += ("mask", "loss_weights", "initializers", "unfreeze", "added_losses", "no_penalty")
 
 
 def candidates(findings: Sequence[Any], known: dict[str, Change], *, rate: float | None = None) -> list[Changes]:

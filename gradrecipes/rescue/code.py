@@ -124,6 +124,8 @@ def code_of(
         where = "" if len(scaling.targets) == 1 else f", for outputs {sorted(scaling.targets)}; 1 for the others"
         lines += [f"# In compile, unless you have weights of your own{where}"]
         lines += [f"+ loss_weights=[{', '.join(f'{weight:.4g}' for weight in weights)}]"]
+    if "loss_weights" in changed:
+        lines += ["# In compile", "- loss_weights=..."]
     if "order" in changed:
         lines += [
             "# Of a tf.data.Dataset, with all samples in the buffer if they fit; of a PyDataset, shuffle its rows"

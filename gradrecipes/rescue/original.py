@@ -261,6 +261,7 @@ class Setup(Record):
         dropout: `"own"` or `"none"`.
         regularizers: `"own"` or `"none"`.
         added_losses: What the losses that layers of the user's own add are multiplied by.
+        loss_weights: `"own"`, or `"none"` for the losses of all outputs as they are.
         masking: `"own"`, or `"zeros"` for sequences whose zeros are masked.
         moving_averages: `"own"`, or `"fast"` for those of BatchNormalization, with a usual epsilon.
         target_shape: `"own"`, or `"column"` for flat targets that become one.
@@ -301,6 +302,7 @@ class Setup(Record):
     dropout: str = OWN
     regularizers: str = OWN
     added_losses: float = 1.0
+    loss_weights: str = OWN
     masking: str = OWN
     moving_averages: str = OWN
     target_shape: str = OWN

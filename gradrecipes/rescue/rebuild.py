@@ -286,6 +286,8 @@ def compile_as(
     if (setup.loss, setup.from_logits) != (base.loss, base.from_logits):
         kind = LOSSES.get(setup.loss)
         arguments["loss"] = kind(from_logits=bool(setup.from_logits)) if kind else setup.loss
+    if setup.loss_weights != base.loss_weights:
+        arguments["loss_weights"] = None
     if loss_weights and arguments.get("loss_weights") is None:
         arguments["loss_weights"] = weights_like(arguments["loss"], made, loss_weights)
     plain = type(made).compile is keras.Model.compile

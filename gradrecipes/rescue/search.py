@@ -225,7 +225,8 @@ class _Progress:
     def _ablated(self, changes: Changes, *, to_the_end: bool = True) -> Changes:
         """Leave out each change without which the score falls by no more than chance, and measure what the others are.
 
-        First all are left out at once that did not learn alone, then one after the other, the riskiest first.
+        First all at once but what the surest cause suggests, then all that did not learn alone, then one after the
+        other, the riskiest first.
 
         Args:
             changes: To leave some out of.
@@ -235,8 +236,8 @@ class _Progress:
         whole = changes  # small losses must not add up
         self.to_the_end = to_the_end
         alone = tuple(one for one in changes if self.lab.has_learned((one,)))
-        if 0 < len(alone) < len(changes) and self._need(changes, alone) is None:
-            changes = alone
+        few = [some for some in (self.first, alone) if 0 < len(some) < len(changes)]
+        changes = next((some for some in few if self._need(changes, some) is None), changes)
         self.needed, pending = {}, sorted(changes, key=lambda change: -change.risk)
         while pending:
             change = pending.pop(0)
@@ -263,16 +264,14 @@ class _Progress:
             falls.append(whole.score.value - part.score.value)
             if part.error or part.broken is not None:
                 return falls[-1]
-            if lab.better(whole.score, part.score) and not (self.to_the_end and lab.learns(part)):
+            slow = self.to_the_end and (lab.learns(part) or fewer == self.first)
+            if lab.better(whole.score, part.score) and not slow:
                 return falls[-1]
         if not lab.better(whole.score, part.score):
             return None
         power = math.log(falls[1] / falls[0]) / math.log(share / self.short) if len(falls) > 1 and falls[0] > 0 else 0.0
         ends = falls[-1] * (1.0 / share) ** power
         return None if ends <= WITHIN * (whole.score.value - lab.task.baseline_score) else falls[-1]
-
-    def _keep(self, changes: Changes, share: float) -> None:
-        self.winner, self.pairs = changes, [self._pair(changes, 0, share)]
 
     def _finals(self, survivors: Scored, share: float) -> None:
         """Train the smallest set in full; other ones where it fails late, or ends with little learned."""
@@ -301,7 +300,7 @@ class _Progress:
             best = max(map(self._final_score, ended))
             least = best - WITHIN * (best - lab.task.baseline_score)
             smallest = min((some for some in ended if self._final_score(some) >= least), key=cost_of)
-            self._end_with(self._single_of(smallest, least) or smallest, share)
+            self._keep(self._single_of(smallest, least) or smallest, share, ended=True)
             self.needed = needed.get(self.winner, {})
             return
         for name in LATE:
@@ -309,12 +308,12 @@ class _Progress:
                 continue
             safer = (*chosen, self.known[name])
             if self._holds(safer):
-                self._end_with(safer, share)
+                self._keep(safer, share, ended=True)
                 self.needed[name] = self._final_score(safer) - self._final_score(chosen)
                 return
         learned = [some for some in needed if lab.has_run(some, 1.0) and lab.learns(lab.run(some, part="finals"))]
         if learned:
-            self._end_with(max(learned, key=self._final_score), share)
+            self._keep(max(learned, key=self._final_score), share, ended=True)
         else:
             self.winner, self.pairs = (), []
 
@@ -333,9 +332,9 @@ class _Progress:
     def _final_score(self, changes: Changes) -> float:
         return self.lab.run(changes, part="finals").score.value
 
-    def _end_with(self, changes: Changes, share: float) -> None:
-        self._keep(changes, share)
-        self.final = self.lab.run(changes, part="finals")
+    def _keep(self, changes: Changes, share: float, *, ended: bool = False) -> None:
+        self.winner, self.pairs = changes, [self._pair(changes, 0, share)]
+        self.final = self.lab.run(changes, part="finals") if ended else None
 
     def _ends_behind(self, changes: Changes, fastest: Changes) -> bool:
         """Return whether changes end below where those that learned fastest are half-way already."""

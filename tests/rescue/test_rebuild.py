@@ -301,6 +301,10 @@ def test_each_of_several_targets_is_scaled_and_weighed_by_itself(form):
     assert abs(predicted[1].mean() - Y.mean()) < 5 * Y.std()
     logs = made.evaluate(X, y, verbose=0, return_dict=True)
     assert 0.1 < logs["loss"] < 20.0  # both of the order of one, though the size is in thousands
+    model.compile("sgd", losses, loss_weights=keras.tree.map_structure(lambda _: 1e-6, losses))
+    base = setup_of(model, None, batch_size=32, epochs=1)
+    made = rebuild(original, base, replace(base, loss_weights="none"), scaling=SCALING)
+    assert made.evaluate(X, y, verbose=0, return_dict=True)["loss"] > 1.0
 
 
 def test_the_training_as_it_is_goes_on_where_its_optimizer_stands():
