@@ -9,7 +9,7 @@ from gradrecipes.rescue.arm import Result
 from gradrecipes.rescue.changes import Change, Changes, cost_of, kind_of
 from gradrecipes.rescue.control import HALF, HALF_LEARNED, Control
 from gradrecipes.rescue.lab import LEAST_GAIN, Lab, OutOfBudgetError
-from gradrecipes.rescue.task import OWN_LOSS
+from gradrecipes.rescue.task import OWN_LOSS, Score
 from gradrecipes.rescue.verdict import Found
 
 SEEDS = (0, 1, 2)
@@ -130,25 +130,28 @@ class _Progress:
     # -- a failure that comes late -------------------------------------------------------------------
     def _against_late_failure(self, tried: Sequence[Changes]) -> Found:
         """Train with each remedy in full, those for the causes and the safest first, until one stays learned."""
-        lab, best = self.lab, max((one.score for one in self.control.checkpoints), key=lambda score: score.value)
+        best = max((one.score for one in self.control.checkpoints), key=lambda score: score.value)
         suggested = [changes[0].name for changes in tried if len(changes) == 1][:UNBEATEN]
-        for name in sorted(LATE, key=lambda name: suggested.index(name) if name in suggested else len(LATE)):
-            if name not in self.known or (lab.left < lab.full and self.pairs):
-                continue
-            changes = (self.known[name],)
-            half = lab.run(changes, share=HALF, part="finals")
-            if half.error or half.broken is not None:
-                continue
-            result = lab.run(changes, part="finals")
-            above = self.pairs == [] or result.score.value > self.pairs[0][1].score.value
-            if result.broken is None and not result.error and above:
-                self.winner, self.final, self.pairs = changes, result, [self._pair(changes, 0, 1.0)]
-                self.needed = {name: result.score.value - self.pairs[0][0].score.value}
-                if lab.better(result.score, self.pairs[0][0].score) and not lab.better(best, result.score):
-                    break
-        if self.winner and lab.left >= lab.full:
+        names = sorted(LATE, key=lambda name: suggested.index(name) if name in suggested else len(LATE))
+        if self._made_safer((), names, 1.0, best=best) and self.lab.left >= self.lab.full:
             self.pairs.append(self._pair(self.winner, 1, 1.0))
         return self.so_far()
+
+    def _made_safer(self, changes: Changes, names: Sequence[str], share: float, best: Score | None = None) -> bool:
+        """Add one remedy or another until the training stays learned, not below the best it had reached before."""
+        lab, ended = self.lab, {}
+        for name in [one for one in names if one in self.known and self.known[one] not in changes]:
+            if lab.left < lab.full and (changes or ended):
+                break
+            if self._holds(safer := (*changes, self.known[name])):
+                ended[name] = safer
+                if best is None or not lab.better(best, lab.run(safer, part="finals").score):
+                    break
+        if ended:
+            name = max(ended, key=lambda name: self._final_score(ended[name]))
+            self._keep(ended[name], share, ended=True)
+            self.needed[name] = self._final_score(ended[name]) - self._final_score(changes)
+        return bool(ended)
 
     # -- ever fewer candidates, ever longer ----------------------------------------------------------
     def _short_trials(self, tried: Sequence[Changes], share: float) -> Scored:
@@ -303,14 +306,8 @@ class _Progress:
             self._keep(self._single_of(smallest, least) or smallest, share, ended=True)
             self.needed = needed.get(self.winner, {})
             return
-        for name in LATE:
-            if lab.left < lab.full or name not in self.known or name in {change.name for change in chosen}:
-                continue
-            safer = (*chosen, self.known[name])
-            if self._holds(safer):
-                self._keep(safer, share, ended=True)
-                self.needed[name] = self._final_score(safer) - self._final_score(chosen)
-                return
+        if self._made_safer(chosen, LATE, share):
+            return
         learned = [some for some in needed if lab.has_run(some, 1.0) and lab.learns(lab.run(some, part="finals"))]
         if learned:
             self._keep(max(learned, key=self._final_score), share, ended=True)
