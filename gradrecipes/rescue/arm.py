@@ -27,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 
 LAST = 20  # steps whose mean loss is the training loss of an arm
 FALLING_EPOCHS = 4
+NORMAL_SPREAD = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 PATIENCE = 25  # consecutive steps with a loss that is not finite after which an arm is given up
 
 
@@ -123,12 +124,10 @@ class Arm:
                 score = Score(WORST)
         self.seconds += time.monotonic() - began
         losses = np.array(self._losses)
-        last = float(losses[-LAST:].mean()) if len(losses) else math.nan
         first = float(np.median(losses[:3])) if len(losses) else math.nan
         with np.errstate(all="ignore"):  # a run that breaks in its first steps
             peak = float(np.max(losses) / abs(first)) if len(losses) and first else math.nan
-        ends = losses[-LAST:]
-        error = float(ends.std(ddof=1) / len(ends) ** 0.5) if len(ends) > 1 and np.isfinite(ends).all() else 0.0
+        last, error = _mean_and_error(losses[-LAST:], skipping=self.setup.guard)
         if self._task.kind == OWN_LOSS and math.isfinite(self._task.reference):
             score = replace(score, error=error / (abs(self._task.reference) or 1.0))
         return Result(
@@ -204,6 +203,16 @@ class Arm:
             return Score(WORST)
         logged = float(np.mean(self._losses[-LAST:])) if self._losses else math.nan
         return self._task.score(self._model, self.setup, logged=logged)
+
+
+def _mean_and_error(losses: np.ndarray, *, skipping: bool) -> tuple[float, float]:
+    """Return the mean of losses and its standard error; from their median, where steps are skipped for their losses."""
+    if not len(losses):
+        return math.nan, 0.0
+    mean, spread = losses.mean(), losses.std(ddof=1) if len(losses) > 1 and np.isfinite(losses).all() else 0.0
+    if skipping and np.isfinite(mean := np.median(losses)):
+        spread = NORMAL_SPREAD * np.median(np.abs(losses - mean))
+    return float(mean), float(spread / len(losses) ** 0.5)
 
 
 def loss_on(model: keras.Model, x: Any, y: Any) -> float:

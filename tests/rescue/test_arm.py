@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from gradrecipes.rescue.arm import Arm, graph_of
+from gradrecipes.rescue.arm import Arm, _mean_and_error, graph_of
 from gradrecipes.rescue.edits import scaling_of
 from gradrecipes.rescue.feed import read_feed
 from gradrecipes.rescue.lab import Journal, Lab, OutOfBudgetError
@@ -106,3 +106,11 @@ def test_targets_that_are_not_finite_break_a_training_that_does_not_skip_them(pa
     assert plain.broken is not None
     assert guarded.broken is None
     assert np.isfinite(guarded.loss)
+
+
+def test_losses_of_skipped_steps_are_no_spread():
+    losses = np.array([0.9, 1.0, 1.1, 1e38, 1.0])
+    mean, error = _mean_and_error(losses, skipping=True)
+    assert (mean, 0.0 < error < 0.1) == (1.0, True)
+    assert _mean_and_error(losses, skipping=False)[1] > 1e37
+    assert _mean_and_error(losses[:0], skipping=True)[1] == 0.0
