@@ -340,11 +340,14 @@ def test_a_loss_that_compares_all_with_all_is_told_of_targets_in_a_column_too():
     assert found.findings[0].code == "loss_output_mismatch" and "every target" in found.findings[0].title
 
 
-def test_a_scaling_that_does_not_fit_the_data_is_told():
-    x, y = digits()
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_scaling_that_does_not_fit_the_data_is_told(nested):
+    x, y = digits()  # between 0 and 1 already
     keras.utils.set_random_seed(0)
-    scaling = layers.Rescaling(1 / 255)  # of digits that lie between 0 and 1 already
-    model = keras.Sequential([keras.Input((64,)), scaling, layers.Dense(32, "relu"), layers.Dense(10, "softmax")])
+    fixed = layers.Rescaling(1 / 127.5, offset=-1.0) if nested else layers.Rescaling(1 / 255)
+    scaling = [fixed, layers.Dense(32, "relu")]
+    base = [keras.Sequential([keras.Input((64,)), *scaling])] if nested else scaling
+    model = keras.Sequential([keras.Input((64,)), *base, layers.Dense(10, "softmax")])
     model.compile(keras.optimizers.SGD(0.01), "sparse_categorical_crossentropy")
     found = gr.diagnose(model, x, y).findings
     assert_sound(found[0], "unscaled_inputs")

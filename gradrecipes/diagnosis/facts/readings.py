@@ -213,8 +213,18 @@ MIN_INPUT_RMS = 0.01  # root mean square below which all that the first layer ma
 
 
 def behind_scaling(description: Description, signal: SignalReading | None) -> float | None:
-    """Return the size of what a scaling of fixed factors gives to the first weights; None for any other net."""
-    met = description.inputs
-    first = next((layer for layer in (signal or SignalReading()).layers if layer.kind in WEIGHTED | RECURRENT), None)
-    fixed = len(met) == 1 and met[0].normalized in FIXED_SCALINGS
-    return first.input_rms if fixed and first is not None else None
+    """Return the size of what a scaling of fixed factors gives to the first weights; None for any other net.
+
+    That is the root mean square, or the spread about the mean where next to nothing else is left of the samples: what a
+    base scales that was scaled before lies close to the end of its range.
+    """
+    met, read = description.inputs, (signal or SignalReading()).layers
+    place = next((place for place, layer in enumerate(read) if layer.kind in WEIGHTED | RECURRENT), None)
+    within = [layer for layer in read[:place] if layer.kind in FIXED_SCALINGS]  # of a net in the net, too
+    if place is None or len(met) != 1 or not (within or met[0].normalized in FIXED_SCALINGS):
+        return None
+    if within and within[-1].output_rms is not None and within[-1].output_mean is not None:
+        spread = math.sqrt(max(0.0, within[-1].output_rms ** 2 - within[-1].output_mean ** 2))
+        if 0 < spread < MIN_INPUT_RMS:
+            return spread
+    return read[place].input_rms

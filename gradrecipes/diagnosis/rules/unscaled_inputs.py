@@ -160,7 +160,8 @@ def _unscaled(trace: Trace) -> list[ArrayReading]:
 def _scaling(trace: Trace, array: ArrayReading) -> str | None:
     """Return the layer of fixed factors whose result was judged in the place of an array, or None."""
     met = trace.description.inputs
-    return met[0].normalized if met and array.columns == Columns(0) and not array.outliers else None
+    behind = bool(met) and array.columns == Columns(0) and not array.outliers
+    return (met[0].normalized or "Rescaling") if behind else None
 
 
 def _oddity(array: ArrayReading, *, fixed: bool) -> tuple[str, float, float] | None:
@@ -188,7 +189,8 @@ def _oddity(array: ArrayReading, *, fixed: bool) -> tuple[str, float, float] | N
             0.0,
         )
     if 0 < rms < MIN_INPUT_RMS and fixed:
-        return f"{name} has a root mean square of only {rounded(rms)}", rms, 1.0
+        size = "has a root mean square of" if columns.count else "differs from sample to sample by"
+        return f"{name} {size} only {rounded(rms)}", rms, 1.0
     return None
 
 
