@@ -208,7 +208,7 @@ def held_back_readings(
     """
     try:
         with preserve_state(model):
-            trained, others = (_own_over_other(model, losses, part) for part in (batches, held))
+            (trained, own), (others, _) = (_own_over_other(model, losses, part) for part in (batches, held))
     except Exception:  # a model that is not called as a whole, a loss that compares samples, ragged inputs
         logger.debug("The losses of rows held back could not be measured.", exc_info=True)
         return ()
@@ -218,19 +218,21 @@ def held_back_readings(
         if min(map(len, rows)) >= MIN_JUDGED and all(np.isfinite(one).all() for one in rows):
             means = [float(one.mean()) for one in rows]
             noises = [float(one.std(ddof=1) / math.sqrt(len(one))) for one in rows]
-            found.append(HeldBackReading(output, *means, noises[1], noises[0], len(rows[1])))
+            found.append(HeldBackReading(output, *means, noises[1], noises[0], len(rows[1]), own[output]))
     return tuple(found)
 
 
-def _own_over_other(model: keras.Model, losses: Sequence[CalledLoss], batches: Sequence[Any]) -> dict[int, np.ndarray]:
-    """Return by output float64 `[rows]`: the loss with the target of another row, minus that with its own."""
+def _own_over_other(
+    model: keras.Model, losses: Sequence[CalledLoss], batches: Sequence[Any]
+) -> tuple[dict[int, np.ndarray], dict[int, float]]:
+    """Return by output float64 `[rows]`: the loss with targets of other rows, minus that with its own; and the own."""
     size = len(keras.tree.flatten(batches[0])[0])
     several = min(len(batches), max(1, ROWS_OF_A_CALL // size))
     large = joined(batches, several)[: max(1, HELD_BACK_ROWS // (several * size))]
     parts = [keras.utils.unpack_x_y_sample_weight(one) for one in large]
     answers = [keras.tree.flatten(model(x, training=False)) for x, _, _ in parts]
     targets = [keras.tree.flatten(y) for _, y, _ in parts]
-    found = {}
+    found, owns = {}, {}
     for output, place, loss in losses:
         answer = tf.concat([row[output] for row in answers], axis=0)
         target = tf.concat([row[place] for row in targets], axis=0)
@@ -238,4 +240,5 @@ def _own_over_other(model: keras.Model, losses: Sequence[CalledLoss], batches: S
         own, *others = (np.asarray(loss(tf.roll(target, by, axis=0), answer), np.float64) for by in shifts)
         if own.ndim and len(own) == len(answer):
             found[output] = (np.mean(others, axis=0) - own).reshape(len(own), -1).mean(axis=1)
-    return found
+            owns[output] = float(own.mean())
+    return found, owns

@@ -11,6 +11,7 @@ import pytest
 import gradrecipes as gr
 from gradrecipes.core.findings import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import HeldBackReading
 from gradrecipes.core.trace.trial_reading import AnswersReading, OutputTrial, TrialReading
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.judgement import judge
@@ -175,3 +176,16 @@ def test_a_trial_goes_on_towards_the_end_of_the_planned_training():
         assert found.verdict == "healthy"
         steps.append(found.trace.probes.trial.further_steps)
     assert steps == [0, 16, 64]
+
+
+@pytest.mark.parametrize(
+    ("trained", "end", "verdict"), [(0.01, 0.3, "unhealthy"), (2.0, 0.3, "healthy"), (0.01, 1.9, "healthy")]
+)
+def test_what_was_learned_must_show_in_the_answers(trained, end, verdict):
+    """A layer that does something else in training than afterwards, as one that drops units at both times."""
+    trace = trial(FALLING)
+    further = (OutputTrial(0, "loss", 2.3, end, 2.3, 0.01),)
+    held = (HeldBackReading(0, trained, trained, 0.02, 0.02, 400, 2.0),)
+    changes = {"further": further, "further_steps": 400, "held_back": held}
+    trace.probes = replace(trace.probes, trial=replace(trace.probes.trial, **changes))
+    assert judge(trace, ()).verdict == verdict

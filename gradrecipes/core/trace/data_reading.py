@@ -208,6 +208,7 @@ class HeldBackReading(Record):
         noise: Standard error of `held`.
         trained_noise: Standard error of `trained`.
         rows: How many rows were held back.
+        own: Mean loss of the trial's rows with their own targets, as the net answers after the training.
     """
 
     output: int = 0
@@ -216,6 +217,12 @@ class HeldBackReading(Record):
     noise: float = 0.0
     trained_noise: float = 0.0
     rows: int = 0
+    own: float = 0.0
+
+    @property
+    def unlike(self) -> bool:
+        """Whether the answers to the trial's rows fit the targets of other rows as well, within chance."""
+        return self.trained <= 3.0 * self.trained_noise and self.trained <= 0.25 * (self.own + self.trained)
 
     @property
     def memorized(self) -> bool:
