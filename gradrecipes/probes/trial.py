@@ -82,7 +82,7 @@ MAX_CONFIRMED = 3  # variations that fix the run and are run for twice as many s
 VARIED_AT_MOST = 4  # steps of all variations together, before they are confirmed, over those of the trial
 NEARLY_FIXED = 0.98  # end over the baseline of a variation that is worth more steps
 MAX_WORK_TO_GO_ON = 5e7  # weights times samples and places in a step of a trial that goes on: .05 s on a core
-FURTHER = 4  # trials of further steps, where a trial was too short to tell
+FURTHER, LONGER = 4, 14  # trials of further steps where one was too short to tell; at most, if so many are planned
 HELD_BACK = 32  # batches at most that a trial leaves out, and on which it is judged
 WELL_LEARNED = 0.1  # end over the baseline, beyond which it is asked whether a linear function learns more
 ALIKE = 1e-3  # spread of answers over their size, below which a loss of their mean is no wonder
@@ -199,12 +199,12 @@ def try_out(
             variations |= dict(_confirmed(context, baselines, variations))
         if behind:
             tell("balancing the terms of the loss")
-            balanced = _balanced(trial, losses, before, penalty, steps=len(run.loss))
-            variations |= {} if balanced is None else {BALANCED_TERMS.name: balanced}
+            variations |= _balanced(trial, losses, before, penalty, steps=len(run.loss))
         if ended and (outweighed or seen.state == LEARNING or not any(fixes(one, seen) for one in variations.values())):
             tell("going on where the trial ended")
             trial.load(ended)
-            more = min(FURTHER * steps, math.inf if outweighed or open_still else left)
+            most = LONGER if open_still and answers is None and work < MAX_WORK_TO_GO_ON else FURTHER
+            more = max(min(most * steps, left), FURTHER * steps if outweighed or open_still else 0)
             how = {"answers": answers, "fitted": baselines.fitted, "outweighed": outweighed}
             reading = _gone_on(trial, reading, losses, before, more, **how)
             others = data.held_back(HELD_BACK, batches=BATCHES, seed=seed)
@@ -290,24 +290,24 @@ def _standard_error(values: np.ndarray) -> float:
 
 def _balanced(
     trial: Trial, losses: OutputLosses, before: list[Any], penalty: float, *, steps: int
-) -> VariationResult | None:
-    """Return how many outputs learn in the steps of the trial where all terms of the loss begin equally large."""
+) -> dict[str, VariationResult]:
+    """Return by name how many outputs learn in the trial's steps where all terms of the loss begin equally large."""
     batches = losses.balanced(before, penalty)
     if batches is None:
-        return None
+        return {}
     try:
         run = trial.varied(steps, batches=batches)
     except Exception:  # a loss that takes no sample weights
         logger.debug("The terms of the loss could not be balanced.", exc_info=True)
-        return None
+        return {}
     if run.broken is not None:
-        return VariationResult(broken=run.broken, steps=steps)
+        return {BALANCED_TERMS.name: VariationResult(broken=run.broken, steps=steps)}
     changed = losses.on(batches)
     ended = changed.compared(before, changed.measured())
     if np.isfinite(run.loss).sum() < 2 or not ended:
-        return None
+        return {}
     clearly = [one.learned and (one.end or 0.0) < HALVED_END * (one.baseline or math.inf) for one in ended]
-    return VariationResult(steps=steps, outputs_learned=sum(clearly))
+    return {BALANCED_TERMS.name: VariationResult(steps=steps, outputs_learned=sum(clearly))}
 
 
 def _freed(

@@ -189,3 +189,14 @@ def test_what_was_learned_must_show_in_the_answers(trained, end, verdict):
     changes = {"further": further, "further_steps": 400, "held_back": held}
     trace.probes = replace(trace.probes, trial=replace(trace.probes.trial, **changes))
     assert judge(trace, ()).verdict == verdict
+
+
+@pytest.mark.parametrize(("epochs", "further"), [(100, 1400), (40, 700), (None, 400)])
+def test_a_trial_that_learned_nothing_goes_on_towards_the_planned_end(epochs, further):
+    x = np.random.default_rng(0).normal(size=(640, 4)).astype("float32")
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="zeros", trainable=False)])
+    model.add(keras.layers.Dense(1, kernel_initializer="zeros"))
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    found = gr.diagnose(model, x, x[:, :1] - x[:, 0].mean(), batch_size=32, epochs=epochs)
+    assert found.trace.probes.trial.further_steps == further
