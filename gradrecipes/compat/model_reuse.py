@@ -163,10 +163,9 @@ def copied_model(model: keras.Model) -> keras.Model:
             clone.trainable = layer.trainable
             memo[id(layer)] = clone
             memo |= {id(one): other for one, other in zip(layer.weights, clone.weights, strict=True)}  # for optimizers
-        for nodes in (layer._inbound_nodes, layer._outbound_nodes):  # calls on symbolic tensors
-            memo[id(nodes)] = []
-    for nodes in (model._inbound_nodes, model._outbound_nodes):
-        memo[id(nodes)] = []
+    for layer in [model, *sublayers(model)]:
+        for symbolic in (layer._inbound_nodes, layer._outbound_nodes, layer._losses):
+            memo[id(symbolic)] = []
     with _objects_copied_as_they_are():
         made = copy.deepcopy(model, memo)
     made.__dict__.pop("_compile_config", None)  # a file would want it; what is compiled again gets its own

@@ -192,10 +192,11 @@ def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, step
     yield _with("initializers", "draw the weights anew by fitting initializers", 1, initializers="fitting")
     if original.penalized:
         yield _with("no_penalty", "leave out penalties and constraints", 1, regularizers="none")
-    entries = math.prod(np.shape(keras.tree.flatten(task.y)[0])[1:]) if original.adds and task.y is not None else 1
-    if entries > 1:  # a sum over the codes beside a mean over the entries of an answer
-        words = f"multiply what layers add to the loss by {1.0 / entries:.2g}, one over the entries of an answer"
-        yield _with("added_losses", words, 1, added_losses=1.0 / entries)
+    if original.adds and task.y is not None:  # a sum beside an error that is a mean
+        entries = math.prod(np.shape(keras.tree.flatten(task.y)[0])[1:])
+        many, of = (entries, "entries of an answer") if entries > 1 else (base.batch_size, "samples of a batch")
+        words = f"multiply what layers add to the loss by {1.0 / many:.2g}, one over the {of}"
+        yield _with("added_losses", words, 1, added_losses=1.0 / many)
     if original.drops:
         yield _with("no_dropout", "leave out dropout", 1, dropout="none")
     if original.averaged:
@@ -333,7 +334,8 @@ def candidates(findings: Sequence[Any], known: dict[str, Change], *, rate: float
     causes = [finding.code for finding in findings if finding.kind is Kind.CAUSE]
     suggested = suggested_changes(findings, known)
     if rate is not None and (measured := f"rate_{rate:g}") in suggested:
-        suggested = [measured, *(name for name in suggested if name != measured)]
+        suggested.remove(measured)
+        suggested.insert([name[:5] for name in [*suggested, measured]].index("rate_"), measured)
     first = [next((name for name in BY_CAUSE.get(code, ()) if name in known), None) for code in causes]
     first = list(dict.fromkeys(name for name in first if name))
     found: list[tuple[str, ...]] = [(name,) for name in suggested[:1]]

@@ -89,7 +89,9 @@ class Proof:
     def wins(self) -> bool:
         """Whether the difference is above what chance makes, and worth a change."""
         low = self.interval.low if self.interval is not None else self.difference - 2.0 * self.error
-        every = all(changed > control for control, changed in zip(self.control, self.changed, strict=True))
+        differences = np.subtract(self.changed, self.control)
+        spread = differences.std(ddof=1) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
+        every = bool((differences > 0).all()) and self.difference > STANDARD_ERRORS * spread
         sampling = self.difference - 2.0 * self.error > 0
         return bool((low > 0 or (every and sampling)) and sampling and self.difference >= self.least)
 

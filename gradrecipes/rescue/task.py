@@ -180,13 +180,18 @@ class OutputTask:
     loss: str
 
     def score(self, predicted: list[np.ndarray], targets: list[Any], setup: Setup) -> Score:
-        """Return how far its score is above the best constant prediction: 1 is perfect, 0 as good as that."""
+        """Return how far its score is above the best constant prediction: 1 is perfect, 0 as good as that, or worse.
+
+        An output that begins far off must not hide in the mean that another one has learned.
+        """
         setup = replace(setup, head=self.head)
         samples = self.task._samples(predicted[self.place], np.asarray(targets[self.target]), setup)
         if samples is None:
             return Score(WORST)
         baseline = self.task.baseline_score
         samples = (samples - baseline) / (1.0 - baseline)
+        if samples.mean() < 0 and np.isfinite(predicted[self.place]).all():
+            samples = np.zeros_like(samples)
         return Score(float(np.clip(samples.mean(), WORST, 1.0)), samples)
 
 

@@ -37,7 +37,7 @@ def model():
 def test_the_private_names_exist():
     assert "__reduce__" in vars(KerasSaveable)
     assert {"track", "add_to_store"} <= set(vars(Tracker))
-    assert hasattr(keras.layers.Dense(1), "_inbound_nodes")
+    assert {"_inbound_nodes", "_losses"} <= set(vars(keras.layers.Dense(1)))
 
 
 def test_a_copy_predicts_the_same_and_shares_nothing(model):
@@ -60,6 +60,21 @@ def test_the_original_still_trains_after_it_was_copied(model):
 def test_a_sequence_of_built_layers_that_no_graph_was_made_of_is_copied(model):
     model.tail._functional, model.tail._layers = None, model.tail.layers  # as of one first called in a train step
     test_a_copy_predicts_the_same_and_shares_nothing(model)
+
+
+def test_a_layer_that_added_a_symbolic_loss_is_copied():
+    class Costly(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.within = keras.layers.Dense(4)
+
+        def call(self, x):
+            self.add_loss(keras.ops.sum(x))
+            return self.within(x)
+
+    layer = Costly()
+    tf.function(layer)(tf.constant(X))
+    assert np.array_equal(np.asarray(copied_model(layer)(X)), np.asarray(layer(X)))
 
 
 def test_a_model_that_holds_an_optimizer_is_copied():

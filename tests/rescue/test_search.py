@@ -372,7 +372,8 @@ def test_a_winner_that_fails_late_is_made_safer():
 
 
 def test_nothing_is_advised_that_wins_with_one_seed_only():
-    assert names(run(lambda names, seed, share: 0.9 if names and seed == 0 else 0.1, ("a",))[1]) == []
+    changed = {0: 0.9, 1: 0.16, 2: 0.16}  # above the others, by little beside what the seeds differ
+    assert names(run(lambda names, seed, _: changed[seed] if names else 0.1, ("a",), held_back=2000)[1]) == []
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ def test_each_of_several_outputs_is_scored_by_itself():
     sizes, mean = X[:, :1] * 1e4, np.full((100, 1), X[:, 0].mean() * 1e4)
     scores = [several.score(Fixed(pair), SETUP).value for pair in ((right, sizes), (guess, sizes), (guess, mean))]
     assert scores == pytest.approx([1.0, 0.5, 0.0], abs=1e-3)
+    assert several.score(Fixed((right, sizes + 1e6)), SETUP).value == pytest.approx(0.5)
     assert len(several.score(Fixed((right, sizes)), SETUP).samples) == 100
     assert several.numbers == {1: (1, "mse")}
 
