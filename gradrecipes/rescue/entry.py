@@ -52,7 +52,6 @@ TRAININGS = 3.0  # of the user's own that a rescue may cost by default
 CONFIRMED_IN = 2.0  # trainings that are kept back of the budget, to train what looks good to the end
 LOSS_CAUSES = {"loss_output_mismatch", "unsafe_loss", "unbounded_loss"}  # findings that are about the loss itself
 MOST_COLUMNS = 16  # of an output that are tried below 0, one after the other
-FIRST_STEPS = 3  # whose loss stands for the one before training where a model cannot be evaluated
 
 
 def rescue(
@@ -335,7 +334,7 @@ def _with_reference(
     if baseline is not None:
         return replace(task, reference=baseline, start=loss)
     if not math.isfinite(loss):
-        loss = Arm(base, 0, build=build, feed=feed, task=task).train(FIRST_STEPS).loss
+        loss = Arm(base, 0, build=build, feed=feed, task=task).train(1).loss  # of the first step, before it updates
     return replace(task, reference=loss)
 
 
