@@ -196,6 +196,8 @@ def unlearned(end, **changes):
         (2.28, {"further": (OutputTrial(0, "loss", 3.0, 2.28, 2.1, 0.01),)}, False),  # it falls on
         (2.28, {"further": (OutputTrial(0, "loss", 3.0, 2.28, 2.1, 0.01),), "rates": PlannedRates(500, True)}, True),
         (1.9, {}, False),
+        (2.0, {"further": (OutputTrial(0, "loss", 2.4, 2.0, 2.3, 0.5),)}, False),  # lower, if within its noise
+        (2.31, {"answers": AnswersReading(1.0, 2.0, 0.1)}, False),  # the answers depend on the inputs
     ],
 )
 def test_a_net_that_learns_less_than_a_linear_function_is_unhealthy(end, changes, told):

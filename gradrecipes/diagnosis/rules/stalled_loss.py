@@ -22,6 +22,8 @@ This is a symptom: treat the cause that is reported with it.
 
 from __future__ import annotations
 
+import math
+
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import LinearReading
@@ -34,6 +36,7 @@ from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import rule
 
 HIGHER = 1.5  # highest rate of the schedule over that of the trial's steps from which these say little of the training
+SHARE_OF_LINEAR = 0.1  # gain of a net over a constant prediction, over that of a linear function, that is next to none
 CERTAIN = 0.98  # confidence with a witness: reported although no cause was found
 
 
@@ -114,12 +117,26 @@ def _linear_witness(trace: Trace) -> LinearReading | None:
         return None
     if of_columns(trial) and seen.learned:
         return None  # single columns of a target that is learned on the whole
+    if trial.answers is not None and trial.answers.depend and not trial.answers.lost:
+        return None
     behind = [one.output for one in trial.further or trial.outputs if not one.learned]
     asked = {place: one.target for place, one in enumerate(trace.description.outputs)}
     lost = [asked.get(place, place) for place in behind] if len(asked) > 1 else []
     lost += list(trial.answers.lost) if trial.answers is not None else []
     found = [one for place, one in clear.items() if not lost or place in lost]
-    return found[0] if found and (_saw_all(trace) or _rests(trial, seen)) else None
+    if not found or _gain(trial, seen) >= SHARE_OF_LINEAR * (1.0 - found[0].linear / found[0].constant):
+        return None
+    return found[0] if _saw_all(trace) or _rests(trial, seen) else None
+
+
+def _gain(trial: TrialReading, seen: Verdict) -> float:
+    """Return the least gain of an output over its constant prediction, over the loss of that; 0 where it is not known.
+
+    A mean that is below the constant prediction, if within its noise, is no sign that nothing is learned.
+    """
+    read = [(one.end, one.baseline) for one in trial.further or trial.outputs] or [(seen.end, seen.baseline)]
+    known = [(base - end) / abs(base) for end, base in read if end is not None and base]
+    return min([gain for gain in known if math.isfinite(gain)], default=0.0)
 
 
 def _rises_later(trace: Trace) -> bool:
