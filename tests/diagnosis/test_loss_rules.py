@@ -118,6 +118,7 @@ MISMATCHES = {
     "sigmoids": ((3, "sigmoid", "categorical_crossentropy", ONE_HOT), "notice", "do not sum to 1"),
     "twice": ((3, "softmax", SPARSE, CLASSES, layers.Softmax()), "warning", "softmax of a softmax"),
     "one_unit": ((1, "softmax", "binary_crossentropy", YES), "critical", "one unit is always 1"),
+    "direction_of_one_number": ((1, None, "cosine_similarity", NUMBERS), "critical", "of one number is its sign"),
     "from_1": ((3, "softmax", SPARSE, CLASSES + 1), "critical", "Labels from 1 to 3 for 3 units"),
     "below_0": ((3, "softmax", SPARSE, CLASSES - 1), "critical", "Labels from -1 to 1"),
     "one_unit_for_classes": ((1, "sigmoid", SPARSE, CLASSES), "critical", "for 1 unit"),

@@ -51,6 +51,7 @@ def activation_mismatches(head: Head) -> Iterator[Mismatch]:
     yield from _softmax_twice(head)
     yield from _softmax_over_another_axis(head)
     if head.known:
+        yield from _direction_of_one_number(head)
         yield from _sign(head)
         yield from _out_of_reach(head)
 
@@ -73,6 +74,23 @@ def _one_unit(head: Head) -> Iterator[Mismatch]:
             "One unit tells two classes apart by a sigmoid; a softmax needs one unit for each class.",
             more=last_layer(1, None),
             risk="The model then gives logits: apply keras.ops.sigmoid to get probabilities.",
+        ),
+    )
+
+
+def _direction_of_one_number(head: Head) -> Iterator[Mismatch]:
+    if head.loss != "cosine_similarity" or head.units != 1:
+        return
+    yield Mismatch(
+        title="The cosine similarity of one number is its sign",
+        statement=f"{class_of(head.loss)} divides an answer by its length, and {head.output.name!r} has one unit.",
+        consequence="The answer is taken as -1 or 1, so the gradient is 0 but at 0, and the net cannot learn.",
+        measured=1.0,
+        expected=2.0,
+        prescription=compile_with(
+            "'mean_squared_error'",
+            "Compare the numbers themselves",
+            "A direction needs two numbers or more; how far one number is off, a squared error tells.",
         ),
     )
 
