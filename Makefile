@@ -2,7 +2,8 @@
 
 BIN := .venv/bin
 STAMPED := pyproject.toml requirements.txt
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Python compiles what is imported, once; pip would compile all of it, at twice the time.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 # Without it TensorFlow opens every run with notes on the processor and on the lack of a GPU.

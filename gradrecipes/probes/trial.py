@@ -40,6 +40,7 @@ from gradrecipes.diagnosis.judgement import UNDECIDED, judge, outweighed_part
 from gradrecipes.diagnosis.outcome import (
     HALVED_END,
     LEARNING,
+    LEARNS_BELOW,
     STALLED,
     Verdict,
     fixes,
@@ -234,7 +235,7 @@ def try_out(
     if seen.suspicious and not own and any(layer.kernel for layer in description.frozen):
         tell("training what is frozen, too")
         variations |= _freed(UNFROZEN, unfrozen(model), model, batches[:VARIED_BATCHES], baselines, 2 * VARIED_STEPS)
-    fixed = any(fixes(one, seen) for one in variations.values())
+    fixed = any(fixes(one, seen) and (one.over_baseline or 0.0) < LEARNS_BELOW for one in variations.values())
     if run.broken is None and description.regularization and judged == UNDECIDED and not fixed:
         tell("training without what holds the net back")
         taken = reading.steps + reading.further_steps  # as many as with it

@@ -15,10 +15,12 @@ from gradrecipes.core.trace.trial_reading import AnswersReading, PlannedRates
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.diagnosis.judgement import judge
 from gradrecipes.diagnosis.outcome import rival_losses, verdict
+from gradrecipes.diagnosis.rules.vanishing_initialization import vanishing_initialization
+from gradrecipes.probes.signal import signal
 from tests.diagnosis import hand_made
 from tests.diagnosis.contradictions import contradictions
 from tests.diagnosis.hand_made import BROKEN, FALLING, STANDING, STEPS, labels, trial, with_data
-from tests.diagnosis.probed import assert_sound, digits
+from tests.diagnosis.probed import STANDS_STILL, assert_sound, digits, probed
 
 layers = keras.layers
 
@@ -387,3 +389,41 @@ def test_penalties_that_keep_all_answers_equal_are_told():
     model = keras.Sequential([keras.Input((64,)), codes_of, layers.Dense(64, "sigmoid")])
     model.compile(keras.optimizers.Adam(2e-3), "binary_crossentropy")
     assert_sound(gr.diagnose(model, x, x).findings[0], "unbalanced_loss_terms")
+
+
+@pytest.mark.slow
+def test_a_penalty_that_a_higher_rate_lowers_without_learning_is_told():
+    x, y = digits(1797)
+    keras.utils.set_random_seed(0)
+    held = layers.Dense(32, "relu", activity_regularizer=keras.regularizers.L2(100.0))
+    model = keras.Sequential([keras.Input((64,)), held, layers.Dense(10, "softmax")])
+    model.compile("adam", "sparse_categorical_crossentropy")
+    assert "excessive_regularization" in [finding.code for finding in gr.diagnose(model, x, y).findings]
+
+
+@pytest.mark.parametrize(
+    ("targets", "told"),
+    [
+        ({"unique": 1, "values": [3.0]}, True),
+        ({"unique": 1, "values": [3.0], "samples": 12}, False),
+        ({"unique": 1, "values": [3.0], "single_class_batches": 1.0}, False),
+        ({"unique": 2, "values": [3.0, 4.0]}, False),
+    ],
+)
+def test_targets_of_one_class_are_told(targets, told):
+    found = codes(with_data(FALLING, y=labels(**targets)))
+    assert ("loss_output_mismatch" in found) == told
+
+
+@pytest.mark.parametrize(("hidden", "told"), [(4, True), (1, False)])
+def test_hidden_layers_that_end_in_a_softmax_shrink_the_gradient(hidden, told):
+    x, y = digits()
+    keras.utils.set_random_seed(0)
+    softmaxes = [layers.Dense(64, "softmax") for _ in range(hidden)]
+    model = keras.Sequential([keras.Input((64,)), *softmaxes, layers.Dense(10, "softmax")])
+    trace = probed(model, x, y, "sparse_categorical_crossentropy", run=STANDS_STILL)
+    trace.probes = replace(trace.probes, signal=signal(model, (x[:32], y[:32])))
+    found = vanishing_initialization(trace)
+    assert (found is not None) == told
+    if told:
+        assert "softmax" in assert_sound(found, "vanishing_initialization").title

@@ -25,6 +25,7 @@ TARGET_MARGIN = 0.05  # by which a target of a binary cross-entropy may leave [0
 MAX_EMPTY_ROW_SHARE = 0.01  # share of rows that need not be distributions: rows of zeros have no label
 WRONG_SIGN_SHARE = 0.05  # share of targets of the wrong sign
 MIN_LABELS_PER_SAMPLE = 1.5  # mean number of ones in a row from which most samples have several labels
+MIN_SAMPLES_OF_ONE = 20  # of fewer samples, all may well be of one class by chance
 MIN_RANKED_CLASSES = 100  # classes above which a softmax over several labels may rank items, as in arXiv 1802.05814
 
 
@@ -48,6 +49,30 @@ def label_mismatches(head: Head) -> Iterator[Mismatch]:
         yield from _signs(head, head.target)
     if head.measured.pairs_samples is False:
         yield all_with_all(f"The loss {head.name!r}", head.target.name)
+
+
+def one_label(head: Head) -> Mismatch | None:
+    """Return the mismatch of a loss that tells classes apart, where all samples of arrays are of one class."""
+    target = head.target
+    if target is None or not head.known or head.loss not in CATEGORICAL | BINARY | SPARSE:
+        return None
+    if (target.samples or 0) < MIN_SAMPLES_OF_ONE or target.single_class_batches is not None:
+        return None
+    columns = target.columns
+    same_rows = target.one_hot and columns is not None and columns.constant == columns.count > 1
+    if target.unique != 1 and not same_rows:
+        return None
+    what = "the same row" if same_rows else f"{target.values[0]:g}"
+    return Mismatch(
+        title=f"All targets are {what}: there is nothing to tell apart",
+        statement=f"Each of the {target.samples:,} samples has {what} in {target.name}.",
+        consequence="The net learns to give this one answer to everything: the loss falls to 0, the accuracy is 1, and "
+        "nothing was learned.",
+        measured=1.0,
+        expected=2.0,
+        prescription=prescription("look_at_labels"),
+        sure=0.95,
+    )
 
 
 def _class_indices(head: Head, target: ArrayReading) -> Iterator[Mismatch]:

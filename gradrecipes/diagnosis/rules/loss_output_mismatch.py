@@ -38,7 +38,7 @@ from gradrecipes.core.trace.probes import LossReading
 from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.diagnosis.facts.activation_mismatches import PROBABILITIES, activation_mismatches
 from gradrecipes.diagnosis.facts.data_facts import Head, heads, is_held_back
-from gradrecipes.diagnosis.facts.label_mismatches import all_with_all, label_mismatches
+from gradrecipes.diagnosis.facts.label_mismatches import all_with_all, label_mismatches, one_label
 from gradrecipes.diagnosis.facts.mismatch import Mismatch, class_of
 from gradrecipes.diagnosis.facts.readings import number, rounded
 from gradrecipes.diagnosis.outcome import verdict
@@ -74,6 +74,8 @@ def loss_output_mismatch(trace: Trace) -> Finding | None:
         ]
     found += [misfit for head in heads(trace) if (misfit := _better_than_right(head)) is not None]
     found += [misfit for head in heads(trace) if (misfit := _worse_when_right(head)) is not None]
+    if not any(layer.kernel for layer in structure.frozen):  # a generator is trained for the one label of real data
+        found += [misfit for head in heads(trace) if (misfit := one_label(head)) is not None]
     found += _of_own_step(trace) or _of_cross_entropies(trace)
     found += _of_rivals(trace)
     if (trace.probes.trial or TrialReading()).pairs_samples is False:

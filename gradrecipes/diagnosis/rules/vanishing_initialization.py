@@ -141,9 +141,13 @@ def _factor(trace: Trace, layer: LayerSignal) -> float | None:
     """Return the factor per layer that theory predicts for the gradient, or None where it knows none."""
     name = layer.activation
     spread = next((weight for weight, _, _ in kernels(trace) if weight.layer == layer.name), None)
-    if name not in ACTIVATIONS or name in ("linear", "exponential") or spread is None:
+    if spread is None:
         return None
     variance = (spread.fan_in or 0) * spread.std**2
+    if name == "softmax":  # over n nearly equal shares its slope is (1 - 1/n) / n at the most
+        return math.sqrt(variance) / spread.shape[-1] or None
+    if name not in ACTIVATIONS or name in ("linear", "exponential"):
+        return None
     pre = variance * (layer.input_rms or 0.0) ** 2
     return math.sqrt(variance * derivative_moment(name, min(pre, 1e6))) or None
 
