@@ -77,8 +77,7 @@ logger = logging.getLogger(__name__)
 
 STEPS = 100  # of the trial; what breaks later than that breaks for other reasons
 BATCHES = 25  # that it runs over, four times
-VARIED_STEPS = 40  # of each variation
-VARIED_BATCHES = 10  # that it runs over, four times
+VARIED_STEPS, VARIED_BATCHES = 40, 10  # of each variation, and the batches that it runs over, four times
 MAX_CONFIRMED = 3  # variations that fix the run and are run for twice as many steps
 VARIED_AT_MOST = 4  # steps of all variations together, before they are confirmed, over those of the trial
 NEARLY_FIXED = 0.98  # end over the baseline of a variation that is worth more steps
