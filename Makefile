@@ -2,7 +2,7 @@
 
 BIN := .venv/bin
 STAMPED := pyproject.toml requirements.txt
-# Python compiles what is imported, once; pip would compile all of it, at twice the time.
+# Python compiles what is imported when it is; pip would compile all of it first.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
