@@ -14,7 +14,7 @@ from gradrecipes.rescue.verdict import Found
 
 SEEDS = (0, 1, 2)
 # Steps of the short trials, as fewer do not tell a slow start from none, but at most such a share of the training.
-TRIALS = ((40, 0.1), (20, 0.25))
+TRIALS = ((40, 0.1), (20, 0.2))
 TRIALS_A_TRAINING = 20  # short trials of a long training that cost as much as it
 LENGTHENED = 2  # times as long are the trials of the survivors
 SURVIVORS = 2
