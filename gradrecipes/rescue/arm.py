@@ -47,6 +47,7 @@ class Result:
         fit: The user's own loss on rows of the training data, without dropout; NaN where it was not asked for.
         loss_error: Standard error of `loss` over the last steps.
         fell: Whether the loss of the last steps is below that of the first ones, by more than the batches differ.
+        used: Steps that it took since the result before, those of an arm that began anew too.
         declines: Whether the mean loss of each of the last epochs is below that of the one before.
     """
 
@@ -61,6 +62,7 @@ class Result:
     loss_error: float = 0.0
     fell: bool = False
     declines: bool = False
+    used: int = 0
 
 
 class Arm:

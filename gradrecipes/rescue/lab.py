@@ -30,6 +30,7 @@ STANDARD_ERRORS = 2.0  # a difference of fewer is within chance
 LEAST_DIFFERENCE = 0.01  # of a score; less than that is nothing to anybody
 LEAST_GAIN = 0.1  # of the distance between the score as it is and a perfect one, or of a loss
 UNKNOWN_ERROR = 0.02  # standard error of a score of which only the mean is known
+NUMBERS = ("loss", "peak", "fit", "used")  # of a result, in a journal
 
 
 class OutOfBudgetError(Exception):
@@ -171,9 +172,8 @@ class Lab:
             result = self._trained(names, setup, seed, steps, part)
             self.journal.put(setup, seed, result)
         elif not result.error:  # the budget is that of the whole search, not of its last part
-            before = self._trained_to(names, seed, steps)
-            self._journaled[names, seed] = max(before, steps if result.broken is None else min(steps, result.broken))
-            self._count(self._journaled[names, seed] - before, setup, part)
+            self._journaled[names, seed] = steps if result.broken is None else min(steps, result.broken)
+            self._count(result.used, setup, part)
         self._results[key] = result
         if result.broken is not None or result.error:
             self._broken[names, seed] = result
@@ -188,10 +188,10 @@ class Lab:
         try:
             result = arm.train(steps)
         finally:
-            self._count(max(0, arm.done - before), setup, part)
+            self._count(used := max(0, arm.done - before), setup, part)
             self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - began
         self._values[names, seed] = WORST if result.broken is not None or result.error else result.score.value
-        return result
+        return replace(result, used=used)
 
     def _trained_to(self, names: tuple[str, ...], seed: int, steps: int) -> int:
         """Return from which step on an arm has to be trained; one that is further begins anew."""
@@ -355,8 +355,8 @@ class Journal:
         if row is None:
             return None
         samples = None if row["samples"] is None else np.array(row["samples"], np.float64)
-        number = {name: math.nan if row.get(name) is None else row[name] for name in ("loss", "peak", "fit")}
-        number["loss_error"] = row.get("loss_error") or 0.0
+        number = {name: math.nan if row.get(name) is None else row[name] for name in NUMBERS}
+        number |= {name: row.get(name) or 0 for name in ("loss_error", "used")}
         kept = {"broken": row["broken"], "error": row["error"]}
         kept |= {name: bool(row.get(name)) for name in ("falls", "fell", "declines")}
         return Result(steps, Score(row["score"], samples, row.get("score_error")), **kept, **number)
@@ -372,7 +372,7 @@ class Journal:
             "score": result.score.value,
             "score_error": result.score.error,
             "samples": None if samples is None else [round(float(value), 6) for value in samples],
-            **{name: one if math.isfinite(one := getattr(result, name)) else None for name in ("loss", "peak", "fit")},
+            **{name: one if math.isfinite(one := getattr(result, name)) else None for name in NUMBERS},
             "broken": result.broken,
             "error": result.error,
             "falls": result.falls,
