@@ -110,7 +110,7 @@ class _Watcher:
         from gradrecipes.probes.examine import look_before_fit
 
         def look(model: Any, arguments: dict[str, Any], steps: int | None) -> Any:
-            taken = ("x", "y", "sample_weight", "batch_size")
+            taken = ("x", "y", "sample_weight", "class_weight", "batch_size")
             given = {name: arguments[name] for name in taken if name in arguments}
             return look_before_fit(model, **given, steps=steps)
 

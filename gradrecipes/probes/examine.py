@@ -266,7 +266,7 @@ def look_before_fit(
     with random_numbers_kept(model, *sublayers(model)):
         description = describe_model(model)
         probes = Probes(nonfinite_slots=_try("optimizer", lambda: nonfinite_slots(model)))
-        data = _data(x, y, sample_weight, batch_size or 32, steps)
+        data = _data(x, y, sample_weight, class_weight, batch_size or 32, steps)
         if data is None:
             return probes
         complete = data.samples == len(keras.tree.flatten(x)[0])
@@ -295,7 +295,9 @@ def _affordable(batch: Any, samples: int, outputs: int, steps: int | None) -> An
     return batch if share >= 1 else first_samples(batch, max(1, int(share * samples)))
 
 
-def _data(x: Any, y: Any, sample_weight: Any, batch_size: int, steps: int | None) -> TrialData | None:
+def _data(
+    x: Any, y: Any, sample_weight: Any, class_weight: Any, batch_size: int, steps: int | None
+) -> TrialData | None:
     try:
         if not is_arrays(x):
             return None
@@ -304,7 +306,7 @@ def _data(x: Any, y: Any, sample_weight: Any, batch_size: int, steps: int | None
         if steps is not None:
             samples = min(samples, max(1, steps * batch_size))
         heads = [None if part is None else first_samples(part, samples) for part in (x, y, sample_weight)]
-        return trial_data(*heads[:2], sample_weight=heads[2], batch_size=batch_size)
+        return trial_data(*heads[:2], sample_weight=heads[2], class_weight=class_weight, batch_size=batch_size)
     except Exception:
         logger.debug("The data could not be read before a fit.", exc_info=True)
         return None

@@ -52,6 +52,11 @@ def test_nothing_moves():
     assert all(np.array_equal(one, np.array(other)) for one, other in zip(before, after, strict=False))
 
 
+def test_class_weights_weigh_the_samples():
+    found = look_before_fit(net(), X, (Y > 0).astype("float32"), class_weight={0: 1.0, 1: 3.0})
+    assert found.data.sample_weight[0].max == 3.0 and found.data.sample_weight[0].min == 1.0
+
+
 class Counting(keras.layers.Layer):
     """Counts the samples that pass."""
 
