@@ -16,13 +16,8 @@ from gradrecipes.cli.terminal import PartsShown, UsageError, silence_tensorflow_
 if TYPE_CHECKING:
     from gradrecipes.report.diagnosis import Diagnosis
 
-TAKEN = (
-    "sample_weight",
-    "batch_size",
-    "validation_data",
-    "seed",
-    "epochs",
-)  # of what the function tells, by gradrecipes.diagnose
+# Of what the function tells, by gradrecipes.diagnose.
+TAKEN = ("sample_weight", "class_weight", "batch_size", "validation_data", "seed", "epochs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,8 @@ from gradrecipes.cli.terminal import PartsShown, UsageError, silence_tensorflow_
 if TYPE_CHECKING:
     from gradrecipes.rescue.verdict import Rescue
 
-TAKEN = ("sample_weight", "batch_size", "validation_data", "seed", "epochs")  # of what the function returns
+# Of what the function returns.
+TAKEN = ("sample_weight", "class_weight", "batch_size", "validation_data", "seed", "epochs")
 DEFAULT_EPOCHS = 5
 
 

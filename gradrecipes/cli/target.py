@@ -17,10 +17,10 @@ from typing import Any
 from gradrecipes.cli.terminal import UsageError
 
 PLACES = ("model", "x", "y", "batch_size", "validation_data")  # of what a function returns as a tuple
-OPTIONS = ("sample_weight", "epochs", "seed")  # that a dict may hold besides
+OPTIONS = ("sample_weight", "class_weight", "epochs", "seed")  # that a dict may hold besides
 EXPECTED = (
     "Expected (model, x, y), the model compiled; (model, dataset); or a dict with 'model', 'x', 'y' and, as wanted, "
-    "'sample_weight', 'batch_size', 'validation_data', 'epochs', 'seed'."
+    "'sample_weight', 'class_weight', 'batch_size', 'validation_data', 'epochs', 'seed'."
 )
 LISTED = 8  # functions that an error names
 
@@ -54,7 +54,7 @@ def load_training(target: str) -> dict[str, Any]:
 
     Returns:
         `model` (a `keras.Model`), `x`, `y` (None where `x` brings its targets), and what else the function told of
-        `sample_weight`, `batch_size`, `validation_data`, `epochs` and `seed`.
+        `sample_weight`, `class_weight`, `batch_size`, `validation_data`, `epochs` and `seed`.
 
     Raises:
         UsageError: What `load_function` refuses; the function needs arguments, raised, or returned something else.

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -45,6 +45,7 @@ from gradrecipes.rescue.verdict import (
     RescueEvidence,
 )
 from gradrecipes.training.trial.trial import build_on
+from gradrecipes.training.trial.trial_data import is_arrays
 
 _LOG = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def rescue(
     y: Any = None,
     *,
     sample_weight: Any = None,
+    class_weight: Mapping[int, float] | None = None,
     batch_size: int = 32,
     epochs: int,
     validation_data: Any = None,
@@ -82,6 +84,7 @@ def rescue(
         x: What `model.fit` takes: arrays (nested), a `tf.data.Dataset`, a `keras.utils.PyDataset`.
         y: Targets; None where `x` brings them.
         sample_weight: Weights of the samples, or None.
+        class_weight: What the samples of each class weigh, as `fit` takes it, or None.
         batch_size: Samples in a batch of arrays.
         epochs: Passes over the data that the training is meant to have.
         validation_data: `(x, y)` or a dataset that decides which training is better; without it a fifth of the data
@@ -129,6 +132,7 @@ def rescue(
             inputs,
             targets,
             sample_weight=weights,
+            class_weight=class_weight,
             batch_size=min(size, feed.samples),
             seed=seed,
             epochs=epochs,
@@ -138,7 +142,8 @@ def rescue(
         seed_all(seed)
         build_on(model, next(feed.batches(batch_size=size, seed=0, skip=0, count=1)))
         original = read_original(model, keras.tree.map_structure(lambda rows: rows[:2], feed.few_rows()[0]))
-        base = setup_of(model, trace.description, batch_size=size, epochs=epochs)
+        weighed = {str(label): float(weight) for label, weight in (class_weight or {}).items()}
+        base = replace(setup_of(model, trace.description, batch_size=size, epochs=epochs), class_weights=weighed)
     outputs = trace.description.outputs
     flat = has_own_train_step(model) and is_flat(feed.y) and [one.units for one in outputs] == [1]
     original = replace(original, flat=flat)
@@ -392,6 +397,4 @@ def _positive_columns(
 
 
 def _is_arrays(x: Any) -> bool:
-    from gradrecipes.training.trial.trial_data import is_arrays
-
     return is_arrays(x) or isinstance(x, list | tuple | dict)

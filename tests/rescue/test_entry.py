@@ -160,6 +160,17 @@ def test_a_sound_training_of_which_held_back_data_say_little_needs_nothing(build
 
 
 @pytest.mark.slow
+def test_class_weights_of_the_user_are_used_and_kept():
+    weights, marks = {0: 1.0, 1: 2.0}, (Y > 0).astype("float32")[:, None]
+    model = keras.Sequential([keras.Input((X.shape[1],)), keras.layers.Dense(1, activation="sigmoid")])
+    model.compile(keras.optimizers.Adam(0.05), "binary_crossentropy")
+    found = gr.rescue(model, X, marks, class_weight=weights, epochs=8)
+    assert found.verdict == "nothing needed"
+    assert found.diagnosis.trace.probes.data.sample_weight[0].max == 2.0
+    assert found.fit_arguments["class_weight"] == weights
+
+
+@pytest.mark.slow
 def test_targets_that_are_noise_are_not_rescued():
     noise = RNG.normal(size=300).astype("float32")
     found = gr.rescue(regression(), X, noise, epochs=3, budget=400)
