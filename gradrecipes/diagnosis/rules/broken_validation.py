@@ -13,7 +13,7 @@ keep the first epoch, save nothing, or lower the learning rate again and again.
 
 ## Example
 ```python
-model.fit(x_train / 255, y_train, validation_data=(x_test, y_test))  # pixels from 0 to 255
+model.fit(x / 255, y, validation_data=(x, y))  # pixels from 0 to 255: only the training data were scaled
 ```
 Sorted labels of which `validation_split` takes the last; one NaN among 500 validation samples; a BatchNormalization
 whose moving statistics are not finite, which only inference reads.
