@@ -13,7 +13,7 @@ import numpy as np
 
 from gradrecipes.callbacks.attached import AttachedCallback
 from gradrecipes.compat.keras_optimizers import learning_rates, lower_scale
-from gradrecipes.compat.keras_private import calling_list, optimizers_of
+from gradrecipes.compat.keras_private import batches_of_an_update, calling_list, optimizers_of
 from gradrecipes.compat.tensorflow_private import host_value
 from gradrecipes.core.arguments import require_choice, require_directory, require_file, require_flag
 from gradrecipes.core.trace import OUTCOMES, SKIPPED_LOSS_OUTLIER
@@ -86,7 +86,7 @@ class GradientGuard(AttachedCallback):
             finite, and to watch no level of the loss.
         max_consecutive_skips: Consecutive skipped steps allowed before rolling back, at least 1: skipping forever
             would hide a bug.
-        snapshot_every: Steps from one snapshot to the next; the last three are held, each of the size of weights and
+        snapshot_every: Batches from one snapshot to the next; the last three are held, each of the size of weights and
             slots. None to keep none: then too many skips stop the training, and so do weights that are found bad; they
             are left, and the epoch's `loss` in the logs is that of the first batch with them.
         snapshot_on: Where they are held. "host": in the host's memory; on an accelerator each is copied there. None:
@@ -210,7 +210,7 @@ class GradientGuard(AttachedCallback):
             ring = SnapshotRing(self.model, also=pipeline.course, place=self.snapshot_on, earlier=earlier)
         self._recovery = Recovery(
             ring,
-            every=self.snapshot_every or 0,
+            every=-(-(self.snapshot_every or 0) // batches_of_an_update(self.model)),
             max_consecutive_skips=self.max_consecutive_skips,
             max_rollbacks=self.max_rollbacks,
             growth=WeightGrowth(self.model) if ring is None else None,

@@ -293,6 +293,11 @@ def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     return list({id(one): one for one in found if isinstance(one, keras.optimizers.Optimizer)}.values())
 
 
+def batches_of_an_update(model: keras.Model) -> int:
+    """Return how many batches an optimizer gathers before it updates the weights; the most of several optimizers."""
+    return max([one.gradient_accumulation_steps or 1 for kept in optimizers_of(model) for one in leaves(kept)] or [1])
+
+
 def _within(held: Iterable[Any], depth: int = 3) -> Iterator[Any]:
     """Go through what attributes hold, in lists and dicts too: as many deep as a person writes them."""
     for one in held:

@@ -325,3 +325,12 @@ def test_a_fit_that_goes_on_with_easy_samples_first_is_left_alone():
     losses = guard.trace.steps["loss"]
     assert np.median(losses[16:48]) > 3 * np.median(losses[:16])  # what would count as lost in a fresh net
     assert not [event for event in guard.trace.events if event.kind in ("rollback", "skip")]
+
+
+def test_snapshots_are_as_many_batches_apart_where_gradients_accumulate():
+    model = seeded(two_dense, keras.optimizers.Adam(0.01, gradient_accumulation_steps=4))
+    guard = gr.GradientGuard(snapshot_every=STEPS)
+    fit(model, *digits(SAMPLES), guard, After(3 * STEPS - 1, flip_exponent_bit))  # of 8 updates an epoch, the 24th
+    first = next(event for event in guard.events if event.kind == "rollback")
+    assert first.details["back_to_step"] >= 8  # not to the beginning: an epoch's batches lie between two snapshots
+    assert accuracy(model) > 0.8
