@@ -150,22 +150,15 @@ class StillWeights:
         them straight through, a layer beside their way is left out on purpose.
         """
         x = keras.tree.map_structure(tf.convert_to_tensor, self._x)
-        inputs, watched = (
-            [one for one in keras.tree.flatten(x) if one.dtype.is_floating],
-            self._model.trainable_variables,
-        )
+        inputs = [one for one in keras.tree.flatten(x) if one.dtype.is_floating]
+        watched = self._model.trainable_variables
         with tf.GradientTape() as tape:
             tape.watch(inputs)
             answers = [one for one in keras.tree.flatten(self._model(x, training=False)) if one.dtype.is_floating]
-        sources = [*inputs, *(variable.value for variable in watched)]
-        slopes = dict(zip(range(len(sources)), tape.gradient(answers, sources), strict=True))
-        if not inputs or any(slopes[place] is not None for place in range(len(inputs))):
+        of_inputs, of_weights = tape.gradient(answers, (inputs, [variable.value for variable in watched]))
+        if not inputs or any(slope is not None for slope in of_inputs):
             return []
-        cut = {
-            id(one)
-            for one, place in zip(watched, range(len(inputs), len(sources)), strict=True)
-            if slopes[place] is None
-        }
+        cut = {id(one) for one, slope in zip(watched, of_weights, strict=True) if slope is None}
         found = []
         for layer in sublayers(self._model):
             own = [one for one in own_variables(layer) if id(one) in cut]

@@ -289,7 +289,7 @@ class _Steps(keras.utils.PyDataset):
         if self._setup.target_shape != OWN:
             batch = (batch[0], with_columns(batch[1]), *batch[2:])
         if self._setup.class_weights:
-            batch = weighted(batch, {int(label): weight for label, weight in self._setup.class_weights.items()})
+            batch = weighted(batch, self._setup.class_weight)
         return keras.tree.lists_to_tuples(batch)  # a dataset takes no lists, as `fit` does for several inputs
 
 

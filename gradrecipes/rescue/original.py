@@ -308,6 +308,11 @@ class Setup(Record):
     target_shape: str = OWN
     class_weights: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def class_weight(self) -> dict[int, float]:
+        """What the samples of each class weigh, as `fit` takes it."""
+        return {int(label): weight for label, weight in self.class_weights.items()}
+
     def diff(self, other: Setup) -> tuple[Difference, ...]:
         """Return what differs in another setup, setting by setting, in the order of the fields."""
         pairs = [(one.name, getattr(self, one.name), getattr(other, one.name)) for one in dataclasses.fields(self)]

@@ -164,7 +164,7 @@ class Rescue:
         """Arguments of `fit`; callbacks are new ones each time."""
         arguments: dict[str, Any] = {"batch_size": self.after.batch_size} if self._arrays else {}
         if self.after.class_weights:
-            arguments["class_weight"] = {int(label): weight for label, weight in self.after.class_weights.items()}
+            arguments["class_weight"] = self.after.class_weight
         if self.after.guard:
             from gradrecipes.callbacks.gradient_guard import GradientGuard
 

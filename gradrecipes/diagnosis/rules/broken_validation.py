@@ -60,7 +60,7 @@ def broken_validation(trace: Trace) -> Finding | None:
 
 
 def _prepared_otherwise(trace: Trace) -> Finding | None:
-    trained = {one.name: one for part in ("inputs", "targets") for one in arrays(trace, parts=(part,))}
+    trained = {one.name: one for one in arrays(trace)}
     targets = {one.name for one in arrays(trace, parts=("targets",))}
     for given in arrays(trace, which="validation"):
         before = trained.get(given.name)

@@ -54,12 +54,8 @@ from gradrecipes.diagnosis.registry import rule
 
 EQUAL_ANSWERS = 1e-6  # spread of the answers to the samples over their size: ten rounding errors of float32
 MAX_ANSWER_RMS = 100.0  # of larger ones, as of a bias at the mean of unscaled targets, rounding hides the differences
-EQUALIZING = (
-    "dead_units",
-    "saturated_units",
-    "vanishing_initialization",
-    "recurrent_gain",
-)  # reasons with a rule of their own
+# Reasons with a rule of their own.
+EQUALIZING = ("dead_units", "saturated_units", "vanishing_initialization", "recurrent_gain")
 FALLEN_GRADIENT = 0.1  # last over first gradient of each layer; a generator that is losing and can follow has more
 SAME = 1e-6  # relative difference of a term from itself one pass later, up to which it did not change: float32 rounding
 
