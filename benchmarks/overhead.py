@@ -102,7 +102,7 @@ VARIANTS = {
 }
 
 
-# What is measured where a variant takes long: of nets that grow, and of fresh models.
+# What is measured where a variant takes long: of nets that grow, of fresh models, on several cores, under XLA.
 FEW_VARIANTS = ("plain", "plain again", "keras clip", "monitor", "monitor + guard + clip")
 SHORT = ("sampled every step", "recompute")
 ROUNDS = {"MLP 20 x 128": 10, "MLP 4 x 1024": 5, "CNN": 6, "LSTM": 10}  # where a step is fast, or slow; else 8
@@ -345,10 +345,8 @@ def collect(
     prepared_step.LEAN_AFTER = 0
     known = {"depth": DEPTHS, "parameters": PARAMETERS}.get(kind, NETS)
     names = [name for name in VARIANTS if name in variants.split(",") or not variants]
-    if not variants and kind != "steps":
+    if not variants and (kind != "steps" or cores > 1 or xla):
         names = list(FEW_VARIANTS)
-    if not variants and xla:
-        names = [name for name in names if name not in ("recompute", "norms as metrics")]
     names = list(dict.fromkeys(["plain", *names]))
     found = {}
     for net in [net for net in known if any(part.lower() in net.lower() for part in nets.split(","))]:
