@@ -64,8 +64,7 @@ def _own_keras_session():
     """
     keras = sys.modules.get("keras")
     if keras is not None:
-        keras.backend.clear_session()
-    gc.collect()
+        keras.backend.clear_session()  # which collects
     gc.freeze()
 
 

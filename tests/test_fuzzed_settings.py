@@ -178,12 +178,11 @@ EXTREME_ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize("arguments", EXTREME_ARGUMENTS.values(), ids=EXTREME_ARGUMENTS)
-@pytest.mark.parametrize("sample_every", [1, 10**30])
-def test_what_a_guard_and_a_monitor_take_can_run(arguments, sample_every):
+@pytest.mark.parametrize(("how", "sample_every"), [("huge", 10**30), ("tiny", 1), ("none", 10**30)])
+def test_what_a_guard_and_a_monitor_take_can_run(how, sample_every):
     model = make_model(clipping=None)
     model.compile("sgd", "mse")
-    guard, monitor = gr.GradientGuard(**arguments), gr.GradientMonitor(sample_every=sample_every)
+    guard, monitor = gr.GradientGuard(**EXTREME_ARGUMENTS[how]), gr.GradientMonitor(sample_every=sample_every)
     x = X * np.arange(1, 9, dtype="float32")[:, None] / 8
     model.fit(x, Y, batch_size=1, epochs=3, verbose=0, callbacks=[monitor, guard])
     assert all(map(math.isfinite, guard.trace.loss))

@@ -161,8 +161,7 @@ def test_good_steps_between_begin_the_count_anew():
     assert len(guard.events) == 8
 
 
-@pytest.mark.parametrize("exponent", [30, 60])
-def test_a_loss_scale_that_is_too_high_comes_down_as_without_the_guard(exponent):
+def test_a_loss_scale_that_is_too_high_comes_down_as_without_the_guard():
     x, y = digits(192)
 
     def half():
@@ -173,7 +172,7 @@ def test_a_loss_scale_that_is_too_high_comes_down_as_without_the_guard(exponent)
             model = two_dense()
         finally:
             keras.mixed_precision.set_dtype_policy(policy)
-        optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01), initial_scale=2.0**exponent)
+        optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01), initial_scale=2.0**60)
         model.compile(optimizer=optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         return model
 
@@ -181,7 +180,7 @@ def test_a_loss_scale_that_is_too_high_comes_down_as_without_the_guard(exponent)
     of_guarded = fit(guarded, x, y, guard, epochs=12).history
     assert of_guarded["loss"] == fit(plain, x, y, epochs=12).history["loss"]  # finite, and counted as without the guard
     mine, theirs = guarded.optimizer, plain.optimizer
-    assert float(mine.dynamic_scale.numpy()) == float(theirs.dynamic_scale.numpy()) < 2.0**exponent
+    assert float(mine.dynamic_scale.numpy()) == float(theirs.dynamic_scale.numpy()) < 2.0**60
     assert int(mine.inner_optimizer.iterations.numpy()) == int(theirs.inner_optimizer.iterations.numpy())
     assert {event.kind for event in guard.events} == {"skip"}
     assert guard.stop_reason is None

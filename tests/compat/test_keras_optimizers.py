@@ -146,7 +146,7 @@ def fit(callbacks, optimizer, build=two_dense, **how):
     return model
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["nesterov", "adamw"])  # of each optimizer the update itself is compared above
 def test_a_fused_fit_clips_skips_and_ends_where_the_unfused_one_does(optimizer):
     clipping = gr.clipping.by_global_norm(0.5)
     one = fit([gr.GradientGuard(clipping=clipping)], OPTIMIZERS[optimizer])

@@ -112,8 +112,9 @@ def test_answers_that_depend_on_the_inputs_lower_the_loss(wiped):
     assert found.held_by is None
 
 
-@pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize(("how", "held"), [({}, False), ({"weight": 300.0}, True), ({"mean": True}, True)])
+@pytest.mark.parametrize(
+    ("how", "held", "whole"), [({}, False, False), ({"weight": 300.0}, True, False), ({"mean": True}, True, True)]
+)
 def test_a_divergence_that_collapses_the_code_is_told(how, held, whole):
     found = read(Autoencoder(**how, whole=whole), X)
     assert found.depend is not held

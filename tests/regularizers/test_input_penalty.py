@@ -143,8 +143,7 @@ class Penalized(keras.Model):
         return {"loss": loss}
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize(("policy", "jit"), [("float32", False), ("mixed_float16", True)])
 @pytest.mark.parametrize("penalty", PENALTIES, ids=lambda p: type(p).__name__)
 def test_it_trains_compiled_and_in_half_precision(penalty, policy, jit, batch):
     x, y = (part.astype(np.float32) for part in batch)
