@@ -53,7 +53,7 @@ from gradrecipes.gradients.update import (
 
 if TYPE_CHECKING:
     from gradrecipes.gradients.accumulation import AccumulatedSteps
-    from gradrecipes.gradients.clipper import Clipper
+    from gradrecipes.gradients.clipping import Clipper
     from gradrecipes.gradients.skipping import OutlierDetector
 
 
@@ -89,7 +89,7 @@ class Pipeline:
         self.epoch_norms = EpochNorms()
         self.clipper: Clipper | None = None
         if settings.clipping is not None:
-            from gradrecipes.gradients.clipper import Clipper
+            from gradrecipes.gradients.clipping import Clipper
 
             self.clipper = Clipper(
                 settings.clipping, any_norm=not settings.skip, xla=settings.xla, new_state=self._resume
