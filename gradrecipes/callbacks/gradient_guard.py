@@ -29,9 +29,11 @@ from gradrecipes.training.recovery.policy import (
     Readings,
     Recovery,
     TrainingStoppedError,
+    WeightGrowth,
+    are_other_weights,
     check_guard_arguments,
+    weight_norms,
 )
-from gradrecipes.training.recovery.weight_growth import WeightGrowth, are_other_weights, weight_norms
 
 _LOG = logging.getLogger(__name__)
 KEEP_BEST = (keras.callbacks.EarlyStopping, keras.callbacks.ModelCheckpoint, keras.callbacks.ReduceLROnPlateau)

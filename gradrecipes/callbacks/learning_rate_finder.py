@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.core.analysis.range_test import range_of_rates
+from gradrecipes.core.analysis.learning_rates import range_of_rates
 from gradrecipes.plots.measured import LearningRateRange
 from gradrecipes.probes.learning_rate_range import RateRamp
 from gradrecipes.training.recovery.model_state import preserve_state

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gradrecipes.core.analysis.learning_rates import Suggestions, has_diverged, read_range, suggest_rates
 from gradrecipes.core.analysis.noise_scale import NoiseScaleEstimate, advise_batch_size, estimate_noise_scale
-from gradrecipes.core.analysis.range_test import Suggestions, has_diverged, read_range, suggest_rates
 from gradrecipes.plots.canvas import BLUE, GREY, ORANGE, VERMILLION, Picture, annotate_empty, new_figure
 
 REACH = 64.0  # factors on either side of the noise scale and the batch that are drawn
@@ -113,7 +113,7 @@ class LearningRateRange(Picture):
         losses: float `[batches]`, its loss, that of the batch alone.
 
     Attributes:
-        valley, steepest, minimum_tenth: The suggestions, or None; see `core.analysis.range_test.Suggestions`.
+        valley, steepest, minimum_tenth: The suggestions, or None; see `core.analysis.learning_rates.Suggestions`.
         diverged_at: The rate at which the test was stopped because the loss exploded, or None.
         axes_, figure_: The matplotlib axes and figure, after `plot`.
 

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import leaves
-from gradrecipes.core.analysis.stability_limit import (
+from gradrecipes.core.analysis.learning_rates import (
     KNOWN,
     MEMORY_OF_SIZES,
     MEMORY_OF_SQUARES,

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from gradrecipes.core.findings import counted
 from gradrecipes.core.trace import OUTCOMES, Trace
 from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import LossReading, SignalReading
 from gradrecipes.core.trace.trace import Event
 from gradrecipes.core.trace.trial_reading import OutputTrial, TrialReading, VariationResult, variation_of
-from gradrecipes.core.words import counted
 from gradrecipes.diagnosis.outcome import BROKEN, fixes, verdict
 from gradrecipes.diagnosis.registry import rules
 from gradrecipes.report.findings import number

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import gradrecipes.diagnosis
-from gradrecipes.core.words import counted
+from gradrecipes.core.findings import counted
 
 FIXED = re.compile(r"\{len\((read|growth\.links|layers)\)[^}]*\} (layers|steps)\\b")
 

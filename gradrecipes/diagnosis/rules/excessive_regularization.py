@@ -26,10 +26,9 @@ validation data.
 
 from __future__ import annotations
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity, listed
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import UNREGULARIZED, TrialReading
-from gradrecipes.core.words import listed
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.judgement import UNDECIDED, judge
 from gradrecipes.diagnosis.outcome import LEARNS_BELOW, PROVEN, fixes, variation, verdict

@@ -26,10 +26,9 @@ RMSNormalization in its place, which multiply the gradient by 1.00.
 
 from __future__ import annotations
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity, counted
 from gradrecipes.core.signal_theory import ACTIVATIONS, batch_normalized_factor
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.words import counted
 from gradrecipes.diagnosis.facts.data_facts import LEARNED_END
 from gradrecipes.diagnosis.facts.readings import count, layers, rounded, span, weighted
 from gradrecipes.diagnosis.outcome import verdict

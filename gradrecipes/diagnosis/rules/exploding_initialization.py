@@ -38,11 +38,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity, counted
 from gradrecipes.core.signal_theory import FLOAT32_MAX, SQUARE_OVERFLOW, overflow_depth
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import ALL_SCALED, FITTING_WEIGHTS
-from gradrecipes.core.words import counted
 from gradrecipes.diagnosis.facts.chain import Link, Stage, growth_log_std, links, stretches
 from gradrecipes.diagnosis.facts.data_facts import LEARNED_END
 from gradrecipes.diagnosis.facts.readings import NORMALIZATIONS, TOO_LARGE, count, kernels, layers, rounded

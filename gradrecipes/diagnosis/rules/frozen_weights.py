@@ -30,11 +30,10 @@ Train what has never been trained; freeze only a pretrained part, and train the 
 
 from __future__ import annotations
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity, named
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import FrozenLayer
 from gradrecipes.core.trace.trial_reading import FROZEN, NOT_UPDATED, UNFROZEN, UNTRACKED, TrialReading
-from gradrecipes.core.words import named
 from gradrecipes.diagnosis.outcome import PROVEN, Verdict, fixes, halved_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import compile_lines, optimizer_line, recorded_rate
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription

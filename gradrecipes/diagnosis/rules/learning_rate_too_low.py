@@ -34,10 +34,9 @@ import math
 
 import numpy as np
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity, counted
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import AS_IT_IS, TrialReading, at_rate
-from gradrecipes.core.words import counted
 from gradrecipes.diagnosis.facts.divergences import MIN_WEIGHT_GROWTH, weight_growth
 from gradrecipes.diagnosis.facts.highest_rate import learned_at_highest
 from gradrecipes.diagnosis.facts.readings import middle, rounded

@@ -39,12 +39,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity, named
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.probes import LossReading
 from gradrecipes.core.trace.trial_reading import CUT_OFF, NO_GRADIENT, TrialReading
-from gradrecipes.core.words import named
 from gradrecipes.diagnosis.facts.data_facts import heads
 from gradrecipes.diagnosis.facts.readings import MIN_INPUT_RMS, rounded
 from gradrecipes.diagnosis.judgement import HEALTHY, REGULARIZES, UNNAMED, judge, weights_of_parts

@@ -24,11 +24,10 @@ from __future__ import annotations
 
 import math
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity, counted
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import LinearReading
 from gradrecipes.core.trace.trial_reading import TrialReading
-from gradrecipes.core.words import counted
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.judgement import UNDECIDED, judge, of_columns, rates
 from gradrecipes.diagnosis.outcome import FALL_IN_ERRORS, STALLED, STALLED_FALL, Verdict, verdict

@@ -33,10 +33,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity, counted
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import BALANCED_TERMS, UNREGULARIZED, OutputTrial, TrialReading
-from gradrecipes.core.words import counted
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.judgement import DROWNING_RATIO, OUTWEIGHING_RATIO, of_columns, outweighed_part
 from gradrecipes.diagnosis.outcome import fixes, variation, verdict

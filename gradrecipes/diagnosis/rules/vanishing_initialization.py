@@ -30,12 +30,11 @@ from __future__ import annotations
 
 import math
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity, counted
 from gradrecipes.core.signal_theory import ACTIVATIONS, derivative_moment
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.core.trace.trial_reading import FITTING_WEIGHTS
-from gradrecipes.core.words import counted
 from gradrecipes.diagnosis.facts.readings import TOO_LARGE, cut_off, kernels, rounded, span, weighted
 from gradrecipes.diagnosis.outcome import LEARNING, confidence, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import (

@@ -10,8 +10,8 @@ import keras
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import has_own_train_step, sublayers
+from gradrecipes.core.findings import counted
 from gradrecipes.core.trace.autopsy import Autopsy, LayerReading, Offender, OffenderKind, Operation, listed
-from gradrecipes.core.words import counted
 from gradrecipes.training.autopsy.arrays import Numbers, numbers_of
 from gradrecipes.training.autopsy.backward import (
     broken_samples,

@@ -166,7 +166,7 @@ class OptimizerHook:
     def _unit_axes(self, variables: list[Any]) -> list[tuple[int, ...] | None] | None:
         if self._model is None or self._pipeline.settings.clipping is None:
             return None
-        from gradrecipes.training.description.unit_axes import unit_axes
+        from gradrecipes.gradients.clipping.unit_wise import unit_axes
 
         return unit_axes(self._model, variables)
 

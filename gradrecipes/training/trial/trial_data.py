@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.core.analysis.range_test import MOST_BATCHES
+from gradrecipes.core.analysis.learning_rates import MOST_BATCHES
 from gradrecipes.core.arguments import require_whole
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradrecipes.core.analysis.range_test import (
+from gradrecipes.core.analysis.learning_rates import (
     has_diverged,
     range_of_rates,
     read_range,

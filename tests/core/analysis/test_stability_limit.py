@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from gradrecipes.core.analysis.stability_limit import KNOWN, stability_limit
+from gradrecipes.core.analysis.learning_rates import KNOWN, stability_limit
 
 RATE, STEPS = 0.05, 4000
 

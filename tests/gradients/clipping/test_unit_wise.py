@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradrecipes.gradients.clipping import StepGradients, adaptive, clip_adaptively, unit_axes_by_rank
+from gradrecipes.gradients.clipping.unit_wise import unit_axes
 from gradrecipes.gradients.norms import measure_norms
 from gradrecipes.gradients.packing import PackedTensors
-from gradrecipes.training.description.unit_axes import unit_axes
 
 layers = keras.layers
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from gradrecipes.training.description.unit_axes import head_layers, summed_axes, unit_axes
+from gradrecipes.gradients.clipping.unit_wise import head_layers, summed_axes, unit_axes
 
 layers = keras.layers
 

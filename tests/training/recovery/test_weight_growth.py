@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from gradrecipes.training.recovery.weight_growth import WeightGrowth
+from gradrecipes.training.recovery.policy import WeightGrowth
 
 
 class Masked(keras.layers.Layer):

@@ -1,13 +1,32 @@
-"""Residual blocks that keep deep nets trainable: ReZero, pre-norm and Fixup."""
+"""Layers that keep deep nets trainable: three residual blocks, and a normalization chosen by rule.
+
+The normalizations themselves are Keras' own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 
-from gradrecipes.core.signal_theory import fixup_gain
+from gradrecipes.core.arguments import require_whole
+from gradrecipes.core.signal_theory import batch_normalized_factor, fixup_gain
+
+__all__ = [
+    "FixupResidual",
+    "NormalizationChoice",
+    "PreNormResidual",
+    "ReZeroResidual",
+    "choose_normalization",
+    "normalization",
+]
+
+# The error of a ResNet-50 with BatchNorm is 23.7% at 16 images a batch, 24.8% at 8, 27.3% at 4, 34.7% at 2;
+# with GroupNorm 24.1% at each: arXiv 1803.08494, table 2.
+SMALLEST_BATCH = 16
+LARGEST_GROUP_COUNT = 32  # groups of GroupNorm; the same paper's choice
 
 
 def as_branch(branch: Any, owner: str) -> keras.layers.Layer:
@@ -53,6 +72,11 @@ def build_shortcut(
         f"the branch {tuple(branch_shape)}. Let the branch end in the shape of its input, or pass `shortcut=`, a layer "
         "that brings the input to the new shape: Dense(units, use_bias=False), or Conv2D(filters, 1, strides=...)."
     )
+
+
+def serialized(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configs of named layers."""
+    return {name: keras.saving.serialize_keras_object(part) for name, part in parts.items()}
 
 
 def deserialized(config: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -115,7 +139,7 @@ class ReZeroResidual(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Return the arguments."""
         parts = {"branch": self.branch, "shortcut": self.shortcut}
-        return {**super().get_config(), **{k: keras.saving.serialize_keras_object(v) for k, v in parts.items()}}
+        return {**super().get_config(), **serialized(parts)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ReZeroResidual:
@@ -180,7 +204,7 @@ class PreNormResidual(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Return the arguments."""
         parts = {"branch": self.branch, "normalization": self.normalization, "shortcut": self.shortcut}
-        return {**super().get_config(), **{k: keras.saving.serialize_keras_object(v) for k, v in parts.items()}}
+        return {**super().get_config(), **serialized(parts)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PreNormResidual:
@@ -279,13 +303,9 @@ class FixupResidual(keras.layers.Layer):
         layers = [keras.saving.serialize_keras_object(layer) for layer in self.layers]
         for layer in layers:
             layer.pop("build_config", None)  # the new block builds them, when it has set their initializers
-        return {
-            **super().get_config(),
-            "layers": layers,
-            "shortcut": keras.saving.serialize_keras_object(self.shortcut),
-            "blocks": self.blocks,
-            "activation": keras.activations.serialize(self.activation),
-        }
+        activation = keras.activations.serialize(self.activation)
+        own = {"layers": layers, "blocks": self.blocks, "activation": activation}
+        return {**super().get_config(), **own, **serialized({"shortcut": self.shortcut})}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> FixupResidual:
@@ -304,3 +324,77 @@ def _require_bare(layer: Any) -> None:
             f"Received: {layer.name!r}, built={layer.built}, use_bias={getattr(layer, 'use_bias', None)}, "
             f"activation={getattr(activation, '__name__', activation)}."
         )
+
+
+@dataclass(frozen=True)
+class NormalizationChoice:
+    """The kind of normalization that the rule names, with its reason.
+
+    Attributes:
+        name: Name of the class in `keras.layers`.
+        reason: Why this one, in a sentence.
+        groups: Groups of a GroupNormalization, else None.
+    """
+
+    name: str
+    reason: str
+    groups: int | None = None
+
+    def make_layer(self) -> keras.layers.Layer:
+        """Return a new Keras layer."""
+        arguments = {} if self.groups is None else {"groups": self.groups}
+        return getattr(keras.layers, self.name)(**arguments)
+
+
+def choose_normalization(*, residual: bool, batch_size: int, channels: int | None = None) -> NormalizationChoice:
+    """Say which normalization suits a net, and why.
+
+    BatchNormalization makes a *plain* net explode: at initialization the gradient grows by 1.21 for each ReLU
+    layer, whatever the weights' variance. Residual connections tame it, for there it shrinks the branches
+    against the identity path. And it needs batches that estimate a mean.
+
+    Args:
+        residual: Whether connections skip the normalized layers.
+        batch_size: Samples in a training batch on one device, at least 1.
+        channels: Channels of a convolutional net; None for any other.
+
+    Raises:
+        ValueError: A number below 1.
+
+    Example:
+        >>> choose_normalization(residual=False, batch_size=64).name
+        'LayerNormalization'
+        >>> choose_normalization(residual=True, batch_size=64).name
+        'BatchNormalization'
+
+    References:
+        Yang et al. 2019, arXiv 1902.08129 (the explosion); De, Smith 2020, arXiv 2002.10444 (residual nets);
+        Wu, He 2018, arXiv 1803.08494 (small batches).
+    """
+    require_whole("batch_size", batch_size, least=1, remedy="Pass the batch size of the training.")
+    if channels is not None:
+        require_whole("channels", channels, least=1, remedy="Leave it out where there are none.")
+    if residual and batch_size >= SMALLEST_BATCH:
+        return NormalizationChoice(
+            "BatchNormalization",
+            f"skips keep its gradient in bounds, and {batch_size} samples are enough to estimate a mean",
+        )
+    if residual:
+        why = f"a batch of {batch_size} is too small to estimate a mean (below {SMALLEST_BATCH})"
+    else:
+        growth = batch_normalized_factor("relu")
+        why = f"without skips, BatchNormalization multiplies the gradient by {growth:.2f} in each ReLU layer"
+    if channels is None:
+        return NormalizationChoice("LayerNormalization", f"{why}; it looks at one sample at a time")
+    groups = max(count for count in range(1, LARGEST_GROUP_COUNT + 1) if channels % count == 0)
+    return NormalizationChoice("GroupNormalization", f"{why}; it looks at one image at a time", groups)
+
+
+def normalization(*, residual: bool, batch_size: int, channels: int | None = None) -> keras.layers.Layer:
+    """Return a new Keras normalization layer of the kind that `choose_normalization` names; it takes the same.
+
+    Example:
+        >>> type(normalization(residual=True, batch_size=4, channels=48)).__name__
+        'GroupNormalization'
+    """
+    return choose_normalization(residual=residual, batch_size=batch_size, channels=channels).make_layer()
