@@ -17,7 +17,7 @@ from typing import Any
 from gradrecipes.studies.study_runs import StudyRuns
 
 CREW = "KERASTUNER_TUNER_ID"  # keras-tuner's own: set in the chief and in every worker
-WORKER = "gradrecipes.studies.worker"
+WORKER = "import sys; from gradrecipes.studies.spread import work; work(sys.argv[1])"  # program of a process
 loading = False  # whether this process is a worker that is only loading the script of `build`
 
 
@@ -99,11 +99,28 @@ def launch(study: StudyRuns, *, workers: int, give_up: bool, on_look: Callable[.
             order = folder / "order.pickle"
             order.write_bytes(_packed(study, give_up))
             launch_crew(
-                [sys.executable, "-m", WORKER, str(order)], workers=workers, logs=folder / "logs", on_look=on_look
+                [sys.executable, "-c", WORKER, str(order)], workers=workers, logs=folder / "logs", on_look=on_look
             )
         finally:
             if in_memory:
                 study.move_to(None)
+
+
+def work(path: str) -> None:
+    """Take part, in a process of its own, in the study of an order that `launch` wrote.
+
+    Args:
+        path: Of the order.
+    """
+    global loading
+    preparation, order = pickle.loads(Path(path).read_bytes())
+    loading = True
+    try:
+        multiprocessing.spawn.prepare(preparation)
+        make, build, arguments, give_up, name = pickle.loads(order)
+    finally:
+        loading = False
+    join(make(build, **arguments), give_up=give_up, name=name)
 
 
 def _packed(study: StudyRuns, give_up: bool) -> bytes:
@@ -119,7 +136,7 @@ def _packed(study: StudyRuns, give_up: bool) -> bytes:
         "directory": str(Path(study.directory).absolute()),
     }
     try:
-        order = pickle.dumps((study.build, arguments, give_up, f"crew-{uuid.uuid4().hex[:12]}"))
+        order = pickle.dumps((type(study), study.build, arguments, give_up, f"crew-{uuid.uuid4().hex[:12]}"))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise TypeError(
             f"The study cannot be sent to other processes: {error}. `build`, the arms and the function that makes "
