@@ -13,7 +13,7 @@ import numpy as np
 from gradrecipes.core.findings import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import AnswersReading, OutputTrial, PlannedRates, TrialReading
-from gradrecipes.diagnosis.facts.highest_rate import learned_at_highest, unlearned_at_highest
+from gradrecipes.diagnosis.facts.divergences import learned_at_highest, unlearned_at_highest
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import (
     AT_REST,

@@ -14,7 +14,7 @@ import tensorflow as tf
 from gradrecipes.compat.keras_optimizers import schedule_of
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.trial_reading import PlannedRates, VariationResult
-from gradrecipes.diagnosis.facts.highest_rate import (
+from gradrecipes.diagnosis.facts.divergences import (
     SLOW_RISE,
     SLOWEST_RISE,
     lost_at_highest,

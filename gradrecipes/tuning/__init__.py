@@ -4,7 +4,6 @@ from gradrecipes.tuning import spaces
 from gradrecipes.tuning.hypermodel import RecipeHyperModel
 from gradrecipes.tuning.jobs import JobResult, is_worker, read_jobs, run_jobs
 from gradrecipes.tuning.launcher import Launched, LaunchError, Worker, launch
-from gradrecipes.tuning.optuna_pruning import OptunaPruning
 from gradrecipes.tuning.results import SearchResults
 from gradrecipes.tuning.tuners import (
     TUNERS,
@@ -15,6 +14,7 @@ from gradrecipes.tuning.tuners import (
     SearchError,
     SurvivingTuner,
 )
+from gradrecipes.tuning.watch import OptunaPruning
 
 __all__ = [
     "TUNERS",

@@ -1,4 +1,4 @@
-"""How a run diverged because its steps are too long: it broke, rose, stalled far out, or rose at once."""
+"""How a run diverged because its steps are too long, and what steps at the highest rate of a schedule showed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import PlannedRates, TrialReading, Variation, VariationResult, at_rate
-from gradrecipes.diagnosis.facts.highest_rate import lost_at_highest
 from gradrecipes.diagnosis.facts.readings import middle, nonfinite_gradients, nonfinite_losses, rounded
 from gradrecipes.diagnosis.outcome import (
     BROKEN,
+    DIVERGING_RISE,
     HALVED_END,
     OSCILLATING,
     PROVEN,
@@ -38,6 +38,10 @@ LONG_UPDATE = 0.02  # update norm over weight norm below which steps are not too
 FAR_BETTER = 0.5  # end at a lower rate over that of the unchanged run, after fewer steps
 MIN_WEIGHT_GROWTH = 2.0  # weight norm over that of the start; at a rate that is too low weights stay as they are
 ALL_BUT_ALL = 0.5  # share of the steps after the break that fail as well
+WITHOUT_END = 100.0  # highest rate over that of the trial, beyond which where it breaks was not tried finely enough
+BELOW_THE_BREAK = 4.0  # rate that broke over the one to train at: a range test gives 3 to 10, arXiv 1506.01186
+UNLEARNED_END = 0.9  # end over the baseline from which a net has forgotten what it learned
+SLOW_RISE, SLOWEST_RISE = 300, 1200  # steps of a slow rise of the rate: for a loss that diverges, a net that forgets
 
 
 @dataclass(frozen=True)
@@ -163,10 +167,6 @@ def largest(values: np.ndarray) -> float:
     return float(np.max(values, where=np.isfinite(values), initial=-math.inf))
 
 
-WITHOUT_END = 100.0  # highest rate over that of the trial, beyond which where it breaks was not tried finely enough
-BELOW_THE_BREAK = 4.0  # rate that broke over the one to train at: a range test gives 3 to 10, arXiv 1506.01186
-
-
 def rising_rate(trace: Trace) -> Finding | None:
     """Return learning_rate_too_high where a healthy run diverges at the highest rate of its schedule."""
     seen, rates = verdict(trace), (trace.probes.trial or TrialReading()).rates
@@ -213,3 +213,47 @@ def _what_happened(rates: PlannedRates) -> str:
         return f"{slowly}, the loss breaks{at}"
     over = f", {rounded(result.over_baseline)} times that of a constant prediction" if result.over_baseline else ""
     return f"{slowly}, the loss goes from {rounded(result.start)} to {rounded(result.end)}{over}"
+
+
+def lost_at_highest(rates: PlannedRates | None, seen: Verdict) -> bool:
+    """Return whether the training diverges at the highest rate of the schedule, however slowly the rate rises.
+
+    A loss that breaks, or ends at twice that of the untrained net, counts where the rate was raised over 300 steps. A
+    net that forgets what it learned may need a longer warm-up: it counts where the rate was raised over 1,200. Where
+    the schedule itself rises in fewer steps, these suffice.
+
+    Args:
+        rates: The planned rates, with the result of steps at the highest.
+        seen: The verdict on the trial at its own rates.
+    """
+    if rates is None or rates.at_highest is None:
+        return False
+    over = math.inf if rates.in_full else rates.raised_over or 0
+    if _diverges(rates.at_highest, seen):
+        return over >= SLOW_RISE
+    return over >= SLOWEST_RISE and unlearned_at_highest(rates, seen) is not None
+
+
+def unlearned_at_highest(rates: PlannedRates | None, seen: Verdict) -> VariationResult | None:
+    """Return the result of steps at the highest rate if they broke or ended no better than a constant prediction."""
+    result = None if rates is None else rates.at_highest
+    if result is None or (not seen.end_over_baseline < UNLEARNED_END and not _diverges(result, seen)):
+        return None
+    return result if _diverges(result, seen) or (result.over_baseline or 0.0) >= UNLEARNED_END else None
+
+
+def _diverges(result: VariationResult, seen: Verdict) -> bool:
+    if result.broken is not None or result.end is None:
+        return True
+    return result.end - seen.start > (DIVERGING_RISE - 1.0) * abs(seen.start)
+
+
+def learned_at_highest(rates: PlannedRates | None) -> VariationResult | None:
+    """Return the result of steps at the highest rate if they ended below the constant prediction, else None.
+
+    It counts only where the length of the training is known: a schedule may name steps that are never run.
+    """
+    result = None if rates is None else rates.at_highest
+    if rates is None or not rates.planned or result is None or result.end is None or result.over_baseline is None:
+        return None
+    return result if result.over_baseline < UNLEARNED_END else None

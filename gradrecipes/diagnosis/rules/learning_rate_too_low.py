@@ -37,8 +37,7 @@ import numpy as np
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity, counted
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import AS_IT_IS, TrialReading, at_rate
-from gradrecipes.diagnosis.facts.divergences import MIN_WEIGHT_GROWTH, weight_growth
-from gradrecipes.diagnosis.facts.highest_rate import learned_at_highest
+from gradrecipes.diagnosis.facts.divergences import MIN_WEIGHT_GROWTH, learned_at_highest, weight_growth
 from gradrecipes.diagnosis.facts.readings import middle, rounded
 from gradrecipes.diagnosis.judgement import rates as rates_of
 from gradrecipes.diagnosis.outcome import (

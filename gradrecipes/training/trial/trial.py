@@ -22,11 +22,10 @@ from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.recorder import STEP_COLUMNS
 from gradrecipes.gradients.update import PipelineSettings
 from gradrecipes.training.autopsy import autopsy
-from gradrecipes.training.fit.trace_writer import TraceWriter
+from gradrecipes.training.fit.trace_writer import TraceWriter, WeightSamples
 from gradrecipes.training.recovery.model_state import variables_of
 from gradrecipes.training.step.instrumented_step import InstrumentedStep
 from gradrecipes.training.step.loss_terms import has_moving_target
-from gradrecipes.training.trial.weight_samples import WeightSamples
 
 SCALER_PATIENCE = 20  # steps that a loss scaler may leave out while it looks for its scale: 2^15 halved twenty times
 EARLY_SAMPLES, RARE_SAMPLES = 3, 20  # steps whose weights are read before and after: the first ones, and every so many
