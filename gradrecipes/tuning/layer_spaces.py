@@ -17,7 +17,7 @@ NORMALIZATIONS = ("none", "layer", "rms", "batch")
 SKIPS = ("none", "pre_norm", "rezero")
 
 
-def activation(hp: Any, *, among: Sequence[str] = ACTIVATIONS, name: str = "activation") -> str:
+def activation(hp: Any, *, among: Sequence[str] = ACTIVATIONS) -> str:
     """Choose the activation of the hidden layers, among those whose gain theory knows.
 
     So that `initializer` can scale the weights for it: an activation with the initializer of another explodes or
@@ -26,14 +26,13 @@ def activation(hp: Any, *, among: Sequence[str] = ACTIVATIONS, name: str = "acti
     Args:
         hp: The `hp` of the build.
         among: Names of Keras activations.
-        name: Of the setting.
     """
     require_choices("among", among, ACTIVATIONS)
-    return hp.Choice(name, list(among))
+    return hp.Choice("activation", list(among))
 
 
 def initializer(
-    hp: Any, activation: str | None, *, among: Sequence[str] = KINDS, name: str = "initializer"
+    hp: Any, activation: str | None, *, among: Sequence[str] = KINDS
 ) -> Callable[[], keras.initializers.Initializer]:
     """Choose how kernels are drawn, and return what makes an initializer with the gain of the activation.
 
@@ -44,18 +43,17 @@ def initializer(
         hp: The `hp` of the build.
         activation: Of the hidden layers.
         among: Some of `"he"`, `"orthogonal"`, `"glorot"`.
-        name: Of the setting.
 
     Returns:
         A function that makes a new initializer: one for each layer.
     """
     require_choices("among", among, KINDS)
-    kind = hp.Choice(name, list(among))
+    kind = hp.Choice("initializer", list(among))
     return lambda: preset(activation, kind=kind)
 
 
 def normalization(
-    hp: Any, *, residual: bool, among: Sequence[str] | None = None, name: str = "normalization"
+    hp: Any, *, residual: bool, among: Sequence[str] | None = None
 ) -> Callable[[], keras.layers.Layer] | None:
     """Choose a normalization, and return what makes such a layer, or None for none.
 
@@ -66,7 +64,6 @@ def normalization(
         hp: The `hp` of the build.
         residual: Whether connections skip the normalized layers.
         among: Some of `"none"`, `"layer"`, `"rms"`, `"batch"`, instead of those.
-        name: Of the setting.
 
     References:
         Yang et al. 2019, arXiv 1902.08129.
@@ -79,37 +76,35 @@ def normalization(
     if among is None:
         among = [one for one in NORMALIZATIONS if (one != "batch" or residual) and kinds.get(one, True) is not None]
     require_choices("among", among, NORMALIZATIONS)
-    return kinds.get(hp.Choice(name, list(among)))
+    return kinds.get(hp.Choice("normalization", list(among)))
 
 
-def depth(hp: Any, *, lowest: int = 1, highest: int = 8, name: str = "depth") -> int:
+def depth(hp: Any, *, lowest: int = 1, highest: int = 8) -> int:
     """Choose the number of layers or blocks, from few to as many as plain nets of good weights still train.
 
     Args:
         hp: The `hp` of the build.
         lowest: Fewest.
         highest: Most; with skips more pay.
-        name: Of the setting.
     """
     require_whole_range(lowest, highest)
-    return hp.Int(name, lowest, highest, default=max(lowest, min(highest, 2)))
+    return hp.Int("depth", lowest, highest, default=max(lowest, min(highest, 2)))
 
 
-def width(hp: Any, *, lowest: int = 32, highest: int = 256, name: str = "width") -> int:
+def width(hp: Any, *, lowest: int = 32, highest: int = 256) -> int:
     """Choose the units of a layer, each choice twice the one before: what a net can do grows with its order.
 
     Args:
         hp: The `hp` of the build.
         lowest: Fewest.
         highest: Most.
-        name: Of the setting.
     """
     require_whole_range(lowest, highest)
     widths = [lowest << shift for shift in range(64) if lowest << shift <= highest]
-    return hp.Choice(name, widths, default=widths[len(widths) // 2], ordered=True)
+    return hp.Choice("width", widths, default=widths[len(widths) // 2], ordered=True)
 
 
-def skips(hp: Any, *, among: Sequence[str] = SKIPS, name: str = "skips") -> str:
+def skips(hp: Any, *, among: Sequence[str] = SKIPS) -> str:
     """Choose whether connections skip the layers, and in which of two blocks that do not explode with depth.
 
     Plain residual blocks are left out: with He weights each multiplies the signal by √2.
@@ -117,10 +112,9 @@ def skips(hp: Any, *, among: Sequence[str] = SKIPS, name: str = "skips") -> str:
     Args:
         hp: The `hp` of the build.
         among: Some of `"none"`, `"pre_norm"` (`gr.layers.PreNormResidual`), `"rezero"` (`gr.layers.ReZeroResidual`).
-        name: Of the setting.
     """
     require_choices("among", among, SKIPS)
-    return hp.Choice(name, list(among))
+    return hp.Choice("skips", list(among))
 
 
 def dense_layers(hp: Any, inputs: Any, *, highest_depth: int = 8, highest_width: int = 256) -> Any:
