@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 MAX_ENUMERATED_VALUES = 8  # values: 6,435 different resamples; beyond that they are drawn
+LEVEL = 0.95  # share of intervals that hold the true value
+POWER = 0.8  # chance to decide, of a number of seeds that is called enough
 RESAMPLES = 20_000  # drawn; the ends of a 95% interval then move by less than 2% of its width from seed to seed
 
 
@@ -27,7 +29,7 @@ class Interval:
 
     low: float
     high: float
-    level: float = 0.95
+    level: float = LEVEL
 
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
@@ -38,9 +40,7 @@ class Interval:
         return self.high - self.low
 
 
-def bootstrap_interval(
-    values: Sequence[float], *, level: float = 0.95, expanded: bool = True, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
+def bootstrap_interval(values: Sequence[float]) -> Interval:
     """Say where the mean of all seeds lies, from the few that were run, without assuming a distribution.
 
     The percentiles of the means of resamples. Taken as they are they are too narrow for a few values: five normal
@@ -50,20 +50,16 @@ def bootstrap_interval(
 
         tail = Φ(-√(n / (n - 1)) · t(n - 1))
 
-    Up to eight values every resample is counted; for more, `resamples` are drawn.
+    Up to eight values every resample is counted; for more, `RESAMPLES` are drawn, always the same.
 
     Args:
         values: float `[n]`, finite.
-        level: Share of intervals that shall hold the mean, between 0 and 1.
-        expanded: Whether to take the percentiles further out; False for the plain percentile bootstrap.
-        resamples: How many are drawn, where not all are counted.
-        seed: Of the draws.
 
     Returns:
         The interval; without ends for a single value.
 
     Raises:
-        ValueError: No values, values that are not finite, or a level out of range.
+        ValueError: No values, or values that are not finite.
 
     Example:
         >>> interval = bootstrap_interval([0.91, 0.93, 0.92, 0.95, 0.94])
@@ -77,28 +73,25 @@ def bootstrap_interval(
     from scipy.stats import norm, t  # its bootstrap draws resamples, and has no expanded percentiles
 
     known = _finite(values)
-    _check_level(level)
     count = len(known)
     if count == 1:
-        return Interval(-math.inf, math.inf, level)
-    tail = (1 - level) / 2
-    if expanded:
-        reach = math.sqrt(count / (count - 1)) * t.ppf(1 - tail, count - 1)
-        tail = float(norm.cdf(-reach))
+        return Interval(-math.inf, math.inf)
+    reach = math.sqrt(count / (count - 1)) * t.ppf((1 + LEVEL) / 2, count - 1)
+    tail = float(norm.cdf(-reach))
     if count <= MAX_ENUMERATED_VALUES:
         chosen, weights = _all_resamples(count)
         means = known[chosen].mean(1)
     else:
-        drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
-        means, weights = known[drawn].mean(1), np.full(resamples, 1.0 / resamples)
+        drawn = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+        means, weights = known[drawn].mean(1), np.full(RESAMPLES, 1.0 / RESAMPLES)
     order = np.argsort(means, kind="stable")
     means, below = means[order], np.cumsum(weights[order])
     low = means[min(np.searchsorted(below, tail), len(means) - 1)]
     high = means[min(np.searchsorted(below, 1 - tail), len(means) - 1)]
-    return Interval(float(low), float(high), level)
+    return Interval(float(low), float(high))
 
 
-def wilson_interval(events: int, count: int, *, level: float = 0.95) -> Interval:
+def wilson_interval(events: int, count: int) -> Interval:
     """Say what share of all seeds would diverge, when `events` of `count` did.
 
     Unlike the share ± its standard error it keeps within 0 and 1, and does not shrink to a point at none or all.
@@ -106,10 +99,9 @@ def wilson_interval(events: int, count: int, *, level: float = 0.95) -> Interval
     Args:
         events: How many did.
         count: How many were run.
-        level: Share of intervals that shall hold the true share.
 
     Raises:
-        ValueError: Counts or a level out of range.
+        ValueError: Counts out of range.
 
     Example:
         >>> interval = wilson_interval(0, 5)
@@ -119,15 +111,14 @@ def wilson_interval(events: int, count: int, *, level: float = 0.95) -> Interval
     References:
         Wilson 1927, Probable inference. Brown, Cai, DasGupta 2001, Interval estimation for a binomial proportion.
     """
-    _check_level(level)
     if not 0 <= events <= count:
         raise ValueError(f"Of `count` runs `events` had it. Received: events={events!r}, count={count!r}.")
     if count == 0:
-        return Interval(0.0, 1.0, level)
+        return Interval(0.0, 1.0)
     from scipy.stats import binomtest
 
-    found = binomtest(events, count).proportion_ci(level, method="wilson")
-    return Interval(float(found.low), float(found.high), level)
+    found = binomtest(events, count).proportion_ci(LEVEL, method="wilson")
+    return Interval(float(found.low), float(found.high))
 
 
 @functools.cache
@@ -149,30 +140,24 @@ def _finite(values: Sequence[float]) -> np.ndarray:
     return array
 
 
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"`level` must lie between 0 and 1. Received: level={level!r}. 0.95 is usual.")
-
-
 MAX_ENUMERATED_PAIRS = 14  # pairs: 16,384 patterns of signs; beyond that they are drawn
 PATTERNS = 20_000  # drawn; a p of 0.05 then has a standard error of 0.0015
 SAME = 1e-12  # relative difference below which two sums are the same one, summed in another order
 SEEDS_AT_MOST = 1000  # beyond it the answer is "too many"
 
 
-def sign_flip_test(differences: Sequence[float], *, seed: int = 0) -> float:
+def sign_flip_test(differences: Sequence[float]) -> float:
     """Return how often chance alone makes a mean difference at least this far from zero, two-sided.
 
     If two ways of training are equal, each difference between paired runs might as well have the other sign. All
-    patterns of signs are counted, so the result is exact for few seeds and assumes no distribution: for that reason
-    it cannot fall below 2/2^n (`smallest_p`), however clear the case. A run that diverged where the other did not
-    makes an infinite difference: then the differences are replaced by their signed ranks, which makes it Wilcoxon's
-    test.
+    patterns of signs are counted (of more than fourteen differences some are drawn, always the same), so the result is
+    exact for few seeds and assumes no distribution: for that reason it cannot fall below 2/2^n (`smallest_p`), however
+    clear the case. A run that diverged where the other did not makes an infinite difference: then the differences are
+    replaced by their signed ranks, which makes it Wilcoxon's test.
 
     Args:
         differences: float `[n]`, one for each seed: the outcome of the one minus that of the other; ±inf where only
             one of them diverged, 0 where both did.
-        seed: Of the patterns, which are drawn when there are more than fourteen differences.
 
     Raises:
         ValueError: No differences, or NaN among them.
@@ -196,7 +181,7 @@ def sign_flip_test(differences: Sequence[float], *, seed: int = 0) -> float:
         permutation_type="samples",
         n_resamples=2**MAX_ENUMERATED_PAIRS if len(values) <= MAX_ENUMERATED_PAIRS else PATTERNS,
         vectorized=True,
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     )
     return float(test.pvalue)
 
@@ -236,16 +221,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def seeds_needed(
-    differences: Sequence[float], *, tests: int = 1, level: float = 0.05, power: float = 0.8
-) -> int | None:
+def seeds_needed(differences: Sequence[float], *, tests: int = 1, level: float = 0.05) -> int | None:
     """Return with how many seeds `sign_flip_test` would decide, if the difference is what it has been so far.
 
     Args:
         differences: float `[n]`, as for `sign_flip_test`.
         tests: How many are looked at together.
         level: Chance of a false alarm in any of them.
-        power: Chance to decide, between `level` and 1.
 
     Returns:
         The whole number of seeds, or None where more than a thousand would be needed, or where nothing is known.
@@ -266,7 +248,7 @@ def seeds_needed(
         return None
     if spread <= SAME * mean:
         return least
-    reach = float(norm.ppf(power))
+    reach = float(norm.ppf(POWER))
 
     def decides(count: int) -> bool:
         return mean / spread * math.sqrt(count) >= t.ppf(1 - level / tests / 2, count - 1) + reach
