@@ -206,10 +206,6 @@ def _trial(old: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _variation(old: Mapping[str, Any]) -> dict[str, Any]:
-    return _without(old, "over_chance") | {"over_baseline": old.get("over_chance")}
-
-
 def _autopsy(old: Mapping[str, Any]) -> dict[str, Any]:
     layers = [_without(_mapping(layer), "growth") for layer in old.get("layers") or []]
     return {**old, "layers": layers}
