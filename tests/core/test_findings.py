@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
+import gradrecipes.diagnosis
+from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity, counted
 from gradrecipes.core.trace.trace import Event
 
 
@@ -110,3 +113,22 @@ def test_an_event_takes_numpy_counts_and_refuses_what_is_no_count():
     assert json.loads(strict(event.to_dict()))["step"] == 3
     with pytest.raises(TypeError, match=r"`epoch` of an event must be a whole number.*epoch=None in the event 'stop'"):
         Event("stop", step=0, epoch=None, batch=0)
+
+
+FIXED = re.compile(r"\{len\((read|growth\.links|layers)\)[^}]*\} (layers|steps)\\b")
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(0, "0 layers"), (1, "1 layer"), (2, "2 layers"), (1200, "1,200 layers")]
+)
+def test_one_is_singular(number, words):
+    assert counted(number, "layer") == words
+
+
+def test_a_plural_of_its_own_is_taken():
+    assert counted(1, "batch", plural="batches") == "1 batch" and counted(3, "batch", plural="batches") == "3 batches"
+
+
+def test_no_finding_counts_layers_without_it():
+    sources = Path(gradrecipes.diagnosis.__path__[0]).rglob("*.py")
+    assert [path.name for path in sources if FIXED.search(path.read_text())] == []
