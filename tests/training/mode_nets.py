@@ -88,25 +88,7 @@ def tokens_and_features_data(samples: int) -> tuple:
     return [(x * 16).astype(np.int32), x], y, None  # most pixels are 0: each row repeats its indices
 
 
-def masked() -> keras.Model:
-    return keras.Sequential(
-        [keras.Input((64,)), layers.Reshape((8, 8)), layers.Masking(0.0), layers.LSTM(6), layers.Dense(10)]
-    )
-
-
 def nested() -> keras.Model:
     inside = keras.Sequential([keras.Input((64,)), layers.Dense(12, activation="tanh"), layers.Dense(12)])
     inputs = keras.Input((64,))
     return keras.Model(inputs, layers.Dense(10)(keras.Sequential([inside, layers.LayerNormalization()])(inputs)))
-
-
-def stateful() -> keras.Model:
-    return keras.Sequential(
-        [
-            keras.Input((64,)),
-            layers.Dense(16, activation="relu"),
-            layers.BatchNormalization(),
-            layers.Dropout(0.2),
-            layers.Dense(10),
-        ]
-    )

@@ -52,6 +52,24 @@ def deterministic(*, rewrites: bool = True) -> Iterator[None]:
 divided = pytest.mark.skipif(not DIVIDES_LOSS_AMONG_REPLICAS, reason="Keras 3.7 does not divide the loss by replicas")
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Apply(layers.Layer):
+    """Apply a function, such as one that breaks for inputs that are marked."""
+
+    def __init__(self, function, **kwargs):
+        super().__init__(**kwargs)
+        self.function = function
+
+    def call(self, x):
+        return self.function(x)
+
+
+def moved(model: keras.Model, before: list[np.ndarray]) -> float:
+    """Return how far the weights are from those before, the norm over all of them."""
+    change = [a.astype(np.float64) - b for a, b in zip(model.get_weights(), before, strict=True)]
+    return float(np.sqrt(sum(np.sum(np.square(c)) for c in change)))
+
+
 def compiled(model: keras.Model, optimizer: Any = None, **how: Any) -> keras.Model:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=optimizer or keras.optimizers.Adam(0.01), **{"loss": loss, "metrics": ["accuracy"], **how})

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from gradrecipes.core.trace.autopsy import OffenderKind
 from gradrecipes.training.autopsy import autopsy
-from tests.training.nets import digits, seeded, state, two_dense
+from tests.training.nets import Apply, digits, seeded, state, two_dense
 
 layers, ops = keras.layers, keras.ops
 SIZE = 16
@@ -19,13 +19,14 @@ def batch() -> tuple[np.ndarray, np.ndarray]:
     return digits(SIZE)
 
 
-class Apply(layers.Layer):
-    def __init__(self, function, **kwargs):
-        super().__init__(**kwargs)
-        self.function = function
+class Scaled(layers.Layer):
+    """Give x times sqrt(w + x0 - 1), whose slope in w is infinite for a sample with x0 = 1; x gets no gradient."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(), initializer="zeros", name="w")
 
     def call(self, x):
-        return self.function(x)
+        return ops.stop_gradient(x) * ops.sqrt(self.w + 1 - ops.stop_gradient(x[:, :1]))
 
 
 def probabilities() -> keras.Model:
@@ -141,15 +142,6 @@ def test_the_layer_whose_backward_pass_breaks_is_blamed():
 
 
 def test_a_gradient_of_a_weight_alone_leads_to_the_sample():
-    class Scaled(layers.Layer):
-        """Give x times sqrt(w + x0 - 1), whose slope in w is infinite for a sample with x0 = 1; x gets no gradient."""
-
-        def build(self, shape):
-            self.w = self.add_weight(shape=(), initializer="zeros", name="w")
-
-        def call(self, x):
-            return ops.stop_gradient(x) * ops.sqrt(self.w + 1 - ops.stop_gradient(x[:, :1]))
-
     model = seeded(lambda: keras.Sequential([keras.Input((64,)), Scaled(name="scaled"), layers.Dense(10)]))
     x, y = batch()
     x[10, 0] = 1
@@ -162,13 +154,6 @@ def test_a_gradient_of_a_weight_alone_leads_to_the_sample():
 
 @pytest.mark.slow
 def test_the_search_for_samples_finds_all_and_has_an_end(monkeypatch):
-    class Scaled(layers.Layer):
-        def build(self, shape):
-            self.w = self.add_weight(shape=(), initializer="zeros", name="w")
-
-        def call(self, x):
-            return ops.stop_gradient(x) * ops.sqrt(self.w + 1 - ops.stop_gradient(x[:, :1]))
-
     model = seeded(lambda: keras.Sequential([keras.Input((64,)), Scaled(name="scaled"), layers.Dense(10)]))
     x, y = digits(256)
     x[[0, 99, 100, 255], 0] = 1

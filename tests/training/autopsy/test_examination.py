@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from gradrecipes.core.trace.autopsy import OffenderKind
 from gradrecipes.training.autopsy import autopsy
-from tests.training.nets import NETS, digits, functional, seeded, state, two_dense, with_state
+from tests.training.nets import NETS, Apply, digits, functional, seeded, state, two_dense, with_state
 
 layers, ops = keras.layers, keras.ops
 SIZE = 16
@@ -32,18 +32,6 @@ def assert_unchanged(model, before) -> None:
     assert list(after) == list(before)
     for name, value in before.items():
         np.testing.assert_array_equal(after[name], value, err_msg=name)
-
-
-@keras.saving.register_keras_serializable(package="tests")
-class Faulty(layers.Layer):
-    """Apply a function that breaks for inputs that are marked."""
-
-    def __init__(self, function, **kwargs):
-        super().__init__(**kwargs)
-        self.function = function
-
-    def call(self, x):
-        return self.function(x)
 
 
 # -- nothing planted ------------------------------------------------------------------------------
@@ -229,7 +217,7 @@ def with_fault(function, place: int) -> keras.Model:
     """Return a net of four layers with a faulty one among them; the first feature of a sample marks it."""
     mark = layers.Dense(8, activation="relu", name="first")
     stack = [mark, layers.Dense(8, activation="relu", name="second"), layers.Dense(10, name="last")]
-    stack.insert(place, Faulty(function, name="culprit"))
+    stack.insert(place, Apply(function, name="culprit"))
     return keras.Sequential([keras.Input((64,)), *stack])
 
 
@@ -287,7 +275,7 @@ def test_arithmetic_between_layers_is_blamed_on_the_model_that_does_it():
 # -- what is meant to be so -----------------------------------------------------------------------
 def test_missing_values_that_the_model_handles_are_noted_not_blamed():
     def make():
-        fill = Faulty(lambda x: ops.where(ops.isnan(x), 0.0, x), name="fill")
+        fill = Apply(lambda x: ops.where(ops.isnan(x), 0.0, x), name="fill")
         return keras.Sequential([keras.Input((64,)), fill, layers.Dense(10)])
 
     model = seeded(make)
@@ -302,8 +290,8 @@ def test_a_mask_of_minus_infinity_is_not_blamed_for_another_sample():
     def make():
         inputs = keras.Input((64,))
         scores = layers.Dense(10, name="scores")(inputs)
-        masked = Faulty(lambda s: ops.where(ops.arange(10) < 8, s, -np.inf), name="mask")(scores)
-        inverse = Faulty(lambda x: 1 / ops.sum(x, axis=1, keepdims=True), name="inverse")(inputs)
+        masked = Apply(lambda s: ops.where(ops.arange(10) < 8, s, -np.inf), name="mask")(scores)
+        inverse = Apply(lambda x: 1 / ops.sum(x, axis=1, keepdims=True), name="inverse")(inputs)
         soft = layers.Softmax(name="soft")(masked)
         return keras.Model(inputs, layers.Dense(10, name="out")(layers.concatenate([soft, inverse])))
 

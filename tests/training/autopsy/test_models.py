@@ -15,19 +15,20 @@ import tensorflow as tf
 import gradrecipes as gr
 from gradrecipes.core.trace.autopsy import OffenderKind
 from gradrecipes.training.autopsy import autopsy
-from tests.training.nets import assert_same_state, compiled, digits, recurrent, seeded, state, two_dense, with_state
+from tests.training.nets import (
+    Apply,
+    assert_same_state,
+    compiled,
+    digits,
+    recurrent,
+    seeded,
+    state,
+    two_dense,
+    with_state,
+)
 
 layers, ops = keras.layers, keras.ops
 SIZE = 12
-
-
-class Apply(layers.Layer):
-    def __init__(self, function, **kwargs):
-        super().__init__(**kwargs)
-        self.function = function
-
-    def call(self, x):
-        return self.function(x)
 
 
 def inverse(name: str) -> layers.Layer:

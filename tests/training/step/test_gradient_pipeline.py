@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 import gradrecipes as gr
-from tests.training.nets import all_finite, digits, layers, two_dense
+from tests.training.mode_nets import OwnStep
+from tests.training.nets import all_finite, digits, two_dense
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -56,25 +57,6 @@ def test_what_is_no_optimizer_or_no_clipping_is_refused():
         gr.GradientPipeline("adam")
     with pytest.raises(TypeError, match=r"`clipping` of GradientPipeline .*Received: 1\.0"):
         gr.GradientPipeline(keras.optimizers.SGD(), clipping=1.0)
-
-
-class OwnStep(keras.Model):
-    """Train as the guides show it: a tape, and `apply_gradients`."""
-
-    def __init__(self):
-        super().__init__()
-        self.hidden, self.out = layers.Dense(16, activation="relu"), layers.Dense(10)
-
-    def call(self, x):
-        return self.out(self.hidden(x))
-
-    def train_step(self, data):
-        x, y = data
-        with tf.GradientTape() as tape:
-            loss = self.compute_loss(y=y, y_pred=self(x, training=True))
-        gradients = tape.gradient(loss, self.trainable_variables)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-        return {"my_loss": loss}
 
 
 class NoUpdate(OwnStep):

@@ -12,7 +12,7 @@ import tensorflow as tf
 import gradrecipes as gr
 from gradrecipes.compat.keras_private import DIVIDES_LOSS_AMONG_REPLICAS
 from tests.training.mode_nets import tokens_and_features, tokens_and_features_data
-from tests.training.nets import digits, divided, seeded, two_dense, with_state
+from tests.training.nets import digits, divided, moved, seeded, two_dense, with_state
 
 pytestmark = pytest.mark.alone
 BATCH, STEPS, BOUND = 16, 4, 0.05
@@ -46,11 +46,6 @@ def copies(variable) -> list[np.ndarray]:
 
 def changing(model):
     return [*model.variables, *model.optimizer.variables, *model.metrics_variables]
-
-
-def moved(model, before) -> float:
-    change = [a.astype(np.float64) - b for a, b in zip(model.get_weights(), before, strict=True)]
-    return float(np.sqrt(sum(np.sum(np.square(c)) for c in change)))
 
 
 CASES = {

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import gradrecipes as gr
 from tests.training import mode_nets as nets
-from tests.training.nets import compiled, digits, state
+from tests.training.nets import compiled, digits, recurrent, state, with_state
 
 BATCH, GOOD, BAD = 16, 6, 3  # samples of a batch, sound batches, and the place of the bad one among them
 RATE, BOUND = 0.1, 0.02
@@ -114,9 +114,9 @@ MODES = {
         rtol=1e-4,
         atol=1e-5,
     ),
-    "masked_recurrent": Mode(net=nets.masked),
+    "masked_recurrent": Mode(net=recurrent),
     "nested": Mode(net=nets.nested),
-    "moving_statistics_and_seeds": Mode(net=nets.stateful),
+    "moving_statistics_and_seeds": Mode(net=with_state),
 }
 FIRST_TIER = {
     "graph",
