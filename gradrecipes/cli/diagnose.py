@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gradrecipes.cli.report import print_diagnosis, write_page
-from gradrecipes.cli.target import load_training
-from gradrecipes.cli.terminal import PartsShown, UsageError, silence_tensorflow_notes
+from gradrecipes.cli.target import ask_of_training
+from gradrecipes.cli.terminal import UsageError, silence_tensorflow_notes
 
 if TYPE_CHECKING:
     from gradrecipes.report.diagnosis import Diagnosis
-
-# Of what the function tells, by gradrecipes.diagnose.
-TAKEN = ("sample_weight", "class_weight", "batch_size", "validation_data", "seed", "epochs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,14 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
     silence_tensorflow_notes()
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UsageError(f"--batch-size must be at least 1 sample. Received: {arguments.batch_size}.")
-    with PartsShown(quiet=arguments.json) as parts:
-        parts.tell(f"loading {arguments.target}")
-        # What the user's program prints must not stand between the lines of a JSON document.
-        with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
-            training = load_training(arguments.target)
-            if arguments.batch_size is not None:
-                training["batch_size"] = arguments.batch_size
-            diagnosis = _diagnose(training, parts)
+    from gradrecipes.doctor import diagnose
+
+    diagnosis = ask_of_training(arguments.target, diagnose, quiet=arguments.json, batch_size=arguments.batch_size)
     if arguments.json:
         print(diagnosis.to_json())
     else:
@@ -56,17 +46,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.html is not None:
         write_page(diagnosis, arguments.html, needed=True)
     return 1 if diagnosis.verdict == "unhealthy" else 0
-
-
-def _diagnose(training: dict[str, Any], parts: PartsShown) -> Diagnosis:
-    from gradrecipes.doctor import diagnose
-
-    options = {name: training[name] for name in TAKEN if training.get(name) is not None}
-    logging.getLogger("gradrecipes").setLevel(logging.ERROR)
-    try:
-        return diagnose(training["model"], training["x"], training["y"], tell=parts.tell, **options)
-    except (TypeError, ValueError) as error:
-        raise UsageError(str(error)) from error
 
 
 def _keep(diagnosis: Diagnosis, path: Path) -> None:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradrecipes.cli.target import load_training
-from gradrecipes.cli.terminal import PartsShown, UsageError, silence_tensorflow_notes
+from gradrecipes.cli.target import ask_of_training
+from gradrecipes.cli.terminal import UsageError, silence_tensorflow_notes
 
 if TYPE_CHECKING:
     from gradrecipes.rescue.verdict import Rescue
 
-# Of what the function returns.
-TAKEN = ("sample_weight", "class_weight", "batch_size", "validation_data", "seed", "epochs")
 DEFAULT_EPOCHS = 5
 
 
@@ -46,35 +41,17 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("epochs", "budget"):
         if (value := getattr(arguments, name)) is not None and value < 1:
             raise UsageError(f"--{name} must be at least 1. Received: {value}.")
-    with PartsShown(quiet=arguments.json) as parts:
-        parts.tell(f"loading {arguments.target}")
-        # What the user's program prints must not stand between the lines of a JSON document.
-        with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
-            training = load_training(arguments.target)
-            answer = _rescue(training, arguments, parts)
+    chosen = {name: getattr(arguments, name) for name in ("epochs", "budget", "journal")}
+    answer = ask_of_training(arguments.target, _rescue, quiet=arguments.json, **chosen)
     print(answer.to_json() if arguments.json else answer)
     _keep(answer, arguments)
     return 1 if answer.verdict == "not rescued" else 0
 
 
-def _rescue(training: dict[str, Any], arguments: argparse.Namespace, parts: PartsShown) -> Rescue:
-    from gradrecipes.rescue.entry import rescue
+def _rescue(*subject: Any, **options: Any) -> Rescue:
+    from gradrecipes.rescue.entry import rescue  # after the user's program, which may set what Keras reads first
 
-    options = {name: training[name] for name in TAKEN if training.get(name) is not None}
-    options["epochs"] = arguments.epochs or options.get("epochs") or DEFAULT_EPOCHS
-    logging.getLogger("gradrecipes").setLevel(logging.ERROR)
-    try:
-        return rescue(
-            training["model"],
-            training["x"],
-            training["y"],
-            budget=arguments.budget,
-            journal=arguments.journal,
-            tell=parts.tell,
-            **options,
-        )
-    except (TypeError, ValueError) as error:
-        raise UsageError(str(error)) from error
+    return rescue(*subject, **{"epochs": DEFAULT_EPOCHS, **options})
 
 
 def _keep(answer: Rescue, arguments: argparse.Namespace) -> None:

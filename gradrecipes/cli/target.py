@@ -7,6 +7,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradrecipes.cli.terminal import UsageError
+from gradrecipes.cli.terminal import PartsShown, UsageError
 
 PLACES = ("model", "x", "y", "batch_size", "validation_data")  # of what a function returns as a tuple
 OPTIONS = ("sample_weight", "class_weight", "epochs", "seed")  # that a dict may hold besides
@@ -72,6 +73,32 @@ def load_training(target: str) -> dict[str, Any]:
     with _raising(f"{target!r} raised", _file_of(function)):
         returned = function()
     return _training(target, returned)
+
+
+def ask_of_training(target: str, ask: Callable[..., Any], *, quiet: bool, **chosen: Any) -> Any:
+    """Return what `ask(model, x, y, tell=..., **options)` answers for the training that a target names.
+
+    Args:
+        target: See `load_training`.
+        ask: What is asked; it says what it is doing through `tell`.
+        quiet: Whether stdout is kept for the answer alone, and no progress is shown.
+        **chosen: Options of `ask`; None for what the training says, or else the default of `ask`.
+
+    Raises:
+        UsageError: What `load_training` or `ask` refuses.
+    """
+    with PartsShown(quiet=quiet) as parts:
+        parts.tell(f"loading {target}")
+        # What the user's program prints must not stand between the lines of a JSON document.
+        with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
+            training = load_training(target)
+            subject = [training.pop(name) for name in ("model", "x", "y")]
+            options = {name: value for part in (training, chosen) for name, value in part.items() if value is not None}
+            logging.getLogger("gradrecipes").setLevel(logging.ERROR)
+            try:
+                return ask(*subject, tell=parts.tell, **options)
+            except (TypeError, ValueError) as error:
+                raise UsageError(str(error)) from error
 
 
 def _training(target: str, returned: Any) -> dict[str, Any]:
