@@ -29,7 +29,6 @@ from gradrecipes.training.recovery.policy import (
     Readings,
     Recovery,
     TrainingStoppedError,
-    WeightGrowth,
     are_other_weights,
     check_guard_arguments,
     weight_norms,
@@ -207,15 +206,14 @@ class GradientGuard(AttachedCallback):
         pipeline = self._session.pipeline
         earlier = None if self._recovery is None else self._recovery.ring
         self._since = next((int(host_value(one.count)) for one in pipeline.detectors.values()), 0)
-        ring = None
-        if self.snapshot_every is not None:
-            ring = SnapshotRing(self.model, also=pipeline.course, place=self.snapshot_on, earlier=earlier)
+        kept = {"also": pipeline.course, "place": self.snapshot_on, "earlier": earlier}
+        ring = None if self.snapshot_every is None else SnapshotRing(self.model, **kept)
         self._recovery = Recovery(
             ring,
             every=-(-(self.snapshot_every or 0) // batches_of_an_update(self.model)),
             max_consecutive_skips=self.max_consecutive_skips,
             max_rollbacks=self.max_rollbacks,
-            growth=WeightGrowth(self.model) if ring is None else None,
+            model=self.model,
         )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

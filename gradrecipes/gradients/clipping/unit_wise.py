@@ -265,7 +265,7 @@ def head_layers(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 def _owners(model: keras.Model) -> dict[int, keras.layers.Layer]:
-    owners = {}
+    owners: dict[int, keras.layers.Layer] = {}
     for layer in sorted(sublayers(model), key=lambda layer: -len(layer.trainable_variables)):
         owners |= {id(variable): layer for variable in layer.trainable_variables}  # the smallest comes last, and stays
     return owners

@@ -93,7 +93,7 @@ class Recovery:
         every: Steps from one snapshot to the next.
         max_consecutive_skips: Consecutive skipped steps allowed before rolling back.
         max_rollbacks: Rollbacks without recovery between them that are tried.
-        growth: What is looked at where no snapshots are kept, or None.
+        model: Whose weights are looked at where no snapshots are kept, or None.
 
     Attributes:
         rollbacks: Rollbacks since the last recovery.
@@ -109,11 +109,11 @@ class Recovery:
         every: int,
         max_consecutive_skips: int,
         max_rollbacks: int,
-        growth: WeightGrowth | None = None,
+        model: keras.Model | None = None,
     ):
         self.ring = ring
-        self.growth = growth
-        self._looked_at = growth if ring is None else ring
+        self.growth = WeightGrowth(model) if ring is None and model is not None else None
+        self._looked_at = self.growth if ring is None else ring
         self.every = every
         self.max_consecutive_skips = max_consecutive_skips
         self.max_rollbacks = max_rollbacks
