@@ -68,7 +68,7 @@ def linked(findings: Sequence[Finding], table: Mapping[str, Rule]) -> list[Findi
         for finding in findings
         if finding.kind is Kind.CAUSE and finding.confidence >= MIN_CONFIDENCE_TO_EXPLAIN
     }
-    kept = [_weighed(finding, certain.intersection(_explained_by(finding, table))) for finding in findings]
+    kept = [_weighed(finding, any(_explains(cause, finding, table) for cause in certain)) for finding in findings]
     left = [finding for finding in kept if finding is not None]
     causes = [finding for finding in left if finding.kind is Kind.CAUSE and finding.severity is not Severity.NOTICE]
     symptoms = {one.code: _codes(left, Kind.SYMPTOM, one.code, table) for one in causes}
@@ -104,20 +104,20 @@ def in_reading_order(findings: Sequence[Finding], table: Mapping[str, Rule] | No
     return sorted(findings, key=place)
 
 
-def _weighed(finding: Finding, explaining: set[str]) -> Finding | None:
-    if finding.kind is Kind.SYMPTOM or not explaining:
+def _weighed(finding: Finding, explained: bool) -> Finding | None:
+    if finding.kind is Kind.SYMPTOM or not explained:
         return finding
     left = replace(finding, confidence=max(0.0, finding.confidence - EXPLAINED_LOSES))
     return left if left.confidence >= MIN_CONFIDENCE_EXPLAINED else None
 
 
-def _explained_by(finding: Finding, table: Mapping[str, Rule]) -> tuple[str, ...]:
-    return table[finding.code].explained_by if finding.code in table else ()
+def _explains(cause: str, finding: Finding, table: Mapping[str, Rule]) -> bool:
+    return cause in table and finding.code in table[cause].brings_about
 
 
 def _codes(findings: Sequence[Finding], kind: Kind, cause: str, table: Mapping[str, Rule]) -> tuple[str, ...]:
     """Return the codes of the findings of one kind that a cause explains."""
-    return tuple(one.code for one in findings if one.kind is kind and cause in _explained_by(one, table))
+    return tuple(one.code for one in findings if one.kind is kind and _explains(cause, one, table))
 
 
 def _judge(rule: Rule, trace: Trace) -> Finding | None:

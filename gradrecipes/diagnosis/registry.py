@@ -14,6 +14,10 @@ from gradrecipes.core.trace import Trace
 
 Find = Callable[[Trace], Finding | None]
 
+# What many causes bring about: the symptoms of a run that fails, and steps that only look too long.
+FAILED_RUN = ("exploding_gradient", "nonfinite_loss", "diverging_loss", "oscillating_loss", "stalled_loss")
+LONG_STEPS = ("missing_warm_up", "learning_rate_too_high", "batch_too_small")
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -25,8 +29,8 @@ class Rule:
         title: What it finds, in one line for a list.
         order: Position in the order in which trouble arises: data before weights, weights before the learning rate.
             It decides between findings that are equally certain.
-        explained_by: Codes of the causes that can bring it about. A cause that a certain finding explains loses
-            confidence; a symptom is shown below the causes that explain it.
+        brings_about: Codes of what it explains. A cause that a certain finding explains loses confidence; a symptom
+            is shown below the causes that explain it.
         needs_cause: Whether it is reported only if a cause explains it, or if it is certain.
         find: Returns a finding, or None.
         short: What it finds, in a few words for the path from a cause to a symptom; empty for symptoms.
@@ -36,7 +40,7 @@ class Rule:
     kind: Kind
     title: str
     order: int
-    explained_by: tuple[str, ...]
+    brings_about: tuple[str, ...]
     needs_cause: bool
     find: Find
     short: str = ""
@@ -52,7 +56,7 @@ def rule(
     title: str,
     order: int,
     short: str = "",
-    explained_by: tuple[str, ...] = (),
+    brings_about: tuple[str, ...] = (),
     needs_cause: bool = False,
 ) -> Callable[[Find], Find]:
     """Enter a function into the table of rules. For the arguments see `Rule`.
@@ -66,7 +70,7 @@ def rule(
             raise ValueError(
                 f"Two rules have the code {code!r}, in {_RULES[code].find.__module__} and {find.__module__}."
             )
-        _RULES[code] = Rule(code, kind, title, order, explained_by, needs_cause, find, short)
+        _RULES[code] = Rule(code, kind, title, order, brings_about, needs_cause, find, short)
         return find
 
     return enter

@@ -18,8 +18,8 @@ def finding(
     return Finding(code, code, kind, severity, confidence, "", leads_to=leads_to)
 
 
-def entry(code: str, kind: Kind, *explained_by: str) -> Rule:
-    return Rule(code, kind, code, 0, explained_by, False, lambda trace: None)
+def entry(code: str, kind: Kind, *brings_about: str) -> Rule:
+    return Rule(code, kind, code, 0, brings_about, False, lambda trace: None)
 
 
 def test_a_cause_stands_before_the_symptoms_it_explains():
@@ -27,7 +27,7 @@ def test_a_cause_stands_before_the_symptoms_it_explains():
         finding("symptom", Kind.SYMPTOM, Severity.CRITICAL, 1.0),
         finding("cause", Kind.CAUSE, Severity.WARNING),
     ]
-    table = {"cause": entry("cause", Kind.CAUSE), "symptom": entry("symptom", Kind.SYMPTOM, "cause", "absent")}
+    table = {"cause": entry("cause", Kind.CAUSE, "symptom", "absent"), "symptom": entry("symptom", Kind.SYMPTOM)}
     found = linked(found, table)
     assert [f.code for f in in_reading_order(found, table)] == ["cause", "symptom"]
     assert found[1].leads_to == ("symptom",)

@@ -40,7 +40,7 @@ from gradrecipes.core.trace.trial_reading import FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import fixed_by, fixing_rate, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription, set_learning_rate
-from gradrecipes.diagnosis.registry import rule
+from gradrecipes.diagnosis.registry import FAILED_RUN, rule
 
 ROUNDED_AWAY = 24 * math.log(2)  # logits below the largest at which a weight is under the rounding of float32
 EXACTLY_ZERO = 88.0  # the same at which exp() is below the smallest float32
@@ -63,17 +63,7 @@ class Sharp(NamedTuple):
     title="Each query of an attention attends to a single key",
     short="attention logits too large",
     order=192,
-    explained_by=(
-        "nonfinite_data",
-        "corrupt_batch",
-        "loss_output_mismatch",
-        "unscaled_inputs",
-        "exploding_initialization",
-        "embedding_spike",
-        "missing_normalization",
-        "missing_warm_up",
-        "learning_rate_too_high",
-    ),
+    brings_about=("vanishing_gradient", *FAILED_RUN),
 )
 def attention_logit_growth(trace: Trace) -> Finding | None:
     """Tell which attention is one-hot, and whether it was so from the start."""

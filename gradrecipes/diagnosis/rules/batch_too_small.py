@@ -64,20 +64,13 @@ MAX_PRESCRIBED_BATCH = 4096  # samples that are prescribed
     title="The batches are too small: their gradients are mostly noise",
     short="batches too small",
     order=220,
-    explained_by=(
-        "nonfinite_data",
-        "corrupt_batch",
-        "loss_output_mismatch",
-        "unsafe_loss",
-        "unscaled_inputs",
-        "unscaled_targets",
-        "exploding_initialization",
-        "embedding_spike",
-        "unbounded_activation",
-        "recurrent_gain",
-        "exploding_batch_normalization",
-        "missing_normalization",
-        "learning_rate_too_high",
+    brings_about=(
+        "dead_units",
+        "exploding_gradient",
+        "diverging_loss",
+        "oscillating_loss",
+        "stalled_loss",
+        "vanishing_gradient",
     ),
 )
 def batch_too_small(trace: Trace) -> Finding | None:

@@ -52,7 +52,6 @@ MOSTLY_UNSEEN = 0.5  # share of the classes of the validation data that training
     kind=Kind.SYMPTOM,
     title="Validation measures something else than what is trained, or is not finite",
     order=245,
-    explained_by=("nonfinite_data", "unsafe_loss", "loss_output_mismatch", "float16_overflow"),
 )
 def broken_validation(trace: Trace) -> Finding | None:
     """Tell what makes validation say nothing of the training."""

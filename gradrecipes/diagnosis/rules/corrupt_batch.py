@@ -43,7 +43,7 @@ from gradrecipes.diagnosis.facts.data_facts import ArrayReading, arrays, is_held
 from gradrecipes.diagnosis.facts.readings import nonfinite_gradients, nonfinite_losses, place, rounded
 from gradrecipes.diagnosis.outcome import fixed_by, losses, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import leave_out_samples, prescription
-from gradrecipes.diagnosis.registry import rule
+from gradrecipes.diagnosis.registry import FAILED_RUN, LONG_STEPS, rule
 
 LOSS_SPIKE = 20.0  # loss of a batch over the usual one of the run's beginning; a label that is wrong costs up to 10
 GRADIENT_SPIKE = 100.0  # gradient norm over the usual one of the beginning; valid batches differ by up to 10
@@ -139,6 +139,16 @@ OF_DATA = {"input", "target"}  # kinds of offenders
     title="A few samples lie far outside the range of all others",
     short="outlying samples in the data",
     order=40,
+    brings_about=(
+        "failing_step",
+        "unsafe_loss",
+        "float16_overflow",
+        "optimizer_state",
+        "embedding_spike",
+        "attention_logit_growth",
+        *LONG_STEPS,
+        *FAILED_RUN,
+    ),
 )
 def corrupt_batch(trace: Trace) -> Finding | None:
     """Tell which samples are outliers, how far, and what they did to the run."""

@@ -42,15 +42,7 @@ MIN_DEAD_SHARE = 0.9  # share of a layer's units; He weights leave a tenth dead 
     title="ReLU units are zero for every sample",
     short="dead units",
     order=170,
-    explained_by=(
-        "unscaled_inputs",
-        "unscaled_targets",
-        "exploding_initialization",
-        "embedding_spike",
-        "learning_rate_too_high",
-        "loss_output_mismatch",
-        "batch_too_small",
-    ),
+    brings_about=("loss_without_gradient", "learning_rate_too_low", "stalled_loss", "vanishing_gradient"),
 )
 def dead_units(trace: Trace) -> Finding | None:
     """Tell whether ReLU units are 0 for every sample."""

@@ -32,27 +32,6 @@ from gradrecipes.diagnosis.registry import rule
     kind=Kind.SYMPTOM,
     title="The loss climbs away from where it began",
     order=250,
-    explained_by=(
-        "loss_output_mismatch",
-        "corrupt_batch",
-        "unsafe_loss",
-        "unbounded_loss",
-        "optimizer_state",
-        "unscaled_inputs",
-        "unscaled_targets",
-        "unscaled_loss_weights",
-        "exploding_initialization",
-        "unbounded_activation",
-        "recurrent_gain",
-        "embedding_spike",
-        "exploding_batch_normalization",
-        "missing_normalization",
-        "plain_depth",
-        "attention_logit_growth",
-        "learning_rate_too_high",
-        "missing_warm_up",
-        "batch_too_small",
-    ),
 )
 def diverging_loss(trace: Trace) -> Finding | None:
     """Tell whether the loss climbs away."""

@@ -48,7 +48,7 @@ from gradrecipes.diagnosis.outcome import (
     verdict,
 )
 from gradrecipes.diagnosis.prescriptions.prescribe import clip_to_repair, prescription
-from gradrecipes.diagnosis.registry import rule
+from gradrecipes.diagnosis.registry import FAILED_RUN, LONG_STEPS, rule
 
 EMBEDDINGS = {"Embedding", "ReversibleEmbedding", "TokenAndPositionEmbedding", "PositionEmbedding"}
 STANDS_OUT = 100.0  # gradient over weights of the embedding, over that of the median other layer
@@ -62,12 +62,7 @@ MAX_EMBEDDING_RMS = 0.5  # root mean square of the vectors; Keras draws .03; N(0
     title="The embedding is out of proportion to the rest of the net",
     short="an embedding out of proportion",
     order=130,
-    explained_by=(
-        "nonfinite_data",
-        "corrupt_batch",
-        "missing_normalization",
-        "exploding_batch_normalization",
-    ),
+    brings_about=("dead_units", "saturated_units", "attention_logit_growth", *LONG_STEPS, *FAILED_RUN),
 )
 def embedding_spike(trace: Trace) -> Finding | None:
     """Tell whether the embedding is what throws the net off."""

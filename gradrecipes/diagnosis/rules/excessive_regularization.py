@@ -43,7 +43,7 @@ from gradrecipes.diagnosis.registry import rule
     title="Regularization keeps the net from learning",
     short="regularization too strong",
     order=155,
-    explained_by=("nonfinite_data", "loss_output_mismatch", "frozen_weights", "unbalanced_loss_terms"),
+    brings_about=("oscillating_loss", "stalled_loss"),
 )
 def excessive_regularization(trace: Trace) -> Finding | None:
     """Tell whether the net learns only without its regularization."""

@@ -33,7 +33,7 @@ from gradrecipes.diagnosis.facts.data_facts import LEARNED_END
 from gradrecipes.diagnosis.facts.readings import count, layers, rounded, span, weighted
 from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import add_residual_blocks, prescription
-from gradrecipes.diagnosis.registry import rule
+from gradrecipes.diagnosis.registry import FAILED_RUN, LONG_STEPS, rule
 
 MIN_LAYERS = 10  # with BatchNormalization, in a row; sixteen of them make 21-fold and train
 MIN_GROWTH = 30.0  # output gradient of the first weighted layer over that of the last
@@ -47,6 +47,7 @@ PER_LAYER = 1.06  # factor; ReLU is predicted 1.21, tanh 1.085, and a sound resi
     title="Batch normalization without skip connections multiplies the gradients",
     short="batch normalization without skips",
     order=140,
+    brings_about=("embedding_spike", "plain_depth", *LONG_STEPS, *FAILED_RUN),
 )
 def exploding_batch_normalization(trace: Trace) -> Finding | None:
     """Tell whether BatchNormalization multiplies the gradient layer by layer."""

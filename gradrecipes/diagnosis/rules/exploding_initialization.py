@@ -52,7 +52,7 @@ from gradrecipes.diagnosis.prescriptions.prescribe import (
     normalize_before_the_activation,
     use_fitting_initializer,
 )
-from gradrecipes.diagnosis.registry import rule
+from gradrecipes.diagnosis.registry import FAILED_RUN, LONG_STEPS, rule
 
 TOTAL_GROWTH = 20.0  # factor over the stretch; sigma_w^2 = 4 with ReLU makes 32 in ten layers and costs .2 of accuracy
 GROWTH_PER_LAYER = 1.2  # factor per layer; He and LeCun give 1.00 to 1.15, sigma_w^2 = 4 with ReLU 1.41
@@ -104,7 +104,7 @@ class Growth:
     title="The initial weights are too large for the depth and the activation",
     short="weights too large",
     order=100,
-    explained_by=("unbounded_activation",),
+    brings_about=("dead_units", "saturated_units", "plain_depth", "attention_logit_growth", *LONG_STEPS, *FAILED_RUN),
 )
 def exploding_initialization(trace: Trace) -> Finding | None:
     """Tell whether the initial weights are too large, by how much, and in which layers."""

@@ -33,13 +33,6 @@ PARTS = {"build": "The model could not be built on these inputs", "step": "A tra
     title="A training step cannot be run at all",
     short="a step that cannot be run",
     order=10,
-    explained_by=(
-        "nonfinite_data",
-        "corrupt_batch",
-        "loss_output_mismatch",
-        "recurrent_gain",
-        "unbounded_activation",
-    ),
 )
 def failing_step(trace: Trace) -> Finding | None:
     """Tell that a step could not be run, and why."""

@@ -47,9 +47,13 @@ NEAR_OVERFLOW = 0.5  # of it: the next few steps pass it
     title="Half precision is too narrow for what the net computes",
     short="half precision",
     order=60,
-    explained_by=(
-        "nonfinite_data",
-        "corrupt_batch",
+    brings_about=(
+        "missing_warm_up",
+        "learning_rate_too_high",
+        "exploding_gradient",
+        "nonfinite_loss",
+        "broken_validation",
+        "stalled_loss",
     ),
 )
 def float16_overflow(trace: Trace) -> Finding | None:

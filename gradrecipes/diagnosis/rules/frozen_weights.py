@@ -67,7 +67,7 @@ STILL = {
     title="Layers that have to learn are frozen",
     short="weights frozen that have to learn",
     order=75,
-    explained_by=("nonfinite_data", "loss_output_mismatch", "unsafe_loss", "unscaled_inputs"),
+    brings_about=("unbalanced_loss_terms", "excessive_regularization", "stalled_loss"),
 )
 def frozen_weights(trace: Trace) -> Finding | None:
     """Tell whether the frozen weights are what keeps a run from learning."""

@@ -70,7 +70,7 @@ from gradrecipes.diagnosis.facts.readings import (
 from gradrecipes.diagnosis.outcome import PROVEN, UNPROVEN, fixing_rate, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.keras_lines import recorded_rate
 from gradrecipes.diagnosis.prescriptions.prescribe import learning_rate_prescriptions
-from gradrecipes.diagnosis.registry import rule
+from gradrecipes.diagnosis.registry import FAILED_RUN, rule
 from gradrecipes.diagnosis.rules.exploding_initialization import exploding_initialization
 
 USUAL_UPDATE = 1e-3  # update norm over weight norm in healthy training
@@ -88,22 +88,13 @@ EASED_SHARE = 0.5  # share of its loss that a run loses at a lower rate, if not 
     title="The steps are too long: the loss climbs instead of falling",
     short="learning rate too high",
     order=200,
-    explained_by=(
-        "nonfinite_data",
-        "corrupt_batch",
-        "loss_output_mismatch",
-        "unsafe_loss",
-        "float16_overflow",
-        "optimizer_state",
-        "unscaled_inputs",
-        "unscaled_targets",
-        "unscaled_loss_weights",
-        "exploding_initialization",
-        "embedding_spike",
-        "unbounded_activation",
-        "recurrent_gain",
-        "exploding_batch_normalization",
-        "missing_normalization",
+    brings_about=(
+        "dead_units",
+        "saturated_units",
+        "attention_logit_growth",
+        "batch_too_small",
+        "runaway_weights",
+        *FAILED_RUN,
     ),
 )
 def learning_rate_too_high(trace: Trace) -> Finding | None:

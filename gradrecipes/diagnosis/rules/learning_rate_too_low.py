@@ -72,12 +72,7 @@ ALIVE_GRADIENT = 0.1  # last gradient norm over the first: the gradients are sti
     title="The steps are too short to learn anything",
     short="learning rate too low",
     order=210,
-    explained_by=(
-        "vanishing_initialization",
-        "dead_units",
-        "saturated_units",
-        "optimizer_state",
-    ),
+    brings_about=("stalled_loss",),
 )
 def learning_rate_too_low(trace: Trace) -> Finding | None:
     """Tell whether the steps are too short to learn anything, and by what factor."""

@@ -43,7 +43,7 @@ from gradrecipes.diagnosis.facts.mismatch import Mismatch, class_of
 from gradrecipes.diagnosis.facts.readings import number, rounded
 from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
-from gradrecipes.diagnosis.registry import rule
+from gradrecipes.diagnosis.registry import FAILED_RUN, LONG_STEPS, rule
 from gradrecipes.diagnosis.rules.unbounded_loss import falls_for_ever
 
 AT_TARGETS = 0.01  # loss at the targets over that at the net's own answers, of a loss that measures a difference
@@ -57,6 +57,22 @@ BELOW_TARGETS = 0.1  # loss at twice the targets, below 0, over the same; the sm
     title="Loss, last activation and labels do not fit together",
     short="loss, output and labels that do not fit together",
     order=30,
+    brings_about=(
+        "failing_step",
+        "unsafe_loss",
+        "unbounded_loss",
+        "frozen_weights",
+        "unscaled_targets",
+        "unscaled_loss_weights",
+        "unbalanced_loss_terms",
+        "excessive_regularization",
+        "dead_units",
+        "attention_logit_growth",
+        "broken_validation",
+        "vanishing_gradient",
+        *LONG_STEPS,
+        *FAILED_RUN,
+    ),
 )
 def loss_output_mismatch(trace: Trace) -> Finding | None:
     """Tell what the loss expects and what it gets instead."""

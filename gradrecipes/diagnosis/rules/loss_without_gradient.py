@@ -53,8 +53,6 @@ from gradrecipes.diagnosis.registry import rule
 
 EQUAL_ANSWERS = 1e-6  # spread of the answers to the samples over their size: ten rounding errors of float32
 MAX_ANSWER_RMS = 100.0  # of larger ones, as of a bias at the mean of unscaled targets, rounding hides the differences
-# Reasons with a rule of their own.
-EQUALIZING = ("dead_units", "saturated_units", "vanishing_initialization", "recurrent_gain")
 FALLEN_GRADIENT = 0.1  # last over first gradient of each layer; a generator that is losing and can follow has more
 SAME = 1e-6  # relative difference of a term from itself one pass later, up to which it did not change: float32 rounding
 
@@ -65,7 +63,7 @@ SAME = 1e-6  # relative difference of a term from itself one pass later, up to w
     title="The loss, or a term of it, has no gradient",
     short="a loss without a gradient",
     order=54,
-    explained_by=("nonfinite_data", "unscaled_inputs", *EQUALIZING),
+    brings_about=("unbalanced_loss_terms", "oscillating_loss", "stalled_loss"),
 )
 def loss_without_gradient(trace: Trace) -> Finding | None:
     """Tell which loss, or which term of it, no weight can lower."""

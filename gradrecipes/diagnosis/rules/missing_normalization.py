@@ -46,7 +46,7 @@ from gradrecipes.diagnosis.facts.readings import (
 )
 from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import add_residual_blocks, prescription
-from gradrecipes.diagnosis.registry import rule
+from gradrecipes.diagnosis.registry import LONG_STEPS, rule
 
 MIN_SKIPS = 8  # places where branches are added; sqrt(2) each makes 16-fold
 MIN_GROWTH = 10.0  # growth of the sum from the first to the last of them
@@ -63,6 +63,15 @@ SAME_OUTPUT = 1e-4  # relative difference up to which what one block gives is wh
     title="Sums grow from block to block because nothing normalizes them",
     short="sums without normalization",
     order=150,
+    brings_about=(
+        "embedding_spike",
+        "attention_logit_growth",
+        "exploding_gradient",
+        "nonfinite_loss",
+        "diverging_loss",
+        "stalled_loss",
+        *LONG_STEPS,
+    ),
 )
 def missing_normalization(trace: Trace) -> Finding | None:
     """Tell whether the sums of a residual net grow for want of a normalization."""

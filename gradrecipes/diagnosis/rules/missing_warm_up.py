@@ -38,7 +38,7 @@ from gradrecipes.core.trace.trial_reading import (
 )
 from gradrecipes.diagnosis.outcome import fixed_by, fixing_rate, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import set_learning_rate, warm_up
-from gradrecipes.diagnosis.registry import rule
+from gradrecipes.diagnosis.registry import FAILED_RUN, rule
 
 CERTAIN, WITH_A_RATE = 0.9, 0.7  # confidence where only the warm-up fixes the run; where a lower rate does so too
 
@@ -49,22 +49,7 @@ CERTAIN, WITH_A_RATE = 0.9, 0.7  # confidence where only the warm-up fixes the r
     title="The learning rate is high before the net is ready for it",
     short="no warm-up of the learning rate",
     order=195,
-    explained_by=(
-        "nonfinite_data",
-        "corrupt_batch",
-        "loss_output_mismatch",
-        "unsafe_loss",
-        "float16_overflow",
-        "optimizer_state",
-        "unscaled_inputs",
-        "unscaled_targets",
-        "exploding_initialization",
-        "embedding_spike",
-        "unbounded_activation",
-        "recurrent_gain",
-        "exploding_batch_normalization",
-        "missing_normalization",
-    ),
+    brings_about=("attention_logit_growth", *FAILED_RUN),
 )
 def missing_warm_up(trace: Trace) -> Finding | None:
     """Tell whether a learning rate that rises from 0 lets a run learn that fails at the full rate."""

@@ -36,7 +36,7 @@ from gradrecipes.diagnosis.facts.data_facts import ArrayReading, arrays, names, 
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import BROKEN, UNKNOWN, fixed_by, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import leave_out_nonfinite, prescription
-from gradrecipes.diagnosis.registry import rule
+from gradrecipes.diagnosis.registry import LONG_STEPS, rule
 
 PARTS = ("inputs", "targets", "sample_weight")
 MAX_LEFT_OUT_SHARE = 0.05  # share of the samples from which leaving them out costs too much
@@ -49,6 +49,25 @@ OF_DATA = {"input", "target", "sample_weight"}  # kinds of offenders
     title="The data hold NaN or infinite values",
     short="NaN or infinity in the data",
     order=20,
+    brings_about=(
+        "failing_step",
+        "unsafe_loss",
+        "unbounded_loss",
+        "loss_without_gradient",
+        "float16_overflow",
+        "optimizer_state",
+        "frozen_weights",
+        "unscaled_loss_weights",
+        "unbalanced_loss_terms",
+        "embedding_spike",
+        "excessive_regularization",
+        "attention_logit_growth",
+        "stale_moving_averages",
+        "exploding_gradient",
+        "nonfinite_loss",
+        "broken_validation",
+        *LONG_STEPS,
+    ),
 )
 def nonfinite_data(trace: Trace) -> Finding | None:
     """Tell which arrays hold NaN or Inf, in which samples and columns."""

@@ -55,28 +55,6 @@ class First(NamedTuple):
     kind=Kind.SYMPTOM,
     title="The loss becomes NaN or infinite",
     order=240,
-    explained_by=(
-        "nonfinite_data",
-        "loss_output_mismatch",
-        "corrupt_batch",
-        "unsafe_loss",
-        "unbounded_loss",
-        "float16_overflow",
-        "optimizer_state",
-        "unscaled_inputs",
-        "unscaled_targets",
-        "unscaled_loss_weights",
-        "exploding_initialization",
-        "unbounded_activation",
-        "recurrent_gain",
-        "embedding_spike",
-        "exploding_batch_normalization",
-        "missing_normalization",
-        "plain_depth",
-        "attention_logit_growth",
-        "learning_rate_too_high",
-        "missing_warm_up",
-    ),
 )
 def nonfinite_loss(trace: Trace) -> Finding | None:
     """Tell when the loss first became NaN or infinite, and what broke first."""

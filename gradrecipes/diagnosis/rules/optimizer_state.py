@@ -37,7 +37,7 @@ from gradrecipes.core.trace.trial_reading import FRESH_OPTIMIZER, TrialReading
 from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, rounded
 from gradrecipes.diagnosis.outcome import fixed_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import fresh_optimizer
-from gradrecipes.diagnosis.registry import rule
+from gradrecipes.diagnosis.registry import FAILED_RUN, rule
 
 NO_EPSILON = 1e-15  # below it an entry whose gradient is 0 is divided by 0; Keras' own are 1e-7, 1e-30 in Adafactor
 EPSILON_OVER_GRADIENT = 100.0  # epsilon over the root mean square of a gradient's entries: it rules the division
@@ -57,10 +57,7 @@ BOUNDS = ("clipnorm", "global_clipnorm", "clipvalue")
     title="The optimizer's settings or state spoil its steps",
     short="the optimizer's settings or state",
     order=70,
-    explained_by=(
-        "nonfinite_data",
-        "corrupt_batch",
-    ),
+    brings_about=("missing_warm_up", "learning_rate_too_high", "learning_rate_too_low", "runaway_weights", *FAILED_RUN),
 )
 def optimizer_state(trace: Trace) -> Finding | None:
     """Tell whether it is the optimizer itself that spoils the updates."""

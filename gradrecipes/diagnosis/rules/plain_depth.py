@@ -52,11 +52,7 @@ USUAL_SPREAD_RATIO = 2.5  # times larger or smaller than a usual spread up to wh
     title="Too many layers in a row without a skip connection",
     short="too many layers in a row",
     order=190,
-    explained_by=(
-        "exploding_initialization",
-        "vanishing_initialization",
-        "exploding_batch_normalization",
-    ),
+    brings_about=("exploding_gradient", "nonfinite_loss", "diverging_loss", "stalled_loss", "vanishing_gradient"),
 )
 def plain_depth(trace: Trace) -> Finding | None:
     """Tell whether the net is too deep for the plain chain that it is."""

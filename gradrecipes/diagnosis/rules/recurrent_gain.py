@@ -46,7 +46,7 @@ from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.diagnosis.facts.readings import OUT_OF_PROPORTION, gradient_to_weight, number, rounded
 from gradrecipes.diagnosis.outcome import OSCILLATING, STALLED, Verdict, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import clip_to_repair, prescription
-from gradrecipes.diagnosis.registry import rule
+from gradrecipes.diagnosis.registry import FAILED_RUN, LONG_STEPS, rule
 
 EXPLODING_GROWTH = 3.0  # log10 of the growth over the sequence; beyond it a net trains at no learning rate
 PER_STEP = 1.02  # growth per step; orthogonal tanh layers, LSTM and GRU start at .5 to .9, an identity RNN at 1
@@ -79,6 +79,14 @@ class Gain(NamedTuple):
     title="The recurrent weights multiply the gradient at every time step",
     short="a recurrence that multiplies gradients",
     order=120,
+    brings_about=(
+        "failing_step",
+        "loss_without_gradient",
+        "saturated_units",
+        "vanishing_gradient",
+        *LONG_STEPS,
+        *FAILED_RUN,
+    ),
 )
 def recurrent_gain(trace: Trace) -> Finding | None:
     """Tell whether a recurrent layer makes gradients explode or vanish over its sequence."""

@@ -48,7 +48,6 @@ LARGE_UPDATE = 3e-3  # update over weights, three times the usual: where it grow
     kind=Kind.SYMPTOM,
     title="The weights, or the steps, grow by the same factor again and again",
     order=235,
-    explained_by=("learning_rate_too_high", "optimizer_state", "unbounded_loss", "unscaled_loss_weights"),
 )
 def runaway_weights(trace: Trace) -> Finding | None:
     """Tell what grows in proportion to itself, before the loss shows it."""

@@ -44,15 +44,7 @@ MIN_SATURATED_SHARE = 0.5  # share of a layer's outputs at a bound; Glorot weigh
     title="Bounded units are stuck at their bounds",
     short="saturated units",
     order=180,
-    explained_by=(
-        "unscaled_inputs",
-        "unscaled_targets",
-        "exploding_initialization",
-        "embedding_spike",
-        "unbounded_activation",
-        "recurrent_gain",
-        "learning_rate_too_high",
-    ),
+    brings_about=("loss_without_gradient", "learning_rate_too_low", "stalled_loss", "vanishing_gradient"),
 )
 def saturated_units(trace: Trace) -> Finding | None:
     """Tell whether hidden units sit at the bounds of their activation."""

@@ -43,7 +43,6 @@ LEAST_MOMENTUM = 0.9
     title="Moving averages of BatchNormalization do not follow within the training",
     short="moving averages too slow",
     order=225,
-    explained_by=("nonfinite_data",),
 )
 def stale_moving_averages(trace: Trace) -> Finding | None:
     """Tell whether the model that is used after the training is normalized by other statistics than in it."""

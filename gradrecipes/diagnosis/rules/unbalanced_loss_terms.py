@@ -64,14 +64,7 @@ class Terms(NamedTuple):
     title="One term of the loss outweighs the others",
     short="one term of the loss outweighs the others",
     order=95,
-    explained_by=(
-        "nonfinite_data",
-        "loss_output_mismatch",
-        "unsafe_loss",
-        "loss_without_gradient",
-        "unscaled_targets",
-        "frozen_weights",
-    ),
+    brings_about=("excessive_regularization", "exploding_gradient", "stalled_loss"),
 )
 def unbalanced_loss_terms(trace: Trace) -> Finding | None:
     """Tell which term of the loss is not learned, beside which other one."""

@@ -36,7 +36,7 @@ from gradrecipes.diagnosis.facts.data_facts import arrays
 from gradrecipes.diagnosis.facts.readings import RECURRENT, WEIGHTED, hidden, layers, number, rounded, weights
 from gradrecipes.diagnosis.outcome import fixed_by, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import change_activation, normalize_before_the_activation
-from gradrecipes.diagnosis.registry import rule
+from gradrecipes.diagnosis.registry import FAILED_RUN, LONG_STEPS, rule
 
 MIN_EXPONENT = 1.25  # log10 of the answer to ten times the input; a ReLU has 1, a square 2
 MIN_GAIN = 1.1  # answer to a signal of size 1; a ReLU has .71, linear 1, a leaky ReLU of slope 2 has 1.58
@@ -53,6 +53,7 @@ FAR_START = 5.0  # loss at the start over that of a constant prediction
     title="An activation grows faster than its input",
     short="an activation that grows faster than its input",
     order=110,
+    brings_about=("failing_step", "exploding_initialization", "saturated_units", *LONG_STEPS, *FAILED_RUN),
 )
 def unbounded_activation(trace: Trace) -> Finding | None:
     """Tell whether an activation makes the signal run away."""

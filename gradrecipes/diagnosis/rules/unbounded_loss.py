@@ -51,7 +51,7 @@ FAR_BELOW = 1.0  # below 0 by as much at 1e4 times the answers: no rounding does
     title="The loss has no minimum: it falls as long as the outputs grow",
     short="a loss without a minimum",
     order=52,
-    explained_by=("nonfinite_data", "loss_output_mismatch"),
+    brings_about=("exploding_gradient", "runaway_weights", "nonfinite_loss", "diverging_loss"),
 )
 def unbounded_loss(trace: Trace) -> Finding | None:
     """Tell whether a loss has no least value, and whether the run is on its way there."""

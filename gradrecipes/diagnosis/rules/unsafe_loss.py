@@ -46,7 +46,7 @@ from gradrecipes.diagnosis.facts.data_facts import (
 from gradrecipes.diagnosis.facts.readings import layers, number, rounded
 from gradrecipes.diagnosis.outcome import BROKEN, UNKNOWN, losses, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription, safe_cross_entropy
-from gradrecipes.diagnosis.registry import rule
+from gradrecipes.diagnosis.registry import LONG_STEPS, rule
 
 HUGE_PERCENTAGE_ERROR = 1e5  # percentage error in percent: a thousand times the target
 ZERO_TARGETS = 1e-3  # share of the targets that are 0 from which nearly every batch of 32 epochs meets one
@@ -181,10 +181,15 @@ SAFE_EXPONENT = 50.0  # input up to which exp stays far from overflowing float32
     title="The loss is NaN or infinite for outputs that can occur",
     short="a loss that is not finite somewhere",
     order=50,
-    explained_by=(
-        "nonfinite_data",
-        "corrupt_batch",
-        "loss_output_mismatch",
+    brings_about=(
+        "frozen_weights",
+        "unbalanced_loss_terms",
+        "exploding_gradient",
+        "nonfinite_loss",
+        "broken_validation",
+        "diverging_loss",
+        "stalled_loss",
+        *LONG_STEPS,
     ),
 )
 def unsafe_loss(trace: Trace) -> Finding | None:

@@ -47,7 +47,7 @@ from gradrecipes.diagnosis.facts.data_facts import (
 from gradrecipes.diagnosis.facts.readings import MIN_INPUT_RMS, WEIGHTED, behind_scaling, layers, number, rounded
 from gradrecipes.diagnosis.outcome import Verdict, fixed_by, halved_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
-from gradrecipes.diagnosis.registry import rule
+from gradrecipes.diagnosis.registry import FAILED_RUN, LONG_STEPS, rule
 
 MAX_INPUT_RMS = 10.0  # root mean square of what enters the first weights; standardized data have 1, bytes of pixels 100
 MAX_INPUT_RMS_IF_FIXED = 3.0  # the same, where scaling fixes the run; also the size of a column that is judged alone
@@ -66,6 +66,15 @@ SHOWN_START = 3.0  # loss at the start over that of a constant prediction, from 
     title="The inputs are far from unit size",
     short="inputs far from unit size",
     order=80,
+    brings_about=(
+        "loss_without_gradient",
+        "frozen_weights",
+        "dead_units",
+        "saturated_units",
+        "attention_logit_growth",
+        *LONG_STEPS,
+        *FAILED_RUN,
+    ),
 )
 def unscaled_inputs(trace: Trace) -> Finding | None:
     """Tell which inputs are far from unit size, and what becomes of the run with and without scaling."""

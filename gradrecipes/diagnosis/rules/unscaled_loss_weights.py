@@ -35,7 +35,7 @@ from gradrecipes.diagnosis.facts.mismatch import class_of
 from gradrecipes.diagnosis.facts.readings import number, rounded
 from gradrecipes.diagnosis.outcome import fixing_rate, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
-from gradrecipes.diagnosis.registry import rule
+from gradrecipes.diagnosis.registry import FAILED_RUN, rule
 
 SAMPLES, SUMS = "Sample weights", "Sums over samples and places, instead of means,"
 FAR_FROM_ONE = 100.0  # root mean square of the weights, or its reciprocal: balanced class weights reach tens
@@ -47,7 +47,7 @@ FAR_FROM_ONE = 100.0  # root mean square of the weights, or its reciprocal: bala
     title="The weights of samples or losses are far from 1",
     short="weights of the loss far from 1",
     order=94,
-    explained_by=("nonfinite_data", "loss_output_mismatch"),
+    brings_about=("learning_rate_too_high", "runaway_weights", *FAILED_RUN),
 )
 def unscaled_loss_weights(trace: Trace) -> Finding | None:
     """Tell by how much weights multiply the loss of a run that suffers."""

@@ -49,7 +49,7 @@ from gradrecipes.diagnosis.facts.readings import number, rounded
 from gradrecipes.diagnosis.judgement import in_the_end, of_columns
 from gradrecipes.diagnosis.outcome import LEARNING, PROVEN, Verdict, fixed_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import scale_targets
-from gradrecipes.diagnosis.registry import rule
+from gradrecipes.diagnosis.registry import FAILED_RUN, LONG_STEPS, rule
 
 MAX_TARGET_RMS = 10.0  # root mean square of the targets, in units of the loss; a new net answers within 1 of 0
 UNREACHABLE_TARGET_RMS = 50.0  # the same, which a net that is on its way there does not reach in a reasonable time
@@ -66,7 +66,7 @@ ON_LABELS = ("crossentropy", "cross_entropy", "hinge", "ctc", "dice", "tversky",
     title="The targets are far from unit size",
     short="targets far from unit size",
     order=90,
-    explained_by=("loss_output_mismatch",),
+    brings_about=("unbalanced_loss_terms", "dead_units", "saturated_units", *LONG_STEPS, *FAILED_RUN),
 )
 def unscaled_targets(trace: Trace) -> Finding | None:
     """Tell which targets are far from unit size, and what becomes of the run with and without scaling."""

@@ -35,16 +35,6 @@ MIN_GRADIENT_RATIO = 1e-5  # output gradient of the first weighted layer over th
     kind=Kind.SYMPTOM,
     title="Hardly any gradient reaches the first layers",
     order=280,
-    explained_by=(
-        "loss_output_mismatch",
-        "recurrent_gain",
-        "vanishing_initialization",
-        "dead_units",
-        "saturated_units",
-        "plain_depth",
-        "batch_too_small",
-        "attention_logit_growth",
-    ),
     needs_cause=True,
 )
 def vanishing_gradient(trace: Trace) -> Finding | None:

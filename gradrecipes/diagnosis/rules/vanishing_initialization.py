@@ -57,6 +57,13 @@ SHRINKING_FACTOR = 0.75  # theory's gradient factor per layer below which the ac
     title="The signal or the gradient vanishes with the initial weights",
     short="weights too small",
     order=160,
+    brings_about=(
+        "loss_without_gradient",
+        "plain_depth",
+        "learning_rate_too_low",
+        "stalled_loss",
+        "vanishing_gradient",
+    ),
 )
 def vanishing_initialization(trace: Trace) -> Finding | None:
     """Tell whether the initial weights lose the signal on its way through the net."""
