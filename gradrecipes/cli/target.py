@@ -10,7 +10,7 @@ import inspect
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,6 +58,26 @@ def load_training(target: str) -> dict[str, Any]:
         `sample_weight`, `class_weight`, `batch_size`, `validation_data`, `epochs` and `seed`.
 
     Raises:
+        UsageError: What `load_named` refuses; the function returned no model.
+    """
+    training = load_named(target, PLACES, OPTIONS, EXPECTED)
+    import keras
+
+    if not isinstance(training["model"], keras.Model):
+        raise UsageError(f"{target!r} returned {what(training['model'])} in the place of the model. {EXPECTED}")
+    return training
+
+
+def load_named(target: str, places: Sequence[str], options: Sequence[str], expected: str) -> dict[str, Any]:
+    """Call the function that a target names, without arguments, and return by name what it hands over.
+
+    Args:
+        target: The function.
+        places: Names of what it returns as a tuple; the first, and `x`, are needed.
+        options: What a dict may hold besides.
+        expected: What an error says of them.
+
+    Raises:
         UsageError: What `load_function` refuses; the function needs arguments, raised, or returned something else.
     """
     function = load_function(target)
@@ -72,7 +92,15 @@ def load_training(target: str) -> dict[str, Any]:
         pass
     with _raising(f"{target!r} raised", _file_of(function)):
         returned = function()
-    return _training(target, returned)
+    if isinstance(returned, Mapping):
+        unknown = [key for key in returned if key not in (*places, *options)]
+        if unknown or places[0] not in returned or "x" not in returned:
+            wrong = f"with the unknown {', '.join(map(repr, unknown))}" if unknown else f"with {list(returned)}"
+            raise UsageError(f"{target!r} returned a dict {wrong}. {expected}")
+        return {"y": None, **returned}
+    if isinstance(returned, tuple | list) and 2 <= len(returned) <= len(places):
+        return {"y": None, **dict(zip(places, returned, strict=False))}
+    raise UsageError(f"{target!r} returned {what(returned)}. {expected}")
 
 
 def ask_of_training(target: str, ask: Callable[..., Any], *, quiet: bool, **chosen: Any) -> Any:
@@ -99,24 +127,6 @@ def ask_of_training(target: str, ask: Callable[..., Any], *, quiet: bool, **chos
                 return ask(*subject, tell=parts.tell, **options)
             except (TypeError, ValueError) as error:
                 raise UsageError(str(error)) from error
-
-
-def _training(target: str, returned: Any) -> dict[str, Any]:
-    if isinstance(returned, Mapping):
-        unknown = [key for key in returned if key not in (*PLACES, *OPTIONS)]
-        if unknown or "model" not in returned or "x" not in returned:
-            wrong = f"with the unknown {', '.join(map(repr, unknown))}" if unknown else f"with {list(returned)}"
-            raise UsageError(f"{target!r} returned a dict {wrong}. {EXPECTED}")
-        training = dict(returned)
-    elif isinstance(returned, tuple | list) and 2 <= len(returned) <= len(PLACES):
-        training = dict(zip(PLACES, returned, strict=False))
-    else:
-        raise UsageError(f"{target!r} returned {_what(returned)}. {EXPECTED}")
-    import keras
-
-    if not isinstance(training["model"], keras.Model):
-        raise UsageError(f"{target!r} returned {_what(training['model'])} in the place of the model. {EXPECTED}")
-    return {"y": None, **training}
 
 
 def _is_path(place: str) -> bool:
@@ -225,9 +235,11 @@ def _named(function: Any) -> str:
     return getattr(function, "__qualname__", type(function).__name__)
 
 
-def _what(value: Any) -> str:
+def what(value: Any) -> str:
+    """Return what a value is, for an error."""
     if value is None:
         return "None (is a return missing?)"
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)}: ({', '.join(type(part).__name__ for part in value[:6])})"
-    return f"a {type(value).__name__}"
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

@@ -8,11 +8,11 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradrecipes.cli.target import load_function, print_traceback
+from gradrecipes.cli.target import load_named, print_traceback, what
 from gradrecipes.cli.terminal import UsageError, silence_tensorflow_notes
 
 if TYPE_CHECKING:
@@ -103,25 +103,10 @@ def _search(arguments: argparse.Namespace) -> str | None:
 
 
 def _load(name: str) -> dict[str, Any]:
-    function = load_function(name)
-    try:
-        returned = function()
-    except Exception as error:
-        print_traceback(error, None)
-        raise UsageError(f"{name!r} raised {type(error).__name__}: {error} (its traceback stands above).") from error
-    if isinstance(returned, Mapping):
-        unknown = [key for key in returned if key not in (*PLACES, *OPTIONS)]
-        if unknown or "build" not in returned or "x" not in returned:
-            raise UsageError(f"{name!r} returned a dict with {', '.join(map(repr, returned))}. {EXPECTED}")
-        target = dict(returned)
-    elif isinstance(returned, tuple | list) and 2 <= len(returned) <= len(PLACES):
-        target = dict(zip(PLACES, returned, strict=False))
-    else:
-        raise UsageError(f"{name!r} returned an object of the type {type(returned).__name__}. {EXPECTED}")
+    target = load_named(name, PLACES, OPTIONS, EXPECTED)
     if not callable(target["build"]) and not hasattr(target["build"], "declare_hyperparameters"):
-        kind = type(target["build"]).__name__
-        raise UsageError(f"{name!r} returned an object of the type {kind} in the place of build. {EXPECTED}")
-    return {"y": None, **target}
+        raise UsageError(f"{name!r} returned {what(target['build'])} in the place of build. {EXPECTED}")
+    return target
 
 
 def _validation(target: dict[str, Any]) -> dict[str, Any]:

@@ -81,8 +81,8 @@ def test_a_search_in_which_nothing_worked_has_exit_code_1(program, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["program.py:nothing"], r"of the type NoneType\. Expected \(build, x, y\)"),
-        (["program.py:number"], "of the type int in the place of build"),
+        (["program.py:nothing"], r"returned None \(is a return missing\?\)\. Expected \(build, x, y\)"),
+        (["program.py:number"], "returned an int in the place of build"),
         (["program.py:raising"], "raised ValueError: no data"),
         (["program.py:missing"], "no function 'missing'"),
         (["program.py:make", "--trials", "0"], "--trials must be at least 1"),
