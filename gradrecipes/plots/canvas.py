@@ -16,8 +16,16 @@ ZERO_COLOUR = "#ffffff"
 BLUE, ORANGE, VERMILLION, GREY = "#0072b2", "#e69f00", "#d55e00", "#7f7f7f"
 
 LABELS_AT_MOST = 40  # layer names on one axis; more cannot be read at 0.2 inch each
+POINTS_AT_MOST = 1200  # groups of steps in a line; each keeps its lowest and highest value
+MARKS_AT_MOST = 240  # marks side by side along an axis before they merge
 PLAIN_BELOW = 100.0  # largest over smallest end of a logarithmic axis below which its ticks are plain numbers
 LABEL_LENGTH = 30  # characters of a layer name on an axis
+# Marker, colour (None for that of the labels), size and height, as a share of that of the axes.
+MARKS = {
+    "clipped step": ("|", ORANGE, 6.0, 0.02),
+    "not finite": ("x", NONFINITE_COLOUR, 6.0, 0.96),
+    "skipped step": ("v", None, 4.5, 1.03),
+}
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -108,7 +116,7 @@ def groups(count: int, at_most: int) -> np.ndarray:
     return np.unique(np.linspace(0, count, min(count, at_most), endpoint=False).astype(np.int64))
 
 
-def envelope(values: np.ndarray, at_most: int) -> np.ndarray:
+def envelope(values: np.ndarray, at_most: int = POINTS_AT_MOST) -> np.ndarray:
     """Return the indices of the lowest and highest finite value in each group, so that no spike is lost.
 
     Args:
@@ -130,6 +138,36 @@ def envelope(values: np.ndarray, at_most: int) -> np.ndarray:
         else:
             chosen.add(int(start))
     return np.array(sorted(chosen), dtype=np.int64)
+
+
+def step_axis(axes: Any, steps: np.ndarray) -> None:
+    """Let a horizontal axis of steps end a little beyond them, with whole numbers beside a grid."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
+    axes.grid(alpha=0.25)
+    if len(steps):
+        margin = max(0.5, 0.01 * float(steps[-1] - steps[0]))
+        axes.set_xlim(steps[0] - margin, steps[-1] + margin)
+
+
+def mark_steps(axes: Any, steps: np.ndarray, label: str, where: np.ndarray) -> None:
+    """Mark steps along an axis, as many as can be told apart.
+
+    Args:
+        axes: The matplotlib axes.
+        steps: Numbers of the steps, `[n]`.
+        label: What they are, one of `MARKS`.
+        where: bool `[n]`, which are marked.
+    """
+    if not where.any():
+        return
+    starts = groups(len(where), MARKS_AT_MOST)
+    ends = [*starts[1:], len(where)]
+    marked = [a + int(np.argmax(where[a:b])) for a, b in zip(starts, ends, strict=True) if where[a:b].any()]
+    marker, colour, size, height = MARKS[label]
+    how = {"color": colour or axes.xaxis.label.get_color(), "markersize": size, "clip_on": False, "label": label}
+    axes.plot(steps[marked], np.full(len(marked), height), marker, transform=axes.get_xaxis_transform(), **how)
 
 
 def plain_ticks(axis: Any) -> None:

@@ -11,18 +11,16 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.plots.canvas import (
     BLUE,
     GREY,
-    NONFINITE_COLOUR,
     ORANGE,
     VERMILLION,
     Picture,
     annotate_empty,
     envelope,
-    groups,
+    mark_steps,
+    step_axis,
     two_axes,
 )
 
-POINTS_AT_MOST = 1200  # groups of steps in a line; each keeps its lowest and highest value
-MARKS_AT_MOST = 240  # marks side by side along an axis before they merge
 BINS = 48  # of the histogram, equal steps of the logarithm
 DECADES_AT_MOST = 8.0  # shown above and below the median, so that one norm of 1e30 does not flatten the rest
 
@@ -138,15 +136,10 @@ class ClippedNorms(Picture):
         return 10 ** (lowest - margin), 10 ** (highest + margin)
 
     def _draw_steps(self, axes: Any, lowest: float, highest: float) -> None:
-        from matplotlib.ticker import MaxNLocator
-
         axes.set_yscale("log")
         axes.set_ylim(lowest, highest)
-        margin = max(0.5, 0.01 * float(self.steps[-1] - self.steps[0]))
-        axes.set_xlim(self.steps[0] - margin, self.steps[-1] + margin)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
-        axes.grid(alpha=0.25)
-        chosen = envelope(self.gradient_norm, POINTS_AT_MOST)
+        step_axis(axes, self.steps)
+        chosen = envelope(self.gradient_norm)
         norms = self.gradient_norm[chosen]
         norms = np.where(np.isfinite(norms) & (norms > 0), np.minimum(norms, highest), np.nan)
         marker = "o" if len(chosen) <= 60 else ""
@@ -155,15 +148,15 @@ class ClippedNorms(Picture):
         )
         if self.clipped.any():
             after = np.where(self.clipped, self.norm_after, np.nan)
-            chosen = envelope(after, POINTS_AT_MOST)
+            chosen = envelope(after)
             axes.plot(
                 self.steps[chosen], after[chosen], ".", color=ORANGE, markersize=3.5, zorder=3, label="after clipping"
             )
         for name, bound, style in self._lines():
             axes.axhline(bound, label=f"{name} {bound:.3g}", linewidth=1.2, **style)
-        self._mark(axes, self.clipped, "|", ORANGE, 0.02, "clipped step")
-        self._mark(axes, ~np.isfinite(self.gradient_norm), "x", NONFINITE_COLOUR, 0.97, "not finite")
-        self._mark(axes, self.skipped, "v", axes.xaxis.label.get_color(), 1.03, "skipped step")
+        mark_steps(axes, self.steps, "clipped step", self.clipped)
+        mark_steps(axes, self.steps, "not finite", ~np.isfinite(self.gradient_norm))
+        mark_steps(axes, self.steps, "skipped step", self.skipped)
         place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.055), "borderaxespad": 0}
         legend = axes.legend(ncols=7, frameon=False, fontsize=8, columnspacing=1.2, handlelength=1.6, **place)
         legend.set_in_layout(False)  # it reaches over the distribution, which may not make room for it
@@ -187,12 +180,3 @@ class ClippedNorms(Picture):
     def _lines(self) -> list[tuple[str, float, dict[str, Any]]]:
         styles = [{"color": VERMILLION, "linestyle": "-"}, {"color": "black", "linestyle": (0, (4, 4))}]
         return [(name, bound, styles[number % 2]) for number, (name, bound) in enumerate(self.bounds.items())]
-
-    def _mark(self, axes: Any, where: np.ndarray, marker: str, colour: str, height: float, label: str) -> None:
-        starts = groups(len(where), MARKS_AT_MOST)
-        ends = [*starts[1:], len(where)]
-        marked = [a + int(np.argmax(where[a:b])) for a, b in zip(starts, ends, strict=True) if where[a:b].any()]
-        if marked:
-            at = self.steps[marked], np.full(len(marked), height)
-            transform = axes.get_xaxis_transform()
-            axes.plot(*at, marker, color=colour, markersize=5, transform=transform, clip_on=False, label=label)

@@ -18,12 +18,10 @@ from gradrecipes.plots.canvas import (
     Picture,
     annotate_empty,
     envelope,
-    groups,
+    mark_steps,
+    step_axis,
     two_axes,
 )
-
-POINTS_AT_MOST = 1200  # groups of steps in a line; each keeps its lowest and highest value
-MARKS_AT_MOST = 240  # marks side by side along an axis before they merge
 
 
 class TrainingCurves(Picture):
@@ -90,8 +88,6 @@ class TrainingCurves(Picture):
                 or None for a new figure.
         """
         self.axes_ = two_axes(ax, (10.0, 5.6), [(0, 0.57, 1, 0.43), (0, 0, 1, 0.43)], nrows=2, sharex=True)
-        from matplotlib.ticker import MaxNLocator
-
         self.figure_ = self.axes_[0].figure
         above, below = self.axes_
         above.set_title("Loss and gradient norm by step", loc="left", fontweight="bold", pad=16)
@@ -100,30 +96,21 @@ class TrainingCurves(Picture):
         above.set_ylabel("loss of the batch")
         below.set_ylabel("global gradient norm (L2)")
         below.set_xlabel("training step")
-        for axes in self.axes_:
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
         above.tick_params(labelbottom=False)
         if self.clipped.any():
             with np.errstate(invalid="ignore"):  # an infinite norm times 0 is drawn as no number
                 left = np.where(self.clipped, self.gradient_norm * self.clip_factor, np.nan)
-            chosen = envelope(left, POINTS_AT_MOST)
+            chosen = envelope(left)
             below.plot(self.steps[chosen], left[chosen], ".", color=ORANGE, markersize=2.5, label="after clipping")
-            self._mark(below, self.clipped, "|", ORANGE, 0.02, "clipped step")
+            mark_steps(below, self.steps, "clipped step", self.clipped)
         for axes, values in ((above, self.loss), (below, self.gradient_norm)):
-            axes.set_xlim(*self._limits())
-            axes.grid(alpha=0.25)
-            self._mark(axes, ~np.isfinite(values), "x", NONFINITE_COLOUR, 0.96, "not finite")
-            self._mark(axes, self.skipped, "v", above.xaxis.label.get_color(), 1.03, "skipped step")
+            step_axis(axes, self.steps)
+            mark_steps(axes, self.steps, "not finite", ~np.isfinite(values))
+            mark_steps(axes, self.steps, "skipped step", self.skipped)
             labels = axes.get_legend_handles_labels()[1]
             if set(labels) - {"batch loss", "before clipping"}:
                 axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.04), ncols=5, frameon=False, borderaxespad=0.1)
         return self
-
-    def _limits(self) -> tuple[float, float]:
-        if not len(self.steps):
-            return 0.0, 1.0
-        margin = max(0.5, 0.01 * float(self.steps[-1] - self.steps[0]))
-        return float(self.steps[0]) - margin, float(self.steps[-1]) + margin
 
     def _draw_line(self, axes: Any, values: np.ndarray, colour: str, label: str) -> None:
         finite = values[np.isfinite(values)]
@@ -137,31 +124,11 @@ class TrainingCurves(Picture):
         else:
             smallest = np.abs(finite[finite != 0]).min()
             axes.set_yscale("symlog", linthresh=max(smallest, np.abs(finite).max() * 1e-6))
-        chosen = envelope(values, POINTS_AT_MOST)
+        chosen = envelope(values)
         y = np.where(np.isfinite(values[chosen]), values[chosen], np.nan)
         alone = len(finite) <= 60
         axes.plot(
             self.steps[chosen], y, color=colour, linewidth=1.3, marker="o" if alone else "", markersize=3, label=label
-        )
-
-    def _mark(self, axes: Any, where: np.ndarray, marker: str, colour: str, height: float, label: str) -> None:
-        if not where.any():
-            return
-        starts = groups(len(where), MARKS_AT_MOST)
-        marked = [
-            start + int(np.argmax(where[start:stop]))
-            for start, stop in zip(starts, [*starts[1:], len(where)], strict=True)
-            if where[start:stop].any()
-        ]
-        axes.plot(
-            self.steps[marked],
-            np.full(len(marked), height),
-            marker,
-            color=colour,
-            markersize=6 if marker != "v" else 4.5,
-            transform=axes.get_xaxis_transform(),
-            clip_on=False,
-            label=label,
         )
 
 
