@@ -151,8 +151,8 @@ def _diagnosed(case: Case, kind: str, file: Path | None) -> gr.Diagnosis:
 
 
 def _of(program: Program) -> gr.Diagnosis:
-    how = {"batch_size": program.batch_size, "epochs": program.epochs}  # what the user's own call of fit has
-    return gr.diagnose(program.model, program.x, program.y, **how)
+    named = ("batch_size", "epochs", "validation_data")  # what the user's own call of fit has
+    return gr.diagnose(program.model, program.x, program.y, **{name: getattr(program, name) for name in named})
 
 
 def apply_first(case: Case) -> dict[str, Any]:

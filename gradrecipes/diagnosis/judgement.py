@@ -86,8 +86,12 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
         return Judgement(UNDECIDED, f"{steps} {'is' if len(trace) == 1 else 'are'} too few to judge. {_longer(trace)}")
     trial = trace.probes.trial or TrialReading()
     in_all = f"{len(trace) + trial.further_steps:,} steps"
-    if (lost := _lost_later(trial, seen, in_all)) is not None:
-        return Judgement(UNHEALTHY, lost)
+    if is_lost_later(trial, seen):
+        if trial.further_broken is not None:
+            words = f"The loss or the gradient is not finite from step {trial.further_broken} on; no cause is known."
+            return Judgement(UNHEALTHY, words)
+        climbs = f"The loss fell at first, and climbs to {rounded(_highest(trial))} in {in_all}; no cause is known."
+        return Judgement(UNHEALTHY, climbs)
     if trial.answers is not None and not trial.answers.depend:
         return Judgement(UNDECIDED, _equal_answers(trial.answers, in_all, _longer(trace)))
     if trial.answers is not None and trial.answers.lost:
@@ -134,14 +138,22 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
     return Judgement(UNDECIDED, f"The loss {seen.course} in {steps}{against}. {_longer(trace)}")
 
 
-def _lost_later(trial: TrialReading, seen: Verdict, in_all: str) -> str | None:
-    """Return how a run that learned in the trial broke, or climbed above its start, in the further steps behind it."""
-    if trial.further_broken is not None:
-        return f"The loss or the gradient is not finite from step {trial.further_broken} on; no cause is known."
-    for one in trial.further if seen.learned else ():
-        if one.end is not None and one.start is not None and one.start > 0 and one.end > DIVERGING_RISE * one.start:
-            return f"The loss fell at first, and climbs to {rounded(one.end)} in {in_all}; no cause is known."
-    return None
+def is_lost_later(trial: TrialReading, seen: Verdict) -> bool:
+    """Return whether a run that learned in the trial broke, or climbed above its start, in the further steps behind it.
+
+    Args:
+        trial: With its further steps.
+        seen: How its recorded steps went.
+    """
+    climbs = (
+        one.end is not None and one.start is not None and one.end > DIVERGING_RISE * one.start > 0
+        for one in trial.further
+    )
+    return trial.further_broken is not None or (seen.learned and any(climbs))
+
+
+def _highest(trial: TrialReading) -> float:
+    return max(one.end for one in trial.further if one.end is not None)
 
 
 def _answers_otherwise(trace: Trace, trial: TrialReading, seen: Verdict) -> str | None:
@@ -298,7 +310,8 @@ def outweighed_part(trial: TrialReading) -> Outweighed | None:
 
     The weights follow from the values of the parts and of the loss, step by step, by least squares. A part counts as
     lost where it is a thousandth of the largest one at the start and at the end, and did not fall; or where it is a
-    thirtieth at the start, and stayed as it was while the largest one fell below half. Where the weights do not differ,
+    thirtieth at the start, and stayed as it was while the largest one fell below half; any smaller part will do where
+    the answers are equal for all samples in the end, as a trivial solution is. Where the weights do not differ,
     it has to make up half of the loss at the end of further steps: what outweighed it is solved without it. So has a
     term of a sum that the step returns without its parts, of which no name says that it is no penalty.
 
@@ -316,6 +329,8 @@ def outweighed_part(trial: TrialReading) -> Outweighed | None:
     first = {name: weights[name] * float(columns[name][0]) for name in weights}
     end = {name: weights[name] * ends[name] for name in weights}
     large = max(first, key=lambda name: first[name])
+    alike = trial.answers is not None and not trial.answers.depend  # solved by answers that are equal for all samples
+    least = 1.0 if alike else OUTWEIGHING_RATIO
     if not min(end[large], float(np.median(loss[-quarter:]))) < FALLEN_END * first[large]:
         return None
     lost = [
@@ -326,7 +341,7 @@ def outweighed_part(trial: TrialReading) -> Outweighed | None:
         or not trial.later
         or 2.0 * end[name] >= sum(end.values())
         if not UNNAMED.match(name) or _is_left_over(name, starts, ends, end if trial.later else {})
-        if first[large] >= OUTWEIGHING_RATIO * first[name]
+        if first[large] >= least * first[name]
         if _is_lost(first[large] / first[name], max(end.values()) / end[name], ends[name] / starts[name])
     ]
     if not lost:

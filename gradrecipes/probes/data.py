@@ -29,7 +29,7 @@ OUTLYING_SHARE = 0.05  # of the samples, who may stand apart together: a damaged
 GAP = (
     30.0  # times beyond the largest of the other samples; of Pareto values (exponent 1) 3% of the sets have such a gap
 )
-SMALLEST_MIXED, MIXED_BY_CHANCE = 4, 0.05  # samples of a batch; probability that one drawn at random has one class
+SMALLEST_MIXED, FEWEST_MIXED = 4, 4  # samples of a batch and batches, of fewer of which mixing says little
 COLUMNS_SEARCHED = 500  # columns with such a gap that are gone through sample by sample
 
 
@@ -320,21 +320,23 @@ def read_data(data: TrialData, description: Description, *, complete: bool | Non
         return read
     labels = [np.asarray(keras.tree.flatten(keras.utils.unpack_x_y_sample_weight(one)[1])[0]) for one in data.batches]
     target = read.targets[0]
-    return replace(read, targets=(replace(target, single_class_batches=_single_class(labels, target)),))
+    return replace(read, targets=(replace(target, between_batches=_between(labels, target)),))
 
 
-def _single_class(batches: Sequence[np.ndarray], read: ArrayReading) -> float | None:
-    """Return the share of batches whose labels are all equal; None where that is no question, or may be by chance."""
+def _between(batches: Sequence[np.ndarray], read: ArrayReading) -> float | None:
+    """Return the share of the variance of labels that lies between batches, 0 of mixed ones; None of other targets."""
     if read.one_hot and all(one.ndim == 2 for one in batches):
         batches = [one.argmax(axis=1) for one in batches]
     batches = [one.reshape(-1) for one in batches if one.shape[:1] == (one.size,) or one.shape == (one.size, 1)]
-    if not read.integer_valued or not batches or min(map(len, batches)) < SMALLEST_MIXED:
+    if not read.integer_valued or len(batches) < FEWEST_MIXED or min(map(len, batches)) < SMALLEST_MIXED:
         return None
-    _, counts = np.unique(np.concatenate(batches), return_counts=True)
-    by_chance = float(np.sum((counts / counts.sum()) ** min(map(len, batches))))
-    if len(counts) < 2 or by_chance > MIXED_BY_CHANCE:
+    values, labels = np.unique(np.concatenate(batches), return_inverse=True)
+    if not 2 <= len(values) <= len(labels) / SMALLEST_MIXED:
         return None
-    return float(np.mean([len(np.unique(one)) == 1 for one in batches]))
+    hot = np.eye(len(values))[labels.ravel()]
+    parts = np.split(hot, np.cumsum(list(map(len, batches)))[:-1])
+    within = sum(np.square(part - part.mean(axis=0)).sum() for part in parts) / (len(hot) - len(batches))
+    return float(1.0 - within / (np.square(hot - hot.mean(axis=0)).sum() / (len(hot) - 1)))
 
 
 def _read(name: str, values: Any, fed: bool, *, target: bool = False, factors: bool = False) -> ArrayReading:

@@ -126,7 +126,7 @@ def examine(
     probes = replace(probes, forward_pass=forward_pass(model, data))
     tell("training for a few steps")
     how = {"seed": seed, "steps": steps, "planned_steps": planned, "attention": attention, "tell": tell}
-    trace, seen = try_out(model, data, description, probes, **how)
+    trace, seen = try_out(model, data, description, probes, validation=validation, **how)
     _look_closer(model, data, trace, seen, seed=seed, tell=tell)
     if trace.probes.failure is None and probes.forward_pass.error is not None:
         trace.probes = replace(trace.probes, failure=_failing_batch(model, data, probes.forward_pass.samples))

@@ -159,7 +159,8 @@ def _judged(
     one_each = tuple(output.shape) in ((*target.shape, 1), (*target.shape[:1], 1))
     if about["custom"] and one_each and len(target) > 1:
         read = replace(read, pairs_samples=pairs_samples(loss, target, output))
-    if about["custom"] and read.acts_like is None and activation in {"linear", *PROBABILITIES} and len(target) > 1:
+    own = not about["custom"] or read.acts_like is None
+    if own and activation in {"linear", *PROBABILITIES} and len(target) > 1:
         read = replace(read, mispaired=mispaired(loss, target, output, activation))
     return read
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,14 +14,14 @@ import tensorflow as tf
 
 from gradrecipes.compat.keras_optimizers import schedule_of
 from gradrecipes.core.trace.description import Description
-from gradrecipes.core.trace.trial_reading import PlannedRates, VariationResult
+from gradrecipes.core.trace.trial_reading import PlannedRates, TrialReading, VariationResult, at_rate
 from gradrecipes.diagnosis.facts.divergences import (
     SLOW_RISE,
     SLOWEST_RISE,
     lost_at_highest,
     unlearned_at_highest,
 )
-from gradrecipes.diagnosis.outcome import Verdict
+from gradrecipes.diagnosis.outcome import Verdict, fixes
 from gradrecipes.training.trial.trial import Trial, TrialRun
 
 POINTS = 48  # at which a schedule is read, evenly over the training, beside those that its settings name
@@ -161,6 +162,29 @@ def hold_rate(trial: Trial, rates: PlannedRates, seen: Verdict, steps: int) -> P
         return rates
     run = trial.continued([-rates.highest] * steps)
     return replace(rates, held=_result(run, seen, len(trial.batches), steps))
+
+
+LOWER_RATES = (0.1, 0.01, 0.001)  # times the learning rate
+
+
+def try_lower_rates(trial: Trial, reading: TrialReading, seen: Verdict) -> dict[str, VariationResult]:
+    """Return by name what lower rates do in all the steps of a run that is lost late, up to the first that trains.
+
+    Args:
+        trial: One that was entered.
+        reading: Of it, with its further steps.
+        seen: How its recorded steps went.
+    """
+    found, period = {}, len(trial.batches)
+    steps = reading.steps + reading.further_steps if reading.further_broken is None else reading.further_broken + period
+    for rate in LOWER_RATES:
+        trial.restart()
+        run = trial.continued([rate] * steps)
+        start = float(np.median(run.loss[:period])) if len(run.loss) else math.nan
+        found[at_rate(rate).name] = result = _result(run, replace(seen, end=start), period, steps)
+        if fixes(result, seen):
+            break
+    return found
 
 
 def _result(run: TrialRun, seen: Verdict, period: int, steps: int) -> VariationResult:

@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -22,7 +22,7 @@ from gradrecipes.compat.tensorflow_private import inlined, targets_reported
 from gradrecipes.core.trace.data_reading import DataReading, LinearReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import CrossEntropyCall
-from gradrecipes.probes.predictions import linear_readings
+from gradrecipes.probes.predictions import CalledLoss, simple_readings
 from gradrecipes.training.trial.trial import Trial
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ SAME_LOSS = 1e-4  # relative difference up to which the step repeats its loss
 MIN_CHANGE = 0.1  # relative change of the loss where all targets rise by their root mean square: they are its main part
 ROUNDED = 1e-6  # relative difference of a loss from itself, in float32
 ROUNDING = 1e-3  # by which a probability may lie outside of [0, 1]
+HOMOGENEOUS, EXACT = (2.0, 4.0), 1e-3  # what doubled weights multiply a penalty on magnitudes, or on squares, by
 PASSING = {"Identity", "Cast", "Squeeze", "Reshape", "ExpandDims", "Split", "SplitV", "Unpack", "StridedSlice"}
 LINEAR = {"BiasAdd", "MatMul", "BatchMatMul", "BatchMatMulV2", "Einsum", "Conv1D", "Conv2D"}
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
@@ -282,12 +283,36 @@ def misread_cross_entropies(trial: Trial) -> tuple[CrossEntropyCall, ...]:
     )
 
 
-def learned_linearly(trial: Trial, description: Description, data: DataReading | None) -> tuple[LinearReading, ...]:
-    """Return what a linear function learns of the targets, where the loss of the step compares samples with them."""
+def learned_simply(
+    trial: Trial, description: Description, data: DataReading | None, losses: Sequence[CalledLoss] = ()
+) -> tuple[LinearReading, ...]:
+    """Return what a simple function learns of the targets, where the loss of the step compares samples with them.
+
+    Args:
+        trial: One that was entered. The net answers with the weights that it has.
+        description: Of the model.
+        data: What was read of the data, or None.
+        losses: Of each row, of the outputs whose answers are compared with the function's.
+    """
     if (description.own_train_step or description.own_loss) and not reads_targets(trial):
         return ()
     tokens = {place for place, one in enumerate((data or DataReading()).inputs) if one.feeds_embedding}
-    return linear_readings(trial.batches, tokens=tokens)
+    return simple_readings(trial.batches, tokens=tokens, model=trial.model, losses=losses)
+
+
+def weight_penalties(trial: Trial, logs: Mapping[str, Sequence[float | None]]) -> tuple[str, ...]:
+    """Return the names of what a step returns that depends on the weights alone, as penalties do.
+
+    Args:
+        trial: One that was entered; it is left after a step from its start.
+        logs: What its steps returned, by name.
+    """
+    trial.restart()
+    doubled = {variable.path: 2.0 * np.array(variable) for variable in trial.model.trainable_variables}
+    first = trial.varied(1, weights=doubled).logs
+    before = {name: values[0] for name, values in logs.items() if values and values[0]}
+    grown = {name: first[name][0] / value for name, value in before.items() if first.get(name)}
+    return tuple(name for name, factor in grown.items() if any(abs(factor - one) < EXACT for one in HOMOGENEOUS))
 
 
 def reads_targets(trial: Trial) -> bool:

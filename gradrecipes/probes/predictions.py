@@ -1,10 +1,11 @@
-"""Other predictions than the net's: the best constant one, right ones, those of other samples, and a linear fit."""
+"""Other predictions than the net's: the best constant one, right ones, those of other samples, and a simple fit."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -12,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from scipy.optimize import minimize
 
-from gradrecipes.core.analysis.baseline import linear_losses
+from gradrecipes.core.analysis.baseline import Fit, simple_fit
 from gradrecipes.core.trace.data_reading import HeldBackReading, LinearReading
 from gradrecipes.probes.variations import joined
 from gradrecipes.training.recovery.model_state import preserve_state
@@ -120,6 +121,8 @@ def mispaired(loss: Any, target: tf.Tensor, output: Any, activation: str | None)
             return None
     elif values.dtype.kind != "f" or len(np.unique(values)) < MANY_VALUES:
         return None  # labels of -1 and 1 mean what the loss makes of them
+    if np.array_equal(values, np.roll(values, 1, axis=0)):
+        return None
     if activation in PROBABILITIES:
         values = (1.0 - ALMOST_CERTAIN) / classes + ALMOST_CERTAIN * values
     right = tf.constant(values.reshape(shape), output.dtype)
@@ -132,17 +135,27 @@ def mispaired(loss: Any, target: tf.Tensor, output: Any, activation: str | None)
     return found if all(map(math.isfinite, found)) else None
 
 
-MIN_JUDGED = 48  # rows from which a linear fit is judged
-MAX_FEATURES = 400  # columns of a linear fit; more are projected at random to as many
+MIN_JUDGED = 48  # rows from which a fit is judged
+MAX_FEATURES = 400  # columns of a fit; more are projected at random to as many
 TOKENS = 512  # columns that the counts of tokens are spread over
+LEAST_SHARE = 1e-3  # of a class, in an answer that a loss takes the logarithm of
+CalledLoss = tuple[int, int, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]
 
 
-def linear_readings(batches: Sequence[Any], *, tokens: Collection[int] = ()) -> tuple[LinearReading, ...]:
-    """Return what a linear function of the inputs learns of each target, by every other batch.
+def simple_readings(
+    batches: Sequence[Any],
+    *,
+    tokens: Collection[int] = (),
+    model: keras.Model | None = None,
+    losses: Sequence[CalledLoss] = (),
+) -> tuple[LinearReading, ...]:
+    """Return what a simple function of the inputs learns of each target, by every other batch.
 
     Args:
         batches: What `train_step` gets.
         tokens: Places of the flattened inputs whose numbers the model looks up in a table: they are counted.
+        model: The net whose answers are compared with the targets of the same rows, or None. It is left as it was.
+        losses: Of its outputs, each as (place of the output, of its target, loss of each row of both).
     """
     try:
         parts = [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches]
@@ -151,25 +164,87 @@ def linear_readings(batches: Sequence[Any], *, tokens: Collection[int] = ()) -> 
         number = np.repeat(np.arange(len(sizes)), sizes) if len(sizes) > 1 else np.arange(sizes[0])
         columns = [np.concatenate([np.asarray(row[place]) for row in inputs]) for place in range(len(inputs[0]))]
         x = _projected(np.concatenate([_features(one, i in tokens) for i, one in enumerate(columns)], axis=1))
+        answers = [] if model is None or not losses else _answers(model, batches)
         found = []
         for place in range(len(targets[0])):
             y = np.concatenate([np.asarray(row[place]) for row in targets])
-            usable = y.dtype.kind in "biuf" and len(y) == len(x) and not any(_same(one, y) for one in columns)
-            losses = linear_losses(x, y, number % 2 == 1) if usable else None
-            if losses is None or len(losses[0]) < MIN_JUDGED:
+            copied = next((one for one in columns if _same(one, y)), None)
+            features = x if copied is None else _main_direction(_projected(_features(copied, counted=False)))
+            fit = simple_fit(features, y, number % 2 == 1) if y.dtype.kind in "biuf" and len(y) == len(x) else None
+            if fit is None or len(fit.rows) < MIN_JUDGED:
                 continue
-            gain = losses[0] - losses[1]
-            noise = float(gain.std(ddof=1) / math.sqrt(len(gain)))
-            found.append(LinearReading(place, float(losses[0].mean()), float(losses[1].mean()), noise, len(gain)))
+            gain = fit.constant - fit.fitted
+            ends = float(fit.constant.mean()), float(fit.fitted.mean())
+            reading = LinearReading(place, *ends, standard_error(gain), len(gain), fit.units, copied is not None)
+            judged = [(loss, answers[output]) for output, target, loss in losses if answers and target == place]
+            found.append(replace(reading, **_beside(fit, y, *judged[0])) if len(judged) == 1 else reading)
         return tuple(found)
     except Exception:  # ragged or sparse inputs, steps without targets, batches of several shapes
-        logger.debug("No linear function could be fitted.", exc_info=True)
+        logger.debug("No simple function could be fitted.", exc_info=True)
         return ()
+
+
+def _beside(fit: Fit, y: np.ndarray, loss: Callable[..., tf.Tensor], answers: np.ndarray) -> dict[str, float]:
+    """Return the losses of the net, of the function and of a constant on the judged rows; nothing if they have none.
+
+    The loss is the net's own. Shares of classes are given to it as probabilities, as logits, or as their mean number,
+    whichever suits it.
+    """
+    target, own = tf.constant(y[fit.rows]), answers[fit.rows]
+    constants = np.broadcast_to(fit.constants, fit.answers.shape)
+    rows = [_by_row(loss, target, own)]
+    for shares in (fit.answers, constants):
+        tried = [_by_row(loss, target, one) for one in _as_answers(fit, shares, own)]
+        rows.append(min((one for one in tried if one is not None), key=lambda one: float(one.mean()), default=None))
+    if any(one is None for one in rows):
+        return {}
+    own_rows, fitted, constant = (one for one in rows if one is not None)
+    means = {"own": own_rows, "own_linear": fitted, "own_constant": constant}
+    return {name: float(one.mean()) for name, one in means.items()} | {"own_noise": standard_error(own_rows - fitted)}
+
+
+def _as_answers(fit: Fit, shares: np.ndarray, own: np.ndarray) -> list[np.ndarray]:
+    """Return what a fit answers, as a net might: numbers, or probabilities, logits and mean numbers of classes."""
+    if fit.labels is None:
+        return [shares.reshape(own.shape)] if shares.size == own.size else []
+    several = own.shape[-1] if own.ndim > 1 else 1
+    shares = np.clip(shares, LEAST_SHARE, 1.0 - LEAST_SHARE)
+    if several == 1:
+        second = shares[:, -1].reshape(own.shape)
+        mean = (shares @ fit.labels).reshape(own.shape)
+        return [mean, *((second, np.log(second / (1.0 - second))) if len(fit.labels) == 2 else ())]
+    places = fit.labels.astype(int)
+    if own.ndim != 2 or places.min() < 0 or places.max() >= several:
+        return []
+    full = np.full(own.shape, LEAST_SHARE)
+    full[:, places] = shares
+    full /= full.sum(axis=1, keepdims=True)
+    return [full, np.log(full)]
+
+
+def _by_row(loss: Callable[..., tf.Tensor], target: tf.Tensor, answers: np.ndarray) -> np.ndarray | None:
+    """Return the loss of each row, float64 `[rows]`; None where it has none, or one that is not finite."""
+    values = np.asarray(loss(target, tf.constant(answers.astype(np.float32))), np.float64)
+    if not values.ndim or len(values) != len(answers) or not np.isfinite(values).all():
+        return None
+    return values.reshape(len(values), -1).mean(axis=1)
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Return the standard error of a mean; 0 of a single value."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
     """Return whether a target is an input: to copy it is no witness that a code of it can be learned."""
     return one.size == other.size and np.array_equal(one.reshape(len(one), -1), other.reshape(len(other), -1))
+
+
+def _main_direction(x: np.ndarray) -> np.ndarray:
+    """Return the first principal component, `[rows, 1]`: a code of a single number, which any net has room for."""
+    centred = np.nan_to_num(x - np.nanmean(x, axis=0))
+    *_, directions = np.linalg.svd(centred, full_matrices=False)
+    return centred @ directions[:1].T
 
 
 def _features(one: np.ndarray, counted: bool) -> np.ndarray:
@@ -191,50 +266,68 @@ def _projected(x: np.ndarray) -> np.ndarray:
 
 
 OTHERS = 8  # targets that belong to other rows, with which each answer is compared
-CalledLoss = tuple[int, int, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]
 HELD_BACK_ROWS, ROWS_OF_A_CALL = 1024, 256  # at most, and as many of the trial; passed through the net at once
 
 
 def held_back_readings(
-    model: keras.Model, losses: Sequence[CalledLoss], batches: Sequence[Any], held: Sequence[Any]
+    model: keras.Model,
+    losses: Sequence[CalledLoss],
+    batches: Sequence[Any],
+    held: Sequence[Any],
+    validation: Sequence[Any] = (),
 ) -> tuple[HeldBackReading, ...]:
     """Return for each output how much lower its loss is with the targets of each row than with those of another one.
 
     Args:
         model: A built model after some steps. It is left as it was.
-        losses: Of its outputs, each as (place of the output, of its target, loss that is called with both).
+        losses: Of its outputs, each as (place of the output, of its target, loss of each row of both).
         batches: What it was trained on.
         held: What it was not trained on.
+        validation: Batches of the validation data; empty where there are none.
     """
+    found = []
     try:
-        with preserve_state(model):
-            (trained, own), (others, _) = (_own_over_other(model, losses, part) for part in (batches, held))
+        (trained, own), (others, _) = (_own_over_other(model, losses, part) for part in (batches, held))
+        validated = _own_over_other(model, losses, validation)[0] if validation else {}
     except Exception:  # a model that is not called as a whole, a loss that compares samples, ragged inputs
         logger.debug("The losses of rows held back could not be measured.", exc_info=True)
         return ()
-    found = []
     for output in sorted(set(trained) & set(others)):
         rows = [trained[output], others[output]]
         if min(map(len, rows)) >= MIN_JUDGED and all(np.isfinite(one).all() for one in rows):
-            means = [float(one.mean()) for one in rows]
-            noises = [float(one.std(ddof=1) / math.sqrt(len(one))) for one in rows]
-            found.append(HeldBackReading(output, *means, noises[1], noises[0], len(rows[1]), own[output]))
+            means, errors = [float(one.mean()) for one in rows], map(standard_error, rows[::-1])
+            reading = HeldBackReading(output, *means, *errors, len(rows[1]), own[output])
+            given = validated.get(output)
+            if given is not None and len(given) >= MIN_JUDGED and np.isfinite(given).all():
+                reading = replace(reading, validated=float(given.mean()), validated_noise=standard_error(given))
+            found.append(reading)
     return tuple(found)
+
+
+def _answers(model: keras.Model, batches: Sequence[Any]) -> list[np.ndarray]:
+    """Return each output of a model, of all rows of some batches, without dropout and noise."""
+    size = len(keras.tree.flatten(batches[0])[0])
+    several = min(len(batches), max(1, ROWS_OF_A_CALL // size))
+    groups = [batches[at : at + several] for at in range(0, len(batches), several)]
+    with preserve_state(model):
+        given = [
+            keras.tree.flatten(model(keras.utils.unpack_x_y_sample_weight(one)[0], training=False))
+            for group in groups
+            for one in joined(group, len(group))
+        ]
+    return [np.concatenate([np.asarray(row[place]) for row in given]) for place in range(len(given[0]))]
 
 
 def _own_over_other(
     model: keras.Model, losses: Sequence[CalledLoss], batches: Sequence[Any]
 ) -> tuple[dict[int, np.ndarray], dict[int, float]]:
     """Return by output float64 `[rows]`: the loss with targets of other rows, minus that with its own; and the own."""
-    size = len(keras.tree.flatten(batches[0])[0])
-    several = min(len(batches), max(1, ROWS_OF_A_CALL // size))
-    large = joined(batches, several)[: max(1, HELD_BACK_ROWS // (several * size))]
-    parts = [keras.utils.unpack_x_y_sample_weight(one) for one in large]
-    answers = [keras.tree.flatten(model(x, training=False)) for x, _, _ in parts]
-    targets = [keras.tree.flatten(y) for _, y, _ in parts]
+    batches = batches[: max(1, HELD_BACK_ROWS // len(keras.tree.flatten(batches[0])[0]))]
+    answers = _answers(model, batches)
+    targets = [keras.tree.flatten(keras.utils.unpack_x_y_sample_weight(batch)[1]) for batch in batches]
     found, owns = {}, {}
     for output, place, loss in losses:
-        answer = tf.concat([row[output] for row in answers], axis=0)
+        answer = tf.constant(answers[output])
         target = tf.concat([row[place] for row in targets], axis=0)
         shifts = [0, *(len(target) * number // (OTHERS + 1) for number in range(1, OTHERS + 1))]
         own, *others = (np.asarray(loss(tf.roll(target, by, axis=0), answer), np.float64) for by in shifts)

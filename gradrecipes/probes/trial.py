@@ -28,6 +28,7 @@ from gradrecipes.core.trace.trial_reading import (
     LARGER_BATCH,
     UNFROZEN,
     UNREGULARIZED,
+    USUAL_OPTIMIZER,
     OutputTrial,
     TrialReading,
     Variation,
@@ -36,7 +37,7 @@ from gradrecipes.core.trace.trial_reading import (
     variation_of,
 )
 from gradrecipes.diagnosis.facts.divergences import end_over_baseline, is_outrun
-from gradrecipes.diagnosis.judgement import UNDECIDED, judge, outweighed_part
+from gradrecipes.diagnosis.judgement import UNDECIDED, is_lost_later, judge, outweighed_part
 from gradrecipes.diagnosis.outcome import (
     HALVED_END,
     LEARNING,
@@ -51,15 +52,14 @@ from gradrecipes.diagnosis.outcome import (
 from gradrecipes.probes.answers import Answers, sample_spread
 from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.probes.loss import losses_by_row
-from gradrecipes.probes.optimizer import hold_rate, read_planned_rates, try_highest_rate
+from gradrecipes.probes.optimizer import LOWER_RATES, hold_rate, read_planned_rates, try_highest_rate, try_lower_rates
 from gradrecipes.probes.output_losses import Baselines, OutputLosses, pairs_samples, step_acts_like
-from gradrecipes.probes.own_step import learned_linearly, misread_cross_entropies
-from gradrecipes.probes.predictions import held_back_readings
+from gradrecipes.probes.own_step import learned_simply, misread_cross_entropies, weight_penalties
+from gradrecipes.probes.predictions import held_back_readings, standard_error
 from gradrecipes.probes.reach import StillWeights, unreached_data
 from gradrecipes.probes.signal import failure, signal
 from gradrecipes.probes.variations import (
     CHANGES,
-    LOWER_RATES,
     Context,
     bad_samples,
     fitting_weights,
@@ -68,6 +68,7 @@ from gradrecipes.probes.variations import (
     rates_to_try,
     suspects,
     unregularized,
+    usual_optimizer,
     without,
 )
 from gradrecipes.training.trial.trial import Trial, finite, step_error
@@ -86,7 +87,6 @@ FURTHER, LONGER = 4, 14  # trials of further steps where one was too short to te
 HELD_BACK = 32  # batches at most that a trial leaves out, and on which it is judged
 WELL_LEARNED = 0.1  # end over the baseline, beyond which it is asked whether a linear function learns more
 ALIKE = 1e-3  # spread of answers over their size, below which a loss of their mean is no wonder
-HOMOGENEOUS, EXACT = (2.0, 4.0), 1e-3  # what doubled weights multiply a penalty on magnitudes, or on squares, by
 
 
 def try_out(
@@ -99,6 +99,7 @@ def try_out(
     steps: int = STEPS,
     planned_steps: int | None = None,
     attention: AttentionProbe | None = None,
+    validation: TrialData | None = None,
     tell: Callable[[str], None],
 ) -> tuple[Trace, Verdict]:
     """Run the trial and what it calls for; return its record, `probes.trial` filled in, and how it went."""
@@ -146,6 +147,7 @@ def try_out(
             penalties=penalties,
             still=() if run.broken is not None else still.after(trial),
             moving_target=bool(description.own_train_step) and trial.moving_target,
+            cut_off=trial.cut_off if description.own_train_step else (),
         )
         trace.probes = replace(probes, trial=reading, signal_after=signal(model, batches[0], attention=attention))
         if rival_losses(trace):
@@ -166,7 +168,8 @@ def try_out(
         left = (planned_steps or 0) - len(run.loss)  # of a planned training, that the trial has not seen
         work = (description.trainable_entries or 0) * data.batch_size * data.places
         longer = seen.state == LEARNING and left >= len(batches) and work < MAX_WORK_TO_GO_ON
-        ended = trial.save() if run.broken is None and (outweighed or open_still or asked or longer) else []
+        going = outweighed or seen.state in (LEARNING, STALLED)
+        at_end = trial.save() if run.broken is None and going else []
         if description.own_train_step:
             reading = replace(reading, pairs_samples=pairs_samples(trial, probes.loss.outputs))
             like = step_acts_like(trial, probes.loss.outputs, run.loss[0] if len(run.loss) else math.nan)
@@ -179,7 +182,7 @@ def try_out(
             reading = replace(reading, outputs=(outputs := baselines.compared(run.loss)))
             trace.probes = replace(trace.probes, trial=reading)
             open_still = open_still or judge(trace, ()).verdict == UNDECIDED
-        ended = ended if outweighed or open_still or longer else []
+        ended = at_end if outweighed or open_still or longer else []
         reading = replace(reading, rates=try_highest_rate(trial, rates, seen, trial_steps=steps, tell=tell))
         variations: dict[str, VariationResult] = {}
         lost = () if reading.answers is None else reading.answers.lost
@@ -207,10 +210,9 @@ def try_out(
             more = max(min(most * steps, left), FURTHER * steps if outweighed or open_still else 0)
             how = {"answers": answers, "fitted": baselines.fitted, "outweighed": outweighed}
             reading = _gone_on(trial, reading, losses, before, more, **how)
-            others = data.held_back(HELD_BACK, batches=BATCHES, seed=seed)
-            if others and reading.further and not (outweighed or description.own_train_step or description.own_loss):
-                by_row = losses_by_row(model, len(description.outputs))
-                reading = replace(reading, held_back=held_back_readings(model, by_row, batches, others))
+            at_end = trial.save()
+            if is_lost_later(reading, seen):
+                variations |= try_lower_rates(trial, reading, seen)
             trial.load(ended)
             if reading.rates is not None:
                 reading = replace(reading, rates=hold_rate(trial, reading.rates, seen, more))
@@ -219,12 +221,19 @@ def try_out(
             held = answers.held_back(read, run.logs, reading.steps + reading.further_steps)
             added = held.held_by is not None and penalties is not None
             reading = replace(reading, answers=replace(held, held_by="what layers add to the loss") if added else held)
+        others = data.held_back(HELD_BACK, batches=BATCHES, seed=seed) if at_end else []
+        compares = not (outweighed or description.own_train_step or description.own_loss)
+        by_row = losses_by_row(model, len(description.outputs)) if compares else []
+        trial.load(at_end)
+        if others and by_row:
+            given = [] if validation is None else validation.cut(HELD_BACK, seed=seed)
+            reading = replace(reading, held_back=held_back_readings(model, by_row, batches, others, given))
         trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
         judged = judge(trace, ()).verdict
-        far = seen.state == LEARNING and end_over_baseline(trace) > WELL_LEARNED
+        far = seen.state == LEARNING and not end_over_baseline(trace) <= WELL_LEARNED
         if (judged == UNDECIDED or far) and run.broken is None:
-            tell("fitting a linear function to the same data")
-            reading = replace(reading, linear=learned_linearly(trial, description, probes.data))
+            tell("fitting a simple function to the same data")
+            reading = replace(reading, linear=learned_simply(trial, description, probes.data, by_row))
             trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
         if judged != UNDECIDED and is_outrun(trace):  # a lower rate may do better
             for rate in LOWER_RATES[:2]:
@@ -239,6 +248,11 @@ def try_out(
         tell("training without what holds the net back")
         taken = reading.steps + reading.further_steps  # as many as with it
         variations |= _freed(UNREGULARIZED, unregularized(model), model, batches, baselines, taken)
+    unusual = {} if own or description.optimizer is None else description.optimizer.unusual
+    if unusual and not fixed and (seen.suspicious or judged == UNDECIDED):
+        tell("training with the usual settings of the optimizer")
+        usual = usual_optimizer(model, unusual)
+        variations |= _freed(USUAL_OPTIMIZER, usual, model, batches, baselines, len(trace))
     trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
     return trace, seen
 
@@ -264,7 +278,7 @@ def _gone_on(
         last = run.loss[-len(trial.batches) :]
         start = float(np.mean(reading.logs["loss"][: len(trial.batches)])) if "loss" in reading.logs else math.nan
         known = fitted if reading.constant_baseline_loss is None else reading.constant_baseline_loss
-        ended = OutputTrial(0, "loss", finite(start), float(last.mean()), known, _standard_error(last))
+        ended = OutputTrial(0, "loss", finite(start), float(last.mean()), known, standard_error(last))
         further = losses.compared(before, losses.measured()) or ((ended,) if np.isfinite(last).all() else ())
         reading = replace(reading, further=further, further_steps=len(run.loss))
         if answers is not None and reading.answers is not None:
@@ -272,20 +286,10 @@ def _gone_on(
         if not outweighed:
             return reading
         later = {name: float(np.median(values[-len(trial.batches) :])) for name, values in run.logs.items() if values}
-        trial.restart()
-        doubled = {variable.path: 2.0 * np.array(variable) for variable in trial.model.trainable_variables}
-        first = trial.varied(1, weights=doubled).logs
-        before_it = {name: values[0] for name, values in reading.logs.items() if values and values[0]}
-        grown = {name: first[name][0] / value for name, value in before_it.items() if first.get(name)}
-        alone = [name for name, factor in grown.items() if any(abs(factor - one) < EXACT for one in HOMOGENEOUS)]
-        return replace(reading, later=later, weight_penalties=tuple(alone))
+        return replace(reading, later=later, weight_penalties=weight_penalties(trial, reading.logs))
     except Exception:  # a train step that cannot go on
         logger.debug("The trial could not go on.", exc_info=True)
         return reading
-
-
-def _standard_error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def _balanced(
@@ -396,5 +400,5 @@ def _vary(trial: Trial, baselines: Baselines, *, steps: int = VARIED_STEPS, **ch
         read = None if baselines.answers is None or over is not None else baselines.answers.compared()
         depend = None if read is None else int(read.depend)
         return VariationResult(start, end, fall, None, over, steps, depend)
-    last = OutputTrial(0, "loss", start, float(loss[-period:].mean()), fitted, _standard_error(loss[-period:]))
+    last = OutputTrial(0, "loss", start, float(loss[-period:].mean()), fitted, standard_error(loss[-period:]))
     return VariationResult(start, end, fall, None, over, steps, int(last.learned), end - fitted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.keras_optimizers import rate_variable
-from gradrecipes.compat.keras_private import leaves, optimizers_of, sublayers
+from gradrecipes.compat.keras_private import leaves, optimizers_of, replaced, sublayers
 from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import Probes, SignalReading, WeightScale
@@ -33,10 +33,11 @@ from gradrecipes.core.trace.trial_reading import (
 )
 from gradrecipes.diagnosis.facts.readings import MIN_INPUT_RMS, behind_scaling
 from gradrecipes.diagnosis.outcome import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict
+from gradrecipes.probes.optimizer import LOWER_RATES
 from gradrecipes.training.description.describe import switched_off
 from gradrecipes.training.trial.trial import Trial
 
-LOWER_RATES, HIGHER_RATES = (0.1, 0.01, 0.001), (10.0, 100.0, 1e3, 1e5)  # times the learning rate
+HIGHER_RATES = (10.0, 100.0, 1e3, 1e5)  # times the learning rate
 MAX_SPREAD_RATIO = 1.6  # spread of a kernel over the largest that an initializer gives: above, it is shrunk to that
 MIN_SPREAD_RATIO = 0.4  # over the smallest: below, it is enlarged to that
 LARGEST_EMBEDDING = 0.5  # spread of an embedding; 1 is N(0, 1), as some libraries draw it, .03 is Keras' own
@@ -191,6 +192,21 @@ def unregularized(model: keras.Model) -> Iterator[None]:
     finally:
         for one, attribute, value in held:
             setattr(one, attribute, value)
+
+
+@contextlib.contextmanager
+def usual_optimizer(model: keras.Model, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Train with other settings of the optimizer meanwhile.
+
+    Args:
+        model: A compiled model with one optimizer.
+        settings: By Keras' names, each with the value that it has meanwhile.
+    """
+    with contextlib.ExitStack() as stack:
+        for leaf in (leaf for optimizer in optimizers_of(model) for leaf in leaves(optimizer)):
+            for name, value in settings.items():
+                stack.enter_context(replaced(leaf, name, value))
+        yield
 
 
 # -- the table ---------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import gradrecipes as gr
 from gradrecipes.core.findings import Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import LayerReading, Offender
@@ -296,3 +297,15 @@ def test_a_trace_without_probes_gives_nothing():
     trace = Trace(["dense"])
     trace.extend(step=range(40), loss=[math.nan] * 40)
     assert loss_output_mismatch(trace) is None and unsafe_loss(trace) is None
+
+
+@pytest.mark.parametrize(("smoothing", "told"), [(1.0, True), (0.1, False)])
+def test_a_loss_of_keras_that_is_no_lower_for_right_answers_is_told(smoothing, told):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(256, 4)).astype("float32")
+    y = np.eye(2, dtype="float32")[(x[:, 0] > 0).astype(int)]
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")])
+    model.compile(keras.optimizers.Adam(0.01), keras.losses.CategoricalCrossentropy(label_smoothing=smoothing))
+    found = gr.diagnose(model, x, y)
+    assert ([one.code for one in found.findings][:1] == ["loss_output_mismatch"]) == told

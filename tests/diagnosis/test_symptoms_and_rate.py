@@ -206,6 +206,42 @@ def test_a_net_that_learns_less_than_a_linear_function_is_unhealthy(end, changes
     assert (judge(trace, find(trace)).verdict == "unhealthy") == told
 
 
+@pytest.mark.parametrize(
+    ("own", "steps", "later", "told"),
+    [
+        (1.9, 500, 1.9, True),
+        (1.1, 500, 1.9, False),
+        (1.9, 5000, 1.9, False),
+        (1.9, 5000, 2.04, True),
+        (1.9, None, 1.9, False),
+    ],
+)
+def test_a_net_that_ends_far_behind_a_linear_function_is_unhealthy(own, steps, later, told):
+    """Not where half of that is learned, nor where as many steps as are left may do, nor where that is not known."""
+    trace = trial(np.linspace(2.4, 2.0, 100))
+    linear = LinearReading(0, 2.3, 0.4, 0.05, 200, own=own, own_linear=0.3, own_constant=2.3, own_noise=0.02)
+    further = (OutputTrial(0, "loss", 2.4, later, 2.3, 0.01),)
+    rates = PlannedRates(steps, steps is not None, 0.01, 0.01, 0.01, 0)
+    trace = with_trial(trace, linear=(linear,), further=further, further_steps=400, rates=rates)
+    assert ("stalled_loss" in codes(trace)) == told
+    assert (judge(trace, find(trace)).verdict == "unhealthy") == told
+
+
+@pytest.mark.parametrize(("end", "told"), [(0.3, True), (2.5, False), (None, False)])
+def test_a_rate_at_which_a_run_that_is_lost_late_is_not_lost_is_told(end, told):
+    varied = {"rate_0.1": {"start": 2.3, "end": end, "fall": end and 1.0 - end / 2.3, "broken": None if end else 420}}
+    trace = trial(np.linspace(2.3, 0.4, 100), varied=varied)
+    trace = with_trial(trace, constant_baseline_loss=None, further_broken=420)
+    assert ("learning_rate_too_high" in codes(trace)) == told
+    assert judge(trace, find(trace)).verdict == "unhealthy"
+
+
+@pytest.mark.parametrize(("validated", "held", "told"), [(0.02, 1.2, True), (0.6, 1.2, False), (0.02, 0.1, False)])
+def test_validation_data_of_which_nothing_holds_are_told(validated, held, told):
+    read = HeldBackReading(0, 1.4, held, 0.05, 0.05, 900, 0.3, validated=validated, validated_noise=0.03)
+    assert ("broken_validation" in codes(with_trial(trial(), held_back=(read,)))) == told
+
+
 @pytest.mark.parametrize(("of_equal", "learned", "told"), [(2.3026, 1, True), (2.31, 1, False), (2.3026, 0, False)])
 def test_a_rate_at_which_the_answers_begin_to_depend_on_the_inputs_is_told(of_equal, learned, told):
     varied = {"rate_100": {"start": 2.3026, "end": 2.3025, "fall": 4e-5, "outputs_learned": learned}}

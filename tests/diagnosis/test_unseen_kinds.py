@@ -46,7 +46,7 @@ def with_output(trace, **changes):
 def test_batches_of_a_single_class_are_told(share, told):
     trace = with_data(FALLING, y=labels())
     (target,) = trace.probes.data.targets
-    changed = (replace(target, single_class_batches=share),)
+    changed = (replace(target, between_batches=share),)
     trace.probes = replace(trace.probes, data=replace(trace.probes.data, targets=changed))
     assert ("corrupt_batch" in codes(trace)) == told
 
@@ -406,7 +406,7 @@ def test_a_penalty_that_a_higher_rate_lowers_without_learning_is_told():
     [
         ({"unique": 1, "values": [3.0]}, True),
         ({"unique": 1, "values": [3.0], "samples": 12}, False),
-        ({"unique": 1, "values": [3.0], "single_class_batches": 1.0}, False),
+        ({"unique": 1, "values": [3.0], "between_batches": 1.0}, False),
         ({"unique": 2, "values": [3.0, 4.0]}, False),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from gradrecipes.probes.loss import losses_by_row
-from gradrecipes.probes.predictions import best_constant_loss, held_back_readings, linear_readings
+from gradrecipes.probes.predictions import best_constant_loss, held_back_readings, simple_readings
 
 TARGETS = tf.constant(np.random.default_rng(0).gamma(2.0, 3.0, 200), tf.float32)
 
@@ -48,9 +48,40 @@ def test_counts_of_tokens_and_numbers_predict_each_target():
         ((words[at : at + 32], numbers[at : at + 32]), tuple(y[at : at + 32] for y in targets))
         for at in range(0, 320, 32)
     ]
-    found = linear_readings(batches, tokens={0})
+    found = simple_readings(batches, tokens={0})
     assert [(one.target, one.clear, one.rows) for one in found] == [(0, True, 160), (1, True, 160), (2, False, 160)]
-    assert linear_readings([(words, None)]) == () == linear_readings([(numbers, numbers)])  # to copy is no witness
+    assert simple_readings([(words, None)]) == ()
+
+
+def test_of_a_copy_only_what_a_code_of_one_number_holds_is_a_witness():
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=(320, 1)) @ rng.normal(size=(1, 12)) + 0.5 * rng.normal(size=(320, 12))
+    (found,) = simple_readings([(numbers, numbers)])
+    assert found.code and found.clear and found.linear > 0.1
+
+
+@pytest.mark.parametrize("head", ["softmax", "linear", "sigmoid", "number"])
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_net_is_compared_with_a_simple_function_in_its_own_loss(head, trained):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(512, 6)).astype("float32")
+    y = (x[:, 0] > 0).astype("int64") if head != "number" else (3.0 + 2.0 * x[:, 0]).astype("float32")
+    keras.utils.set_random_seed(0)
+    units, loss = {
+        "softmax": (2, "sparse_categorical_crossentropy"),
+        "linear": (2, keras.losses.SparseCategoricalCrossentropy(from_logits=True)),
+        "sigmoid": (1, "binary_crossentropy"),
+        "number": (1, "mean_absolute_error"),
+    }[head]
+    activation = head if head in ("softmax", "sigmoid") else None
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(units, activation=activation)])
+    model.compile(keras.optimizers.Adam(0.05), loss)
+    if trained:
+        model.fit(x, y, epochs=15, verbose=0)
+    batches = [(tf.constant(x[at : at + 32]), tf.constant(y[at : at + 32])) for at in range(0, 512, 32)]
+    (found,) = simple_readings(batches, model=model, losses=losses_by_row(model, 1))
+    assert found.clear and found.own_linear < found.own_constant
+    assert (found.share > 0.8) == trained and (found.share < 0.5) != trained
 
 
 @pytest.mark.parametrize("paired", [True, False])

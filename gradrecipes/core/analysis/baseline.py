@@ -1,11 +1,11 @@
-"""The loss of the best constant prediction, which a net must beat, and of a linear one, which shows that it can."""
+"""The loss of the best constant prediction, which a net must beat, and of a simple one, which shows that it can."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
@@ -102,17 +102,41 @@ def _entropy(shares: np.ndarray) -> float:
 
 
 MAX_CLASSES, ROWS_OF_A_CLASS = 100, 5  # different whole numbers that count as classes, and rows of each in the mean
-MAX_COLUMNS = 64  # of targets that are numbers
+MAX_COLUMNS = 1024  # of targets that are numbers
 PENALTIES = (0.03, 1.0)  # on squared weights of standardized columns, over the mean loss of the rows
 ITERATIONS = 60  # of a fit of classes
 FAR_OUT = 10.0  # standard deviations at which a column is clipped
+RANDOM_UNITS = 300  # of a layer that is not trained: its kernel is that of a ReLU net, arXiv 1011.5395
 
 
-def linear_losses(x: np.ndarray, y: np.ndarray, judged: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the losses of a constant and of a linear prediction on rows that neither was fitted to.
+class Fit(NamedTuple):
+    """A simple function of the inputs beside a constant, both fitted to some rows and judged on others.
 
-    Classes are predicted by a logistic regression and compared by cross-entropy, in nats; numbers by a ridge
-    regression, and compared by squared error over the variance.
+    Args:
+        constant: Loss of the constant prediction, float64 `[judged rows]`.
+        fitted: The same of the function.
+        answers: Of the function, float64 `[judged rows, columns]`: shares of the classes, or numbers.
+        constants: The same of the constant prediction, `[columns]`.
+        labels: The value of each class; None of numbers.
+        rows: Places of the judged rows.
+        units: How many random ReLU units of the inputs it is linear in; 0 of the inputs themselves.
+    """
+
+    constant: np.ndarray
+    fitted: np.ndarray
+    answers: np.ndarray
+    constants: np.ndarray
+    labels: np.ndarray | None
+    rows: np.ndarray
+    units: int
+
+
+def simple_fit(x: np.ndarray, y: np.ndarray, judged: np.ndarray) -> Fit | None:
+    """Return what a simple function learns of the targets, on rows that it was not fitted to.
+
+    It is linear in the inputs or in random ReLU units of them, whichever is better. Classes are predicted by a logistic
+    regression and compared by cross-entropy, in nats; numbers by a ridge regression, and compared by squared error over
+    the variance.
 
     Args:
         x: Features, `[rows, columns]`.
@@ -120,60 +144,74 @@ def linear_losses(x: np.ndarray, y: np.ndarray, judged: np.ndarray) -> tuple[np.
         judged: bool `[rows]`, the rows that are judged; the others are fitted.
 
     Returns:
-        (constant, linear), each float64 `[judged rows]`; None where the targets are neither, or all the same.
+        None where the targets are neither, or all the same.
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(200, 2))
-        >>> constant, linear = linear_losses(x, x[:, 0] > 0, np.arange(200) % 2 == 0)
-        >>> float(constant.mean()) > 0.6, float(linear.mean()) < 0.4
+        >>> found = simple_fit(x, x[:, 0] > 0, np.arange(200) % 2 == 0)
+        >>> float(found.constant.mean()) > 0.6, float(found.fitted.mean()) < 0.4
         (True, True)
     """
     usable = np.isfinite(y.reshape(len(y), -1).astype(np.float64)).all(axis=1)
     x, y, judged = np.nan_to_num(x[usable].astype(np.float64)), y[usable], judged[usable]
+    places = np.flatnonzero(usable)
     if not judged.any() or judged.all():
         return None
-    spread = x[~judged].std(axis=0)
-    x = np.clip((x - x[~judged].mean(axis=0)) / np.where(spread > 0, spread, 1.0), -FAR_OUT, FAR_OUT)
-    x = np.c_[x, np.ones(len(x))]
-    labels = _labels(y)
-    values = _hot(labels) if labels is not None else _scaled(y, ~judged)
+    x = _standardized(x, ~judged)
+    classes, labels = _labels(y)
+    values = np.eye(len(classes))[labels] if classes is not None else _columns(y)
     if values is None or not (values[~judged].std(axis=0) > 0).any():
         return None
-    if labels is None:
-        constant = np.square(values[judged]).mean(axis=1)
-        fits = [_ridge(x[~judged], values[~judged], penalty) for penalty in PENALTIES]
-        linear = [np.square(values[judged] - x[judged] @ weights).mean(axis=1) for weights in fits]
-    else:
+    mean = values[~judged].mean(axis=0)
+    size = max(float(np.square(values[~judged] - mean).mean()), np.finfo(float).tiny)
+    constant = np.square(values[judged] - mean).mean(axis=1) / size
+    if classes is not None:
         counts = values[~judged].sum(axis=0) + 1.0
-        constant = -np.log(counts / counts.sum())[values[judged].argmax(axis=1)]
-        fits = [_logistic(x[~judged], values[~judged], penalty) for penalty in PENALTIES]
-        linear = [-(_log_shares(x[judged] @ weights) * values[judged]).sum(axis=1) for weights in fits]
-    return constant, min(linear, key=lambda losses: float(losses.mean()))
+        mean = counts / counts.sum()
+        constant = -np.log(mean)[values[judged].argmax(axis=1)]
+    fits = []
+    for units, columns in ((0, x), (RANDOM_UNITS, _standardized(_random_units(x), ~judged))):
+        columns = np.c_[columns, np.ones(len(columns))]
+        for penalty in PENALTIES:
+            if classes is None:
+                answers = columns[judged] @ _ridge(columns[~judged], values[~judged] - mean, penalty) + mean
+                losses = np.square(values[judged] - answers).mean(axis=1) / size
+            else:
+                logs = _log_shares(columns[judged] @ _logistic(columns[~judged], values[~judged], penalty))
+                answers, losses = np.exp(logs), -(logs * values[judged]).sum(axis=1)
+            fits.append(Fit(constant, losses, answers, mean, classes, places[judged], units))
+    return min(fits, key=lambda one: float(one.fitted.mean()))
 
 
-def _labels(y: np.ndarray) -> np.ndarray | None:
-    """Return the class of each row as a whole number from 0; None of targets that are numbers."""
+def _standardized(x: np.ndarray, fitted: np.ndarray) -> np.ndarray:
+    spread = x[fitted].std(axis=0)
+    return np.clip((x - x[fitted].mean(axis=0)) / np.where(spread > 0, spread, 1.0), -FAR_OUT, FAR_OUT)
+
+
+def _random_units(x: np.ndarray) -> np.ndarray:
+    random = np.random.default_rng(0)
+    kernel = random.normal(size=(x.shape[1], RANDOM_UNITS)) / math.sqrt(x.shape[1])
+    return np.maximum(x @ kernel + random.normal(size=RANDOM_UNITS), 0.0)
+
+
+def _labels(y: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+    """Return (values of the classes, place of each row's class among them); (None, nothing) of targets of numbers."""
     flat = y.reshape(len(y), -1)
+    none = (None, np.zeros(0, int))
     if flat.shape[1] > 1:
         hot = bool(np.isin(flat, (0, 1)).all() and (flat.sum(axis=1) == 1).all())
-        return flat.argmax(axis=1) if hot else None
+        return (np.arange(flat.shape[1]), flat.argmax(axis=1)) if hot else none
     found, labels = np.unique(flat[:, 0], return_inverse=True)
     few = len(found) <= min(MAX_CLASSES, len(y) / ROWS_OF_A_CLASS)
-    return labels.ravel() if few and np.array_equal(found, np.round(found)) else None
+    return (found, labels.ravel()) if few and np.array_equal(found, np.round(found)) else none
 
 
-def _hot(labels: np.ndarray) -> np.ndarray:
-    return np.eye(int(labels.max()) + 1)[labels]
-
-
-def _scaled(y: np.ndarray, fitted: np.ndarray) -> np.ndarray | None:
-    """Return numbers about the mean of each column, over the spread of all; None of whole ones with many columns."""
+def _columns(y: np.ndarray) -> np.ndarray | None:
+    """Return numbers `[rows, columns]`, some of many columns; None of whole ones with many columns."""
     flat = y.reshape(len(y), -1).astype(np.float64)
     if flat.shape[1] > 1 and y.dtype.kind in "iu":
         return None  # tokens, or the classes of many places
-    flat = flat[:, np.unique(np.linspace(0, flat.shape[1] - 1, MAX_COLUMNS).astype(int))]
-    centred = flat - flat[fitted].mean(axis=0)
-    return centred / max(float(np.sqrt(np.square(centred[fitted]).mean())), np.finfo(float).tiny)
+    return flat[:, np.unique(np.linspace(0, flat.shape[1] - 1, MAX_COLUMNS).astype(int))]
 
 
 def _ridge(x: np.ndarray, values: np.ndarray, penalty: float) -> np.ndarray:

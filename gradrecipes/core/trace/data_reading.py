@@ -109,8 +109,8 @@ class ArrayReading(Record):
         share_below_minus_1: Share of the entries below -1.05.
         share_above_1: Share of the entries above 1.05.
         share_zero: Share of the entries that are exactly 0.
-        single_class_batches: Share of the batches, as they come, whose samples are all of one class; None of arrays,
-            which are shuffled, of small batches, and where chance makes such batches.
+        between_batches: Share of the variance of the classes that lies between the batches as they come: 0 of mixed
+            ones, 1 where each holds a single class; None of arrays, which are shuffled, and of small batches.
     """
 
     name: str
@@ -145,7 +145,7 @@ class ArrayReading(Record):
     share_below_minus_1: float | None = None
     share_above_1: float | None = None
     share_zero: float | None = None
-    single_class_batches: float | None = None
+    between_batches: float | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class DataReading(Record):
 
 @dataclass(frozen=True)
 class LinearReading(Record):
-    """What a linear function of the inputs learns of a target: its loss on rows of the trial that it was not fitted to.
+    """What a linear function learns of a target: its loss on rows of the trial that it was not fitted to.
 
     Args:
         target: Place of the target among the flattened ones.
@@ -183,6 +183,13 @@ class LinearReading(Record):
         linear: The same of the linear function.
         noise: Standard error of the difference.
         rows: How many rows were judged.
+        units: Random ReLU units of the inputs in which it is linear; 0: in the inputs themselves.
+        code: Whether the target is an input, and the function is one of its first principal component alone.
+        own: Mean loss, the program's own, of the net's answers to these rows at the end, which it was trained on; None
+            where that was not measured, as of all below.
+        own_linear: The same of the linear function.
+        own_constant: The same of the constant prediction.
+        own_noise: Standard error of `own` minus `own_linear`.
     """
 
     target: int = 0
@@ -190,11 +197,35 @@ class LinearReading(Record):
     linear: float = 0.0
     noise: float = 0.0
     rows: int = 0
+    units: int = 0
+    code: bool = False
+    own: float | None = None
+    own_linear: float | None = None
+    own_constant: float | None = None
+    own_noise: float | None = None
 
     @property
     def clear(self) -> bool:
         """Whether the target can be learned from the inputs: far beyond chance, and by more than a tenth."""
         return self.constant - self.linear > 4.0 * self.noise and self.linear < 0.9 * self.constant
+
+    @property
+    def share(self) -> float | None:
+        """What the net gained over a constant prediction, over the gain of the linear function; None if not clear.
+
+        Both gains are of the program's own loss, that of the net of rows that it was trained on. A share of less than 0
+        is that of a net that is worse than a constant.
+        """
+        own, linear, constant, noise = self.own, self.own_linear, self.own_constant, self.own_noise
+        if own is None or linear is None or constant is None or noise is None or not self.clear:
+            return None
+        return (constant - own + 2.0 * noise) / (constant - linear) if constant - linear > 4.0 * noise else None
+
+    @property
+    def words(self) -> str:
+        """What the function is linear in."""
+        inputs = "the first principal component of the inputs" if self.code else "the inputs"
+        return f"{self.units} random ReLU units of {inputs}" if self.units else inputs
 
 
 @dataclass(frozen=True)
@@ -209,6 +240,8 @@ class HeldBackReading(Record):
         trained_noise: Standard error of `trained`.
         rows: How many rows were held back.
         own: Mean loss of the trial's rows with their own targets, as the net answers after the training.
+        validated: What `held` is, of the validation data; None where there are none.
+        validated_noise: Standard error of `validated`.
     """
 
     output: int = 0
@@ -218,6 +251,8 @@ class HeldBackReading(Record):
     trained_noise: float = 0.0
     rows: int = 0
     own: float = 0.0
+    validated: float | None = None
+    validated_noise: float = 0.0
 
     @property
     def unlike(self) -> bool:
@@ -229,6 +264,13 @@ class HeldBackReading(Record):
         """Whether something was learned of the trial's rows, far beyond chance, and of others not a quarter of it."""
         learned = self.trained > 4.0 * self.trained_noise
         return learned and self.held < self.noise and self.held + 2.0 * self.noise < 0.25 * self.trained
+
+    @property
+    def lost_in_validation(self) -> bool:
+        """Whether what was learned holds for rows held back, and of the validation data not a quarter of it does."""
+        if self.validated is None or not self.held > 4.0 * self.noise:
+            return False
+        return self.validated + 2.0 * self.validated_noise < 0.25 * (self.held - 2.0 * self.noise)
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,17 @@ class OutputDescription(Record):
         return 1.0 if self.loss_weight is None else self.loss_weight
 
 
+# Settings of Keras' optimizers: the least and largest value that is usual, and what is set in place of another one.
+USUAL_SETTINGS = {
+    "momentum": (0.0, 0.95, 0.9),
+    "beta_1": (0.0, 0.95, 0.9),
+    "beta_2": (0.9, 0.9999, 0.999),
+    "rho": (0.8, 0.99, 0.9),
+    "epsilon": (0.0, 1e-3, 1e-7),
+}
+HOLDING_SETTINGS = ("clipnorm", "global_clipnorm", "clipvalue", "weight_decay", "gradient_accumulation_steps")
+
+
 @dataclass(frozen=True)
 class OptimizerDescription(Record):
     """Describe the optimizer that updates the weights.
@@ -180,6 +191,17 @@ class OptimizerDescription(Record):
     def adaptive(self) -> bool:
         """Whether it divides the size of a gradient away."""
         return self.name in ADAPTIVE
+
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """The settings, but for the rate, that differ from what trains most nets, each with the usual value."""
+        found: dict[str, Any] = {}
+        for name, (low, high, usual) in USUAL_SETTINGS.items():
+            value = self.setting(name)
+            if value is not None and not low <= value <= high:
+                found[name] = usual
+        found |= {name: None for name in HOLDING_SETTINGS if self.setting(name)}
+        return found | ({"use_ema": False} if self.settings.get("use_ema") else {})
 
     def setting(self, name: str) -> float | None:
         """Return a setting that is a finite number, or None."""

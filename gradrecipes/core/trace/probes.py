@@ -161,7 +161,7 @@ class OutputReading(Record):
             answers are the same for all samples, None for a single one.
         beyond: Values of the user's loss at the net's own answers, at the targets, and at twice the targets; None where
             that is no question.
-        mispaired: Values of the user's loss at the net's own answers, at right ones, and at those that belong to other
+        mispaired: Values of the loss at the net's own answers, at right ones, and at those that belong to other
             samples; None where right answers are not known.
         flat: Whether the slope of the user's loss is exactly 0 at all predictions, though the loss is not.
     """

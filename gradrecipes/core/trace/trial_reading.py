@@ -52,6 +52,9 @@ WARM_UP = Variation(
 )
 UNFROZEN = Variation("unfrozen", "all weights trained", "with all weights trained, the frozen ones too")
 UNREGULARIZED = Variation("unregularized", "not regularized", "without dropout, penalties and constraints")
+USUAL_OPTIMIZER = Variation(
+    "usual_optimizer", "optimizer settings as usual", "with the usual settings of the optimizer"
+)
 BALANCED_TERMS = Variation("balanced_terms", "loss terms balanced", "with loss terms that start equally large")
 VARIATIONS = {
     one.name: one
@@ -67,6 +70,7 @@ VARIATIONS = {
         WARM_UP,
         UNFROZEN,
         UNREGULARIZED,
+        USUAL_OPTIMIZER,
         BALANCED_TERMS,
     )
 }
@@ -280,6 +284,8 @@ class TrialReading(Record):
         still: Layers with weights that the answers depend on, and that no step changed.
         moving_target: Whether the loss compares the net with what is computed from weights and held fixed, as that of
             Q-learning does: it may rise while the net learns.
+        cut_off: Terms of a loss that are made with the weights it is differentiated in, and that no slope leads from to
+            these.
         linear: What a linear function of the inputs learns of each target, where the trial does not do far better.
         held_back: What each output has learned of rows of the trial, and of others, after the further steps.
     """
@@ -306,6 +312,7 @@ class TrialReading(Record):
     answers: AnswersReading | None = None
     still: tuple[StillLayer, ...] = ()
     moving_target: bool = False
+    cut_off: tuple[str, ...] = ()
     linear: tuple[LinearReading, ...] = ()
     held_back: tuple[HeldBackReading, ...] = ()
 

@@ -11,6 +11,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import PlannedRates, TrialReading, Variation, VariationResult, at_rate
 from gradrecipes.diagnosis.facts.readings import middle, nonfinite_gradients, nonfinite_losses, rounded
+from gradrecipes.diagnosis.judgement import is_lost_later
 from gradrecipes.diagnosis.outcome import (
     BROKEN,
     DIVERGING_RISE,
@@ -106,6 +107,18 @@ def stuck(trace: Trace, update: float) -> Divergence | None:
     loss = losses(trace)
     step = seen.step if seen.step is not None else int(trace.steps["step"][int(np.argmax(np.nan_to_num(loss)))])
     return Divergence(step, float(loss[0]), largest(loss), seen.end, seen.state == BROKEN)
+
+
+def lost_later(trace: Trace) -> Divergence | None:
+    """Return the divergence of a run that learns in the trial and is lost in the further steps."""
+    trial, loss = trace.probes.trial or TrialReading(), losses(trace)
+    if not is_lost_later(trial, verdict(trace)):
+        return None
+    broken_at, ends = trial.further_broken, [one.end for one in trial.further if one.end is not None]
+    step = broken_at if broken_at is not None else trial.steps + trial.further_steps
+    return Divergence(
+        step, float(loss[0]), max([largest(loss), *ends]), max(ends, default=math.nan), broken_at is not None
+    )
 
 
 def end_over_baseline(trace: Trace) -> float:

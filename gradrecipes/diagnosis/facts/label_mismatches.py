@@ -56,7 +56,7 @@ def one_label(head: Head) -> Mismatch | None:
     target = head.target
     if target is None or not head.known or head.loss not in CATEGORICAL | BINARY | SPARSE:
         return None
-    if (target.samples or 0) < MIN_SAMPLES_OF_ONE or target.single_class_batches is not None:
+    if (target.samples or 0) < MIN_SAMPLES_OF_ONE or target.between_batches is not None:
         return None
     columns = target.columns
     same_rows = target.one_hot and columns is not None and columns.constant == columns.count > 1

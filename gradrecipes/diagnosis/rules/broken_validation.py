@@ -2,7 +2,8 @@
 
 ## What it does
 Compares the validation data with the training data: inputs or real-valued targets on another scale, and classes that
-the training never shows. Reads the logs of the epochs too: it fires where a `val_` value was NaN or infinite in an
+the training never shows. After a trial it compares what the net learned of training data held back with what holds of
+that for the validation data. Reads the logs of the epochs too: it fires where a `val_` value was NaN or infinite in an
 epoch in which every training step that was applied had a finite loss, and reports whether the weights can be the cause:
 later steps with finite losses rule them out.
 
@@ -37,6 +38,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import ArrayReading
 from gradrecipes.core.trace.trace import Event
+from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.diagnosis.facts.data_facts import arrays
 from gradrecipes.diagnosis.facts.readings import nonfinite_losses, rounded
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
@@ -55,7 +57,7 @@ MOSTLY_UNSEEN = 0.5  # share of the classes of the validation data that training
 )
 def broken_validation(trace: Trace) -> Finding | None:
     """Tell what makes validation say nothing of the training."""
-    return _prepared_otherwise(trace) or _not_finite(trace)
+    return _prepared_otherwise(trace) or _lost(trace) or _not_finite(trace)
 
 
 def _prepared_otherwise(trace: Trace) -> Finding | None:
@@ -99,15 +101,34 @@ def _other_classes(before: ArrayReading, given: ArrayReading) -> tuple[str, floa
 
 def _mismatch(name: str, words: str, value: float, usual: float) -> Finding:
     statement = f"The validation data of {name} have {words}."
+    title = f"The validation data of {name} are not prepared as the training data are"
+    return _critical(title, Evidence(statement, value, usual, "both data, as they were given"))
+
+
+def _lost(trace: Trace) -> Finding | None:
+    """Tell that what holds for training data held back does not hold for the validation data."""
+    read = next((one for one in (trace.probes.trial or TrialReading()).held_back if one.lost_in_validation), None)
+    if read is None or read.validated is None:
+        return None
+    statement = (
+        f"With the targets of other samples the loss is higher by {rounded(read.held)} on {read.rows:,} training "
+        f"samples that the trial was not given, and by {rounded(read.validated)} on the validation data (standard "
+        f"error {rounded(read.validated_noise)})."
+    )
+    title = "What the net learns holds for training data held back, and not for the validation data"
+    return _critical(title, Evidence(statement, read.validated, read.held, "the end of this trial"))
+
+
+def _critical(title: str, evidence: Evidence) -> Finding:
     return Finding(
         code="broken_validation",
-        title=f"The validation data of {name} are not prepared as the training data are",
+        title=title,
         kind=Kind.SYMPTOM,
         severity=Severity.CRITICAL,
         confidence=0.95,
-        explanation=f"{statement} What the net has learned does not apply to them, so no `val_` value tells how it "
-        "does on new data.",
-        evidence=(Evidence(statement, value, usual, "both data, as they were given"),),
+        explanation=f"{evidence.statement} What the net has learned does not apply to them, so no `val_` value tells "
+        "how it does on new data.",
+        evidence=(evidence,),
         prescriptions=(prescription("prepare_alike"),),
     )
 

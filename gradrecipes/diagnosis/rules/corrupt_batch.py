@@ -4,9 +4,9 @@
 Looks for samples that lie orders of magnitude further out in a column than all others, and for consequences: the run is
 not finite, diverges or stalls, the autopsy of the failing step names one of them, the net learns without them, or a
 single batch stands out in loss and gradient once in every pass. Heavy tails are not corruption: in healthy data the
-largest value is a few times the next one, not thousands of times. NaN and infinity are `nonfinite_data`. It also fires
-where most batches of a dataset hold a single class, since nothing shuffles it, and where a net learns the samples of
-the trial and nothing that holds for others: the targets are not those of the inputs.
+largest value is a few times the next one, not thousands of times. NaN and infinity are `nonfinite_data`. It also
+fires where most of the variance of the classes lies between the batches of a dataset, since it is not shuffled, and
+where a net learns the samples of the trial and nothing that holds for others: the targets are not those of the inputs.
 
 ## Why it is bad
 The gradient of a squared error grows with the error, that of the first layer with the input. A sample a million times
@@ -126,7 +126,7 @@ def _largest(values: np.ndarray) -> float:
     return float(values.max()) if len(values) else np.nan
 
 
-MIN_UNMIXED = 0.5  # share of the batches that hold one class; at a border between two classes a batch holds both
+MIN_UNMIXED = 0.5  # share of the variance of the classes between batches; 1 where each batch holds a single class
 FAR_OUTLIER = 1000.0  # times the largest of all other samples; the ratio of the two largest Pareto values (exponent 1)
 # exceeds it once in a thousand data sets
 SUSPECT_RATIO = 30.0  # times, where leaving the samples out fixes the run
@@ -181,21 +181,23 @@ def corrupt_batch(trace: Trace) -> Finding | None:
 
 
 def _unmixed(trace: Trace) -> Finding | None:
-    """Return the finding where the batches of a dataset hold one class each: it is read in the order of the classes."""
-    array = next((one for one in arrays(trace, parts=("targets",)) if one.single_class_batches is not None), None)
-    share = 0.0 if array is None else array.single_class_batches or 0.0
+    """Return the finding where batches of a dataset hold few classes each: it is read in the order of the classes."""
+    array = next((one for one in arrays(trace, parts=("targets",)) if one.between_batches is not None), None)
+    share = 0.0 if array is None else array.between_batches or 0.0
     if array is None or share < MIN_UNMIXED:
         return None
-    statement = f"{rounded(100 * share)}% of the batches hold samples of a single class of {array.name}, as they come"
+    statement = (
+        f"{rounded(100 * share)}% of the variance of the classes in {array.name} lies between batches, as they come"
+    )
     return Finding(
         code="corrupt_batch",
-        title=f"The batches are not mixed: {rounded(100 * share)}% of them hold a single class",
+        title="The batches are not mixed: each holds few of the classes",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=0.95,
         explanation=(
-            f"{statement}; drawn at random, next to none would. Each step then teaches the net to answer one class "
-            "whatever it sees, and the next steps undo it; a BatchNormalization adapts to one class at a time."
+            f"{statement}; drawn at random, next to nothing would. Each step then teaches the net to answer a few "
+            "classes whatever it sees, and the next steps undo it; a BatchNormalization adapts to these alone."
         ),
         step=None,
         evidence=(Evidence(f"{statement}.", share, 0.0, "the dataset, batch by batch; arXiv 1206.5533, section 3.1"),),

@@ -48,6 +48,7 @@ from gradrecipes.diagnosis.facts.divergences import (
     Divergence,
     broken,
     largest,
+    lost_later,
     replaced,
     risen,
     rising_rate,
@@ -110,7 +111,7 @@ def learning_rate_too_high(trace: Trace) -> Finding | None:
     divergence = (
         broken(trace, update)
         or risen(trace, update)
-        or (stuck(trace, update) if lower else thrown(trace, update) or replaced(trace, update))
+        or (lost_later(trace) or stuck(trace, update) if lower else thrown(trace, update) or replaced(trace, update))
     )
     if divergence is None or exploding_initialization(trace) is not None or _may_rise(trace):
         return None

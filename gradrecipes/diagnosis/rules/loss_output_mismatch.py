@@ -39,7 +39,7 @@ from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.diagnosis.facts.activation_mismatches import PROBABILITIES, activation_mismatches
 from gradrecipes.diagnosis.facts.data_facts import Head, heads, is_held_back
 from gradrecipes.diagnosis.facts.label_mismatches import all_with_all, label_mismatches, one_label
-from gradrecipes.diagnosis.facts.mismatch import Mismatch, class_of
+from gradrecipes.diagnosis.facts.mismatch import Mismatch, class_of, compile_with, from_logits
 from gradrecipes.diagnosis.facts.readings import number, rounded
 from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
@@ -48,6 +48,8 @@ from gradrecipes.diagnosis.rules.unbounded_loss import falls_for_ever
 
 AT_TARGETS = 0.01  # loss at the targets over that at the net's own answers, of a loss that measures a difference
 REWARD_OF_WRONG = 0.01  # loss at the targets above that at other answers, over the largest of them
+AS_GOOD = 1e-4  # relative difference of the loss at right answers from that at wrong ones: rounding
+CHANGE_TARGETS = ("label_smoothing", "axis", "ignore_class")  # settings that are named where they are not 0
 BELOW_TARGETS = 0.1  # loss at twice the targets, below 0, over the same; the smoothing of an overlap changes less
 
 
@@ -90,6 +92,7 @@ def loss_output_mismatch(trace: Trace) -> Finding | None:
         ]
     found += [misfit for head in heads(trace) if (misfit := _better_than_right(head)) is not None]
     found += [misfit for head in heads(trace) if (misfit := _worse_when_right(head)) is not None]
+    found += [misfit for head in heads(trace) if (misfit := _no_better_when_right(head)) is not None]
     if not any(layer.kernel for layer in structure.frozen):  # a generator is trained for the one label of real data
         found += [misfit for head in heads(trace) if (misfit := one_label(head)) is not None]
     found += _of_own_step(trace) or _of_cross_entropies(trace)
@@ -138,7 +141,7 @@ def _better_than_right(head: Head) -> Mismatch | None:
 def _worse_when_right(head: Head) -> Mismatch | None:
     """Return the mismatch of a loss that is larger at the targets than at those of other samples: its sign is wrong."""
     own, right, wrong = head.measured.mispaired or (0.0, 0.0, 0.0)
-    if falls_for_ever(head.measured.far_losses):
+    if falls_for_ever(head.measured.far_losses) or head.of_keras:
         return None  # the rule of unbounded losses tells more
     if not right - max(own, wrong) > REWARD_OF_WRONG * max(abs(own), abs(right), abs(wrong)):
         return None
@@ -153,6 +156,34 @@ def _worse_when_right(head: Head) -> Mismatch | None:
         measured=right,
         expected=wrong,
         prescription=prescription("turned_loss"),
+        sure=0.9,
+    )
+
+
+def _no_better_when_right(head: Head) -> Mismatch | None:
+    """Return the mismatch of a loss of Keras' that is set so that right answers are no better than wrong ones."""
+    if not head.of_keras or head.measured.mispaired is None:
+        return None
+    _, right, wrong = head.measured.mispaired
+    if not abs(right - wrong) <= AS_GOOD * abs(wrong):
+        return None
+    usual = f"keras.losses.{class_of(head.loss)}()"
+    given = {name: value for name, value in head.output.config.items() if name in CHANGE_TARGETS and value}
+    settings = "".join(f", with {name}={value}" for name, value in given.items())
+    return Mismatch(
+        title=f"The loss {head.name!r} is the same for right answers and for wrong ones",
+        statement=(
+            f"The loss {head.name!r}{settings} is {rounded(right)} where each answer is its target, and "
+            f"{rounded(wrong)} where it is the target of another sample."
+        ),
+        consequence="Training lowers the loss, and no answer is better for being right: nothing can be learned.",
+        measured=right,
+        expected=wrong,
+        prescription=compile_with(
+            from_logits(head.loss, head.from_logits) if "crossentropy" in head.loss else usual,
+            "Use the loss with its usual settings",
+            "With them a right answer has a lower loss than a wrong one.",
+        ),
         sure=0.9,
     )
 

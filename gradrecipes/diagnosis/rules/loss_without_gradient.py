@@ -93,6 +93,13 @@ def _of_answers(trace: Trace) -> Finding | None:
 
 def _of_term(trace: Trace) -> Finding | None:
     trial = trace.probes.trial or TrialReading()
+    if trial.cut_off:
+        term = trial.cut_off[0].replace(" of the sum", "")
+        statement = (
+            f"A loss of the train step is a sum, and its {term} is made of the weights in which it is "
+            "differentiated, but no slope leads to these: something on the way is held fixed, copied or rounded"
+        )
+        return _finding(f"The {term} of a loss has no gradient in the weights that it is to train", statement, trace)
     if not trace.description.own_train_step or not trial.batches or trial.steps < 2 * trial.batches:
         return None
     if not np.isfinite(trace.gradient_norm).all() or not np.any(trace.gradient_norm > 0):

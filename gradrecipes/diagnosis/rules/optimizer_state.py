@@ -33,7 +33,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Autopsy, in_words
 from gradrecipes.core.trace.data_reading import DataReading
 from gradrecipes.core.trace.description import OptimizerDescription
-from gradrecipes.core.trace.trial_reading import FRESH_OPTIMIZER, TrialReading
+from gradrecipes.core.trace.trial_reading import FRESH_OPTIMIZER, USUAL_OPTIMIZER, TrialReading, VariationResult
 from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, rounded
 from gradrecipes.diagnosis.outcome import fixed_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import fresh_optimizer
@@ -66,6 +66,7 @@ def optimizer_state(trace: Trace) -> Finding | None:
     if seen.learned and certain is None:
         return None
     said = certain or _bad_setting(trace, broken=seen.unhealthy) or _bad_memory(trace) or _bad_slot(trace)
+    said = said or _unusual(trace)
     if said is None:
         return None
     statement, measured, expected, sure = said
@@ -83,7 +84,7 @@ def optimizer_state(trace: Trace) -> Finding | None:
         step=seen.step,
         evidence=(
             Evidence(f"{statement}.", measured, expected, "arXiv 1412.6980"),
-            *variation_evidence(trace, FRESH_OPTIMIZER),
+            *variation_evidence(trace, FRESH_OPTIMIZER, USUAL_OPTIMIZER),
         ),
         prescriptions=(fresh_optimizer(trace),),
     )
@@ -211,6 +212,16 @@ def _bad_memory(trace: Trace) -> Said | None:
         None,
         0.95,
     )
+
+
+def _unusual(trace: Trace) -> Said | None:
+    """Return the settings without which the net learns."""
+    optimizer = trace.description.optimizer or OptimizerDescription("")
+    if not optimizer.unusual or not fixed_by(trace, USUAL_OPTIMIZER):
+        return None
+    given = ", ".join(f"{name}={optimizer.settings.get(name)}" for name in optimizer.unusual)
+    end = (variation(trace, USUAL_OPTIMIZER) or VariationResult()).end
+    return f"{given} spoils the steps; without it the net learns", end, verdict(trace).end, 0.9
 
 
 def _bad_slot(trace: Trace) -> Said | None:

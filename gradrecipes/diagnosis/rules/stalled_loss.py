@@ -36,6 +36,8 @@ from gradrecipes.diagnosis.registry import rule
 
 HIGHER = 1.5  # highest rate of the schedule over that of the trial's steps from which these say little of the training
 SHARE_OF_LINEAR = 0.1  # gain of a net over a constant prediction, over that of a linear function, that is next to none
+SHARE_BEHIND = 0.5  # gain of a net over a constant prediction, of rows that it was trained on, over that of a linear
+# function of rows that it was not fitted to: after all of its training, a net is beyond 1
 CERTAIN = 0.98  # confidence with a witness: reported although no cause was found
 
 
@@ -48,32 +50,44 @@ CERTAIN = 0.98  # confidence with a witness: reported although no cause was foun
 )
 def stalled_loss(trace: Trace) -> Finding | None:
     """Tell whether the loss stalls; the engine drops it where no cause explains it."""
-    seen, witness = verdict(trace), _linear_witness(trace)
-    if seen.state != STALLED and witness is None:
+    seen, witness, ahead = verdict(trace), _linear_witness(trace), _far_ahead(trace)
+    if seen.state != STALLED and witness is None and ahead is None:
         return None
     beside = f"; a constant prediction has {rounded(seen.baseline)}" if seen.baseline > 0 else ""
     trial = trace.probes.trial or TrialReading()
     end = trial.further[0].end if len(trial.further) == 1 and trial.further[0].end is not None else seen.end
     after = counted(len(trace) + trial.further_steps, "step")
     statement = f"The loss was {rounded(seen.start)} at the start and is {rounded(end)} after {after}{beside}."
-    then = "the cause that is reported with this symptom says why."
+    then = "Nothing is learned; the cause that is reported with this symptom says why."
+    title = "The loss does not fall"
     evidence = [Evidence(statement, end, seen.start, "this run")]
     if witness is not None:
         less = (
-            f"A linear function of the inputs lowers the loss of a constant prediction from "
+            f"A linear function of {witness.words} lowers the loss of a constant prediction from "
             f"{rounded(witness.constant)} to {rounded(witness.linear)}, on {witness.rows:,} rows that it was not "
             "fitted to"
         )
         evidence.append(Evidence(f"{less}.", witness.linear, witness.constant, "the data of this trial"))
-        then = f"{less}: the data can be learned, and this program does not learn them."
-    title = "The net is no better than a constant prediction, and a linear function of the inputs is"
+        then = f"Nothing is learned; {less}: the data can be learned, and this program does not learn them."
+        if seen.state != STALLED:
+            title = "The net is no better than a constant prediction, and a linear function of the inputs is"
+    elif ahead is not None:
+        less = (
+            f"On {ahead.rows:,} rows that it was trained on the loss of the net is {rounded(ahead.own)}; that of a "
+            f"linear function of {ahead.words} that was not fitted to these rows is {rounded(ahead.own_linear)}, that "
+            f"of a constant prediction {rounded(ahead.own_constant)}"
+        )
+        evidence.append(Evidence(f"{less}.", ahead.own, ahead.own_linear, "the data of this trial"))
+        then = f"{less}: much more can be learned of the data, and this program does not learn it."
+        if seen.state != STALLED:
+            title = "The net learns far less than a linear function of the inputs"
     return Finding(
         code="stalled_loss",
-        title="The loss does not fall" if seen.state == STALLED else title,
+        title=title,
         kind=Kind.SYMPTOM,
         severity=Severity.WARNING,
-        confidence=0.9 if witness is None else CERTAIN,
-        explanation=f"{statement} Nothing is learned; {then}",
+        confidence=0.9 if witness is None and ahead is None else CERTAIN,
+        explanation=f"{statement} {then}",
         evidence=tuple(evidence),
         prescriptions=(prescription("find_the_range"),),
     )
@@ -97,6 +111,27 @@ def _linear_witness(trace: Trace) -> LinearReading | None:
     if not found or _gain(trial, seen) >= SHARE_OF_LINEAR * (1.0 - found[0].linear / found[0].constant):
         return None
     return found[0] if _saw_all(trace) or _rests(trial, seen) else None
+
+
+def _far_ahead(trace: Trace) -> LinearReading | None:
+    """Return the linear function that learns far more than the net does in all of its training."""
+    trial, seen = trace.probes.trial or TrialReading(), verdict(trace)
+    found = [one for one in trial.linear if one.share is not None and one.share < SHARE_BEHIND]
+    if not found or seen.unhealthy or _rises_later(trace):
+        return None
+    return found[0] if _saw_all(trace) or _rests(trial, seen) or _stays_behind(trace, found[0]) else None
+
+
+def _stays_behind(trace: Trace, ahead: LinearReading) -> bool:
+    """Return whether the planned steps that are left would not do, were the loss to fall on at the mean rate so far."""
+    planned, trial, seen = rates(trace), trace.probes.trial or TrialReading(), verdict(trace)
+    ends = [one.end for one in trial.further if one.end is not None]
+    if planned is None or not planned.planned or planned.steps is None or len(ends) != 1 or not trial.further_steps:
+        return False
+    left = planned.steps - len(trace) - trial.further_steps
+    constant, linear, own = ahead.own_constant or 0.0, ahead.own_linear or 0.0, ahead.own or 0.0
+    wanted = own - (constant - SHARE_BEHIND * (constant - linear))
+    return left * max(0.0, seen.end - ends[0]) / trial.further_steps < wanted
 
 
 def _gain(trial: TrialReading, seen: Verdict) -> float:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from gradrecipes.core.analysis.baseline import constant_baseline_loss, linear_losses
+from gradrecipes.core.analysis.baseline import constant_baseline_loss, simple_fit
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.choice(4, size=200, p=[0.5, 0.3, 0.15, 0.05])
@@ -90,15 +90,27 @@ JUDGED = np.arange(300) % 2 == 1
         (ROWS[:, :2] @ RANDOM.normal(size=(2, 4)) + 5e3, True),
         (RANDOM.permutation(KINDS), False),
         (RANDOM.normal(size=300), False),
-        (KINDS == 1, False),  # the class in the middle is no linear function
     ],
 )
-def test_a_linear_function_is_judged_on_rows_that_it_was_not_fitted_to(targets, learned):
-    constant, linear = linear_losses(ROWS, targets, JUDGED)
-    gain = constant - linear
+def test_a_simple_function_is_judged_on_rows_that_it_was_not_fitted_to(targets, learned):
+    found = simple_fit(ROWS, targets, JUDGED)
+    gain = found.constant - found.fitted
     assert len(gain) == 150 and (gain.mean() > 4.0 * gain.std() / np.sqrt(150)) == learned
+    assert found.answers.shape == (150, len(found.constants)) and list(found.rows[:2]) == [1, 3]
+
+
+@pytest.mark.parametrize("targets", [lambda x: np.linalg.norm(x, axis=1) > 1.5, lambda x: np.abs(x[:, 0])])
+def test_what_no_linear_function_learns_one_of_random_units_may(targets):
+    x = np.random.default_rng(0).normal(size=(800, 3))
+    found = simple_fit(x, targets(x), np.arange(800) % 2 == 1)
+    gain = found.constant - found.fitted
+    assert (
+        found.units
+        and gain.mean() > 4.0 * gain.std() / np.sqrt(400)
+        and found.fitted.mean() < 0.9 * found.constant.mean()
+    )
 
 
 @pytest.mark.parametrize("targets", [np.zeros(300), RANDOM.integers(0, 9, (300, 12)), np.full(300, np.nan)])
-def test_targets_without_a_linear_function_give_none(targets):
-    assert linear_losses(ROWS, targets, JUDGED) is None
+def test_targets_without_a_simple_function_give_none(targets):
+    assert simple_fit(ROWS, targets, JUDGED) is None

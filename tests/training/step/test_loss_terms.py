@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import gradrecipes as gr
-from gradrecipes.training.step.loss_terms import has_moving_target, loss_terms
+from gradrecipes.training.step.loss_terms import cut_off_terms, has_moving_target, loss_terms
 
 WEIGHT, DATA = tf.Variable([3.0, 4.0]), tf.constant([[1.0, 2.0], [3.0, 1.0]])
 X = np.random.default_rng(0).uniform(size=(640, 1)).astype(np.float32)
@@ -106,3 +106,21 @@ def test_a_target_that_weights_make_is_told(loss, moving):
 
     traced(tf.constant([1.0, 2.0]))
     assert told == [moving]
+
+
+@pytest.mark.parametrize(
+    ("flat", "told"),
+    [(tf.stop_gradient, ["term 2 of the sum"]), (tf.round, ["term 2 of the sum"]), (tf.identity, [])],
+)
+def test_a_term_that_no_slope_leads_from_is_cut_off(flat, told):
+    net, judge = keras.layers.Dense(2), keras.layers.Dense(1)
+    x = tf.random.stateless_normal((8, 3), seed=(0, 0))
+    judge(net(x))
+
+    @tf.function(autograph=False)
+    def step():
+        made = net(x)
+        judged = tf.reduce_mean(judge(flat(made)))
+        return cut_off_terms(tf.reduce_mean(made**2) + judged, net.trainable_variables)
+
+    assert [bytes(name.numpy()).decode() for name in step()] == told
