@@ -22,7 +22,7 @@ from gradrecipes.compat.tensorflow_private import inlined, targets_reported
 from gradrecipes.core.trace.data_reading import DataReading, LinearReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import CrossEntropyCall
-from gradrecipes.probes.predictions import CalledLoss, simple_readings
+from gradrecipes.probes.predictions import CalledLoss, simple_readings, usual_error
 from gradrecipes.training.trial.trial import Trial
 
 logger = logging.getLogger(__name__)
@@ -292,10 +292,15 @@ def learned_simply(
         trial: One that was entered. The net answers with the weights that it has.
         description: Of the model.
         data: What was read of the data, or None.
-        losses: Of each row, of the outputs whose answers are compared with the function's.
+        losses: Of each row, of the outputs whose answers are compared with the function's. A step of its own has none:
+            there the usual errors are compared.
     """
-    if (description.own_train_step or description.own_loss) and not reads_targets(trial):
-        return ()
+    if description.own_train_step or description.own_loss:
+        ended = trial.save()
+        if not reads_targets(trial):
+            return ()
+        trial.load(ended)
+        losses = [(0, 0, usual_error)]
     tokens = {place for place, one in enumerate((data or DataReading()).inputs) if one.feeds_embedding}
     return simple_readings(trial.batches, tokens=tokens, model=trial.model, losses=losses)
 

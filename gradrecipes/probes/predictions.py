@@ -164,7 +164,6 @@ def simple_readings(
         number = np.repeat(np.arange(len(sizes)), sizes) if len(sizes) > 1 else np.arange(sizes[0])
         columns = [np.concatenate([np.asarray(row[place]) for row in inputs]) for place in range(len(inputs[0]))]
         x = _projected(np.concatenate([_features(one, i in tokens) for i, one in enumerate(columns)], axis=1))
-        answers = [] if model is None or not losses else _answers(model, batches)
         found = []
         for place in range(len(targets[0])):
             y = np.concatenate([np.asarray(row[place]) for row in targets])
@@ -176,26 +175,33 @@ def simple_readings(
             gain = fit.constant - fit.fitted
             ends = float(fit.constant.mean()), float(fit.fitted.mean())
             reading = LinearReading(place, *ends, standard_error(gain), len(gain), fit.units, copied is not None)
-            judged = [(loss, answers[output]) for output, target, loss in losses if answers and target == place]
-            found.append(replace(reading, **_beside(fit, y, *judged[0])) if len(judged) == 1 else reading)
+            judged = [(output, loss) for output, target, loss in losses if target == place]
+            one = len(judged) == 1 and model is not None
+            found.append(replace(reading, **_beside(fit, y, model, batches, *judged[0])) if one else reading)
         return tuple(found)
     except Exception:  # ragged or sparse inputs, steps without targets, batches of several shapes
         logger.debug("No simple function could be fitted.", exc_info=True)
         return ()
 
 
-def _beside(fit: Fit, y: np.ndarray, loss: Callable[..., tf.Tensor], answers: np.ndarray) -> dict[str, float]:
+def _beside(
+    fit: Fit, y: np.ndarray, model: keras.Model, batches: Sequence[Any], output: int, loss: Callable[..., Any]
+) -> dict[str, float]:
     """Return the losses of the net, of the function and of a constant on the judged rows; nothing if they have none.
 
     The loss is the net's own. Shares of classes are given to it as probabilities, as logits, or as their mean number,
     whichever suits it.
     """
-    target, own = tf.constant(y[fit.rows]), answers[fit.rows]
-    constants = np.broadcast_to(fit.constants, fit.answers.shape)
-    rows = [_by_row(loss, target, own)]
-    for shares in (fit.answers, constants):
-        tried = [_by_row(loss, target, one) for one in _as_answers(fit, shares, own)]
-        rows.append(min((one for one in tried if one is not None), key=lambda one: float(one.mean()), default=None))
+    constants, target = np.broadcast_to(fit.constants, fit.answers.shape), tf.constant(y[fit.rows])
+    try:
+        own = _answers(model, batches)[output][fit.rows]
+        rows = [_by_row(loss, target, own)]
+        for shares in (fit.answers, constants):
+            tried = [_by_row(loss, target, one) for one in _as_answers(fit, shares, own)]
+            rows.append(min((one for one in tried if one is not None), key=lambda one: float(one.mean()), default=None))
+    except Exception:  # a model that is not called as a whole, answers of another shape than the targets
+        logger.debug("The answers of %r could not be compared with those of a simple function.", model, exc_info=True)
+        return {}
     if any(one is None for one in rows):
         return {}
     own_rows, fitted, constant = (one for one in rows if one is not None)
@@ -228,6 +234,36 @@ def _by_row(loss: Callable[..., tf.Tensor], target: tf.Tensor, answers: np.ndarr
     if not values.ndim or len(values) != len(answers) or not np.isfinite(values).all():
         return None
     return values.reshape(len(values), -1).mean(axis=1)
+
+
+def usual_error(target: Any, answers: Any) -> np.ndarray:
+    """Return the error of each row: whether the class is wrong, or the squared error after the best scale and shift.
+
+    Args:
+        target: Classes `[rows]`, rows with a single 1, or numbers.
+        answers: `[rows, ...]`; of classes a column each.
+
+    Raises:
+        ValueError: The answers are neither.
+
+    Example:
+        >>> usual_error([1.0, 2.0, 3.0], [[30.0], [20.0], [10.0]]).round(6).tolist()
+        [0.0, 0.0, 0.0]
+        >>> usual_error([1, 0], [[0.3, 0.7], [0.2, 0.8]]).tolist()
+        [0.0, 1.0]
+    """
+    y, given = np.asarray(target), np.asarray(answers, np.float64)
+    columns = given.reshape(len(given), -1)
+    if y.size == len(given) and columns.shape[1] > 1:
+        return (columns.argmax(axis=1) != y.reshape(-1)).astype(np.float64)
+    flat = y.reshape(len(y), -1).astype(np.float64)
+    if flat.shape != columns.shape:
+        raise ValueError(f"Answers must fit the targets. Received: {given.shape} for {y.shape}.")
+    if flat.shape[1] > 1 and np.isin(flat, (0, 1)).all() and (flat.sum(axis=1) == 1).all():
+        return (columns.argmax(axis=1) != flat.argmax(axis=1)).astype(np.float64)
+    flat, columns = flat - flat.mean(axis=0), columns - columns.mean(axis=0)
+    slope = (flat * columns).mean(axis=0) / np.maximum(np.square(columns).mean(axis=0), np.finfo(float).tiny)
+    return np.square(flat - slope * columns).mean(axis=1)
 
 
 def standard_error(values: np.ndarray) -> float:

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from gradrecipes.probes.loss import losses_by_row
-from gradrecipes.probes.predictions import best_constant_loss, held_back_readings, simple_readings
+from gradrecipes.probes.predictions import best_constant_loss, held_back_readings, simple_readings, usual_error
 
 TARGETS = tf.constant(np.random.default_rng(0).gamma(2.0, 3.0, 200), tf.float32)
 
@@ -108,3 +108,13 @@ def test_no_loss_of_single_rows_is_no_reading():
     batches = [(tf.zeros((64, 2)), tf.zeros((64, 1)))]
     assert held_back_readings(model, [(0, 0, lambda y, p: tf.reduce_mean((y - p) ** 2))], batches, batches) == ()
     assert held_back_readings(model, [(1, 0, lambda y, p: p)], batches, batches) == ()
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_the_usual_error_is_that_of_the_class_or_of_the_best_scale_and_shift(labels):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 60) if labels else rng.normal(size=(60, 2))
+    right = np.eye(3)[y] if labels else 4.0 - 7.0 * y
+    assert usual_error(y, right).max() < 1e-9 < 0.3 < usual_error(y, rng.permutation(right)).mean()
+    with pytest.raises(ValueError, match="must fit the targets"):
+        usual_error(rng.normal(size=(60, 2)), rng.normal(size=(60, 5)))

@@ -307,6 +307,8 @@ def _broken_operation(trace: Trace) -> Said | None:
     limit = SAFE_OUTPUT if first.found == "nan" or first.kind == "gradient" else SAFE_EXPONENT
     if entered is not None and entered > limit:
         return None
+    if first.kind == "gradient" and _ran_away(trace):
+        return None  # the gradient had overflowed before
     largest = largest_output(trace)
     if about is None and largest is not None and largest > SAFE_OUTPUT:
         return None  # arithmetic of the whole model: what entered it stands with its layers
