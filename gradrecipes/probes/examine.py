@@ -27,7 +27,7 @@ from gradrecipes.probes.optimizer import nonfinite_slots
 from gradrecipes.probes.recurrent import recurrent
 from gradrecipes.probes.sharpness import sharpness
 from gradrecipes.probes.signal import failure, forward_pass, signal
-from gradrecipes.probes.trial import try_out
+from gradrecipes.probes.trial import HELD_BACK, try_out
 from gradrecipes.training.description.describe import describe_model
 from gradrecipes.training.step.replicas import require_supported
 from gradrecipes.training.trial.trial import build_error, step_error
@@ -126,7 +126,8 @@ def examine(
     probes = replace(probes, forward_pass=forward_pass(model, data))
     tell("training for a few steps")
     how = {"seed": seed, "steps": steps, "planned_steps": planned, "attention": attention, "tell": tell}
-    trace, seen = try_out(model, data, description, probes, validation=validation, **how)
+    held = () if validation is None else validation.cut(HELD_BACK, seed=seed)
+    trace, seen = try_out(model, data, description, probes, validation=held, **how)
     _look_closer(model, data, trace, seen, seed=seed, tell=tell)
     if trace.probes.failure is None and probes.forward_pass.error is not None:
         trace.probes = replace(trace.probes, failure=_failing_batch(model, data, probes.forward_pass.samples))

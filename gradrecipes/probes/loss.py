@@ -23,6 +23,7 @@ from gradrecipes.training.recovery.model_state import preserves_state
 from gradrecipes.training.trial.trial_data import first_samples, named
 
 CLOSE = 2e-3  # relative difference at every trial; the losses below differ by tenths from one another
+DIVERGENCE = "kl_divergence"
 TRIALS = 3  # predictions on which they are compared
 
 
@@ -84,6 +85,8 @@ def candidates(target: tf.Tensor, output: tf.Tensor) -> Iterator[tuple[str, bool
         yield "binary_crossentropy", logits, keras.losses.BinaryCrossentropy(from_logits=logits)
         if shape[-1] > 1:
             yield "categorical_crossentropy", logits, keras.losses.CategoricalCrossentropy(from_logits=logits)
+    if shape[-1] > 1:
+        yield DIVERGENCE, None, keras.losses.KLDivergence()
 
 
 logger = logging.getLogger(__name__)

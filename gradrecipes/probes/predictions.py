@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from scipy.optimize import minimize
 
-from gradrecipes.core.analysis.baseline import Fit, simple_fit
+from gradrecipes.core.analysis.baseline import Fit, random_units, simple_fit
 from gradrecipes.core.trace.data_reading import HeldBackReading, LinearReading
 from gradrecipes.probes.variations import joined
 from gradrecipes.training.recovery.model_state import preserve_state
@@ -163,18 +163,19 @@ def simple_readings(
         sizes = [len(row[0]) for row in inputs]
         number = np.repeat(np.arange(len(sizes)), sizes) if len(sizes) > 1 else np.arange(sizes[0])
         columns = [np.concatenate([np.asarray(row[place]) for row in inputs]) for place in range(len(inputs[0]))]
-        x = _projected(np.concatenate([_features(one, i in tokens) for i, one in enumerate(columns)], axis=1))
+        features = _kinds_of_features(columns, tokens)
         found = []
         for place in range(len(targets[0])):
             y = np.concatenate([np.asarray(row[place]) for row in targets])
             copied = next((one for one in columns if _same(one, y)), None)
-            features = x if copied is None else _main_direction(_projected(_features(copied, counted=False)))
-            fit = simple_fit(features, y, number % 2 == 1) if y.dtype.kind in "biuf" and len(y) == len(x) else None
+            kinds = features if copied is None else {"their first principal component": _main_direction(copied)}
+            usable = y.dtype.kind in "biuf" and len(y) == len(number)
+            fit = simple_fit(kinds, y, number % 2 == 1) if usable else None
             if fit is None or len(fit.rows) < MIN_JUDGED:
                 continue
             gain = fit.constant - fit.fitted
             ends = float(fit.constant.mean()), float(fit.fitted.mean())
-            reading = LinearReading(place, *ends, standard_error(gain), len(gain), fit.units, copied is not None)
+            reading = LinearReading(place, *ends, standard_error(gain), len(gain), fit.of)
             judged = [(output, loss) for output, target, loss in losses if target == place]
             one = len(judged) == 1 and model is not None
             found.append(replace(reading, **_beside(fit, y, model, batches, *judged[0])) if one else reading)
@@ -182,6 +183,23 @@ def simple_readings(
     except Exception:  # ragged or sparse inputs, steps without targets, batches of several shapes
         logger.debug("No simple function could be fitted.", exc_info=True)
         return ()
+
+
+def _kinds_of_features(inputs: Sequence[np.ndarray], tokens: Collection[int]) -> dict[str, np.ndarray]:
+    """Return by what they are: the numbers and counts of tokens, random units of them, and counts of whole numbers."""
+    x = _projected(np.concatenate([_features(one, place in tokens) for place, one in enumerate(inputs)], axis=1))
+    found = {"the inputs": x, "random ReLU units of the inputs": random_units(x)}
+    whole = [one for place, one in enumerate(inputs) if place not in tokens and one.size and _is_whole(one)]
+    if whole:
+        counts = np.concatenate([_features(one - one.min(), counted=True) for one in whole], axis=1)
+        found["how often each number occurs in the inputs"] = _projected(counts)
+    return found
+
+
+def _is_whole(one: np.ndarray) -> bool:
+    """Return whether an input holds many whole numbers, such as the places of words in a list."""
+    flat = one.reshape(len(one), -1)
+    return bool(flat.shape[1] > 1 and np.isfinite(flat).all() and (flat == np.round(flat)).all())
 
 
 def _beside(
@@ -278,6 +296,7 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
 
 def _main_direction(x: np.ndarray) -> np.ndarray:
     """Return the first principal component, `[rows, 1]`: a code of a single number, which any net has room for."""
+    x = _projected(_features(x, counted=False))
     centred = np.nan_to_num(x - np.nanmean(x, axis=0))
     *_, directions = np.linalg.svd(centred, full_matrices=False)
     return centred @ directions[:1].T

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -77,14 +77,13 @@ from gradrecipes.training.trial.trial_data import TrialData, essence
 logger = logging.getLogger(__name__)
 
 STEPS = 100  # of the trial; what breaks later than that breaks for other reasons
-BATCHES = 25  # that it runs over, four times
+BATCHES, HELD_BACK = 25, 32  # that it runs over, four times, and at most as many that it leaves out and is judged on
 VARIED_STEPS, VARIED_BATCHES = 40, 10  # of each variation, and the batches that it runs over, four times
 MAX_CONFIRMED = 3  # variations that fix the run and are run for twice as many steps
 VARIED_AT_MOST = 4  # steps of all variations together, before they are confirmed, over those of the trial
 NEARLY_FIXED = 0.98  # end over the baseline of a variation that is worth more steps
 MAX_WORK_TO_GO_ON = 5e7  # weights times samples and places in a step of a trial that goes on: .05 s on a core
 FURTHER, LONGER = 4, 14  # trials of further steps where one was too short to tell; at most, if so many are planned
-HELD_BACK = 32  # batches at most that a trial leaves out, and on which it is judged
 WELL_LEARNED = 0.1  # end over the baseline, beyond which it is asked whether a linear function learns more
 ALIKE = 1e-3  # spread of answers over their size, below which a loss of their mean is no wonder
 
@@ -99,7 +98,7 @@ def try_out(
     steps: int = STEPS,
     planned_steps: int | None = None,
     attention: AttentionProbe | None = None,
-    validation: TrialData | None = None,
+    validation: Sequence[Any] = (),
     tell: Callable[[str], None],
 ) -> tuple[Trace, Verdict]:
     """Run the trial and what it calls for; return its record, `probes.trial` filled in, and how it went."""
@@ -126,10 +125,10 @@ def try_out(
         trace.description = replace(description, layers=trace.description.layers or description.layers)
         trace.probes = probes
         if failed is not None:
-            if step_error(model, batches) is None:  # what the record of the step raised is no fault of the program
-                logger.warning("The trial of %r could not be recorded: %s", model.name, essence(failed))
-            else:
+            if step_error(model, batches) is not None:
                 trace.probes = replace(probes, failure=failure("step", failed, batch=batches[0]))
+            else:  # what the record of the step raised is no fault of the program
+                logger.warning("The trial of %r could not be recorded: %s", model.name, essence(failed))
             return trace, verdict(trace)
         outputs = losses.compared(before, losses.measured()) or baselines.compared(run.loss)
         penalties = (penalty, losses.penalty) if penalty or losses.penalty else None
@@ -168,8 +167,7 @@ def try_out(
         left = (planned_steps or 0) - len(run.loss)  # of a planned training, that the trial has not seen
         work = (description.trainable_entries or 0) * data.batch_size * data.places
         longer = seen.state == LEARNING and left >= len(batches) and work < MAX_WORK_TO_GO_ON
-        going = outweighed or seen.state in (LEARNING, STALLED)
-        at_end = trial.save() if run.broken is None and going else []
+        at_end = trial.save() if run.broken is None and (outweighed or seen.state in (LEARNING, STALLED)) else []
         if description.own_train_step:
             reading = replace(reading, pairs_samples=pairs_samples(trial, probes.loss.outputs))
             like = step_acts_like(trial, probes.loss.outputs, run.loss[0] if len(run.loss) else math.nan)
@@ -226,8 +224,7 @@ def try_out(
         by_row = losses_by_row(model, len(description.outputs)) if compares else []
         trial.load(at_end)
         if others and by_row:
-            given = [] if validation is None else validation.cut(HELD_BACK, seed=seed)
-            reading = replace(reading, held_back=held_back_readings(model, by_row, batches, others, given))
+            reading = replace(reading, held_back=held_back_readings(model, by_row, batches, others, validation))
         trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
         judged = judge(trace, ()).verdict
         far = seen.state == LEARNING and not end_over_baseline(trace) <= WELL_LEARNED
@@ -251,8 +248,7 @@ def try_out(
     unusual = {} if own or description.optimizer is None else description.optimizer.unusual
     if unusual and not fixed and (seen.suspicious or judged == UNDECIDED):
         tell("training with the usual settings of the optimizer")
-        usual = usual_optimizer(model, unusual)
-        variations |= _freed(USUAL_OPTIMIZER, usual, model, batches, baselines, len(trace))
+        variations |= _freed(USUAL_OPTIMIZER, usual_optimizer(model, unusual), model, batches, baselines, len(trace))
     trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
     return trace, seen
 

@@ -255,6 +255,9 @@ def test_a_train_step_that_ran_away_before_it_broke_is_not_unsafe():
         trace = trace_of(1, None, distance, NUMBERS, run=run)
         trace = set_autopsy(trace, Offender(kind="loss", name="loss", found="nan", sentence="It broke."), layers=())
         assert (unsafe_loss(trace) is not None) == unsafe
+        trace = broken(trace_of(1, None, "mse", NUMBERS, run=run), kind="gradient", name="log", layer="log")
+        trace.description = described({"layers": [{"name": "log", "kind": "Lambda", "parameters": 0}]})
+        assert (unsafe_loss(trace) is not None) == unsafe
 
 
 def test_the_autopsy_names_the_loss_or_its_derivative():
@@ -297,6 +300,14 @@ def test_a_trace_without_probes_gives_nothing():
     trace = Trace(["dense"])
     trace.extend(step=range(40), loss=[math.nan] * 40)
     assert loss_output_mismatch(trace) is None and unsafe_loss(trace) is None
+
+
+@pytest.mark.parametrize(("teacher", "told"), [(lambda scores: scores, True), (ops.softmax, False)])
+def test_a_divergence_takes_probabilities(teacher, told):
+    targets = np.asarray(teacher(4.0 * X[:, :3]))
+    trace = probed(net(4, 3, "softmax"), X, targets, loss="kl_divergence")
+    found = loss_output_mismatch(trace)
+    assert (found is not None and "divergence" in found.title) == told
 
 
 @pytest.mark.parametrize(("smoothing", "told"), [(1.0, True), (0.1, False)])

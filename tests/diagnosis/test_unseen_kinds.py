@@ -427,3 +427,42 @@ def test_hidden_layers_that_end_in_a_softmax_shrink_the_gradient(hidden, told):
     assert (found is not None) == told
     if told:
         assert "softmax" in assert_sound(found, "vanishing_initialization").title
+
+
+@pytest.mark.parametrize(("depend", "told"), [(False, True), (True, False)])
+def test_a_solution_that_is_the_same_everywhere_leaves_a_smaller_term_unlearned(depend, told):
+    """Equal answers solve the equation; the term that asks for more began ten times smaller alone."""
+    trace = hand_made.of_solved_equation(initial=0.99, residual=0.01)
+    logs = {name: np.array(values) for name, values in trace.probes.trial.logs.items()}
+    logs["residual"] = logs["residual"] / 100.0
+    logs["loss"] = logs["initial"] + logs["residual"]
+    read = {name: tuple(map(float, values)) for name, values in logs.items()}
+    answers = AnswersReading(1.0, 2.0 if depend else 1.0, 0.01)
+    assert ("unbalanced_loss_terms" in codes(with_trial(trace, logs=read, answers=answers))) == told
+
+
+@pytest.mark.parametrize(("cut", "told"), [(("term 1 of the sum",), True), ((), False)])
+def test_a_term_that_no_slope_leads_from_is_told(cut, told):
+    trace = trial(FALLING)
+    trace.description = replace(trace.description, own_train_step=True)
+    assert ("loss_without_gradient" in codes(with_trial(trace, cut_off=cut))) == told
+
+
+@pytest.mark.parametrize(("momentum", "end", "told"), [(0.999, 0.4, True), (0.999, 2.28, False), (0.9, 0.4, False)])
+def test_settings_without_which_the_net_learns_are_told(momentum, end, told):
+    varied = {"usual_optimizer": {"start": 2.3, "end": end, "fall": 1.0 - end / 2.3, "over_baseline": end / 2.3}}
+    trace = trial(STANDING, varied=varied)
+    optimizer = replace(trace.description.optimizer, name="SGD", settings={"momentum": momentum})
+    trace.description = replace(trace.description, optimizer=optimizer)
+    assert ("optimizer_state" in codes(trace)) == told
+
+
+def test_a_trial_tries_the_usual_settings_of_an_optimizer():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(640, 4)).astype("float32")
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.01, clipnorm=1e-3), "mse")
+    found = gr.diagnose(model, x, x.sum(axis=1), batch_size=32, epochs=10)
+    assert found.trace.probes.trial.variations["usual_optimizer"].over_baseline < 0.9
+    assert model.optimizer.clipnorm == 1e-3 and "optimizer_state" in [one.code for one in found.findings]

@@ -57,7 +57,15 @@ def test_of_a_copy_only_what_a_code_of_one_number_holds_is_a_witness():
     rng = np.random.default_rng(0)
     numbers = rng.normal(size=(320, 1)) @ rng.normal(size=(1, 12)) + 0.5 * rng.normal(size=(320, 12))
     (found,) = simple_readings([(numbers, numbers)])
-    assert found.code and found.clear and found.linear > 0.1
+    assert "principal component" in found.of and found.clear and found.linear > 0.1
+
+
+def test_whole_numbers_may_be_names_of_words():
+    rng = np.random.default_rng(0)
+    words = rng.integers(1, 90, (640, 12)).astype("float32")
+    y = (words == 7).any(axis=1).astype("int64") + (words == 60).any(axis=1)
+    (found,) = simple_readings([(words[at : at + 32], y[at : at + 32]) for at in range(0, 640, 32)])
+    assert found.clear and found.of == "how often each number occurs in the inputs"
 
 
 @pytest.mark.parametrize("head", ["softmax", "linear", "sigmoid", "number"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,7 +119,7 @@ class Fit(NamedTuple):
         constants: The same of the constant prediction, `[columns]`.
         labels: The value of each class; None of numbers.
         rows: Places of the judged rows.
-        units: How many random ReLU units of the inputs it is linear in; 0 of the inputs themselves.
+        of: What the function is linear in.
     """
 
     constant: np.ndarray
@@ -128,18 +128,18 @@ class Fit(NamedTuple):
     constants: np.ndarray
     labels: np.ndarray | None
     rows: np.ndarray
-    units: int
+    of: str
 
 
-def simple_fit(x: np.ndarray, y: np.ndarray, judged: np.ndarray) -> Fit | None:
+def simple_fit(features: Mapping[str, np.ndarray], y: np.ndarray, judged: np.ndarray) -> Fit | None:
     """Return what a simple function learns of the targets, on rows that it was not fitted to.
 
-    It is linear in the inputs or in random ReLU units of them, whichever is better. Classes are predicted by a logistic
-    regression and compared by cross-entropy, in nats; numbers by a ridge regression, and compared by squared error over
-    the variance.
+    It is linear in one of several kinds of features, whichever is best. Classes are predicted by a logistic regression
+    and compared by cross-entropy, in nats; numbers by a ridge regression, and compared by squared error over the
+    variance.
 
     Args:
-        x: Features, `[rows, columns]`.
+        features: Of each kind, by its name, `[rows, columns]`.
         y: Targets, `[rows, ...]`: classes, rows with a single 1, or numbers.
         judged: bool `[rows]`, the rows that are judged; the others are fitted.
 
@@ -148,16 +148,14 @@ def simple_fit(x: np.ndarray, y: np.ndarray, judged: np.ndarray) -> Fit | None:
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(200, 2))
-        >>> found = simple_fit(x, x[:, 0] > 0, np.arange(200) % 2 == 0)
+        >>> found = simple_fit({"x": x}, x[:, 0] > 0, np.arange(200) % 2 == 0)
         >>> float(found.constant.mean()) > 0.6, float(found.fitted.mean()) < 0.4
         (True, True)
     """
     usable = np.isfinite(y.reshape(len(y), -1).astype(np.float64)).all(axis=1)
-    x, y, judged = np.nan_to_num(x[usable].astype(np.float64)), y[usable], judged[usable]
-    places = np.flatnonzero(usable)
+    y, judged, places = y[usable], judged[usable], np.flatnonzero(usable)
     if not judged.any() or judged.all():
         return None
-    x = _standardized(x, ~judged)
     classes, labels = _labels(y)
     values = np.eye(len(classes))[labels] if classes is not None else _columns(y)
     if values is None or not (values[~judged].std(axis=0) > 0).any():
@@ -170,16 +168,17 @@ def simple_fit(x: np.ndarray, y: np.ndarray, judged: np.ndarray) -> Fit | None:
         mean = counts / counts.sum()
         constant = -np.log(mean)[values[judged].argmax(axis=1)]
     fits = []
-    for units, columns in ((0, x), (RANDOM_UNITS, _standardized(_random_units(x), ~judged))):
-        columns = np.c_[columns, np.ones(len(columns))]
+    for of, columns in features.items():
+        x = _standardized(np.nan_to_num(columns[usable].astype(np.float64)), ~judged)
+        x = np.c_[x, np.ones(len(x))]
         for penalty in PENALTIES:
             if classes is None:
-                answers = columns[judged] @ _ridge(columns[~judged], values[~judged] - mean, penalty) + mean
+                answers = x[judged] @ _ridge(x[~judged], values[~judged] - mean, penalty) + mean
                 losses = np.square(values[judged] - answers).mean(axis=1) / size
             else:
-                logs = _log_shares(columns[judged] @ _logistic(columns[~judged], values[~judged], penalty))
+                logs = _log_shares(x[judged] @ _logistic(x[~judged], values[~judged], penalty))
                 answers, losses = np.exp(logs), -(logs * values[judged]).sum(axis=1)
-            fits.append(Fit(constant, losses, answers, mean, classes, places[judged], units))
+            fits.append(Fit(constant, losses, answers, mean, classes, places[judged], of))
     return min(fits, key=lambda one: float(one.fitted.mean()))
 
 
@@ -188,7 +187,13 @@ def _standardized(x: np.ndarray, fitted: np.ndarray) -> np.ndarray:
     return np.clip((x - x[fitted].mean(axis=0)) / np.where(spread > 0, spread, 1.0), -FAR_OUT, FAR_OUT)
 
 
-def _random_units(x: np.ndarray) -> np.ndarray:
+def random_units(x: np.ndarray) -> np.ndarray:
+    """Return ReLU units of standardized columns, float64 `[rows, RANDOM_UNITS]`, with weights drawn at random.
+
+    Args:
+        x: `[rows, columns]`.
+    """
+    x = _standardized(np.nan_to_num(x.astype(np.float64)), np.ones(len(x), bool))
     random = np.random.default_rng(0)
     kernel = random.normal(size=(x.shape[1], RANDOM_UNITS)) / math.sqrt(x.shape[1])
     return np.maximum(x @ kernel + random.normal(size=RANDOM_UNITS), 0.0)

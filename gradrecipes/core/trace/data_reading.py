@@ -183,8 +183,7 @@ class LinearReading(Record):
         linear: The same of the linear function.
         noise: Standard error of the difference.
         rows: How many rows were judged.
-        units: Random ReLU units of the inputs in which it is linear; 0: in the inputs themselves.
-        code: Whether the target is an input, and the function is one of its first principal component alone.
+        of: What the function is linear in.
         own: Mean loss, the program's own, of the net's answers to these rows at the end, which it was trained on; None
             where that was not measured, as of all below.
         own_linear: The same of the linear function.
@@ -197,8 +196,7 @@ class LinearReading(Record):
     linear: float = 0.0
     noise: float = 0.0
     rows: int = 0
-    units: int = 0
-    code: bool = False
+    of: str = "the inputs"
     own: float | None = None
     own_linear: float | None = None
     own_constant: float | None = None
@@ -220,12 +218,6 @@ class LinearReading(Record):
         if own is None or linear is None or constant is None or noise is None or not self.clear:
             return None
         return (constant - own + 2.0 * noise) / (constant - linear) if constant - linear > 4.0 * noise else None
-
-    @property
-    def words(self) -> str:
-        """What the function is linear in."""
-        inputs = "the first principal component of the inputs" if self.code else "the inputs"
-        return f"{self.units} random ReLU units of {inputs}" if self.units else inputs
 
 
 @dataclass(frozen=True)

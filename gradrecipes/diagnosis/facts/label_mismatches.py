@@ -26,6 +26,7 @@ MAX_EMPTY_ROW_SHARE = 0.01  # share of rows that need not be distributions: rows
 WRONG_SIGN_SHARE = 0.05  # share of targets of the wrong sign
 MIN_LABELS_PER_SAMPLE = 1.5  # mean number of ones in a row from which most samples have several labels
 MIN_SAMPLES_OF_ONE = 20  # of fewer samples, all may well be of one class by chance
+DIVERGENCES = ("kl_divergence", "kullback_leibler_divergence")  # as Keras' function and its class are called
 MIN_RANKED_CLASSES = 100  # classes above which a softmax over several labels may rank items, as in arXiv 1802.05814
 
 
@@ -293,6 +294,22 @@ def _signs(head: Head, target: ArrayReading) -> Iterator[Mismatch]:
                 "For several classes use the categorical hinge on one-hot rows",
                 "It compares the right class with the best of the others.",
                 more="y = keras.utils.to_categorical(y)\n",
+            ),
+        )
+    elif head.loss in DIVERGENCES and (
+        negative >= WRONG_SIGN_SHARE or (number(target.max) or 0.0) > 1.0 + TARGET_MARGIN
+    ):
+        yield Mismatch(
+            title="A divergence of probabilities, and targets that are none",
+            statement=f"{target.name} ranges from {rounded(target.min)} to {rounded(target.max)}; {head.loss} takes "
+            "probabilities, which sum to 1, and moves what lies outside of 0 to 1 to the nearer end.",
+            consequence="What scores above 1 or below 0 say is lost, and no answer has a loss of 0.",
+            measured=number(target.max),
+            expected=1.0,
+            prescription=compile_with(
+                "lambda y, p: keras.losses.kl_divergence(keras.ops.softmax(y), keras.ops.softmax(p))",
+                "Turn scores into probabilities before they are compared",
+                "A softmax makes the distribution that scores stand for.",
             ),
         )
     elif head.loss in ("poisson", "mean_squared_logarithmic_error") and negative >= WRONG_SIGN_SHARE:

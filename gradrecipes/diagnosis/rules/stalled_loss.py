@@ -63,24 +63,24 @@ def stalled_loss(trace: Trace) -> Finding | None:
     evidence = [Evidence(statement, end, seen.start, "this run")]
     if witness is not None:
         less = (
-            f"A linear function of {witness.words} lowers the loss of a constant prediction from "
+            f"A linear function of {witness.of} lowers the loss of a constant prediction from "
             f"{rounded(witness.constant)} to {rounded(witness.linear)}, on {witness.rows:,} rows that it was not "
             "fitted to"
         )
         evidence.append(Evidence(f"{less}.", witness.linear, witness.constant, "the data of this trial"))
         then = f"Nothing is learned; {less}: the data can be learned, and this program does not learn them."
         if seen.state != STALLED:
-            title = "The net is no better than a constant prediction, and a linear function of the inputs is"
+            title = "The net is no better than a constant prediction, and a simple function of the inputs is"
     elif ahead is not None:
         less = (
             f"On {ahead.rows:,} rows that it was trained on the loss of the net is {rounded(ahead.own)}; that of a "
-            f"linear function of {ahead.words} that was not fitted to these rows is {rounded(ahead.own_linear)}, that "
+            f"linear function of {ahead.of} that was not fitted to these rows is {rounded(ahead.own_linear)}, that "
             f"of a constant prediction {rounded(ahead.own_constant)}"
         )
         evidence.append(Evidence(f"{less}.", ahead.own, ahead.own_linear, "the data of this trial"))
         then = f"{less}: much more can be learned of the data, and this program does not learn it."
         if seen.state != STALLED:
-            title = "The net learns far less than a linear function of the inputs"
+            title = "The net learns far less of the data than a simple function does"
     return Finding(
         code="stalled_loss",
         title=title,

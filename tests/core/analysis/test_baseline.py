@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from gradrecipes.core.analysis.baseline import constant_baseline_loss, simple_fit
+from gradrecipes.core.analysis.baseline import constant_baseline_loss, random_units, simple_fit
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.choice(4, size=200, p=[0.5, 0.3, 0.15, 0.05])
@@ -93,7 +93,7 @@ JUDGED = np.arange(300) % 2 == 1
     ],
 )
 def test_a_simple_function_is_judged_on_rows_that_it_was_not_fitted_to(targets, learned):
-    found = simple_fit(ROWS, targets, JUDGED)
+    found = simple_fit({"x": ROWS}, targets, JUDGED)
     gain = found.constant - found.fitted
     assert len(gain) == 150 and (gain.mean() > 4.0 * gain.std() / np.sqrt(150)) == learned
     assert found.answers.shape == (150, len(found.constants)) and list(found.rows[:2]) == [1, 3]
@@ -102,7 +102,7 @@ def test_a_simple_function_is_judged_on_rows_that_it_was_not_fitted_to(targets, 
 @pytest.mark.parametrize("targets", [lambda x: np.linalg.norm(x, axis=1) > 1.5, lambda x: np.abs(x[:, 0])])
 def test_what_no_linear_function_learns_one_of_random_units_may(targets):
     x = np.random.default_rng(0).normal(size=(800, 3))
-    found = simple_fit(x, targets(x), np.arange(800) % 2 == 1)
+    found = simple_fit({"x": x, "units": random_units(x)}, targets(x), np.arange(800) % 2 == 1)
     gain = found.constant - found.fitted
     assert (
         found.units
@@ -113,4 +113,4 @@ def test_what_no_linear_function_learns_one_of_random_units_may(targets):
 
 @pytest.mark.parametrize("targets", [np.zeros(300), RANDOM.integers(0, 9, (300, 12)), np.full(300, np.nan)])
 def test_targets_without_a_simple_function_give_none(targets):
-    assert simple_fit(ROWS, targets, JUDGED) is None
+    assert simple_fit({"x": ROWS}, targets, JUDGED) is None
