@@ -20,6 +20,7 @@ from gradrecipes.diagnosis.outcome import (
     BROKEN,
     DIVERGING,
     DIVERGING_RISE,
+    FOLLOWED_RISE,
     LEARNING,
     OSCILLATING,
     SLOW_FALL,
@@ -145,11 +146,9 @@ def is_lost_later(trial: TrialReading, seen: Verdict) -> bool:
         trial: With its further steps.
         seen: How its recorded steps went.
     """
-    climbs = (
-        one.end is not None and one.start is not None and one.end > DIVERGING_RISE * one.start > 0
-        for one in trial.further
-    )
-    return trial.further_broken is not None or (seen.learned and any(climbs))
+    rise = FOLLOWED_RISE if trial.moving_target else DIVERGING_RISE
+    climbs = (one.end is not None and one.start is not None and one.end > rise * one.start > 0 for one in trial.further)
+    return trial.further_broken is not None or ((seen.learned or trial.moving_target) and any(climbs))
 
 
 def _highest(trial: TrialReading) -> float:

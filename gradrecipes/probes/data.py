@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.core.trace.data_reading import ArrayReading, Column, Columns, DataReading, Outlier
+from gradrecipes.core.trace.data_reading import CLASS_WEIGHT, ArrayReading, Column, Columns, DataReading, Outlier
 from gradrecipes.core.trace.description import Description, InputDescription
 from gradrecipes.training.autopsy.arrays import dense, leaves
 from gradrecipes.training.trial.trial_data import TrialData
@@ -316,11 +316,12 @@ def read_data(data: TrialData, description: Description, *, complete: bool | Non
     complete = data.complete if complete is None else complete
     how = {"inputs": description.inputs, "samples": data.samples, "complete": complete}
     read = data_probe(data.x, data.y, data.sample_weight, **how)
+    if data.by_class:
+        read = replace(read, sample_weight=tuple(replace(one, name=CLASS_WEIGHT) for one in read.sample_weight))
     if data.batches is None or len(read.targets) != 1 or not read.targets[0].numeric:
         return read
     labels = [np.asarray(keras.tree.flatten(keras.utils.unpack_x_y_sample_weight(one)[1])[0]) for one in data.batches]
-    target = read.targets[0]
-    return replace(read, targets=(replace(target, between_batches=_between(labels, target)),))
+    return replace(read, targets=(replace(read.targets[0], between_batches=_between(labels, read.targets[0])),))
 
 
 def _between(batches: Sequence[np.ndarray], read: ArrayReading) -> float | None:

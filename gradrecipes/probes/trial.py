@@ -165,8 +165,8 @@ def try_out(
         open_still = seen.state in (LEARNING, STALLED) and judge(trace, ()).verdict == UNDECIDED
         asked = description.own_train_step and seen.state == LEARNING and not outputs
         left = (planned_steps or 0) - len(run.loss)  # of a planned training, that the trial has not seen
-        work = (description.trainable_entries or 0) * data.batch_size * data.places
-        longer = seen.state == LEARNING and left >= len(batches) and work < MAX_WORK_TO_GO_ON
+        cheap = (description.trainable_entries or 0) * data.batch_size * data.places < MAX_WORK_TO_GO_ON
+        longer = seen.state == LEARNING and left >= len(batches) and cheap
         at_end = trial.save() if run.broken is None and (outweighed or seen.state in (LEARNING, STALLED)) else []
         if description.own_train_step:
             reading = replace(reading, pairs_samples=pairs_samples(trial, probes.loss.outputs))
@@ -204,7 +204,7 @@ def try_out(
         if ended and (outweighed or seen.state == LEARNING or not any(fixes(one, seen) for one in variations.values())):
             tell("going on where the trial ended")
             trial.load(ended)
-            most = LONGER if open_still and answers is None and work < MAX_WORK_TO_GO_ON else FURTHER
+            most = LONGER if open_still and (answers is None or reading.moving_target) and cheap else FURTHER
             more = max(min(most * steps, left), FURTHER * steps if outweighed or open_still else 0)
             how = {"answers": answers, "fitted": baselines.fitted, "outweighed": outweighed}
             reading = _gone_on(trial, reading, losses, before, more, **how)

@@ -236,6 +236,15 @@ def test_a_rate_at_which_a_run_that_is_lost_late_is_not_lost_is_told(end, told):
     assert judge(trace, find(trace)).verdict == "unhealthy"
 
 
+@pytest.mark.parametrize(("moving", "end", "told"), [(True, 3e5, True), (True, 60.0, False), (False, 60.0, True)])
+def test_a_loss_that_climbs_in_the_further_steps_diverges(moving, end, told):
+    """One that follows the values of the net may rise as far as these may grow, not without end."""
+    trace = trial(np.linspace(2.0, 1.0, 100) if not moving else np.linspace(2.0, 2.1, 100))
+    further = (OutputTrial(0, "loss", 2.0, end, None, 0.01),)
+    trace = with_trial(trace, moving_target=moving, constant_baseline_loss=None, further=further, further_steps=400)
+    assert ("diverging_loss" in codes(trace)) == told
+
+
 @pytest.mark.parametrize(("validated", "held", "told"), [(0.02, 1.2, True), (0.6, 1.2, False), (0.02, 0.1, False)])
 def test_validation_data_of_which_nothing_holds_are_told(validated, held, told):
     read = HeldBackReading(0, 1.4, held, 0.05, 0.05, 900, 0.3, validated=validated, validated_noise=0.03)

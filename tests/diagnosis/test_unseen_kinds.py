@@ -466,3 +466,16 @@ def test_a_trial_tries_the_usual_settings_of_an_optimizer():
     found = gr.diagnose(model, x, x.sum(axis=1), batch_size=32, epochs=10)
     assert found.trace.probes.trial.variations["usual_optimizer"].over_baseline < 0.9
     assert model.optimizer.clipnorm == 1e-3 and "optimizer_state" in [one.code for one in found.findings]
+
+
+@pytest.mark.parametrize("by_class", [True, False])
+def test_weights_are_called_what_the_user_gave(by_class):
+    x = np.random.default_rng(0).normal(size=(320, 4)).astype("float32")
+    y = (x[:, 0] > 0).astype("int64")
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(2, activation="softmax")])
+    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    weights = {"class_weight": {0: 3e4, 1: 3e4}} if by_class else {"sample_weight": np.full(320, 3e4)}
+    found = next(one for one in gr.diagnose(model, x, y, **weights).findings if one.code == "unscaled_loss_weights")
+    assert found.title.startswith("Class weights" if by_class else "Sample weights")
+    assert ("class_weight" in found.prescriptions[0].code) == by_class

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from gradrecipes.core.trace.record import Record
 
+CLASS_WEIGHT = "class_weight"  # name of the weights of samples that those of their classes make
+
 
 @dataclass(frozen=True)
 class Column(Record):

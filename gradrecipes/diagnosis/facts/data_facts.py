@@ -9,7 +9,7 @@ import numpy as np
 
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Autopsy, LayerReading, Offender
-from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
+from gradrecipes.core.trace.data_reading import CLASS_WEIGHT, ArrayReading, DataReading
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.core.trace.probes import LossPoint, LossReading, OutputReading
 from gradrecipes.core.trace.trial_reading import TrialReading, Variation
@@ -136,7 +136,8 @@ def arrays(trace: Trace, *, which: str = "data", parts: tuple[str, ...] = ("inpu
 def names(trace: Trace) -> list[str]:
     """Return the names of inputs, targets and sample weights, including arrays that are not numeric."""
     data = trace.probes.data or DataReading()
-    return [array.name for array in (*data.inputs, *data.targets, *data.sample_weight) if array.name]
+    given = (*data.inputs, *data.targets, *data.sample_weight)
+    return [array.name for array in given if array.name and array.name != CLASS_WEIGHT]
 
 
 def autopsy(trace: Trace) -> Autopsy:

@@ -19,8 +19,11 @@ This is a symptom: treat the cause. Until then a `GradientGuard` restores health
 
 from __future__ import annotations
 
+import math
+
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.diagnosis.facts.divergences import lost_later
 from gradrecipes.diagnosis.facts.readings import place, rounded
 from gradrecipes.diagnosis.outcome import DIVERGING, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
@@ -35,22 +38,22 @@ from gradrecipes.diagnosis.registry import rule
 )
 def diverging_loss(trace: Trace) -> Finding | None:
     """Tell whether the loss climbs away."""
-    seen = verdict(trace)
-    if seen.state != DIVERGING or seen.step is None:
+    seen, later = verdict(trace), lost_later(trace)
+    if later is not None and math.isfinite(later.end):
+        end, step, when = later.end, later.step, f"after {later.step:,} steps"
+    elif seen.state == DIVERGING and seen.step is not None:
+        end, step, when = seen.end, seen.step, f"at the end; it began to climb at {place(trace, seen.step)}"
+    else:
         return None
-    where = place(trace, seen.step)
-    statement = (
-        f"The loss was {rounded(seen.start)} at the start and is {rounded(seen.end)} at the end; it began to climb "
-        f"at {where}."
-    )
+    statement = f"The loss was {rounded(seen.start)} at the start and is {rounded(end)} {when}."
     return Finding(
         code="diverging_loss",
-        title=f"The loss climbs from {rounded(seen.start)} to {rounded(seen.end)}",
+        title=f"The loss climbs from {rounded(seen.start)} to {rounded(end)}",
         kind=Kind.SYMPTOM,
         severity=Severity.CRITICAL,
         confidence=0.95,
         explanation=f"{statement} Every further step makes the net worse, until the loss is infinite.",
-        step=seen.step,
-        evidence=(Evidence(statement, seen.end, seen.start, "this run"),),
+        step=step,
+        evidence=(Evidence(statement, end, seen.start, "this run"),),
         prescriptions=(prescription("guard"),),
     )

@@ -30,6 +30,7 @@ import math
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import CLASS_WEIGHT
 from gradrecipes.diagnosis.facts.data_facts import arrays, heads, is_held_back
 from gradrecipes.diagnosis.facts.mismatch import class_of
 from gradrecipes.diagnosis.facts.readings import number, rounded
@@ -37,7 +38,7 @@ from gradrecipes.diagnosis.outcome import fixing_rate, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription
 from gradrecipes.diagnosis.registry import FAILED_RUN, rule
 
-SAMPLES, SUMS = "Sample weights", "Sums over samples and places, instead of means,"
+SAMPLES, CLASSES, SUMS = "Sample weights", "Class weights", "Sums over samples and places, instead of means,"
 FAR_FROM_ONE = 100.0  # root mean square of the weights, or its reciprocal: balanced class weights reach tens
 
 
@@ -94,8 +95,8 @@ def _of_zero(trace: Trace, name: str) -> Finding:
 def _remedy(trace: Trace, name: str, size: float) -> Prescription:
     if name == SUMS:
         return prescription("mean_reduction", loss=class_of(heads(trace)[0].loss))
-    remedy = "mean_weight_of_one" if name == SAMPLES else "loss_weight_of_one"
-    return prescription(remedy, weight=rounded(size))
+    remedies = {SAMPLES: "mean_weight_of_one", CLASSES: "mean_class_weight_of_one"}
+    return prescription(remedies.get(name, "loss_weight_of_one"), weight=rounded(size))
 
 
 def _size(trace: Trace) -> tuple[float, str]:
@@ -103,7 +104,7 @@ def _size(trace: Trace) -> tuple[float, str]:
     given = arrays(trace, parts=("sample_weight",))
     if given:
         known = [rms for array in given if (rms := number(array.rms)) is not None]
-        return max(known, default=1.0), SAMPLES
+        return max(known, default=1.0), CLASSES if given[0].name == CLASS_WEIGHT else SAMPLES
     outputs = trace.description.outputs
     weight = outputs[0].loss_weight if len(outputs) == 1 else None
     if len(outputs) == 1 and outputs[0].config.get("reduction") == "sum" and weight is None:

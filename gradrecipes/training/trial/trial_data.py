@@ -127,6 +127,7 @@ class TrialData:
         complete: Whether these are all the data.
         batch_size: Samples in a batch.
         batches: The batches of a dataset or a generator as they came; None for arrays, which are cut by `cut`.
+        by_class: Whether samples weigh what their classes do.
     """
 
     x: Any
@@ -136,6 +137,7 @@ class TrialData:
     complete: bool
     batch_size: int
     batches: tuple[Any, ...] | None = None
+    by_class: bool = False
 
     def cut(self, limit: int, *, seed: int = 0, suspects: Sequence[int] = ()) -> list[Any]:
         """Return up to `limit` batches as `train_step` takes them, drawn by a seed; suspects come in the third.
@@ -274,7 +276,8 @@ def _of_arrays(
     samples = lengths.pop()
     if class_weight:
         *_, sample_weight = weighted((x, y, sample_weight), class_weight)
-    return TrialData(x, y, sample_weight, samples, complete=True, batch_size=min(batch_size, samples))
+    size, by_class = min(batch_size, samples), bool(class_weight)
+    return TrialData(x, y, sample_weight, samples, complete=True, batch_size=size, by_class=by_class)
 
 
 def _arrays(name: str, structure: Any) -> Any:
@@ -322,7 +325,8 @@ def _of_batches(source: Iterable[Any], class_weight: Mapping[int, float] | None)
     first = keras.tree.flatten(parts[0][0])[0]
     size = int(first.shape[0]) if len(first.shape) else 1
     samples = sum(int(keras.tree.flatten(part[0])[0].shape[0]) for part in parts)
-    return TrialData(*whole, samples=samples, complete=complete, batch_size=size, batches=packed)
+    how: dict[str, Any] = {"complete": complete, "batch_size": size, "batches": packed, "by_class": bool(class_weight)}
+    return TrialData(*whole, samples=samples, **how)
 
 
 def _read_batches(source: Iterable[Any]) -> tuple[list[Any], bool]:
