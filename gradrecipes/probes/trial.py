@@ -36,7 +36,7 @@ from gradrecipes.core.trace.trial_reading import (
     at_rate,
     variation_of,
 )
-from gradrecipes.diagnosis.facts.divergences import end_over_baseline, is_outrun
+from gradrecipes.diagnosis.facts.divergences import ahead, end_over_baseline, is_outrun
 from gradrecipes.diagnosis.judgement import UNDECIDED, is_lost_later, judge, outweighed_part
 from gradrecipes.diagnosis.outcome import (
     HALVED_END,
@@ -60,6 +60,7 @@ from gradrecipes.probes.reach import StillWeights, unreached_data
 from gradrecipes.probes.signal import failure, signal
 from gradrecipes.probes.variations import (
     CHANGES,
+    HIGHER_RATES,
     Context,
     bad_samples,
     fitting_weights,
@@ -232,10 +233,10 @@ def try_out(
             tell("fitting a simple function to the same data")
             reading = replace(reading, linear=learned_simply(trial, description, probes.data, by_row))
             trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
-        if judged != UNDECIDED and is_outrun(trace):  # a lower rate may do better
-            for rate in LOWER_RATES[:2]:
+        if (judged != UNDECIDED and is_outrun(trace)) or ahead(trace) is not None:  # another rate may do better
+            for rate in (*LOWER_RATES[:2], *HIGHER_RATES[:2]):
                 varied = _vary(trial, baselines, rate=rate, batches=batches, steps=len(run.loss))
-                variations |= {} if varied is None else {at_rate(rate).name: varied}
+                variations = ({} if varied is None else {at_rate(rate).name: varied}) | variations
     own = description.own_train_step or description.optimizer is None or description.optimizer.count != 1
     if seen.suspicious and not own and any(layer.kernel for layer in description.frozen):
         tell("training what is frozen, too")
@@ -394,7 +395,6 @@ def _vary(trial: Trial, baselines: Baselines, *, steps: int = VARIED_STEPS, **ch
     over = (float(loss[-period:].mean()) if heavy else end) / baseline if baseline else None
     if fitted is None:
         read = None if baselines.answers is None or over is not None else baselines.answers.compared()
-        depend = None if read is None else int(read.depend)
-        return VariationResult(start, end, fall, None, over, steps, depend)
+        return VariationResult(start, end, fall, None, over, steps, None if read is None else int(read.depend))
     last = OutputTrial(0, "loss", start, float(loss[-period:].mean()), fitted, standard_error(loss[-period:]))
     return VariationResult(start, end, fall, None, over, steps, int(last.learned), end - fitted)

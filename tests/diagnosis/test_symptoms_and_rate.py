@@ -227,6 +227,14 @@ def test_a_net_that_ends_far_behind_a_linear_function_is_unhealthy(own, steps, l
     assert (judge(trace, find(trace)).verdict == "unhealthy") == told
 
 
+@pytest.mark.parametrize(("own", "end", "told"), [(1.9, 0.5, True), (1.9, 1.6, False), (0.9, 0.4, False)])
+def test_a_rate_at_which_a_net_far_behind_a_simple_function_learns_is_told(own, end, told):
+    trace = trial(np.linspace(2.4, 2.0, 100), varied={"rate_10": {"start": 2.4, "end": end, "fall": 1 - end / 2.4}})
+    linear = LinearReading(0, 2.3, 0.4, 0.05, 200, own=own, own_linear=0.3, own_constant=2.3, own_noise=0.02)
+    rates = PlannedRates(100, True, 0.01, 0.01, 0.01, 0)
+    assert ("learning_rate_too_low" in codes(with_trial(trace, linear=(linear,), rates=rates))) == told
+
+
 @pytest.mark.parametrize(("end", "told"), [(0.3, True), (2.5, False), (None, False)])
 def test_a_rate_at_which_a_run_that_is_lost_late_is_not_lost_is_told(end, told):
     varied = {"rate_0.1": {"start": 2.3, "end": end, "fall": end and 1.0 - end / 2.3, "broken": None if end else 420}}

@@ -17,6 +17,8 @@ from gradrecipes.diagnosis.judgement import judge
 from gradrecipes.diagnosis.outcome import rival_losses, verdict
 from gradrecipes.diagnosis.rules.vanishing_initialization import vanishing_initialization
 from gradrecipes.probes.signal import signal
+from gradrecipes.probes.variations import usual_optimizer
+from gradrecipes.training.description.describe import describe_model
 from tests.diagnosis import hand_made
 from tests.diagnosis.contradictions import contradictions
 from tests.diagnosis.hand_made import BROKEN, FALLING, STANDING, STEPS, labels, trial, with_data
@@ -457,15 +459,13 @@ def test_settings_without_which_the_net_learns_are_told(momentum, end, told):
     assert ("optimizer_state" in codes(trace)) == told
 
 
-def test_a_trial_tries_the_usual_settings_of_an_optimizer():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(640, 4)).astype("float32")
-    keras.utils.set_random_seed(0)
+def test_the_usual_settings_of_an_optimizer_last_as_long_as_they_are_asked_for():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-    model.compile(keras.optimizers.SGD(0.01, clipnorm=1e-3), "mse")
-    found = gr.diagnose(model, x, x.sum(axis=1), batch_size=32, epochs=10)
-    assert found.trace.probes.trial.variations["usual_optimizer"].over_baseline < 0.9
-    assert model.optimizer.clipnorm == 1e-3 and "optimizer_state" in [one.code for one in found.findings]
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.999, clipnorm=1e-3), "mse")
+    unusual = describe_model(model).optimizer.unusual
+    with usual_optimizer(model, unusual):
+        assert (model.optimizer.momentum, model.optimizer.clipnorm) == (0.9, None)
+    assert (model.optimizer.momentum, model.optimizer.clipnorm) == (0.999, 1e-3)
 
 
 @pytest.mark.parametrize("by_class", [True, False])

@@ -169,10 +169,10 @@ def test_none_among_objects_is_missing_and_nothing_is_changed():
     assert data_probe(np.ones((3, 1))).targets == () and data_probe(np.ones((3, 1))).sample_weight == ()
 
 
-@pytest.mark.parametrize(("buffer", "low", "high"), [(1, 0.9, 1.0), (60, 0.5, 0.9), (640, -0.1, 0.1)])
+@pytest.mark.parametrize(("buffer", "low", "high"), [(1, 0.99, 1.0), (48, 0.5, 0.9), (768, -0.1, 0.1)])
 def test_the_share_of_classes_between_batches_tells_whether_they_are_mixed(buffer, low, high):
-    labels = np.repeat(np.arange(8), 80)
-    rows = tf.data.Dataset.from_tensor_slices((np.zeros((640, 2), np.float32), labels))
+    labels = np.repeat(np.arange(8), 96)
+    rows = tf.data.Dataset.from_tensor_slices((np.zeros((768, 2), np.float32), labels))
     read = read_data(trial_data(rows.shuffle(buffer, seed=0).batch(32)), Description())
     assert low <= read.targets[0].between_batches <= high
-    assert read_data(trial_data(np.zeros((640, 2)), labels), Description()).targets[0].between_batches is None
+    assert read_data(trial_data(np.zeros((768, 2)), labels), Description()).targets[0].between_batches is None

@@ -9,6 +9,7 @@ import numpy as np
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import LinearReading
 from gradrecipes.core.trace.trial_reading import PlannedRates, TrialReading, Variation, VariationResult, at_rate
 from gradrecipes.diagnosis.facts.readings import middle, nonfinite_gradients, nonfinite_losses, rounded
 from gradrecipes.diagnosis.judgement import is_lost_later
@@ -127,6 +128,16 @@ def end_over_baseline(trace: Trace) -> float:
     if len(further) == 1 and further[0].end is not None and seen.baseline > 0:
         return further[0].end / seen.baseline
     return seen.end_over_baseline
+
+
+SHARE_BEHIND = 0.5  # gain of a net over a constant prediction, of rows that it was trained on, over that of a linear
+# function of rows that it was not fitted to: after all of its training, a net is beyond 1
+
+
+def ahead(trace: Trace) -> LinearReading | None:
+    """Return the simple function that learns more than twice as much of other rows as the net of its own, or None."""
+    read = (trace.probes.trial or TrialReading()).linear
+    return next((one for one in read if one.share is not None and one.share < SHARE_BEHIND), None)
 
 
 def is_outrun(trace: Trace) -> bool:

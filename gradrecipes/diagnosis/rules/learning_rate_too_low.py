@@ -36,7 +36,7 @@ import numpy as np
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity, counted
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.trial_reading import AS_IT_IS, TrialReading, at_rate
+from gradrecipes.core.trace.trial_reading import AS_IT_IS, TrialReading, VariationResult, at_rate
 from gradrecipes.diagnosis.facts.divergences import MIN_WEIGHT_GROWTH, learned_at_highest, weight_growth
 from gradrecipes.diagnosis.facts.readings import middle, rounded
 from gradrecipes.diagnosis.judgement import rates as rates_of
@@ -54,6 +54,7 @@ from gradrecipes.diagnosis.outcome import (
 from gradrecipes.diagnosis.prescriptions.keras_lines import recorded_rate
 from gradrecipes.diagnosis.prescriptions.prescribe import prescription, set_learning_rate
 from gradrecipes.diagnosis.registry import rule
+from gradrecipes.diagnosis.rules.stalled_loss import far_ahead
 
 SHORT_UPDATE = 1e-4  # update norm over weight norm of a typical layer; 1e-3 is usual, fine-tuning has 1e-4
 SHORTEST_UPDATE = 1e-6  # the same, at which no trial is needed to say so
@@ -80,10 +81,14 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
     update = _typical_update(trace)
     if not seen.unhealthy and (over := _over_too_early(trace, seen)) is not None:
         return over
-    if seen.unhealthy or not update < SHORT_UPDATE or weight_growth(trace) >= MIN_WEIGHT_GROWTH:
+    outlearned = _outlearned(trace, seen)
+    short = update < SHORT_UPDATE and weight_growth(trace) < MIN_WEIGHT_GROWTH
+    if seen.unhealthy or (not short and outlearned is None):
         return None
-    factor = fixing_rate(trace, lower=False)
-    if factor is not None and seen.fall < GOOD_FALL:
+    factor = outlearned or fixing_rate(trace, lower=False)
+    if outlearned is not None:
+        proven = True
+    elif factor is not None and seen.fall < GOOD_FALL:
         result = variation(trace, at_rate(factor))
         fall = None if result is None else result.fall
         proven = fall is not None and fall >= max(GOOD_FALL, MIN_GAIN * seen.fall)
@@ -131,6 +136,17 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
             ),
         ),
     )
+
+
+def _outlearned(trace: Trace, seen: Verdict) -> float | None:
+    """Return by how much higher a rate halves the loss of a net that is far behind a simple function, or None."""
+    if far_ahead(trace) is None:
+        return None
+    for factor in (10.0, 100.0):
+        end = (variation(trace, at_rate(factor)) or VariationResult()).end
+        if end is not None and 0 <= end < HALVED_END * seen.end:
+            return factor
+    return None
 
 
 PROPORTIONAL_RATES = (10.0, 100.0, 1e3)

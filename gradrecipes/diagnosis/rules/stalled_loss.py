@@ -28,6 +28,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity, counted
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import LinearReading
 from gradrecipes.core.trace.trial_reading import TrialReading
+from gradrecipes.diagnosis.facts.divergences import SHARE_BEHIND, ahead
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.judgement import UNDECIDED, judge, of_columns, rates
 from gradrecipes.diagnosis.outcome import FALL_IN_ERRORS, STALLED, STALLED_FALL, Verdict, verdict
@@ -36,8 +37,6 @@ from gradrecipes.diagnosis.registry import rule
 
 HIGHER = 1.5  # highest rate of the schedule over that of the trial's steps from which these say little of the training
 SHARE_OF_LINEAR = 0.1  # gain of a net over a constant prediction, over that of a linear function, that is next to none
-SHARE_BEHIND = 0.5  # gain of a net over a constant prediction, of rows that it was trained on, over that of a linear
-# function of rows that it was not fitted to: after all of its training, a net is beyond 1
 CERTAIN = 0.98  # confidence with a witness: reported although no cause was found
 
 
@@ -50,8 +49,8 @@ CERTAIN = 0.98  # confidence with a witness: reported although no cause was foun
 )
 def stalled_loss(trace: Trace) -> Finding | None:
     """Tell whether the loss stalls; the engine drops it where no cause explains it."""
-    seen, witness, ahead = verdict(trace), _linear_witness(trace), _far_ahead(trace)
-    if seen.state != STALLED and witness is None and ahead is None:
+    seen, witness, leader = verdict(trace), _linear_witness(trace), far_ahead(trace)
+    if seen.state != STALLED and witness is None and leader is None:
         return None
     beside = f"; a constant prediction has {rounded(seen.baseline)}" if seen.baseline > 0 else ""
     trial = trace.probes.trial or TrialReading()
@@ -71,13 +70,13 @@ def stalled_loss(trace: Trace) -> Finding | None:
         then = f"Nothing is learned; {less}: the data can be learned, and this program does not learn them."
         if seen.state != STALLED:
             title = "The net is no better than a constant prediction, and a simple function of the inputs is"
-    elif ahead is not None:
+    elif leader is not None:
         less = (
-            f"On {ahead.rows:,} rows that it was trained on the loss of the net is {rounded(ahead.own)}; that of a "
-            f"linear function of {ahead.of} that was not fitted to these rows is {rounded(ahead.own_linear)}, that "
-            f"of a constant prediction {rounded(ahead.own_constant)}"
+            f"On {leader.rows:,} rows that it was trained on the loss of the net is {rounded(leader.own)}; that of a "
+            f"linear function of {leader.of} that was not fitted to these rows is {rounded(leader.own_linear)}, that "
+            f"of a constant prediction {rounded(leader.own_constant)}"
         )
-        evidence.append(Evidence(f"{less}.", ahead.own, ahead.own_linear, "the data of this trial"))
+        evidence.append(Evidence(f"{less}.", leader.own, leader.own_linear, "the data of this trial"))
         then = f"{less}: much more can be learned of the data, and this program does not learn it."
         if seen.state != STALLED:
             title = "The net learns far less of the data than a simple function does"
@@ -86,7 +85,7 @@ def stalled_loss(trace: Trace) -> Finding | None:
         title=title,
         kind=Kind.SYMPTOM,
         severity=Severity.WARNING,
-        confidence=0.9 if witness is None and ahead is None else CERTAIN,
+        confidence=0.9 if witness is None and leader is None else CERTAIN,
         explanation=f"{statement} {then}",
         evidence=tuple(evidence),
         prescriptions=(prescription("find_the_range"),),
@@ -113,23 +112,23 @@ def _linear_witness(trace: Trace) -> LinearReading | None:
     return found[0] if _saw_all(trace) or _rests(trial, seen) else None
 
 
-def _far_ahead(trace: Trace) -> LinearReading | None:
+def far_ahead(trace: Trace) -> LinearReading | None:
     """Return the linear function that learns far more than the net does in all of its training."""
     trial, seen = trace.probes.trial or TrialReading(), verdict(trace)
-    found = [one for one in trial.linear if one.share is not None and one.share < SHARE_BEHIND]
-    if not found or seen.unhealthy or _rises_later(trace):
+    found = ahead(trace)
+    if found is None or seen.unhealthy or _rises_later(trace):
         return None
-    return found[0] if _saw_all(trace) or _rests(trial, seen) or _stays_behind(trace, found[0]) else None
+    return found if _saw_all(trace) or _rests(trial, seen) or _stays_behind(trace, found) else None
 
 
-def _stays_behind(trace: Trace, ahead: LinearReading) -> bool:
+def _stays_behind(trace: Trace, leader: LinearReading) -> bool:
     """Return whether the planned steps that are left would not do, were the loss to fall on at the mean rate so far."""
     planned, trial, seen = rates(trace), trace.probes.trial or TrialReading(), verdict(trace)
     ends = [one.end for one in trial.further if one.end is not None]
     if planned is None or not planned.planned or planned.steps is None or len(ends) != 1 or not trial.further_steps:
         return False
     left = planned.steps - len(trace) - trial.further_steps
-    constant, linear, own = ahead.own_constant or 0.0, ahead.own_linear or 0.0, ahead.own or 0.0
+    constant, linear, own = leader.own_constant or 0.0, leader.own_linear or 0.0, leader.own or 0.0
     wanted = own - (constant - SHARE_BEHIND * (constant - linear))
     return left * max(0.0, seen.end - ends[0]) / trial.further_steps < wanted
 
