@@ -105,7 +105,7 @@ def test_what_no_linear_function_learns_one_of_random_units_may(targets):
     found = simple_fit({"x": x, "units": random_units(x)}, targets(x), np.arange(800) % 2 == 1)
     gain = found.constant - found.fitted
     assert (
-        found.units
+        found.of == "units"
         and gain.mean() > 4.0 * gain.std() / np.sqrt(400)
         and found.fitted.mean() < 0.9 * found.constant.mean()
     )
