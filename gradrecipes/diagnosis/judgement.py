@@ -13,14 +13,12 @@ import numpy as np
 from gradrecipes.core.findings import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import AnswersReading, OutputTrial, PlannedRates, TrialReading
-from gradrecipes.diagnosis.facts.divergences import learned_at_highest, unlearned_at_highest
+from gradrecipes.diagnosis.facts.divergences import is_lost_later, learned_at_highest, unlearned_at_highest
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import (
     AT_REST,
     BROKEN,
     DIVERGING,
-    DIVERGING_RISE,
-    FOLLOWED_RISE,
     LEARNING,
     OSCILLATING,
     SLOW_FALL,
@@ -137,18 +135,6 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
     against = f", where a constant prediction has {rounded(seen.baseline)}" if math.isfinite(seen.baseline) else ""
     against += ". It follows the net's own values, and may rise while these are learned" if trial.moving_target else ""
     return Judgement(UNDECIDED, f"The loss {seen.course} in {steps}{against}. {_longer(trace)}")
-
-
-def is_lost_later(trial: TrialReading, seen: Verdict) -> bool:
-    """Return whether a run that learned in the trial broke, or climbed above its start, in the further steps behind it.
-
-    Args:
-        trial: With its further steps.
-        seen: How its recorded steps went.
-    """
-    rise = FOLLOWED_RISE if trial.moving_target else DIVERGING_RISE
-    climbs = (one.end is not None and one.start is not None and one.end > rise * one.start > 0 for one in trial.further)
-    return trial.further_broken is not None or ((seen.learned or trial.moving_target) and any(climbs))
 
 
 def _highest(trial: TrialReading) -> float:

@@ -36,8 +36,8 @@ from gradrecipes.core.trace.trial_reading import (
     at_rate,
     variation_of,
 )
-from gradrecipes.diagnosis.facts.divergences import ahead, end_over_baseline, is_outrun
-from gradrecipes.diagnosis.judgement import UNDECIDED, is_lost_later, judge, outweighed_part
+from gradrecipes.diagnosis.facts.divergences import ahead, end_over_baseline, is_lost_later, is_outrun
+from gradrecipes.diagnosis.judgement import UNDECIDED, judge, outweighed_part
 from gradrecipes.diagnosis.outcome import (
     HALVED_END,
     LEARNING,

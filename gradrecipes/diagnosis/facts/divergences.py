@@ -12,10 +12,10 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import LinearReading
 from gradrecipes.core.trace.trial_reading import PlannedRates, TrialReading, Variation, VariationResult, at_rate
 from gradrecipes.diagnosis.facts.readings import middle, nonfinite_gradients, nonfinite_losses, rounded
-from gradrecipes.diagnosis.judgement import is_lost_later
 from gradrecipes.diagnosis.outcome import (
     BROKEN,
     DIVERGING_RISE,
+    FOLLOWED_RISE,
     HALVED_END,
     OSCILLATING,
     PROVEN,
@@ -108,6 +108,18 @@ def stuck(trace: Trace, update: float) -> Divergence | None:
     loss = losses(trace)
     step = seen.step if seen.step is not None else int(trace.steps["step"][int(np.argmax(np.nan_to_num(loss)))])
     return Divergence(step, float(loss[0]), largest(loss), seen.end, seen.state == BROKEN)
+
+
+def is_lost_later(trial: TrialReading, seen: Verdict) -> bool:
+    """Return whether a run that learned in the trial broke, or climbed above its start, in the further steps behind it.
+
+    Args:
+        trial: With its further steps.
+        seen: How its recorded steps went.
+    """
+    rise = FOLLOWED_RISE if trial.moving_target else DIVERGING_RISE
+    climbs = (one.end is not None and one.start is not None and one.end > rise * one.start > 0 for one in trial.further)
+    return trial.further_broken is not None or ((seen.learned or trial.moving_target) and any(climbs))
 
 
 def lost_later(trace: Trace) -> Divergence | None:
