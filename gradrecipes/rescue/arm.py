@@ -239,20 +239,20 @@ def _falls(losses: np.ndarray) -> bool:
     quarter = len(losses) // 4
     if quarter < 2:
         return True
-    before, after = losses[-2 * quarter : -quarter], losses[-quarter:]
-    with np.errstate(all="ignore"):  # a run that diverges has infinite variances
-        error = np.sqrt((before.var(ddof=1) + after.var(ddof=1)) / quarter)
-        return bool(before.mean() - after.mean() > 2.0 * error and after.mean() < np.median(losses[:3]))
+    after = losses[-quarter:]
+    return _is_below(after, losses[-2 * quarter : -quarter]) and bool(after.mean() < np.median(losses[:3]))
 
 
 def _fell(losses: np.ndarray) -> bool:
     """Return whether the last losses are below the first ones, by two standard errors."""
     count = min(LAST, len(losses) // 4)
-    if count < 2 or not np.isfinite(losses).all():
-        return False
-    first, last = losses[:count], losses[-count:]
-    error = np.sqrt((first.var(ddof=1) + last.var(ddof=1)) / count)
-    return bool(first.mean() - last.mean() > 2.0 * error)
+    return count >= 2 and bool(np.isfinite(losses).all()) and _is_below(losses[-count:], losses[:count])
+
+
+def _is_below(after: np.ndarray, before: np.ndarray) -> bool:
+    with np.errstate(all="ignore"):  # a run that diverges has infinite variances
+        error = np.sqrt((before.var(ddof=1) + after.var(ddof=1)) / len(after))
+        return bool(before.mean() - after.mean() > 2.0 * error)
 
 
 @contextlib.contextmanager

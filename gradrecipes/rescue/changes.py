@@ -109,7 +109,7 @@ def catalogue(
 
 def _is_as_it_is(base: Setup, changed: Setup) -> bool:
     """Return whether a change leaves all as it is, such as Adam(0.001) for what is compiled with "adam"."""
-    if changed.settings == {} and changed.optimizer == base.optimizer and not _odd(base):
+    if changed.settings == {} and changed.optimizer == base.optimizer and not unusual_settings(base):
         changed = replace(changed, settings=base.settings)
     return changed == base
 
@@ -127,7 +127,7 @@ def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, step
         if base.schedule is not None and (rate := schedule_rate(original.model)) is not None:
             words = f"use a constant learning rate of {rate:g} instead of {base.schedule}"
             yield _with("constant_rate", words, 0, learning_rate=rate, **CONSTANT)
-        if base.schedule is not None or base.settings.get("weight_decay") or base.clipping or _odd(base):
+        if base.schedule is not None or base.settings.get("weight_decay") or base.clipping or unusual_settings(base):
             rate = base.learning_rate or DEFAULT_RATES.get(base.optimizer, ADAM_RATE)
             yield _with(
                 "plain_optimizer",
@@ -135,32 +135,8 @@ def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, step
                 0,
                 **{"learning_rate": rate, **PLAIN},
             )
-        yield _with(
-            "adam",
-            f"use Adam({ADAM_RATE:g})",
-            0,
-            **{
-                "optimizer": "Adam",
-                "learning_rate": ADAM_RATE,
-                "schedule": None,
-                "schedule_settings": {},
-                "settings": {},
-                "clipping": (),
-            },
-        )
-        yield _with(
-            "adam_fast",
-            f"use Adam({FAST_ADAM_RATE:g})",
-            0,
-            **{
-                "optimizer": "Adam",
-                "learning_rate": FAST_ADAM_RATE,
-                "schedule": None,
-                "schedule_settings": {},
-                "settings": {},
-                "clipping": (),
-            },
-        )
+        for name, adam in (("adam", ADAM_RATE), ("adam_fast", FAST_ADAM_RATE)):
+            yield _with(name, f"use Adam({adam:g})", 0, **{"optimizer": "Adam", "learning_rate": adam, **PLAIN})
         yield _with("clip", "clip gradients at a global norm of 1", 0, clipping=("global_clipnorm", CLIP_NORM))
         yield _with("warm_up", "warm the learning rate up", 0, warm_up=max(1, round(WARM_UP_SHARE * steps)))
     yield _with("guard", "skip steps that are not finite or outliers", 0, guard=True)
@@ -246,10 +222,12 @@ def schedule_rate(model: Any) -> float | None:
     return None
 
 
-def _odd(base: Setup) -> bool:
-    """Return whether the optimizer has settings other than Keras' defaults."""
-    defaults = getattr(keras.optimizers, base.optimizer)().get_config()
-    return any(name in defaults and defaults[name] != value for name, value in base.settings.items())
+def unusual_settings(setup: Setup) -> dict[str, Any]:
+    """Return the settings of an optimizer of Keras' that differ from its defaults, its rate and clipping apart."""
+    if not setup.settings:  # an optimizer of the user's own
+        return {}
+    defaults = getattr(keras.optimizers, setup.optimizer)().get_config()
+    return {name: value for name, value in setup.settings.items() if name in defaults and defaults[name] != value}
 
 
 # Which changes act on which cause, the first ones first.
@@ -286,41 +264,11 @@ BY_CAUSE: dict[str, tuple[str, ...]] = {
     "embedding_spike": ("initializers", "clip", "rate_0.1"),
     "batch_too_small": ("larger_batch", "rate_0.1"),
 }
-GENERAL = (
-    "adam",
-    "adam_fast",
-    "mask",
-    "constant_rate",
-    "plain_optimizer",
-    "inputs",
-    "head_and_loss",
-    "rate_0.1",
-    "rate_10",
-    "initializers",
-    "targets",
-    "guard",
-)
-GENERAL += (
-    "activation_relu",
-    "normalization",
-    "clip",
-    "rate_0.01",
-    "residual",
-    "activation_elu",
-    "rate_100",
-    "warm_up",
-    "unfreeze",
-    "bounded_head",
-    "loss_weights",
-    "added_losses",
-    "no_penalty",
-    "moving_averages",
-    "no_dropout",
-    "unfreeze_all",
-    "class_weights",
-)
-ALL_STANDARD = ("adam", "inputs", "targets", "float32", "bounded_head", "head_and_loss", "positive_outputs")
-ALL_STANDARD += ("mask", "loss_weights", "initializers", "unfreeze", "added_losses", "no_penalty")
+# What a good engineer tries without a diagnosis: all of it at once, then one after the other.
+STANDARD = ("adam", "inputs", "targets", "float32", "shuffle", "column_targets", "bounded_head", "head_and_loss")
+STANDARD += ("positive_outputs", "mask", "loss_weights", "initializers", "unfreeze", "added_losses", "no_penalty")
+GENERAL = ("adam", "adam_fast", "mask", "constant_rate", "plain_optimizer", "inputs", "head_and_loss", "rate_0.1")
+GENERAL += ("rate_10", "initializers", "targets", "guard", "activation_relu", "normalization", "clip")
 
 
 def candidates(findings: Sequence[Any], known: dict[str, Change], *, rate: float | None = None) -> list[Changes]:
@@ -336,20 +284,17 @@ def candidates(findings: Sequence[Any], known: dict[str, Change], *, rate: float
     if rate is not None and (measured := f"rate_{rate:g}") in suggested:
         suggested.remove(measured)
         suggested.insert([name[:5] for name in [*suggested, measured]].index("rate_"), measured)
-    first = [next((name for name in BY_CAUSE.get(code, ()) if name in known), None) for code in causes]
-    first = list(dict.fromkeys(name for name in first if name))
-    found: list[tuple[str, ...]] = [(name,) for name in suggested[:1]]
-    found.append(ALL_STANDARD)  # what can be had: a single change that does as well ends the search
-    if len(first) > 1:
-        found.append(tuple(first))
-    found += [(name,) for name in suggested[1:3]]
-    found.append(("adam_fast", *ALL_STANDARD[1:]))
-    found.append((*first, "adam"))
+    first = [next((name for name in BY_CAUSE.get(code, ()) if name in known), "") for code in causes]
+    rest = STANDARD[1:]
+    found = [tuple(suggested[:1]), STANDARD]  # what can be had: a single change that does as well ends the search
+    found += [tuple(first), *((name,) for name in suggested[1:3])]
+    found += [("adam_fast", "clip", *rest), (*first, "adam")]
+    found.append(tuple(name for name in STANDARD if name in known and known[name].risk <= 0))
     found += [(name,) for name in suggested[3:]]
-    found.append((*ALL_STANDARD, "activation_relu"))
-    found.append((*ALL_STANDARD, "residual" if "residual" in known else "normalization"))
-    found += [(name,) for name in GENERAL]
-    found += [("inputs", "targets"), ("initializers", "inputs"), ("initializers", "rate_0.1"), ("clip", "rate_0.1")]
+    found.append((*STANDARD, "activation_relu"))
+    found.append((*STANDARD, "residual" if "residual" in known else "normalization"))
+    found.append(("rate_0.1", "clip", *rest))
+    found += [(name,) for name in (*GENERAL, *sorted(known, key=lambda name: known[name].risk))]
     return _distinct(found, known)
 
 

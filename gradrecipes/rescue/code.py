@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 
 from gradrecipes.compat.keras_private import has_own_train_step, sublayers
+from gradrecipes.rescue.changes import unusual_settings
 from gradrecipes.rescue.edits import BOUND, LEAST_OUTPUT, OWN, Scaling
 from gradrecipes.rescue.inner import (
     HALF_PRECISION,
@@ -18,30 +20,15 @@ from gradrecipes.rescue.inner import (
     named_layers,
 )
 from gradrecipes.rescue.original import Setup
-from gradrecipes.rescue.rebuild import IN_FRONT
+from gradrecipes.rescue.rebuild import IN_FRONT, LOSSES, scaled_rate
 from gradrecipes.training.description.describe import regularizing
 from gradrecipes.training.description.model_graph import activation_of
 
-HEADS = {
-    "sparse_categorical_crossentropy": "keras.losses.SparseCategoricalCrossentropy(from_logits={logits})",
-    "categorical_crossentropy": "keras.losses.CategoricalCrossentropy(from_logits={logits})",
-    "binary_crossentropy": "keras.losses.BinaryCrossentropy(from_logits={logits})",
-}
-INITIALIZERS = {
-    "HeNormal": "he_normal",
-    "GlorotUniform": "glorot_uniform",
-    "LecunNormal": "lecun_normal",
-    "Orthogonal": "orthogonal",
-    "RandomUniform": "random_uniform",
-    "Zeros": "zeros",
-    "Ones": "ones",
-}
 IN_LAYERS = {"activation", "initializers", "normalization", "skips", "precision", "dropout", "regularizers", "masking"}
 IN_LAYERS |= {"moving_averages"}
 SHOWN_LAYERS = 6  # names in one line
 SHOWN_COLUMNS = 12  # whose means and scales are written down; more are computed from the data
 KERAS_SCHEDULES = frozenset(vars(keras.optimizers.schedules))
-RATES = ("initial_learning_rate", "end_learning_rate", "warmup_target", "values")  # of Keras' schedules
 
 
 def code_of(
@@ -214,8 +201,9 @@ def _changed_arguments(before: keras.layers.Layer, after: keras.layers.Layer) ->
         return found
     for name in new:
         kind = new[name].get("class_name") if isinstance(new[name], Mapping) else None
-        if name.endswith("_initializer") and kind in INITIALIZERS and _settings(old.get(name)) != _settings(new[name]):
-            found.append(f'{name}="{INITIALIZERS[kind]}"')
+        known = name.endswith("_initializer") and hasattr(keras.initializers, str(kind))
+        if known and _settings(old.get(name)) != _settings(new[name]):
+            found.append(f'{name}="{re.sub("(?<=[a-z])(?=[A-Z])", "_", kind).lower()}"')
     return found
 
 
@@ -317,12 +305,7 @@ def optimizer_line(setup: Setup) -> str:
     if setup.warm_up:
         told = f"gradrecipes.schedules.WarmUp({told}, steps={setup.warm_up})"
     parts = [f"learning_rate={told}"]
-    shown = ("momentum", "nesterov", "beta_1", "beta_2", "epsilon", "rho", "weight_decay", "amsgrad", "centered")
-    defaults = {"nesterov": False, "amsgrad": False, "centered": False, "momentum": 0.0, "weight_decay": None}
-    defaults |= {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7, "rho": 0.9}
-    for name in shown:
-        if name in setup.settings and setup.settings[name] != defaults.get(name):
-            parts.append(f"{name}={setup.settings[name]!r}")
+    parts += [f"{name}={value!r}" for name, value in unusual_settings(setup).items()]
     if setup.clipping:
         parts.append(f"{setup.clipping[0]}={float(setup.clipping[1]):g}")
     return f"keras.optimizers.{setup.optimizer}({', '.join(parts)})"
@@ -330,13 +313,8 @@ def optimizer_line(setup: Setup) -> str:
 
 def _schedule(setup: Setup) -> str:
     """Return the call that makes the schedule, its rates multiplied."""
-    settings: Mapping[str, Any] = setup.schedule_settings
-    parts = []
-    for name, value in settings.items():
-        if name in RATES and setup.rate_factor != 1.0:
-            several = isinstance(value, list | tuple)
-            value = [one * setup.rate_factor for one in value] if several else value * setup.rate_factor
-        parts.append(f"{name}={_number(value) if isinstance(value, float) else repr(value)}")
+    settings = scaled_rate({"config": dict(setup.schedule_settings)}, setup.rate_factor)["config"]
+    parts = [f"{name}={_number(one) if isinstance(one, float) else repr(one)}" for name, one in settings.items()]
     if setup.schedule not in KERAS_SCHEDULES and not parts:
         parts = ["..."]  # one without a config
     package = "keras.optimizers.schedules." if setup.schedule in KERAS_SCHEDULES else ""
@@ -344,5 +322,5 @@ def _schedule(setup: Setup) -> str:
 
 
 def _loss(setup: Setup) -> str:
-    line = HEADS.get(setup.loss)
-    return line.format(logits=bool(setup.from_logits)) if line else repr(setup.loss)
+    kind = LOSSES.get(setup.loss)
+    return f"keras.losses.{kind.__name__}(from_logits={bool(setup.from_logits)})" if kind else repr(setup.loss)

@@ -18,7 +18,7 @@ from gradrecipes.probes.predictions import best_constant_loss
 from gradrecipes.rescue.arm import Result, has_plain_loss
 from gradrecipes.rescue.changes import Changes
 from gradrecipes.rescue.feed import FEW_SAMPLES
-from gradrecipes.rescue.lab import LEAST_GAIN, STANDARD_ERRORS, Lab
+from gradrecipes.rescue.lab import LEAST_DIFFERENCE, LEAST_GAIN, STANDARD_ERRORS, Lab
 from gradrecipes.rescue.task import OWN_LOSS
 
 _LOG = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class Control:
         fails: Whether it breaks, does not learn, or gets worse late.
         doubtful: Whether it learns by its score, but not by its own loss.
         breaks: Whether it raises an error, ends with a loss that is not finite, or gets worse late.
+        baseline: Own loss of the best constant prediction; None where its own loss cannot be compared with that.
         learned: Whether it was seen to learn: by its score, by its own loss, in the diagnosis, or, where no cause was
             found, by a loss that still falls when the training ends, or fell where no constant prediction is known.
     """
@@ -50,6 +51,7 @@ class Control:
         self.lab = lab
         self.checkpoints: list[Result] = []
         self.fails = self.doubtful = self.breaks = self.learned = False
+        self.baseline: float | None = None
         self._seen_to_learn = seen_to_learn
 
     @property
@@ -70,14 +72,37 @@ class Control:
                 break
             if stoppable and share >= HALF and self._stands_still():
                 break
-        last, below = self.checkpoints[-1], self.lab.is_below_baseline(self.checkpoints[-1])
-        fits = self.lab.fits(last) or (self._seen_to_learn and below)
+        last = self.checkpoints[-1]
+        self.baseline = self.lab.baseline_loss() if self.lab.baseline_loss and math.isfinite(last.fit) else None
+        gained = 0.0 if self.baseline is None else self.baseline - last.fit
+        least = LEAST_GAIN * abs(self.baseline or 0.0)
+        below = self._is_below_baseline(last)
+        # Where the score misreads an unusual loss, or a net learns its few samples by heart, a rescue repairs nothing.
+        fits = gained > least or (self._seen_to_learn and below)
         self.breaks = self._breaks()
         self.fails = self._fails(1.0 if stoppable else 0.0) and (stoppable or not fits)
-        self.doubtful = not (stoppable or self.fails or below) and self.lab.is_above_baseline(last)
+        # A score of classes sees only which one is the largest: it may be above its baseline beside a loss that is not.
+        self.doubtful = self.lab.feed.sample_weight is None and -gained > least
+        self.doubtful = self.doubtful and not (stoppable or self.fails or below)
         seen = below or self._seen_to_learn or self._is_above_chance(last, beside_a_cause=stoppable)
         seen = seen or (not stoppable and self._falls(last))
         self.learned = seen and not (self.breaks and self.fails)
+
+    def _is_below_baseline(self, last: Result) -> bool:
+        """Return whether the own loss is below that of the best constant prediction by more than chance.
+
+        The constant is fitted to the same rows, so any gain is one by the inputs. A direction that has nothing to do
+        with the targets explains a share of 1 / rows of them by chance, and up to four times as much, at two standard
+        errors. The loss of the training steps counts, too: what is normalized by statistics of the batch may learn
+        while the moving averages, which predict, are still far behind.
+        """
+        if self.baseline is None:
+            return False
+        feed, rows = self.lab.feed, max(1, min(FEW_SAMPLES, self.lab.feed.samples))
+        least = max(LEAST_DIFFERENCE, STANDARD_ERRORS**2 / rows) * abs(self.baseline)
+        error = math.sqrt(2.0) * STANDARD_ERRORS * last.loss_error  # that of the baseline is of the same order
+        logged = feed.sample_weight is None and self.baseline - last.loss > max(least, error)
+        return self.baseline - last.fit > least or logged
 
     def at(self, share: float, seed: int = 0) -> Result:
         """Return it after a share of the training, trained further where it was stopped before."""
@@ -87,35 +112,44 @@ class Control:
         return result
 
     def ends_far_below(self, tried: Sequence[Changes], share: float) -> bool:
-        """Return whether it ends far below what others reach in a short trial: a loss that falls is not all.
+        """Return whether it ends far below what others reach in a short trial, or half-way: to fall is not all.
 
         Args:
-            tried: The others. None is run where it learned half of what can be learned, or is known to fail.
-            share: Of the training that they get.
+            tried: The others. None is run where it learned half of what can be learned, or is known to fail, and none
+                half-way that is not as far above it after a short trial.
+            share: Of the training that a short trial has.
         """
         lab, ended = self.lab, self.checkpoints[-1]
-        gained, most = (value - lab.task.baseline_score for value in (ended.score.value, 1.0))
         unknown = lab.task.kind == OWN_LOSS and not lab.minimized
-        if self.fails or ended.error or unknown or gained >= HALF_LEARNED * most:
+        if self.fails or ended.error or unknown or self._gain(ended) >= HALF_LEARNED * (1.0 - lab.task.baseline_score):
             return False
-        results = (lab.run(changes, share=share, part="short trials") for changes in tried)
-        return any(
-            lab.learns(one)
-            and lab.better(one.score, ended.score)
-            and gained < FAR_BELOW * (one.score.value - lab.task.baseline_score)
-            for one in results
-        )
+        for changes in tried:
+            for length in (share, HALF):
+                one = lab.run(changes, share=length, part="short trials")
+                if self._is_far_above(one, ended):
+                    return True
+                if not self._is_far_above(one, self.at(length)):
+                    break
+        return False
+
+    def _is_far_above(self, one: Result, ended: Result) -> bool:
+        if not self.lab.learns(one) or not self.lab.better(one.score, ended.score):
+            return False
+        return self._gain(ended) < FAR_BELOW * self._gain(one)
+
+    def _gain(self, result: Result) -> float:
+        return result.score.value - self.lab.task.baseline_score
 
     def _is_above_chance(self, last: Result, *, beside_a_cause: bool) -> bool:
         """Return whether the score shows that it learned, also where the own loss or a cause speaks against it."""
         lab, baseline = self.lab, self.lab.task.baseline_score
-        if beside_a_cause and lab.knows_baseline(last) and last.score.value - baseline < LEAST_GAIN * (1.0 - baseline):
+        if beside_a_cause and self.baseline is not None and last.score.value - baseline < LEAST_GAIN * (1.0 - baseline):
             return False
         return lab.learns(last, standard_errors=STANDARD_ERRORS if self.doubtful else 1.0)
 
     def _falls(self, last: Result) -> bool:
         """Return whether the loss still falls, or fell where it cannot be compared with a constant prediction's."""
-        fell = last.fell and not self.lab.knows_baseline(last)
+        fell = last.fell and self.baseline is None
         return last.steps >= FEWEST_STEPS and (last.falls or last.declines or fell)
 
     def _stands_still(self) -> bool:

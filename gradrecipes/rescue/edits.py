@@ -103,22 +103,12 @@ def kernel_initializer(activation: str | None) -> str:
     return "HeNormal" if activation in RECTIFIERS else "GlorotUniform"
 
 
-def with_activation(name: str) -> Callable[[dict[str, Any]], None]:
-    """Return an edit that exchanges the activation."""
+def with_setting(name: str, value: str) -> Callable[[dict[str, Any]], None]:
+    """Return an edit that exchanges a setting where there is one, such as the activation."""
 
     def edit(config: dict[str, Any]) -> None:
-        if "activation" in config:
-            config["activation"] = name
-
-    return edit
-
-
-def with_dtype(policy: str) -> Callable[[dict[str, Any]], None]:
-    """Return an edit that sets the dtype policy."""
-
-    def edit(config: dict[str, Any]) -> None:
-        if "dtype" in config:
-            config["dtype"] = policy
+        if name in config:
+            config[name] = value
 
     return edit
 

@@ -24,7 +24,7 @@ from gradrecipes.diagnosis.judgement import HEALTHY
 from gradrecipes.diagnosis.outcome import fixing_rate
 from gradrecipes.probes.examine import examine, require_compiled
 from gradrecipes.report.diagnosis import Diagnosis
-from gradrecipes.rescue.arm import Arm, Result, has_plain_loss
+from gradrecipes.rescue.arm import Arm, has_plain_loss
 from gradrecipes.rescue.changes import candidates, catalogue, setup_after, suggested_changes
 from gradrecipes.rescue.control import constant_loss, masks, sum_of_baselines, usual_baseline, wants_the_opposite
 from gradrecipes.rescue.edits import Scaling, scaling_of
@@ -245,7 +245,8 @@ def _answer(
         None if found.final is None or not found.changes else found.final.score.value,
         found.complete,
         lab.feed.complete,
-        *_own_losses(lab, found.control),
+        None if found.control is None or found.baseline_loss is None else found.control.fit,
+        found.baseline_loss,
     )
     changes = tuple(AdvisedChange(one.name, one.title, found.needed.get(one.name)) for one in found.changes)
 
@@ -291,13 +292,6 @@ def _verdict(found: Found, diagnosis: Diagnosis, *, nothing_found: bool, untried
     if found.learned:
         return NOTHING_NEEDED if found.complete and not untried else UNDECIDED
     return UNDECIDED if nothing_found and not found.breaks else NOT_RESCUED
-
-
-def _own_losses(lab: Lab, control: Result | None) -> tuple[float | None, float | None]:
-    """Return the own loss of the training as it is, and that of the best constant prediction, where both are known."""
-    if control is None or lab.baseline_loss is None or not math.isfinite(control.fit):
-        return None, None
-    return control.fit, lab.baseline_loss()
 
 
 def _with_reference(

@@ -18,7 +18,7 @@ import numpy as np
 from gradrecipes.core.analysis.intervals import Interval
 from gradrecipes.rescue.arm import Arm, Result, Stage
 from gradrecipes.rescue.changes import Changes, setup_after
-from gradrecipes.rescue.feed import FEW_SAMPLES, Feed
+from gradrecipes.rescue.feed import Feed
 from gradrecipes.rescue.original import Setup
 from gradrecipes.rescue.task import OWN_LOSS, WORST, Score, Task
 
@@ -30,7 +30,6 @@ STANDARD_ERRORS = 2.0  # a difference of fewer is within chance
 LEAST_DIFFERENCE = 0.01  # of a score; less than that is nothing to anybody
 LEAST_GAIN = 0.1  # of the distance between the score as it is and a perfect one, or of a loss
 UNKNOWN_ERROR = 0.02  # standard error of a score of which only the mean is known
-NUMBERS = ("loss", "peak", "fit", "used")  # of a result, in a journal
 
 
 class OutOfBudgetError(Exception):
@@ -250,49 +249,6 @@ class Lab:
         error = UNKNOWN_ERROR if samples is None or len(samples) < 2 else float(np.std(samples)) / len(samples) ** 0.5
         return result.score.value > self.task.baseline_score + max(LEAST_DIFFERENCE, standard_errors * error)
 
-    def fits(self, result: Result) -> bool:
-        """Return whether the training as it is learned its training data by the user's own loss.
-
-        That holds where the score misreads what an unusual loss makes of the output, and where a net learns its few
-        samples by heart: neither is what a rescue can repair.
-        """
-        if self.baseline_loss is None or not math.isfinite(result.fit):
-            return False
-        baseline = self.baseline_loss()
-        return baseline is not None and baseline - result.fit > LEAST_GAIN * abs(baseline)
-
-    def is_above_baseline(self, result: Result) -> bool:
-        """Return whether the own loss on the training data is clearly above that of the best constant prediction.
-
-        A score of classes sees only which one is the largest: it may be above its baseline all the same.
-        """
-        if self.feed.sample_weight is not None or not self.knows_baseline(result):
-            return False
-        baseline = self.baseline_loss()
-        return result.fit - baseline > LEAST_GAIN * abs(baseline)
-
-    def knows_baseline(self, result: Result) -> bool:
-        """Return whether the own loss on the training data can be compared with that of a constant prediction."""
-        return self.baseline_loss is not None and math.isfinite(result.fit) and self.baseline_loss() is not None
-
-    def is_below_baseline(self, result: Result) -> bool:
-        """Return whether the own loss is below that of the best constant prediction by more than chance.
-
-        The constant is fitted to the same rows, so any gain is one by the inputs. A direction that has nothing to do
-        with the targets explains a share of 1 / rows of them by chance, and up to four times as much, at two standard
-        errors. The loss of the training steps counts, too: what is normalized by statistics of the batch may learn
-        while the moving averages, which predict, are still far behind.
-        """
-        if not self.knows_baseline(result):
-            return False
-        baseline = self.baseline_loss()
-        rows = max(1, min(FEW_SAMPLES, self.feed.samples))
-        least = max(LEAST_DIFFERENCE, STANDARD_ERRORS**2 / rows) * abs(baseline)
-        if baseline - result.fit > least:
-            return True
-        error = math.sqrt(2.0) * STANDARD_ERRORS * result.loss_error  # that of the baseline is of the same order
-        return self.feed.sample_weight is None and baseline - result.loss > max(least, error)
-
     def has_run(self, changes: Changes, share: float) -> bool:
         """Return whether the score of an arm with the first seed is known after just such a share of the training."""
         steps = self.steps_of(setup_after(self.base, changes), share)
@@ -354,32 +310,16 @@ class Journal:
         row = self._known.get(_key(setup, seed, steps))
         if row is None:
             return None
-        samples = None if row["samples"] is None else np.array(row["samples"], np.float64)
-        number = {name: math.nan if row.get(name) is None else row[name] for name in NUMBERS}
-        number |= {name: row.get(name) or 0 for name in ("loss_error", "used")}
-        kept = {"broken": row["broken"], "error": row["error"]}
-        kept |= {name: bool(row.get(name)) for name in ("falls", "fell", "declines")}
-        return Result(steps, Score(row["score"], samples, row.get("score_error")), **kept, **number)
+        samples = None if row["score"]["samples"] is None else np.array(row["score"]["samples"], np.float64)
+        return Result(**{**row["result"], "score": Score(**{**row["score"], "samples": samples})})
 
     def put(self, setup: Setup, seed: int, result: Result) -> None:
         """Keep a result."""
         if self._path is None:
             return
-        samples = result.score.samples
-        row = {
-            "fingerprint": self._fingerprint,
-            "key": _key(setup, seed, result.steps),
-            "score": result.score.value,
-            "score_error": result.score.error,
-            "samples": None if samples is None else [round(float(value), 6) for value in samples],
-            **{name: one if math.isfinite(one := getattr(result, name)) else None for name in NUMBERS},
-            "broken": result.broken,
-            "error": result.error,
-            "falls": result.falls,
-            "fell": result.fell,
-            "declines": result.declines,
-            "loss_error": result.loss_error,
-        }
+        samples = None if result.score.samples is None else result.score.samples.round(6).tolist()
+        row = {"fingerprint": self._fingerprint, "key": _key(setup, seed, result.steps)}
+        row |= {"score": {**vars(result.score), "samples": samples}, "result": {**vars(result), "score": None}}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -171,22 +171,22 @@ def _layer(
     if setup.activation != OWN and name in original.activations:
         if "activation" not in config:
             return keras.layers.Activation(setup.activation, name=name, dtype=layer.dtype_policy), True
-        changes.insert(0, edits.with_activation(setup.activation))
-    if setup.activation != OWN and name in original.recurrent and _activation(layer) in inner.TO_TANH:
-        changes.insert(0, edits.with_activation("tanh"))
+        changes.insert(0, edits.with_setting("activation", setup.activation))
+    if setup.activation != OWN and name in original.recurrent and activation_of(layer) in inner.TO_TANH:
+        changes.insert(0, edits.with_setting("activation", "tanh"))
     if (setup.head, setup.units) != (base.head, base.units):
         if name in original.heads and name not in original.kept:
-            changes.insert(0, edits.with_activation(setup.head))
+            changes.insert(0, edits.with_setting("activation", setup.head))
             if setup.units != base.units and "units" in config:
                 config = {**config, "units": setup.units}
                 drawn = True
-        elif name in original.tail and "units" not in config and _bends(layer):
+        elif name in original.tail and "units" not in config and activation_of(layer) not in (None, "linear"):
             return keras.layers.Activation("linear", name=name), True
     if setup.initializers != OWN and name not in original.kept:
         changes.insert(len(changes) - 1, edits.with_fitting_initializers(_next_activation(layer, original, setup)))
         drawn = True
     if setup.precision not in (OWN, base.precision):
-        changes.append(edits.with_dtype(setup.precision))
+        changes.append(edits.with_setting("dtype", setup.precision))
     config = edits.edited(config, *changes)
     own = getattr(layer, "activation", None)
     if isinstance(config.get("activation"), dict) and callable(own):
@@ -199,21 +199,13 @@ def _layer(
 
 def _next_activation(layer: keras.layers.Layer, original: Original, setup: Setup) -> str | None:
     """Return the activation that a kernel is drawn for: the layer's own, or that of a layer behind it."""
-    own = _activation(layer)
+    own = activation_of(layer)
     if own not in (None, "linear") or layer.name in original.heads:
         return own
     if setup.activation != OWN:
         return setup.activation
-    behind = [_activation(one) for one in sublayers(original.model) if one.name in original.activations]
+    behind = [activation_of(one) for one in sublayers(original.model) if one.name in original.activations]
     return next((name for name in behind if name), own)
-
-
-def _activation(layer: Any) -> str | None:
-    return activation_of(layer)
-
-
-def _bends(layer: Any) -> bool:
-    return _activation(layer) not in (None, "linear")
 
 
 def _called(layer: Any, original: Original, setup: Setup, arguments: Any, keywords: Mapping[str, Any]) -> Any:

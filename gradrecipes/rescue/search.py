@@ -88,7 +88,10 @@ class _Progress:
                 return self.so_far()
             tried = [(self.known[UNTRAINED],)]
         if control.learned_early and control.fails:  # short trials cannot tell what prevents a late failure
-            return self._against_late_failure(tried)
+            best = max((one.score for one in control.checkpoints), key=lambda score: score.value)
+            if self._made_safer((), 1.0, best=best) and self.lab.left >= self.lab.full:
+                self.pairs.append(self._pair(self.winner, 1, 1.0))
+            return self.so_far()
         first, longer = (self.long, HALF) if control.learned_early else (self.short, self.long)
         if not (control.fails or far_below):  # what no cause suggests is a matter of tuning, not of repair
             tried = [changes for changes in tried if self._is_called_for(changes)]
@@ -124,24 +127,19 @@ class _Progress:
         complete = complete and not self.cut_short
         control = self.control
         fails = control.fails or control.doubtful
-        seen = {"learned": control.learned, "breaks": control.breaks}
+        seen = {"learned": control.learned, "breaks": control.breaks, "baseline_loss": control.baseline}
         return Found(changes, proof, self.final, needed, control.last, fails, complete, **seen)
 
     # -- a failure that comes late -------------------------------------------------------------------
-    def _against_late_failure(self, tried: Sequence[Changes]) -> Found:
-        """Train with each remedy in full, those for the causes and the safest first, until one stays learned."""
-        best = max((one.score for one in self.control.checkpoints), key=lambda score: score.value)
-        suggested = [changes[0].name for changes in tried if len(changes) == 1][:UNBEATEN]
-        names = sorted(LATE, key=lambda name: suggested.index(name) if name in suggested else len(LATE))
-        if self._made_safer((), names, 1.0, best=best) and self.lab.left >= self.lab.full:
-            self.pairs.append(self._pair(self.winner, 1, 1.0))
-        return self.so_far()
+    def _made_safer(self, changes: Changes, share: float, best: Score | None = None) -> bool:
+        """Add one remedy or another until the training stays learned, not below the best it had reached before.
 
-    def _made_safer(self, changes: Changes, names: Sequence[str], share: float, best: Score | None = None) -> bool:
-        """Add one remedy or another until the training stays learned, not below the best it had reached before."""
-        lab, ended = self.lab, {}
+        Those that a cause suggests are tried first.
+        """
+        lab, ended, suggested = self.lab, {}, [*self.suggested][:UNBEATEN]
+        names = sorted(LATE, key=lambda name: suggested.index(name) if name in suggested else len(LATE))
         for name in [one for one in names if one in self.known and self.known[one] not in changes]:
-            if lab.left < lab.full and (changes or ended):
+            if lab.limit - lab.spent < lab.full and (changes or ended):
                 break
             if self._holds(safer := (*changes, self.known[name])):
                 ended[name] = safer
@@ -157,16 +155,17 @@ class _Progress:
     def _short_trials(self, tried: Sequence[Changes], share: float) -> Scored:
         """Try candidates until several in a row are no better than the best before them."""
         lab = self.lab
-        room = EXPLORED * max(0.0, lab.left - lab.full)
-        count = max(FEWEST_CANDIDATES, int(room / max(1.0, share * lab.full))) if self.control.fails else len(tried)
+        room = max(EXPLORED * (lab.left - lab.full), FEWEST_CANDIDATES * share * lab.full)
+        room = lab.spent + room if self.control.fails else math.inf
         best, unbeaten, unbeaten_sets = ((), self.control.at(share)), 0, 0
         scored: Scored = []
-        for changes in tried[:count]:
+        for changes in tried:
             # One set of several changes says what can be had; a single change that it does not beat is enough.
             clear = self.hurried and len(best[0]) == 1
             excellent = best[1].score.value >= EXCELLENT and lab.task.kind != OWN_LOSS
             clear = clear and (unbeaten_sets > 0 or excellent)
-            if scored and (lab.left <= 0 or ((clear or unbeaten >= UNBEATEN) and self._is_half_learned(best[1]))):
+            found = (clear or unbeaten >= UNBEATEN) and self._is_half_learned(best[1])
+            if scored and (lab.left <= 0 or lab.spent >= room or found):
                 self.clear = best[0] if clear else self.clear
                 self.cut_short = lab.left <= 0 and not self.control.fails
                 break
@@ -306,7 +305,7 @@ class _Progress:
             self._keep(self._single_of(smallest, least) or smallest, share, ended=True)
             self.needed = needed.get(self.winner, {})
             return
-        if self._made_safer(chosen, LATE, share):
+        if self._made_safer(chosen, share):
             return
         learned = [some for some in needed if lab.has_run(some, 1.0) and lab.learns(lab.run(some, part="finals"))]
         if learned:
@@ -361,8 +360,14 @@ class _Progress:
         if half.error or half.broken is not None or any(lab.better(one.score, half.score) for one in others):
             return False
         last = lab.run(changes, part="finals")
-        lost = half.score.value - last.score.value > LEAST_GAIN * (half.score.value - lab.task.baseline_score)
-        return lab.learns(last, standard_errors=1.0) and not (lost and lab.better(half.score, last.score))
+        way = [lab.run(changes, share=self.long, part="finals")] if lab.has_run(changes, self.long) else []
+        worse = any(map(self._is_lost, [*way, half], [*way[1:], half, last]))
+        return lab.learns(last, standard_errors=1.0) and not worse
+
+    def _is_lost(self, one: Result, later: Result) -> bool:
+        """Return whether much of what was learned is lost at a later step: another seed may end just there."""
+        gained = one.score.value - self.lab.task.baseline_score
+        return one.score.value - later.score.value > LEAST_GAIN * gained and self.lab.better(one.score, later.score)
 
     # -- the proof -----------------------------------------------------------------------------------
     def _pair(self, changes: Changes, seed: int, share: float) -> tuple[Result, Result]:

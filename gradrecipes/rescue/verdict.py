@@ -97,6 +97,7 @@ class Found:
         complete: False where the search was interrupted, or the budget ended it.
         learned: Whether the training as it is was seen to learn.
         breaks: Whether it raises an error, ends with a loss that is not finite, or gets worse late.
+        baseline_loss: Of the best constant prediction on rows of the training data; None where it does not compare.
     """
 
     changes: Changes
@@ -108,6 +109,7 @@ class Found:
     complete: bool = True
     learned: bool = False
     breaks: bool = False
+    baseline_loss: float | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from gradrecipes.core.findings import Kind
 from gradrecipes.diagnosis.registry import rules
-from gradrecipes.rescue.changes import BY_CAUSE, catalogue
+from gradrecipes.rescue.changes import BY_CAUSE, STANDARD, Change, candidates, catalogue
 from gradrecipes.rescue.code import code_of
 from gradrecipes.rescue.edits import scaling_of
 from gradrecipes.rescue.entry import _calls_itself
@@ -323,3 +324,17 @@ def test_each_class_weighs_as_much_where_one_is_rare():
 def test_a_change_acts_on_each_cause_that_a_rule_can_name():
     causes = {code for code, rule in rules().items() if rule.kind is Kind.CAUSE}
     assert [code for code in causes if not BY_CAUSE.get(code)] == []
+
+
+@pytest.mark.parametrize("codes", [(), ("saturated_units", "corrupt_batch")])
+def test_what_is_tried_does_not_depend_on_a_right_diagnosis(codes):
+    known = {
+        name: Change(name, name, int(name in ("initializers", "mask")), replace)
+        for name in (*STANDARD, "clip", "rate_0.1")
+    }
+    findings = [SimpleNamespace(code=code, kind=Kind.CAUSE) for code in codes]
+    tried = [frozenset(change.name for change in changes) for changes in candidates(findings, known)]
+    assert {frozenset([name]) for name in known} <= set(tried)
+    standard = {name for name in STANDARD if name != "head_and_loss"}  # one of two heads
+    sets = [standard, standard - {"initializers", "mask"}, standard - {"adam"} | {"rate_0.1", "clip"}]
+    assert all(tried.index(frozenset(names)) < 10 for names in sets)

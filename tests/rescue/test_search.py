@@ -45,17 +45,8 @@ class MadeUp(Lab):
         value = -1.0 if value is None or error else value
         right = np.arange(self.held_back) < self.held_back * value
         loss = self.loss(share) if self.loss else 1.0
-        result = Result(
-            steps,
-            Score(value, right.astype(float)),
-            loss,
-            broken,
-            error,
-            falls=self.falls or value > 0.1,
-            fit=self.fit,
-            loss_error=self.noise,
-            fell=self.fell,
-        )
+        seen = {"falls": self.falls or value > 0.1, "fell": self.fell, "fit": self.fit, "loss_error": self.noise}
+        result = Result(steps, Score(value, right.astype(float)), loss, broken, error, **seen)
         self._results[names, seed, steps] = result
         return result
 
@@ -69,16 +60,8 @@ class MadeUp(Lab):
 def lab(score, budget=10_000):
     task = Task(CLASSES, 10, 0.1, None, None)
     setup = Setup(batch_size=32, epochs=1)
-    return MadeUp(
-        setup,
-        SimpleNamespace(sample_weight=None, samples=500),
-        task,
-        None,
-        None,
-        budget,
-        lambda words: None,
-        score=score,
-    )
+    feed = SimpleNamespace(sample_weight=None, samples=500)
+    return MadeUp(setup, feed, task, None, None, budget, lambda words: None, score=score)
 
 
 def run(score, *tried, healthy=False, budget=10_000, held_back=200, suggested=(), seen_to_learn=False, **own):
@@ -371,6 +354,16 @@ def test_a_winner_that_fails_late_is_made_safer():
     assert names(found) == ["a", "rate_0.1"] and found.needed["rate_0.1"] > 0.1
 
 
+def test_what_loses_much_on_its_way_is_made_safer():
+    def score(names, seed, share):
+        if "a" not in names:
+            return 0.1
+        return 0.7 if 0.3 < share < 0.9 and "clip" not in names else 0.95
+
+    found = run(score, ("a",), suggested=("a", "clip"))[1]
+    assert names(found) == ["a", "clip"]
+
+
 def test_nothing_is_advised_that_wins_with_one_seed_only():
     changed = {0: 0.9, 1: 0.16, 2: 0.16}  # above the others, by little beside what the seeds differ
     assert names(run(lambda names, seed, _: changed[seed] if names else 0.1, ("a",), held_back=2000)[1]) == []
@@ -381,13 +374,16 @@ def test_nothing_is_advised_that_wins_with_one_seed_only():
     [
         (CLASSES, True, 0.2, 0.9, ["a"]),
         (CLASSES, True, 0.2, 0.25, []),
+        (CLASSES, True, 0.3, lambda share: 0.1 + 0.9 * share, ["a"]),  # as slow, and ahead at each step
+        (CLASSES, True, 0.3, lambda share: 0.1 + 0.3 * share, []),
         (OWN_LOSS, True, 0.05, 0.9, ["a"]),
         (OWN_LOSS, True, -0.2, 0.9, ["a"]),
         (OWN_LOSS, False, -0.2, 0.9, []),  # as of adversaries, whose losses say nothing
     ],
 )
 def test_a_training_that_learned_little_is_compared_with_what_is_obvious(kind, minimized, end, top, changes):
-    made = lab(lambda names, seed, share: rises(share, top) if names else end * max(0.1, share))
+    learned = top if callable(top) else lambda share: rises(share, top)
+    made = lab(lambda names, seed, share: learned(share) if names else end * max(0.1, share))
     made.task, made.minimized = Task(kind, 10, 0.1 if kind == CLASSES else 0.0, None, None), minimized
     tried = [(KNOWN["a"], KNOWN["b"]), (KNOWN["a"],)]
     found = search(made, tried, KNOWN, healthy=True, seen_to_learn=True)
