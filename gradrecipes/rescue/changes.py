@@ -10,13 +10,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from gradrecipes.compat.keras_private import compile_arguments
+from gradrecipes.compat.keras_private import compile_arguments, sublayers
 from gradrecipes.core.findings import Kind
 from gradrecipes.rescue.edits import OWN, Scaling
-from gradrecipes.rescue.inner import HALF_PRECISION
+from gradrecipes.rescue.inner import HALF_PRECISION, TO_TANH
 from gradrecipes.rescue.original import Original, Setup, optimizer_config
 from gradrecipes.rescue.rebuild import has_optimizer_state
 from gradrecipes.rescue.task import BINARY, NUMBERS, ONE_HOT, OWN_LOSS, SEVERAL, Task, fitted
+from gradrecipes.training.description.model_graph import activation_of
 
 ADAM_RATE = 1e-3  # Keras' default
 FAST_ADAM_RATE = 1e-2  # for nets of a few layers and trainings of a few hundred steps
@@ -178,8 +179,12 @@ def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, step
     if original.averaged:
         words = "let the moving averages of BatchNormalization follow faster, with its usual epsilon"
         yield _with("moving_averages", words, 1, moving_averages="fast")
-    if original.activations or original.recurrent or original.inner:
-        for name in ("relu", "elu"):
+    layers = list(enumerate(sublayers(original.model)))
+    bends = {activation_of(one) for place, one in layers if one.name in original.activations or place in original.inner}
+    cells = [one for _, one in layers if one.name in original.recurrent or type(one).__name__.endswith("Cell")]
+    unbounded = any(activation_of(one) in TO_TANH for one in cells)
+    for name in ("relu", "elu"):
+        if unbounded or bends - {name}:
             words = f"use {name} in the hidden layers, with initializers that fit"
             yield _with(f"activation_{name}", words, 2, activation=name, initializers="fitting")
     if not original.surgical:

@@ -115,13 +115,17 @@ class Control:
         """Return whether it ends far below what others reach in a short trial, or half-way: to fall is not all.
 
         Args:
-            tried: The others. None is run where it learned half of what can be learned, or is known to fail, and none
-                half-way that is not as far above it after a short trial.
+            tried: The others. None is run where it is known to fail, or learned half of what can be learned: of a loss
+                of its own, that says nothing where it fell and stands still. None is run half-way that is not as far
+                above it after a short trial.
             share: Of the training that a short trial has.
         """
         lab, ended = self.lab, self.checkpoints[-1]
-        unknown = lab.task.kind == OWN_LOSS and not lab.minimized
-        if self.fails or ended.error or unknown or self._gain(ended) >= HALF_LEARNED * (1.0 - lab.task.baseline_score):
+        own = lab.task.kind == OWN_LOSS
+        half = self._gain(ended) >= HALF_LEARNED * (1.0 - lab.task.baseline_score)
+        if self.fails or ended.error or (own and not lab.minimized):
+            return False
+        if half and not (own and not (ended.falls or ended.declines)):
             return False
         for changes in tried:
             for length in (share, HALF):
@@ -132,10 +136,12 @@ class Control:
                     break
         return False
 
-    def _is_far_above(self, one: Result, ended: Result) -> bool:
-        if not self.lab.learns(one) or not self.lab.better(one.score, ended.score):
+    def _is_far_above(self, one: Result, other: Result) -> bool:
+        if not self.lab.learns(one) or not self.lab.better(one.score, other.score):
             return False
-        return self._gain(ended) < FAR_BELOW * self._gain(one)
+        far = self._gain(other) < FAR_BELOW * self._gain(one)
+        less = 1.0 - one.score.value < FAR_BELOW * (1.0 - other.score.value)  # is left of a loss
+        return far or (less and self.lab.task.kind == OWN_LOSS)
 
     def _gain(self, result: Result) -> float:
         return result.score.value - self.lab.task.baseline_score

@@ -139,6 +139,23 @@ def test_fitting_initializers_draw_weights_of_usual_size(kind):
     assert np.std(made.get_weights()[0]) < 0.6
 
 
+@pytest.mark.parametrize(
+    ("layer", "offered"),
+    [
+        (keras.layers.Dense(4, "relu"), {"elu"}),
+        (keras.layers.SimpleRNN(4), set()),
+        (keras.layers.GRU(4, "relu"), {"elu", "relu"}),
+    ],
+)
+def test_an_activation_that_all_layers_have_is_no_change(layer, offered):
+    model = keras.Sequential([keras.Input((8,) if isinstance(layer, keras.layers.Dense) else (3, 8)), layer])
+    model.add(keras.layers.Dense(1))
+    model.compile("sgd", "mse")
+    base = setup_of(model, None, batch_size=32, epochs=1)
+    known = catalogue(base, read_original(model), SCALING, SimpleNamespace(kind="own_loss"), steps=10)
+    assert {name.removeprefix("activation_") for name in known if name.startswith("activation_")} == offered
+
+
 @pytest.mark.parametrize("kind", ["sequential", "functional"])
 def test_activations_are_exchanged_in_hidden_layers_only(kind):
     _, _, original, base = prepared(kind)
