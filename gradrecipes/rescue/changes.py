@@ -293,7 +293,7 @@ def candidates(findings: Sequence[Any], known: dict[str, Change], *, rate: float
     rest = STANDARD[1:]
     found = [tuple(suggested[:1]), STANDARD]  # what can be had: a single change that does as well ends the search
     found += [tuple(first), *((name,) for name in suggested[1:3])]
-    found += [("adam_fast", "clip", *rest), (*first, "adam")]
+    found += [("adam_fast", *rest), (*first, "adam")]
     found.append(tuple(name for name in STANDARD if name in known and known[name].risk <= 0))
     found += [(name,) for name in suggested[3:]]
     found.append((*STANDARD, "activation_relu"))
