@@ -64,6 +64,11 @@ class Control:
         """Whether it learned before its last checkpoint."""
         return any(self.lab.learns(one) for one in self.checkpoints[:-1])
 
+    @property
+    def fails_late(self) -> bool:
+        """Whether it fails after it had learned for longer than the shortest trials, which do not show that."""
+        return self.fails and any(self.lab.learns(one) for one in self.checkpoints[1:-1])
+
     def train(self, *shares: float, stoppable: bool) -> None:
         """Train to the end, but no further than it is broken or, where a cause was found, stands still."""
         for share in sorted({*shares, max(*shares, HALF), 1.0}):

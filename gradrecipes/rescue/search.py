@@ -87,7 +87,7 @@ class _Progress:
             if control.learned or control.last.error or UNTRAINED not in self.known:
                 return self.so_far()
             tried = [(self.known[UNTRAINED],)]
-        if control.learned_early and control.fails:  # short trials cannot tell what prevents a late failure
+        if control.fails_late:  # short trials cannot tell what prevents that
             best = max((one.score for one in control.checkpoints), key=lambda score: score.value)
             if self._made_safer((), 1.0, best=best) and self.lab.left >= self.lab.full:
                 self.pairs.append(self._pair(self.winner, 1, 1.0))
@@ -130,14 +130,11 @@ class _Progress:
         seen = {"learned": control.learned, "breaks": control.breaks, "baseline_loss": control.baseline}
         return Found(changes, proof, self.final, needed, control.last, fails, complete, **seen)
 
-    # -- a failure that comes late -------------------------------------------------------------------
     def _made_safer(self, changes: Changes, share: float, best: Score | None = None) -> bool:
-        """Add one remedy or another until the training stays learned, not below the best it had reached before.
-
-        Those that a cause suggests are tried first.
-        """
+        """Add a remedy, one for a cause first, until the training stays learned, not below the best it had reached."""
         lab, ended, suggested = self.lab, {}, [*self.suggested][:UNBEATEN]
         names = sorted(LATE, key=lambda name: suggested.index(name) if name in suggested else len(LATE))
+        names = [*(() if changes else suggested[:1]), *names]
         for name in [one for one in names if one in self.known and self.known[one] not in changes]:
             if lab.limit - lab.spent < lab.full and (changes or ended):
                 break
@@ -151,7 +148,6 @@ class _Progress:
             self.needed[name] = self._final_score(ended[name]) - self._final_score(changes)
         return bool(ended)
 
-    # -- ever fewer candidates, ever longer ----------------------------------------------------------
     def _short_trials(self, tried: Sequence[Changes], share: float) -> Scored:
         """Try candidates until several in a row are no better than the best before them."""
         lab = self.lab
@@ -357,7 +353,9 @@ class _Progress:
         """
         lab = self.lab
         half, *others = (lab.run(some, share=HALF, part="finals") for some in (changes, *beside))
-        if half.error or half.broken is not None or any(lab.better(one.score, half.score) for one in others):
+        beaten = any(lab.better(one.score, half.score) for one in others)
+        stands_still = not (half.falls or lab.learns(half, standard_errors=1.0))
+        if beaten or stands_still or half.error or half.broken is not None:
             return False
         last = lab.run(changes, part="finals")
         way = [lab.run(changes, share=self.long, part="finals")] if lab.has_run(changes, self.long) else []
@@ -369,7 +367,6 @@ class _Progress:
         gained = one.score.value - self.lab.task.baseline_score
         return one.score.value - later.score.value > LEAST_GAIN * gained and self.lab.better(one.score, later.score)
 
-    # -- the proof -----------------------------------------------------------------------------------
     def _pair(self, changes: Changes, seed: int, share: float) -> tuple[Result, Result]:
         part = "other seeds" if seed else "finals"
         return self.control.at(share, seed), self.lab.run(changes, seed=seed, share=share, part=part)

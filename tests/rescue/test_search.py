@@ -344,24 +344,28 @@ def test_a_late_failure_is_repeated_to_its_end():
     assert found.needed["clip"] > 0.1
 
 
+def test_a_score_above_chance_for_a_moment_is_no_late_failure():
+    def score(names, seed, share):
+        return rises(share, 0.9) if "a" in names else 0.4 if share <= 0.1 else 0.1
+
+    assert names(run(score, ("a",), suggested=("a",))[1]) == ["a"]
+    late = run(lambda names, seed, share: 0.1 if not names and share > 0.4 else 0.8, ("a",), suggested=("a",))[1]
+    assert names(late) == ["a"]  # a cause goes before what is safe
+
+
 def test_a_winner_that_fails_late_is_made_safer():
     def score(names, seed, share):
         if "a" not in names:
             return 0.1
         return 0.9 if share < 0.9 or "rate_0.1" in names else None
 
+    def loses_on_its_way(names, seed, share):
+        dips = 0.3 < share < 0.9 and "rate_0.1" not in names
+        return 0.1 if "a" not in names else 0.7 if dips else 0.95
+
     _, found = run(score, ("a",))
     assert names(found) == ["a", "rate_0.1"] and found.needed["rate_0.1"] > 0.1
-
-
-def test_what_loses_much_on_its_way_is_made_safer():
-    def score(names, seed, share):
-        if "a" not in names:
-            return 0.1
-        return 0.7 if 0.3 < share < 0.9 and "clip" not in names else 0.95
-
-    found = run(score, ("a",), suggested=("a", "clip"))[1]
-    assert names(found) == ["a", "clip"]
+    assert names(run(loses_on_its_way, ("a",), suggested=("rate_0.1",))[1]) == ["a", "rate_0.1"]
 
 
 def test_nothing_is_advised_that_wins_with_one_seed_only():
