@@ -90,7 +90,8 @@ class _Progress:
         if control.fails_late:  # short trials cannot tell what prevents that
             best = max((one.score for one in control.checkpoints), key=lambda score: score.value)
             if self._made_safer((), 1.0, best=best) and self.lab.left >= self.lab.full:
-                self.pairs.append(self._pair(self.winner, 1, 1.0))
+                ends = (share for share in (self.long, HALF) if control.at(share, seed=1).broken is not None)
+                self.pairs.append(self._pair(self.winner, 1, next(ends, 1.0)))  # what broke cannot win any more
             return self.so_far()
         first, longer = (self.long, HALF) if control.learned_early else (self.short, self.long)
         if not (control.fails or far_below):  # what no cause suggests is a matter of tuning, not of repair

@@ -349,8 +349,8 @@ def test_a_score_above_chance_for_a_moment_is_no_late_failure():
         return rises(share, 0.9) if "a" in names else 0.4 if share <= 0.1 else 0.1
 
     assert names(run(score, ("a",), suggested=("a",))[1]) == ["a"]
-    late = run(lambda names, seed, share: 0.1 if not names and share > 0.4 else 0.8, ("a",), suggested=("a",))[1]
-    assert names(late) == ["a"]  # a cause goes before what is safe
+    made, late = run(lambda names, seed, share: 0.8 if names or share < 0.4 else None, ("a",), suggested=("a",))
+    assert names(late) == ["a"] and made.longest("a", seed=1) == FULL / 2  # a cause first; where the other has broken
 
 
 def test_a_winner_that_fails_late_is_made_safer():
