@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+import numpy as np
 
 from gradrecipes.compat.keras_optimizers import config_without_schedule, own_schedule
 from gradrecipes.compat.keras_private import compile_arguments, frozen_variables, has_own_train_step, sublayers
@@ -347,7 +348,7 @@ def setup_of(model: keras.Model, description: Description | None, *, batch_size:
         batch_size=batch_size,
         epochs=epochs,
         optimizer=type(unwrapped(optimizer)).__name__,
-        learning_rate=float(rate) if isinstance(rate, int | float) else None,
+        learning_rate=float(str(np.float32(rate))) if isinstance(rate, int | float) else None,  # 0.001 as it was given
         schedule=rate["class_name"] if isinstance(rate, dict) else None,
         schedule_settings=_plain(rate["config"]) if isinstance(rate, dict) else {},
         settings=config,
