@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.compat.keras_private import holds_layers, replaced, sublayers
 from gradrecipes.initializers.scaled import LARGEST_SEED
 
 
@@ -151,7 +151,7 @@ class _Listener:
 
     def __init__(self, model: keras.Model):
         self._model = model
-        self._candidates = [layer for layer in _sublayers(model) if _can_be_set(layer)]
+        self._candidates = [layer for layer in _outside_loops(model) if _can_be_set(layer)]
         self._heard: list[keras.layers.Layer] = []
         self._pass = tf.function(self._forward, reduce_retracing=True)
 
@@ -174,7 +174,7 @@ class _Listener:
 
         with contextlib.ExitStack() as stack:
             for layer in self._candidates:
-                stack.enter_context(_shadowed(layer, "activation", listening(layer, layer.activation)))
+                stack.enter_context(replaced(layer, "activation", listening(layer, layer.activation)))
             self._model(x)
         self._heard = list(outputs)
         return tf.stack([tf.math.reduce_std(tf.concat(parts, 0)) for parts in outputs.values()]) if outputs else []
@@ -193,37 +193,17 @@ def _can_be_set(layer: keras.layers.Layer) -> bool:
 def _left_alone(model: keras.Model, done: Any) -> tuple[str, ...]:
     taken = {id(variable) for layer in done for variable in layer.weights}
     left = {}
-    for layer in _sublayers(model):
+    for layer in _outside_loops(model):
         own = [variable for variable in layer.trainable_variables if id(variable) not in taken]
-        if any(len(variable.shape) >= 2 for variable in own) and not _children(layer):
+        if any(len(variable.shape) >= 2 for variable in own) and (
+            isinstance(layer, keras.layers.RNN) or not holds_layers(layer)
+        ):
             left[id(layer)] = layer.path
     return tuple(left.values())
 
 
-def _sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    found: dict[int, keras.layers.Layer] = {}
-    pending = list(_children(layer))
-    while pending:
-        child = pending.pop(0)
-        if id(child) not in found:
-            found[id(child)] = child
-            pending += _children(child)
-    return list(found.values())
-
-
-def _children(layer: keras.layers.Layer) -> Sequence[keras.layers.Layer]:
-    if isinstance(layer, keras.Model):
-        return layer.layers
-    if isinstance(layer, keras.layers.RNN):
-        return ()  # its cell runs in a loop: one of its steps says nothing of the others
-    return [part for part in keras.tree.flatten(list(vars(layer).values())) if isinstance(part, keras.layers.Layer)]
-
-
-@contextlib.contextmanager
-def _shadowed(layer: keras.layers.Layer, name: str, value: Any) -> Iterator[None]:
-    before = layer.__dict__[name]
-    layer.__dict__[name] = value  # past Keras' tracking: nothing of it is to be saved
-    try:
-        yield
-    finally:
-        layer.__dict__[name] = before
+def _outside_loops(model: keras.Model) -> list[keras.layers.Layer]:
+    """Return the layers of a model but for cells: one step of the loop they run in says nothing of the others."""
+    layers = sublayers(model)
+    cells = {id(cell) for layer in layers if isinstance(layer, keras.layers.RNN) for cell in sublayers(layer)}
+    return [layer for layer in layers if id(layer) not in cells]
