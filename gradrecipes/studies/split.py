@@ -105,13 +105,8 @@ def frozen_split(x: Any, y: Any, *, share: float = SHARE, seed: int = 0) -> Spli
     return Split(*(keras.tree.map_structure(lambda array, at=at: array[at], part) for at in rows for part in (x, y)))
 
 
-def leaves(*parts: Any) -> list[Any]:
-    """Return the arrays of data, whatever structure they are in."""
-    return keras.tree.flatten(parts)
-
-
 def _samples(x: Any, y: Any, what: str) -> int:
-    lengths = {len(array) for array in leaves(x, y)}
+    lengths = {len(array) for array in keras.tree.flatten((x, y))}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(
             f"The {what} inputs and targets must have the same number of samples, at least one. "

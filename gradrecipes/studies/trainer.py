@@ -19,7 +19,7 @@ from gradrecipes.compat import model_reuse
 from gradrecipes.compat.keras_private import optimizers_of
 from gradrecipes.studies.arm import Arm, Objective, Run
 from gradrecipes.studies.same_program import difference
-from gradrecipes.studies.split import Split, leaves
+from gradrecipes.studies.split import Split
 
 # Their slots begin at values that do not depend on the weights, whether they are made before the trace or within it.
 _PLAIN_OPTIMIZERS_TEXT = (
@@ -214,8 +214,9 @@ class Feed:
     def __init__(self, split: Split):
         self._split = split
         self._made: dict[tuple[str, int], Any] = {}
-        size = sum(array.nbytes for array in leaves(split.x, split.y))
-        self._small = size <= LARGEST and all(array.dtype.kind in "biuf" for array in leaves(split.x, split.y))
+        arrays = keras.tree.flatten((split.x, split.y))
+        small = sum(array.nbytes for array in arrays) <= LARGEST
+        self._small = small and all(array.dtype.kind in "biuf" for array in arrays)
 
     def arguments(self, model: keras.Model, fit: Mapping[str, Any]) -> dict[str, Any]:
         """Return all arguments of `fit` with the data among them.
@@ -249,7 +250,7 @@ class Feed:
         shuffle = fit.get("shuffle", True)
         known = isinstance(shuffle, bool) and not any(fit.get(name) for name in LEFT_TO_KERAS)
         alone = model.distribute_strategy.num_replicas_in_sync == 1 and not tf.distribute.has_strategy()
-        count = len(leaves(self._split.x)[0])
+        count = len(keras.tree.flatten(self._split.x)[0])
         return self._small and known and alone and (not shuffle or model_reuse.orders_repeat(count))
 
     def _unshuffled(self, name: str, x: Any, y: Any, batch_size: int) -> Any:
