@@ -9,7 +9,8 @@ off; nor does a run that starts with a giant loss and gradient, whose cause lies
 
 A trial that goes well says nothing of a rate that a schedule reaches later. Where the schedule rises above the rates of
 the trial, the trial goes on to its highest rate, and the rule fires where the loss is lost there. A schedule that rises
-on where its settings name no more steps, as that of a range test does, is read ten times as far.
+on where its settings name no more steps, as that of a range test does, is read ten times as far. A run that learns in
+the trial and is lost in the steps behind it is repeated at lower rates over all of them.
 
 ## Why it is bad
 On a slope of curvature lambda a gradient step longer than 2 / lambda lands higher on the other side than it began,

@@ -8,7 +8,9 @@ record of a real training, it needs at least 200 such steps. It fires as well wh
 than a constant prediction falls ten times as far at each of these rates: steps that are far too short follow the slope.
 And it fires where a schedule falls to a thousandth before all samples were seen once, while the gradients are as large
 as before: its decay was counted in epochs. So it does where that happens in the first half of a planned training, above
-half the loss of a constant prediction, and the same steps at the highest rate end at less than half the loss.
+half the loss of a constant prediction, and the same steps at the highest rate end at less than half the loss. And it
+fires where a net is far behind a simple function of the inputs after all of its training, while the same steps at ten
+or a hundred times the rate end at less than half the loss.
 
 ## Why it is bad
 About a thousandth of the weights' size per step is usual. A hundred times less takes a hundred times as long, which

@@ -7,7 +7,8 @@ silently broadcast, targets that the last activation cannot reach. What Keras co
 softmax, `(n,)` against `(n, 1)`, 0 and 1 with a hinge) is taken into account, and measured where it may fail. In a
 train step of one's own, the values tell that each binary cross-entropy gets, and those that a discriminator gets. A
 loss of one's own that is 0 at the targets and below 0 beyond them, as an overlap is, needs outputs that are bounded;
-one that is larger at the targets than at those of other samples has the wrong sign.
+one that is larger at the targets than at those of other samples has the wrong sign. A loss of Keras' that is the same
+for both, as one with a label smoothing of 1, tells the net nothing.
 
 ## Why it is bad
 Most of these run without an error, and the loss even falls. The net then learns another task than intended, with a

@@ -3,11 +3,12 @@
 ## What it does
 Fires where the slope of a user's own loss is exactly 0 at the predictions of every sample of a batch, and the loss of
 the trial does not fall. Of a train step that returns the terms of its loss, it fires where a term has the same value on
-the same batch in every pass, although the weights moved. Of a step of several optimizers, as that of a GAN, it fires
-where one loss is won outright, another one does not fall, and the gradients of all layers fall to a tenth. It
-fires where a layer that the answers depend on gets no gradient at any step: an operation behind it has none. It also
-fires where the answers are the same for all samples, before the training and after a trial that stalled: nothing of the
-inputs reaches them, and no slope tells one sample from another.
+the same batch in every pass, although the weights moved, or is made of the weights that it is differentiated in while
+no slope leads to these, as of samples that are copied before they are judged. Of a step of several optimizers, as that
+of a GAN, it fires where one loss is won outright, another one does not fall, and the gradients of all layers fall to a
+tenth. It fires where a layer that the answers depend on gets no gradient at any step: an operation behind it has none.
+It also fires where the answers are the same for all samples, before the training and after a trial that stalled:
+nothing of the inputs reaches them, and no slope tells one sample from another.
 
 ## Why it is bad
 Gradient descent sees slopes only. A sign, a rounding, a threshold or an argmax is flat wherever it does not jump; a

@@ -4,7 +4,8 @@
 Looks at the settings that no optimizer works with (a momentum or beta of 1 or more, an epsilon of nothing, an epsilon
 or a clipping bound that leaves next to nothing of a step, a weight decay that removes the weights) and at the state
 that the optimizer starts with: a trial that learns with a fresh state, but not with the present one, proves the state
-wrong. It fires only where the trial failed or did not learn.
+wrong. Where no other variation trains, the trial is repeated with the usual values of the settings that are not usual.
+It fires only where the trial failed or did not learn.
 
 ## Why it is bad
 Adam divides by the square root of its average of squared gradients, plus epsilon. With an epsilon of 0, an entry whose

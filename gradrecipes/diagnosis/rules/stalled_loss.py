@@ -3,9 +3,12 @@
 ## What it does
 Compares the loss of the last batches with that of the same batches, or of the first ones, and fires where it fell by
 less than a hundredth. By itself that is not a problem: a net may have learned all it can, or may need more steps. So
-the diagnosis reports it only together with a cause that explains it, or with a witness: a linear function of the inputs
-predicts the targets of rows that it was not fitted to, while the net is no better than a constant prediction, and gets
-no better in further steps or has seen all that are planned.
+the diagnosis reports it only together with a cause that explains it, or with a witness: a function that is linear in
+the inputs, in random units of them, or in counts of whole numbers predicts the targets of rows that it was not fitted
+to, while the net is no better than a constant prediction, and gets no better in further steps or has seen all that are
+planned. With such a witness it fires for a loss that falls as well, if the net, after all of its training, gains less
+than half as much over a constant prediction on rows that it was trained on. Both are measured by the program's own
+loss; in a train step of one's own by wrong classes, or squared errors.
 
 ## Why it is bad
 Nothing is learned, and a training that stalls looks like one that only needs more time.

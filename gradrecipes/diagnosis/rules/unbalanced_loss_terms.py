@@ -7,7 +7,7 @@ least squares. It fires where one term makes up nearly all of the sum and anothe
 penalties, the trial is repeated with terms that start equally large, or without penalties. Where the answers do not
 depend on the inputs, the steps are run without the terms that the answers have no part in, then with them again: it
 fires where the answers come to depend on the inputs without, and cease to with them (posterior collapse of a
-variational autoencoder).
+variational autoencoder). Where answers that are equal for all samples solve all terms but one, any larger term will do.
 
 ## Why it is bad
 The gradient of a sum is the sum of the gradients. A term with a thousandth of the gradient moves the shared weights by
