@@ -214,6 +214,7 @@ def test_a_net_that_learns_less_than_a_linear_function_is_unhealthy(end, changes
         (1.9, 5000, 1.9, False),
         (1.9, 5000, 2.04, True),
         (1.9, None, 1.9, False),
+        (1.9, 500, 0.5, False),  # the moving averages are too young
     ],
 )
 def test_a_net_that_ends_far_behind_a_linear_function_is_unhealthy(own, steps, later, told):

@@ -89,7 +89,7 @@ def test_a_net_is_compared_with_a_simple_function_in_its_own_loss(head, trained)
     batches = [(tf.constant(x[at : at + 32]), tf.constant(y[at : at + 32])) for at in range(0, 512, 32)]
     (found,) = simple_readings(batches, model=model, losses=losses_by_row(model, 1))
     assert found.clear and found.own_linear < found.own_constant
-    assert (found.share > 0.8) == trained and (found.share < 0.5) != trained
+    assert (found.share() > 0.8) == trained and (found.share() < 0.5) != trained
 
 
 @pytest.mark.parametrize("paired", [True, False])

@@ -209,16 +209,19 @@ class LinearReading(Record):
         """Whether the target can be learned from the inputs: far beyond chance, and by more than a tenth."""
         return self.constant - self.linear > 4.0 * self.noise and self.linear < 0.9 * self.constant
 
-    @property
-    def share(self) -> float | None:
-        """What the net gained over a constant prediction, over the gain of the linear function; None if not clear.
+    def share(self, ended: float | None = None) -> float | None:
+        """Return the gain of the net over a constant prediction, over that of the linear function; None if not clear.
 
         Both gains are of the program's own loss, that of the net of rows that it was trained on. A share of less than 0
         is that of a net that is worse than a constant.
+
+        Args:
+            ended: Loss of the last steps, where it is the same one: moving averages may be too young for `own`.
         """
         own, linear, constant, noise = self.own, self.own_linear, self.own_constant, self.own_noise
         if own is None or linear is None or constant is None or noise is None or not self.clear:
             return None
+        own = own if ended is None else min(own, ended)
         return (constant - own + 2.0 * noise) / (constant - linear) if constant - linear > 4.0 * noise else None
 
 

@@ -148,8 +148,11 @@ SHARE_BEHIND = 0.5  # gain of a net over a constant prediction, of rows that it 
 
 def ahead(trace: Trace) -> LinearReading | None:
     """Return the simple function that learns more than twice as much of other rows as the net of its own, or None."""
-    read = (trace.probes.trial or TrialReading()).linear
-    return next((one for one in read if one.share is not None and one.share < SHARE_BEHIND), None)
+    trial, seen = trace.probes.trial or TrialReading(), verdict(trace)
+    ended = trial.further[0].end if len(trial.further) == 1 else seen.end
+    compares = len(trial.linear) == 1 and not trace.description.own_train_step and math.isfinite(seen.end)
+    shares = [(one, one.share(ended if compares else None)) for one in trial.linear]
+    return next((one for one, share in shares if share is not None and share < SHARE_BEHIND), None)
 
 
 def is_outrun(trace: Trace) -> bool:
