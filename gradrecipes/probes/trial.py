@@ -122,9 +122,8 @@ def try_out(
             stack.close()
             failed = error
         trace = trial.trace
-        # The trial has read the initial weights of the layers that it monitored.
-        trace.description = replace(description, layers=trace.description.layers or description.layers)
-        trace.probes = probes
+        layers = trace.description.layers or description.layers  # the trial has read their initial weights
+        trace.description, trace.probes = replace(description, layers=layers), probes
         if failed is not None:
             if step_error(model, batches) is not None:
                 trace.probes = replace(probes, failure=failure("step", failed, batch=batches[0]))
@@ -153,7 +152,7 @@ def try_out(
         if rival_losses(trace):
             trace.steps["loss"][:], run = np.nan, replace(run, loss=np.full_like(run.loss, np.nan))
         seen = verdict(trace)
-        spread = sample_spread(model, batches[0]) if run.broken is None else None
+        spread = None if run.broken is not None else sample_spread(model, batches[0])
         reading = replace(reading, sample_spread=spread)
         known = not penalty and (baselines.of_trial is not None or baselines.fitted is not None)
         answers = Answers.asked(trial, description, known=known) if run.broken is None else None
@@ -163,12 +162,13 @@ def try_out(
             reading = replace(reading, answers=None if answers is None else read)
             trace.probes = replace(trace.probes, trial=reading)
         outweighed = description.own_train_step and outweighed_part(reading) is not None
-        open_still = seen.state in (LEARNING, STALLED) and judge(trace, ()).verdict == UNDECIDED
+        may_go_on = outweighed or seen.state in (LEARNING, STALLED) or reading.moving_target
+        at_end = trial.save() if may_go_on and run.broken is None else []
+        open_still = may_go_on and run.broken is None and judge(trace, ()).verdict == UNDECIDED
         asked = description.own_train_step and seen.state == LEARNING and not outputs
         left = (planned_steps or 0) - len(run.loss)  # of a planned training, that the trial has not seen
         cheap = (description.trainable_entries or 0) * data.batch_size * data.places < MAX_WORK_TO_GO_ON
         longer = seen.state == LEARNING and left >= len(batches) and cheap
-        at_end = trial.save() if run.broken is None and (outweighed or seen.state in (LEARNING, STALLED)) else []
         if description.own_train_step:
             reading = replace(reading, pairs_samples=pairs_samples(trial, probes.loss.outputs))
             like = step_acts_like(trial, probes.loss.outputs, run.loss[0] if len(run.loss) else math.nan)
@@ -184,8 +184,8 @@ def try_out(
         ended = at_end if outweighed or open_still or longer else []
         reading = replace(reading, rates=try_highest_rate(trial, rates, seen, trial_steps=steps, tell=tell))
         variations: dict[str, VariationResult] = {}
-        lost = () if reading.answers is None else reading.answers.lost
-        behind = run.broken is None and (bool(lost) or not all(one.learned for one in outputs))
+        lost = reading.answers is not None and len(reading.answers.lost) > 0
+        behind = run.broken is None and (lost or not all(one.learned for one in outputs))
         loss_seen = run.broken is not None or np.isfinite(run.loss).any()  # else no variation could be judged
         if loss_seen and (seen.suspicious or behind or fitting_weights(model, probes.signal.weights)):
             tell(f"the trial is {seen.state}: varying one thing at a time")
