@@ -84,7 +84,7 @@ class Control:
         below = self._is_below_baseline(last)
         # Where the score misreads an unusual loss, or a net learns its few samples by heart, a rescue repairs nothing.
         fits = gained > least or (self._seen_to_learn and below)
-        self.breaks = self._breaks()
+        self.breaks = self._breaks(beside_a_cause=stoppable)
         self.fails = self._fails(1.0 if stoppable else 0.0) and (stoppable or not fits)
         # A score of classes sees only which one is the largest: it may be above its baseline beside a loss that is not.
         self.doubtful = self.lab.feed.sample_weight is None and -gained > least
@@ -179,12 +179,13 @@ class Control:
             return self.breaks
         return not self.lab.learns(last, standard_errors=standard_errors)
 
-    def _breaks(self) -> bool:
+    def _breaks(self, *, beside_a_cause: bool) -> bool:
         last = self.checkpoints[-1]
         if last.error or last.broken is not None or not math.isfinite(last.loss):
             return True
-        if self.lab.task.kind == OWN_LOSS:
-            return last.peak > FINAL_PEAK and last.score.value < -0.5
+        if self.lab.task.kind == OWN_LOSS:  # one that no step minimizes may grow, as that of learned values does
+            told = self.lab.minimized or beside_a_cause
+            return told and last.peak > FINAL_PEAK and last.score.value < -0.5
         # A score that gets worse while the training loss falls on, or stays within its noise, is overfitting.
         worse = [one for one in self.checkpoints[:-1] if self.lab.better(one.score, last.score)]
         return any(self._climbs(one, last) for one in worse)
