@@ -271,6 +271,7 @@ EXACT_SUM = 1e-3  # relative error of the weighted sum up to which the parts mak
 MIN_WEIGHT_OVER_ERROR = 5.0  # weight of a part over its standard error; a part below may be a metric
 MAX_FLAT_CHANGE = 0.2  # relative change of a part that is not learned
 FALLEN_END = 0.5  # end over start of a sum that hides a part
+MOST_OF_TRAINING = 0.75  # share of the planned steps after which a solution that leaves a term out is taken for the end
 MIN_STEPS = 20  # from which the weights of the parts can be found
 # Regularization terms are small on purpose, and need not fall.
 REGULARIZES = re.compile(r"kl|kullback|reg|l1|l2|penal|decay|entrop|commit|adv|gan|sparsity|smooth|(^|_)(gp|tv)($|_)")
@@ -315,6 +316,7 @@ def outweighed_part(trial: TrialReading) -> Outweighed | None:
     end = {name: weights[name] * ends[name] for name in weights}
     large = max(first, key=lambda name: first[name])
     alike = trial.answers is not None and not trial.answers.depend  # solved by answers that are equal for all samples
+    alike = alike and (not trial.later or _saw_most(trial))  # a net may leave such a solution late
     least = 1.0 if alike else OUTWEIGHING_RATIO
     if not min(end[large], float(np.median(loss[-quarter:]))) < FALLEN_END * first[large]:
         return None
@@ -334,6 +336,12 @@ def outweighed_part(trial: TrialReading) -> Outweighed | None:
     small = min(lost, key=lambda name: first[name])
     weighted = weights[large] >= OUTWEIGHING_RATIO * weights[small]
     return Outweighed(large, small, first[large], first[small], end[small], weighted)
+
+
+def _saw_most(trial: TrialReading) -> bool:
+    """Return whether the trial and its further steps are most of the training that is planned."""
+    planned = trial.rates.steps if trial.rates is not None and trial.rates.planned else None
+    return planned is not None and trial.steps + trial.further_steps >= MOST_OF_TRAINING * planned
 
 
 def _is_lost(ratio: float, ratio_at_end: float, change: float) -> bool:

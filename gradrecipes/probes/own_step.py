@@ -300,7 +300,10 @@ def learned_simply(
         if not reads_targets(trial):
             return ()
         trial.load(ended)
-        losses = [(0, 0, usual_error)]
+        alone = description.optimizer is not None and description.optimizer.count == 1
+        losses = [(0, 0, usual_error)] if alone else []
+    if data is not None and data.sample_weight:
+        losses = []  # what counts more is another question
     tokens = {place for place, one in enumerate((data or DataReading()).inputs) if one.feeds_embedding}
     return simple_readings(trial.batches, tokens=tokens, model=trial.model, losses=losses)
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 from scipy.optimize import minimize
 
 from gradrecipes.core.analysis.baseline import Fit, random_units, simple_fit
-from gradrecipes.core.trace.data_reading import HeldBackReading, LinearReading
+from gradrecipes.core.trace.data_reading import INPUTS, HeldBackReading, LinearReading
 from gradrecipes.probes.variations import joined
 from gradrecipes.training.recovery.model_state import preserve_state
 
@@ -188,7 +188,7 @@ def simple_readings(
 def _kinds_of_features(inputs: Sequence[np.ndarray], tokens: Collection[int]) -> dict[str, np.ndarray]:
     """Return by what they are: the numbers and counts of tokens, random units of them, and counts of whole numbers."""
     x = _projected(np.concatenate([_features(one, place in tokens) for place, one in enumerate(inputs)], axis=1))
-    found = {"the inputs": x, "random ReLU units of the inputs": random_units(x)}
+    found = {INPUTS: x, "random ReLU units of the inputs": random_units(x)}
     whole = [one for place, one in enumerate(inputs) if place not in tokens and one.size and _is_whole(one)]
     if whole:
         counts = np.concatenate([_features(one - one.min(), counted=True) for one in whole], axis=1)
@@ -258,8 +258,8 @@ def usual_error(target: Any, answers: Any) -> np.ndarray:
     """Return the error of each row: whether the class is wrong, or the squared error after the best scale and shift.
 
     Args:
-        target: Classes `[rows]`, rows with a single 1, or numbers.
-        answers: `[rows, ...]`; of classes a column each.
+        target: Classes `[rows]`, all that there are, rows with a single 1, or numbers.
+        answers: `[rows, ...]`; of classes a column each, which tells them from codes of another kind.
 
     Raises:
         ValueError: The answers are neither.
@@ -272,7 +272,7 @@ def usual_error(target: Any, answers: Any) -> np.ndarray:
     """
     y, given = np.asarray(target), np.asarray(answers, np.float64)
     columns = given.reshape(len(given), -1)
-    if y.size == len(given) and columns.shape[1] > 1:
+    if y.size == len(given) and np.array_equal(np.unique(y), np.arange(columns.shape[1])) and columns.shape[1] > 1:
         return (columns.argmax(axis=1) != y.reshape(-1)).astype(np.float64)
     flat = y.reshape(len(y), -1).astype(np.float64)
     if flat.shape != columns.shape:

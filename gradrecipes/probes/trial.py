@@ -146,7 +146,7 @@ def try_out(
             penalties=penalties,
             still=() if run.broken is not None else still.after(trial),
             moving_target=bool(description.own_train_step) and trial.moving_target,
-            cut_off=trial.cut_off if description.own_train_step else (),
+            cut_off=trial.cut_off.lasting if description.own_train_step else (),
         )
         trace.probes = replace(probes, trial=reading, signal_after=signal(model, batches[0], attention=attention))
         if rival_losses(trace):
@@ -205,8 +205,8 @@ def try_out(
         if ended and (outweighed or seen.state == LEARNING or not any(fixes(one, seen) for one in variations.values())):
             tell("going on where the trial ended")
             trial.load(ended)
-            most = LONGER if open_still and (answers is None or reading.moving_target) and cheap else FURTHER
-            more = max(min(most * steps, left), FURTHER * steps if outweighed or open_still else 0)
+            still = outweighed or open_still
+            more = max(min((LONGER if still and cheap else FURTHER) * steps, left), FURTHER * steps if still else 0)
             how = {"answers": answers, "fitted": baselines.fitted, "outweighed": outweighed}
             reading = _gone_on(trial, reading, losses, before, more, **how)
             at_end = trial.save()

@@ -440,7 +440,10 @@ def test_a_solution_that_is_the_same_everywhere_leaves_a_smaller_term_unlearned(
     logs["loss"] = logs["initial"] + logs["residual"]
     read = {name: tuple(map(float, values)) for name, values in logs.items()}
     answers = AnswersReading(1.0, 2.0 if depend else 1.0, 0.01)
-    assert ("unbalanced_loss_terms" in codes(with_trial(trace, logs=read, answers=answers))) == told
+    changes = {"logs": read, "answers": answers, "further_steps": 400}
+    soon, late = (PlannedRates(steps, True, 0.01, 0.01, 0.01, 0) for steps in (500, 5000))
+    assert ("unbalanced_loss_terms" in codes(with_trial(trace, rates=soon, **changes))) == told
+    assert "unbalanced_loss_terms" not in codes(with_trial(trace, rates=late, **changes))
 
 
 @pytest.mark.parametrize(("cut", "told"), [(("term 1 of the sum",), True), ((), False)])
@@ -456,7 +459,9 @@ def test_settings_without_which_the_net_learns_are_told(momentum, end, told):
     trace = trial(STANDING, varied=varied)
     optimizer = replace(trace.description.optimizer, name="SGD", settings={"momentum": momentum})
     trace.description = replace(trace.description, optimizer=optimizer)
-    assert ("optimizer_state" in codes(trace)) == told
+    soon, late = (PlannedRates(steps, True, 0.01, 0.01, 0.01, 0) for steps in (100, 5000))
+    assert ("optimizer_state" in codes(with_trial(trace, rates=soon))) == told
+    assert "optimizer_state" not in codes(with_trial(trace, rates=late))
 
 
 def test_the_usual_settings_of_an_optimizer_last_as_long_as_they_are_asked_for():

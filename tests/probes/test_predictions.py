@@ -125,4 +125,6 @@ def test_the_usual_error_is_that_of_the_class_or_of_the_best_scale_and_shift(lab
     right = np.eye(3)[y] if labels else 4.0 - 7.0 * y
     assert usual_error(y, right).max() < 1e-9 < 0.3 < usual_error(y, rng.permutation(right)).mean()
     with pytest.raises(ValueError, match="must fit the targets"):
+        usual_error(rng.integers(0, 3, 60), rng.normal(size=(60, 16)))  # codes, not classes
+    with pytest.raises(ValueError, match="must fit the targets"):
         usual_error(rng.normal(size=(60, 2)), rng.normal(size=(60, 5)))

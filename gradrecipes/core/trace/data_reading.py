@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from gradrecipes.core.trace.record import Record
 
+INPUTS = "the inputs"  # what a linear function of them is linear in
 CLASS_WEIGHT = "class_weight"  # name of the weights of samples that those of their classes make
 
 
@@ -198,7 +199,7 @@ class LinearReading(Record):
     linear: float = 0.0
     noise: float = 0.0
     rows: int = 0
-    of: str = "the inputs"
+    of: str = INPUTS
     own: float | None = None
     own_linear: float | None = None
     own_constant: float | None = None

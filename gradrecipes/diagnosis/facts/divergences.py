@@ -149,10 +149,12 @@ SHARE_BEHIND = 0.5  # gain of a net over a constant prediction, of rows that it 
 def ahead(trace: Trace) -> LinearReading | None:
     """Return the simple function that learns more than twice as much of other rows as the net of its own, or None."""
     trial, seen = trace.probes.trial or TrialReading(), verdict(trace)
+    if len(trial.linear) != 1 or len(trial.outputs) > 1:
+        return None  # of several tasks, one may be left to the end
     ended = trial.further[0].end if len(trial.further) == 1 else seen.end
-    compares = len(trial.linear) == 1 and not trace.description.own_train_step and math.isfinite(seen.end)
-    shares = [(one, one.share(ended if compares else None)) for one in trial.linear]
-    return next((one for one, share in shares if share is not None and share < SHARE_BEHIND), None)
+    compares = not trace.description.own_train_step and ended is not None and math.isfinite(ended)
+    share = trial.linear[0].share(ended if compares else None)
+    return trial.linear[0] if share is not None and share < SHARE_BEHIND else None
 
 
 def is_outrun(trace: Trace) -> bool:

@@ -49,7 +49,7 @@ from gradrecipes.diagnosis.rules.unbounded_loss import falls_for_ever
 
 AT_TARGETS = 0.01  # loss at the targets over that at the net's own answers, of a loss that measures a difference
 REWARD_OF_WRONG = 0.01  # loss at the targets above that at other answers, over the largest of them
-AS_GOOD = 1e-4  # relative difference of the loss at right answers from that at wrong ones: rounding
+AS_GOOD = 1e-6  # relative difference of the loss at right answers from that at wrong ones: float32 rounding
 CHANGE_TARGETS = ("label_smoothing", "axis", "ignore_class")  # settings that are named where they are not 0
 BELOW_TARGETS = 0.1  # loss at twice the targets, below 0, over the same; the smoothing of an overlap changes less
 

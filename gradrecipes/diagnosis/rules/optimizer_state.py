@@ -39,6 +39,7 @@ from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, rou
 from gradrecipes.diagnosis.outcome import fixed_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions.prescribe import fresh_optimizer
 from gradrecipes.diagnosis.registry import FAILED_RUN, rule
+from gradrecipes.diagnosis.rules.stalled_loss import saw_all
 
 NO_EPSILON = 1e-15  # below it an entry whose gradient is 0 is divided by 0; Keras' own are 1e-7, 1e-30 in Adafactor
 EPSILON_OVER_GRADIENT = 100.0  # epsilon over the root mean square of a gradient's entries: it rules the division
@@ -218,7 +219,8 @@ def _bad_memory(trace: Trace) -> Said | None:
 def _unusual(trace: Trace) -> Said | None:
     """Return the settings without which the net learns."""
     optimizer = trace.description.optimizer or OptimizerDescription("")
-    if not optimizer.unusual or not fixed_by(trace, USUAL_OPTIMIZER):
+    given_its_chance = verdict(trace).unhealthy or saw_all(trace)  # steps that are gathered, or clipped, take longer
+    if not optimizer.unusual or not given_its_chance or not fixed_by(trace, USUAL_OPTIMIZER):
         return None
     given = ", ".join(f"{name}={optimizer.settings.get(name)}" for name in optimizer.unusual)
     end = (variation(trace, USUAL_OPTIMIZER) or VariationResult()).end

@@ -5,10 +5,11 @@ Compares the loss of the last batches with that of the same batches, or of the f
 less than a hundredth. By itself that is not a problem: a net may have learned all it can, or may need more steps. So
 the diagnosis reports it only together with a cause that explains it, or with a witness: a function that is linear in
 the inputs, in random units of them, or in counts of whole numbers predicts the targets of rows that it was not fitted
-to, while the net is no better than a constant prediction, and gets no better in further steps or has seen all that are
-planned. With such a witness it fires for a loss that falls as well, if the net, after all of its training, gains less
-than half as much over a constant prediction on rows that it was trained on. Both are measured by the program's own
-loss; in a train step of one's own by wrong classes, or squared errors.
+to, while the net is no better than a constant prediction, and has seen all the steps that are planned. Of what is
+linear in the inputs themselves it is enough that the loss falls no more in further steps: what is harder to learn may
+take a net long, and then fall at once. With such a witness it fires for a loss that falls as well, if the net, after
+all of its training, gains less than half as much over a constant prediction on rows that it was trained on. Both are
+measured by the program's own loss; in a train step of one's own by wrong classes, or squared errors.
 
 ## Why it is bad
 Nothing is learned, and a training that stalls looks like one that only needs more time.
@@ -29,9 +30,9 @@ import math
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity, counted
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.data_reading import LinearReading
+from gradrecipes.core.trace.data_reading import INPUTS, LinearReading
 from gradrecipes.core.trace.trial_reading import TrialReading
-from gradrecipes.diagnosis.facts.divergences import SHARE_BEHIND, ahead
+from gradrecipes.diagnosis.facts.divergences import ahead
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.judgement import UNDECIDED, judge, of_columns, rates
 from gradrecipes.diagnosis.outcome import FALL_IN_ERRORS, STALLED, STALLED_FALL, Verdict, verdict
@@ -112,7 +113,7 @@ def _linear_witness(trace: Trace) -> LinearReading | None:
     found = [one for place, one in clear.items() if not lost or place in lost]
     if not found or _gain(trial, seen) >= SHARE_OF_LINEAR * (1.0 - found[0].linear / found[0].constant):
         return None
-    return found[0] if _saw_all(trace) or _rests(trial, seen) else None
+    return found[0] if saw_all(trace) or (found[0].of == INPUTS and _rests(trial, seen)) else None
 
 
 def far_ahead(trace: Trace) -> LinearReading | None:
@@ -121,19 +122,7 @@ def far_ahead(trace: Trace) -> LinearReading | None:
     found = ahead(trace)
     if found is None or seen.unhealthy or _rises_later(trace):
         return None
-    return found if _saw_all(trace) or _rests(trial, seen) or _stays_behind(trace, found) else None
-
-
-def _stays_behind(trace: Trace, leader: LinearReading) -> bool:
-    """Return whether the planned steps that are left would not do, were the loss to fall on at the mean rate so far."""
-    planned, trial, seen = rates(trace), trace.probes.trial or TrialReading(), verdict(trace)
-    ends = [one.end for one in trial.further if one.end is not None]
-    if planned is None or not planned.planned or planned.steps is None or len(ends) != 1 or not trial.further_steps:
-        return False
-    left = planned.steps - len(trace) - trial.further_steps
-    constant, linear, own = leader.own_constant or 0.0, leader.own_linear or 0.0, leader.own or 0.0
-    wanted = own - (constant - SHARE_BEHIND * (constant - linear))
-    return left * max(0.0, seen.end - ends[0]) / trial.further_steps < wanted
+    return found if saw_all(trace) or (found.of == INPUTS and _rests(trial, seen)) else None
 
 
 def _gain(trial: TrialReading, seen: Verdict) -> float:
@@ -151,7 +140,7 @@ def _rises_later(trace: Trace) -> bool:
     return planned is not None and (planned.highest or 0.0) > HIGHER * (planned.trial_highest or 0.0)
 
 
-def _saw_all(trace: Trace) -> bool:
+def saw_all(trace: Trace) -> bool:
     """Return whether the trial and its further steps are the whole training that is planned."""
     planned, trial = rates(trace), trace.probes.trial or TrialReading()
     if planned is None or not planned.planned or planned.steps is None:

@@ -171,7 +171,25 @@ def has_moving_target(loss: Any) -> bool:
 FLAT = {"StopGradient", "ArgMax", "ArgMin", "Round", "Rint", "Floor", "Ceil", "Sign", "Greater", "GreaterEqual", "Less"}
 
 
-def cut_off_terms(loss: Any, sources: Any) -> list[str]:
+class CutTerms(NamedTuple):
+    """Terms of a sum, each by the name of its tensor: those cut off from sources that made them, with their places in
+    the sum, and those that a slope leads from to some source.
+    """
+
+    cut_off: dict[str, str]
+    steep: set[str]
+
+    def joined(self, other: CutTerms) -> CutTerms:
+        """Return the terms of both."""
+        return CutTerms(self.cut_off | other.cut_off, self.steep | other.steep)
+
+    @property
+    def lasting(self) -> tuple[str, ...]:
+        """Which of those that are cut off have a slope nowhere, in the weights of no net of the step."""
+        return tuple(place for name, place in self.cut_off.items() if name not in self.steep)
+
+
+def cut_off_terms(loss: Any, sources: Any) -> CutTerms:
     """Return which terms of a sum are made with weights, while no slope leads to these, nor to other sources.
 
     A generator is to be judged by what a discriminator says of its samples: of copies of them, or of what is rounded or
@@ -185,20 +203,22 @@ def cut_off_terms(loss: Any, sources: Any) -> list[str]:
         >>> weight = tf.Variable(3.0)
         >>> @tf.function
         ... def traced():
-        ...     return cut_off_terms(tf.square(weight) + tf.abs(tf.stop_gradient(weight)), [weight])
+        ...     return list(cut_off_terms(tf.square(weight) + tf.abs(tf.stop_gradient(weight)), [weight])[0].values())
         >>> [bytes(name.numpy()).decode() for name in traced()]
         ['term 2 of the sum']
     """
     if not tf.is_tensor(loss) or tf.executing_eagerly() or loss.shape.rank != 0:
-        return []
+        return CutTerms({}, set())
     handles = [getattr(getattr(one, "value", one), "handle", None) for one in tf.nest.flatten(sources)]
     held = {id(one) for one in handles if one is not None}
     asked = {inner.op.name for outer, inner in loss.graph.captures if id(outer) in held}
     found = [part for part in _parts(loss) if _reads_weights(part.tensor)]
-    names = []
+    cut, slopes = {}, set()
     for number, part in enumerate(found, start=1):
         made = {one.name for one in ancestors([part.tensor])}
         steep = {one.name for one in ancestors([part.tensor], through=lambda one: one.type not in FLAT)}
-        if made & asked and not steep & asked:
-            names.append(f"term {number} of the sum")
-    return names if len(found) > len(names) else []
+        if steep & asked:
+            slopes.add(part.tensor.name)
+        elif made & asked:
+            cut[part.tensor.name] = f"term {number} of the sum"
+    return CutTerms(cut if len(found) > len(cut) else {}, slopes)

@@ -25,7 +25,7 @@ from gradrecipes.training.autopsy import autopsy
 from gradrecipes.training.fit.trace_writer import TraceWriter, WeightSamples
 from gradrecipes.training.recovery.model_state import variables_of
 from gradrecipes.training.step.instrumented_step import InstrumentedStep
-from gradrecipes.training.step.loss_terms import cut_off_terms, has_moving_target
+from gradrecipes.training.step.loss_terms import CutTerms, cut_off_terms, has_moving_target
 
 SCALER_PATIENCE = 20  # steps that a loss scaler may leave out while it looks for its scale: 2^15 halved twenty times
 EARLY_SAMPLES, RARE_SAMPLES = 3, 20  # steps whose weights are read before and after: the first ones, and every so many
@@ -71,7 +71,7 @@ class Trial:
         autopsy: What broke the recorded run, or None.
         asked_for_none: Whether a recorded step asked for the gradients of no weight at all.
         moving_target: Whether its loss reads what weights make and `tf.stop_gradient` holds fixed.
-        cut_off: Terms of a sum that no slope leads from to the weights in which it is differentiated.
+        cut_off: Terms of its losses that no slope leads from to the weights in which they are differentiated.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Trial:
         self.broken_batch: int | None = None
         self._rate = tf.Variable(1.0, dtype=tf.float32, trainable=False)
         self.asked_for_none = self.moving_target = False
-        self.cut_off: tuple[str, ...] = ()
+        self.cut_off = CutTerms({}, set())
         self._asked: set[int] = set()
         self._stack = contextlib.ExitStack()
 
@@ -242,7 +242,7 @@ class Trial:
         self.asked_for_none = self.asked_for_none or not asked
         self.moving_target = self.moving_target or any(map(has_moving_target, keras.tree.flatten(target)))
         self._asked.update(map(variable_key, asked))
-        self.cut_off = self.cut_off or tuple(cut_off_terms(target, sources))
+        self.cut_off = self.cut_off.joined(cut_off_terms(target, sources))
 
     @property
     def applied(self) -> bool:
