@@ -17,6 +17,7 @@ from gradrecipes.compat.random_state import random_numbers_kept
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import NoiseReading
+from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import FailureReading, Probes
 from gradrecipes.diagnosis.outcome import LEARNING, STALLED, UNKNOWN, Verdict
 from gradrecipes.probes.attention import AttentionProbe
@@ -57,19 +58,7 @@ def examine(
 ) -> Trace:
     """Return the record of all probes and of a short trial; the model is afterwards what it was, to the bit.
 
-    Args:
-        model: A compiled model.
-        x: What `model.fit` takes: arrays (nested), a `tf.data.Dataset`, a `keras.utils.PyDataset`, a generator.
-        y: Targets; None where `x` brings them.
-        sample_weight: Weights of the samples, or None.
-        class_weight: What the samples of each class weigh, as `fit` takes it, or None.
-        batch_size: Samples in a batch of arrays.
-        validation_data: `(x, y)` or `(x, y, sample_weight)` to be looked at beside the training data, or None.
-        seed: Fixes which batches are tried.
-        steps: Training steps of the trial, at least 10.
-        epochs: Epochs of the training that is planned; None where that is not known.
-        steps_per_epoch: Steps of an epoch; None for what arrays and a batch size make.
-        tell: Called with a few words at the beginning of each part.
+    For the arguments see `gradrecipes.diagnose`.
 
     Returns:
         A Trace of the trial, with everything else in its `probes`; `probes.failure` says what could not be run.
@@ -80,16 +69,7 @@ def examine(
         TypeError: No model, or data that are not numeric.
     """
     require_compiled(model)
-    require_whole("steps", steps, least=10, remedy="100 are usual.")
-    require_whole("seed", seed, least=0, remedy="Another seed draws other batches.")
-    for name, value in (("epochs", epochs), ("steps_per_epoch", steps_per_epoch)):
-        if value is not None:
-            require_whole(name, value, least=1, remedy="Pass what you pass to model.fit.")
-    if steps_per_epoch is not None and epochs is None:
-        raise ValueError(
-            f"`steps_per_epoch` needs `epochs` to say how long the training is. Received: "
-            f"steps_per_epoch={steps_per_epoch}, epochs=None. Pass epochs=, as to model.fit."
-        )
+    _require_plan(seed, steps, epochs, steps_per_epoch)
     if tell is not None and not callable(tell):
         raise TypeError(f"`tell` must be a function of a few words. Received: tell={tell!r}. Try tell=print.")
     tell = tell or (lambda words: None)
@@ -112,18 +92,9 @@ def examine(
         trace = Trace(description=description)
         trace.probes = Probes(data=read, failure=None if error is None else failure("build", error))
         return trace
-    tell("passing one batch through the net")
     attention = AttentionProbe(model)
-    probes = Probes(
-        data=read,
-        validation=read_validation,
-        nonfinite_slots=nonfinite_slots(model),
-        loss=loss_probe(model, batch, description),
-        recurrent=recurrent(model, keras.utils.unpack_x_y_sample_weight(batch)[0], seed=seed),
-        signal=signal(model, batch, attention=attention),
-    )
-    tell("passing all the data through the net")
-    probes = replace(probes, forward_pass=forward_pass(model, data))
+    probes = _before_training(model, data, description, batch, attention, seed=seed, tell=tell)
+    probes = replace(probes, data=read, validation=read_validation)
     tell("training for a few steps")
     how = {"seed": seed, "steps": steps, "planned_steps": planned, "attention": attention, "tell": tell}
     held = () if validation is None else validation.cut(HELD_BACK, seed=seed)
@@ -132,6 +103,41 @@ def examine(
     if trace.probes.failure is None and probes.forward_pass.error is not None:
         trace.probes = replace(trace.probes, failure=_failing_batch(model, data, probes.forward_pass.samples))
     return trace
+
+
+def _require_plan(seed: int, steps: int, epochs: int | None, steps_per_epoch: int | None) -> None:
+    require_whole("steps", steps, least=10, remedy="100 are usual.")
+    require_whole("seed", seed, least=0, remedy="Another seed draws other batches.")
+    for name, value in (("epochs", epochs), ("steps_per_epoch", steps_per_epoch)):
+        if value is not None:
+            require_whole(name, value, least=1, remedy="Pass what you pass to model.fit.")
+    if steps_per_epoch is not None and epochs is None:
+        raise ValueError(
+            f"`steps_per_epoch` needs `epochs` to say how long the training is. Received: "
+            f"steps_per_epoch={steps_per_epoch}, epochs=None. Pass epochs=, as to model.fit."
+        )
+
+
+def _before_training(
+    model: keras.Model,
+    data: TrialData,
+    description: Description,
+    batch: Any,
+    attention: AttentionProbe,
+    *,
+    seed: int,
+    tell: Tell,
+) -> Probes:
+    """Return what one batch and all data show with the weights as they are."""
+    tell("passing one batch through the net")
+    probes = Probes(
+        nonfinite_slots=nonfinite_slots(model),
+        loss=loss_probe(model, batch, description),
+        recurrent=recurrent(model, keras.utils.unpack_x_y_sample_weight(batch)[0], seed=seed),
+        signal=signal(model, batch, attention=attention),
+    )
+    tell("passing all the data through the net")
+    return replace(probes, forward_pass=forward_pass(model, data))
 
 
 def _failing_batch(model: keras.Model, data: TrialData, first: int) -> FailureReading | None:

@@ -1,4 +1,4 @@
-"""A callback that was pickled or copied after a fit keeps what it recorded."""
+"""A callback that was pickled or copied before a fit works in it, and after a fit keeps what it recorded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CALLBACKS = [gr.GradientGuard, gr.GradientMonitor, gr.BlackBox, gr.Doctor]
 def test_trace_and_events_survive_and_the_next_fit_begins_a_record(make, way):
     x, y = digits(96)
     x[40] = np.nan
-    callback = make()
+    callback = WAYS[way](make())
     seeded(two_dense).fit(x, y, batch_size=32, shuffle=False, verbose=0, callbacks=[callback])
     again = WAYS[way](callback)
     assert len(again.trace) == len(callback.trace) > 0

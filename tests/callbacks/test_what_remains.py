@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import csv
-import pickle
 import subprocess
 import sys
 import textwrap
@@ -113,26 +111,6 @@ def test_the_keys_reach_history_csv_and_tensorboard_and_have_no_false_twin(tmp_p
         for row, event in enumerate(tensors):
             counts = tf.make_ndarray(event.tensor_proto)[:, 2]
             np.testing.assert_array_equal(counts, trace.samples["histogram"][row, column])
-
-
-def test_callbacks_are_copied_before_and_after_a_fit():
-    model = seeded(two_dense)
-    callbacks = [
-        gr.GradientMonitor(sample_every=7),
-        gr.GradientGuard(clipping=gr.clipping.by_norm(0.5), max_consecutive_skips=3),
-    ]
-
-    def copies():
-        for copied in (copy.deepcopy(callbacks), pickle.loads(pickle.dumps(callbacks))):
-            assert (copied[0].sample_every, copied[1].clipping) == (7, gr.clipping.by_norm(0.5))
-            assert len(copied[0].trace) == len(callbacks[0].trace)
-            yield copied
-
-    early = list(copies())
-    fit(model, *callbacks)
-    for twins in (early[0], list(copies())[1]):
-        assert "gradient_norm" in fit(model, *twins)
-        assert len(twins[0].trace) == len(callbacks[0].trace) == 3
 
 
 def test_before_the_first_fit_the_record_is_empty():

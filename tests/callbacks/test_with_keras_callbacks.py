@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import pickle
 import signal
@@ -250,25 +249,6 @@ def test_a_killed_run_goes_on_to_the_very_weights_of_one_that_was_not(order, tmp
         assert (len(whole["events"]), len(resumed["events"])) == (5, 3)  # one in each epoch
         for name in set(whole.files) - {"events"}:
             np.testing.assert_array_equal(resumed[name], whole[name], err_msg=name)
-
-
-CALLBACKS = {
-    "monitor": lambda: gr.GradientMonitor(sample_every=3),
-    "guard": lambda: gr.GradientGuard(clipping=gr.clipping.by_percentile(50.0), snapshot_every=2),
-    "box": lambda: gr.BlackBox(recordings=2),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CALLBACKS)
-def test_callbacks_copy_and_pickle_before_and_after_a_fit(name):
-    callback, model = CALLBACKS[name](), seeded(tanh_net)
-    for _ in range(2):
-        for twin in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):
-            assert len(twin.trace) == len(callback.trace)
-            assert fit(model, twin, bad=False, epochs=1)["gradient_norm"]
-            assert len(twin.trace) == 4
-        fit(model, callback, bad=False, epochs=1)
 
 
 METHODS = [
