@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -116,3 +118,23 @@ def test_the_keys_reach_history_csv_and_tensorboard_and_have_no_false_twin(tmp_p
 def test_before_the_first_fit_the_record_is_empty():
     assert len(gr.GradientMonitor().trace) == 0
     assert gr.GradientGuard().events == []
+
+
+WAYS = {"pickle": lambda one: pickle.loads(pickle.dumps(one)), "deepcopy": copy.deepcopy}  # joblib pickles
+CALLBACKS = [gr.GradientGuard, gr.GradientMonitor, gr.BlackBox, gr.Doctor]
+
+
+@pytest.mark.parametrize(("make", "way"), [*((make, "pickle") for make in CALLBACKS), (gr.GradientGuard, "deepcopy")])
+def test_trace_and_events_survive_and_the_next_fit_begins_a_record(make, way):
+    x, y = digits(96)
+    x[40] = np.nan
+    callback = WAYS[way](make())
+    seeded(two_dense).fit(x, y, batch_size=32, shuffle=False, verbose=0, callbacks=[callback])
+    again = WAYS[way](callback)
+    assert len(again.trace) == len(callback.trace) > 0
+    np.testing.assert_array_equal(again.trace.gradient_norm, callback.trace.gradient_norm)
+    assert [str(event) for event in again.trace.events] == [str(event) for event in callback.trace.events]
+    if make is gr.GradientGuard:
+        assert [event.kind for event in again.events] == ["skip"]
+    seeded(two_dense, keras.optimizers.SGD(0.1)).fit(x[:32], y[:32], batch_size=32, verbose=0, callbacks=[again])
+    assert len(again.trace) == 1
