@@ -40,7 +40,7 @@ from gradrecipes.probes.examine import examine
 from gradrecipes.rescue.arm import Arm
 from gradrecipes.rescue.changes import catalogue, setup_after
 from gradrecipes.rescue.edits import scaling_of
-from gradrecipes.rescue.feed import read_feed
+from gradrecipes.rescue.feed import is_marked, read_feed
 from gradrecipes.rescue.original import looked_up_inputs, read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
 from gradrecipes.rescue.task import task_of
@@ -162,6 +162,10 @@ def as_advised(program: Program, after: Any) -> Program:
     """Return the program with the lines about its data in place, which no argument of `fit` stands for."""
     if after.target_shape != "own" and program.y is not None:
         return replace(program, y=np.asarray(program.y)[:, None])
+    if after.target_values != "own" and program.y is not None:
+        x, y, *weights = program.validation_data or (None, None)
+        held = program.validation_data and (x, is_marked(np.asarray(y)).astype("float32"), *weights)
+        return replace(program, y=is_marked(np.asarray(program.y)).astype("float32"), validation_data=held)
     if after.order == "own" or not isinstance(program.x, tf.data.Dataset):
         return program
     shuffled = program.x.unbatch().shuffle(10_000, seed=0, reshuffle_each_iteration=True).batch(after.batch_size)

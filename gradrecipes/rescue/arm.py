@@ -274,6 +274,7 @@ class _Steps(keras.utils.PyDataset):
         super().__init__()
         self._skip, self._count = skip, count
         self._setup = setup
+        self._high = np.max(feed.y) if setup.target_values != OWN else None
         how = {"batch_size": setup.batch_size, "seed": seed, "shuffled": setup.order != OWN}
         self._batches = functools.partial(feed.batches, **how)
 
@@ -290,6 +291,8 @@ class _Steps(keras.utils.PyDataset):
             batch = (batch[0], with_columns(batch[1]), *batch[2:])
         if self._setup.class_weights:
             batch = weighted(batch, self._setup.class_weight)
+        if self._setup.target_values != OWN:
+            batch = (batch[0], np.equal(batch[1], self._high).astype(np.float32), *batch[2:])
         return keras.tree.lists_to_tuples(batch)  # a dataset takes no lists, as `fit` does for several inputs
 
 

@@ -94,6 +94,9 @@ def catalogue(
     if original.flat:
         words = "pass the targets as one column, which the predictions have"
         allowed.append(_with("column_targets", words, 0, target_shape="column"))
+    if task.kind == BINARY and base.loss.startswith("binary") and not task.shares:
+        words = "code the targets as 0 and 1, which the loss is for"
+        allowed.append(_with("zero_one", words, 0, target_values="zero_one"))
     if padded and original.unmasked and (original.recurrent or not original.surgical):
         allowed.append(_with("mask", "mask the zeros that sequences are padded with", 1, masking="zeros"))
     if class_weights:
@@ -252,9 +255,9 @@ BY_CAUSE: dict[str, tuple[str, ...]] = {
     "unscaled_targets": ("targets",),
     "nonfinite_data": ("guard", "inputs"),
     "corrupt_batch": ("shuffle", "guard", "inputs", "clip"),
-    "loss_output_mismatch": ("column_targets", "bounded_head", "head_and_loss"),
+    "loss_output_mismatch": ("column_targets", "zero_one", "bounded_head", "head_and_loss"),
     "unsafe_loss": ("bounded_head", "positive_outputs", "head_and_loss", "guard"),
-    "unbounded_loss": ("bounded_head", "head_and_loss", "clip"),
+    "unbounded_loss": ("zero_one", "bounded_head", "head_and_loss", "clip"),
     "loss_without_gradient": ("mask", "head_and_loss", "unfreeze", "activation_relu", "initializers"),
     "failing_step": ("head_and_loss",),
     "frozen_weights": ("unfreeze", "unfreeze_all"),
@@ -270,8 +273,17 @@ BY_CAUSE: dict[str, tuple[str, ...]] = {
     "batch_too_small": ("larger_batch", "rate_0.1"),
 }
 # What a good engineer tries without a diagnosis: all of it at once, then one after the other.
-STANDARD = ("adam", "inputs", "targets", "float32", "shuffle", "column_targets", "bounded_head", "head_and_loss")
-STANDARD += ("positive_outputs", "mask", "loss_weights", "initializers", "unfreeze", "added_losses", "no_penalty")
+STANDARD = ("adam", "inputs", "targets", "float32", "shuffle", "column_targets", "zero_one", "bounded_head")
+STANDARD += (
+    "head_and_loss",
+    "positive_outputs",
+    "mask",
+    "loss_weights",
+    "initializers",
+    "unfreeze",
+    "added_losses",
+    "no_penalty",
+)
 GENERAL = ("adam", "adam_fast", "mask", "constant_rate", "plain_optimizer", "inputs", "head_and_loss", "rate_0.1")
 GENERAL += ("rate_10", "initializers", "targets", "guard", "activation_relu", "normalization", "clip")
 

@@ -128,6 +128,11 @@ def code_of(
     if "target_shape" in changed:
         line = "y = y.reshape(-1, 1)" if arrays else "dataset = dataset.map(lambda x, y: (x, y[:, None]))"
         lines += ["# Of the data, before fit", f"+ {line}"]
+    if "target_values" in changed:
+        line = (
+            'y = (y == y.max()).astype("float32")' if arrays else "dataset = dataset.map(lambda x, y: (x, y == HIGHER))"
+        )
+        lines += ["# Of the data, before fit, of those held back too", f"+ {line}"]
     if "class_weights" in changed:
         shown = ", ".join(f"{label}: {weight:g}" for label, weight in after.class_weights.items())
         lines += ["# In fit", f"+ class_weight={{{shown}}}"]

@@ -176,6 +176,7 @@ def rescue(
     limit = math.ceil((TRAININGS + CONFIRMED_IN) * steps) if budget is None else budget
     nothing_found = _found_nothing(diagnosis)
     rate = fixing_rate(trace, lower=False) or fixing_rate(trace, lower=True)
+    wrong_loss = bool(LOSS_CAUSES & {finding.code for finding in diagnosis.findings})
     lab = Lab(
         base,
         feed,
@@ -185,7 +186,7 @@ def rescue(
         max(limit - CONFIRMED_IN * steps, 0.5 * limit),
         tell,
         stages={} if original.wrappable else None,
-        baseline_loss=baseline_loss,
+        baseline_loss=None if wrong_loss else baseline_loss,  # that it falls says nothing then
         limit=limit,
         minimized=not has_own_train_step(model),
         seconds={"diagnosis": time.monotonic() - began},
@@ -202,7 +203,7 @@ def rescue(
         padded=is_padded(feed.x),
         class_weights=balanced_weights(feed.y) if task.kind in (CLASSES, ONE_HOT, BINARY) else None,
     )
-    if any(one.custom for one in outputs) and not LOSS_CAUSES & {finding.code for finding in diagnosis.findings}:
+    if any(one.custom for one in outputs) and not wrong_loss:
         known.pop("head_and_loss", None)  # who writes a loss means another one than the targets suggest
     found = search(
         lab,

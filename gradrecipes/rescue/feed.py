@@ -96,6 +96,11 @@ def with_columns(y: Any) -> np.ndarray:
     return np.asarray(y)[:, None]
 
 
+def is_marked(y: np.ndarray) -> np.ndarray:
+    """Return which of the targets have the higher one of two values: of -1 and 1, 0 and 1, 0 and 255, or 1 and 2."""
+    return y > (0.0 if y.min() < 0 else 0.5 * max(1.0, float(y.max())))
+
+
 def balanced_weights(y: Any) -> dict[str, float]:
     """Return the weights with which each class counts as much as the others; empty where none is rare."""
     y = np.asarray(y)

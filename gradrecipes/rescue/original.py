@@ -266,6 +266,7 @@ class Setup(Record):
         masking: `"own"`, or `"zeros"` for sequences whose zeros are masked.
         moving_averages: `"own"`, or `"fast"` for those of BatchNormalization, with a usual epsilon.
         target_shape: `"own"`, or `"column"` for flat targets that become one.
+        target_values: `"own"`, or `"zero_one"` for two other values that become 0 and 1.
         class_weights: What the samples of each class weigh; empty for all the same.
 
     Example:
@@ -307,6 +308,7 @@ class Setup(Record):
     masking: str = OWN
     moving_averages: str = OWN
     target_shape: str = OWN
+    target_values: str = OWN
     class_weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -344,13 +346,14 @@ def setup_of(model: keras.Model, description: Description | None, *, batch_size:
     rate = config.pop("learning_rate", None)
     clips = [(name, config.pop(name)) for name in CLIPS if config.get(name) is not None]
     config = {name: value for name, value in config.items() if name not in CLIPS and not isinstance(value, dict | list)}
+    settings = rate["config"].items() if isinstance(rate, dict) else ()
     return Setup(
         batch_size=batch_size,
         epochs=epochs,
         optimizer=type(unwrapped(optimizer)).__name__,
         learning_rate=float(str(np.float32(rate))) if isinstance(rate, int | float) else None,  # 0.001 as it was given
         schedule=rate["class_name"] if isinstance(rate, dict) else None,
-        schedule_settings=_plain(rate["config"]) if isinstance(rate, dict) else {},
+        schedule_settings={name: value for name, value in settings if name != "name" and value is not None},
         settings=config,
         clipping=tuple(map(str, clips[0])) if clips else (),
         **known,
@@ -361,10 +364,6 @@ def _precision(model: keras.Model) -> str:
     """Return the name of the dtype policy, that of a layer where only layers compute in half precision."""
     low = [one.dtype_policy.name for one in sublayers(model) if one.compute_dtype in HALF_PRECISION]
     return low[0] if low and model.compute_dtype not in HALF_PRECISION else model.dtype_policy.name
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name != "name" and value is not None}
 
 
 def unwrapped(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:

@@ -153,7 +153,7 @@ class _Progress:
         """Try candidates until several in a row are no better than the best before them."""
         lab = self.lab
         room = max(EXPLORED * (lab.left - lab.full), FEWEST_CANDIDATES * share * lab.full)
-        room = lab.spent + room if self.control.fails else math.inf
+        room = lab.spent + room if self.control.fails or not self.suggested else math.inf
         best, unbeaten, unbeaten_sets = ((), self.control.at(share)), 0, 0
         scored: Scored = []
         for changes in tried:

@@ -13,6 +13,7 @@ import numpy as np
 
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.rescue.edits import OWN
+from gradrecipes.rescue.feed import is_marked
 from gradrecipes.rescue.original import Setup
 
 _LOG = logging.getLogger(__name__)
@@ -147,8 +148,9 @@ class Task:
         if self.kind == NUMBERS:
             return _explained(predicted, y.astype(np.float64), finite, known)
         if self.kind == BINARY:
-            bound = 0.0 if setup.head in ("linear", "tanh", "softsign") or y.min() < 0 else 0.5
-            right = (predicted > bound).reshape(len(y), -1) == (y > (0.0 if y.min() < 0 else 0.5)).reshape(len(y), -1)
+            signed = y.min() < 0 and setup.target_values == OWN
+            bound = 0.0 if setup.head in ("linear", "tanh", "softsign") or signed else 0.5
+            right = (predicted > bound).reshape(len(y), -1) == is_marked(y).reshape(len(y), -1)
             labels = y.reshape(len(y), -1)
         else:
             labels = _labels(self.kind, y)
@@ -268,7 +270,8 @@ def _kind(y: np.ndarray, setup: Setup) -> tuple[str, int | None]:
     wide = y.ndim > 1 and y.shape[-1] > 1
     if whole and len(distinct) <= 2 and wide and y.shape[-1] == units and set(distinct) <= {0, 1}:
         return (ONE_HOT, units) if (y.sum(-1) == 1).all() else (BINARY, units)
-    if whole and set(np.asarray(distinct).tolist()) in ({0, 1}, {-1, 1}) and units == 1:
+    marks = set(np.asarray(distinct).tolist())
+    if whole and units == 1 and (marks in ({0, 1}, {-1, 1}) or (len(marks) == 2 and loss.startswith("binary"))):
         return BINARY, 1
     labels = whole and 2 <= len(distinct) <= min(MAX_CLASSES, max(2, LABELS_SHARE * y.size)) and values.min() >= 0
     classifies = "crossentropy" in loss or setup.head == "softmax" or (units or 0) > 1

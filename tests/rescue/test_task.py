@@ -5,9 +5,13 @@ import numpy as np
 import pytest
 
 from gradrecipes.core.trace.description import OutputDescription
-from gradrecipes.rescue.feed import read_feed
+from gradrecipes.rescue.arm import _Steps
+from gradrecipes.rescue.changes import catalogue
+from gradrecipes.rescue.code import code_of
+from gradrecipes.rescue.edits import scaling_of
+from gradrecipes.rescue.feed import is_marked, read_feed
 from gradrecipes.rescue.lab import Lab
-from gradrecipes.rescue.original import Setup
+from gradrecipes.rescue.original import Setup, read_original
 from gradrecipes.rescue.task import BINARY, CLASSES, NUMBERS, ONE_HOT, OWN_LOSS, Score, fitted, task_of
 
 RNG = np.random.default_rng(0)
@@ -171,3 +175,19 @@ def test_few_rows_of_data_without_targets():
     feed, _ = read_feed(X, None, batch_size=32, validation_data=(X, None))
     x, y = feed.few_rows()
     assert (len(x), y) == (100, None)
+
+
+@pytest.mark.parametrize("values", [(0, 255), (-1, 1), (1, 2)])
+def test_two_values_are_marks_that_a_binary_loss_wants_as_0_and_1(values):
+    y = np.array(values, "float32")[np.arange(40) % 2][:, None]
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, "sigmoid")])
+    model.compile("adam", "binary_crossentropy")
+    feed, _ = read_feed(np.ones((40, 2), "float32"), y, batch_size=10)
+    base = Setup(batch_size=10, epochs=1, loss="binary_crossentropy", head="sigmoid", units=1)
+    task = task_of(feed, base)
+    scaling = scaling_of(feed.x, feed.y, (False,))
+    changed = catalogue(base, read_original(model), scaling, task, steps=10)["zero_one"].apply(base)
+    batch = _Steps(feed, changed, 0, 0, 1)[0]
+    assert task.kind == BINARY and set(batch[1].ravel()) == {0.0, 1.0}
+    assert task.score(Fixed(is_marked(task.y) * 0.4 + 0.3), changed).value == 1.0
+    assert "y == y.max()" in code_of(base, changed)
