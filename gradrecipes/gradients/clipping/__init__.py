@@ -25,23 +25,14 @@ import tensorflow as tf
 
 from gradrecipes.compat.tensorflow_private import plain_variable
 from gradrecipes.gradients.clipping.by_layer import by_layer
-from gradrecipes.gradients.clipping.fixed import (
-    by_global_norm,
-    by_norm,
-    by_value,
-    clip_by_global_norm,
-    clip_by_norm,
-    clip_by_value,
-)
+from gradrecipes.gradients.clipping.global_norm import by_global_norm, clip_by_global_norm
 from gradrecipes.gradients.clipping.method import Clipped, Clipping, StepGradients
-from gradrecipes.gradients.clipping.past_norms import (
-    adaptive_by_tensor,
-    by_percentile,
-    by_z_score,
-    percentile_of_past,
-    z_score_bound,
-)
+from gradrecipes.gradients.clipping.percentile import by_percentile, percentile_of_past
+from gradrecipes.gradients.clipping.tensor_average import adaptive_by_tensor
+from gradrecipes.gradients.clipping.tensor_norm import by_norm, clip_by_norm
 from gradrecipes.gradients.clipping.unit_wise import adaptive, clip_adaptively, unit_axes_by_rank
+from gradrecipes.gradients.clipping.value import by_value, clip_by_value
+from gradrecipes.gradients.clipping.z_score import by_z_score, z_score_bound
 from gradrecipes.gradients.norms import MAX_SINGLE_FACTOR_NORM, Norms, measure_norms
 from gradrecipes.gradients.packing import PackedTensors, TensorLike
 from gradrecipes.gradients.update import Update
