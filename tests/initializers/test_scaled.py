@@ -1,4 +1,4 @@
-"""Presets and convolutions: gains against an integral written apart, variances as drawn, an object for several layers."""
+"""Presets and convolutions: gains against an integral written apart, variances as drawn, one object for all layers."""
 
 from __future__ import annotations
 
