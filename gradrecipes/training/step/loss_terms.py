@@ -209,7 +209,8 @@ def cut_off_terms(loss: Any, sources: Any) -> CutTerms:
     """
     if not tf.is_tensor(loss) or tf.executing_eagerly() or loss.shape.rank != 0:
         return CutTerms({}, set())
-    handles = [getattr(getattr(one, "value", one), "handle", None) for one in tf.nest.flatten(sources)]
+    own = [one if hasattr(one, "handle") else getattr(one, "value", None) for one in tf.nest.flatten(sources)]
+    handles = [getattr(one, "handle", None) for one in own]
     held = {id(one) for one in handles if one is not None}
     asked = {inner.op.name for outer, inner in loss.graph.captures if id(outer) in held}
     found = [part for part in _parts(loss) if _reads_weights(part.tensor)]
