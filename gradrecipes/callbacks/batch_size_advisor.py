@@ -12,7 +12,7 @@ from gradrecipes.core.arguments import require_whole
 from gradrecipes.plots.measured import NoiseScale
 from gradrecipes.probes.noise_scale import MicroBatches
 from gradrecipes.training.recovery.model_state import preserve_state
-from gradrecipes.training.trial.trial_data import draw_batches
+from gradrecipes.training.trial_data import draw_batches
 
 _LOG = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from gradrecipes.core.findings import Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import ALL_SCALED, FITTING_WEIGHTS, SCALED_INPUTS, SCALED_TARGETS, Variation
 from gradrecipes.diagnosis.outcome import fixed_by, variation
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription, scaling_lines
+from gradrecipes.diagnosis.prescriptions import prescription, scaling_lines
 from gradrecipes.diagnosis.registry import Rule, rules
 from gradrecipes.diagnosis.rules.unscaled_inputs import far_inputs, is_pixels
 from gradrecipes.diagnosis.rules.unscaled_targets import far_target

@@ -25,7 +25,7 @@ from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.trial_reading import AnswersReading
 from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.step.loss_terms import ancestors, contributions
-from gradrecipes.training.trial.trial import Trial
+from gradrecipes.training.trial import Trial
 
 logger = logging.getLogger(__name__)
 

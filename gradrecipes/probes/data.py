@@ -15,7 +15,7 @@ import tensorflow as tf
 from gradrecipes.core.trace.data_reading import CLASS_WEIGHT, ArrayReading, Column, Columns, DataReading, Outlier
 from gradrecipes.core.trace.description import Description, InputDescription
 from gradrecipes.training.autopsy.arrays import dense, leaves
-from gradrecipes.training.trial.trial_data import TrialData
+from gradrecipes.training.trial_data import TrialData
 
 SAMPLES_NAMED = 20  # samples that are listed by their index
 LARGEST_COLUMNS = 5  # columns that are described

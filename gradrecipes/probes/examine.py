@@ -31,8 +31,8 @@ from gradrecipes.probes.signal import failure, forward_pass, signal
 from gradrecipes.probes.trial import HELD_BACK, try_out
 from gradrecipes.training.description.describe import describe_model
 from gradrecipes.training.step.replicas import require_supported
-from gradrecipes.training.trial.trial import build_error, step_error
-from gradrecipes.training.trial.trial_data import TrialData, first_samples, is_arrays, trial_data
+from gradrecipes.training.trial import build_error, step_error
+from gradrecipes.training.trial_data import TrialData, first_samples, is_arrays, trial_data
 
 HESSIAN_PRODUCTS = 12  # of the sharpness: the largest eigenvalue is known to some percent by then
 SMALL_BATCH = 8  # samples up to which the noise of the gradient is asked for

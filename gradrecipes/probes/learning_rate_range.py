@@ -15,7 +15,7 @@ from gradrecipes.compat.keras_private import optimizers_of, replaced
 from gradrecipes.core.analysis.learning_rates import has_diverged, range_of_rates
 from gradrecipes.plots.measured import LearningRateRange
 from gradrecipes.training.recovery.model_state import preserve_state
-from gradrecipes.training.trial.trial_data import draw_batches, is_arrays
+from gradrecipes.training.trial_data import draw_batches, is_arrays
 
 
 class RateRamp:

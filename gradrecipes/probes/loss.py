@@ -20,7 +20,7 @@ from gradrecipes.probes.answers import spread_over_samples
 from gradrecipes.probes.predictions import PROBABILITIES, SAME, mispaired, pairs_samples
 from gradrecipes.training.description.output_head import OutputLoss, losses_of
 from gradrecipes.training.recovery.model_state import preserves_state
-from gradrecipes.training.trial.trial_data import first_samples, named
+from gradrecipes.training.trial_data import first_samples, named
 
 CLOSE = 2e-3  # relative difference at every trial; the losses below differ by tenths from one another
 DIVERGENCE = "kl_divergence"

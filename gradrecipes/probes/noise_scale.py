@@ -11,7 +11,7 @@ import tensorflow as tf
 from gradrecipes.core.analysis.noise_scale import estimate_signal_and_noise
 from gradrecipes.plots.measured import NoiseScale
 from gradrecipes.training.recovery.model_state import preserve_state
-from gradrecipes.training.trial.trial_data import draw_batches, is_arrays
+from gradrecipes.training.trial_data import draw_batches, is_arrays
 
 PARTS = 8  # micro-batches in a batch when nothing is said: more tell the noise better, and cost more passes
 

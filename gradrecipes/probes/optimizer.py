@@ -22,7 +22,7 @@ from gradrecipes.diagnosis.facts.divergences import (
     unlearned_at_highest,
 )
 from gradrecipes.diagnosis.outcome import Verdict, fixes
-from gradrecipes.training.trial.trial import Trial, TrialRun
+from gradrecipes.training.trial import Trial, TrialRun
 
 POINTS = 48  # at which a schedule is read, evenly over the training, beside those that its settings name
 FURTHER = 10  # times the steps that are known of, to which a schedule is read that rises without end

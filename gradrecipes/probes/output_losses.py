@@ -24,7 +24,7 @@ from gradrecipes.probes.predictions import SAME, best_constant_loss
 from gradrecipes.probes.variations import standardized
 from gradrecipes.training.description.output_head import losses_of
 from gradrecipes.training.recovery.model_state import preserve_state
-from gradrecipes.training.trial.trial import Trial
+from gradrecipes.training.trial import Trial
 
 logger = logging.getLogger(__name__)
 BY_NUMBER = {"mean_squared_error", "mean_absolute_error", "mse", "mae"}  # losses that are means over columns

@@ -23,7 +23,7 @@ from gradrecipes.core.trace.data_reading import DataReading, LinearReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import CrossEntropyCall
 from gradrecipes.probes.predictions import CalledLoss, simple_readings, usual_error
-from gradrecipes.training.trial.trial import Trial
+from gradrecipes.training.trial import Trial
 
 logger = logging.getLogger(__name__)
 

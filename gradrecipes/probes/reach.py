@@ -17,8 +17,8 @@ from gradrecipes.core.trace.probes import UnreachedData
 from gradrecipes.core.trace.trial_reading import CUT_OFF, FROZEN, NO_GRADIENT, NOT_UPDATED, UNTRACKED, StillLayer
 from gradrecipes.probes.own_step import run_eagerly
 from gradrecipes.training.recovery.model_state import preserve_state
-from gradrecipes.training.trial.trial import Trial, variable_key
-from gradrecipes.training.trial.trial_data import first_samples
+from gradrecipes.training.trial import Trial, variable_key
+from gradrecipes.training.trial_data import first_samples
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from gradrecipes.compat.tensorflow_private import current_graph
 from gradrecipes.core.trace.probes import RecurrentReading
 from gradrecipes.training.recovery.model_state import preserves_state
 from gradrecipes.training.step.capture import calls_intercepted
-from gradrecipes.training.trial.trial import finite
-from gradrecipes.training.trial.trial_data import first_samples, named
+from gradrecipes.training.trial import finite
+from gradrecipes.training.trial_data import first_samples, named
 
 State = list[Any]
 

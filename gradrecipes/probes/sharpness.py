@@ -21,7 +21,7 @@ from gradrecipes.core.analysis.learning_rates import (
 )
 from gradrecipes.core.trace.trial_reading import Sharpness
 from gradrecipes.training.recovery.model_state import preserve_state
-from gradrecipes.training.trial.trial_data import draw_batches, is_arrays, named
+from gradrecipes.training.trial_data import draw_batches, is_arrays, named
 
 DIFFERENCE = 1e-4  # length of a finite step over that of the weights; longer ones cross the kinks of ReLU nets
 Batch = tuple[Any, Any]

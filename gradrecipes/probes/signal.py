@@ -22,7 +22,7 @@ from gradrecipes.probes.attention import AttentionProbe
 from gradrecipes.training.description.model_graph import describe_layer
 from gradrecipes.training.recovery.model_state import preserves_state
 from gradrecipes.training.step.capture import ActivationCapture
-from gradrecipes.training.trial.trial_data import TrialData, essence, first_samples, named
+from gradrecipes.training.trial_data import TrialData, essence, first_samples, named
 
 logger = logging.getLogger(__name__)
 
@@ -276,7 +276,7 @@ def forward_pass(model: keras.Model, data: TrialData, *, seconds: float = SECOND
         seconds: After which no further batch is begun.
 
     Example:
-        >>> from gradrecipes.training.trial.trial_data import trial_data
+        >>> from gradrecipes.training.trial_data import trial_data
         >>> forward_pass(model, trial_data(x, y)).nonfinite_samples
         ()
     """

@@ -72,8 +72,8 @@ from gradrecipes.probes.variations import (
     usual_optimizer,
     without,
 )
-from gradrecipes.training.trial.trial import Trial, finite, step_error
-from gradrecipes.training.trial.trial_data import TrialData, essence
+from gradrecipes.training.trial import Trial, finite, step_error
+from gradrecipes.training.trial_data import TrialData, essence
 
 logger = logging.getLogger(__name__)
 

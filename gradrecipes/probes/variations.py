@@ -35,7 +35,7 @@ from gradrecipes.diagnosis.facts.readings import MIN_INPUT_RMS, behind_scaling
 from gradrecipes.diagnosis.outcome import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict
 from gradrecipes.probes.optimizer import LOWER_RATES
 from gradrecipes.training.description.describe import switched_off
-from gradrecipes.training.trial.trial import Trial
+from gradrecipes.training.trial import Trial
 
 HIGHER_RATES = (10.0, 100.0, 1e3, 1e5)  # times the learning rate
 MAX_SPREAD_RATIO = 1.6  # spread of a kernel over the largest that an initializer gives: above, it is shrunk to that

@@ -21,7 +21,7 @@ from gradrecipes.rescue.edits import OWN
 from gradrecipes.rescue.feed import Feed, with_columns
 from gradrecipes.rescue.original import Setup
 from gradrecipes.rescue.task import OWN_LOSS, WORST, Score, Task
-from gradrecipes.training.trial.trial_data import weighted
+from gradrecipes.training.trial_data import weighted
 
 _LOG = logging.getLogger(__name__)
 

@@ -44,8 +44,8 @@ from gradrecipes.rescue.verdict import (
     Rescue,
     RescueEvidence,
 )
-from gradrecipes.training.trial.trial import build_on
-from gradrecipes.training.trial.trial_data import is_arrays
+from gradrecipes.training.trial import build_on
+from gradrecipes.training.trial_data import is_arrays
 
 _LOG = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.training.trial.trial_data import labels_of, trial_data
+from gradrecipes.training.trial_data import labels_of, trial_data
 
 HELD_BACK = 0.2  # share of the samples that is kept for validation where the user gives none
 MAX_BYTES = 2**29  # of a dataset that are read into memory; the rest is not used

@@ -129,7 +129,7 @@ def test_what_the_record_raises_is_no_finding(monkeypatch):
 
     model = net()
     model.compile("sgd", "mse", run_eagerly=True)
-    monkeypatch.setattr("gradrecipes.training.trial.trial.TraceWriter.collect", fails)
+    monkeypatch.setattr("gradrecipes.training.trial.TraceWriter.collect", fails)
     diagnosis = gr.diagnose(model, X, Y)
     assert diagnosis.verdict == "undecided"
     assert diagnosis.findings == ()

@@ -9,7 +9,7 @@ import pytest
 
 from gradrecipes.core.findings import Finding, Kind, Prescription, Severity
 from gradrecipes.diagnosis.engine import find, with_joint_remedy
-from gradrecipes.diagnosis.prescriptions.prescribe import scaling_lines
+from gradrecipes.diagnosis.prescriptions import scaling_lines
 from tests.diagnosis.probed import BREAKS, diabetes, net, probed
 
 WORSE = (1.0, 1e12)

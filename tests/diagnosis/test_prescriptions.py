@@ -13,7 +13,7 @@ import gradrecipes.diagnosis
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description, LayerDescription
 from gradrecipes.core.trace.probes import WeightScale
-from gradrecipes.diagnosis.prescriptions.prescribe import (
+from gradrecipes.diagnosis.prescriptions import (
     add_residual_blocks,
     change_activation,
     normalize_before_the_activation,

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import gradrecipes as gr
 from gradrecipes.probes.answers import Answers
-from gradrecipes.training.trial.trial import Trial
+from gradrecipes.training.trial import Trial
 
 layers = keras.layers
 RNG = np.random.default_rng(0)

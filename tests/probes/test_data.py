@@ -14,7 +14,7 @@ from gradrecipes.core.trace.description import Description
 from gradrecipes.probes import data as columns
 from gradrecipes.probes.data import data_probe, read_data
 from gradrecipes.training.description.describe import describe_model
-from gradrecipes.training.trial.trial_data import trial_data
+from gradrecipes.training.trial_data import trial_data
 
 layers = keras.layers
 

@@ -9,7 +9,7 @@ import pytest
 import gradrecipes as gr
 from gradrecipes.core.trace.probes import ForwardPassReading
 from gradrecipes.probes.signal import forward_pass
-from gradrecipes.training.trial.trial_data import trial_data
+from gradrecipes.training.trial_data import trial_data
 
 ops = keras.ops
 X = np.random.default_rng(0).normal(size=(3000, 6)).astype(np.float32)

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import gradrecipes as gr
 from gradrecipes.probes.own_step import OwnStepLoss
-from gradrecipes.training.trial.trial import Trial
+from gradrecipes.training.trial import Trial
 
 layers = keras.layers
 RNG = np.random.default_rng(0)

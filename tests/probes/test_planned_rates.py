@@ -13,7 +13,7 @@ from gradrecipes.diagnosis.outcome import LEARNING, Verdict
 from gradrecipes.probes.optimizer import hold_rate, read_planned_rates, try_highest_rate
 from gradrecipes.schedules import WarmUp
 from gradrecipes.training.description.describe import describe_model
-from gradrecipes.training.trial.trial import Trial, TrialRun
+from gradrecipes.training.trial import Trial, TrialRun
 
 schedules = keras.optimizers.schedules
 LEARNED = Verdict(LEARNING, 2.3, 0.5, 0.8, 2.3)

@@ -13,7 +13,7 @@ from gradrecipes.core.trace.probes import CrossEntropyCall, LossReading, Probes,
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.probes.own_step import misread_cross_entropies
 from gradrecipes.probes.reach import StillWeights, unreached_data
-from gradrecipes.training.trial.trial import Trial
+from gradrecipes.training.trial import Trial
 
 layers = keras.layers
 X = np.random.default_rng(0).normal(size=(256, 8)).astype(np.float32)

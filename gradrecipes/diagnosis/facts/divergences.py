@@ -25,7 +25,7 @@ from gradrecipes.diagnosis.outcome import (
     variation,
     verdict,
 )
-from gradrecipes.diagnosis.prescriptions.prescribe import clip_to_repair, warm_up
+from gradrecipes.diagnosis.prescriptions import clip_to_repair, warm_up
 
 EARLY_STEPS = 500  # steps within which a rate that is too high shows; later failures have other causes
 SHORTEST_RUN = 5  # steps below which no trend is read

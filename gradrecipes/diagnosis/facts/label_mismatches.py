@@ -18,7 +18,7 @@ from gradrecipes.diagnosis.facts.mismatch import (
     shape_mismatches,
 )
 from gradrecipes.diagnosis.facts.readings import number, rounded
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription
+from gradrecipes.diagnosis.prescriptions import prescription
 
 A_HAIR = 1e-3  # by which rounding may move a label out of its range
 TARGET_MARGIN = 0.05  # by which a target of a binary cross-entropy may leave [0, 1], as in interpolated images

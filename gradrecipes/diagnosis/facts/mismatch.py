@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gradrecipes.core.findings import Prescription, Severity
 from gradrecipes.core.trace.data_reading import ArrayReading
 from gradrecipes.diagnosis.facts.data_facts import Head
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription
+from gradrecipes.diagnosis.prescriptions import prescription
 
 BINARY = {"binary_crossentropy", "binary_focal_crossentropy"}
 CATEGORICAL = {"categorical_crossentropy", "categorical_focal_crossentropy"}

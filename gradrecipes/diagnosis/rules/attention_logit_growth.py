@@ -39,7 +39,7 @@ from gradrecipes.core.trace.probes import AttentionReading, SignalReading
 from gradrecipes.core.trace.trial_reading import FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import fixed_by, fixing_rate, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription, set_learning_rate
+from gradrecipes.diagnosis.prescriptions import prescription, set_learning_rate
 from gradrecipes.diagnosis.registry import FAILED_RUN, rule
 
 ROUNDED_AWAY = 24 * math.log(2)  # logits below the largest at which a weight is under the rounding of float32

@@ -35,6 +35,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import NoiseReading
 from gradrecipes.core.trace.trial_reading import LARGER_BATCH, LARGER_BATCH_FACTOR
 from gradrecipes.diagnosis.facts.readings import out_of_proportion, rounded
+from gradrecipes.diagnosis.keras_lines import optimizer_line, recorded_rate
 from gradrecipes.diagnosis.outcome import (
     LIKELY,
     OSCILLATING,
@@ -48,8 +49,7 @@ from gradrecipes.diagnosis.outcome import (
     variation_evidence,
     verdict,
 )
-from gradrecipes.diagnosis.prescriptions.keras_lines import optimizer_line, recorded_rate
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription
+from gradrecipes.diagnosis.prescriptions import prescription
 from gradrecipes.diagnosis.registry import rule
 
 TOO_FEW_SAMPLES = 2  # samples, of which BatchNormalization returns mere signs; arXiv 1803.08494, figure 1

@@ -41,7 +41,7 @@ from gradrecipes.core.trace.trace import Event
 from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.diagnosis.facts.data_facts import arrays
 from gradrecipes.diagnosis.facts.readings import nonfinite_losses, rounded
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription
+from gradrecipes.diagnosis.prescriptions import prescription
 from gradrecipes.diagnosis.registry import rule
 
 OTHER_SCALE = 5.0  # root mean square over that of the training data, or under it

@@ -42,7 +42,7 @@ from gradrecipes.core.trace.trial_reading import FINITE_DATA, TrialReading
 from gradrecipes.diagnosis.facts.data_facts import ArrayReading, arrays, is_held_back, names, offenders
 from gradrecipes.diagnosis.facts.readings import nonfinite_gradients, nonfinite_losses, place, rounded
 from gradrecipes.diagnosis.outcome import fixed_by, losses, variation, variation_evidence, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import leave_out_samples, prescription
+from gradrecipes.diagnosis.prescriptions import leave_out_samples, prescription
 from gradrecipes.diagnosis.registry import FAILED_RUN, LONG_STEPS, rule
 
 LOSS_SPIKE = 20.0  # loss of a batch over the usual one of the run's beginning; a label that is wrong costs up to 10

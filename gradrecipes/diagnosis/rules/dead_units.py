@@ -30,7 +30,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.readings import cut_off, hidden, layers, rounded, weights
 from gradrecipes.diagnosis.outcome import confidence, variation_evidence, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import change_activation, prescription, set_learning_rate
+from gradrecipes.diagnosis.prescriptions import change_activation, prescription, set_learning_rate
 from gradrecipes.diagnosis.registry import rule
 
 MIN_DEAD_SHARE = 0.9  # share of a layer's units; He weights leave a tenth dead on a batch, more than half is rare

@@ -26,7 +26,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.divergences import lost_later
 from gradrecipes.diagnosis.facts.readings import place, rounded
 from gradrecipes.diagnosis.outcome import DIVERGING, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription
+from gradrecipes.diagnosis.prescriptions import prescription
 from gradrecipes.diagnosis.registry import rule
 
 

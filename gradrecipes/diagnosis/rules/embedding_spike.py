@@ -47,7 +47,7 @@ from gradrecipes.diagnosis.outcome import (
     variation_evidence,
     verdict,
 )
-from gradrecipes.diagnosis.prescriptions.prescribe import clip_to_repair, prescription
+from gradrecipes.diagnosis.prescriptions import clip_to_repair, prescription
 from gradrecipes.diagnosis.registry import FAILED_RUN, LONG_STEPS, rule
 
 EMBEDDINGS = {"Embedding", "ReversibleEmbedding", "TokenAndPositionEmbedding", "PositionEmbedding"}

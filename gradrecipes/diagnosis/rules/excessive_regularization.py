@@ -31,9 +31,9 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import UNREGULARIZED, TrialReading
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.judgement import UNDECIDED, judge
+from gradrecipes.diagnosis.keras_lines import compile_lines, optimizer_line, recorded_rate
 from gradrecipes.diagnosis.outcome import LEARNS_BELOW, PROVEN, fixes, variation, verdict
-from gradrecipes.diagnosis.prescriptions.keras_lines import compile_lines, optimizer_line, recorded_rate
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription
+from gradrecipes.diagnosis.prescriptions import prescription
 from gradrecipes.diagnosis.registry import rule
 
 

@@ -32,7 +32,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.data_facts import LEARNED_END
 from gradrecipes.diagnosis.facts.readings import count, layers, rounded, span, weighted
 from gradrecipes.diagnosis.outcome import verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import add_residual_blocks, prescription
+from gradrecipes.diagnosis.prescriptions import add_residual_blocks, prescription
 from gradrecipes.diagnosis.registry import FAILED_RUN, LONG_STEPS, rule
 
 MIN_LAYERS = 10  # with BatchNormalization, in a row; sixteen of them make 21-fold and train

@@ -47,7 +47,7 @@ from gradrecipes.diagnosis.facts.readings import (
     rounded,
 )
 from gradrecipes.diagnosis.outcome import LEARNING, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import clip_to_repair, prescription
+from gradrecipes.diagnosis.prescriptions import clip_to_repair, prescription
 from gradrecipes.diagnosis.registry import rule
 
 FAR_BELOW = 1e-3  # end over the baseline of a run that nothing kept from learning

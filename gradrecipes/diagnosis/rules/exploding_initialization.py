@@ -45,9 +45,9 @@ from gradrecipes.core.trace.trial_reading import ALL_SCALED, FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.chain import Link, Stage, growth_log_std, links, stretches
 from gradrecipes.diagnosis.facts.data_facts import LEARNED_END
 from gradrecipes.diagnosis.facts.readings import NORMALIZATIONS, TOO_LARGE, count, kernels, layers, rounded
+from gradrecipes.diagnosis.keras_lines import initializer_for
 from gradrecipes.diagnosis.outcome import FAR_START, confidence, fixed_by, halved_by, variation_evidence, verdict
-from gradrecipes.diagnosis.prescriptions.keras_lines import initializer_for
-from gradrecipes.diagnosis.prescriptions.prescribe import (
+from gradrecipes.diagnosis.prescriptions import (
     initialization_prescriptions,
     normalize_before_the_activation,
     use_fitting_initializer,

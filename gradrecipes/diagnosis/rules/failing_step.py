@@ -21,7 +21,7 @@ from __future__ import annotations
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import DataReading
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription
+from gradrecipes.diagnosis.prescriptions import prescription
 from gradrecipes.diagnosis.registry import rule
 
 PARTS = {"build": "The model could not be built on these inputs", "step": "A training step raised an error"}

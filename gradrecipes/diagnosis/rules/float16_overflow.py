@@ -33,7 +33,7 @@ from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.diagnosis.facts.readings import TOLERATED_BY_SCALER, layers, left_out_by_scaler, rounded
 from gradrecipes.diagnosis.outcome import verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription
+from gradrecipes.diagnosis.prescriptions import prescription
 from gradrecipes.diagnosis.registry import rule
 
 LARGEST_FLOAT16 = 65504.0  # largest float16

@@ -34,9 +34,9 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Sev
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import FrozenLayer
 from gradrecipes.core.trace.trial_reading import FROZEN, NOT_UPDATED, UNFROZEN, UNTRACKED, TrialReading
+from gradrecipes.diagnosis.keras_lines import compile_lines, optimizer_line, recorded_rate
 from gradrecipes.diagnosis.outcome import PROVEN, Verdict, fixes, halved_by, variation, variation_evidence, verdict
-from gradrecipes.diagnosis.prescriptions.keras_lines import compile_lines, optimizer_line, recorded_rate
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription
+from gradrecipes.diagnosis.prescriptions import prescription
 from gradrecipes.diagnosis.registry import rule
 
 # Why weights stand still -> (title, explanation, prescription).

@@ -69,9 +69,9 @@ from gradrecipes.diagnosis.facts.readings import (
     rounded,
     smallest_weight_norms,
 )
+from gradrecipes.diagnosis.keras_lines import recorded_rate
 from gradrecipes.diagnosis.outcome import PROVEN, UNPROVEN, fixing_rate, variation, variation_evidence, verdict
-from gradrecipes.diagnosis.prescriptions.keras_lines import recorded_rate
-from gradrecipes.diagnosis.prescriptions.prescribe import learning_rate_prescriptions
+from gradrecipes.diagnosis.prescriptions import learning_rate_prescriptions
 from gradrecipes.diagnosis.registry import FAILED_RUN, rule
 from gradrecipes.diagnosis.rules.exploding_initialization import exploding_initialization
 

@@ -42,6 +42,7 @@ from gradrecipes.core.trace.trial_reading import AS_IT_IS, TrialReading, Variati
 from gradrecipes.diagnosis.facts.divergences import MIN_WEIGHT_GROWTH, learned_at_highest, weight_growth
 from gradrecipes.diagnosis.facts.readings import middle, rounded
 from gradrecipes.diagnosis.judgement import rates as rates_of
+from gradrecipes.diagnosis.keras_lines import recorded_rate
 from gradrecipes.diagnosis.outcome import (
     HALVED_END,
     LEARNING,
@@ -53,8 +54,7 @@ from gradrecipes.diagnosis.outcome import (
     variation_evidence,
     verdict,
 )
-from gradrecipes.diagnosis.prescriptions.keras_lines import recorded_rate
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription, set_learning_rate
+from gradrecipes.diagnosis.prescriptions import prescription, set_learning_rate
 from gradrecipes.diagnosis.registry import rule
 from gradrecipes.diagnosis.rules.stalled_loss import far_ahead
 

@@ -43,7 +43,7 @@ from gradrecipes.diagnosis.facts.label_mismatches import all_with_all, label_mis
 from gradrecipes.diagnosis.facts.mismatch import Mismatch, class_of, compile_with, from_logits
 from gradrecipes.diagnosis.facts.readings import number, rounded
 from gradrecipes.diagnosis.outcome import verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription
+from gradrecipes.diagnosis.prescriptions import prescription
 from gradrecipes.diagnosis.registry import FAILED_RUN, LONG_STEPS, rule
 from gradrecipes.diagnosis.rules.unbounded_loss import falls_for_ever
 

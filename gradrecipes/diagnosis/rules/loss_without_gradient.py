@@ -49,7 +49,7 @@ from gradrecipes.diagnosis.facts.data_facts import heads
 from gradrecipes.diagnosis.facts.readings import MIN_INPUT_RMS, rounded
 from gradrecipes.diagnosis.judgement import HEALTHY, REGULARIZES, UNNAMED, judge, weights_of_parts
 from gradrecipes.diagnosis.outcome import FIRST_STEPS, LEARNING, OSCILLATING, STALLED, falling, rival_losses, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription
+from gradrecipes.diagnosis.prescriptions import prescription
 from gradrecipes.diagnosis.registry import rule
 
 EQUAL_ANSWERS = 1e-6  # spread of the answers to the samples over their size: ten rounding errors of float32

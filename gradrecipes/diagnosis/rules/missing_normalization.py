@@ -45,7 +45,7 @@ from gradrecipes.diagnosis.facts.readings import (
     span,
 )
 from gradrecipes.diagnosis.outcome import verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import add_residual_blocks, prescription
+from gradrecipes.diagnosis.prescriptions import add_residual_blocks, prescription
 from gradrecipes.diagnosis.registry import LONG_STEPS, rule
 
 MIN_SKIPS = 8  # places where branches are added; sqrt(2) each makes 16-fold

@@ -37,7 +37,7 @@ from gradrecipes.core.trace.trial_reading import (
     WARM_UP,
 )
 from gradrecipes.diagnosis.outcome import fixed_by, fixing_rate, variation_evidence, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import set_learning_rate, warm_up
+from gradrecipes.diagnosis.prescriptions import set_learning_rate, warm_up
 from gradrecipes.diagnosis.registry import FAILED_RUN, rule
 
 CERTAIN, WITH_A_RATE = 0.9, 0.7  # confidence where only the warm-up fixes the run; where a lower rate does so too

@@ -35,7 +35,7 @@ from gradrecipes.core.trace.trial_reading import FINITE_DATA
 from gradrecipes.diagnosis.facts.data_facts import ArrayReading, arrays, names, offenders
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import BROKEN, UNKNOWN, fixed_by, variation_evidence, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import leave_out_nonfinite, prescription
+from gradrecipes.diagnosis.prescriptions import leave_out_nonfinite, prescription
 from gradrecipes.diagnosis.registry import LONG_STEPS, rule
 
 PARTS = ("inputs", "targets", "sample_weight")

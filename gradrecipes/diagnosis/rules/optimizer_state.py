@@ -37,7 +37,7 @@ from gradrecipes.core.trace.description import OptimizerDescription
 from gradrecipes.core.trace.trial_reading import FRESH_OPTIMIZER, USUAL_OPTIMIZER, TrialReading, VariationResult
 from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, rounded
 from gradrecipes.diagnosis.outcome import fixed_by, variation, variation_evidence, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import fresh_optimizer
+from gradrecipes.diagnosis.prescriptions import fresh_optimizer
 from gradrecipes.diagnosis.registry import FAILED_RUN, rule
 from gradrecipes.diagnosis.rules.stalled_loss import saw_all
 

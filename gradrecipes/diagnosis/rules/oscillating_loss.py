@@ -23,7 +23,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.outcome import OSCILLATING, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import set_learning_rate
+from gradrecipes.diagnosis.prescriptions import set_learning_rate
 from gradrecipes.diagnosis.registry import rule
 
 

@@ -34,7 +34,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.data_facts import LEARNED_END
 from gradrecipes.diagnosis.facts.readings import NORMALIZATIONS, count, kernels, rounded, span, weighted
 from gradrecipes.diagnosis.outcome import fixing_rate, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import (
+from gradrecipes.diagnosis.prescriptions import (
     add_residual_blocks,
     normalize_before_the_activation,
     prescription,

@@ -45,7 +45,7 @@ from gradrecipes.core.trace.probes import RecurrentReading
 from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.diagnosis.facts.readings import OUT_OF_PROPORTION, gradient_to_weight, number, rounded
 from gradrecipes.diagnosis.outcome import OSCILLATING, STALLED, Verdict, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import clip_to_repair, prescription
+from gradrecipes.diagnosis.prescriptions import clip_to_repair, prescription
 from gradrecipes.diagnosis.registry import FAILED_RUN, LONG_STEPS, rule
 
 EXPLODING_GROWTH = 3.0  # log10 of the growth over the sequence; beyond it a net trains at no learning rate

@@ -32,7 +32,7 @@ import numpy as np
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.readings import middle, rounded
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription
+from gradrecipes.diagnosis.prescriptions import prescription
 from gradrecipes.diagnosis.registry import rule
 
 MIN_SAMPLES, MIN_STEPS = 8, 200  # of a record in which the pace of a growth can be told

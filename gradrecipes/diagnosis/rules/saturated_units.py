@@ -28,7 +28,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.data_facts import LEARNED_END
 from gradrecipes.diagnosis.facts.readings import hidden, rounded, weights
 from gradrecipes.diagnosis.outcome import verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import (
+from gradrecipes.diagnosis.prescriptions import (
     change_activation,
     normalize_before_the_activation,
     use_fitting_initializer,

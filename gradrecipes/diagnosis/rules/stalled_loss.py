@@ -36,7 +36,7 @@ from gradrecipes.diagnosis.facts.divergences import ahead
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.judgement import UNDECIDED, judge, of_columns, rates
 from gradrecipes.diagnosis.outcome import FALL_IN_ERRORS, STALLED, STALLED_FALL, Verdict, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription
+from gradrecipes.diagnosis.prescriptions import prescription
 from gradrecipes.diagnosis.registry import rule
 
 HIGHER = 1.5  # highest rate of the schedule over that of the trial's steps from which these say little of the training

@@ -38,9 +38,9 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.trial_reading import BALANCED_TERMS, UNREGULARIZED, OutputTrial, TrialReading
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.judgement import DROWNING_RATIO, OUTWEIGHING_RATIO, of_columns, outweighed_part
+from gradrecipes.diagnosis.keras_lines import optimizer_line, recorded_rate
 from gradrecipes.diagnosis.outcome import fixes, variation, verdict
-from gradrecipes.diagnosis.prescriptions.keras_lines import optimizer_line, recorded_rate
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription
+from gradrecipes.diagnosis.prescriptions import prescription
 from gradrecipes.diagnosis.registry import rule
 
 PENALTIES = "what layers add to the loss"

@@ -35,7 +35,7 @@ from gradrecipes.core.trace.trial_reading import FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.data_facts import arrays
 from gradrecipes.diagnosis.facts.readings import RECURRENT, WEIGHTED, hidden, layers, number, rounded, weights
 from gradrecipes.diagnosis.outcome import fixed_by, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import change_activation, normalize_before_the_activation
+from gradrecipes.diagnosis.prescriptions import change_activation, normalize_before_the_activation
 from gradrecipes.diagnosis.registry import FAILED_RUN, LONG_STEPS, rule
 
 MIN_EXPONENT = 1.25  # log10 of the answer to ten times the input; a ReLU has 1, a square 2

@@ -45,7 +45,7 @@ from gradrecipes.diagnosis.facts.data_facts import (
 )
 from gradrecipes.diagnosis.facts.readings import layers, number, rounded
 from gradrecipes.diagnosis.outcome import BROKEN, UNKNOWN, losses, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription, safe_cross_entropy
+from gradrecipes.diagnosis.prescriptions import prescription, safe_cross_entropy
 from gradrecipes.diagnosis.registry import LONG_STEPS, rule
 
 HUGE_PERCENTAGE_ERROR = 1e5  # percentage error in percent: a thousand times the target

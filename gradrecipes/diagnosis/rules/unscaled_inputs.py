@@ -46,7 +46,7 @@ from gradrecipes.diagnosis.facts.data_facts import (
 )
 from gradrecipes.diagnosis.facts.readings import MIN_INPUT_RMS, WEIGHTED, behind_scaling, layers, number, rounded
 from gradrecipes.diagnosis.outcome import Verdict, fixed_by, halved_by, variation, variation_evidence, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription
+from gradrecipes.diagnosis.prescriptions import prescription
 from gradrecipes.diagnosis.registry import FAILED_RUN, LONG_STEPS, rule
 
 MAX_INPUT_RMS = 10.0  # root mean square of what enters the first weights; standardized data have 1, bytes of pixels 100

@@ -35,7 +35,7 @@ from gradrecipes.diagnosis.facts.data_facts import arrays, heads, is_held_back
 from gradrecipes.diagnosis.facts.mismatch import class_of
 from gradrecipes.diagnosis.facts.readings import number, rounded
 from gradrecipes.diagnosis.outcome import fixing_rate, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription
+from gradrecipes.diagnosis.prescriptions import prescription
 from gradrecipes.diagnosis.registry import FAILED_RUN, rule
 
 SAMPLES, CLASSES, SUMS = "Sample weights", "Class weights", "Sums over samples and places, instead of means,"

@@ -48,7 +48,7 @@ from gradrecipes.diagnosis.facts.data_facts import Head, arrays, heads, held_bac
 from gradrecipes.diagnosis.facts.readings import number, rounded
 from gradrecipes.diagnosis.judgement import in_the_end, of_columns
 from gradrecipes.diagnosis.outcome import LEARNING, PROVEN, Verdict, fixed_by, variation, variation_evidence, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import scale_targets
+from gradrecipes.diagnosis.prescriptions import scale_targets
 from gradrecipes.diagnosis.registry import FAILED_RUN, LONG_STEPS, rule
 
 MAX_TARGET_RMS = 10.0  # root mean square of the targets, in units of the loss; a new net answers within 1 of 0

@@ -25,7 +25,7 @@ import numpy as np
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.readings import rounded
-from gradrecipes.diagnosis.prescriptions.prescribe import prescription
+from gradrecipes.diagnosis.prescriptions import prescription
 from gradrecipes.diagnosis.registry import rule
 
 MIN_EPOCHS = 6  # fewer show no trend

@@ -24,7 +24,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.diagnosis.facts.readings import rounded, span, weighted
 from gradrecipes.diagnosis.outcome import STALLED, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import add_residual_blocks, normalize_before_the_activation
+from gradrecipes.diagnosis.prescriptions import add_residual_blocks, normalize_before_the_activation
 from gradrecipes.diagnosis.registry import rule
 
 MIN_GRADIENT_RATIO = 1e-5  # output gradient of the first weighted layer over that of the last

@@ -37,7 +37,7 @@ from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.core.trace.trial_reading import FITTING_WEIGHTS
 from gradrecipes.diagnosis.facts.readings import TOO_LARGE, cut_off, kernels, rounded, span, weighted
 from gradrecipes.diagnosis.outcome import LEARNING, confidence, variation_evidence, verdict
-from gradrecipes.diagnosis.prescriptions.prescribe import (
+from gradrecipes.diagnosis.prescriptions import (
     change_activation,
     normalize_before_the_activation,
     use_fitting_initializer,

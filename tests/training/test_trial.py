@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from gradrecipes.probes.signal import weight_scales
-from gradrecipes.training.trial.trial import Trial, build_on
-from gradrecipes.training.trial.trial_data import trial_data
+from gradrecipes.training.trial import Trial, build_on
+from gradrecipes.training.trial_data import trial_data
 
 layers = keras.layers
 X = np.random.default_rng(0).normal(size=(96, 6)).astype("float32")

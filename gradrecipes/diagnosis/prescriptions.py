@@ -21,7 +21,7 @@ from gradrecipes.core.trace.probes import WeightScale
 from gradrecipes.diagnosis.facts.chain import Stage
 from gradrecipes.diagnosis.facts.data_facts import Head
 from gradrecipes.diagnosis.facts.readings import rounded
-from gradrecipes.diagnosis.prescriptions.keras_lines import (
+from gradrecipes.diagnosis.keras_lines import (
     can_be_residual,
     chain_values,
     compile_lines,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gradrecipes.training.trial.trial_data import BATCHES_READ, trial_data
+from gradrecipes.training.trial_data import BATCHES_READ, trial_data
 
 X = np.arange(100.0).reshape(50, 2)
 Y = np.arange(50)

@@ -1,1 +1,0 @@
-"""What to do, as Keras lines that can be pasted."""

@@ -1,1 +1,0 @@
-"""Run a model for a few steps and put everything back."""
