@@ -32,6 +32,7 @@ FIT_EVALUATIONS = 60  # of the loss, for each start
 STARTED_AT_MEAN = 4  # constants that a start has at the mean of the targets, one after the other
 FITTED_STARTS = 2  # of all starts, those of the least loss, that the fit goes on from
 SAME_LOSS = 1e-4  # relative difference up to which the step repeats its loss
+SEED_STATE = "seed_generator_state"  # how the paths of such variables of Keras end
 MIN_CHANGE = 0.1  # relative change of the loss where all targets rise by their root mean square: they are its main part
 ROUNDED = 1e-6  # relative difference of a loss from itself, in float32
 ROUNDING = 1e-3  # by which a probability may lie outside of [0, 1]
@@ -137,7 +138,18 @@ class OwnStepLoss:
             float(self._traced(batch, tf.constant(unlike), own=numbers)[0])
             for batch in (self._trial.batches[0], changed)
         )
-        return abs(after - before) > MIN_CHANGE * abs(before)
+        return abs(after - before) > MIN_CHANGE * abs(before) and not self._draws(tf.constant(unlike))
+
+    def _draws(self, constants: tf.Tensor) -> bool:
+        """Return whether the loss of constant answers changes with the states of the model's random numbers."""
+        losses = []
+        for shift in (0, 1):
+            self._trial.restart()
+            for variable in self._model.non_trainable_variables:
+                if variable.path.endswith(SEED_STATE):
+                    variable.assign_add(keras.ops.full(variable.shape, shift, variable.dtype))
+            losses.append(float(self._traced(self._trial.batches[0], constants, own=False)[0]))
+        return abs(losses[1] - losses[0]) > SAME_LOSS * abs(losses[0])
 
     def _starts(self, batches: Sequence[Any]) -> Iterator[np.ndarray]:
         """Yield constants to start at: zeros, the mean of the targets, and the logarithm of their variance."""

@@ -10,7 +10,7 @@ import pytest
 
 from gradrecipes.core.findings import Severity
 from gradrecipes.core.trace import SKIPPED_LOSS, Trace
-from gradrecipes.core.trace.data_reading import HeldBackReading, LinearReading
+from gradrecipes.core.trace.data_reading import INPUTS, HeldBackReading, LinearReading
 from gradrecipes.core.trace.trial_reading import AnswersReading, OutputTrial, PlannedRates, VariationResult
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.diagnosis.judgement import judge
@@ -198,6 +198,11 @@ def unlearned(end, **changes):
         (1.9, {}, False),
         (2.0, {"further": (OutputTrial(0, "loss", 2.4, 2.0, 2.3, 0.5),)}, False),  # lower, if within its noise
         (2.31, {"answers": AnswersReading(1.0, 2.0, 0.1)}, False),  # the answers depend on the inputs
+        (
+            2.31,
+            {"linear": (LinearReading(0, 2.3, 0.4, 0.05, 200, INPUTS, 0.9, 0.3, 2.3, 0.02),)},
+            False,
+        ),  # they are good
     ],
 )
 def test_a_net_that_learns_less_than_a_linear_function_is_unhealthy(end, changes, told):

@@ -59,6 +59,19 @@ class Similar(Likelihood):
         return tf.reduce_mean(tf.square(one - other)) + 0.0 * tf.reduce_mean(y)
 
 
+class Drawn(Likelihood):
+    """Tries an answer beside its own, by random numbers of the model's, as a net that learns from rewards does."""
+
+    def __init__(self):
+        super().__init__()
+        self.noise = keras.random.SeedGenerator(3)
+
+    def own_loss(self, x, y):
+        mean, spread = self(x, training=True)
+        tried = mean + keras.random.normal(tf.shape(mean), seed=self.noise)
+        return tf.reduce_mean(tf.square(y[:, None] - tried) + 0.1 * tf.square(spread))
+
+
 class TwoHeads(OwnStep):
     """Learns a class and two numbers, as a dictionary of targets, or the class alone."""
 
@@ -129,6 +142,10 @@ def test_nothing_is_said_where_the_last_operation_is_not_known(activation):
 
 def test_nothing_is_said_of_targets_that_the_step_makes_no_use_of():
     assert constant_loss(Similar(), Y) is None
+
+
+def test_nothing_is_said_of_a_step_that_draws_random_numbers():
+    assert constant_loss(Drawn(), Y) is None
 
 
 @pytest.mark.slow

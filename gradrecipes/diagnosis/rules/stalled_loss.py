@@ -113,6 +113,9 @@ def _linear_witness(trace: Trace) -> LinearReading | None:
     found = [one for place, one in clear.items() if not lost or place in lost]
     if not found or _gain(trial, seen) >= SHARE_OF_LINEAR * (1.0 - found[0].linear / found[0].constant):
         return None
+    share = found[0].share()
+    if share is not None and share >= SHARE_OF_LINEAR:
+        return None  # the answers themselves are better than a constant, whatever the loss may say
     return found[0] if saw_all(trace) or (found[0].of == INPUTS and _rests(trial, seen)) else None
 
 
