@@ -211,8 +211,11 @@ class Pipeline:
             update = replace(update, gradients=large_held_back(update.gradients, outcome))
             return self._update_clipped(update, norms, loss_scale, learn=norms.finite)
         is_applied = tf.equal(outcome, APPLIED)
-        if self.settings.xla and update.assigned is not None:
-            return self._update_where(is_applied, outcome, update, norms, loss_scale)
+        if self.settings.xla and update.assigned_where is not None:
+            with update.assigned_where(is_applied):
+                factor = self._update_clipped(update, norms, loss_scale, learn=is_applied)
+            lower_scale(update, outcome)
+            return tf.where(is_applied, factor, 1.0)
 
         def updated() -> tf.Tensor:
             with computed_once():
@@ -223,18 +226,6 @@ class Pipeline:
             return tf.ones(())
 
         return rare_cond(is_applied, updated if update.as_written else optimized(updated), skipped)
-
-    def _update_where(
-        self, is_applied: tf.Tensor, outcome: tf.Tensor, update: Update, norms: Norms, loss_scale: tf.Tensor
-    ) -> tf.Tensor:
-        """Apply, and choose for each variable between before and after: XLA does both in one pass over it."""
-        variables = update.assigned() if update.assigned is not None else []
-        before = [tf.convert_to_tensor(variable) for variable in variables]
-        factor = self._update_clipped(update, norms, loss_scale, learn=is_applied)
-        for variable, value in zip(variables, before, strict=True):
-            variable.assign(tf.where(is_applied, tf.convert_to_tensor(variable), value))
-        lower_scale(update, outcome)
-        return tf.where(is_applied, factor, 1.0)
 
     def _update_clipped(self, update: Update, norms: Norms, loss_scale: tf.Tensor, *, learn: tf.Tensor) -> tf.Tensor:
         if self.clipper is None:

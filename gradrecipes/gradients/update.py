@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,8 @@ class Update:
         lower_scale: What a loss scaler does about a gradient that is not finite while the loss is. Were the
             step skipped without it, a scale that is too high would stay so, and every step be skipped.
         weights: Reads the variables that the gradients belong to, as they are at the time of the call.
-        assigned: Returns all variables that `apply` may assign; asked for under XLA only.
+        assigned_where: Makes a context in which what `apply` assigns keeps its value unless a bool scalar is true; for
+            XLA only, and None where there is no such context.
         unit_axes: See `StepGradients`.
         optimizer_key: Names the optimizer, and which of its updates in a step it is: each has a memory of its own.
         alone: Whether no update came before it in the step, and no other optimizer applies gradients.
@@ -65,7 +67,7 @@ class Update:
     bounded_elsewhere: bool = False
     lower_scale: Callable[[], None] | None = None
     weights: Callable[[], list[tf.Tensor]] | None = None
-    assigned: Callable[[], list[Any]] | None = None
+    assigned_where: Callable[[tf.Tensor], AbstractContextManager[None]] | None = None
     unit_axes: Sequence[tuple[int, ...] | None] | None = None
     optimizer_key: str = "0"
     alone: bool = True

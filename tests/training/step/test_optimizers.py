@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gradrecipes as gr
-from tests.training.nets import assert_same_state, deterministic, digits, layers, seeded
+from tests.training.nets import assert_same_state, deterministic, digits, layers, seeded, state
 
 BATCH, BATCHES, BAD = 16, 3, 1
 shipped = keras.optimizers
@@ -111,6 +111,34 @@ def test_a_nan_in_every_batch_leaves_every_variable_as_it_was(make):
     assert fit(model, x, y, gr.GradientGuard(clipping=gr.clipping.by_norm(1.0)))["skipped_steps"] == [BATCHES]
     for variable in [*model.variables, *model.optimizer.variables]:
         np.testing.assert_array_equal(np.array(variable), before[variable.path], err_msg=variable.path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: shipped.AdamW(0.01, weight_decay=0.1),
+        lambda: shipped.Nadam(0.01),
+        lambda: shipped.Adam(0.01, use_ema=True, ema_overwrite_frequency=1),
+    ],
+    ids=["decay", "a product of its own", "average"],
+)
+def test_under_xla_a_nan_leaves_what_is_assigned_past_an_optimizers_methods_too(make):
+    def bound():
+        return keras.Sequential([
+            keras.Input((64,)), layers.Dense(16, kernel_constraint=keras.constraints.UnitNorm()), layers.Dense(10)
+        ])  # fmt: skip
+
+    x, y = digits(BATCH * BATCHES)
+    model = seeded(bound, make(), jit_compile=True)
+    fit(model, x[:BATCH], y[:BATCH])
+    before = state(model)
+    x[::BATCH, 7] = np.nan
+    assert fit(model, x, y, gr.GradientGuard(clipping=gr.clipping.by_norm(1.0)))["skipped_steps"] == [BATCHES]
+    assert before.keys() == state(model).keys()
+    for name, value in state(model).items():
+        if "metric" not in name and "mean" not in name:
+            np.testing.assert_array_equal(value, before[name], err_msg=name)
 
 
 def test_an_optimizer_of_ones_own_may_do_with_its_counter_what_only_a_variable_can():
