@@ -105,7 +105,8 @@ VARIANTS = {
 # What is measured where a variant takes long: of nets that grow, of fresh models, on several cores, under XLA.
 FEW_VARIANTS = ("plain", "plain again", "keras clip", "monitor", "monitor + guard + clip")
 SHORT = ("sampled every step", "recompute")
-ROUNDS = {"MLP 20 x 128": 10, "MLP 4 x 1024": 5, "CNN": 6, "LSTM": 10}  # where a step is fast, or slow; else 8
+# Where a step is fast, or slow; else 8.
+ROUNDS = {"MLP 20 x 128": 10, "MLP 4 x 1024": 5, "CNN": 6, "LSTM": 10, "1e7 parameters": 5, "1e8 parameters": 3}
 
 
 class TurnTaker(keras.callbacks.Callback):
