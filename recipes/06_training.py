@@ -40,8 +40,7 @@ def net(rate):
     """Return a model, and all that a training changes of it."""
     model = keras.Sequential([keras.Input((8, 8)), keras.layers.SimpleRNN(UNITS, unroll=True), keras.layers.Dense(10)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    optimizer = keras.optimizers.SGD(rate, momentum=0.9)
-    model.compile(optimizer, loss, metrics=["accuracy"], steps_per_execution=-(-len(x) // BATCH))  # an epoch
+    model.compile(keras.optimizers.SGD(rate, momentum=0.9), loss, metrics=["accuracy"])
     model.optimizer.build(model.trainable_variables)
     return model, model.weights + model.optimizer.variables
 
@@ -57,10 +56,8 @@ def train(x, rate, with_recipe):
         keras.utils.set_random_seed(seed)
         for variable, value in zip(state, net(rate)[1], strict=True):
             variable.assign(value)
-        validation = {"validation_data": (x_valid, y_valid), "validation_batch_size": len(x_valid)}
-        model.fit(x, y, BATCH, EPOCHS, callbacks=callbacks, **validation, verbose=0)
-        score = model.evaluate(x_test, y_test, batch_size=len(x_test), verbose=0)[1]
-        yield score, all(np.isfinite(one).all() for one in model.get_weights())
+        model.fit(x, y, BATCH, EPOCHS, callbacks=callbacks, validation_data=(x_valid, y_valid), verbose=0)
+        yield model.evaluate(x_test, y_test, verbose=0)[1], all(np.isfinite(one).all() for one in model.get_weights())
 
 
 def interval(differences):

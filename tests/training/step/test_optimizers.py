@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import gradrecipes as gr
+from gradrecipes.gradients.packing import LARGE
 from tests.training.nets import assert_same_state, deterministic, digits, layers, seeded, state
 
 BATCH, BATCHES, BAD = 16, 3, 1
@@ -125,9 +126,9 @@ def test_a_nan_in_every_batch_leaves_every_variable_as_it_was(make):
 )
 def test_under_xla_a_nan_leaves_what_is_assigned_past_an_optimizers_methods_too(make):
     def bound():
-        return keras.Sequential([
-            keras.Input((64,)), layers.Dense(16, kernel_constraint=keras.constraints.UnitNorm()), layers.Dense(10)
-        ])  # fmt: skip
+        large = LARGE // 64
+        hidden = [layers.Dense(large, kernel_constraint=keras.constraints.UnitNorm()), layers.Dense(64)]
+        return keras.Sequential([keras.Input((64,)), *hidden, layers.Dense(10)])
 
     x, y = digits(BATCH * BATCHES)
     model = seeded(bound, make(), jit_compile=True)
