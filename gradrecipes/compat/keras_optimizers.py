@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import leaves, optimizers_of, replaced, unbuilt_copy
-from gradrecipes.compat.tensorflow_private import rare_cond, stays_one_operation
+from gradrecipes.compat.tensorflow_private import rare_cond, stays_one_operation, variable_of
 
 
 def updated_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
@@ -83,7 +83,7 @@ def decayed_as_in_a_graph(optimizer: keras.optimizers.Optimizer) -> Iterator[Non
     def decay(variables: list[Any]) -> None:
         for variable in variables:
             if optimizer._use_weight_decay(variable):
-                value = variable.value if isinstance(variable, keras.Variable) else variable
+                value = variable_of(variable)
                 rate, share = (tf.cast(x, value.dtype) for x in (optimizer.learning_rate, optimizer.weight_decay))
                 value.assign_sub(value * (share * rate))
 
@@ -247,7 +247,7 @@ def _sgd(optimizer: keras.optimizers.SGD) -> Kernel:
 
 
 def _handle(variable: Any) -> tf.Tensor:
-    return variable.value.handle if isinstance(variable, keras.Variable) else variable.handle
+    return variable_of(variable).handle
 
 
 _KERNELS: dict[type, Callable[[Any], Kernel]] = {

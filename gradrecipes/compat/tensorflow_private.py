@@ -126,6 +126,11 @@ def rare_cond(predicate: tf.Tensor, true_fn: Callable[[], Any], false_fn: Callab
         return tf.cond(predicate, _with_usual_executor(true_fn), _with_usual_executor(false_fn))
 
 
+def variable_of(variable: Any) -> Any:
+    """Return the variable of TensorFlow that a variable of Keras' holds; any other as it is."""
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
 def held(tensors: Sequence[Any]) -> Callable[[], list[Any]]:
     """Hold tensors for a branch of `rare_cond` as one argument of it, not one each.
 

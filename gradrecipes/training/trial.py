@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat import keras_optimizers, keras_private
-from gradrecipes.compat.tensorflow_private import targets_reported
+from gradrecipes.compat.tensorflow_private import targets_reported, variable_of
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Autopsy
 from gradrecipes.core.trace.probes import LayerSignal
@@ -392,7 +392,7 @@ def _create_all(model: keras.Model, batch: Any) -> None:
 
 def variable_key(variable: Any) -> int:
     """Return what tells variables apart, whether it is Keras' or the one of TensorFlow that it holds."""
-    return id(variable.value if isinstance(variable, keras.Variable) else variable)
+    return id(variable_of(variable))
 
 
 def finite(value: float) -> float | None:

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat.keras_private import sublayers
+from gradrecipes.compat.tensorflow_private import variable_of
 from gradrecipes.training.autopsy.arrays import Numbers, dense, leaves, numbers_of, taken
 from gradrecipes.training.autopsy.call_recorder import CallRecorder
 from gradrecipes.training.recovery.model_state import preserve_state
@@ -125,7 +126,7 @@ def run_step(model: keras.Model, batch: Batch, *, each_sample: bool) -> Step:
                 _add_sample_losses(step)
         stage = "backward"
         step.scale = float(_scaled(model, tf.constant(1.0)))
-        step.gradients = step.tape.gradient(scaled, [_tensor_of(variable) for variable in step.variables])
+        step.gradients = step.tape.gradient(scaled, [variable_of(variable) for variable in step.variables])
         step.numbers = [None if part is None else numbers_of(part, -1) for part in step.gradients]
     except Exception as error:  # the models that come here are broken in ways that nobody foresaw
         step.failed, step.error = stage, _first_lines(error)
@@ -137,7 +138,7 @@ def run_step(model: keras.Model, batch: Batch, *, each_sample: bool) -> Step:
 def unscaled_is_finite(step: Step) -> bool:
     """Return whether the gradients of all weights are finite without the loss scale."""
     with step.recorder.paused():
-        gradients = step.tape.gradient(step.loss_tensor, [_tensor_of(variable) for variable in step.variables])
+        gradients = step.tape.gradient(step.loss_tensor, [variable_of(variable) for variable in step.variables])
     read = [numbers_of(part, -1) for part in gradients if part is not None]
     return all(numbers is None or numbers.found is None for numbers in read)
 
@@ -148,7 +149,7 @@ def sample_gradient_norms(step: Step) -> list[float]:
     The samples of the largest loss come first; NaN for those that the time did not suffice for.
     """
     norms = [math.nan] * step.batch.size
-    variables = [_tensor_of(variable) for variable in step.variables]
+    variables = [variable_of(variable) for variable in step.variables]
     start = time.monotonic()
     losses = [loss if math.isfinite(loss) else math.inf for loss in step.sample_losses]
     with step.recorder.paused():
@@ -250,10 +251,6 @@ def _tensor(value: Any) -> Any:
     if value is None or isinstance(value, (tf.Tensor, tf.SparseTensor, tf.RaggedTensor)):
         return value
     return tf.convert_to_tensor(value)
-
-
-def _tensor_of(variable: Any) -> Any:
-    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def _first_lines(error: Exception) -> str:

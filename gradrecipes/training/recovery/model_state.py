@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from gradrecipes.compat.keras_optimizers import learning_rates
 from gradrecipes.compat.keras_private import optimizers_of, sublayers
+from gradrecipes.compat.tensorflow_private import variable_of
 from gradrecipes.gradients.packing import STACK_BELOW
 
 P = ParamSpec("P")
@@ -353,7 +354,7 @@ def _flat(value: Any) -> np.ndarray:
 
 
 def _value(variable: Any) -> tf.Tensor:
-    held = variable.value if isinstance(variable, keras.Variable) else variable
+    held = variable_of(variable)
     if isinstance(held, tf.distribute.DistributedValues):
         return tf.convert_to_tensor(variable)
     return tf.raw_ops.ReadVariableOp(resource=held.handle, dtype=held.dtype)  # a tenth of what `read_value` costs
