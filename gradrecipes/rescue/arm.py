@@ -49,6 +49,7 @@ class Result:
         fell: Whether the loss of the last steps is below that of the first ones, by more than the batches differ.
         used: Steps that it took since the result before, those of an arm that began anew too.
         declines: Whether the mean loss of each of the last epochs is below that of the one before.
+        steady: Whether no loss in the second half of the steps is as high as the first ones.
     """
 
     steps: int
@@ -62,6 +63,7 @@ class Result:
     loss_error: float = 0.0
     fell: bool = False
     declines: bool = False
+    steady: bool = False
     used: int = 0
 
 
@@ -144,6 +146,7 @@ class Arm:
             loss_error=error,
             fell=_fell(losses),
             declines=self._declines(losses),
+            steady=bool(len(losses) and (losses[len(losses) // 2 :] < first).all()),
         )
 
     def release(self) -> None:

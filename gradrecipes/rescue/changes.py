@@ -102,7 +102,9 @@ def catalogue(
     if class_weights:
         words = "weigh the samples so that each class counts as much as the others"
         allowed.append(_with("class_weights", words, 1, class_weights=class_weights))
-    allowed += _allowed(base, original, scaling, task, steps)
+    allowed += _of_optimizer(base, original, steps)
+    allowed += _of_data_and_loss(base, original, scaling, task)
+    allowed += _of_layers(base, original, task)
     if positive and original.surgical:
         words = (
             f"pass column {', '.join(map(str, positive))} of the output through softplus, so that the loss is finite"
@@ -118,7 +120,7 @@ def _is_as_it_is(base: Setup, changed: Setup) -> bool:
     return changed == base
 
 
-def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, steps: int) -> Iterator[Change]:
+def _of_optimizer(base: Setup, original: Original, steps: int) -> Iterator[Change]:
     if has_optimizer_state(original.model):
         words = "compile the model again, so that its optimizer starts without what it remembers"
         yield _with("fresh_optimizer", words, -1, optimizer_state="fresh")
@@ -147,6 +149,9 @@ def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, step
     if base.batch_size <= 8:
         size = base.batch_size * LARGER_BATCH
         yield _with("larger_batch", f"use batches of {size} samples", 0, batch_size=size)
+
+
+def _of_data_and_loss(base: Setup, original: Original, scaling: Scaling, task: Task) -> Iterator[Change]:
     scalable = original.wrappable or original.in_call
     known = original.wrappable or task.kind != OWN_LOSS  # a likelihood of scaled inputs is another one
     if scalable and known and any(one is not None for one in scaling.inputs):
@@ -169,6 +174,9 @@ def _allowed(base: Setup, original: Original, scaling: Scaling, task: Task, step
         yield _with("bounded_head", f"use a {bound} output, as the targets lie between 0 and 1", 1, head=bound)
     if (compile_arguments(original.model) or {}).get("loss_weights"):
         yield _with("loss_weights", "leave out the weights of the losses", 1, loss_weights="none")
+
+
+def _of_layers(base: Setup, original: Original, task: Task) -> Iterator[Change]:
     yield _with("initializers", "draw the weights anew by fitting initializers", 1, initializers="fitting")
     if original.penalized:
         yield _with("no_penalty", "leave out penalties and constraints", 1, regularizers="none")

@@ -56,16 +56,27 @@ def code_of(
         - optimizer=keras.optimizers.SGD(learning_rate=0.5)
         + optimizer=keras.optimizers.SGD(learning_rate=0.05)
     """
-    lines: list[str] = []
     changed = {difference.setting for difference in before.diff(after)}
+    in_call = models is not None and has_own_train_step(models[0])
+    scaling = scaling if changed & {"inputs", "targets"} else None
+    lines = _in_model(changed, before, after, models)
+    if scaling is not None:
+        lines += _lines_in_call(after, scaling) if in_call else _scaling_lines(after, scaling)
+    lines += _in_compile(changed, before, after, None if in_call else scaling)
+    return "\n".join([*lines, *_in_data_and_fit(changed, before, after, arrays=arrays)])
+
+
+def _in_model(
+    changed: set[str], before: Setup, after: Setup, models: tuple[keras.Model, keras.Model] | None
+) -> list[str]:
+    lines: list[str] = []
     if "precision" in changed and (models is None or models[0].compute_dtype in HALF_PRECISION):
         lines += ["# Before the model is built", f'+ keras.config.set_dtype_policy("{after.precision}")']
     by_layer = [] if models is None or not changed & IN_LAYERS else _layer_lines(*models)
     lines += by_layer
     if "initializers" in changed and models is not None and not any("initializer" in line for line in by_layer):
         lines += ["# Leave the weights as the initializers of the layers draw them: assign or load none"]
-    if by_layer:
-        changed -= IN_LAYERS
+    changed = changed - IN_LAYERS if by_layer else changed
     if "activation" in changed:
         lines += ["# In every hidden layer", f"+ activation={after.activation!r}"]
     if "initializers" in changed:
@@ -96,9 +107,11 @@ def code_of(
         ]
         joined = f"keras.ops.concatenate([{', '.join(parts)}], axis=-1)" if len(parts) > 1 else parts[0]
         lines += ["# Behind the output layer, in the functional API", f"+ outputs = {joined}"]
-    in_call = models is not None and has_own_train_step(models[0])
-    if changed & {"inputs", "targets"} and scaling is not None:
-        lines += _lines_in_call(after, scaling) if in_call else _scaling_lines(after, scaling)
+    return lines
+
+
+def _in_compile(changed: set[str], before: Setup, after: Setup, scaling: Scaling | None) -> list[str]:
+    lines: list[str] = []
     if changed & {"optimizer", "learning_rate", "schedule", "rate_factor", "settings", "clipping", "warm_up"}:
         lines += ["# In compile: the optimizer", f"- optimizer={optimizer_line(before)}"]
         lines += [f"+ optimizer={optimizer_line(after)}"]
@@ -106,13 +119,18 @@ def code_of(
         lines += ["# Before fit, with a new optimizer", "+ model.compile(...)"]
     if changed & {"loss", "from_logits"}:
         lines += ["# In compile: the loss", f"- loss={_loss(before)}", f"+ loss={_loss(after)}"]
-    if "targets" in changed and scaling is not None and not in_call:
+    if "targets" in changed and scaling is not None:
         weights = [scale.loss_weight(after.loss) for _, scale in sorted(scaling.targets.items())]
         where = "" if len(scaling.targets) == 1 else f", for outputs {sorted(scaling.targets)}; 1 for the others"
         lines += [f"# In compile, unless you have weights of your own{where}"]
         lines += [f"+ loss_weights=[{', '.join(f'{weight:.4g}' for weight in weights)}]"]
     if "loss_weights" in changed:
         lines += ["# In compile", "- loss_weights=..."]
+    return lines
+
+
+def _in_data_and_fit(changed: set[str], before: Setup, after: Setup, *, arrays: bool) -> list[str]:
+    lines: list[str] = []
     if "order" in changed:
         lines += [
             "# Of a tf.data.Dataset, with all samples in the buffer if they fit; of a PyDataset, shuffle its rows"
@@ -138,7 +156,7 @@ def code_of(
         lines += ["# In fit", f"+ class_weight={{{shown}}}"]
     if "guard" in changed:
         lines += ["# In fit", "+ callbacks=[gradrecipes.GradientGuard()]"]
-    return "\n".join(lines)
+    return lines
 
 
 def _layer_lines(before: keras.Model, after: keras.Model) -> list[str]:

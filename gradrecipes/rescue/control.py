@@ -1,4 +1,4 @@
-"""Judge the training as it is: whether it fails, and whether it only seems to learn."""
+"""Judge trainings: whether the one as it is fails, or only seems to learn, and whether a changed one holds."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from gradrecipes.core.analysis.baseline import constant_baseline_loss
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.probes.predictions import best_constant_loss
 from gradrecipes.rescue.arm import Result, has_plain_loss
-from gradrecipes.rescue.changes import Changes
+from gradrecipes.rescue.changes import Changes, setup_after
+from gradrecipes.rescue.edits import OWN
 from gradrecipes.rescue.feed import FEW_SAMPLES
 from gradrecipes.rescue.lab import LEAST_DIFFERENCE, LEAST_GAIN, STANDARD_ERRORS, Lab
 from gradrecipes.rescue.task import OWN_LOSS
 
 _LOG = logging.getLogger(__name__)
 
-HALF = 0.5  # share of the training at which one ends that stands still
+HALF = 0.5  # share of the training at which one is compared with others that are to be trained to the end
+QUARTER = 0.25  # share of the training at which one beside a cause ends that stands still
+WITHIN = 0.05  # of what the best gains over a constant prediction: fewer changes that lose no more are enough
+EXCELLENT = 1.0 - WITHIN  # score from which on a better one is not looked for
 HALF_LEARNED = 0.5  # share of the way from a constant prediction to a perfect score
 FAR_BELOW = 0.5  # gain over a constant prediction over that of a short trial below which a training does not do
 FEWEST_STEPS = 40  # of a training whose losses say whether they still fall: ten in each quarter
@@ -69,13 +73,21 @@ class Control:
         """Whether it fails after it had learned for longer than the shortest trials, which do not show that."""
         return self.fails and any(self.lab.learns(one) for one in self.checkpoints[1:-1])
 
-    def train(self, *shares: float, stoppable: bool) -> None:
-        """Train to the end, but no further than it is broken or, where a cause was found, stands still."""
-        for share in sorted({*shares, max(*shares, HALF), 1.0}):
+    def train(self, *shares: float, stoppable: bool, until: float = QUARTER) -> None:
+        """Train to the end, but no further than it is broken or, where a cause was found, stands still.
+
+        Args:
+            shares: Of the training, after which it is scored, too.
+            stoppable: Whether a cause was found.
+            until: Share of the training before which no standing still ends it.
+        """
+        for share in sorted({*shares, *([max(*shares, until)] if stoppable else []), HALF, 1.0}):
+            if self.checkpoints and share * self.lab.full <= self.checkpoints[-1].steps:
+                continue
             self.checkpoints.append(self.lab.run((), share=share, part="control"))
             if self.checkpoints[-1].error or self.checkpoints[-1].broken is not None:
                 break
-            if stoppable and share >= HALF and self._stands_still():
+            if stoppable and share >= until and self._stands_still():
                 break
         last = self.checkpoints[-1]
         self.baseline = self.lab.baseline_loss() if self.lab.baseline_loss and math.isfinite(last.fit) else None
@@ -188,13 +200,105 @@ class Control:
             return told and last.peak > FINAL_PEAK and last.score.value < -0.5
         # A score that gets worse while the training loss falls on, or stays within its noise, is overfitting.
         worse = [one for one in self.checkpoints[:-1] if self.lab.better(one.score, last.score)]
-        return any(self._climbs(one, last) for one in worse)
+        return any(self.climbs(one, last) for one in worse)
 
     @staticmethod
-    def _climbs(one: Result, other: Result) -> bool:
+    def climbs(one: Result, other: Result) -> bool:
         """Return whether the training loss rises from one checkpoint to another, by more than its batches differ."""
         noise = STANDARD_ERRORS * math.hypot(one.loss_error, other.loss_error)
         return not other.loss - one.loss <= noise
+
+
+class Ends:
+    """Train changed setups on to the end of the user's training, no further than it takes to know how they end.
+
+    Args:
+        lab: Trains the arms.
+        control: The training as it is.
+        long: Share of the training that the longer trials have.
+
+    Attributes:
+        of: By changes, what they end with: of what has settled half-way, what it has there.
+        to_last_step: Whether what is changed fails late, so that no half says how it ends.
+    """
+
+    def __init__(self, lab: Lab, control: Control, long: float):
+        self.lab, self.control, self.long = lab, control, long
+        self.of: dict[Changes, Result] = {}
+        self.to_last_step = False
+
+    def score(self, changes: Changes) -> float:
+        """Return the score that changes end with."""
+        return self.of[changes].score.value
+
+    def half_learned(self, result: Result) -> bool:
+        """Return whether half of what can be learned was learned."""
+        baseline = self.lab.task.baseline_score
+        return self.lab.learns(result) and result.score.value >= baseline + HALF_LEARNED * (1.0 - baseline)
+
+    def holds(self, changes: Changes, *, beside: Sequence[Changes] = (), ahead: Changes = ()) -> bool:
+        """Return whether changes learn to the end of the user's training, and do not get worse on the way.
+
+        Args:
+            changes: To train.
+            beside: Others; what one of them beats half-way is not trained to the end.
+            ahead: Those that learned fastest; what cannot get where they are half-way is not trained to the end.
+        """
+        lab = self.lab
+        half, *others = map(self._half, (changes, *beside))
+        beaten = any(lab.better(one.score, half.score) for one in others)
+        stands_still = not (half.falls or lab.learns(half, standard_errors=1.0))
+        if beaten or stands_still or half.error or half.broken is not None:
+            return False
+        if ahead and not self.keeps_up(changes, half, ahead):
+            return False
+        last = half if self._is_settled(changes, half) else lab.run(changes, part="finals")
+        if last.error or last.broken is not None:
+            return False
+        self.of[changes] = last
+        way = [lab.run(changes, share=self.long, part="finals")] if lab.has_run(changes, self.long) else []
+        worse = any(map(self._is_lost, [*way, half], [*way[1:], half, last]))
+        return lab.learns(last, standard_errors=1.0) and not worse
+
+    def keeps_up(self, changes: Changes, result: Result, fastest: Changes) -> bool:
+        """Return whether changes end where the fastest are half-way, if they gain on as fast as they did until then."""
+        lab, value = self.lab, result.score.value
+        paid = lab.has_run(fastest, HALF) or lab.left >= HALF * lab.full
+        if changes == fastest or value >= EXCELLENT or not paid:
+            return True
+        half = self._half(fastest)
+        if result.steps < lab.full and lab.has_run(changes, self.long):
+            gain = value - lab.run(changes, share=self.long, part="finals").score.value
+            value += max(0.0, gain) * (1.0 - HALF) / (HALF - self.long)
+        behind = half.score.value - value > WITHIN * (half.score.value - lab.task.baseline_score)
+        return not (behind and lab.better(half.score, result.score))
+
+    def _half(self, changes: Changes) -> Result:
+        if not self.lab.has_run(changes, HALF):  # what it has before tells whether it still gains
+            self.lab.run(changes, share=max(QUARTER, self.long), part="finals")
+        return self.lab.run(changes, share=HALF, part="finals")
+
+    def _is_settled(self, changes: Changes, half: Result) -> bool:
+        """Return whether the second half of a training is known to add less than 5%, and not to break.
+
+        Learning curves are concave in the logarithm of the steps: the last doubling gains no more than the one before.
+        A training may break late whose rate rises, or which a step has thrown back to where it began.
+        """
+        lab, early = self.lab, max(QUARTER, self.long)
+        setup = setup_after(lab.base, changes)
+        unknown = setup.schedule is not None or setup.optimizer == OWN or lab.task.kind == OWN_LOSS
+        few = half.steps < FEWEST_STEPS or not lab.has_run(changes, early) or not half.steady
+        if self.to_last_step or self.control.fails_late or unknown or few or not self.half_learned(half):
+            return False
+        before = lab.run(changes, share=early, part="finals")
+        gain = (half.score.value - before.score.value) * math.log(1.0 / HALF) / math.log(HALF / early)
+        flat = gain <= WITHIN * (half.score.value - lab.task.baseline_score) or half.score.value >= EXCELLENT
+        return flat and not (self._is_lost(before, half) or self.control.climbs(before, half))
+
+    def _is_lost(self, one: Result, later: Result) -> bool:
+        """Return whether much of what was learned is lost at a later step: another seed may end just there."""
+        gained = one.score.value - self.lab.task.baseline_score
+        return one.score.value - later.score.value > LEAST_GAIN * gained and self.lab.better(one.score, later.score)
 
 
 def _stays(result: Result) -> bool:

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -25,7 +25,7 @@ from gradrecipes.diagnosis.outcome import fixing_rate
 from gradrecipes.probes.examine import examine, require_compiled
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.rescue.arm import Arm, has_plain_loss
-from gradrecipes.rescue.changes import candidates, catalogue, setup_after, suggested_changes
+from gradrecipes.rescue.changes import Change, candidates, catalogue, setup_after, suggested_changes
 from gradrecipes.rescue.control import constant_loss, masks, sum_of_baselines, usual_baseline, wants_the_opposite
 from gradrecipes.rescue.edits import Scaling, scaling_of
 from gradrecipes.rescue.feed import Feed, balanced_weights, is_flat, is_padded, read_feed
@@ -124,6 +124,93 @@ def rescue(
         x, y, sample_weight=sample_weight, batch_size=batch_size, validation_data=validation_data, seed=seed
     )
     tell("diagnosing")
+    case = _read(model, feed, size, epochs=epochs, seed=seed, class_weight=class_weight)
+    steps = feed.steps_per_epoch(size) * epochs
+    limit = math.ceil((TRAININGS + CONFIRMED_IN) * steps) if budget is None else budget
+    lab = Lab(
+        case.base,
+        feed,
+        case.task,
+        case.build,
+        Journal(journal, fingerprint_of(model, feed.x, feed.y, feed.x_val, feed.y_val) if journal else ""),
+        max(limit - CONFIRMED_IN * steps, 0.5 * limit),
+        tell,
+        stages={} if case.original.wrappable else None,
+        baseline_loss=None if case.wrong_loss else case.baseline_loss,  # that it falls says nothing then
+        limit=limit,
+        minimized=not has_own_train_step(model),
+        seconds={"diagnosis": time.monotonic() - began},
+    )
+    known, trace = _changes(case, steps), case.diagnosis.trace
+    rate = fixing_rate(trace, lower=False) or fixing_rate(trace, lower=True)
+    found = search(
+        lab,
+        candidates(case.diagnosis.findings, known, rate=rate),
+        known,
+        healthy=case.nothing_found,
+        suggested=suggested_changes(case.diagnosis.findings, known),
+        seen_to_learn=case.nothing_found and case.diagnosis.verdict == HEALTHY,
+    )
+    titles = {name: change.title for name, change in known.items()}
+    return _answer(case, lab, found, titles, arrays=is_arrays(x) or isinstance(x, list | tuple | dict))
+
+
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """Hold what is known of a training before any change is tried."""
+
+    model: keras.Model
+    feed: Feed
+    diagnosis: Diagnosis
+    original: Original
+    base: Setup
+    task: Task
+    scaling: Scaling
+
+    def build(self, setup: Setup, drawn: int) -> keras.Model:
+        """Return the compiled model of a setup and a seed."""
+        return rebuild(self.original, self.base, setup, scaling=self.scaling, seed=drawn)
+
+    @property
+    def outputs(self) -> Sequence[OutputDescription]:
+        """What is known of the model's outputs."""
+        return self.diagnosis.trace.description.outputs
+
+    @property
+    def shape(self) -> tuple[int | None, ...] | None:
+        """Shape of the only output, without samples; None where there are several, or none is known."""
+        return self.outputs[0].shape if len(self.outputs) == 1 else None
+
+    @property
+    def nothing_found(self) -> bool:
+        """Whether the diagnosis gives no cause: an undecided one neither, and the control arm shows what learns."""
+        return all(finding.severity is Severity.NOTICE for finding in self.diagnosis.findings)
+
+    @property
+    def wrong_loss(self) -> bool:
+        """Whether a finding is about the loss itself."""
+        return bool(LOSS_CAUSES & {finding.code for finding in self.diagnosis.findings})
+
+    def baseline_loss(self) -> float | None:
+        """Return the own loss of the best constant prediction on rows of the training data, or None."""
+        outputs, shape = self.outputs, self.shape
+        if not outputs or self.feed.y is None:
+            return None
+        x, y = self.feed.few_rows()
+        if len(outputs) > 1:
+            return None if masks(self.model) else sum_of_baselines(outputs, keras.tree.flatten(y))
+        if not masks(self.model) and (known := usual_baseline(outputs[0], y)) is not None:
+            return known
+        with random_numbers_kept(), global_tensorflow_seed_kept():
+            made = self.build(self.base, 0)
+            found = constant_loss(made, x, y, shape) if shape else None
+            return None if found is None else found - float(sum(made.losses))
+
+
+def _read(
+    model: keras.Model, feed: Feed, size: int, *, epochs: int, seed: int, class_weight: Mapping[int, float] | None
+) -> _Case:
+    """Diagnose a training, and read the model, its setup and what it is to learn."""
     with random_numbers_kept(), global_tensorflow_seed_kept():
         seed_all(seed)  # what ran before in the process must not matter
         inputs, targets, weights = feed.as_user_gave(size)
@@ -146,93 +233,39 @@ def rescue(
         base = replace(setup_of(model, trace.description, batch_size=size, epochs=epochs), class_weights=weighed)
     outputs = trace.description.outputs
     flat = has_own_train_step(model) and is_flat(feed.y) and [one.units for one in outputs] == [1]
-    original = replace(original, flat=flat)
     task = task_of(feed, base, outputs)
     scaling = scaling_of(feed.x, feed.y, looked_up_inputs(trace), task.numbers)
-
-    def build(setup: Setup, drawn: int) -> keras.Model:
-        return rebuild(original, base, setup, scaling=scaling, seed=drawn)
-
+    case = _Case(model, feed, diagnosis, replace(original, flat=flat), base, task, scaling)
     if has_own_train_step(model):
-        original = replace(original, in_call=_calls_itself(build, base, feed))
-    shape = outputs[0].shape if len(outputs) == 1 else None
-    task = _with_reference(task, base, build, feed, shape, custom=len(outputs) == 1 and outputs[0].custom)
+        case = replace(case, original=replace(case.original, in_call=_calls_itself(case.build, base, feed)))
+    return replace(case, task=_with_reference(case))
 
-    @functools.cache
-    def baseline_loss() -> float | None:
-        if not outputs or feed.y is None:
-            return None
-        x, y = feed.few_rows()
-        if len(outputs) > 1:
-            return None if masks(model) else sum_of_baselines(outputs, keras.tree.flatten(y))
-        if not masks(model) and (known := usual_baseline(outputs[0], y)) is not None:
-            return known
-        with random_numbers_kept(), global_tensorflow_seed_kept():
-            made = build(base, 0)
-            found = constant_loss(made, x, y, shape) if shape else None
-            return None if found is None else found - float(sum(made.losses))
 
-    steps = feed.steps_per_epoch(size) * epochs
-    limit = math.ceil((TRAININGS + CONFIRMED_IN) * steps) if budget is None else budget
-    nothing_found = _found_nothing(diagnosis)
-    rate = fixing_rate(trace, lower=False) or fixing_rate(trace, lower=True)
-    wrong_loss = bool(LOSS_CAUSES & {finding.code for finding in diagnosis.findings})
-    lab = Lab(
-        base,
-        feed,
-        task,
-        build,
-        Journal(journal, fingerprint_of(model, feed.x, feed.y, feed.x_val, feed.y_val) if journal else ""),
-        max(limit - CONFIRMED_IN * steps, 0.5 * limit),
-        tell,
-        stages={} if original.wrappable else None,
-        baseline_loss=None if wrong_loss else baseline_loss,  # that it falls says nothing then
-        limit=limit,
-        minimized=not has_own_train_step(model),
-        seconds={"diagnosis": time.monotonic() - began},
-    )
-    positive = _positive_columns(original, build, base, feed, outputs)
+def _changes(case: _Case, steps: int) -> dict[str, Change]:
+    """Return the changes that may be tried, by name."""
+    feed, task = case.feed, case.task
     known = catalogue(
-        base,
-        original,
-        scaling,
+        case.base,
+        case.original,
+        case.scaling,
         task,
         steps=steps,
-        positive=positive,
+        positive=_positive_columns(case),
         in_order=feed.in_order,
         padded=is_padded(feed.x),
         class_weights=balanced_weights(feed.y) if task.kind in (CLASSES, ONE_HOT, BINARY) else None,
     )
-    if any(one.custom for one in outputs) and not wrong_loss:
+    if any(one.custom for one in case.outputs) and not case.wrong_loss:
         known.pop("head_and_loss", None)  # who writes a loss means another one than the targets suggest
-    found = search(
-        lab,
-        candidates(diagnosis.findings, known, rate=rate),
-        known,
-        healthy=nothing_found,
-        suggested=suggested_changes(diagnosis.findings, known),
-        seen_to_learn=nothing_found and diagnosis.verdict == HEALTHY,
-    )
-    titles = {name: change.title for name, change in known.items()}
-    return _answer(model, lab, found, diagnosis, build, scaling, arrays=_is_arrays(x), titles=titles)
+    return known
 
 
-def _answer(
-    model: keras.Model,
-    lab: Lab,
-    found: Found,
-    diagnosis: Diagnosis,
-    build: Callable[..., keras.Model],
-    scaling: Scaling,
-    *,
-    arrays: bool,
-    titles: dict[str, str],
-) -> Rescue:
+def _answer(case: _Case, lab: Lab, found: Found, titles: dict[str, str], *, arrays: bool) -> Rescue:
     after = setup_after(lab.base, found.changes)
-    nothing_found = _found_nothing(diagnosis)
     tried = {name for trial in lab.trials for name in trial.changes}
-    untried = lab.task.kind == OWN_LOSS and not nothing_found
-    untried = untried and not tried.intersection(suggested_changes(diagnosis.findings, titles))
+    untried = lab.task.kind == OWN_LOSS and not case.nothing_found
+    untried = untried and not tried.intersection(suggested_changes(case.diagnosis.findings, titles))
+    final = found.final if found.changes else None
     evidence = RescueEvidence(
         lab.task.measured,
         lab.task.baseline_score,
@@ -243,7 +276,8 @@ def _answer(
         lab.spent,
         lab.seconds,
         {part: steps / max(1, lab.full) for part, steps in lab.steps.items()},
-        None if found.final is None or not found.changes else found.final.score.value,
+        None if final is None else final.score.value,
+        None if final is None else final.steps / lab.steps_of(after, 1.0),
         found.complete,
         lab.feed.complete,
         None if found.control is None or found.baseline_loss is None else found.control.fit,
@@ -254,26 +288,21 @@ def _answer(
     def make(seed: int) -> keras.Model:
         with random_numbers_kept(), global_tensorflow_seed_kept():
             keras.utils.set_random_seed(seed)
-            return build(after, seed)
+            return case.build(after, seed)
 
     return Rescue(
-        _verdict(found, diagnosis, nothing_found=nothing_found, untried=untried),
+        _verdict(found, case.diagnosis, nothing_found=case.nothing_found, untried=untried),
         changes,
         evidence,
-        diagnosis,
+        case.diagnosis,
         lab.base,
         after,
-        model,
+        case.model,
         make,
         arrays,
-        scaling,
+        case.scaling,
         titles,
     )
-
-
-def _found_nothing(diagnosis: Diagnosis) -> bool:
-    """Return whether a diagnosis gives no cause: an undecided one neither, and the control arm shows what learns."""
-    return all(finding.severity is Severity.NOTICE for finding in diagnosis.findings)
 
 
 def _verdict(found: Found, diagnosis: Diagnosis, *, nothing_found: bool, untried: bool = False) -> str:
@@ -295,46 +324,30 @@ def _verdict(found: Found, diagnosis: Diagnosis, *, nothing_found: bool, untried
     return UNDECIDED if nothing_found and not found.breaks else NOT_RESCUED
 
 
-def _with_reference(
-    task: Task,
-    base: Setup,
-    build: Callable[..., keras.Model],
-    feed: Feed,
-    shape: tuple[int | None, ...] | None,
-    *,
-    custom: bool,
-) -> Task:
+def _with_reference(case: _Case) -> Task:
     """Return the task with the loss that scores are measured by: of the best constant prediction, else before training.
 
-    Args:
-        task: The task; one that is scored by its own loss needs a reference.
-        base: The user's setup.
-        build: Returns the compiled model of a setup and a seed.
-        feed: The data.
-        shape: Of the only output, without samples; None where there are several, or none is known.
-        custom: Whether the loss is the user's own, which may want something else than the targets.
+    A loss of the user's own may want something else than the targets.
     """
-    if task.kind != OWN_LOSS:
-        if not custom or not shape or task.kind not in (BINARY, NUMBERS):
-            return task
-        with random_numbers_kept(), global_tensorflow_seed_kept():
-            try:
-                if not wants_the_opposite(build(base, 0), task.x, task.y, shape):
-                    return task
-            except Exception:  # a model that cannot be copied, or a loss that does not take such an output
-                return task
-        task = replace(task, kind=OWN_LOSS, baseline_score=0.0)
+    task, feed, shape = case.task, case.feed, case.shape
+    if task.kind != OWN_LOSS and not (shape and case.outputs[0].custom and task.kind in (BINARY, NUMBERS)):
+        return task
     with random_numbers_kept(), global_tensorflow_seed_kept():
         try:
-            model = build(base, 0)
+            model = case.build(case.base, 0)
+            if task.kind != OWN_LOSS:
+                if not wants_the_opposite(model, task.x, task.y, shape):
+                    return task
+                task = replace(task, kind=OWN_LOSS, baseline_score=0.0)
             loss = task.loss_of(model)
-        except Exception:  # a model that cannot be copied: the control arm will say so
+        except Exception:  # a model that cannot be copied, as the control arm will say, or a loss of another output
             return task
         baseline = constant_loss(model, feed.x_val, feed.y_val, shape) if shape and task.y is not None else None
     if baseline is not None:
         return replace(task, reference=baseline, start=loss)
     if not math.isfinite(loss):
-        loss = Arm(base, 0, build=build, feed=feed, task=task).train(1).loss  # of the first step, before it updates
+        arm = Arm(case.base, 0, build=case.build, feed=feed, task=task)
+        loss = arm.train(1).loss  # of the first step, before it updates
     return replace(task, reference=loss)
 
 
@@ -360,21 +373,16 @@ def _calls_itself(build: Callable[..., keras.Model], base: Setup, feed: Feed) ->
     return any(seen)
 
 
-def _positive_columns(
-    original: Original,
-    build: Callable[..., keras.Model],
-    base: Setup,
-    feed: Feed,
-    outputs: Sequence[OutputDescription],
-) -> tuple[int, ...]:
+def _positive_columns(case: _Case) -> tuple[int, ...]:
     """Return the columns of an unbounded output below 0 of which a loss of the user's own is not finite."""
-    usual = len(outputs) != 1 or not outputs[0].custom or base.head != "linear"
-    if usual or not original.surgical or feed.y is None or not outputs[0].shape or None in outputs[0].shape:
+    shape = case.shape
+    if not shape or None in shape or not case.outputs[0].custom or case.base.head != "linear":
         return ()
-    shape = outputs[0].shape
+    if not case.original.surgical or case.feed.y is None:
+        return ()
     with random_numbers_kept(), global_tensorflow_seed_kept():
-        model = build(base, 0)
-        x, y = keras.tree.map_structure(keras.ops.convert_to_tensor, feed.few_rows())
+        model = case.build(case.base, 0)
+        x, y = keras.tree.map_structure(keras.ops.convert_to_tensor, case.feed.few_rows())
 
         def is_finite(constants: np.ndarray) -> bool:
             predicted = np.broadcast_to(constants, (len(keras.tree.flatten(y)[0]), *shape)).astype(np.float32)
@@ -389,7 +397,3 @@ def _positive_columns(
         except Exception:  # a loss that does not take such an output
             _LOG.debug("The columns that must be positive could not be found.", exc_info=True)
             return ()
-
-
-def _is_arrays(x: Any) -> bool:
-    return is_arrays(x) or isinstance(x, list | tuple | dict)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from gradrecipes.rescue.arm import Result
 from gradrecipes.rescue.changes import Change, Changes, cost_of, kind_of
-from gradrecipes.rescue.control import HALF, HALF_LEARNED, Control
-from gradrecipes.rescue.lab import LEAST_GAIN, Lab, OutOfBudgetError
+from gradrecipes.rescue.control import EXCELLENT, HALF, QUARTER, WITHIN, Control, Ends
+from gradrecipes.rescue.lab import Lab, OutOfBudgetError
 from gradrecipes.rescue.task import OWN_LOSS, Score
 from gradrecipes.rescue.verdict import Found
 
@@ -19,12 +20,11 @@ TRIALS_A_TRAINING = 20  # short trials of a long training that cost as much as i
 LENGTHENED = 2  # times as long are the trials of the survivors
 SURVIVORS = 2
 EXPLORED = 0.6  # share of what is left after the final training that the short trials may use
-FEWEST_CANDIDATES = 8
+FEWEST_CANDIDATES = 8  # that are tried; so many in a row that do not beat one which learned a little are enough
 GLANCE = 0.5  # share of a short trial after which one is given up that the best so far beats
 UNBEATEN = 3  # candidates in a row that are no better than the best before them end the short trials ...
 OBVIOUS = 2  # sets of standard changes that a training which learned little is compared with
-WITHIN = 0.05  # of what the best gains over a constant prediction: fewer changes that lose no more are enough
-EXCELLENT = 1.0 - WITHIN  # score from which on a better one is not looked for
+SLOW_START = 4.0  # times as long as what works took to learn half: one that stands still for so long does not learn
 UNTRAINED = "unfreeze"  # name of the change that trains frozen layers which were never trained
 # Against what happens late, the safest first.
 LATE = ("constant_rate", "plain_optimizer", "guard", "clip", "rate_0.1", "warm_up", "adam")
@@ -70,9 +70,8 @@ class _Progress:
         self.clear: Changes = ()  # the one that did
         self.first: Changes = ()  # what the diagnosis suggests before all else
         self.cut_short = False  # whether the budget ended before all was tried that a cause suggests
-        self.to_the_end = True  # whether what only quickens the start is left out
         self.winner: Changes = ()
-        self.final: Result | None = None
+        self.ends = Ends(lab, self.control, self.long)
         self.pairs: list[tuple[Result, Result]] = []
         self.needed: dict[str, float] = {}
 
@@ -109,9 +108,9 @@ class _Progress:
         return all(change.name in self.suggested for change in changes)
 
     def _narrowed(self, tried: Sequence[Changes], first: float, longer: float) -> None:
-        self.winner, self.pairs, self.final, self.needed = (), [], None, {}
+        self.winner, self.pairs, self.needed = (), [], {}
         survivors = self._survivors(self._short_trials(tried, first), longer)
-        if self.clear and self.hurried and not (survivors and self._is_half_learned(survivors[0][1])):
+        if self.clear and self.hurried and not (survivors and self.ends.half_learned(survivors[0][1])):
             return
         if survivors:
             self._finals(survivors, longer)
@@ -122,31 +121,34 @@ class _Progress:
         """Return what is proven by now."""
         proof = self.lab.proof(self.pairs) if self.winner and self.pairs else None
         wins = proof is not None and proof.wins and min(proof.changed) > self.lab.task.baseline_score
-        wins = wins and (complete or self.control.fails or self.final is not None)  # one that learns may be left alone
+        final = self.ends.of.get(self.winner)
+        wins = wins and (complete or self.control.fails or final is not None)  # one that learns may be left alone
         changes = self.winner if wins else ()
         needed = {name: self.needed[name] for name in (change.name for change in changes) if name in self.needed}
         complete = complete and not self.cut_short
         control = self.control
         fails = control.fails or control.doubtful
         seen = {"learned": control.learned, "breaks": control.breaks, "baseline_loss": control.baseline}
-        return Found(changes, proof, self.final, needed, control.last, fails, complete, **seen)
+        return Found(changes, proof, final, needed, control.last, fails, complete, **seen)
 
     def _made_safer(self, changes: Changes, share: float, best: Score | None = None) -> bool:
         """Add a remedy, one for a cause first, until the training stays learned, not below the best it had reached."""
         lab, ended, suggested = self.lab, {}, [*self.suggested][:UNBEATEN]
+        self.ends.to_last_step = True
         names = sorted(LATE, key=lambda name: suggested.index(name) if name in suggested else len(LATE))
         names = [*(() if changes else suggested[:1]), *names]
         for name in [one for one in names if one in self.known and self.known[one] not in changes]:
             if lab.limit - lab.spent < lab.full and (changes or ended):
                 break
-            if self._holds(safer := (*changes, self.known[name])):
+            if self.ends.holds(safer := (*changes, self.known[name])):
                 ended[name] = safer
-                if best is None or not lab.better(best, lab.run(safer, part="finals").score):
+                if best is None or not lab.better(best, self.ends.of[safer].score):
                     break
         if ended:
-            name = max(ended, key=lambda name: self._final_score(ended[name]))
-            self._keep(ended[name], share, ended=True)
-            self.needed[name] = self._final_score(ended[name]) - self._final_score(changes)
+            name = max(ended, key=lambda name: self.ends.score(ended[name]))
+            self._keep(ended[name], share)
+            without = lab.run(changes, part="finals")
+            self.needed[name] = self.ends.score(ended[name]) - without.score.value
         return bool(ended)
 
     def _short_trials(self, tried: Sequence[Changes], share: float) -> Scored:
@@ -161,7 +163,8 @@ class _Progress:
             clear = self.hurried and len(best[0]) == 1
             excellent = best[1].score.value >= EXCELLENT and lab.task.kind != OWN_LOSS
             clear = clear and (unbeaten_sets > 0 or excellent)
-            found = (clear or unbeaten >= UNBEATEN) and self._is_half_learned(best[1])
+            found = (clear or unbeaten >= UNBEATEN) and self.ends.half_learned(best[1])
+            found = found or (best[0] and unbeaten >= FEWEST_CANDIDATES and lab.learns(best[1]))
             if scored and (lab.left <= 0 or lab.spent >= room or found):
                 self.clear = best[0] if clear else self.clear
                 self.cut_short = lab.left <= 0 and not self.control.fails
@@ -178,10 +181,6 @@ class _Progress:
                 best, unbeaten, unbeaten_sets = (changes, result), 0, 0
         return scored
 
-    def _is_half_learned(self, result: Result) -> bool:
-        baseline = self.lab.task.baseline_score
-        return self.lab.learns(result) and result.score.value >= baseline + HALF_LEARNED * (1.0 - baseline)
-
     def _is_behind(self, probe: Result, best: Changes, share: float) -> bool:
         """Return whether the best so far learned by the same step, and was better by more than chance."""
         then = self.lab.run(best, share=GLANCE * share, part="short trials")
@@ -196,7 +195,7 @@ class _Progress:
         near = self._near(ranked)
         count = SURVIVORS if lab.learns(ranked[0][1]) else 2 * SURVIVORS
         simplest = min(near, key=lambda pair: cost_of(pair[0]))
-        single = self.hurried and len(simplest[0]) == 1 and self._is_half_learned(simplest[1])
+        single = self.hurried and len(simplest[0]) == 1 and self.ends.half_learned(simplest[1])
         count = 1 if single else count
         chosen = near[:count] + [simplest] * (simplest not in near[:count])
         again = [(changes, lab.run(changes, share=share, part="longer trials")) for changes, _ in chosen]
@@ -233,24 +232,24 @@ class _Progress:
                 end, as far as can be told.
         """
         whole = changes  # small losses must not add up
-        self.to_the_end = to_the_end
         alone = tuple(one for one in changes if self.lab.has_learned((one,)))
         few = [some for some in (self.first, alone) if 0 < len(some) < len(changes)]
-        changes = next((some for some in few if self._need(changes, some) is None), changes)
+        need = functools.partial(self._need, to_the_end=to_the_end)
+        changes = next((some for some in few if need(changes, some) is None), changes)
         self.needed, pending = {}, sorted(changes, key=lambda change: -change.risk)
         while pending:
             change = pending.pop(0)
             fewer = tuple(one for one in changes if one is not change)
-            need = self._need(changes, fewer)
-            if need is None and fewer and (changes == whole or self._need(whole, fewer) is None):
+            loss = need(changes, fewer)
+            if loss is None and fewer and (changes == whole or need(whole, fewer) is None):
                 changes = fewer
                 self.needed, pending = {}, sorted(changes, key=lambda change: -change.risk)
             else:
                 one, other = (self.lab.run(some, share=self.long, part="ablation") for some in (changes, fewer))
-                self.needed[change.name] = one.score.value - other.score.value if need is None else need
+                self.needed[change.name] = one.score.value - other.score.value if loss is None else loss
         return changes
 
-    def _need(self, changes: Changes, fewer: Changes) -> float | None:
+    def _need(self, changes: Changes, fewer: Changes, *, to_the_end: bool) -> float | None:
         """Return by how much the score falls with fewer changes; None where that is within chance.
 
         Learning curves follow power laws of the steps. What only quickens the start is a distance that shrinks from one
@@ -263,7 +262,7 @@ class _Progress:
             falls.append(whole.score.value - part.score.value)
             if part.error or part.broken is not None:
                 return falls[-1]
-            slow = self.to_the_end and (lab.learns(part) or fewer == self.first)
+            slow = to_the_end and (lab.learns(part) or fewer == self.first)
             if lab.better(whole.score, part.score) and not slow:
                 return falls[-1]
         if not lab.better(whole.score, part.score):
@@ -273,108 +272,76 @@ class _Progress:
         return None if ends <= WITHIN * (whole.score.value - lab.task.baseline_score) else falls[-1]
 
     def _finals(self, survivors: Scored, share: float) -> None:
-        """Train the smallest set in full; other ones where it fails late, or ends with little learned."""
-        lab = self.lab
-        fastest = survivors[0][0]
+        """Train the smallest set to the end; larger ones where it fails late, or ends with little learned."""
+        lab, fastest = self.lab, survivors[0][0]
+        needed: dict[Changes, dict[str, float]] = {}
+        ended: list[Changes] = []  # those that learn to the end and do not get worse on the way
+        for changes in self._contenders(survivors, share):
+            if changes in needed:
+                continue
+            needed[changes] = self.needed
+            if self.ends.holds(changes, beside=ended, ahead=fastest):
+                ended.append(changes)
+                end = self.ends.of[changes]
+                if self.ends.half_learned(end) and self.ends.keeps_up(changes, end, fastest):
+                    break
+        # What never learned, nothing makes safer.
+        if not ended and lab.has_learned(self.winner) and self._made_safer(self.winner, share):
+            return
+        ended = ended or [some for some in needed if some in self.ends.of and lab.learns(self.ends.of[some])]
+        if not ended:
+            self.winner, self.pairs = (), []
+            return
+        best = max(map(self.ends.score, ended))
+        least = best - WITHIN * (best - lab.task.baseline_score)
+        smallest = min((some for some in ended if self.ends.score(some) >= least), key=cost_of)
+        self._keep(smallest, share)
+        self.needed = needed[smallest]
+
+    def _contenders(self, survivors: Scored, share: float) -> Iterator[Changes]:
+        """Yield what may be trained to the end, the smallest first, with what is needless left out at its turn."""
+        lab, fastest = self.lab, survivors[0][0]
         quick = min((changes for changes, _ in self._near(survivors)), key=cost_of)
         quick = quick if lab.learns(survivors[0][1]) else fastest
         self._keep(quick, share)  # until another one is found, or nothing is left to look for one
-        single = self._excellent_single(survivors)
-        chosen = single or self._ablated(quick)
+        parts = [(one,) for one in fastest if len(quick) > 1 and lab.has_learned((one,))]
+        singles = [changes for changes, _ in survivors if len(changes) == 1] if len(quick) > 1 else []
+        singles = [some for some in dict.fromkeys((*singles, *parts)) if lab.left >= 2 * lab.full]
+        if singles:  # it may end as well on its own, though a set learned faster at first
+            score = {some: lab.run(some, share=self.long, part="longer trials") for some in singles}
+            single = max(singles, key=lambda some: score[some].score.value)
+            if lab.learns(score[single]):
+                yield single
+        chosen = self._ablated(quick)
         self._keep(chosen, share)
+        yield chosen
         others = [changes for changes, _ in survivors if changes != chosen and not set(chosen) < set(changes)]
-        ended: list[Changes] = []  # those that learn to the end and do not get worse on the way
-        needed: dict[Changes, dict[str, float]] = {}
-        for changes in dict.fromkeys((chosen, *(() if single else (fastest, quick)), self.first, *others[:1])):
+        for changes in dict.fromkeys((fastest, quick, self.first, *others[:1])):
             to_train = lab.full * (1.0 - HALF * lab.has_run(changes, HALF))
-            if not changes or (changes != chosen and lab.left < to_train):
-                continue
-            some = changes if changes == chosen else self._ablated(changes, to_the_end=False)
-            needed[some] = self.needed
-            if self._holds(some, beside=ended):
-                ended.append(some)
-                if self._is_half_learned(lab.run(some, part="finals")) and not self._ends_behind(some, fastest):
-                    break
-        if ended:
-            best = max(map(self._final_score, ended))
-            least = best - WITHIN * (best - lab.task.baseline_score)
-            smallest = min((some for some in ended if self._final_score(some) >= least), key=cost_of)
-            self._keep(self._single_of(smallest, least) or smallest, share, ended=True)
-            self.needed = needed.get(self.winner, {})
-            return
-        if self._made_safer(chosen, share):
-            return
-        learned = [some for some in needed if lab.has_run(some, 1.0) and lab.learns(lab.run(some, part="finals"))]
-        if learned:
-            self._keep(max(learned, key=self._final_score), share, ended=True)
-        else:
-            self.winner, self.pairs = (), []
+            if changes and changes != chosen and lab.left >= to_train:
+                yield self._ablated(changes, to_the_end=False)
 
-    def _single_of(self, changes: Changes, least: float) -> Changes | None:
-        """Return one of several changes that ends as well on its own, though it learned more slowly at first."""
-        lab = self.lab
-        learned = [(one,) for one in changes if len(changes) > 1 and lab.has_learned((one,))]
-        if not learned or lab.left < lab.full:
-            return None
-        single = max(learned, key=lambda some: lab.run(some, share=self.long, part="finals").score.value)
-        early, half = (lab.run(single, share=share, part="finals").score.value for share in (self.long, HALF))
-        if half + (half - early) * (1.0 - HALF) / (HALF - self.long) < least or not self._holds(single):
-            return None
-        return single if self._final_score(single) >= least else None
-
-    def _final_score(self, changes: Changes) -> float:
-        return self.lab.run(changes, part="finals").score.value
-
-    def _keep(self, changes: Changes, share: float, *, ended: bool = False) -> None:
+    def _keep(self, changes: Changes, share: float) -> None:
         self.winner, self.pairs = changes, [self._pair(changes, 0, share)]
-        self.final = self.lab.run(changes, part="finals") if ended else None
-
-    def _ends_behind(self, changes: Changes, fastest: Changes) -> bool:
-        """Return whether changes end below where those that learned fastest are half-way already."""
-        lab, end = self.lab, self.lab.run(changes, part="finals").score
-        if changes == fastest or end.value >= EXCELLENT or lab.left < HALF * lab.full:
-            return False
-        half = lab.run(fastest, share=HALF, part="finals").score
-        return lab.better(half, end) and half.value - end.value > WITHIN * (half.value - lab.task.baseline_score)
-
-    def _excellent_single(self, survivors: Scored) -> Changes | None:
-        """Return the best single change if it ends excellent, though a set of several learned faster at first."""
-        lab = self.lab
-        single, result = next((pair for pair in survivors if len(pair[0]) == 1), ((), None))
-        if result is None or not self._is_half_learned(result) or lab.left < 2 * lab.full or not self._holds(single):
-            return None
-        return single if self._final_score(single) >= EXCELLENT else None
-
-    def _holds(self, changes: Changes, *, beside: Sequence[Changes] = ()) -> bool:
-        """Return whether changes learn to the end of the user's training, and do not get worse on the way.
-
-        Args:
-            changes: To train.
-            beside: Others; what one of them beats half-way is not trained to the end.
-        """
-        lab = self.lab
-        half, *others = (lab.run(some, share=HALF, part="finals") for some in (changes, *beside))
-        beaten = any(lab.better(one.score, half.score) for one in others)
-        stands_still = not (half.falls or lab.learns(half, standard_errors=1.0))
-        if beaten or stands_still or half.error or half.broken is not None:
-            return False
-        last = lab.run(changes, part="finals")
-        way = [lab.run(changes, share=self.long, part="finals")] if lab.has_run(changes, self.long) else []
-        worse = any(map(self._is_lost, [*way, half], [*way[1:], half, last]))
-        return lab.learns(last, standard_errors=1.0) and not worse
-
-    def _is_lost(self, one: Result, later: Result) -> bool:
-        """Return whether much of what was learned is lost at a later step: another seed may end just there."""
-        gained = one.score.value - self.lab.task.baseline_score
-        return one.score.value - later.score.value > LEAST_GAIN * gained and self.lab.better(one.score, later.score)
 
     def _pair(self, changes: Changes, seed: int, share: float) -> tuple[Result, Result]:
         part = "other seeds" if seed else "finals"
         return self.control.at(share, seed), self.lab.run(changes, seed=seed, share=share, part=part)
 
+    def _wait(self) -> None:
+        """Train the training as it is on, where it may have no more than a slow start beside the winner's."""
+        control, lab = self.control, self.lab
+        shares = (GLANCE * self.short, self.short, self.long)
+        shares = [share for share in shares if lab.has_run(self.winner, share)]
+        learned = (share for share in shares if self.ends.half_learned(lab.run(self.winner, share=share)))
+        known = control.last.error or control.last.broken is not None or control.last.steps >= HALF * lab.full
+        if not known and SLOW_START * next(learned, HALF) > QUARTER:
+            control.train(self.short, self.long, stoppable=True, until=HALF)
+
     def _confirm(self, shortest: float) -> None:
         """Compare where the first seed tells the two apart, with other seeds until their interval excludes zero."""
         lab = self.lab
+        self._wait()
         reached = min(1.0, self.control.checkpoints[-1].steps / lab.full)
         if self.control.checkpoints[-1].broken is None and not lab.proof([self._pair(self.winner, 0, reached)]).wins:
             self.winner, self.pairs = (), []  # the training as it is gets there, too, only later

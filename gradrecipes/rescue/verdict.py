@@ -55,7 +55,8 @@ class RescueEvidence:
         spent_steps: Steps of all trials, in batches of the user's size.
         seconds: Wall time by part.
         costs: Trainings of the user's that each part cost, by training steps.
-        final: Score of the changed training after the user's whole training; None where it was not trained so far.
+        final: Score that the changed training ends with; None where that is not known.
+        final_share: Share of the user's training after which that was measured: 1, or less where it had settled.
         complete: False where the search was interrupted, or the budget ended it.
         data_complete: False where a dataset was too large to be read whole.
         own_loss: Loss of the training as it is, on rows that it is trained on; None where it was not measured.
@@ -72,6 +73,7 @@ class RescueEvidence:
     seconds: dict[str, float]
     costs: dict[str, float]
     final: float | None = None
+    final_share: float | None = None
     complete: bool = True
     data_complete: bool = True
     own_loss: float | None = None
@@ -90,7 +92,7 @@ class Found:
     Args:
         changes: The winner; empty where nothing is needed or nothing wins.
         proof: Of the winner, or None.
-        final: The winner after the user's whole training, or None where it was not trained so far.
+        final: The winner at the end of the user's training, or where it had settled; None where that is not known.
         needed: By how much the score falls without each change of the winner, by name.
         control: The training as it is, as far as it was trained.
         fails: Whether the training as it is fails: breaks, does not learn, or gets worse late.
@@ -257,7 +259,7 @@ def screen(rescue: Any) -> str:
         lines += _wrapped("The diagnosis found nothing wrong.")
     if evidence.control is not None:
         lines += _wrapped(
-            f"As it is: {evidence.measured} {evidence.control:.3f} "
+            f"As it is: {evidence.measured} {evidence.control:.3f}{_how_far(evidence)} "
             f"(a constant prediction: {evidence.baseline_score:.3f})."
         )
     own, baseline = evidence.own_loss, evidence.baseline_loss
@@ -275,7 +277,9 @@ def screen(rescue: Any) -> str:
             low, high = proof.interval.low, proof.interval.high
             lines += _wrapped(f"Difference {proof.difference:+.3f}, 95% interval {low:+.3f} to {high:+.3f}.")
         if evidence.final is not None:
-            lines += _wrapped(f"At the end of the whole training: {evidence.final:.3f}.")
+            settled = f"After {evidence.final_share or 1.0:.0%} of the training, where it had settled"
+            where = settled if (evidence.final_share or 1.0) < 1.0 else "At the end of the whole training"
+            lines += _wrapped(f"{where}: {evidence.final:.3f}.")
         code = rescue.as_code().splitlines()
         code = [part for line in code for part in _wrapped_code(line)]
         lines += ["", *code[:CODE_LINES]]
@@ -320,6 +324,12 @@ def screen(rescue: Any) -> str:
     parts = ", ".join(f"{part} {value:.0f} s" for part, value in evidence.seconds.items())
     lines += ["", *_wrapped(f"{cost}, {seconds:.0f} s: {parts}.")]
     return "\n".join(lines[:LINES])
+
+
+def _how_far(evidence: RescueEvidence) -> str:
+    """Return how far the training as it is was trained, where it was stopped before its end."""
+    steps = max((trial.steps for trial in evidence.trials if not trial.changes and not trial.seed), default=0)
+    return "" if steps >= evidence.training_steps else f" after {steps} of {evidence.training_steps} steps"
 
 
 def _seen_learning(evidence: RescueEvidence, *, seen_in_diagnosis: bool) -> str:
