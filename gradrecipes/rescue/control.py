@@ -90,7 +90,8 @@ class Control:
             if stoppable and share >= until and self._stands_still():
                 break
         last = self.checkpoints[-1]
-        self.baseline = self.lab.baseline_loss() if self.lab.baseline_loss and math.isfinite(last.fit) else None
+        if self.baseline is None and self.lab.baseline_loss and math.isfinite(last.fit):
+            self.baseline = self.lab.baseline_loss()
         gained = 0.0 if self.baseline is None else self.baseline - last.fit
         least = LEAST_GAIN * abs(self.baseline or 0.0)
         below = self._is_below_baseline(last)
