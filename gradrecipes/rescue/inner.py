@@ -9,12 +9,13 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from gradrecipes.compat.keras_private import frozen_variables, holds_layers, own_variables, sublayers
 from gradrecipes.compat.model_reuse import copied_model
 from gradrecipes.rescue import edits
 from gradrecipes.training.description.describe import LIMITS, NOISE, regularizing, switched_off, untrained
-from gradrecipes.training.description.model_graph import activation_of, is_weighted
+from gradrecipes.training.description.model_graph import UNKNOWN, activation_of, is_custom, is_weighted
 from gradrecipes.training.step.capture import calls_intercepted
 
 _LOG = logging.getLogger(__name__)
@@ -84,6 +85,26 @@ def exchangeable_activations(model: keras.Model, x: Any, kept: frozenset[str], *
     if set(found.values()) - set(GATING):
         found = {place: kind for place, kind in found.items() if kind not in GATING}
     return frozenset(found)
+
+
+def is_flat(layer: Any) -> bool:
+    """Return whether a layer that keeps the shape, or an activation, has no slope anywhere, as a sign or a rounding."""
+    function = layer.activation if activation_of(layer) == UNKNOWN else layer
+    written = function is not layer or is_custom(layer) or isinstance(layer, keras.layers.Lambda)
+    if not written or (function is layer and layer.weights):
+        return False
+    try:
+        shape = layer.output.shape if function is not layer else layer.input.shape
+        values, weights = tf.random.stateless_normal([2, 2, *(size or MIN_ENTRIES for size in shape[1:])], (0, 0))
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            found = function(values)
+            total = tf.reduce_sum(tf.cast(found, tf.float32) * weights)
+        slope = tape.gradient(total, values)
+        return found.shape == values.shape and (slope is None or not np.any(slope))
+    except Exception:  # a layer that takes something else
+        _LOG.debug("It could not be told whether a layer is flat.", exc_info=True)
+        return False
 
 
 def _exchangeable(layer: keras.layers.Layer) -> str | None:

@@ -24,6 +24,7 @@ from gradrecipes.rescue.inner import (
     adds_losses,
     exchangeable_activations,
     is_drawn_otherwise,
+    is_flat,
     is_graph,
     is_held,
     is_trained,
@@ -137,8 +138,8 @@ def read_original(model: keras.Model, x: Any = None) -> Original:
             hidden.add(name)
         gate = any(graph.nodes[child].kind in GATES for child in children[place])
         bends = activation_of(layer) not in (None, "linear", "unknown", "softmax")
-        bends = bends and not gate and name not in kept
-        if bends and name not in recurrent and (node.weighted or node.kind in ACTIVATION_LAYERS):
+        bends = (bends and (node.weighted or node.kind in ACTIVATION_LAYERS)) or is_flat(layer)
+        if bends and not gate and name not in kept and name not in recurrent:
             activations.add(name)
     sums, starts = _residual_sums(graph)
     return Original(

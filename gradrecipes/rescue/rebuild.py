@@ -160,6 +160,9 @@ def _layer(
     name, kind = layer.name, type(layer)
     if kind.__name__ == "BatchNormalization" and setup.normalization == "layer":
         return keras.layers.LayerNormalization(axis=layer.axis, name=name, dtype=layer.dtype_policy), True
+    exchanged = setup.activation != OWN and name in original.activations
+    if exchanged and not hasattr(layer, "activation"):
+        return keras.layers.Activation(setup.activation, name=name, dtype=layer.dtype_policy), True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of a lambda in a file; nothing is written here
@@ -168,9 +171,7 @@ def _layer(
         return copied_model(layer), False
     changes = [edits.with_seeds(place, seed)]
     drawn = bool(seed)
-    if setup.activation != OWN and name in original.activations:
-        if "activation" not in config:
-            return keras.layers.Activation(setup.activation, name=name, dtype=layer.dtype_policy), True
+    if exchanged:
         changes.insert(0, edits.with_setting("activation", setup.activation))
     if setup.activation != OWN and name in original.recurrent and activation_of(layer) in inner.TO_TANH:
         changes.insert(0, edits.with_setting("activation", "tanh"))

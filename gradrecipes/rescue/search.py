@@ -244,9 +244,11 @@ class _Progress:
             if loss is None and fewer and (changes == whole or need(whole, fewer) is None):
                 changes = fewer
                 self.needed, pending = {}, sorted(changes, key=lambda change: -change.risk)
-            else:
+                continue
+            if loss is None:
                 one, other = (self.lab.run(some, share=self.long, part="ablation") for some in (changes, fewer))
-                self.needed[change.name] = one.score.value - other.score.value if loss is None else loss
+                loss = one.score.value - other.score.value
+            self.needed[change.name] = loss
         return changes
 
     def _need(self, changes: Changes, fewer: Changes, *, to_the_end: bool) -> float | None:

@@ -160,6 +160,37 @@ def test_activations_are_exchanged_in_hidden_layers_only(kind):
     assert made.get_layer("head").activation.__name__ == "linear"
 
 
+class Own(keras.layers.Layer):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def call(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("form", [Own, keras.layers.Lambda, keras.layers.Activation])
+@pytest.mark.parametrize(
+    ("function", "flat"),
+    [
+        (lambda x: keras.ops.sign(x), True),
+        (lambda x: keras.ops.cast(keras.ops.round(x), "int32"), True),
+        (lambda x: keras.ops.stop_gradient(keras.ops.tanh(x)), True),
+        (lambda x: x + keras.ops.stop_gradient(keras.ops.sign(x) - x), False),  # straight through
+        (lambda x: keras.ops.maximum(x, 0.0), False),
+        (lambda x: keras.ops.sum(keras.ops.sign(x), axis=-1, keepdims=True), False),  # of another shape
+    ],
+)
+def test_what_has_no_slope_is_exchanged_with_the_activations(form, function, flat):
+    layers = [keras.layers.Dense(8), form(function), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((8,)), *layers])
+    model.compile("sgd", "mse")
+    original, base = read_original(model), setup_of(model, None, batch_size=32, epochs=1)
+    assert (layers[1].name in original.activations) is flat
+    made = rebuild(original, base, replace(base, activation="relu"), scaling=SCALING)
+    assert (getattr(made.layers[1], "activation", None) is keras.activations.relu) is flat
+
+
 @pytest.mark.parametrize("kind", ["sequential", "functional"])
 def test_layer_normalization_stands_in_for_batch_normalization(kind):
     _, _, original, base = prepared(kind)
