@@ -269,8 +269,9 @@ class Lab:
             arm = Arm(setup, seed, build=self.build, feed=self.feed, task=self.task, stages=self.stages, fits=fits)
         held = sum(one.state_bytes for one in self._arms.values())
         most = LIVE_SMALL_MODELS if held <= LIVE_BYTES else LIVE_MODELS
-        while len(self._arms) >= most:  # the worst is the least likely to be trained further
-            self._arms.pop(min(self._arms, key=lambda key: self._values.get(key, WORST))).release()
+        others = sorted((key for key in self._arms if key != ((), 0)), key=lambda key: self._values.get(key, WORST))
+        for key in others[: max(0, len(self._arms) + 1 - most)]:  # the worst is the least likely to be trained further
+            self._arms.pop(key).release()
         self._arms[names, seed] = arm
         while self.stages is not None and len(self.stages) > LIVE_GRAPHS:
             self.stages.pop(next(iter(self.stages)))
