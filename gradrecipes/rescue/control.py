@@ -267,10 +267,12 @@ class Ends:
         paid = lab.has_run(fastest, HALF) or lab.left >= HALF * lab.full
         if changes == fastest or value >= EXCELLENT or not paid:
             return True
+        one, other = (lab.run(some, share=self.long, part="finals") for some in (changes, fastest))
+        if not lab.better(other.score, one.score):  # it was not behind
+            return True
         half = self._half(fastest)
-        if result.steps < lab.full and lab.has_run(changes, self.long):
-            gain = value - lab.run(changes, share=self.long, part="finals").score.value
-            value += max(0.0, gain) * (1.0 - HALF) / (HALF - self.long)
+        if result.steps < lab.full:
+            value += max(0.0, value - one.score.value) * (1.0 - HALF) / (HALF - self.long)
         behind = half.score.value - value > WITHIN * (half.score.value - lab.task.baseline_score)
         return not (behind and lab.better(half.score, result.score))
 
