@@ -34,6 +34,7 @@ class Feed:
         samples: Training samples.
         complete: Whether all of the user's data were read.
         in_order: Whether `fit` takes the samples in the order in which they are, as those of a dataset.
+        weight_val: Weights of the validation samples, or None.
     """
 
     x: Any
@@ -44,6 +45,7 @@ class Feed:
     samples: int
     complete: bool
     in_order: bool = False
+    weight_val: Any = None
 
     def batches(
         self, *, batch_size: int, seed: int, skip: int, count: int, shuffled: bool = True
@@ -150,20 +152,20 @@ def read_feed(
     x, y, weights, size, complete, in_order = _arrays(x, y, sample_weight, batch_size)
     samples = len(keras.tree.flatten(x)[0])
     if validation_data is not None:
-        given = tuple(validation_data) if isinstance(validation_data, tuple | list) else (validation_data, None)
-        x_val, y_val = _arrays(given[0], given[1] if len(given) > 1 else None, None, size)[:2]
+        given = tuple(validation_data) if isinstance(validation_data, tuple | list) else (validation_data,)
+        x_val, y_val, weight_val = _arrays(*given, *[None] * (3 - len(given)), size)[:3]
         kept = np.arange(samples)
     else:
         order = np.random.default_rng(seed).permutation(samples)
         held = min(max(1, round(HELD_BACK * samples)), samples - 1) if samples > 1 else 0
         if held == 0:
             raise ValueError("A rescue needs at least two samples, one to train on and one held back. Received: 1.")
-        x_val, y_val = (_rows(part, np.sort(order[:held])) for part in (x, y))
+        x_val, y_val, weight_val = (_rows(part, np.sort(order[:held])) for part in (x, y, weights))
         kept = np.sort(order[held:])
         x, y, weights = (_rows(part, kept) for part in (x, y, weights))
     few = np.random.default_rng(seed).permutation(len(keras.tree.flatten(x_val)[0]))[:MAX_VALIDATION]
-    x_val, y_val = _rows(x_val, np.sort(few)), _rows(y_val, np.sort(few))
-    return Feed(x, y, weights, x_val, y_val, len(kept), complete, in_order), size
+    x_val, y_val, weight_val = (_rows(part, np.sort(few)) for part in (x_val, y_val, weight_val))
+    return Feed(x, y, weights, x_val, y_val, len(kept), complete, in_order, weight_val), size
 
 
 def _rows(part: Any, index: np.ndarray | slice) -> Any:

@@ -158,7 +158,14 @@ class _Progress:
         room = lab.spent + room if self.control.fails or not self.suggested else math.inf
         best, unbeaten, unbeaten_sets = ((), self.control.at(share)), 0, 0
         scored: Scored = []
-        for changes in tried:
+        seen: list[Changes] = []
+        raising: set[Change] = set()  # what this model does not take must not end the sets that it stands in
+        pending = list(tried)
+        while pending:
+            changes = tuple(one for one in pending.pop(0) if one not in raising)
+            if not changes or changes in seen:
+                continue
+            seen.append(changes)
             # One set of several changes says what can be had; a single change that it does not beat is enough.
             clear = self.hurried and len(best[0]) == 1
             excellent = best[1].score.value >= EXCELLENT and lab.task.kind != OWN_LOSS
@@ -171,6 +178,9 @@ class _Progress:
                 break
             unbeaten, unbeaten_sets = unbeaten + 1, unbeaten_sets + (len(changes) > 1)
             probe = lab.run(changes, share=GLANCE * share, part="short trials")
+            if probe.error and (culprit := self._raising(changes, share)):
+                raising.add(culprit)
+                pending.insert(0, changes)
             if probe.error or probe.broken is not None or (best[0] and self._is_behind(probe, best[0], share)):
                 continue
             result = lab.run(changes, share=share, part="short trials")
@@ -180,6 +190,12 @@ class _Progress:
             if lab.better(result.score, best[1].score):
                 best, unbeaten, unbeaten_sets = (changes, result), 0, 0
         return scored
+
+    def _raising(self, changes: Changes, share: float) -> Change | None:
+        """Return which of some changes raises an error by itself, the riskiest first."""
+        alone = sorted(changes, key=lambda change: -change.risk)
+        glances = ((one, self.lab.run((one,), share=GLANCE * share, part="short trials")) for one in alone)
+        return next((one for one, glance in glances if glance.error), None)
 
     def _is_behind(self, probe: Result, best: Changes, share: float) -> bool:
         """Return whether the best so far learned by the same step, and was better by more than chance."""

@@ -65,6 +65,8 @@ class Task:
         start: The loss before training, where it is above that of the best constant prediction.
         outputs: What each output is to learn, for `"several"`.
         shares: Whether all targets lie between 0 and 1.
+        counts: bool `[samples]` or `[samples, places]`: which of the validation targets weigh anything in the loss;
+            None for all of them.
     """
 
     kind: str
@@ -76,6 +78,7 @@ class Task:
     start: float = math.nan
     outputs: tuple[OutputTask, ...] = ()
     shares: bool = False
+    counts: np.ndarray | None = None
 
     def score(self, model: keras.Model, setup: Setup, *, logged: float = math.nan) -> Score:
         """Return the score of a model.
@@ -145,6 +148,8 @@ class Task:
     def _samples(self, predicted: np.ndarray, y: np.ndarray, setup: Setup) -> np.ndarray | None:
         finite = np.isfinite(predicted.reshape(len(predicted), -1)).all(axis=1)
         known = np.isfinite(y.reshape(len(y), -1).astype(np.float64)).all(axis=1)
+        counts = np.ones(len(y), bool) if self.counts is None else self.counts
+        known &= counts.reshape(len(y), -1).any(axis=1)
         if self.kind == NUMBERS:
             return _explained(predicted, y.astype(np.float64), finite, known)
         if self.kind == BINARY:
@@ -160,7 +165,7 @@ class Task:
                 return None
             right = chosen == labels
         right = right & finite.reshape(-1, *[1] * (right.ndim - 1))
-        return _balanced(right[known], labels[known])
+        return _balanced(right[known], labels[known], counts[known])
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,8 +221,17 @@ def task_of(feed: Any, setup: Setup, outputs: Sequence[OutputDescription] = ()) 
     kind, units = _kind(y, setup)
     known = y[np.isfinite(y.astype(np.float64))]
     shares = bool(known.size and known.min() >= 0 and known.max() <= 1)
-    task = Task(kind, units, 0.0, feed.x_val, feed.y_val, shares=shares)
-    return replace(task, baseline_score=_baseline_score(kind, y, units))
+    task = Task(kind, units, 0.0, feed.x_val, feed.y_val, shares=shares, counts=_counted(feed.weight_val))
+    counts = _counted(feed.sample_weight)
+    return replace(task, baseline_score=_baseline_score(kind, y, units, counts))
+
+
+def _counted(weights: Any) -> np.ndarray | None:
+    """Return which samples, or places in them, weigh anything; None for all, or where it cannot be told."""
+    if weights is None or keras.tree.is_nested(weights):
+        return None
+    weights = np.asarray(weights)
+    return None if (weights > 0).all() else weights > 0
 
 
 def _output_tasks(
@@ -283,9 +297,11 @@ def _kind(y: np.ndarray, setup: Setup) -> tuple[str, int | None]:
     return (NUMBERS, units) if same else (OWN_LOSS, None)
 
 
-def _baseline_score(kind: str, y: np.ndarray, units: int | None) -> float:
+def _baseline_score(kind: str, y: np.ndarray, units: int | None, counts: np.ndarray | None = None) -> float:
     labels = _labels(kind, y)
     if kind in (CLASSES, ONE_HOT, BINARY) and _many_a_sample(labels):
+        if counts is not None and counts.shape == labels.shape:
+            return _most_frequent(labels[counts], by_column=False)
         return _most_frequent(labels, by_column=kind == BINARY)
     if kind in (CLASSES, BINARY):
         return 1.0 / max(2, len(np.unique(y))) if kind == CLASSES else 0.5
@@ -308,10 +324,11 @@ def _most_frequent(labels: np.ndarray, *, by_column: bool) -> float:
     return float(np.mean([np.unique(one, return_counts=True)[1].max() / len(one) for one in known if len(one)]))
 
 
-def _balanced(right: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _balanced(right: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Return the part of each sample in the mean of the classes' own accuracies; of sequences the plain share."""
     if _many_a_sample(right):
-        return right.reshape(len(right), -1).mean(axis=1)
+        counts = (counts if counts.shape == right.shape else np.ones(right.shape)).reshape(len(right), -1)
+        return np.average(right.reshape(len(right), -1), axis=1, weights=counts)
     right, labels = right.reshape(len(right)), labels.reshape(len(right))
     _, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
     return right * (len(labels) / (len(counts) * counts))[place]

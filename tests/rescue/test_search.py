@@ -249,6 +249,13 @@ def test_a_single_change_that_ends_excellent_is_not_compared_with_parts_of_a_set
     assert made.longest("a", "b") == 0
 
 
+def test_what_raises_an_error_does_not_end_the_sets_that_it_stands_in():
+    def score(names, seed, share):
+        return "ValueError: no" if "c" in names else rises(share, 0.9) if {"a", "b"} <= names else 0.1
+
+    assert names(run(score, ("a", "b", "c"), ("c",), ("b", "c"))[1]) == ["a", "b"]
+
+
 def test_a_candidate_that_is_beaten_is_given_up():
     tops = {frozenset(): 0.1, frozenset("a"): 0.95, frozenset("b"): 0.3}
     assert 0 < run(lambda names, seed, share: rises(share, tops[names]), ("a",), ("b",))[0].longest("b") < 40

@@ -99,6 +99,19 @@ def test_of_many_labels_a_sample_the_most_frequent_one_is_the_constant_predictio
     assert marks.baseline_score == pytest.approx(np.mean(np.maximum(several.mean(axis=0), 1 - several.mean(axis=0))))
 
 
+def test_what_weighs_nothing_in_the_loss_counts_nothing_in_the_score():
+    tokens = np.where(np.arange(8) < 2, RNG.integers(1, 4, size=(100, 8)), 0)
+    weights = (tokens > 0).astype("float32")
+    feed, _ = read_feed(X, tokens, sample_weight=weights, batch_size=32, validation_data=(X, tokens, weights))
+    words = task_of(feed, replace(SETUP, units=5, loss="sparse_categorical_crossentropy", head="softmax"))
+    assert words.baseline_score < 0.5
+    perfect = np.eye(5)[np.where(tokens > 0, tokens, 4)]
+    assert words.score(Fixed(perfect), SETUP).value == 1.0
+    rows = replace(words, y=tokens[:, 0], counts=np.arange(100) < 50)
+    wrong = np.eye(5)[np.where(np.arange(100) < 50, tokens[:, 0], 0)]
+    assert rows.score(Fixed(wrong), SETUP).value == pytest.approx(1.0)
+
+
 def test_constant_columns_do_not_decide_the_score():
     y = np.column_stack([X[:, 0], np.zeros(100)])
     assert task(y, units=2).score(Fixed(y + 0.01), SETUP).value > 0.99
