@@ -80,7 +80,8 @@ class _Progress:
         self.first = tried[0] if tried else ()
         control = self.control
         control.train(self.short, self.long, stoppable=not healthy)
-        far_below = control.ends_far_below([changes for changes in tried if len(changes) > 1][:OBVIOUS], self.short)
+        obvious = [changes for changes in tried if len(changes) > 1][:OBVIOUS]
+        far_below = not (self.suggested and not healthy) and control.ends_far_below(obvious, self.short)
         if healthy and (not (control.fails or control.doubtful or far_below) or control.last.error):
             # It ran in the diagnosis: an error is the copy's. What is frozen, but was never trained, is a cause.
             if control.learned or control.last.error or UNTRAINED not in self.known:
@@ -94,7 +95,11 @@ class _Progress:
             return self.so_far()
         first, longer = (self.long, HALF) if control.learned_early else (self.short, self.long)
         if not (control.fails or far_below):  # what no cause suggests is a matter of tuning, not of repair
-            tried = [changes for changes in tried if self._is_called_for(changes)]
+            self._narrowed([changes for changes in tried if self._is_called_for(changes)], first, longer)
+            found = self.so_far()
+            learned = found.changes and found.final is not None and self.ends.half_learned(found.final)
+            if learned or not control.ends_far_below(obvious, self.short):
+                return found
         self._narrowed(tried, first, longer)
         if self.clear and control.fails and not self.so_far().changes and self.lab.left > 0:
             self.hurried = False  # the single change that looked clear does not hold
