@@ -1,4 +1,4 @@
-"""Graphs, variables, conditions and tapes of TensorFlow, by its private names or past its public ones."""
+"""Graphs, variables, conditions, tapes and cross-entropies, by private names or past the public ones."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend import nn as backend_nn
 from tensorflow.python.eager import context, record
 from tensorflow.python.framework import func_graph
 from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable, ResourceVariable
+
+from gradrecipes.compat.keras_private import replaced
 
 
 def inlined(train_step: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -370,3 +373,28 @@ def without_parts(parts_of: Callable[[Any], Sequence[tuple[Any, Any]]]) -> conte
         return gradient
 
     return _differentiated_by(wrap)
+
+
+@contextlib.contextmanager
+def binary_cross_entropies_reported(report: Callable[[Any, bool, bool], None]) -> Iterator[None]:
+    """Call `report(answers, from_logits, are_probabilities)` for each binary cross-entropy within the block.
+
+    The last says whether what is taken for logits comes from a sigmoid: Keras' own loss goes back to before it then.
+    """
+    of_keras, of_tensorflow = backend_nn.binary_crossentropy, tf.nn.sigmoid_cross_entropy_with_logits
+
+    @functools.wraps(of_keras)
+    def entropy(target: Any, output: Any, from_logits: bool = False) -> Any:
+        if not from_logits:
+            report(output, False, False)
+        return of_keras(target, output, from_logits)
+
+    @functools.wraps(of_tensorflow)
+    def entropy_of_logits(labels: Any = None, logits: Any = None, name: str | None = None) -> Any:
+        report(logits, True, hasattr(logits, "_keras_logits"))
+        return of_tensorflow(labels, logits, name)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(replaced(backend_nn, "binary_crossentropy", entropy))
+        stack.enter_context(replaced(tf.nn, "sigmoid_cross_entropy_with_logits", entropy_of_logits))
+        yield

@@ -32,7 +32,6 @@ from gradrecipes.diagnosis.outcome import (
 )
 
 HEALTHY, UNHEALTHY, UNDECIDED = "healthy", "unhealthy", "undecided"
-LEARNED_WELL = 0.5  # end over the baseline of a loss from which its answers must show what was learned
 STANDARD_ERRORS = 2.0  # by which a run has to end below the baseline to count as learned
 # Steps of a fit from which a symptom without a cause is reported; a run that breaks or diverges always is.
 MIN_STEPS_OF_SYMPTOM = 100
@@ -100,8 +99,6 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
     if trial.sample_spread == 0.0 and not trace.description.averages_batches:
         words = f"The loss {seen.course} in {steps}, but the model gives the same answer to all samples of a batch."
         return Judgement(UNDECIDED, f"{words} What it was trained on is not what it answers.")
-    if (otherwise := _answers_otherwise(trace, trial, seen)) is not None:
-        return Judgement(UNHEALTHY, otherwise)
     lost_later = unlearned_at_highest(rates(trace), seen)
     if trial.further and all(map(_is_learned, trial.further)) and lost_later is None:
         return Judgement(HEALTHY, f"The loss {seen.course} in {steps}{_reach(trace)}. {_in_the_end(trial)} {in_all}.")
@@ -139,24 +136,6 @@ def judge(trace: Trace, findings: Sequence[Finding]) -> Judgement:
 
 def _highest(trial: TrialReading) -> float:
     return max(one.end for one in trial.further if one.end is not None)
-
-
-def _answers_otherwise(trace: Trace, trial: TrialReading, seen: Verdict) -> str | None:
-    """Return that a net has learned while it was trained, and answers its own samples no better than any others.
-
-    Moving averages may be young by then; they have a rule of their own.
-    """
-    end = trial.further[0].end if len(trial.further) == 1 else None
-    if end is None or not end < LEARNED_WELL * seen.baseline or trace.description.averages_batches:
-        return None
-    unlike = next((one for one in trial.held_back if one.unlike), None)
-    if unlike is None:
-        return None
-    return (
-        f"In training the loss ends at {rounded(end)}; a constant prediction has {rounded(seen.baseline)}. Called "
-        f"with training=False on the same samples, the net has a loss of {rounded(unlike.own)}, and no higher one with "
-        "the targets of other samples: a layer does something else in training."
-    )
 
 
 def _judge_several(trace: Trace, steps: str) -> Judgement:

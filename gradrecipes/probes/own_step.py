@@ -15,10 +15,9 @@ import numpy as np
 import tensorflow as tf
 from scipy.optimize import minimize
 
-from gradrecipes.compat.keras_losses import binary_cross_entropies_reported
 from gradrecipes.compat.keras_private import replaced
 from gradrecipes.compat.random_state import random_numbers_kept
-from gradrecipes.compat.tensorflow_private import inlined, targets_reported
+from gradrecipes.compat.tensorflow_private import binary_cross_entropies_reported, inlined, targets_reported
 from gradrecipes.core.trace.data_reading import DataReading, LinearReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import CrossEntropyCall
@@ -309,9 +308,10 @@ def learned_simply(
     """
     if description.own_train_step or description.own_loss:
         ended = trial.save()
-        if not reads_targets(trial):
-            return ()
+        reads = reads_targets(trial)
         trial.load(ended)
+        if not reads:
+            return ()
         alone = description.optimizer is not None and description.optimizer.count == 1
         losses = [(0, 0, usual_error)] if alone else []
     if data is not None and data.sample_weight:

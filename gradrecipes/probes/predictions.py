@@ -13,10 +13,11 @@ import numpy as np
 import tensorflow as tf
 from scipy.optimize import minimize
 
+from gradrecipes.compat.keras_private import optimizers_of
 from gradrecipes.core.analysis.baseline import Fit, random_units, simple_fit
 from gradrecipes.core.trace.data_reading import INPUTS, HeldBackReading, LinearReading
 from gradrecipes.probes.variations import joined
-from gradrecipes.training.recovery.model_state import preserve_state
+from gradrecipes.training.recovery.model_state import preserve_state, preserves_state
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ def _beside(
     """
     constants, target = np.broadcast_to(fit.constants, fit.answers.shape), tf.constant(y[fit.rows])
     try:
-        own = _answers(model, batches)[output][fit.rows]
+        own = answers_to(model, batches)[output][fit.rows]
         rows = [_by_row(loss, target, own)]
         for shares in (fit.answers, constants):
             tried = [_by_row(loss, target, one) for one in _as_answers(fit, shares, own)]
@@ -324,6 +325,7 @@ OTHERS = 8  # targets that belong to other rows, with which each answer is compa
 HELD_BACK_ROWS, ROWS_OF_A_CALL = 1024, 256  # at most, and as many of the trial; passed through the net at once
 
 
+@preserves_state
 def held_back_readings(
     model: keras.Model,
     losses: Sequence[CalledLoss],
@@ -332,6 +334,8 @@ def held_back_readings(
     validation: Sequence[Any] = (),
 ) -> tuple[HeldBackReading, ...]:
     """Return for each output how much lower its loss is with the targets of each row than with those of another one.
+
+    Averages of the weights take their place, as at the end of `fit`.
 
     Args:
         model: A built model after some steps. It is left as it was.
@@ -342,6 +346,8 @@ def held_back_readings(
     """
     found = []
     try:
+        for optimizer in (one for one in optimizers_of(model) if getattr(one, "use_ema", False)):
+            optimizer.finalize_variable_values(model.trainable_variables)
         (trained, own), (others, _) = (_own_over_other(model, losses, part) for part in (batches, held))
         validated = _own_over_other(model, losses, validation)[0] if validation else {}
     except Exception:  # a model that is not called as a whole, a loss that compares samples, ragged inputs
@@ -351,7 +357,7 @@ def held_back_readings(
         rows = [trained[output], others[output]]
         if min(map(len, rows)) >= MIN_JUDGED and all(np.isfinite(one).all() for one in rows):
             means, errors = [float(one.mean()) for one in rows], map(standard_error, rows[::-1])
-            reading = HeldBackReading(output, *means, *errors, len(rows[1]), own[output])
+            reading = HeldBackReading(output, *means, *errors, len(rows[1]), *own[output])
             given = validated.get(output)
             if given is not None and len(given) >= MIN_JUDGED and np.isfinite(given).all():
                 reading = replace(reading, validated=float(given.mean()), validated_noise=standard_error(given))
@@ -359,14 +365,14 @@ def held_back_readings(
     return tuple(found)
 
 
-def _answers(model: keras.Model, batches: Sequence[Any]) -> list[np.ndarray]:
-    """Return each output of a model, of all rows of some batches, without dropout and noise."""
+def answers_to(model: keras.Model, batches: Sequence[Any], *, training: bool = False) -> list[np.ndarray]:
+    """Return each output of a model, of all rows of some batches, without dropout and noise unless it is training."""
     size = len(keras.tree.flatten(batches[0])[0])
     several = min(len(batches), max(1, ROWS_OF_A_CALL // size))
     groups = [batches[at : at + several] for at in range(0, len(batches), several)]
     with preserve_state(model):
         given = [
-            keras.tree.flatten(model(keras.utils.unpack_x_y_sample_weight(one)[0], training=False))
+            keras.tree.flatten(model(keras.utils.unpack_x_y_sample_weight(one)[0], training=training))
             for group in groups
             for one in joined(group, len(group))
         ]
@@ -375,10 +381,10 @@ def _answers(model: keras.Model, batches: Sequence[Any]) -> list[np.ndarray]:
 
 def _own_over_other(
     model: keras.Model, losses: Sequence[CalledLoss], batches: Sequence[Any]
-) -> tuple[dict[int, np.ndarray], dict[int, float]]:
-    """Return by output float64 `[rows]`: the loss with targets of other rows, minus that with its own; and the own."""
+) -> tuple[dict[int, np.ndarray], dict[int, tuple[float, float]]]:
+    """Return by output the loss with targets of other rows minus its own, of each row; mean and error of its own."""
     batches = batches[: max(1, HELD_BACK_ROWS // len(keras.tree.flatten(batches[0])[0]))]
-    answers = _answers(model, batches)
+    answers = answers_to(model, batches)
     targets = [keras.tree.flatten(keras.utils.unpack_x_y_sample_weight(batch)[1]) for batch in batches]
     found, owns = {}, {}
     for output, place, loss in losses:
@@ -388,5 +394,5 @@ def _own_over_other(
         own, *others = (np.asarray(loss(tf.roll(target, by, axis=0), answer), np.float64) for by in shifts)
         if own.ndim and len(own) == len(answer):
             found[output] = (np.mean(others, axis=0) - own).reshape(len(own), -1).mean(axis=1)
-            owns[output] = float(own.mean())
+            owns[output] = float(own.mean()), standard_error(own.reshape(len(own), -1).mean(axis=1))
     return found, owns

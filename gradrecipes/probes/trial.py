@@ -58,6 +58,7 @@ from gradrecipes.probes.own_step import learned_simply, misread_cross_entropies,
 from gradrecipes.probes.predictions import held_back_readings, standard_error
 from gradrecipes.probes.reach import StillWeights, unreached_data
 from gradrecipes.probes.signal import failure, signal
+from gradrecipes.probes.standard_twin import standard_twin
 from gradrecipes.probes.variations import (
     CHANGES,
     HIGHER_RATES,
@@ -164,7 +165,8 @@ def try_out(
         outweighed = description.own_train_step and outweighed_part(reading) is not None
         may_go_on = outweighed or seen.state in (LEARNING, STALLED) or reading.moving_target
         at_end = trial.save() if may_go_on and run.broken is None else []
-        open_still = may_go_on and run.broken is None and judge(trace, ()).verdict == UNDECIDED
+        little = seen.end_over_baseline > HALVED_END
+        open_still = may_go_on and run.broken is None and (little or judge(trace, ()).verdict == UNDECIDED)
         asked = description.own_train_step and seen.state == LEARNING and not outputs
         left = (planned_steps or 0) - len(run.loss)  # of a planned training, that the trial has not seen
         cheap = (description.trainable_entries or 0) * data.batch_size * data.places < MAX_WORK_TO_GO_ON
@@ -200,7 +202,6 @@ def try_out(
                     break
             variations |= dict(_confirmed(context, baselines, variations))
         if behind:
-            tell("balancing the terms of the loss")
             variations |= _balanced(trial, losses, before, penalty, steps=len(run.loss))
         if ended and (outweighed or seen.state == LEARNING or not any(fixes(one, seen) for one in variations.values())):
             tell("going on where the trial ended")
@@ -210,11 +211,9 @@ def try_out(
             how = {"answers": answers, "fitted": baselines.fitted, "outweighed": outweighed}
             reading = _gone_on(trial, reading, losses, before, more, **how)
             at_end = trial.save()
-            if is_lost_later(reading, seen):
-                variations |= try_lower_rates(trial, reading, seen)
+            variations |= try_lower_rates(trial, reading, seen) if is_lost_later(reading, seen) else {}
             trial.load(ended)
-            if reading.rates is not None:
-                reading = replace(reading, rates=hold_rate(trial, reading.rates, seen, more))
+            reading = replace(reading, rates=hold_rate(trial, reading.rates, seen, more))
         if answers is not None and (read := reading.answers) is not None and not read.depend and read.slope != 0.0:
             tell("leaving out terms of the loss")
             held = answers.held_back(read, run.logs, reading.steps + reading.further_steps)
@@ -228,10 +227,11 @@ def try_out(
             reading = replace(reading, held_back=held_back_readings(model, by_row, batches, others, validation))
         trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
         judged = judge(trace, ()).verdict
-        far = seen.state == LEARNING and not end_over_baseline(trace) <= WELL_LEARNED
-        if (judged == UNDECIDED or far) and run.broken is None:
-            tell("fitting a simple function to the same data")
-            reading = replace(reading, linear=learned_simply(trial, description, probes.data, by_row))
+        if (judged == UNDECIDED or not end_over_baseline(trace) <= WELL_LEARNED) and not seen.unhealthy:
+            tell("fitting a simple function, and the same net with standard settings, to the same data")
+            asked = at_end and not any(fixes(one, seen) for one in variations.values())
+            twin = standard_twin(trial, trace, batches, (others, validation)) if asked else None
+            reading = replace(reading, linear=learned_simply(trial, description, probes.data, by_row), twin=twin)
             trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
         if (judged != UNDECIDED and is_outrun(trace)) or ahead(trace) is not None:  # another rate may do better
             for rate in (*LOWER_RATES[:2], *HIGHER_RATES[:2]):

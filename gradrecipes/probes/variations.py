@@ -237,7 +237,8 @@ def _finite_data(context: Context) -> dict[str, Any] | None:
     return None if marks is None else {"batches": without(context.batches, marks)}
 
 
-def _scaled_inputs(context: Context) -> dict[str, Any] | None:
+def scaled_inputs(context: Context) -> dict[str, Any] | None:
+    """Return the batches with inputs of unit size, where those of the only input or of several are far from it."""
     behind = behind_scaling(context.description, context.probes.signal)
     if behind is not None and 0 < behind < MIN_INPUT_RMS:
         return {"batches": multiplied(context.batches, 1.0 / behind)}
@@ -257,7 +258,7 @@ def _fitting_weights(context: Context) -> dict[str, Any] | None:
 
 def _all_scaled(context: Context) -> dict[str, Any] | None:
     """Join the changes of data and weights, where there is more than one."""
-    changes = [change(context) for change in (_finite_data, _scaled_inputs, _scaled_targets, _fitting_weights)]
+    changes = [change(context) for change in (_finite_data, scaled_inputs, _scaled_targets, _fitting_weights)]
     if sum(change is not None for change in changes) < 2:
         return None
     inputs, targets, weights = _far_inputs(context), _far_targets(context), changes[-1] or {}
@@ -281,7 +282,7 @@ def _warm_up(context: Context) -> dict[str, Any] | None:
 CHANGES: tuple[tuple[Variation, Change], ...] = (
     (AS_IT_IS, lambda context: {}),
     (FINITE_DATA, _finite_data),
-    (SCALED_INPUTS, _scaled_inputs),
+    (SCALED_INPUTS, scaled_inputs),
     (SCALED_TARGETS, _scaled_targets),
     (FITTING_WEIGHTS, _fitting_weights),
     (ALL_SCALED, _all_scaled),

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import gradrecipes as gr
 from gradrecipes.compat.tensorflow_private import (
+    binary_cross_entropies_reported,
     computed_once,
     dismantle,
     held,
@@ -358,3 +359,32 @@ def test_scalars_are_computed_once_and_tensors_as_written():
     found = updated(True).numpy()
     rows.assign([1.0, 2.0])
     np.testing.assert_array_equal(found, updated(False).numpy())
+
+
+ONES, ANSWERS = tf.ones((4, 1)), tf.constant([[-1.0], [0.2], [0.4], [2.0]])
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (keras.losses.BinaryCrossentropy(), [(False, False)]),
+        (keras.losses.binary_crossentropy, [(False, False)]),
+        (keras.ops.binary_crossentropy, [(False, False)]),
+        (keras.losses.BinaryCrossentropy(from_logits=True), [(True, False)]),
+        (lambda y, p: tf.nn.sigmoid_cross_entropy_with_logits(labels=y, logits=p), [(True, False)]),
+        (
+            lambda y, p: tf.nn.sigmoid_cross_entropy_with_logits(labels=y, logits=keras.activations.sigmoid(p)),
+            [(True, True)],
+        ),
+        (keras.losses.MeanSquaredError(), []),
+    ],
+)
+def test_each_call_is_seen_once_and_computes_what_it_did(loss, expected):
+    seen = []
+    before = np.asarray(loss(ONES, ANSWERS))
+    with binary_cross_entropies_reported(lambda answers, logits, noted: seen.append((logits, noted))):
+        within = np.asarray(loss(ONES, ANSWERS))
+    assert seen == expected
+    np.testing.assert_array_equal(within, before)
+    np.testing.assert_array_equal(loss(ONES, ANSWERS), before)
+    assert len(seen) == len(expected)

@@ -12,7 +12,8 @@ import gradrecipes as gr
 from gradrecipes.core.findings import Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import HeldBackReading
-from gradrecipes.core.trace.trial_reading import AnswersReading, OutputTrial, TrialReading
+from gradrecipes.core.trace.trial_reading import AnswersReading, OutputTrial, PlannedRates, TrialReading
+from gradrecipes.diagnosis.engine import find
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.judgement import judge
 from tests.diagnosis.hand_made import BROKEN, CLIMBING, FALLING, STANDING, TRACES, trial
@@ -179,16 +180,26 @@ def test_a_trial_goes_on_towards_the_end_of_the_planned_training():
 
 
 @pytest.mark.parametrize(
-    ("trained", "end", "verdict"), [(0.01, 0.3, "unhealthy"), (2.0, 0.3, "healthy"), (0.01, 1.9, "healthy")]
+    ("trained", "own", "end", "steps", "told"),
+    [
+        (0.01, 2.0, 0.3, None, True),
+        (2.0, 2.0, 0.3, None, False),  # they do belong to their samples; how far the training goes is not known
+        (2.0, 2.0, 0.3, 500, True),  # and this is the end of it: most of what was learned is lost
+        (2.0, 0.9, 0.3, 500, False),
+        (0.01, 2.0, 1.9, None, False),
+    ],
 )
-def test_what_was_learned_must_show_in_the_answers(trained, end, verdict):
+def test_what_was_learned_must_show_in_the_answers(trained, own, end, steps, told):
     """A layer that does something else in training than afterwards, as one that drops units at both times."""
     trace = trial(FALLING)
     further = (OutputTrial(0, "loss", 2.3, end, 2.3, 0.01),)
-    held = (HeldBackReading(0, trained, trained, 0.02, 0.02, 400, 2.0),)
+    held = (HeldBackReading(0, trained, trained, 0.02, 0.02, 400, own, 0.05),)
     changes = {"further": further, "further_steps": 400, "held_back": held}
+    changes |= {"rates": PlannedRates(steps, steps is not None, 0.01, 0.01, 0.01, 0)}
     trace.probes = replace(trace.probes, trial=replace(trace.probes.trial, **changes))
-    assert judge(trace, ()).verdict == verdict
+    found = find(trace)
+    assert ("broken_validation" in [one.code for one in found]) is told
+    assert judge(trace, found).verdict == ("unhealthy" if told else "healthy")
 
 
 @pytest.mark.parametrize(("epochs", "further"), [(100, 1400), (40, 700), (None, 400)])

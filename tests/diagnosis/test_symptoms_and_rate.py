@@ -10,7 +10,8 @@ import pytest
 
 from gradrecipes.core.findings import Severity
 from gradrecipes.core.trace import SKIPPED_LOSS, Trace
-from gradrecipes.core.trace.data_reading import INPUTS, HeldBackReading, LinearReading
+from gradrecipes.core.trace.data_reading import INPUTS, TWIN, HeldBackReading, LinearReading, Setting
+from gradrecipes.core.trace.description import OptimizerDescription, Regularization
 from gradrecipes.core.trace.trial_reading import AnswersReading, OutputTrial, PlannedRates, VariationResult
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.diagnosis.judgement import judge
@@ -230,6 +231,40 @@ def test_a_net_that_ends_far_behind_a_linear_function_is_unhealthy(own, steps, l
     trace = with_trial(trace, linear=(linear,), further=further, further_steps=400, rates=rates)
     assert ("stalled_loss" in codes(trace)) == told
     assert (judge(trace, find(trace)).verdict == "unhealthy") == told
+
+
+@pytest.mark.parametrize(
+    ("faults", "rate", "own", "codes_found"),
+    [
+        ((), None, 0.9, {"stalled_loss"}),
+        ((Setting.OPTIMIZER,), 100.0, 0.9, {"stalled_loss", "learning_rate_too_low"}),
+        ((Setting.OPTIMIZER,), None, 0.9, {"stalled_loss", "optimizer_state"}),
+        ((Setting.REGULARIZATION,), None, 0.9, {"stalled_loss", "excessive_regularization"}),
+        ((Setting.LOSS,), None, 0.9, {"stalled_loss", "loss_output_mismatch"}),
+        ((Setting.LOSS,), None, 0.5, set()),  # it has learned more than half of what the twin has
+    ],
+)
+def test_what_the_same_net_learns_with_standard_settings_is_told_with_what_is_at_fault(faults, rate, own, codes_found):
+    trace = trial(np.linspace(2.4, 2.0, 100))
+    loss = "keras.losses.MeanSquaredError()"
+    twin = LinearReading(0, 1.0, 0.2, 0.02, 200, TWIN, own, 0.2, 1.0, 0.02, faults=faults, rate=rate, loss=loss)
+    trace = with_trial(trace, twin=twin, rates=PlannedRates(100, True, 0.01, 0.01, 0.01, 0))
+    trace.description = replace(
+        trace.description, regularization=(Regularization("dense", "dropout", "dropout of 0.9"),)
+    )
+    assert set(codes(trace)) == codes_found
+    assert all(str(fault) in find(trace)[-1].explanation for fault in faults if codes_found)
+
+
+@pytest.mark.parametrize(
+    ("momentum", "steps", "told"), [(0.9995, 400, True), (0.999, 4000, False), (0.9995, None, False)]
+)
+def test_an_average_that_has_not_followed_the_weights_when_it_replaces_them_is_told(momentum, steps, told):
+    trace = trial(np.linspace(2.4, 0.2, 100))
+    optimizer = OptimizerDescription("Adam", 0.01, settings={"use_ema": True, "ema_momentum": momentum})
+    trace.description = replace(trace.description, optimizer=optimizer)
+    trace = with_trial(trace, rates=PlannedRates(steps, steps is not None, 0.01, 0.01, 0.01, 0))
+    assert ("optimizer_state" in codes(trace)) is told
 
 
 @pytest.mark.parametrize(("own", "end", "told"), [(1.9, 0.5, True), (1.9, 1.6, False), (0.9, 0.4, False)])

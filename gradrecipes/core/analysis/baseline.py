@@ -239,3 +239,52 @@ def _logistic(x: np.ndarray, hot: np.ndarray, penalty: float) -> np.ndarray:
 def _log_shares(scores: np.ndarray) -> np.ndarray:
     scores = scores - scores.max(axis=1, keepdims=True)
     return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+
+
+LEAST_ERROR = 1e-6  # of the best constant, by which errors are divided
+
+
+def wrong_classes(shares: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Return the share of wrong classes of each row over that of the commonest class, float64 `[rows]`.
+
+    Args:
+        shares: What is right, `[rows, ..., classes]`: a single 1 at each place, or shares.
+        answers: Of a net, of the same shape; the largest counts.
+
+    Example:
+        >>> right = np.eye(2)[[0, 1, 0, 0]]
+        >>> wrong_classes(right, np.array([[2.0, 1.0]] * 4)).tolist()
+        [0.0, 4.0, 0.0, 0.0]
+    """
+    flat = shares.reshape(len(shares), -1, shares.shape[-1])
+    commonest = np.broadcast_to(flat.mean(axis=0).argmax(axis=-1), flat.shape[:2])
+    chosen = answers.reshape(flat.shape).argmax(axis=-1)
+    wrong, constant = (
+        1.0 - np.take_along_axis(flat, one[..., None], axis=-1).reshape(len(flat), -1).mean(axis=1)
+        for one in (chosen, commonest)
+    )
+    return wrong / max(float(constant.mean()), LEAST_ERROR)
+
+
+def squares_left(targets: np.ndarray, answers: np.ndarray, *, ranks: bool = False) -> np.ndarray:
+    """Return the squares that the best scale and shift of each column of answers leave, over those of a constant.
+
+    Args:
+        targets: Numbers, `[rows, ...]`.
+        answers: Of a net, of the same shape.
+        ranks: Whether places in the order of the rows are compared, which any rising function keeps.
+
+    Returns:
+        float64 `[rows]`.
+
+    Example:
+        >>> squares_left(np.array([[1.0], [2.0], [3.0]]), np.array([[10.0], [30.0], [50.0]])).round(6).tolist()
+        [0.0, 0.0, 0.0]
+    """
+    wanted, given = (one.reshape(len(one), -1).astype(np.float64) for one in (targets, answers))
+    if ranks:
+        wanted, given = (one.argsort(axis=0).argsort(axis=0).astype(np.float64) for one in (wanted, given))
+    wanted, given = wanted - wanted.mean(axis=0), given - given.mean(axis=0)
+    slope = (wanted * given).mean(axis=0) / np.maximum(np.square(given).mean(axis=0), np.finfo(float).tiny)
+    left = np.square(wanted - np.maximum(slope, 0.0) * given).mean(axis=1)
+    return left / max(float(np.square(wanted).mean()), np.finfo(float).tiny)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from gradrecipes.core.trace.record import Record
 
 INPUTS = "the inputs"  # what a linear function of them is linear in
+TWIN = "the same net"  # in its place, of one that was trained with standard settings
 CLASS_WEIGHT = "class_weight"  # name of the weights of samples that those of their classes make
 
 
@@ -175,9 +177,20 @@ class DataReading(Record):
         return tuple(array for part in parts for array in getattr(self, part) if array.numeric)
 
 
+class Setting(StrEnum):
+    """Name in words what may differ between a program and the same net with standard settings."""
+
+    OPTIMIZER = "the optimizer with its rates"
+    LOSS = "the loss, with the last activation and the train step"
+    INPUTS = "the scale of the inputs"
+    TARGETS = "the scale of the targets"
+    WEIGHTS = "the initial weights"
+    REGULARIZATION = "the regularization"
+
+
 @dataclass(frozen=True)
 class LinearReading(Record):
-    """What a linear function learns of a target: its loss on rows of the trial that it was not fitted to.
+    """What a linear function, or the net with standard settings, learns of a target that was held back from it.
 
     Args:
         target: Place of the target among the flattened ones.
@@ -192,6 +205,10 @@ class LinearReading(Record):
         own_linear: The same of the linear function.
         own_constant: The same of the constant prediction.
         own_noise: Standard error of `own` minus `own_linear`.
+        faults: Settings of the program without which the net with standard settings learns far more, the first of them
+            the most; empty of a function.
+        rate: Factor of the learning rate at which the program's optimizer does not fall behind either, or None.
+        loss: Line that makes the loss that fits a single target, where the program's own is at fault; else empty.
     """
 
     target: int = 0
@@ -204,6 +221,16 @@ class LinearReading(Record):
     own_linear: float | None = None
     own_constant: float | None = None
     own_noise: float | None = None
+    faults: tuple[str, ...] = ()
+    rate: float | None = None
+    loss: str = ""
+
+    @property
+    def learner(self) -> str:
+        """What learned it, in a sentence on other rows."""
+        if self.of == TWIN:
+            return "the same net with standard settings, trained for as many steps,"
+        return f"a linear function of {self.of} that was not fitted to these rows"
 
     @property
     def clear(self) -> bool:
@@ -238,6 +265,7 @@ class HeldBackReading(Record):
         trained_noise: Standard error of `trained`.
         rows: How many rows were held back.
         own: Mean loss of the trial's rows with their own targets, as the net answers after the training.
+        own_noise: Standard error of `own`.
         validated: What `held` is, of the validation data; None where there are none.
         validated_noise: Standard error of `validated`.
     """
@@ -249,6 +277,7 @@ class HeldBackReading(Record):
     trained_noise: float = 0.0
     rows: int = 0
     own: float = 0.0
+    own_noise: float = 0.0
     validated: float | None = None
     validated_noise: float = 0.0
 

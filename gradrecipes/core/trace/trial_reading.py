@@ -287,6 +287,7 @@ class TrialReading(Record):
         cut_off: Terms of a loss that are made with the weights it is differentiated in, and that no slope leads from to
             these.
         linear: What a linear function of the inputs learns of each target, where the trial does not do far better.
+        twin: What the same net learns with standard settings, where this one learned little.
         held_back: What each output has learned of rows of the trial, and of others, after the further steps.
     """
 
@@ -314,6 +315,7 @@ class TrialReading(Record):
     moving_target: bool = False
     cut_off: tuple[str, ...] = ()
     linear: tuple[LinearReading, ...] = ()
+    twin: LinearReading | None = None
     held_back: tuple[HeldBackReading, ...] = ()
 
 

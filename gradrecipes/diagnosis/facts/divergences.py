@@ -9,17 +9,19 @@ import numpy as np
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.data_reading import LinearReading
+from gradrecipes.core.trace.data_reading import INPUTS, TWIN, LinearReading
 from gradrecipes.core.trace.trial_reading import PlannedRates, TrialReading, Variation, VariationResult, at_rate
 from gradrecipes.diagnosis.facts.readings import middle, nonfinite_gradients, nonfinite_losses, rounded
 from gradrecipes.diagnosis.outcome import (
     BROKEN,
     DIVERGING_RISE,
+    FALL_IN_ERRORS,
     FOLLOWED_RISE,
     HALVED_END,
     OSCILLATING,
     PROVEN,
     STALLED,
+    STALLED_FALL,
     Verdict,
     losses,
     variation,
@@ -142,19 +144,76 @@ def end_over_baseline(trace: Trace) -> float:
     return seen.end_over_baseline
 
 
+HIGHER_RATE = 1.5  # highest rate of the schedule over that of the trial's steps from which these say little
 SHARE_BEHIND = 0.5  # gain of a net over a constant prediction, of rows that it was trained on, over that of a linear
 # function of rows that it was not fitted to: after all of its training, a net is beyond 1
 
 
 def ahead(trace: Trace) -> LinearReading | None:
-    """Return the simple function that learns more than twice as much of other rows as the net of its own, or None."""
+    """Return the standard twin, or simple function, that learns more than twice as much of other rows as the net."""
     trial, seen = trace.probes.trial or TrialReading(), verdict(trace)
+    twin = None if trial.twin is None else trial.twin.share()
+    if twin is not None and twin < SHARE_BEHIND:
+        return trial.twin
     if len(trial.linear) != 1 or len(trial.outputs) > 1:
         return None  # of several tasks, one may be left to the end
     ended = trial.further[0].end if len(trial.further) == 1 else seen.end
     compares = not trace.description.own_train_step and ended is not None and math.isfinite(ended)
     share = trial.linear[0].share(ended if compares else None)
     return trial.linear[0] if share is not None and share < SHARE_BEHIND else None
+
+
+def far_ahead(trace: Trace) -> LinearReading | None:
+    """Return the function, or standard twin, that learns far more than the net does in all of its training."""
+    trial, seen = trace.probes.trial or TrialReading(), verdict(trace)
+    found = ahead(trace)
+    if found is None or seen.unhealthy or rises_later(trace):
+        return None
+    return found if saw_all(trace) or (found.of in (INPUTS, TWIN) and rests(trial, seen)) else None
+
+
+def rises_later(trace: Trace) -> bool:
+    """Return whether the schedule rises above the rates that were seen, so that these steps say little of it."""
+    planned = (trace.probes.trial or TrialReading()).rates
+    return (
+        planned is not None
+        and not saw_all(trace)
+        and (planned.highest or 0.0) > HIGHER_RATE * (planned.trial_highest or 0.0)
+    )
+
+
+def saw_all(trace: Trace) -> bool:
+    """Return whether the trial and its further steps are the whole training that is planned."""
+    trial = trace.probes.trial or TrialReading()
+    planned = trial.rates
+    if planned is None or not planned.planned or planned.steps is None:
+        return False
+    return len(trace) + trial.further_steps + (trial.batches or 0) > planned.steps
+
+
+def rests(trial: TrialReading, seen: Verdict) -> bool:
+    """Return whether the loss falls no more: in the trial, nor in the further steps where there were some."""
+    if not trial.further_steps:
+        return seen.state == STALLED
+    ends = [(before.end, after) for before, after in zip(trial.outputs, trial.further, strict=False)]
+    ends = ends if len(trial.outputs) == len(trial.further) else [(seen.end, one) for one in trial.further[:1]]
+    falls = [
+        before - one.end < max(STALLED_FALL * abs(before), FALL_IN_ERRORS * one.noise)
+        for before, one in ends
+        if before is not None and one.end is not None and not (one.learned and one.baseline is not None)
+    ]
+    return bool(falls) and all(falls)
+
+
+def at_fault(trace: Trace, setting: str) -> LinearReading | None:
+    """Return the standard twin that learns far more than the program, if it falls behind with this setting of it.
+
+    Args:
+        trace: With the trial.
+        setting: One of those that `core/trace/data_reading.py` names.
+    """
+    twin = (trace.probes.trial or TrialReading()).twin
+    return twin if twin is not None and setting in twin.faults and far_ahead(trace) is not None else None
 
 
 def is_outrun(trace: Trace) -> bool:

@@ -3,7 +3,8 @@
 ## What it does
 Compares the validation data with the training data: inputs or real-valued targets on another scale, and classes that
 the training never shows. After a trial it compares what the net learned of training data held back with what holds of
-that for the validation data. Reads the logs of the epochs too: it fires where a `val_` value was NaN or infinite in an
+that for the validation data, and with what the net answers to the rows it was trained on, called as after the training.
+Reads the logs of the epochs too: it fires where a `val_` value was NaN or infinite in an
 epoch in which every training step that was applied had a finite loss, and reports whether the weights can be the cause:
 later steps with finite losses rule them out.
 
@@ -36,16 +37,20 @@ import numpy as np
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.data_reading import ArrayReading
+from gradrecipes.core.trace.data_reading import ArrayReading, DataReading
 from gradrecipes.core.trace.trace import Event
 from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.diagnosis.facts.data_facts import arrays
+from gradrecipes.diagnosis.facts.divergences import saw_all
 from gradrecipes.diagnosis.facts.readings import nonfinite_losses, rounded
+from gradrecipes.diagnosis.outcome import verdict
 from gradrecipes.diagnosis.prescriptions import prescription
 from gradrecipes.diagnosis.registry import rule
 
 OTHER_SCALE = 5.0  # root mean square over that of the training data, or under it
 OTHER_MEAN = 5.0  # standard deviations of the training data between the means; 4% of any data lie so far out
+LEARNED_WELL = 0.5  # end over the baseline of a loss from which its answers must show what was learned
+LEAST_KEPT = 0.5  # gain over a constant prediction of the answers, over that of the loss in training
 MOSTLY_UNSEEN = 0.5  # share of the classes of the validation data that training never shows
 
 
@@ -57,7 +62,7 @@ MOSTLY_UNSEEN = 0.5  # share of the classes of the validation data that training
 )
 def broken_validation(trace: Trace) -> Finding | None:
     """Tell what makes validation say nothing of the training."""
-    return _prepared_otherwise(trace) or _lost(trace) or _not_finite(trace)
+    return _prepared_otherwise(trace) or _answers_otherwise(trace) or _lost(trace) or _not_finite(trace)
 
 
 def _prepared_otherwise(trace: Trace) -> Finding | None:
@@ -117,6 +122,32 @@ def _lost(trace: Trace) -> Finding | None:
     )
     title = "What the net learns holds for training data held back, and not for the validation data"
     return _critical(title, Evidence(statement, read.validated, read.held, "the end of this trial"))
+
+
+def _answers_otherwise(trace: Trace) -> Finding | None:
+    """Tell that a net has learned while it was trained, and loses it as it is called afterwards, on the same samples.
+
+    Moving averages, of activations or weights, may be young before the end of the training.
+    """
+    trial, seen, description = trace.probes.trial or TrialReading(), verdict(trace), trace.description
+    end = trial.further[0].end if len(trial.further) == 1 else None
+    if end is None or not end < LEARNED_WELL * seen.baseline or len(trial.held_back) != 1:
+        return None
+    read, ended, optimizer = trial.held_back[0], saw_all(trace), description.optimizer
+    averaged = description.averages_batches or bool(optimizer and optimizer.settings.get("use_ema"))
+    plain = not (trace.probes.data or DataReading()).sample_weight and all(
+        one.factor == 1.0 and one.config.get("reduction") != "sum" for one in description.outputs
+    )
+    kept = (seen.baseline - read.own + 2.0 * read.own_noise) / (seen.baseline - end)
+    if not ((read.unlike and (ended or not averaged)) or (plain and ended and kept < LEAST_KEPT)):
+        return None
+    statement = (
+        f"In training the loss ends at {rounded(end)}; a constant prediction has {rounded(seen.baseline)}. Called with "
+        f"training=False on the same samples, the net has a loss of {rounded(read.own)}, and of "
+        f"{rounded(read.own + read.trained)} with the targets of other samples."
+    )
+    evidence = Evidence(statement, read.own, end, "the end of this trial")
+    return _critical("The net learns while it is trained, and answers otherwise when it is used", evidence)
 
 
 def _critical(title: str, evidence: Evidence) -> Finding:

@@ -28,11 +28,13 @@ from __future__ import annotations
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity, listed
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.trial_reading import UNREGULARIZED, TrialReading
+from gradrecipes.core.trace.data_reading import Setting
+from gradrecipes.core.trace.trial_reading import UNREGULARIZED, TrialReading, VariationResult
+from gradrecipes.diagnosis.facts.divergences import at_fault
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.judgement import UNDECIDED, judge
 from gradrecipes.diagnosis.keras_lines import compile_lines, optimizer_line, recorded_rate
-from gradrecipes.diagnosis.outcome import LEARNS_BELOW, PROVEN, fixes, variation, verdict
+from gradrecipes.diagnosis.outcome import LEARNS_BELOW, PROVEN, Verdict, fixes, variation, verdict
 from gradrecipes.diagnosis.prescriptions import prescription
 from gradrecipes.diagnosis.registry import rule
 
@@ -48,18 +50,27 @@ from gradrecipes.diagnosis.registry import rule
 def excessive_regularization(trace: Trace) -> Finding | None:
     """Tell whether the net learns only without its regularization."""
     result, held, seen = variation(trace, UNREGULARIZED), trace.description.regularization, verdict(trace)
-    if result is None or not held or judge(trace, ()).verdict != UNDECIDED or not fixes(result, seen):
-        return None
-    if result.over_baseline is not None and result.over_baseline >= LEARNS_BELOW:
-        return None
+    trial, blamed = trace.probes.trial or TrialReading(), at_fault(trace, Setting.REGULARIZATION)
     kinds = list(dict.fromkeys(one.words for one in held))
-    names = listed(kinds)
-    trial = trace.probes.trial or TrialReading()
-    steps = trial.steps + trial.further_steps
-    statement = (
-        f"{steps:,} steps with {names} end no better than a constant prediction; in as many without, the loss "
-        f"falls to {rounded(result.end)}"
-    )
+    names, steps = listed(kinds), trial.steps + trial.further_steps
+    if result is not None and held and judge(trace, ()).verdict == UNDECIDED and _fixes(result, seen):
+        statement, reached = (
+            (
+                f"{steps:,} steps with {names} end no better than a constant prediction; in as many without, the loss "
+                f"falls to {rounded(result.end)}"
+            ),
+            result.end,
+        )
+    elif held and blamed is not None:
+        statement, reached = (
+            (
+                f"After {steps:,} steps with {names}, {rounded(blamed.own)} of the error of a constant prediction is "
+                f"left on {blamed.rows:,} rows held back; of the same net without, {rounded(blamed.own_linear)}"
+            ),
+            blamed.own_linear,
+        )
+    else:
+        return None
     return Finding(
         code="excessive_regularization",
         title=f"The net learns only without its regularization: {names}",
@@ -67,11 +78,11 @@ def excessive_regularization(trace: Trace) -> Finding | None:
         severity=Severity.CRITICAL,
         confidence=PROVEN,
         explanation=(
-            f"{statement}. Regularization trades the fit to the training data for one to new data; here nothing is "
+            f"{statement}. Regularization trades the fit to the training data for one to new data; here little is "
             "fitted yet."
         ),
         layer=held[0].layer if held[0].layer in trace.layers else None,
-        evidence=(Evidence(f"{statement}.", result.end, LEARNS_BELOW * seen.baseline, "this trial"),),
+        evidence=(Evidence(f"{statement}.", reached, LEARNS_BELOW * seen.baseline, "this trial"),),
         prescriptions=(
             prescription(
                 "loosen",
@@ -80,3 +91,7 @@ def excessive_regularization(trace: Trace) -> Finding | None:
             ),
         ),
     )
+
+
+def _fixes(result: VariationResult, seen: Verdict) -> bool:
+    return fixes(result, seen) and not (result.over_baseline is not None and result.over_baseline >= LEARNS_BELOW)

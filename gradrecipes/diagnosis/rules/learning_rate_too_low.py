@@ -38,8 +38,15 @@ import numpy as np
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity, counted
 from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import Setting
 from gradrecipes.core.trace.trial_reading import AS_IT_IS, TrialReading, VariationResult, at_rate
-from gradrecipes.diagnosis.facts.divergences import MIN_WEIGHT_GROWTH, learned_at_highest, weight_growth
+from gradrecipes.diagnosis.facts.divergences import (
+    MIN_WEIGHT_GROWTH,
+    at_fault,
+    far_ahead,
+    learned_at_highest,
+    weight_growth,
+)
 from gradrecipes.diagnosis.facts.readings import middle, rounded
 from gradrecipes.diagnosis.judgement import rates as rates_of
 from gradrecipes.diagnosis.keras_lines import recorded_rate
@@ -56,7 +63,6 @@ from gradrecipes.diagnosis.outcome import (
 )
 from gradrecipes.diagnosis.prescriptions import prescription, set_learning_rate
 from gradrecipes.diagnosis.registry import rule
-from gradrecipes.diagnosis.rules.stalled_loss import far_ahead
 
 SHORT_UPDATE = 1e-4  # update norm over weight norm of a typical layer; 1e-3 is usual, fine-tuning has 1e-4
 SHORTEST_UPDATE = 1e-6  # the same, at which no trial is needed to say so
@@ -144,6 +150,9 @@ def _outlearned(trace: Trace, seen: Verdict) -> float | None:
     """Return by how much higher a rate halves the loss of a net that is far behind a simple function, or None."""
     if far_ahead(trace) is None:
         return None
+    twin = at_fault(trace, Setting.OPTIMIZER)
+    if twin is not None and twin.rate is not None:
+        return twin.rate if twin.rate > 1.0 else None
     for factor in (10.0, 100.0):
         end = (variation(trace, at_rate(factor)) or VariationResult()).end
         if end is not None and 0 <= end < HALVED_END * seen.end:

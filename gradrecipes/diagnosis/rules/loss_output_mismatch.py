@@ -34,11 +34,12 @@ from dataclasses import replace
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.data_reading import DataReading
+from gradrecipes.core.trace.data_reading import DataReading, Setting
 from gradrecipes.core.trace.probes import LossReading
 from gradrecipes.core.trace.trial_reading import TrialReading
 from gradrecipes.diagnosis.facts.activation_mismatches import PROBABILITIES, activation_mismatches
 from gradrecipes.diagnosis.facts.data_facts import Head, heads, is_held_back
+from gradrecipes.diagnosis.facts.divergences import at_fault
 from gradrecipes.diagnosis.facts.label_mismatches import all_with_all, label_mismatches, one_label
 from gradrecipes.diagnosis.facts.mismatch import Mismatch, class_of, compile_with, from_logits
 from gradrecipes.diagnosis.facts.readings import number, rounded
@@ -96,7 +97,7 @@ def loss_output_mismatch(trace: Trace) -> Finding | None:
     found += [misfit for head in heads(trace) if (misfit := _no_better_when_right(head)) is not None]
     if not any(layer.kernel for layer in structure.frozen):  # a generator is trained for the one label of real data
         found += [misfit for head in heads(trace) if (misfit := one_label(head)) is not None]
-    found += _of_own_step(trace) or _of_cross_entropies(trace)
+    found += _outdone(trace) or _of_own_step(trace) or _of_cross_entropies(trace)
     found += _of_rivals(trace)
     if (trace.probes.trial or TrialReading()).pairs_samples is False:
         found.append(all_with_all("The loss of the model's own train step", "y"))
@@ -187,6 +188,32 @@ def _no_better_when_right(head: Head) -> Mismatch | None:
         ),
         sure=0.9,
     )
+
+
+def _outdone(trace: Trace) -> list[Mismatch]:
+    """Return that the same net learns far more under the loss that fits its targets, and a linear last layer."""
+    twin = at_fault(trace, Setting.LOSS)
+    if twin is None or not twin.loss:
+        return []
+    return [
+        Mismatch(
+            title="The same net learns far more under the usual loss of its targets",
+            statement=(
+                f"On {twin.rows:,} rows held back {rounded(twin.own)} of the error of a constant prediction is left; "
+                f"with standard settings {rounded(twin.own_linear)}, and without this loss, last activation or train "
+                "step it falls behind as well."
+            ),
+            consequence="What is minimized does not lead to the targets.",
+            measured=twin.own,
+            expected=twin.own_linear,
+            prescription=compile_with(
+                twin.loss,
+                "Use the usual loss of these targets on a linear last layer",
+                "With it the same net learns them in as many steps.",
+            ),
+            sure=0.85,
+        )
+    ]
 
 
 def _of_own_step(trace: Trace) -> list[Mismatch]:

@@ -32,14 +32,14 @@ import numpy as np
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Autopsy, in_words
-from gradrecipes.core.trace.data_reading import DataReading
+from gradrecipes.core.trace.data_reading import DataReading, LinearReading, Setting
 from gradrecipes.core.trace.description import OptimizerDescription
 from gradrecipes.core.trace.trial_reading import FRESH_OPTIMIZER, USUAL_OPTIMIZER, TrialReading, VariationResult
+from gradrecipes.diagnosis.facts.divergences import at_fault, saw_all
 from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, rounded
 from gradrecipes.diagnosis.outcome import fixed_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions import fresh_optimizer
 from gradrecipes.diagnosis.registry import FAILED_RUN, rule
-from gradrecipes.diagnosis.rules.stalled_loss import saw_all
 
 NO_EPSILON = 1e-15  # below it an entry whose gradient is 0 is divided by 0; Keras' own are 1e-7, 1e-30 in Adafactor
 EPSILON_OVER_GRADIENT = 100.0  # epsilon over the root mean square of a gradient's entries: it rules the division
@@ -48,6 +48,7 @@ MODERATE_GRADIENT = 1e4  # gradient norm out of which no healthy update makes Na
 TINY_CLIP = 1e-4  # bound over the gradient norm: that much is left of a step
 MAX_DECAYED_SHARE = 0.05  # weight decay times learning rate: share of the weights that each step takes away
 LARGE_ACCUMULATOR = 100.0  # Keras begins with .1, and a gradient's square is seldom larger
+MAX_LEFT = 0.5  # share of the first weights in an average at the end of the training
 FORGETS_MOST = 0.2  # share of what the steps between two overwrites did, that an average has taken over by then
 MOMENTA = ("momentum", "beta_1", "beta_2", "rho")
 BOUNDS = ("clipnorm", "global_clipnorm", "clipvalue")
@@ -59,16 +60,24 @@ BOUNDS = ("clipnorm", "global_clipnorm", "clipvalue")
     title="The optimizer's settings or state spoil its steps",
     short="the optimizer's settings or state",
     order=70,
-    brings_about=("missing_warm_up", "learning_rate_too_high", "learning_rate_too_low", "runaway_weights", *FAILED_RUN),
+    brings_about=(
+        "missing_warm_up",
+        "learning_rate_too_high",
+        "learning_rate_too_low",
+        "runaway_weights",
+        "broken_validation",
+        *FAILED_RUN,
+    ),
 )
 def optimizer_state(trace: Trace) -> Finding | None:
     """Tell whether it is the optimizer itself that spoils the updates."""
     seen = verdict(trace)
     certain = _bad_constant(trace)
-    if seen.learned and certain is None:
+    blamed = at_fault(trace, Setting.OPTIMIZER)
+    if seen.learned and certain is None and blamed is None:
         return None
     said = certain or _bad_setting(trace, broken=seen.unhealthy) or _bad_memory(trace) or _bad_slot(trace)
-    said = said or _unusual(trace)
+    said = said or _unusual(trace) or _at_fault(trace, blamed)
     if said is None:
         return None
     statement, measured, expected, sure = said
@@ -119,6 +128,19 @@ def _bad_constant(trace: Trace) -> Said | None:
             USUAL_BETA,
             0.9,
         )
+    every, momentum = optimizer.setting("ema_overwrite_frequency"), optimizer.setting("ema_momentum")
+    planned = (trace.probes.trial or TrialReading()).rates
+    known = planned is not None and planned.planned and bool(planned.steps)
+    if optimizer.settings.get("use_ema") and momentum is not None and not every and known and planned is not None:
+        left = momentum ** (planned.steps or 1)
+        if left > MAX_LEFT:
+            return (
+                f"ema_momentum={rounded(momentum)} keeps {left:.0%} of the first weights in the average that replaces "
+                f"the trained ones after the {planned.steps:,} steps that are planned",
+                left,
+                MAX_LEFT,
+                0.9,
+            )
     return None
 
 
@@ -225,6 +247,21 @@ def _unusual(trace: Trace) -> Said | None:
     given = ", ".join(f"{name}={optimizer.settings.get(name)}" for name in optimizer.unusual)
     end = (variation(trace, USUAL_OPTIMIZER) or VariationResult()).end
     return f"{given} spoils the steps; without it the net learns", end, verdict(trace).end, 0.9
+
+
+def _at_fault(trace: Trace, blamed: LinearReading | None) -> Said | None:
+    """Return the optimizer without which the net learns far more, where no other rate of it does."""
+    if blamed is None or blamed.rate is not None:
+        return None
+    name = trace.description.optimizer.name if trace.description.optimizer is not None else "the optimizer"
+    return (
+        f"the same net learns far more with Adam at 0.001 than with {name} as it is set, at this rate or another: on "
+        f"{blamed.rows:,} rows held back, {rounded(blamed.own_linear)} of the error of a constant prediction is left, "
+        f"and {rounded(blamed.own)} with it",
+        blamed.own,
+        blamed.own_linear,
+        0.9,
+    )
 
 
 def _bad_slot(trace: Trace) -> Said | None:

@@ -43,6 +43,7 @@ LEAST_MOMENTUM = 0.9
     title="Moving averages of BatchNormalization do not follow within the training",
     short="moving averages too slow",
     order=225,
+    brings_about=("broken_validation",),
 )
 def stale_moving_averages(trace: Trace) -> Finding | None:
     """Tell whether the model that is used after the training is normalized by other statistics than in it."""

@@ -28,18 +28,17 @@ from __future__ import annotations
 
 import math
 
-from gradrecipes.core.findings import Evidence, Finding, Kind, Severity, counted
+from gradrecipes.core.findings import Evidence, Finding, Kind, Severity, counted, listed
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.data_reading import INPUTS, LinearReading
+from gradrecipes.core.trace.data_reading import INPUTS, TWIN, LinearReading
 from gradrecipes.core.trace.trial_reading import TrialReading
-from gradrecipes.diagnosis.facts.divergences import ahead
+from gradrecipes.diagnosis.facts.divergences import far_ahead, rests, rises_later, saw_all
 from gradrecipes.diagnosis.facts.readings import rounded
-from gradrecipes.diagnosis.judgement import UNDECIDED, judge, of_columns, rates
-from gradrecipes.diagnosis.outcome import FALL_IN_ERRORS, STALLED, STALLED_FALL, Verdict, verdict
+from gradrecipes.diagnosis.judgement import UNDECIDED, judge, of_columns
+from gradrecipes.diagnosis.outcome import STALLED, Verdict, verdict
 from gradrecipes.diagnosis.prescriptions import prescription
 from gradrecipes.diagnosis.registry import rule
 
-HIGHER = 1.5  # highest rate of the schedule over that of the trial's steps from which these say little of the training
 SHARE_OF_LINEAR = 0.1  # gain of a net over a constant prediction, over that of a linear function, that is next to none
 CERTAIN = 0.98  # confidence with a witness: reported although no cause was found
 
@@ -76,14 +75,17 @@ def stalled_loss(trace: Trace) -> Finding | None:
             title = "The net is no better than a constant prediction, and a simple function of the inputs is"
     elif leader is not None:
         less = (
-            f"On {leader.rows:,} rows that it was trained on the loss of the net is {rounded(leader.own)}; that of a "
-            f"linear function of {leader.of} that was not fitted to these rows is {rounded(leader.own_linear)}, that "
-            f"of a constant prediction {rounded(leader.own_constant)}"
+            f"On {leader.rows:,} rows {'held back' if leader.of == TWIN else 'that it was trained on'} the loss of the "
+            f"net is {rounded(leader.own)}; that of {leader.learner} is {rounded(leader.own_linear)}, that of a "
+            f"constant prediction {rounded(leader.own_constant)}"
         )
         evidence.append(Evidence(f"{less}.", leader.own, leader.own_linear, "the data of this trial"))
         then = f"{less}: much more can be learned of the data, and this program does not learn it."
         if seen.state != STALLED:
-            title = "The net learns far less of the data than a simple function does"
+            other = "with standard settings" if leader.of == TWIN else "a simple function does"
+            title = f"The net learns far less of the data than {other}"
+        if leader.faults:
+            then += f" What differs, and is at fault: {listed(leader.faults)}."
     return Finding(
         code="stalled_loss",
         title=title,
@@ -100,7 +102,7 @@ def _linear_witness(trace: Trace) -> LinearReading | None:
     """Return the linear function that learns what the net does not, if the net had its chance."""
     trial, seen = trace.probes.trial or TrialReading(), verdict(trace)
     clear = {one.target: one for one in trial.linear if one.clear}
-    if not clear or seen.unhealthy or judge(trace, ()).verdict != UNDECIDED or _rises_later(trace):
+    if not clear or seen.unhealthy or judge(trace, ()).verdict != UNDECIDED or rises_later(trace):
         return None
     if of_columns(trial) and seen.learned:
         return None  # single columns of a target that is learned on the whole
@@ -116,16 +118,7 @@ def _linear_witness(trace: Trace) -> LinearReading | None:
     share = found[0].share()
     if share is not None and share >= SHARE_OF_LINEAR:
         return None  # the answers themselves are better than a constant, whatever the loss may say
-    return found[0] if saw_all(trace) or (found[0].of == INPUTS and _rests(trial, seen)) else None
-
-
-def far_ahead(trace: Trace) -> LinearReading | None:
-    """Return the linear function that learns far more than the net does in all of its training."""
-    trial, seen = trace.probes.trial or TrialReading(), verdict(trace)
-    found = ahead(trace)
-    if found is None or seen.unhealthy or _rises_later(trace):
-        return None
-    return found if saw_all(trace) or (found.of == INPUTS and _rests(trial, seen)) else None
+    return found[0] if saw_all(trace) or (found[0].of == INPUTS and rests(trial, seen)) else None
 
 
 def _gain(trial: TrialReading, seen: Verdict) -> float:
@@ -136,30 +129,3 @@ def _gain(trial: TrialReading, seen: Verdict) -> float:
     read = [(one.end, one.baseline) for one in trial.further or trial.outputs] or [(seen.end, seen.baseline)]
     known = [(base - end) / abs(base) for end, base in read if end is not None and base]
     return min([gain for gain in known if math.isfinite(gain)], default=0.0)
-
-
-def _rises_later(trace: Trace) -> bool:
-    planned = rates(trace)
-    return planned is not None and (planned.highest or 0.0) > HIGHER * (planned.trial_highest or 0.0)
-
-
-def saw_all(trace: Trace) -> bool:
-    """Return whether the trial and its further steps are the whole training that is planned."""
-    planned, trial = rates(trace), trace.probes.trial or TrialReading()
-    if planned is None or not planned.planned or planned.steps is None:
-        return False
-    return len(trace) + trial.further_steps + (trial.batches or 0) > planned.steps
-
-
-def _rests(trial: TrialReading, seen: Verdict) -> bool:
-    """Return whether the loss falls no more: in the trial, nor in the further steps where there were some."""
-    if not trial.further_steps:
-        return seen.state == STALLED
-    ends = [(before.end, after) for before, after in zip(trial.outputs, trial.further, strict=False)]
-    ends = ends if len(trial.outputs) == len(trial.further) else [(seen.end, one) for one in trial.further[:1]]
-    falls = [
-        before - one.end < max(STALLED_FALL * abs(before), FALL_IN_ERRORS * one.noise)
-        for before, one in ends
-        if before is not None and one.end is not None and not (one.learned and one.baseline is not None)
-    ]
-    return bool(falls) and all(falls)

@@ -33,7 +33,7 @@ from typing import Any
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Prescription, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.data_reading import Columns, DataReading
+from gradrecipes.core.trace.data_reading import Columns, DataReading, Setting
 from gradrecipes.core.trace.description import InputDescription
 from gradrecipes.core.trace.probes import LayerSignal
 from gradrecipes.core.trace.trial_reading import ALL_SCALED, SCALED_INPUTS
@@ -44,6 +44,7 @@ from gradrecipes.diagnosis.facts.data_facts import (
     held_back_by,
     improves,
 )
+from gradrecipes.diagnosis.facts.divergences import at_fault
 from gradrecipes.diagnosis.facts.readings import MIN_INPUT_RMS, WEIGHTED, behind_scaling, layers, number, rounded
 from gradrecipes.diagnosis.outcome import Verdict, fixed_by, halved_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions import prescription
@@ -80,10 +81,11 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
     """Tell which inputs are far from unit size, and what becomes of the run with and without scaling."""
     seen = verdict(trace)
     shut = _shut_out(trace)
-    held = shut is not None or held_back_by(trace, SCALED_INPUTS, seen)
+    blamed = at_fault(trace, Setting.INPUTS) is not None
+    held = blamed or shut is not None or held_back_by(trace, SCALED_INPUTS, seen)
     if not held and not _slowed(trace, seen):
         return None
-    healed, tried = fixed_by(trace, SCALED_INPUTS), variation(trace, SCALED_INPUTS) is not None
+    healed, tried = blamed or fixed_by(trace, SCALED_INPUTS), variation(trace, SCALED_INPUTS) is not None
     better = improves(trace, SCALED_INPUTS, seen) and first_loss_over_baseline(trace, seen) >= FAR_START
     together = fixed_by(trace, ALL_SCALED)
     far = [(array, odd) for array in _unscaled(trace) if (odd := _oddity(array, fixed=healed)) is not None]

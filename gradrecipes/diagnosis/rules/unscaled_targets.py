@@ -34,7 +34,7 @@ from typing import Any
 
 from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
-from gradrecipes.core.trace.data_reading import ArrayReading
+from gradrecipes.core.trace.data_reading import ArrayReading, Setting
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.core.trace.probes import OutputReading
 from gradrecipes.core.trace.trial_reading import (
@@ -45,6 +45,7 @@ from gradrecipes.core.trace.trial_reading import (
     VariationResult,
 )
 from gradrecipes.diagnosis.facts.data_facts import Head, arrays, heads, held_back_by
+from gradrecipes.diagnosis.facts.divergences import at_fault
 from gradrecipes.diagnosis.facts.readings import number, rounded
 from gradrecipes.diagnosis.judgement import in_the_end, of_columns
 from gradrecipes.diagnosis.outcome import LEARNING, PROVEN, Verdict, fixed_by, variation, variation_evidence, verdict
@@ -75,10 +76,11 @@ def unscaled_targets(trace: Trace) -> Finding | None:
         return columns
     answers = (trace.probes.trial or TrialReading()).answers
     behind = not all(one.learned for one in in_the_end(trace)) or (answers is not None and bool(answers.lost))
-    held = behind or held_back_by(trace, SCALED_TARGETS, seen)
+    blamed = at_fault(trace, Setting.TARGETS) is not None
+    held = blamed or behind or held_back_by(trace, SCALED_TARGETS, seen)
     if not held and not seen.end_over_baseline > FAR_FROM_BASELINE:
         return None
-    healed = fixed_by(trace, SCALED_TARGETS) or _nearer_to_baseline(trace)
+    healed = blamed or fixed_by(trace, SCALED_TARGETS) or _nearer_to_baseline(trace)
     tried = variation(trace, SCALED_TARGETS) is not None
     together = fixed_by(trace, ALL_SCALED)
     head = _far_head(trace, MAX_TARGET_RMS if held else UNREACHABLE_TARGET_RMS, own=healed)

@@ -1,0 +1,399 @@
+"""Train the same net once more with standard settings, to see whether the program's own ones hold it back.
+
+The twin has the program's architecture and rows, and takes as many steps. Its settings are those that train most nets:
+Adam at 0.001, a linear last layer under the loss that fits the targets, inputs and targets of unit size, initial
+weights of usual size, no regularization, the whole model called in a plain step. Where it learns far more of rows that
+neither was trained on, each setting in which the two differ is taken back, one at a time: without the one that is at
+fault, the twin falls behind as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gradrecipes.compat.keras_optimizers import rate_multiplied
+from gradrecipes.compat.keras_private import leaves, optimizers_of, replaced
+from gradrecipes.core.analysis.baseline import squares_left, wrong_classes
+from gradrecipes.core.trace import Trace
+from gradrecipes.core.trace.data_reading import TWIN, LinearReading, Setting
+from gradrecipes.core.trace.description import OutputDescription
+from gradrecipes.core.trace.probes import OutputReading
+from gradrecipes.core.trace.trial_reading import TrialReading
+from gradrecipes.diagnosis.facts.divergences import SHARE_BEHIND, end_over_baseline, rests, saw_all
+from gradrecipes.diagnosis.facts.mismatch import class_of
+from gradrecipes.diagnosis.outcome import HALVED_END, verdict
+from gradrecipes.probes.loss import as_loss
+from gradrecipes.probes.predictions import MIN_JUDGED, answers_to, standard_error
+from gradrecipes.probes.variations import Context, fitting_weights, scaled_inputs, unregularized
+from gradrecipes.training.description.model_graph import model_graph
+from gradrecipes.training.description.output_head import losses_of
+from gradrecipes.training.trial import Trial
+
+logger = logging.getLogger(__name__)
+
+STANDARD_RATE, NEAR_STANDARD = 1e-3, 3.0  # of Adam, Keras' default; by what factor another is no other setting
+RATES = (10.0, 100.0, 1e3, 0.1, 0.01)  # tried where the optimizer is at fault
+FAR_TARGET = 3.0  # root mean square of targets, or one over their spread, that is far from 1
+TOO_FEW_STEPS = 50
+LEAST = 1e-6  # of a probability that is taken for a logit
+CLASSES, YES_OR_NO, NUMBERS = "classes", "yes or no", "numbers"
+FITTING = {
+    CLASSES: ("sparse_categorical_crossentropy", "categorical_crossentropy"),
+    YES_OR_NO: ("binary_crossentropy",),
+    NUMBERS: ("mean_squared_error",),
+}
+BOUNDED = {CLASSES: "softmax", YES_OR_NO: "sigmoid"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one output is to learn.
+
+    Args:
+        output: Its place.
+        target: Place of its target.
+        kind: `CLASSES`, shares of which each place of the output has one; `YES_OR_NO`; or `NUMBERS`.
+        low: Of two values that stand for no and yes, the lower; of numbers their mean, a column each.
+        size: Difference of the two values; of numbers their standard deviation.
+        far: Whether numbers are far from unit size.
+    """
+
+    output: int
+    target: int
+    kind: str
+    low: Any = 0.0
+    size: Any = 1.0
+    far: bool = False
+
+    def scaled(self, target: tf.Tensor, shape: Any) -> tf.Tensor:
+        """Return the target as the standard loss takes it: shares of classes, 0 and 1, or standardized numbers."""
+        if self.kind == CLASSES and tuple(target.shape) != tuple(shape):
+            return tf.one_hot(tf.cast(tf.reshape(target, shape[:-1]), tf.int32), shape[-1])
+        return tf.reshape((tf.cast(target, tf.float32) - self.low) / self.size, shape)
+
+    def loss(self, target: tf.Tensor, answer: tf.Tensor) -> tf.Tensor:
+        """Return the mean standard loss of answers that are logits, or standardized numbers."""
+        answer = tf.cast(answer, tf.float32)
+        wanted = self.scaled(target, answer.shape)
+        if self.kind == CLASSES:
+            return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(wanted, answer))
+        if self.kind == YES_OR_NO:
+            return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(wanted, answer))
+        return tf.reduce_mean(tf.square(wanted - answer))
+
+    def errors(self, target: np.ndarray, answer: np.ndarray) -> list[np.ndarray]:
+        """Return the error of each row over that of the best constant, by each measure that fits the kind."""
+        wanted = np.asarray(self.scaled(tf.constant(target), answer.shape), np.float64)
+        if self.kind == CLASSES:
+            return [wrong_classes(wanted, answer)]
+        measures = (False, True) if self.kind == NUMBERS and np.ndim(self.low) == 0 else (False,)
+        return [squares_left(wanted, answer, ranks=ranks) for ranks in measures]
+
+
+def standard_twin(
+    trial: Trial, trace: Trace, batches: Sequence[Any], held: Sequence[Sequence[Any]]
+) -> LinearReading | None:
+    """Return what the standard twin learns of rows held back, beside the program, and which settings are at fault.
+
+    It is asked where the program ends above half the loss of a constant prediction, or that is not known, after all of
+    its planned training, or where its loss falls no more.
+
+    Args:
+        trial: Its model is at the end of all steps.
+        trace: With the reading of these.
+        batches: That it was trained on.
+        held: Batches that it was not trained on, of one source after the other. Where none has enough rows, the twin is
+            trained on every other batch of the trial, and judged on the rest.
+
+    Returns:
+        None where the twin cannot be had: a step of several optimizers, targets that are no answers of the net, losses
+        that do not compare each answer with its target, too few rows. Settings are named only where the program gains
+        less than half as much as the twin.
+    """
+    reading, seen, batches = trace.probes.trial or TrialReading(), verdict(trace), list(batches)
+    if seen.unhealthy or end_over_baseline(trace) <= HALVED_END or not (saw_all(trace) or rests(reading, seen)):
+        return None
+    ended, steps = trial.save(), reading.steps + reading.further_steps
+    judged = next(
+        (list(one) for one in held if sum(_shapes(batch)[0][0] for batch in one) >= MIN_JUDGED), batches[1::2]
+    )
+    trained = batches[::2] if judged == batches[1::2] else batches
+    context = Context(trial, trace.description, trace.probes, seen, trained)
+    try:
+        twin = _Twin(context, judged, steps)
+        if not twin.tasks or twin.rows < MIN_JUDGED or steps < TOO_FEW_STEPS:
+            return None
+        found = twin.compared(twin.own(ended), next(twin.trained()))
+        share = found.share()
+        if share is None or share >= SHARE_BEHIND:
+            return found
+        return twin.with_faults(found)
+    except Exception:  # a model that is not called as a whole, batches of several shapes
+        logger.debug("No standard twin of %r could be trained.", trial.model, exc_info=True)
+        return None
+    finally:
+        trial.load(ended)
+
+
+class _Twin:
+    """Train the model of a trial with standard settings, but for some that are kept."""
+
+    def __init__(self, context: Context, judged: Sequence[Any], steps: int):
+        self._context, self._trial, self._model = context, context.trial, context.trial.model
+        self._steps, self._given = steps, list(judged)
+        shapes = _shapes(context.batches[0])
+        self._batches = [batch for batch in context.batches if _shapes(batch) == shapes]
+        self.tasks = _tasks(context, [*self._batches, *self._given])
+        targets = [keras.tree.flatten(keras.utils.unpack_x_y_sample_weight(batch)[1]) for batch in self._given]
+        self._targets = [np.concatenate(rows) for rows in zip(*targets, strict=True)]
+        self.rows = len(self._targets[0])
+        graph = model_graph(self._model)
+        self._heads = [] if graph is None else [graph.nodes[place].operation for place in graph.outputs]
+        tokens = "Embedding" in context.description.kinds
+        scaled = None if tokens else scaled_inputs(replace(context, batches=[*self._batches, *self._given]))
+        self._scaled = None if scaled is None else scaled["batches"]
+        self._weights = fitting_weights(self._model, context.probes.signal.weights)
+
+    @property
+    def differing(self) -> list[str]:
+        """The settings of the program that are not the standard ones."""
+        description = self._context.description
+        optimizer, found = description.optimizer, []
+        rate = optimizer.learning_rate if optimizer is not None and optimizer.schedule is None else None
+        near = rate is not None and STANDARD_RATE / NEAR_STANDARD <= rate <= STANDARD_RATE * NEAR_STANDARD
+        if optimizer is None or not (near and "Adam" in optimizer.name and not optimizer.unusual):
+            found.append(Setting.OPTIMIZER)
+        found += [Setting.INPUTS] if self._scaled is not None else []
+        found += [Setting.TARGETS] if any(task.far for task in self.tasks) else []
+        found += [Setting.WEIGHTS] if self._weights else []
+        found += [Setting.REGULARIZATION] if description.regularization else []
+        outputs = description.outputs
+        fits = (_fits(task, outputs[task.output]) for task in self.tasks)
+        return found + ([Setting.LOSS] if description.own_train_step or description.own_loss or not all(fits) else [])
+
+    def own(self, ended: Sequence[Any]) -> list[list[np.ndarray]]:
+        """Return the program's errors on the rows held back: of each task by each measure, the better of two answers.
+
+        Moving averages may be too young for what a net answers when it is not trained.
+        """
+        self._trial.load(ended)
+        asked = self._errors(answers_to(self._model, self._given))
+        with unregularized(self._model):
+            in_training = self._errors(answers_to(self._model, self._given, training=True))
+        pairs = (zip(*both, strict=True) for both in zip(asked, in_training, strict=True))
+        return [[min(pair, key=np.mean) for pair in of_task] for of_task in pairs]
+
+    def _errors(self, answers: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        return [task.errors(self._targets[task.target], answers[task.output]) for task in self.tasks]
+
+    def trained(self, kept: Collection[str] = (), rates: Sequence[float] = (1.0,)) -> Iterator[list[list[np.ndarray]]]:
+        """Yield the errors of the twin on the rows held back.
+
+        Args:
+            kept: Settings that are those of the program.
+            rates: What the learning rate of the program's optimizer is multiplied by, one after the other.
+        """
+        changed = self._scaled is not None and Setting.INPUTS not in kept
+        batches = self._scaled[: len(self._batches)] if changed else self._batches
+        judged = self._scaled[len(self._batches) :] if changed else self._given
+        by_path = {variable.path: variable for variable in self._model.variables}
+        multiplied = tf.Variable(1.0, dtype=tf.float32, trainable=False)
+        self._trial.restart()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings(action="ignore"))  # of weights that the outputs do not need
+            if Setting.REGULARIZATION not in kept:
+                stack.enter_context(unregularized(self._model))
+            for head in self._heads if Setting.LOSS not in kept else ():
+                stack.enter_context(_linear(head))
+            optimizer = keras.optimizers.Adam(STANDARD_RATE)
+            if Setting.OPTIMIZER in kept:
+                (optimizer,) = optimizers_of(self._model)
+                for leaf in leaves(optimizer):
+                    stack.enter_context(rate_multiplied(leaf, multiplied))
+            run = self._compiled(batches, optimizer, kept)
+            for rate in rates:
+                self._trial.restart()
+                multiplied.assign(rate)
+                for path, value in {} if Setting.WEIGHTS in kept else self._weights.items():
+                    by_path[path].assign(value)
+                run(tf.constant(self._steps))
+                yield self._errors(answers_to(self._model, judged))
+
+    def _compiled(self, batches: Sequence[Any], optimizer: Any, kept: Collection[str]) -> Callable[[tf.Tensor], None]:
+        pairs = [keras.utils.unpack_x_y_sample_weight(batch)[:2] for batch in batches]
+        stacked = keras.tree.map_structure(lambda *parts: tf.stack(parts), *pairs)
+        weights = self._model.trainable_variables
+        if not optimizer.built:
+            optimizer.build(weights)
+
+        def step(at: tf.Tensor) -> list[tf.Tensor]:
+            x, y = keras.tree.map_structure(lambda part: tf.gather(part, at % len(batches)), stacked)
+            with tf.GradientTape() as tape:
+                loss = optimizer.scale_loss(self._loss(x, y, kept))
+            optimizer.apply(tape.gradient(loss, weights), weights)
+            return [at + 1]
+
+        @tf.function(autograph=False)
+        def run(steps: tf.Tensor) -> None:
+            tf.while_loop(lambda at: at < steps, step, [tf.constant(0)], parallel_iterations=1)
+
+        return run.get_concrete_function(tf.constant(self._steps))  # called itself, it warns of its traces
+
+    def _loss(self, x: Any, y: Any, kept: Collection[str]) -> tf.Tensor:
+        outputs = [tf.convert_to_tensor(one) for one in keras.tree.flatten(self._model(x, training=True))]
+        targets, read, total = keras.tree.flatten(y), self._context.probes.loss.outputs, 0.0
+        linear = bool(self._heads) and all(_swaps(head) is not None for head in self._heads)
+        own = {one.output: as_loss(one.loss) for one in losses_of(self._model, len(outputs))}
+        for task in self.tasks:
+            target, answer = targets[task.target], outputs[task.output]
+            if Setting.LOSS in kept and own.get(task.output) is not None:
+                if task.far and Setting.TARGETS not in kept:
+                    target = tf.cast(target, tf.float32) / task.size
+                factor = self._context.description.outputs[task.output].factor
+                total += factor * tf.reduce_mean(tf.cast(own[task.output](target, answer), tf.float32))
+            elif task.kind == NUMBERS and Setting.TARGETS in kept:
+                total += tf.reduce_mean(tf.square(tf.reshape(tf.cast(target, answer.dtype), answer.shape) - answer))
+            else:
+                bounded = not linear and _is_bounded(task, read[task.output])
+                total += task.loss(target, _logits(answer, task.kind) if bounded else answer)
+        if Setting.REGULARIZATION in kept:
+            total += tf.add_n([tf.cast(tf.reduce_sum(one), tf.float32) for one in self._model.losses] or [0.0])
+        return total
+
+    def compared(self, own: list[list[np.ndarray]], twin: list[list[np.ndarray]]) -> LinearReading:
+        """Return the mean errors of program and twin by the measure in which the program does best beside it."""
+        found = []
+        for measure in range(max(map(len, own))):
+            mine, other = (np.mean([rows[min(measure, len(rows) - 1)] for rows in one], axis=0) for one in (own, twin))
+            ends, noise = (1.0, float(other.mean())), standard_error(other)
+            kept = {"own": float(mine.mean()), "own_linear": ends[1], "own_constant": 1.0}
+            reading = LinearReading(0, *ends, noise, len(mine), TWIN, **kept, own_noise=standard_error(mine - other))
+            found.append(reading)
+        return max(found, key=lambda one: math.inf if (share := one.share()) is None else share)
+
+    def with_faults(self, found: LinearReading) -> LinearReading:
+        """Return the reading with the settings without which the twin falls behind, and a rate at which it does not."""
+        differing, alone = self.differing, len(self.differing) == 1
+        left = {one: 0.0 if alone else self._share_left(found, next(self.trained([one]))) for one in differing}
+        names = tuple(one for one in sorted(left, key=lambda one: left[one]) if left[one] < SHARE_BEHIND)
+        if not names and Setting.LOSS in differing:  # it cannot be taken back alone from a user's own step
+            others = [one for one in differing if one != Setting.LOSS]
+            names = (Setting.LOSS,) if self._share_left(found, next(self.trained(others))) >= SHARE_BEHIND else ()
+        tried = RATES if Setting.OPTIMIZER in names else ()
+        ends = zip(tried, self.trained([Setting.OPTIMIZER], tried), strict=False)
+        rate = next((factor for factor, one in ends if self._share_left(found, one) >= SHARE_BEHIND), None)
+        kind = self.tasks[0].kind
+        loss = f"keras.losses.{class_of(FITTING[kind][0])}({'' if kind == NUMBERS else 'from_logits=True'})"
+        return replace(found, faults=tuple(map(str, names)), rate=rate, loss=loss if len(self.tasks) == 1 else "")
+
+    def _share_left(self, found: LinearReading, errors: list[list[np.ndarray]]) -> float:
+        left = [np.mean([rows[min(measure, len(rows) - 1)] for rows in errors]) for measure in range(2)]
+        return max((1.0 - float(one)) / max(1.0 - found.linear, LEAST) if math.isfinite(one) else 0.0 for one in left)
+
+
+def _tasks(context: Context, batches: Sequence[Any]) -> list[Task]:
+    """Return what each output is to learn; nothing where one of them cannot be told."""
+    description, read = context.description, context.probes.loss
+    parts = [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches]
+    if read is None or description.optimizer is None or description.optimizer.count != 1:
+        return []
+    if any(y is None or weight is not None for _, y, weight in parts):
+        return []  # what counts more is another question
+    targets = [keras.tree.flatten(y) for _, y, _ in parts]
+    own = description.own_train_step or description.own_loss
+    found = []
+    for place, output in enumerate(read.outputs):
+        about = description.outputs[place] if place < len(description.outputs) else OutputDescription()
+        target = 0 if own and len(read.outputs) == len(targets[0]) == 1 else about.target
+        if target is None or not _compares(about, output, own=bool(own)):
+            return []
+        y = np.concatenate([np.asarray(row[target]) for row in targets])
+        task = _task(place, target, y, tuple(output.shape or ()))
+        several = len(output.shape or ()) > 1
+        if task is None or (several and (description.masked or own or about.custom or "ignore_class" in about.config)):
+            return []  # places that are padded are not to be learned
+        found.append(task)
+    return found
+
+
+def _compares(about: OutputDescription, output: OutputReading, *, own: bool) -> bool:
+    """Return whether a loss compares answers with targets, so that it is lowest where they are the same."""
+    if output.acts_like is not None:
+        return True
+    if own:
+        return False
+    at_own, right, wrong = output.mispaired or (0.0, 0.0, 0.0)
+    return about.loss is not None and (not about.custom or right < min(at_own, wrong))
+
+
+def _task(place: int, target: int, y: np.ndarray, shape: tuple[int, ...]) -> Task | None:
+    if y.dtype.kind not in "biuf" or not np.isfinite(y.astype(np.float64)).all() or y.min() == y.max():
+        return None
+    values, rest, several = y.astype(np.float64), y.shape[1:], shape[-1] if shape else 1
+    whole = np.array_equal(values, np.round(values))
+    if several > 1 and rest in (shape[:-1], (*shape[:-1], 1)):
+        known = whole and values.min() >= 0 and values.max() < several
+        return Task(place, target, CLASSES) if known else None
+    if rest != shape and not (several == 1 and rest == shape[:-1]):
+        return None
+    if several > 1 and values.min() >= 0 and np.allclose(values.sum(axis=-1), 1.0, atol=1e-3):
+        return Task(place, target, CLASSES)
+    found = np.unique(values)
+    if len(found) == 2:
+        return Task(place, target, YES_OR_NO, np.float32(found[0]), np.float32(found[1] - found[0]))
+    axes = tuple(range(values.ndim - 1)) if several > 1 else None
+    mean, size = values.mean(axis=axes), values.std(axis=axes)
+    size = np.where(size > LEAST * np.abs(mean), size, 1.0)
+    rms, spread = math.sqrt(float(np.square(values).mean())), float(np.median(size))
+    far = not spread > 1.0 / FAR_TARGET or rms > FAR_TARGET
+    return Task(place, target, NUMBERS, np.float32(mean), np.float32(size), far)
+
+
+def _fits(task: Task, about: OutputDescription) -> bool:
+    """Return whether the program's loss and last activation are the standard ones."""
+    bounded = BOUNDED.get(task.kind)
+    wanted = bounded if bounded is not None and not about.from_logits else "linear"
+    return about.loss in FITTING[task.kind] and not about.custom and about.activation in (wanted, None)
+
+
+def _is_bounded(task: Task, output: OutputReading) -> bool:
+    """Return whether the answers are probabilities."""
+    if task.kind == CLASSES:
+        return output.sums_to_one == 1.0
+    return task.kind == YES_OR_NO and output.min is not None and 0.0 <= output.min <= (output.max or 0.0) <= 1.0
+
+
+def _logits(answer: tf.Tensor, kind: str) -> tf.Tensor:
+    share = tf.clip_by_value(tf.cast(answer, tf.float32), LEAST, 1.0 - LEAST)
+    return tf.math.log(share) if kind == CLASSES else tf.math.log(share) - tf.math.log1p(-share)
+
+
+def _swaps(head: Any) -> tuple[str, Any] | None:
+    """Return what a last layer is given so that it is linear, as (attribute, value), or None."""
+    if isinstance(head, keras.layers.Softmax | keras.layers.ReLU):
+        return "call", lambda inputs, *args, **kwargs: inputs
+    if isinstance(head, keras.layers.RNN) or not hasattr(head, "activation"):
+        return ("activation", None) if isinstance(head, keras.layers.Layer) and hasattr(head, "kernel") else None
+    return "activation", keras.activations.linear
+
+
+@contextlib.contextmanager
+def _linear(head: Any) -> Iterator[None]:
+    """Let a last layer be linear meanwhile, where its activation can be told."""
+    swap = _swaps(head)
+    with contextlib.nullcontext() if swap is None else replaced(head, *swap):
+        yield
+
+
+def _shapes(batch: Any) -> list[Any]:
+    return [None if part is None else tuple(part.shape) for part in keras.tree.flatten(batch)]
