@@ -72,7 +72,7 @@ def _in_model(
     lines: list[str] = []
     if "precision" in changed and (models is None or models[0].compute_dtype in HALF_PRECISION):
         lines += ["# Before the model is built", f'+ keras.config.set_dtype_policy("{after.precision}")']
-    by_layer = [] if models is None or not changed & IN_LAYERS else _layer_lines(*models)
+    by_layer = [] if models is None or not changed & {*IN_LAYERS, "inputs"} else _layer_lines(*models)
     lines += by_layer
     if "initializers" in changed and models is not None and not any("initializer" in line for line in by_layer):
         lines += ["# Leave the weights as the initializers of the layers draw them: assign or load none"]

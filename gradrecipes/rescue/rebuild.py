@@ -160,6 +160,8 @@ def _layer(
     name, kind = layer.name, type(layer)
     if kind.__name__ == "BatchNormalization" and setup.normalization == "layer":
         return keras.layers.LayerNormalization(axis=layer.axis, name=name, dtype=layer.dtype_policy), True
+    if setup.inputs != OWN and _scales_input(layer):  # what is standardized in front of it must not be scaled again
+        return keras.layers.Identity(name=name, dtype=layer.dtype_policy), True
     exchanged = setup.activation != OWN and name in original.activations
     if exchanged and not hasattr(layer, "activation"):
         return keras.layers.Activation(setup.activation, name=name, dtype=layer.dtype_policy), True
@@ -196,6 +198,13 @@ def _layer(
         return kind.from_config(config), drawn and name not in original.kept
     except Exception:  # its config does not describe it whole, so it is copied as it is
         return copied_model(layer), False
+
+
+def _scales_input(layer: keras.layers.Layer) -> bool:
+    if not isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization):
+        return False
+    made = made_by(layer.input)
+    return made is not None and isinstance(made.operation, keras.layers.InputLayer)
 
 
 def _next_activation(layer: keras.layers.Layer, original: Original, setup: Setup) -> str | None:

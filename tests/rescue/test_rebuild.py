@@ -258,6 +258,19 @@ def test_standardized_inputs_are_of_unit_size_within_the_model():
     assert np.abs(scaled.std(axis=0) - 1.0).max() < 0.1
 
 
+def test_scaling_of_the_users_own_gives_way_to_standardized_inputs():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Rescaling(1 / 255), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    original, base = read_original(model), setup_of(model, None, batch_size=32, epochs=1)
+    after = replace(base, inputs="standardized")
+    made = rebuild(original, base, after, scaling=SCALING)
+    seen = made.get_layer(model.name).get_layer(model.layers[0].name)
+    assert isinstance(seen, keras.layers.Identity)
+    assert f"# In place of {seen.name}\n+ keras.layers.Identity()" in code_of(
+        base, after, SCALING, models=(model, made)
+    )
+
+
 def test_what_is_not_finite_becomes_the_mean_of_its_column():
     x = X.copy()
     x[3, 2], x[5, 1] = np.nan, 1e9
