@@ -313,10 +313,12 @@ def test_a_graph_is_freed_with_its_function():
 def test_held_tensors_are_what_they_were_in_whichever_branch_reads_them(where):
     def step(positive):
         sparse = tf.IndexedSlices(tf.fill([2, 3], 2.0), tf.constant([4, 1]), tf.constant([5, 3]))
-        kept = held([tf.fill([2, 2], 7.0), sparse, tf.constant([1.0, 2.0], tf.float16)])
+        many = [tf.fill([2, 2], float(number)) for number in range(100)]
+        kept = held([*many, sparse, tf.constant([1.0, 2.0], tf.float16)])
 
         def numbers(factor):
-            dense, slices, halves = kept()
+            *dense, slices, halves = kept()
+            dense = tf.reduce_sum([one * place for place, one in enumerate(dense)], axis=0)
             assert dense.shape == [2, 2] and halves.dtype == tf.float16
             return [factor * dense, factor * tf.convert_to_tensor(slices), tf.cast(halves, tf.float32)]
 
@@ -329,7 +331,7 @@ def test_held_tensors_are_what_they_were_in_whichever_branch_reads_them(where):
         run = tf.function(step) if where == "graph" else step
     for positive, factor in ((True, 1.0), (False, -1.0)):
         dense, slices, halves = run(tf.constant(positive))
-        assert dense.numpy().tolist() == [[7.0 * factor] * 2] * 2
+        assert dense.numpy().tolist() == [[328350.0 * factor] * 2] * 2
         assert slices.numpy().tolist() == [[2.0 * factor * (row in (1, 4))] * 3 for row in range(5)]
         assert halves.numpy().tolist() == [1.0, 2.0]
 
