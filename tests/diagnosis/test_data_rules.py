@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+import gradrecipes as gr
 from gradrecipes.core.findings import Severity
 from gradrecipes.core.trace import SKIPPED_LOSS, Trace
 from gradrecipes.core.trace.autopsy import Offender, OffenderKind
@@ -330,3 +331,21 @@ def test_validation_data_of_classes_that_training_never_shows_are_told():
         last = probed(net(64, 10, "softmax"), x[rows], y[rows], LABELS, run=FALLS)
         trace.probes = replace(trace.probes, validation=last.probes.data)
         assert (broken_validation(trace) is not None) == unseen
+
+
+@pytest.mark.parametrize(("scale", "told"), [(1.0, False), (1.0 / 29.0, True)])
+def test_codes_that_were_scaled_before_an_embedding_looks_them_up_are_told(scale, told):
+    codes_of = np.random.default_rng(0).integers(0, 30, (640, 2))
+    y = (codes_of[:, :1] % 2).astype("float32")
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((2,))
+    tables = [keras.layers.Embedding(30, 4)(inputs[:, place : place + 1])[:, 0] for place in range(2)]
+    model = keras.Model(inputs, keras.layers.Dense(1, activation="sigmoid")(keras.layers.Concatenate()(tables)))
+    model.compile(keras.optimizers.Adam(0.02), "binary_crossentropy")
+    found = gr.diagnose(model, (codes_of * scale).astype("float32"), y, epochs=10).findings
+    assert ("unscaled_inputs" in [one.code for one in found]) is told
+    if told:
+        assert "fractions" in found[0].title
+        names = {"x": np.array([[0.0, 0.5], [1.0, 0.25]])}
+        exec(found[0].prescriptions[0].code, names)
+        assert names["codes"].tolist() == [[0, 1], [1, 0]]

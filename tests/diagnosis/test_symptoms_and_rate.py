@@ -256,6 +256,21 @@ def test_what_the_same_net_learns_with_standard_settings_is_told_with_what_is_at
     assert all(str(fault) in find(trace)[-1].explanation for fault in faults if codes_found)
 
 
+@pytest.mark.parametrize(("name", "told"), [("SGD", True), ("RMSprop", False)])
+def test_clipping_leaves_an_optimizer_that_divides_by_the_size_of_gradients_as_it_is(name, told):
+    trace = trial(np.full(100, 2.4), norm=1e5)
+    settings = {"global_clipnorm": 0.5, "epsilon": 1e-7 if name == "RMSprop" else None}
+    trace.description = replace(trace.description, optimizer=OptimizerDescription(name, 0.01, settings=settings))
+    assert ("optimizer_state" in codes(trace)) is told
+
+
+def test_a_loss_that_breaks_on_its_way_down_has_no_minimum():
+    steps = np.arange(100)
+    falling = np.where(steps < 60, 40.0 - np.exp(0.2 * steps), np.nan)
+    trace = trial(falling, norm=np.where(steps < 60, np.exp(0.2 * steps), np.nan))
+    assert codes(with_trial(trace, broken=60, constant_baseline_loss=None))[0] == "unbounded_loss"
+
+
 @pytest.mark.parametrize(
     ("momentum", "steps", "told"), [(0.9995, 400, True), (0.999, 4000, False), (0.9995, None, False)]
 )

@@ -106,6 +106,7 @@ RISING = np.linspace(0.7, 4.0, STEPS)
     ("judged", "forge", "gradient", "verdict_on", "found"),
     [
         (1.4 * DECAY, -0.7 * DECAY, DECAY, "unhealthy", ["loss_without_gradient"]),  # won, and nothing left to follow
+        (1.4 * DECAY, -0.7 * DECAY, np.ones(STEPS), "unhealthy", ["loss_without_gradient"]),  # at its upper end
         (1.4 * DECAY, RISING, np.ones(STEPS), "undecided", []),  # won, and the other can still follow
         (1.4 * DECAY**0.25, RISING, np.ones(STEPS), "healthy", []),  # ahead: one learns at the cost of the other
     ],

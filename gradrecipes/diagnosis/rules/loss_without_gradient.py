@@ -48,7 +48,16 @@ from gradrecipes.core.trace.trial_reading import CUT_OFF, NO_GRADIENT, TrialRead
 from gradrecipes.diagnosis.facts.data_facts import heads
 from gradrecipes.diagnosis.facts.readings import MIN_INPUT_RMS, rounded
 from gradrecipes.diagnosis.judgement import HEALTHY, REGULARIZES, UNNAMED, judge, weights_of_parts
-from gradrecipes.diagnosis.outcome import FIRST_STEPS, LEARNING, OSCILLATING, STALLED, falling, rival_losses, verdict
+from gradrecipes.diagnosis.outcome import (
+    FIRST_STEPS,
+    LEARNING,
+    OSCILLATING,
+    STALLED,
+    WON_END,
+    falling,
+    rival_losses,
+    verdict,
+)
 from gradrecipes.diagnosis.prescriptions import prescription
 from gradrecipes.diagnosis.registry import rule
 
@@ -131,13 +140,15 @@ def _of_rivals(trace: Trace) -> Finding | None:
         return None
     first, last = (np.median(part, axis=0) for part in (norms[:FIRST_STEPS], norms[-quarter:]))
     moved = first > 0  # not of a layer that only holds others
-    if not moved.any() or not (last[moved] < FALLEN_GRADIENT * first[moved]).all():
+    ends, other = rivals[won[0]], rivals[lost[0]]
+    flat = abs(other.end) < WON_END * abs(other.first)  # log(1 - D) at its upper end
+    if not moved.any() or not (flat or (last[moved] < FALLEN_GRADIENT * first[moved]).all()):
         return None
-    ends = rivals[won[0]]
     left = float(np.max(last[moved] / first[moved]))
     statement = (
-        f"{won[0]!r} went from {rounded(ends.first)} to {rounded(ends.end)}, {lost[0]!r} does not fall, and the "
-        f"gradients of all layers fell to {rounded(left)} of their size or less"
+        f"{won[0]!r} went from {rounded(ends.first)} to {rounded(ends.end)}, {lost[0]!r} does not fall, and "
+        + (f"ends at {rounded(other.end)}, where it started at {rounded(other.first)}" if flat else "")
+        + ("" if flat else f"the gradients of all layers fell to {rounded(left)} of their size or less")
     )
     return replace(
         _finding(f"The loss {lost[0]!r} is flat where {won[0]!r} is won: its net gets no gradient", statement, trace),

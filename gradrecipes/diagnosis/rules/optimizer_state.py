@@ -160,7 +160,9 @@ def _bad_setting(trace: Trace, *, broken: bool) -> Said | None:
         )
     for name in BOUNDS:
         bound, norm = optimizer.setting(name), middle(trace.gradient_norm)
-        if bound is not None and norm > 0 and bound < TINY_CLIP * norm and not broken:
+        left = bound / norm * rms if bound is not None and rms and norm > 0 else 0.0  # size of an entry after clipping
+        divides = optimizer.adaptive and left > EPSILON_OVER_GRADIENT * (epsilon or 0.0)  # it restores the size
+        if bound is not None and norm > 0 and bound < TINY_CLIP * norm and not broken and not divides:
             return (
                 f"{name}={rounded(bound)} clips gradients of norm {rounded(norm)}: next to nothing is left",
                 bound,

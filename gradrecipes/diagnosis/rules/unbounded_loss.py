@@ -41,7 +41,7 @@ from gradrecipes.diagnosis.registry import rule
 
 IN_PROPORTION = 10.0  # loss at 1e6 over that at 1e4, at least: 100 where it is linear, 1.5 for a logarithm
 MIN_FALL_BELOW_ZERO = 100.0  # loss below 0 over the first one: a log-likelihood of healthy outputs changes by a few
-MIN_QUARTER = 10  # steps in a quarter of a run
+MIN_QUARTER, MIN_QUARTER_OF_BROKEN = 10, 3  # steps in a quarter of a run, and of the part before it broke
 FAR_BELOW = 1.0  # below 0 by as much at 1e4 times the answers: no rounding does that
 
 
@@ -51,7 +51,13 @@ FAR_BELOW = 1.0  # below 0 by as much at 1e4 times the answers: no rounding does
     title="The loss has no minimum: it falls as long as the outputs grow",
     short="a loss without a minimum",
     order=52,
-    brings_about=("exploding_gradient", "runaway_weights", "nonfinite_loss", "diverging_loss"),
+    brings_about=(
+        "exploding_gradient",
+        "runaway_weights",
+        "nonfinite_loss",
+        "diverging_loss",
+        "learning_rate_too_high",
+    ),
 )
 def unbounded_loss(trace: Trace) -> Finding | None:
     """Tell whether a loss has no least value, and whether the run is on its way there."""
@@ -96,8 +102,11 @@ def _of_run(trace: Trace) -> Finding | None:
 
 def _falls(name: str, run: np.ndarray, trace: Trace) -> Finding | None:
     norm = trace.gradient_norm.astype(float)
+    finite = np.isfinite(run) & (np.isfinite(norm) if len(norm) == len(run) else True)
+    whole = int(np.argmin(finite)) if not finite.all() else len(run)  # steps before it broke, if it did
+    run, norm = run[:whole], norm[:whole]
     quarter = len(run) // 4
-    if quarter < MIN_QUARTER or not (np.isfinite(run).all() and np.isfinite(norm).all()):
+    if quarter < (MIN_QUARTER if finite.all() else MIN_QUARTER_OF_BROKEN) or not np.isfinite(norm).all():
         return None
     first, before, last = (float(np.median(part)) for part in (run[:3], run[quarter : 2 * quarter], run[-quarter:]))
     grown = float(np.median(norm[-quarter:])) / max(float(np.median(norm[:quarter])), np.finfo(float).tiny)

@@ -5,7 +5,8 @@ Looks at inputs that are not followed by a normalization: their root mean square
 and the distance of their means from 0. It fires only where the run suffers (is not finite, diverges, stalls, or does
 not beat a constant prediction), or where they drive the bounded units of the first layer of a train step without
 targets, such as that of an equation, to their ends. It is certain where the net learns in the same steps with scaled
-inputs. Pixels from 0 to 255 from which a net learns anyway are not reported, nor are indices into an embedding.
+inputs. Pixels from 0 to 255 from which a net learns anyway are not reported, nor are indices into an embedding;
+numbers with a fraction are, where an embedding is all that they meet.
 
 ## Why it is bad
 Initializers keep the size of a signal; they do not set it. Inputs of size 250 make outputs, loss and every gradient of
@@ -80,6 +81,8 @@ SHOWN_START = 3.0  # loss at the start over that of a constant prediction, from 
 def unscaled_inputs(trace: Trace) -> Finding | None:
     """Tell which inputs are far from unit size, and what becomes of the run with and without scaling."""
     seen = verdict(trace)
+    if (fractions := _fractions(trace)) is not None:
+        return fractions
     shut = _shut_out(trace)
     blamed = at_fault(trace, Setting.INPUTS) is not None
     held = blamed or shut is not None or held_back_by(trace, SCALED_INPUTS, seen)
@@ -111,6 +114,32 @@ def unscaled_inputs(trace: Trace) -> Finding | None:
             *variation_evidence(trace, SCALED_INPUTS, *(() if healed else (ALL_SCALED,))),
         ),
         prescriptions=_scaled(array) if scaling is None else (prescription("fit_scaling", name=array.name),),
+    )
+
+
+def _fractions(trace: Trace) -> Finding | None:
+    """Tell that numbers with a fraction are looked up in a table, which casts them to whole ones."""
+    met = trace.description.inputs
+    arrays = zip((trace.probes.data or DataReading()).inputs, met, strict=False)
+    array = next((one for one, about in arrays if about.name and about.looked_up and one.numeric and one.std), None)
+    if array is None or array.integer_valued or verdict(trace).unhealthy:
+        return None
+    statement = (
+        f"{array.name} is only looked up in an Embedding, and its numbers, between {rounded(array.min)} and "
+        f"{rounded(array.max)}, are not whole"
+    )
+    return Finding(
+        code="unscaled_inputs",
+        title=f"{array.name} holds fractions, and an Embedding takes only what stands before the point",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=0.95,
+        explanation=(
+            f"{statement}. An Embedding casts what it is given to whole numbers: codes that were scaled fall together, "
+            "and the net cannot tell them apart."
+        ),
+        evidence=(Evidence(f"{statement}.", array.max, None, "the data"),),
+        prescriptions=(prescription("whole_codes", name=array.name),),
     )
 
 
