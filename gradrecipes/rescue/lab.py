@@ -58,6 +58,11 @@ class Trial:
     broken: int | None
     error: str = ""
 
+    @property
+    def end(self) -> str:
+        """What it raised, or where it broke; empty where it ran through."""
+        return self.error or ("" if self.broken is None else f"not finite from step {self.broken}")
+
 
 @dataclass(frozen=True)
 class Proof:

@@ -175,11 +175,6 @@ class Rescue:
             arguments["callbacks"] = [GradientGuard()]
         return arguments
 
-    @property
-    def rescued(self) -> bool:
-        """Whether a changed training won."""
-        return self.verdict == RESCUED
-
     def as_code(self) -> str:
         """Return the changes as Keras lines to paste into the script; empty where there are none."""
         if not self.changes:
@@ -244,12 +239,16 @@ UNTRIED = (
     "Nothing that acts on what was found could be tried within this model. Its loss falls, but a loss of its own does "
     "not say how far it could fall."
 )
+STOPPED = (
+    "Stopped, or out of budget, before a change was confirmed with other seeds and to the end of the training. With a "
+    "journal, the next call goes on from here."
+)
 CODE_LINES = 16
 
 
 def screen(rescue: Any) -> str:
     """Return a `Rescue` as plain text."""
-    evidence, proof = rescue.evidence, rescue.evidence.proof
+    evidence = rescue.evidence
     lines = [rescue.verdict.upper() + ("" if evidence.complete else " (stopped early)"), ""]
     error = next((trial.error for trial in evidence.trials if not trial.changes and trial.error), "")
     if rescue.diagnosis.findings:
@@ -265,65 +264,75 @@ def screen(rescue: Any) -> str:
     own, baseline = evidence.own_loss, evidence.baseline_loss
     if own is not None and baseline is not None and own > baseline:
         lines += _wrapped(f"Its own loss ends at {own:.3g}; that of a constant prediction is {baseline:.3g}.")
-    if rescue.changes and proof is not None:
-        lines += ["", "Changes:"]
-        for change in rescue.changes:
-            loss = "" if change.needed is None else f" (without it {-change.needed:+.3f})"
-            lines += _wrapped(f"- {change.title}{loss}")
-        pairs = ", ".join(f"{a:.3f} to {b:.3f}" for a, b in zip(proof.control, proof.changed, strict=True))
-        at = f"after {proof.steps[0]} of {evidence.training_steps} steps"
-        lines += ["", *_wrapped(f"{evidence.measured.capitalize()} on held-back data {at}, seed by seed: {pairs}.")]
-        if proof.interval is not None:
-            low, high = proof.interval.low, proof.interval.high
-            lines += _wrapped(f"Difference {proof.difference:+.3f}, 95% interval {low:+.3f} to {high:+.3f}.")
-        if evidence.final is not None:
-            settled = f"After {evidence.final_share or 1.0:.0%} of the training, where it had settled"
-            where = settled if (evidence.final_share or 1.0) < 1.0 else "At the end of the whole training"
-            lines += _wrapped(f"{where}: {evidence.final:.3f}.")
-        code = rescue.as_code().splitlines()
-        code = [part for line in code for part in _wrapped_code(line)]
-        lines += ["", *code[:CODE_LINES]]
-        lines += ["... (as_code() returns, and the HTML page holds, all of it)"] if len(code) > CODE_LINES else []
+    if rescue.changes and evidence.proof is not None:
+        lines += _advice(rescue)
     elif rescue.verdict in (NOT_RESCUED, UNDECIDED):
-        longest = {trial.changes: trial for trial in sorted(evidence.trials, key=lambda trial: trial.steps)}
-        best = sorted((one for one in longest.values() if one.changes), key=lambda one: -one.score)
-        words = f"Sets of changes tried: {len(best)}. None wins by more than chance. The best:" if best else NONE_TRIED
-        if rescue.verdict == UNDECIDED:
-            words = f"{UNTRIED if rescue.diagnosis.findings else NEITHER} {words}".strip()
-        if error and not best:
-            words = f"{COPY_FAILS}, so nothing was tried: {error}"
-        elif not evidence.complete:
-            words = (
-                "Stopped, or out of budget, before a change was confirmed with other seeds and to the end of the "
-                "training. With a journal, the next call goes on from here."
-            )
-            words += " The best so far:" if best else ""
-        lines += ["", *_wrapped(words)]
-        for trial in best[:TRIED_SHOWN]:
-            named = " + ".join(rescue.titles.get(name, name) for name in trial.changes)
-            lines += _wrapped(f"- {named}: {trial.score:.3f} after {trial.steps} steps")
+        lines += _trials(rescue, error)
     elif error:
         lines += _wrapped(
             f"The trial of the diagnosis learned, and nothing wrong was found. {COPY_FAILS}, so the whole training was "
             f"not seen: {error}"
         )
     else:
-        tried = any(trial.changes for trial in evidence.trials)
-        words = ", and nothing that was tried is better by more than chance" if tried else ""
-        if evidence.control is None or evidence.control > evidence.baseline_score:
-            lines += _wrapped(f"The training as it is learns, to its end{words}. The model is returned as it was.")
-        else:
-            seen = _seen_learning(evidence, seen_in_diagnosis=rescue.diagnosis.verdict == HEALTHY)
-            lines += _wrapped(
-                f"The training as it is learns its training data{words}. {seen} That its score on "
-                "held-back data is no better than that of a constant prediction is a short training, overfitting or "
-                "chance in few data, or the score does not suit the loss. The model is returned as it was."
-            )
+        lines += _wrapped(_why_nothing(rescue))
     cost = f"{len(evidence.trials)} trials, {evidence.spent_steps:.0f} steps = {evidence.trainings:.1f} trainings"
     seconds = sum(evidence.seconds.values())
     parts = ", ".join(f"{part} {value:.0f} s" for part, value in evidence.seconds.items())
     lines += ["", *_wrapped(f"{cost}, {seconds:.0f} s: {parts}.")]
     return "\n".join(lines[:LINES])
+
+
+def _advice(rescue: Any) -> list[str]:
+    evidence, proof = rescue.evidence, rescue.evidence.proof
+    lines = ["", "Changes:"]
+    for change in rescue.changes:
+        loss = "" if change.needed is None else f" (without it {-change.needed:+.3f})"
+        lines += _wrapped(f"- {change.title}{loss}")
+    pairs = ", ".join(f"{a:.3f} to {b:.3f}" for a, b in zip(proof.control, proof.changed, strict=True))
+    at = f"after {proof.steps[0]} of {evidence.training_steps} steps"
+    lines += ["", *_wrapped(f"{evidence.measured.capitalize()} on held-back data {at}, seed by seed: {pairs}.")]
+    if proof.interval is not None:
+        low, high = proof.interval.low, proof.interval.high
+        lines += _wrapped(f"Difference {proof.difference:+.3f}, 95% interval {low:+.3f} to {high:+.3f}.")
+    if evidence.final is not None:
+        settled = f"After {evidence.final_share:.0%} of the training, where it had settled"
+        where = settled if evidence.final_share < 1.0 else "At the end of the whole training"
+        lines += _wrapped(f"{where}: {evidence.final:.3f}.")
+    code = [part for line in rescue.as_code().splitlines() for part in _wrapped_code(line)]
+    more = ["... (as_code() returns, and the HTML page holds, all of it)"] if len(code) > CODE_LINES else []
+    return [*lines, "", *code[:CODE_LINES], *more]
+
+
+def _trials(rescue: Any, error: str) -> list[str]:
+    evidence = rescue.evidence
+    longest = {trial.changes: trial for trial in sorted(evidence.trials, key=lambda trial: trial.steps)}
+    best = sorted((one for one in longest.values() if one.changes), key=lambda one: -one.score)
+    words = f"Sets of changes tried: {len(best)}. None wins by more than chance. The best:" if best else NONE_TRIED
+    if rescue.verdict == UNDECIDED:
+        words = f"{UNTRIED if rescue.diagnosis.findings else NEITHER} {words}".strip()
+    if error and not best:
+        words = f"{COPY_FAILS}, so nothing was tried: {error}"
+    elif not evidence.complete:
+        words = STOPPED + (" The best so far:" if best else "")
+    lines = ["", *_wrapped(words)]
+    for trial in best[:TRIED_SHOWN]:
+        named = " + ".join(rescue.titles.get(name, name) for name in trial.changes)
+        lines += _wrapped(f"- {named}: {trial.score:.3f} after {trial.steps} steps")
+    return lines
+
+
+def _why_nothing(rescue: Any) -> str:
+    evidence = rescue.evidence
+    tried = any(trial.changes for trial in evidence.trials)
+    words = ", and nothing that was tried is better by more than chance" if tried else ""
+    if evidence.control is None or evidence.control > evidence.baseline_score:
+        return f"The training as it is learns, to its end{words}. The model is returned as it was."
+    seen = _seen_learning(evidence, seen_in_diagnosis=rescue.diagnosis.verdict == HEALTHY)
+    return (
+        f"The training as it is learns its training data{words}. {seen} That its score on held-back data is no better "
+        "than that of a constant prediction is a short training, overfitting or chance in few data, or the score does "
+        "not suit the loss. The model is returned as it was."
+    )
 
 
 def _how_far(evidence: RescueEvidence) -> str:
@@ -336,10 +345,9 @@ def _seen_learning(evidence: RescueEvidence, *, seen_in_diagnosis: bool) -> str:
     """Return the sentence that says where a training was seen to learn whose score does not show it."""
     own, baseline = evidence.own_loss, evidence.baseline_loss
     logged = [trial.loss for trial in evidence.trials if not trial.changes and not trial.seed]
-    if seen_in_diagnosis and (own is None or baseline is None or min(own, *logged) >= baseline):
-        return "It was seen to learn in the trial of the diagnosis."
     if own is None or baseline is None or min(own, *logged) >= baseline:
-        return "Its loss still falls when it ends, so more epochs may be all that it needs."
+        falls = "Its loss still falls when it ends, so more epochs may be all that it needs."
+        return "It was seen to learn in the trial of the diagnosis." if seen_in_diagnosis else falls
     if own < baseline:
         return f"Its own loss there ends at {own:.3g}; that of a constant prediction is {baseline:.3g}."
     return (
@@ -351,9 +359,8 @@ def _seen_learning(evidence: RescueEvidence, *, seen_in_diagnosis: bool) -> str:
 def _wrapped_code(line: str) -> list[str]:
     """Break a line of code between the arguments of a call, where it can be pasted as it is."""
     indent = f"{line[:1]}     " if line[:2] in ("+ ", "- ") else "    "
-    return textwrap.wrap(line, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [
-        line
-    ]
+    parts = textwrap.wrap(line, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return parts or [line]
 
 
 def _wrapped(text: str) -> list[str]:
@@ -372,7 +379,7 @@ def page(rescue: Any) -> str:
     evidence = rescue.evidence
     rows = "".join(
         f"<tr><td>{escape(' + '.join(trial.changes) or 'as it is')}</td><td>{trial.seed}</td><td>{trial.steps}</td>"
-        f"<td>{trial.score:.3f}</td><td>{escape(trial.error or _end(trial.broken))}</td></tr>"
+        f"<td>{trial.score:.3f}</td><td>{escape(trial.end)}</td></tr>"
         for trial in evidence.trials
     )
     findings = "".join(f"<li>{escape(one.title)} <code>{one.code}</code></li>" for one in rescue.diagnosis.findings)
@@ -391,7 +398,3 @@ def page(rescue: Any) -> str:
         f"{rows}</table><h2>Cost</h2><table><tr><th>part</th><th>seconds</th><th>trainings</th></tr>{times}</table>"
         "</body></html>"
     )
-
-
-def _end(broken: int | None) -> str:
-    return "" if broken is None else f"not finite from step {broken}"
