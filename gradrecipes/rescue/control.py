@@ -30,6 +30,7 @@ WITHIN = 0.05  # of what the best gains over a constant prediction: fewer change
 EXCELLENT = 1.0 - WITHIN  # score from which on a better one is not looked for
 HALF_LEARNED = 0.5  # share of the way from a constant prediction to a perfect score
 FAR_BELOW = 0.5  # gain over a constant prediction over that of a short trial below which a training does not do
+COMPARED_ROWS = 32  # on which a loss is asked whether it wants the targets
 FEWEST_STEPS = 40  # of a training whose losses say whether they still fall: ten in each quarter
 FINAL_PEAK = 10.0  # highest loss over the first from which on a run that ends well is said to have spiked
 
@@ -358,10 +359,11 @@ def constant_loss(model: keras.Model, x: Any, y: Any, shape: tuple[int | None, .
         return None
 
 
-def wants_the_opposite(model: keras.Model, x: Any, y: Any, shape: tuple[int | None, ...]) -> bool:
-    """Return whether the loss of a model is lower for the opposite of the targets than for the targets themselves.
+def wants_other_answers(model: keras.Model, x: Any, y: Any, shape: tuple[int | None, ...]) -> bool:
+    """Return whether the loss of a model is lower for the opposite of the targets, or their mean, than for themselves.
 
-    A score that compares answers with targets misreads it, as of a distance that is to be small for pairs marked 1.
+    A score that compares answers with targets misreads it, as of a distance that is to be small for pairs marked 1, or
+    of a likelihood whose parameters the answers are. Told from those rows on which the loss is finite.
 
     Args:
         model: A compiled model.
@@ -371,10 +373,13 @@ def wants_the_opposite(model: keras.Model, x: Any, y: Any, shape: tuple[int | No
     """
     if None in shape or np.shape(y)[1:] not in (shape, shape[:-1]) or not has_plain_loss(model):
         return False
-    x, targets = keras.tree.map_structure(lambda a: keras.ops.convert_to_tensor(a[:FEW_SAMPLES]), (x, y))
-    answers = np.asarray(targets, np.float32).reshape(-1, *shape)
-    losses = [
-        float(model.compute_loss(x=x, y=targets, y_pred=keras.ops.convert_to_tensor(one), training=False))
-        for one in (answers, answers.min() + answers.max() - answers)
-    ]
-    return losses[1] < losses[0]
+    x, targets = keras.tree.map_structure(lambda a: keras.ops.convert_to_tensor(a[:COMPARED_ROWS]), (x, y))
+    every = np.asarray(y, np.float32).reshape(-1, *shape)
+    answers = every[:COMPARED_ROWS]
+    losses = []
+    for one in (answers, every.min() + every.max() - answers, np.broadcast_to(every.mean(axis=0), answers.shape)):
+        given = keras.ops.convert_to_tensor(one)
+        rows = [keras.tree.map_structure(lambda a, k=k: a[k : k + 1], (x, targets, given)) for k in range(len(answers))]
+        losses.append([float(model.compute_loss(x=a, y=b, y_pred=c, training=False)) for a, b, c in rows])
+    known = np.array(losses)[:, np.isfinite(losses).all(axis=0)].sum(axis=1)
+    return bool(min(known[1:]) < known[0])

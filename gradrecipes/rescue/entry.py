@@ -26,7 +26,7 @@ from gradrecipes.probes.examine import examine, require_compiled
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.rescue.arm import Arm, has_plain_loss
 from gradrecipes.rescue.changes import Change, candidates, catalogue, setup_after, suggested_changes
-from gradrecipes.rescue.control import constant_loss, masks, sum_of_baselines, usual_baseline, wants_the_opposite
+from gradrecipes.rescue.control import constant_loss, masks, sum_of_baselines, usual_baseline, wants_other_answers
 from gradrecipes.rescue.edits import Scaling, scaling_of
 from gradrecipes.rescue.feed import Feed, balanced_weights, is_flat, is_padded, read_feed
 from gradrecipes.rescue.lab import Journal, Lab, fingerprint_of
@@ -336,7 +336,7 @@ def _with_reference(case: _Case) -> Task:
         try:
             model = case.build(case.base, 0)
             if task.kind != OWN_LOSS:
-                if not wants_the_opposite(model, task.x, task.y, shape):
+                if not wants_other_answers(model, task.x, task.y, shape):
                     return task
                 task = replace(task, kind=OWN_LOSS, baseline_score=0.0)
             loss = task.loss_of(model)

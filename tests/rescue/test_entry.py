@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import gradrecipes as gr
-from gradrecipes.rescue.control import constant_loss, wants_the_opposite
+from gradrecipes.rescue.control import constant_loss, wants_other_answers
 from gradrecipes.rescue.edits import OWN
 from gradrecipes.rescue.feed import read_feed
 
@@ -322,7 +322,21 @@ def test_a_loss_that_wants_small_distances_of_what_is_marked_1_is_no_measure_of_
         return keras.ops.mean(same * predicted**2 + other * keras.ops.maximum(1.0 - predicted, 0.0) ** 2)
 
     marks = (Y > 0).astype("float32")[:, None]
-    assert wants_the_opposite(logarithmic(loss), X, marks, (1,)) is contrastive
+    assert wants_other_answers(logarithmic(loss), X, marks, (1,)) is contrastive
+
+
+def test_a_likelihood_of_what_the_answers_are_parameters_of_is_told_where_it_is_finite():
+    waits = RNG.weibull(1.3, size=(300, 1)).astype("float32") * 20 * (RNG.uniform(size=(300, 1)) > 0.1)
+    y = np.concatenate([waits, np.ones_like(waits)], axis=1)
+
+    def weibull(y, predicted):
+        shape, ratio = keras.ops.softplus(predicted[:, 1]), y[:, 0] / keras.ops.exp(predicted[:, 0])
+        return ratio**shape - y[:, 1] * (keras.ops.log(shape) + shape * keras.ops.log(ratio))
+
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(2)])
+    for loss, other in ((weibull, True), (lambda y, predicted: keras.ops.abs(y - predicted), False)):
+        model.compile("sgd", loss)
+        assert wants_other_answers(model, X, y, (2,)) is other
 
 
 def test_a_constant_prediction_of_targets_that_never_vary_says_nothing():
