@@ -261,9 +261,9 @@ def fitted(task: Task, setup: Setup) -> Setup | None:
     elif task.kind == BINARY:
         wanted = {"loss": "binary_crossentropy", "head": "linear" if linear else "sigmoid", "from_logits": linear}
     elif task.kind == NUMBERS:
-        wanted = {"loss": "mse", "head": "linear", "from_logits": None}
-        squared = setup.loss in ("mse", "mean_squared_error", "mae", "mean_absolute_error", "huber", "log_cosh")
-        wanted["loss"] = setup.loss if squared else "mse"
+        plain = setup.loss in ("mse", "mean_squared_error", "mae", "mean_absolute_error", "huber", "log_cosh")
+        other = "mae" if setup.loss in ("mape", "mean_absolute_percentage_error") else "mse"  # it wants a median, too
+        wanted = {"loss": setup.loss if plain else other, "head": "linear", "from_logits": None}
         if setup.loss == "binary_crossentropy" and task.shares:  # as an autoencoder of pixels has them
             return None
     changed = replace(setup, **wanted)

@@ -131,6 +131,8 @@ def test_a_loss_that_does_not_fit_is_replaced():
     crossentropy = {"head": "sigmoid", "loss": "binary_crossentropy", "from_logits": False}
     signed = fitted(task(np.tanh(X[:, 0]), **crossentropy), replace(SETUP, **crossentropy))
     assert (signed.head, signed.loss) == ("linear", "mse")
+    percentage = {"loss": "mean_absolute_percentage_error"}
+    assert fitted(task(X[:, 0], **percentage), replace(SETUP, **percentage)).loss == "mae"
     few = {"units": 2, "loss": "sparse_categorical_crossentropy", "head": "softmax", "from_logits": False}
     assert fitted(task(LABELS, **few), replace(SETUP, **few)).units == 3
 
