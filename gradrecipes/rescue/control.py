@@ -288,10 +288,11 @@ class Ends:
         Learning curves are concave in the logarithm of the steps: the last doubling gains no more than the one before.
         A training may break late whose rate rises, or which a step has thrown back to where it began.
         """
-        lab, early = self.lab, max(QUARTER, self.long)
+        lab = self.lab
+        early = next((share for share in (max(QUARTER, self.long), self.long) if lab.has_run(changes, share)), HALF)
         setup = setup_after(lab.base, changes)
         unknown = setup.schedule is not None or setup.optimizer == OWN or lab.task.kind == OWN_LOSS
-        few = half.steps < FEWEST_STEPS or not lab.has_run(changes, early) or not half.steady
+        few = half.steps < FEWEST_STEPS or early == HALF or not half.steady
         if self.to_last_step or self.control.fails_late or unknown or few or not self.half_learned(half):
             return False
         before = lab.run(changes, share=early, part="finals")
