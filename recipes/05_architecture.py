@@ -59,7 +59,7 @@ def accuracies(nets):
             model.set_weights(start)
             model.optimizer.learning_rate = rate
             model.fit(x, y, batch_size=BATCH, epochs=EPOCHS, verbose=0)
-            right = model.predict_on_batch(x_later).argmax(1) == y_later
+            right = model(x_later).numpy().argmax(1) == y_later
             runs.append((right[: len(y_valid)].mean(), right[len(y_valid) :].mean()))
         yield max(runs)[1]
 

@@ -18,7 +18,7 @@ from sklearn.model_selection import train_test_split
 import gradrecipes as gr
 
 RATES, SEEDS, SAFE_RATE = (0.03, 0.1, 0.3, 1.0), range(100, 105), 0.03
-UNITS, BATCH, EPOCHS, WARM_UP, PATIENCE = 64, 32, 6, 40, 3  # the warm-up in steps, about one epoch
+UNITS, BATCH, EPOCHS, STEPS, PATIENCE = 64, 32, 6, 34, 3  # steps of an epoch, and of the warm-up
 USABLE = 0.5  # test accuracy above which a rate counts as usable; guessing gives 0.1
 logging.getLogger("gradrecipes").setLevel(logging.ERROR)  # each rollback would be told: here they are meant
 
@@ -40,14 +40,14 @@ def net(rate):
     """Return a model, and all that a training changes of it."""
     model = keras.Sequential([keras.Input((8, 8)), keras.layers.SimpleRNN(UNITS, unroll=True), keras.layers.Dense(10)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(rate, momentum=0.9), loss, metrics=["accuracy"])
+    model.compile(keras.optimizers.SGD(rate, momentum=0.9), loss, metrics=["accuracy"], steps_per_execution=STEPS)
     model.optimizer.build(model.trainable_variables)
     return model, model.weights + model.optimizer.variables
 
 
 def train(x, rate, with_recipe):
     """Yield by seed test accuracy, and whether all weights are finite. Without the recipe, Keras stops early itself."""
-    recipe = gr.recipes.training(max_norm=1.0, learning_rate=rate, warm_up=WARM_UP, patience=PATIENCE)
+    recipe = gr.recipes.training(max_norm=1.0, learning_rate=rate, warm_up=STEPS, patience=PATIENCE)
     rate = recipe.optimizer["learning_rate"] if with_recipe else rate
     model, state = net(rate)  # traced once, for all seeds, with callbacks that begin anew in each fit
     early = keras.callbacks.EarlyStopping(patience=PATIENCE, restore_best_weights=True)

@@ -226,8 +226,8 @@ def test_a_fit_whose_end_is_noticed_while_another_function_is_traced_detaches():
     assert len(monitor.trace) == 1
 
 
-@pytest.mark.parametrize("order", ["first", "last"])
 @pytest.mark.slow
+@pytest.mark.parametrize("order", [pytest.param("first", marks=pytest.mark.nightly), "last"])
 def test_a_killed_run_goes_on_to_the_very_weights_of_one_that_was_not(order, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_DETERMINISTIC_OPS": "1"}
 

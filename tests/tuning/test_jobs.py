@@ -81,7 +81,7 @@ def test_another_list_in_the_same_folder_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("restart", [True, False])
+@pytest.mark.parametrize("restart", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_a_killed_worker_costs_no_job(tmp_path, restart):
     script = tmp_path / "jobs.py"
     script.write_text(SCRIPT)
