@@ -377,6 +377,6 @@ def test_a_dataset_in_the_order_of_its_classes_is_shuffled_and_one_in_any_other_
 
     mended = found(rows[np.argsort(y[rows], kind="stable")])
     assert (mended.verdict, [change.name for change in mended.changes]) == ("rescued", ["shuffle"])
-    assert mended.evidence.final > 0.9
+    assert mended.evidence.final > 0.85 and mended.evidence.final_share == 0.5  # settled: within 5% of its end
     assert "+ dataset = dataset.unbatch().shuffle(" in mended.as_code()
     assert found(rows).verdict == "nothing needed"
