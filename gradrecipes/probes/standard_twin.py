@@ -44,14 +44,10 @@ logger = logging.getLogger(__name__)
 STANDARD_RATE, NEAR_STANDARD = 1e-3, 3.0  # of Adam, Keras' default; by what factor another is no other setting
 RATES = (10.0, 100.0, 1e3, 0.1, 0.01)  # tried where the optimizer is at fault
 FAR_TARGET = 3.0  # root mean square of targets, or one over their spread, that is far from 1
-TOO_FEW_STEPS = 50
-LEAST = 1e-6  # of a probability that is taken for a logit
+LEAST, CERTAIN = 1e-6, 0.96  # of a probability that is taken for a logit; distance of two that are right
 CLASSES, YES_OR_NO, NUMBERS = "classes", "yes or no", "numbers"
-FITTING = {
-    CLASSES: ("sparse_categorical_crossentropy", "categorical_crossentropy"),
-    YES_OR_NO: ("binary_crossentropy",),
-    NUMBERS: ("mean_squared_error",),
-}
+FITTING = {CLASSES: ("sparse_categorical_crossentropy", "categorical_crossentropy")}
+FITTING |= {YES_OR_NO: ("binary_crossentropy",), NUMBERS: ("mean_squared_error",)}
 BOUNDED = {CLASSES: "softmax", YES_OR_NO: "sigmoid"}
 
 
@@ -62,9 +58,9 @@ class Task:
     Args:
         output: Its place.
         target: Place of its target.
-        kind: `CLASSES`, shares of which each place of the output has one; `YES_OR_NO`; or `NUMBERS`.
-        low: Of two values that stand for no and yes, the lower; of numbers their mean, a column each.
-        size: Difference of the two values; of numbers their standard deviation.
+        kind: `CLASSES`, `YES_OR_NO` or `NUMBERS`.
+        low: Of the two values that stand for no and yes, the lower; of numbers the mean of each column.
+        size: Difference of the two values; of numbers the standard deviations.
         far: Whether numbers are far from unit size.
     """
 
@@ -83,8 +79,7 @@ class Task:
 
     def loss(self, target: tf.Tensor, answer: tf.Tensor) -> tf.Tensor:
         """Return the mean standard loss of answers that are logits, or standardized numbers."""
-        answer = tf.cast(answer, tf.float32)
-        wanted = self.scaled(target, answer.shape)
+        answer, wanted = tf.cast(answer, tf.float32), self.scaled(target, answer.shape)
         if self.kind == CLASSES:
             return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(wanted, answer))
         if self.kind == YES_OR_NO:
@@ -96,8 +91,8 @@ class Task:
         wanted = np.asarray(self.scaled(tf.constant(target), answer.shape), np.float64)
         if self.kind == CLASSES:
             return [wrong_classes(wanted, answer)]
-        measures = (False, True) if self.kind == NUMBERS and np.ndim(self.low) == 0 else (False,)
-        return [squares_left(wanted, answer, ranks=ranks) for ranks in measures]
+        ordered = self.kind == NUMBERS and np.ndim(self.low) == 0
+        return [squares_left(wanted, answer, ranks=ranks) for ranks in ((False, True) if ordered else (False,))]
 
 
 def standard_twin(
@@ -105,39 +100,35 @@ def standard_twin(
 ) -> LinearReading | None:
     """Return what the standard twin learns of rows held back, beside the program, and which settings are at fault.
 
-    It is asked where the program ends above half the loss of a constant prediction, or that is not known, after all of
-    its planned training, or where its loss falls no more.
+    It is asked where an output ends above its constant prediction, or the loss above half of that or where it is not
+    known, after all of the planned training, or where it falls no more.
 
     Args:
-        trial: Its model is at the end of all steps.
-        trace: With the reading of these.
+        trial: Its model is at the end of all steps that the trace tells of.
+        trace: With their reading.
         batches: That it was trained on.
         held: Batches that it was not trained on, of one source after the other. Where none has enough rows, the twin is
             trained on every other batch of the trial, and judged on the rest.
 
     Returns:
-        None where the twin cannot be had: a step of several optimizers, targets that are no answers of the net, losses
-        that do not compare each answer with its target, too few rows. Settings are named only where the program gains
-        less than half as much as the twin.
+        None where no twin can be had: of a step of several optimizers, targets that are no answers of the net, a loss
+        that does not compare these, too few rows. Settings are named where the program gains less than half as much.
     """
     reading, seen, batches = trace.probes.trial or TrialReading(), verdict(trace), list(batches)
-    if seen.unhealthy or end_over_baseline(trace) <= HALVED_END or not (saw_all(trace) or rests(reading, seen)):
+    learned = all(one.learned for one in reading.further or reading.outputs) and end_over_baseline(trace) <= HALVED_END
+    if seen.unhealthy or learned or not (saw_all(trace) or rests(reading, seen)):
         return None
     ended, steps = trial.save(), reading.steps + reading.further_steps
-    judged = next(
-        (list(one) for one in held if sum(_shapes(batch)[0][0] for batch in one) >= MIN_JUDGED), batches[1::2]
-    )
+    enough = (list(one) for one in held if sum(_shapes(batch)[0][0] for batch in one) >= MIN_JUDGED)
+    judged = next(enough, batches[1::2])
     trained = batches[::2] if judged == batches[1::2] else batches
     context = Context(trial, trace.description, trace.probes, seen, trained)
     try:
         twin = _Twin(context, judged, steps)
-        if not twin.tasks or twin.rows < MIN_JUDGED or steps < TOO_FEW_STEPS:
+        if not twin.tasks or twin.rows < MIN_JUDGED:
             return None
         found = twin.compared(twin.own(ended), next(twin.trained()))
-        share = found.share()
-        if share is None or share >= SHARE_BEHIND:
-            return found
-        return twin.with_faults(found)
+        return found if _share(found) >= SHARE_BEHIND else twin.with_faults(found)
     except Exception:  # a model that is not called as a whole, batches of several shapes
         logger.debug("No standard twin of %r could be trained.", trial.model, exc_info=True)
         return None
@@ -151,28 +142,25 @@ class _Twin:
     def __init__(self, context: Context, judged: Sequence[Any], steps: int):
         self._context, self._trial, self._model = context, context.trial, context.trial.model
         self._steps, self._given = steps, list(judged)
-        shapes = _shapes(context.batches[0])
-        self._batches = [batch for batch in context.batches if _shapes(batch) == shapes]
+        self._batches = [one for one in context.batches if _shapes(one) == _shapes(context.batches[0])]
         self.tasks = _tasks(context, [*self._batches, *self._given])
         targets = [keras.tree.flatten(keras.utils.unpack_x_y_sample_weight(batch)[1]) for batch in self._given]
         self._targets = [np.concatenate(rows) for rows in zip(*targets, strict=True)]
         self.rows = len(self._targets[0])
         graph = model_graph(self._model)
         self._heads = [] if graph is None else [graph.nodes[place].operation for place in graph.outputs]
-        tokens = "Embedding" in context.description.kinds
-        scaled = None if tokens else scaled_inputs(replace(context, batches=[*self._batches, *self._given]))
-        self._scaled = None if scaled is None else scaled["batches"]
+        scaled = scaled_inputs(replace(context, batches=[*self._batches, *self._given]))
+        self._scaled = None if scaled is None or "Embedding" in context.description.kinds else scaled["batches"]
         self._weights = fitting_weights(self._model, context.probes.signal.weights)
 
     @property
     def differing(self) -> list[str]:
         """The settings of the program that are not the standard ones."""
         description = self._context.description
-        optimizer, found = description.optimizer, []
-        rate = optimizer.learning_rate if optimizer is not None and optimizer.schedule is None else None
-        near = rate is not None and STANDARD_RATE / NEAR_STANDARD <= rate <= STANDARD_RATE * NEAR_STANDARD
-        if optimizer is None or not (near and "Adam" in optimizer.name and not optimizer.unusual):
-            found.append(Setting.OPTIMIZER)
+        optimizer = description.optimizer
+        ratio = (optimizer.learning_rate or 0.0) / STANDARD_RATE if optimizer.schedule is None else 0.0
+        near = 1.0 / NEAR_STANDARD <= ratio <= NEAR_STANDARD and "Adam" in optimizer.name
+        found = [] if near and not optimizer.unusual else [Setting.OPTIMIZER]
         found += [Setting.INPUTS] if self._scaled is not None else []
         found += [Setting.TARGETS] if any(task.far for task in self.tasks) else []
         found += [Setting.WEIGHTS] if self._weights else []
@@ -214,7 +202,8 @@ class _Twin:
             if Setting.REGULARIZATION not in kept:
                 stack.enter_context(unregularized(self._model))
             for head in self._heads if Setting.LOSS not in kept else ():
-                stack.enter_context(_linear(head))
+                if (swap := _swaps(head)) is not None:
+                    stack.enter_context(replaced(head, *swap))
             optimizer = keras.optimizers.Adam(STANDARD_RATE)
             if Setting.OPTIMIZER in kept:
                 (optimizer,) = optimizers_of(self._model)
@@ -271,15 +260,15 @@ class _Twin:
         return total
 
     def compared(self, own: list[list[np.ndarray]], twin: list[list[np.ndarray]]) -> LinearReading:
-        """Return the mean errors of program and twin by the measure in which the program does best beside it."""
-        found = []
-        for measure in range(max(map(len, own))):
-            mine, other = (np.mean([rows[min(measure, len(rows) - 1)] for rows in one], axis=0) for one in (own, twin))
-            ends, noise = (1.0, float(other.mean())), standard_error(other)
-            kept = {"own": float(mine.mean()), "own_linear": ends[1], "own_constant": 1.0}
-            reading = LinearReading(0, *ends, noise, len(mine), TWIN, **kept, own_noise=standard_error(mine - other))
-            found.append(reading)
-        return max(found, key=lambda one: math.inf if (share := one.share()) is None else share)
+        """Return the errors of program and twin, of a task by the measure in which the program does best beside it.
+
+        Of several tasks the one counts that the program has learned nothing of, and the twin the most; else their mean.
+        """
+        found = [[_reading(*pair) for pair in zip(*both, strict=True)] for both in zip(own, twin, strict=True)]
+        best = [max(of_task, key=_share) for of_task in found]
+        lost = [one for one in best if not one.own < 1.0 - 2.0 * one.own_noise]
+        whole = _reading(*(np.mean([rows[0] for rows in one], axis=0) for one in (own, twin)))
+        return min(lost, key=_share) if lost else best[0] if len(best) == 1 else whole
 
     def with_faults(self, found: LinearReading) -> LinearReading:
         """Return the reading with the settings without which the twin falls behind, and a rate at which it does not."""
@@ -301,39 +290,57 @@ class _Twin:
         return max((1.0 - float(one)) / max(1.0 - found.linear, LEAST) if math.isfinite(one) else 0.0 for one in left)
 
 
+def _reading(own: np.ndarray, twin: np.ndarray) -> LinearReading:
+    ends = float(own.mean()), float(twin.mean())
+    noises, rows = (standard_error(twin), standard_error(own - twin)), len(own)
+    return LinearReading(0, 1.0, ends[1], noises[0], rows, TWIN, *ends, own_constant=1.0, own_noise=noises[1])
+
+
+def _share(reading: LinearReading) -> float:
+    return math.inf if (share := reading.share()) is None else share
+
+
 def _tasks(context: Context, batches: Sequence[Any]) -> list[Task]:
     """Return what each output is to learn; nothing where one of them cannot be told."""
     description, read = context.description, context.probes.loss
     parts = [keras.utils.unpack_x_y_sample_weight(batch) for batch in batches]
-    if read is None or description.optimizer is None or description.optimizer.count != 1:
-        return []
-    if any(y is None or weight is not None for _, y, weight in parts):
+    alone = read is not None and description.optimizer is not None and description.optimizer.count == 1
+    if not alone or any(y is None or weight is not None for _, y, weight in parts):
         return []  # what counts more is another question
     targets = [keras.tree.flatten(y) for _, y, _ in parts]
     own = description.own_train_step or description.own_loss
+    losses = {one.output: as_loss(one.loss) for one in losses_of(context.trial.model, len(read.outputs)) if not own}
     found = []
     for place, output in enumerate(read.outputs):
         about = description.outputs[place] if place < len(description.outputs) else OutputDescription()
         target = 0 if own and len(read.outputs) == len(targets[0]) == 1 else about.target
-        if target is None or not _compares(about, output, own=bool(own)):
-            return []
-        y = np.concatenate([np.asarray(row[target]) for row in targets])
-        task = _task(place, target, y, tuple(output.shape or ()))
+        y = None if target is None else np.concatenate([np.asarray(row[target]) for row in targets])
+        task = None if y is None else _task(place, target, y, tuple(output.shape or ()))
         several = len(output.shape or ()) > 1
         if task is None or (several and (description.masked or own or about.custom or "ignore_class" in about.config)):
             return []  # places that are padded are not to be learned
+        if not _compares(task, y, about, output, losses.get(place)):
+            return []
         found.append(task)
     return found
 
 
-def _compares(about: OutputDescription, output: OutputReading, *, own: bool) -> bool:
-    """Return whether a loss compares answers with targets, so that it is lowest where they are the same."""
-    if output.acts_like is not None:
+def _compares(task: Task, y: np.ndarray, about: OutputDescription, output: OutputReading, loss: Any) -> bool:
+    """Return whether a loss compares answers with targets: a user's own is lower at right ones than at other samples'.
+
+    Codes of another kind, such as those of a contrastive loss, have more entries than there are classes.
+    """
+    if output.acts_like is not None or (about.loss is not None and not about.custom):
         return True
-    if own:
+    if loss is None or (task.kind == CLASSES and len(np.unique(y)) != output.shape[-1]):
         return False
-    at_own, right, wrong = output.mispaired or (0.0, 0.0, 0.0)
-    return about.loss is not None and (not about.custom or right < min(at_own, wrong))
+    wanted = task.scaled(tf.constant(y), (len(y), *output.shape))
+    numbers = [wanted * task.size + task.low]
+    for right in numbers if task.kind == NUMBERS else (CERTAIN * wanted + (1.0 - CERTAIN) / 2.0, wanted * 12.0 - 6.0):
+        values = [float(tf.reduce_mean(loss(tf.constant(y), one))) for one in (right, tf.roll(right, 1, axis=0))]
+        if values[0] < values[1]:
+            return True
+    return False
 
 
 def _task(place: int, target: int, y: np.ndarray, shape: tuple[int, ...]) -> Task | None:
@@ -363,7 +370,8 @@ def _fits(task: Task, about: OutputDescription) -> bool:
     """Return whether the program's loss and last activation are the standard ones."""
     bounded = BOUNDED.get(task.kind)
     wanted = bounded if bounded is not None and not about.from_logits else "linear"
-    return about.loss in FITTING[task.kind] and not about.custom and about.activation in (wanted, None)
+    usual = about.loss in FITTING[task.kind] and not about.custom and about.loss_weight in (None, 1.0)
+    return usual and about.activation in (wanted, None)
 
 
 def _is_bounded(task: Task, output: OutputReading) -> bool:
@@ -385,14 +393,6 @@ def _swaps(head: Any) -> tuple[str, Any] | None:
     if isinstance(head, keras.layers.RNN) or not hasattr(head, "activation"):
         return ("activation", None) if isinstance(head, keras.layers.Layer) and hasattr(head, "kernel") else None
     return "activation", keras.activations.linear
-
-
-@contextlib.contextmanager
-def _linear(head: Any) -> Iterator[None]:
-    """Let a last layer be linear meanwhile, where its activation can be told."""
-    swap = _swaps(head)
-    with contextlib.nullcontext() if swap is None else replaced(head, *swap):
-        yield
 
 
 def _shapes(batch: Any) -> list[Any]:

@@ -229,7 +229,7 @@ def try_out(
         judged = judge(trace, ()).verdict
         if (judged == UNDECIDED or not end_over_baseline(trace) <= WELL_LEARNED) and not seen.unhealthy:
             tell("fitting a simple function, and the same net with standard settings, to the same data")
-            asked = at_end and not any(fixes(one, seen) for one in variations.values())
+            asked = at_end and (seen.learned or not any(fixes(one, seen) for one in variations.values()))
             twin = standard_twin(trial, trace, batches, (others, validation)) if asked else None
             reading = replace(reading, linear=learned_simply(trial, description, probes.data, by_row), twin=twin)
             trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))

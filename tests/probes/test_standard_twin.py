@@ -85,3 +85,39 @@ def test_errors_of_a_constant_are_one():
     assert squares_left(numbers[:, :1], np.exp(3.0 * numbers[:, :1]), ranks=True).mean() == pytest.approx(
         0.0, abs=1e-12
     )
+
+
+def overlap(y_true, y_pred):
+    """One less the overlap of what is and what is said, made for shares."""
+    return 1.0 - 2.0 * keras.ops.sum(y_true * y_pred) / keras.ops.sum(y_true + y_pred * y_pred)
+
+
+def apart(y_true, y_pred):
+    """Codes of one class are to lie together, those of different classes apart."""
+    codes = keras.ops.normalize(y_pred, axis=-1)
+    alike = keras.ops.matmul(codes, keras.ops.transpose(codes))
+    y = keras.ops.reshape(y_true, (-1, 1))
+    same = keras.ops.cast(keras.ops.equal(y, keras.ops.transpose(y)), "float32")
+    return keras.ops.mean(keras.ops.square(alike - same), axis=-1)
+
+
+@pytest.mark.parametrize(("loss", "units", "classes", "asked"), [(overlap, 1, 2, True), (apart, 8, 3, False)])
+def test_a_twin_is_trained_where_the_loss_compares_answers_with_targets(loss, units, classes, asked):
+    """Not where answers are codes that the loss compares with each other."""
+    x, y = rings(classes)
+    y = y[:, None].astype("float32") if classes == 2 else y
+    found = gr.diagnose(net(keras.optimizers.SGD(1e-5), loss, units=units, last=None), x, y, epochs=4)
+    assert (found.trace.probes.trial.twin is not None) is asked
+
+
+def test_the_head_that_was_left_behind_is_judged_of_several():
+    x, y = rings()
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((2,))
+    hidden = keras.layers.Dense(32, activation="relu")(keras.layers.Dense(32, activation="relu")(inputs))
+    heads = [keras.layers.Dense(3, activation="softmax", name=name)(hidden) for name in ("first", "second")]
+    model = keras.Model(inputs, heads)
+    loss = "sparse_categorical_crossentropy"
+    model.compile(keras.optimizers.Adam(1e-3), [loss, loss], loss_weights=[1.0, 0.0])
+    twin = gr.diagnose(model, x, [y, (x[:, 0] > 0).astype("int32")], epochs=16).trace.probes.trial.twin
+    assert twin.own > 0.8 > 0.2 > twin.own_linear
