@@ -335,12 +335,13 @@ def _compares(task: Task, y: np.ndarray, about: OutputDescription, output: Outpu
     if loss is None or (task.kind == CLASSES and len(np.unique(y)) != output.shape[-1]):
         return False
     wanted = task.scaled(tf.constant(y), (len(y), *output.shape))
-    numbers = [wanted * task.size + task.low]
-    for right in numbers if task.kind == NUMBERS else (CERTAIN * wanted + (1.0 - CERTAIN) / 2.0, wanted * 12.0 - 6.0):
-        values = [float(tf.reduce_mean(loss(tf.constant(y), one))) for one in (right, tf.roll(right, 1, axis=0))]
-        if values[0] < values[1]:
-            return True
-    return False
+    beside = task.size * tf.sign(tf.random.stateless_normal(wanted.shape, [0, 0])) / 3.0
+    numbers = wanted * task.size + task.low
+    shares = [(one, tf.roll(one, 1, axis=0)) for one in (CERTAIN * wanted + (1.0 - CERTAIN) / 2.0, wanted * 12.0 - 6.0)]
+    around = [(numbers, tf.roll(numbers, 1, axis=0), numbers + beside, numbers - beside)]
+    tried = around if task.kind == NUMBERS else shares
+    values = ([float(tf.reduce_mean(loss(tf.constant(y), one))) for one in answers] for answers in tried)
+    return any(right < min(wrong) for right, *wrong in values)
 
 
 def _task(place: int, target: int, y: np.ndarray, shape: tuple[int, ...]) -> Task | None:

@@ -5,7 +5,9 @@ Looks at the settings that no optimizer works with (a momentum or beta of 1 or m
 or a clipping bound that leaves next to nothing of a step, a weight decay that removes the weights) and at the state
 that the optimizer starts with: a trial that learns with a fresh state, but not with the present one, proves the state
 wrong. Where no other variation trains, the trial is repeated with the usual values of the settings that are not usual.
-It fires only where the trial failed or did not learn.
+It fires only where the trial failed or did not learn, or learned less than half of what the same net with standard
+settings does, and another optimizer makes up for it where no other rate does; and where the average of the weights that
+replaces them when the training ends is mostly that of the first ones by then.
 
 ## Why it is bad
 Adam divides by the square root of its average of squared gradients, plus epsilon. With an epsilon of 0, an entry whose

@@ -9,7 +9,10 @@ to, while the net is no better than a constant prediction, and has seen all the 
 linear in the inputs themselves it is enough that the loss falls no more in further steps: what is harder to learn may
 take a net long, and then fall at once. With such a witness it fires for a loss that falls as well, if the net, after
 all of its training, gains less than half as much over a constant prediction on rows that it was trained on. Both are
-measured by the program's own loss; in a train step of one's own by wrong classes, or squared errors.
+measured by the program's own loss; in a train step of one's own by wrong classes, or squared errors. So it fires where
+the same net with standard settings (Adam at 0.001, the usual loss of its targets, data and weights of usual size, no
+regularization) learns more than twice as much of rows held back in as many steps, and names the settings without which
+that net falls behind as well.
 
 ## Why it is bad
 Nothing is learned, and a training that stalls looks like one that only needs more time.
