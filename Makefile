@@ -5,6 +5,7 @@ STAMPED := pyproject.toml requirements.txt
 # Python compiles what is imported when it is; pip would compile all of it first.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 PYTEST_ARGS ?= -n 2 --dist loadfile
+ALONE = $(shell grep -rl --include='*.py' mark.alone tests)
 
 # Without it TensorFlow opens every run with notes on the processor and on the lack of a GPU.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
@@ -31,7 +32,7 @@ test: .venv/.dev  ## run the first tier of the tests; PYTEST_ARGS="-k trace" for
 
 test-slow: .venv/.dev  ## run the second tier: documentation, recipe scripts, processes, several replicas
 	$(BIN)/python -m pytest -q --durations=20 --no-loadscope-reorder -m "slow and not nightly and not alone" $(PYTEST_ARGS)
-	$(BIN)/python -m pytest -q -m "alone and not nightly"
+	$(BIN)/python -m pytest -q -m "alone and not nightly" $(ALONE)
 
 test-all: test test-slow  ## run both tiers, as .ci/run does
 
@@ -40,7 +41,7 @@ test-nightly: .venv/.dev  ## run the tests that train for minutes
 
 test-oldest: .venv-oldest/.dev  ## run the tests on the oldest releases that pyproject.toml admits
 	$(OLD_BIN)/python -m pytest -q --durations=10 -m "not slow and not nightly and not alone" $(PYTEST_ARGS)
-	$(OLD_BIN)/python -m pytest -q -m "alone and not slow and not nightly"
+	$(OLD_BIN)/python -m pytest -q -m "alone and not slow and not nightly" $(ALONE)
 
 keras-suite: .venv/.dev  ## run Keras' own tests, plain and with our callbacks in every fit, and compare (15 minutes)
 	$(BIN)/python tests/keras_suite/run.py $(SUITE_ARGS)
