@@ -181,26 +181,37 @@ def studies() -> Record:
 
 def diagnosis() -> Record:
     from benchmarks import diagnosis
+    from tests.corpus.case import BLIND
 
-    figures = []
-    for name in diagnosis.SETS:
-        rows = diagnosis.score(name)
+    figures, every = [], 5
+    for which, blind in (("open", False), ("set aside", True)):
+        names = [name for name in diagnosis.SETS if (name in BLIND) == blind]
+        rows = [row for name in names for row in diagnosis.score(name, every=every, apply=not blind)]
         failing = [row for row in rows if row["kind"] == "failing"]
         sound = [row for row in rows if row["kind"] != "failing"]
         marks = {
-            "first finding right": ([row["right"] for row in failing], "higher"),
-            "failing programs called unhealthy": ([row["verdict"] == "unhealthy" for row in failing], "higher"),
-            "sound programs called unhealthy": ([row["verdict"] == "unhealthy" for row in sound], "lower"),
+            "failing programs called unhealthy": (failing, "verdict", "unhealthy", (0.95, 1.0), "higher"),
+            "first finding right": (failing, "right", True, (0.8, 1.0), "higher"),
+            "sound programs called unhealthy": (sound, "verdict", "unhealthy", (0.0, 0.0), "lower"),
+            "sound programs left undecided": (sound, "verdict", "undecided", (0.0, 0.1), "lower"),
         }
-        for claim, (values, better) in marks.items():
-            if values:
-                figures.append(share_figure(f"{name}: {claim}", sum(values), len(values), better=better))
+        for claim, (part, name, value, expected, better) in marks.items():
+            hits = sum(row[name] == value for row in part)
+            figures.append(share_figure(f"{which}: {claim}", hits, len(part), expected=expected, better=better))
+        applied = [row["applied"] for row in failing if "own" in row.get("applied", {})]
+        if applied:
+            claim = f"{which}: the first prescription, applied, reaches the known fix"
+            hits = sum(one["reached"] for one in applied)
+            figures.append(share_figure(claim, hits, len(applied), expected=(0.8, 1.0), better="higher"))
     return Record(
         "diagnosis",
         "What the diagnosis finds in the corpus",
         "make bench ONLY=diagnosis",
         figures,
-        setting="Every program of tests/corpus, diagnosed before its training; sound programs include repaired twins.",
+        source="The expected figures are targets of this project.",
+        setting=f"Every {every}th program of each set of tests/corpus, diagnosed before its training; sound programs "
+        "include repaired twins. The open sets were looked at while rules were written. A prescription is applied "
+        "where it can be run as it is printed, or is an edit of the rescue.",
     )
 
 
@@ -259,9 +270,9 @@ BENCHMARKS = {
     "memory": Benchmark(memory, 6),
     "theory": Benchmark(theory, 2),
     "studies": Benchmark(studies, 5),
-    "diagnosis": Benchmark(diagnosis, 60),
+    "diagnosis": Benchmark(diagnosis, 25),
     "rescue": Benchmark(rescue, 25),
-    "tuning": Benchmark(tuning, 60),
+    "tuning": Benchmark(tuning, 15),
     "faults": Benchmark(faults, 45),
 }
 

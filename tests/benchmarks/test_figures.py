@@ -38,14 +38,18 @@ def test_studies(monkeypatch):
 
 def test_diagnosis(monkeypatch):
     rows = [
-        {"kind": "failing", "right": True, "verdict": "unhealthy"},
-        {"kind": "failing", "right": False, "verdict": "undecided"},
+        {"kind": "failing", "right": True, "verdict": "unhealthy", "applied": {"own": 1.0, "reached": True}},
+        {"kind": "failing", "right": False, "verdict": "undecided", "applied": {"how": "by hand", "reached": False}},
         {"kind": "twin", "right": False, "verdict": "healthy"},
         {"kind": "sound", "right": False, "verdict": "unhealthy"},
     ]
-    monkeypatch.setattr(diagnosis, "SETS", ("tuning_half",))
-    monkeypatch.setattr(diagnosis, "score", lambda name: rows)
-    assert list(measured(run.diagnosis()).values()) == [0.5, 0.5, 0.5]
+    monkeypatch.setattr(diagnosis, "SETS", ("tuning_half", "fresh"))
+    monkeypatch.setattr(
+        diagnosis, "score", lambda name, every, apply: [row | {"applied": {}} if not apply else row for row in rows]
+    )
+    found = measured(run.diagnosis())
+    assert list(found.values()) == [0.5, 0.5, 0.5, 0.0, 1.0, 0.5, 0.5, 0.5, 0.0]
+    assert list(found)[4] == "open: the first prescription, applied, reaches the known fix"
 
 
 def test_rescue_beside_its_baselines(monkeypatch):
