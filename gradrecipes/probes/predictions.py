@@ -341,14 +341,14 @@ def held_back_readings(
         model: A built model after some steps. It is left as it was.
         losses: Of its outputs, each as (place of the output, of its target, loss of each row of both).
         batches: What it was trained on.
-        held: What it was not trained on.
+        held: What it was not trained on; empty where nothing is left of the data.
         validation: Batches of the validation data; empty where there are none.
     """
     found = []
     try:
         for optimizer in (one for one in optimizers_of(model) if getattr(one, "use_ema", False)):
             optimizer.finalize_variable_values(model.trainable_variables)
-        (trained, own), (others, _) = (_own_over_other(model, losses, part) for part in (batches, held))
+        (trained, own), (others, _) = (_own_over_other(model, losses, part) for part in (batches, held or batches))
         validated = _own_over_other(model, losses, validation)[0] if validation else {}
     except Exception:  # a model that is not called as a whole, a loss that compares samples, ragged inputs
         logger.debug("The losses of rows held back could not be measured.", exc_info=True)
@@ -357,7 +357,7 @@ def held_back_readings(
         rows = [trained[output], others[output]]
         if min(map(len, rows)) >= MIN_JUDGED and all(np.isfinite(one).all() for one in rows):
             means, errors = [float(one.mean()) for one in rows], map(standard_error, rows[::-1])
-            reading = HeldBackReading(output, *means, *errors, len(rows[1]), *own[output])
+            reading = HeldBackReading(output, *means, *errors, len(rows[1]) if held else 0, *own[output])
             given = validated.get(output)
             if given is not None and len(given) >= MIN_JUDGED and np.isfinite(given).all():
                 reading = replace(reading, validated=float(given.mean()), validated_noise=standard_error(given))

@@ -223,7 +223,7 @@ def try_out(
         compares = not (outweighed or description.own_train_step or description.own_loss)
         by_row = losses_by_row(model, len(description.outputs)) if compares else []
         trial.load(at_end)
-        if others and by_row:
+        if at_end and by_row:
             reading = replace(reading, held_back=held_back_readings(model, by_row, batches, others, validation))
         trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
         judged = judge(trace, ()).verdict

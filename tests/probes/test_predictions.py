@@ -118,6 +118,22 @@ def test_no_loss_of_single_rows_is_no_reading():
     assert held_back_readings(model, [(1, 0, lambda y, p: p)], batches, batches) == ()
 
 
+def test_where_all_data_are_trained_on_only_the_answers_to_these_are_read():
+    """By heart or not cannot be told then, nor whether a validation that is worse is another one."""
+    x = np.random.default_rng(0).normal(size=(256, 4)).astype("float32")
+    batches = [(x[at : at + 32], x[at : at + 32, :1]) for at in range(0, 256, 32)]
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    model.fit(x, x[:, :1], epochs=20, verbose=0)
+    others = [(part, target[::-1]) for part, target in batches]
+    (found,) = held_back_readings(model, losses_by_row(model, 1), batches, [], others)
+    assert found.own < 0.1 < found.trained == found.held
+    assert found.rows == 0
+    assert not found.memorized
+    assert not found.lost_in_validation
+
+
 @pytest.mark.parametrize("labels", [False, True])
 def test_the_usual_error_is_that_of_the_class_or_of_the_best_scale_and_shift(labels):
     rng = np.random.default_rng(0)

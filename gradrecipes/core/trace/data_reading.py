@@ -263,7 +263,7 @@ class HeldBackReading(Record):
         held: The same of rows that the trial was not trained on.
         noise: Standard error of `held`.
         trained_noise: Standard error of `trained`.
-        rows: How many rows were held back.
+        rows: How many rows were held back; 0 where none were, and `held` is `trained` again.
         own: Mean loss of the trial's rows with their own targets, as the net answers after the training.
         own_noise: Standard error of `own`.
         validated: What `held` is, of the validation data; None where there are none.
@@ -295,7 +295,7 @@ class HeldBackReading(Record):
     @property
     def lost_in_validation(self) -> bool:
         """Whether what was learned holds for rows held back, and of the validation data not a quarter of it does."""
-        if self.validated is None or not self.held > 4.0 * self.noise:
+        if self.validated is None or not self.rows or not self.held > 4.0 * self.noise:
             return False
         return self.validated + 2.0 * self.validated_noise < 0.25 * (self.held - 2.0 * self.noise)
 
