@@ -137,7 +137,8 @@ def _before_training(
         signal=signal(model, batch, attention=attention),
     )
     tell("passing all the data through the net")
-    return replace(probes, forward_pass=forward_pass(model, data))
+    own = description.own_loss or any(output.custom for output in description.outputs)
+    return replace(probes, forward_pass=forward_pass(model, data, by_batch=bool(own)))
 
 
 def _failing_batch(model: keras.Model, data: TrialData, first: int) -> FailureReading | None:

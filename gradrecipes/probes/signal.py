@@ -262,9 +262,12 @@ SECONDS = 2.0  # that the pass may take; what is left over then is not seen
 ENTRIES = 2**18  # of all inputs in a batch of the pass: large batches are quick, and activations are larger than inputs
 LARGEST_BATCH = 1024  # samples
 SAMPLES_NAMED = 20
+BATCHES_DRAWN = 1000  # of a loss that may depend on which samples a batch holds
 
 
-def forward_pass(model: keras.Model, data: TrialData, *, seconds: float = SECONDS) -> ForwardPassReading:
+def forward_pass(
+    model: keras.Model, data: TrialData, *, by_batch: bool = False, seconds: float = SECONDS
+) -> ForwardPassReading:
     """Say for which samples the net's output, its loss, or the gradient of that by the output is no number.
 
     A trial meets a few hundred samples; a logarithm of the single 0 among ten thousand waits for some later epoch. The
@@ -273,6 +276,7 @@ def forward_pass(model: keras.Model, data: TrialData, *, seconds: float = SECOND
     Args:
         model: A compiled, built model.
         data: All of them.
+        by_batch: Whether the loss may depend on which samples a batch holds, so that batches are drawn as in `fit`.
         seconds: After which no further batch is begun.
 
     Example:
@@ -282,7 +286,29 @@ def forward_pass(model: keras.Model, data: TrialData, *, seconds: float = SECOND
     """
     if data.batches is not None or data.y is None or has_own_train_step(model):
         return ForwardPassReading()
-    return _all_passed(model, data, seconds)
+    found = _all_passed(model, data, seconds)
+    if not by_batch or found.nonfinite_samples or found.samples < data.samples:
+        return found
+    return replace(found, nonfinite_batch=_broken_batch(model, data, seconds / 2))
+
+
+@preserves_state
+def _broken_batch(model: keras.Model, data: TrialData, seconds: float) -> tuple[int, ...]:
+    """Return the samples of the first of many batches, drawn as in `fit`, that has no loss with the initial weights."""
+    rows, random, began = np.arange(data.samples), np.random.default_rng(0), time.monotonic()
+    passed = [
+        model(keras.utils.unpack_x_y_sample_weight(data.take(part))[0], training=False) for part in _batches(data)
+    ]
+    outputs = [tf.concat(parts, axis=0) for parts in zip(*map(keras.tree.flatten, passed), strict=True)]
+    judge = tf.function(lambda batch, part: _loss_and_slopes(model, batch, passed[0], part), autograph=False)
+    size, drawn = min(data.batch_size, data.samples), iter(range(BATCHES_DRAWN))
+    while True:
+        for index in random.permutation(rows)[: data.samples // size * size].reshape(-1, size):
+            if next(drawn, None) is None or time.monotonic() - began > seconds:
+                return ()
+            parts = judge(data.take(index), [tf.gather(one, index) for one in outputs])
+            if not all(np.isfinite(np.asarray(one)).all() for one in parts):
+                return tuple(map(int, index))
 
 
 @preserves_state
@@ -327,14 +353,10 @@ def _bad_of(model: keras.Model, data: TrialData, index: np.ndarray) -> list[int]
 
 def _judged(model: keras.Model, batch: Any) -> tuple[np.ndarray, bool]:
     """Return bool `[samples]`, whose output or whose loss's slope is no number, and whether the loss is one."""
-    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    x = keras.utils.unpack_x_y_sample_weight(batch)[0]
     outputs = model(x, training=False)
     flat = keras.tree.flatten(outputs)
-    with tf.GradientTape() as tape:
-        tape.watch(flat)
-        predicted = keras.tree.pack_sequence_as(outputs, flat)
-        loss = model.compute_loss(x=x, y=y, y_pred=predicted, sample_weight=sample_weight, training=False)
-    slopes = [slope for slope in tape.gradient(loss, flat) if slope is not None]
+    loss, *slopes = _loss_and_slopes(model, batch, outputs, flat)
     samples = len(keras.tree.flatten(x)[0])
     bad = np.zeros(samples, bool)
     for array in (*flat, *slopes):
@@ -342,6 +364,16 @@ def _judged(model: keras.Model, batch: Any) -> tuple[np.ndarray, bool]:
         if values.shape.rank and values.shape[0] == samples:
             bad |= ~np.isfinite(np.asarray(values)).reshape(samples, -1).all(axis=1)
     return bad, bool(np.isfinite(float(loss)))
+
+
+def _loss_and_slopes(model: keras.Model, batch: Any, like: Any, flat: list[tf.Tensor]) -> list[tf.Tensor]:
+    """Return the loss of a batch at outputs of a structure, and its gradient by each of them."""
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    with tf.GradientTape() as tape:
+        tape.watch(flat)
+        predicted = keras.tree.pack_sequence_as(like, flat)
+        loss = model.compute_loss(x=x, y=y, y_pred=predicted, sample_weight=sample_weight, training=False)
+    return [loss, *(slope for slope in tape.gradient(loss, flat) if slope is not None)]
 
 
 def failure(stage: str, error: Exception, *, batch: Any = None) -> FailureReading:

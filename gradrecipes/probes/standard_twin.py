@@ -119,9 +119,8 @@ def standard_twin(
     if seen.unhealthy or learned or not (saw_all(trace) or rests(reading, seen)):
         return None
     ended, steps = trial.save(), reading.steps + reading.further_steps
-    enough = (list(one) for one in held if sum(_shapes(batch)[0][0] for batch in one) >= MIN_JUDGED)
-    judged = next(enough, batches[1::2])
-    trained = batches[::2] if judged == batches[1::2] else batches
+    enough = [list(one) for one in held if sum(_shapes(batch)[0][0] for batch in one) >= MIN_JUDGED]
+    judged, trained = (enough[0], batches) if enough else (batches[1::2], batches[::2])
     context = Context(trial, trace.description, trace.probes, seen, trained)
     try:
         twin = _Twin(context, judged, steps)

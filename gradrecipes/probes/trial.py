@@ -104,7 +104,7 @@ def try_out(
     tell: Callable[[str], None],
 ) -> tuple[Trace, Verdict]:
     """Run the trial and what it calls for; return its record, `probes.trial` filled in, and how it went."""
-    batches = data.cut(BATCHES, seed=seed, suspects=suspects(probes))
+    batches = data.cut(BATCHES, seed=seed, **suspects(probes))
     steps = steps // len(batches) * len(batches) if len(batches) < steps else steps
     marks = bad_samples(probes.data, batches)
     usable = batches if marks is None else without(batches, marks)  # one outlying target would set the baseline

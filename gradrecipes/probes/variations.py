@@ -360,13 +360,13 @@ def bad_samples(data: DataReading, batches: Sequence[Any]) -> list[np.ndarray] |
     return marks if 0 < np.concatenate(marks).mean() < 0.5 else None
 
 
-def suspects(probes: Probes) -> list[int]:
-    """Return the samples that the batches of a trial should hold: outlying ones, bad ones, those that break the net."""
+def suspects(probes: Probes) -> dict[str, Sequence[int]]:
+    """Return what the batches of a trial should hold: outlying samples, bad ones, those or the batch that break it."""
     arrays = [*probes.data.inputs, *probes.data.targets]
     bad = [sample for array in arrays for sample in array.nonfinite_samples]
     odd = [outlier.sample for array in arrays for outlier in array.outliers]
-    passed = probes.forward_pass.nonfinite_samples if probes.forward_pass else ()
-    return list(dict.fromkeys([*odd[:2], *bad[:2], *passed[:2], *odd, *bad, *passed]))
+    passed, whole = (one.nonfinite_samples, one.nonfinite_batch) if (one := probes.forward_pass) else ((), ())
+    return {"suspects": list(dict.fromkeys([*odd[:2], *bad[:2], *passed[:2], *odd, *bad, *passed])), "whole": whole}
 
 
 def have_other_targets(batches: list[Any], others: list[Any]) -> bool:

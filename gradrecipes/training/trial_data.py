@@ -139,13 +139,14 @@ class TrialData:
     batches: tuple[Any, ...] | None = None
     by_class: bool = False
 
-    def cut(self, limit: int, *, seed: int = 0, suspects: Sequence[int] = ()) -> list[Any]:
+    def cut(self, limit: int, *, seed: int = 0, suspects: Sequence[int] = (), whole: Sequence[int] = ()) -> list[Any]:
         """Return up to `limit` batches as `train_step` takes them, drawn by a seed; suspects come in the third.
 
         Args:
             limit: How many batches at the most.
             seed: Fixes which samples.
             suspects: Samples that are looked for trouble in, so that the trial meets them.
+            whole: A batch of them.
         """
         if self.batches is not None:
             return list(self.batches[:limit])
@@ -154,8 +155,8 @@ class TrialData:
         order = order[: min(limit, self.samples // size) * size]
         batches = [batch for batch in order.reshape(-1, size)]
         odd = [sample for sample in suspects[:SUSPECTS_SHOWN] if not np.isin(sample, order)]
-        if odd:
-            batches[min(2, len(batches) - 1)][: len(odd)] = odd[:size]
+        for found in (odd[:size], whole):
+            batches[min(2, len(batches) - 1)][: len(found)] = found
         return [self.take(index) for index in batches]
 
     @property

@@ -79,3 +79,20 @@ def test_a_batch_that_the_trial_did_not_meet_is_told_where_its_step_fails(last):
     assert (found.samples, found.error is None) == ((3000, True) if last < 50 else (2336, False))
     first = [finding.code for finding in gr.diagnose(model, x, x[:, :1] / 50.0).findings][:1]
     assert first == ([] if last < 50 else ["failing_step"])
+
+
+@pytest.mark.parametrize(("least", "verdict"), [(0.0, "unhealthy"), (1.0, "healthy")])
+def test_a_batch_that_has_no_loss_though_each_of_its_samples_has_is_found(least, verdict):
+    """One row in sixteen counts: a batch of 64 without any comes once in sixty, and a trial has 16 of them."""
+    rows = np.random.default_rng(0).permutation(1024)
+    counts = (rows % 16 == 0).astype("float32")
+    y = np.stack([X[:1024].sum(axis=1), counts], axis=1)
+
+    def over_those_that_count(y_true, y_pred):
+        apart = keras.ops.square(y_true[:, 0] - y_pred[:, 0]) * y_true[:, 1]
+        return keras.ops.sum(apart) / keras.ops.maximum(keras.ops.sum(y_true[:, 1]), least)
+
+    found = gr.diagnose(net(over_those_that_count), X[:1024], y, batch_size=64, epochs=2)
+    assert bool(found.trace.probes.forward_pass.nonfinite_batch) == (verdict == "unhealthy")
+    assert found.trace.probes.forward_pass.nonfinite_samples == ()
+    assert [one.code for one in found.findings][:1] == ["unsafe_loss"] * (verdict == "unhealthy")

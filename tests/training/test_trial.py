@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -173,6 +175,30 @@ def test_a_loss_scaler_looks_for_its_scale_in_peace():
     finally:
         keras.config.set_dtype_policy(before)
     assert run.broken is None and len(run.loss) == 20
+
+
+def test_a_net_that_its_train_step_calls_on_more_than_the_data_is_built_by_that():
+    class WithTime(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = keras.Sequential([layers.Dense(1)])
+
+        def call(self, x):
+            return self.inner(x)
+
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(self(tf.concat([x, x[:, :1]], axis=1)) - tf.cast(y, tf.float32)))
+            self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+            return {"loss": loss}
+
+    model = WithTime()
+    model.compile("sgd")
+    with warnings.catch_warnings(action="ignore"):
+        model.build((None, X.shape[1]))  # Keras calls this built
+    build_on(model, (tf.constant(X[:4]), tf.constant(Y[:4])))
+    assert model.inner.weights[0].shape == (X.shape[1] + 1, 1)
 
 
 def test_a_model_is_built_on_a_batch_and_a_gan_need_not_be():

@@ -326,11 +326,13 @@ class ForwardPassReading(Record):
         samples: How many were passed through the net; the batch that could not be begins there.
         nonfinite_samples: The first 20 such samples.
         error: Why the pass ended early, or None.
+        nonfinite_batch: The samples of a batch for which they are not finite though they are for each sample alone.
     """
 
     samples: int = 0
     nonfinite_samples: tuple[int, ...] = ()
     error: str | None = None
+    nonfinite_batch: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -284,6 +284,11 @@ def _swept(trace: Trace) -> tuple[Evidence, ...]:
     """Name the samples for which the untrained net has no loss, by their place in all the data."""
     probe = trace.probes.forward_pass or ForwardPassReading()
     bad = probe.nonfinite_samples
+    if probe.nonfinite_batch:
+        statement = (
+            "A batch drawn at random has no finite loss with the initial weights, though each of its samples has"
+        )
+        return (Evidence(f"{statement}: {listed(probe.nonfinite_batch[:5])}, …", 1, 0, "batches drawn as in fit"),)
     if not bad:
         return ()
     statement = f"With the initial weights the loss, or its derivative, is not finite for {listed(bad)} of all the data"
