@@ -358,8 +358,9 @@ def held_back_readings(
         if min(map(len, rows)) >= MIN_JUDGED and all(np.isfinite(one).all() for one in rows):
             means, errors = [float(one.mean()) for one in rows], map(standard_error, rows[::-1])
             reading = HeldBackReading(output, *means, *errors, len(rows[1]) if held else 0, *own[output])
-            given = validated.get(output)
-            if given is not None and len(given) >= MIN_JUDGED and np.isfinite(given).all():
+            given = validated.get(output, np.zeros(0))
+            given = given[given != 0.0]  # where the other row has the same target, as all have in data of one class
+            if len(given) >= MIN_JUDGED and np.isfinite(given).all():
                 reading = replace(reading, validated=float(given.mean()), validated_noise=standard_error(given))
             found.append(reading)
     return tuple(found)

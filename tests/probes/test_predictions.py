@@ -109,6 +109,9 @@ def test_what_was_learned_by_heart_does_not_hold_for_rows_held_back(paired):
     (found,) = held_back_readings(model, losses_by_row(model, 1), batches[:8], batches[8:])
     assert found.rows == 256 and found.trained > 4.0 * found.trained_noise
     assert found.memorized != paired
+    for validation, judged in ((batches[8:], True), ([(tf.constant(x[y == 1]), tf.constant(y[y == 1]))], False)):
+        (found,) = held_back_readings(model, losses_by_row(model, 1), batches[:8], batches[8:], validation)
+        assert (found.validated is not None) == judged  # of a single class no row can be given another target
 
 
 def test_no_loss_of_single_rows_is_no_reading():
