@@ -269,7 +269,8 @@ def _gone_on(
     try:
         run = trial.continued([1.0] * more)
         if run.broken is not None:
-            return replace(reading, further_broken=reading.steps + run.broken)
+            trial.examine(broken := reading.steps + run.broken)
+            return replace(reading, further_broken=broken, broken_batch=trial.broken_batch, autopsy=trial.autopsy)
         if len(run.loss) < len(trial.batches):
             return reading
         last = run.loss[-len(trial.batches) :]
@@ -278,8 +279,7 @@ def _gone_on(
         ended = OutputTrial(0, "loss", finite(start), float(last.mean()), known, standard_error(last))
         further = losses.compared(before, losses.measured()) or ((ended,) if np.isfinite(last).all() else ())
         reading = replace(reading, further=further, further_steps=len(run.loss))
-        if answers is not None and reading.answers is not None:
-            reading = replace(reading, answers=answers.compared())
+        reading = reading if None in (answers, reading.answers) else replace(reading, answers=answers.compared())
         if not outweighed:
             return reading
         later = {name: float(np.median(values[-len(trial.batches) :])) for name, values in run.logs.items() if values}

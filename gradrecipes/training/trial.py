@@ -169,7 +169,7 @@ class Trial:
         self.trace = self._writer.trace
         samples.add_to(self._writer, self._instrumented.variables, outputs=self._outputs)
         if run.broken is not None:
-            self._examine(run.broken)
+            self.examine(run.broken)
         return self._with_readings(run, self.trace.loss.astype(float), self.trace.gradient_norm.astype(float))
 
     def varied(
@@ -318,7 +318,7 @@ class Trial:
             if value is not None and not isinstance(value, dict | list | tuple) and np.ndim(value) == 0:
                 logs.setdefault(name, []).append(float(value))
 
-    def _examine(self, step: int) -> None:
+    def examine(self, step: int) -> None:
         """Go back to the step before, by the same steps from the start, and look at the one that broke."""
         self.broken_batch = step % len(self.batches)
         self.restart()

@@ -211,3 +211,16 @@ def test_a_trial_that_learned_nothing_goes_on_towards_the_planned_end(epochs, fu
     model.compile(keras.optimizers.SGD(0.01), "mse")
     found = gr.diagnose(model, x, x[:, :1] - x[:, 0].mean(), batch_size=32, epochs=epochs)
     assert found.trace.probes.trial.further_steps == further
+
+
+def test_a_step_that_breaks_after_those_of_the_trial_is_looked_into():
+    """The root of what is left below 1, which gradient descent uses up in some 200 steps."""
+    x = np.random.default_rng(0).normal(size=(256, 3)).astype("float32")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+    model.compile(
+        keras.optimizers.SGD(4 / 600), lambda y, answer: keras.ops.mean(keras.ops.sqrt(1.0 - answer), axis=-1)
+    )
+    found = gr.diagnose(model, x, np.zeros((256, 1), "float32"), batch_size=16, epochs=40)
+    assert 150 < found.trace.probes.trial.further_broken < 250
+    assert found.findings[0].code == "unsafe_loss"
+    assert "square root" in str(found)
