@@ -183,7 +183,7 @@ def diagnosis() -> Record:
     from benchmarks import diagnosis
     from tests.corpus.case import BLIND
 
-    figures, every = [], 5
+    figures, every = [], 10
     for which, blind in (("open", False), ("set aside", True)):
         names = [name for name in diagnosis.SETS if (name in BLIND) == blind]
         rows = [row for name in names for row in diagnosis.score(name, every=every, apply=not blind)]
