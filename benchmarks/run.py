@@ -270,9 +270,9 @@ BENCHMARKS = {
     "memory": Benchmark(memory, 6),
     "theory": Benchmark(theory, 2),
     "studies": Benchmark(studies, 5),
-    "diagnosis": Benchmark(diagnosis, 25),
+    "diagnosis": Benchmark(diagnosis, 40),
     "rescue": Benchmark(rescue, 25),
-    "tuning": Benchmark(tuning, 15),
+    "tuning": Benchmark(tuning, 30),
     "faults": Benchmark(faults, 45),
 }
 
