@@ -348,7 +348,8 @@ def held_back_readings(
     try:
         for optimizer in (one for one in optimizers_of(model) if getattr(one, "use_ema", False)):
             optimizer.finalize_variable_values(model.trainable_variables)
-        (trained, own), (others, _) = (_own_over_other(model, losses, part) for part in (batches, held or batches))
+        trained, own = _own_over_other(model, losses, batches)
+        others = _own_over_other(model, losses, held)[0] if held else trained
         validated = _own_over_other(model, losses, validation)[0] if validation else {}
     except Exception:  # a model that is not called as a whole, a loss that compares samples, ragged inputs
         logger.debug("The losses of rows held back could not be measured.", exc_info=True)
