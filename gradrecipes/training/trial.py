@@ -360,8 +360,8 @@ def build_on(model: keras.Model, batch: Any) -> None:
     """Build a model that was never called, on one batch, if its call allows it; a train step may do without.
 
     A train step of the user's own is traced, as the first step of a fit is: it may call its nets on parts of the batch.
-    """  # Keras' own `build` may leave layers for the first call
-    if model.built and all(layer.built for layer in keras_private.sublayers(model)):
+    """
+    if model.built and all(layer.built for layer in keras_private.sublayers(model)):  # `build` may leave layers out
         return
     of_its_own = keras_private.has_own_train_step(model)  # as a GAN's, whose call takes noise
     if of_its_own:

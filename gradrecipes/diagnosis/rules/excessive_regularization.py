@@ -56,20 +56,16 @@ def excessive_regularization(trace: Trace) -> Finding | None:
     kinds = list(dict.fromkeys(one.words for one in held))
     names, steps = listed(kinds), trial.steps + trial.further_steps
     if result is not None and held and judge(trace, ()).verdict == UNDECIDED and _fixes(result, seen):
-        statement, reached = (
-            (
-                f"{steps:,} steps with {names} end no better than a constant prediction; in as many without, the loss "
-                f"falls to {rounded(result.end)}"
-            ),
-            result.end,
+        reached = result.end
+        statement = (
+            f"{steps:,} steps with {names} end no better than a constant prediction; in as many without, the loss "
+            f"falls to {rounded(reached)}"
         )
     elif held and blamed is not None:
-        statement, reached = (
-            (
-                f"After {steps:,} steps with {names}, {rounded(blamed.own)} of the error of a constant prediction is "
-                f"left on {blamed.rows:,} rows held back; of the same net without, {rounded(blamed.own_linear)}"
-            ),
-            blamed.own_linear,
+        reached = blamed.own_linear
+        statement = (
+            f"After {steps:,} steps with {names}, {rounded(blamed.own)} of the error of a constant prediction is "
+            f"left on {blamed.rows:,} rows held back; of the same net without, {rounded(reached)}"
         )
     else:
         return None

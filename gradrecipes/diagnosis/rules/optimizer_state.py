@@ -39,6 +39,7 @@ from gradrecipes.core.trace.description import OptimizerDescription
 from gradrecipes.core.trace.trial_reading import FRESH_OPTIMIZER, USUAL_OPTIMIZER, TrialReading, VariationResult
 from gradrecipes.diagnosis.facts.divergences import at_fault, saw_all
 from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, rounded
+from gradrecipes.diagnosis.judgement import rates
 from gradrecipes.diagnosis.outcome import fixed_by, variation, variation_evidence, verdict
 from gradrecipes.diagnosis.prescriptions import fresh_optimizer
 from gradrecipes.diagnosis.registry import FAILED_RUN, rule
@@ -131,14 +132,14 @@ def _bad_constant(trace: Trace) -> Said | None:
             0.9,
         )
     every, momentum = optimizer.setting("ema_overwrite_frequency"), optimizer.setting("ema_momentum")
-    planned = (trace.probes.trial or TrialReading()).rates
-    known = planned is not None and planned.planned and bool(planned.steps)
-    if optimizer.settings.get("use_ema") and momentum is not None and not every and known and planned is not None:
-        left = momentum ** (planned.steps or 1)
+    planned = rates(trace)
+    steps = None if planned is None or not planned.planned else planned.steps
+    if optimizer.settings.get("use_ema") and momentum is not None and not every and steps:
+        left = momentum**steps
         if left > MAX_LEFT:
             return (
                 f"ema_momentum={rounded(momentum)} keeps {left:.0%} of the first weights in the average that replaces "
-                f"the trained ones after the {planned.steps:,} steps that are planned",
+                f"the trained ones after the {steps:,} steps that are planned",
                 left,
                 MAX_LEFT,
                 0.9,
