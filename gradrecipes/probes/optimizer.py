@@ -148,7 +148,7 @@ def _raised(
     return replace(rates, at_highest=result, raised_over=over, in_full=in_full, broken_rate=broken_rate)
 
 
-def hold_rate(trial: Trial, rates: PlannedRates | None, seen: Verdict, steps: int) -> PlannedRates | None:
+def hold_rate(trial: Trial, rates: PlannedRates, seen: Verdict, steps: int) -> PlannedRates:
     """Go on from the end of the trial at the highest rate, where the planned one is over by half of the training.
 
     Args:
@@ -157,8 +157,8 @@ def hold_rate(trial: Trial, rates: PlannedRates | None, seen: Verdict, steps: in
         seen: How the trial went.
         steps: How many more.
     """
-    over, planned = (None, None) if rates is None or not rates.planned else (rates.over_step, rates.steps)
-    if rates is None or over is None or planned is None or not rates.highest or planned < 2 * over:
+    planned = rates.steps if rates.planned else None
+    if planned is None or rates.over_step is None or not rates.highest or planned < 2 * rates.over_step:
         return rates
     run = trial.continued([-rates.highest] * steps)
     return replace(rates, held=_result(run, seen, len(trial.batches), steps))

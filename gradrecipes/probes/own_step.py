@@ -21,7 +21,8 @@ from gradrecipes.compat.tensorflow_private import binary_cross_entropies_reporte
 from gradrecipes.core.trace.data_reading import DataReading, LinearReading
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import CrossEntropyCall
-from gradrecipes.probes.predictions import CalledLoss, simple_readings, usual_error
+from gradrecipes.probes.held_back import CalledLoss
+from gradrecipes.probes.predictions import simple_readings, usual_error
 from gradrecipes.training.trial import Trial
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,18 +23,13 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import Probes
 from gradrecipes.core.trace.trial_reading import (
-    AS_IT_IS,
-    BALANCED_TERMS,
-    LARGER_BATCH,
     UNFROZEN,
     UNREGULARIZED,
     USUAL_OPTIMIZER,
     OutputTrial,
     TrialReading,
-    Variation,
     VariationResult,
     at_rate,
-    variation_of,
 )
 from gradrecipes.diagnosis.facts.divergences import ahead, end_over_baseline, is_lost_later, is_outrun
 from gradrecipes.diagnosis.judgement import UNDECIDED, judge, outweighed_part
@@ -45,33 +40,36 @@ from gradrecipes.diagnosis.outcome import (
     STALLED,
     Verdict,
     fixes,
-    has_heavy_tail,
     rival_losses,
     verdict,
 )
 from gradrecipes.probes.answers import Answers, sample_spread
 from gradrecipes.probes.attention import AttentionProbe
+from gradrecipes.probes.held_back import held_back_readings, standard_error
 from gradrecipes.probes.loss import losses_by_row
 from gradrecipes.probes.optimizer import LOWER_RATES, hold_rate, read_planned_rates, try_highest_rate, try_lower_rates
 from gradrecipes.probes.output_losses import Baselines, OutputLosses, pairs_samples, step_acts_like
 from gradrecipes.probes.own_step import learned_simply, misread_cross_entropies, weight_penalties
-from gradrecipes.probes.predictions import held_back_readings, standard_error
 from gradrecipes.probes.reach import StillWeights, unreached_data
 from gradrecipes.probes.signal import failure, signal
 from gradrecipes.probes.standard_twin import standard_twin
 from gradrecipes.probes.variations import (
-    CHANGES,
     HIGHER_RATES,
     Context,
     bad_samples,
     fitting_weights,
-    have_other_targets,
-    larger_batches,
-    rates_to_try,
     suspects,
     unregularized,
     usual_optimizer,
     without,
+)
+from gradrecipes.probes.varied_runs import (
+    VARIED_BATCHES,
+    VARIED_STEPS,
+    balanced,
+    freed,
+    vary,
+    vary_one_at_a_time,
 )
 from gradrecipes.training.trial import Trial, finite, step_error
 from gradrecipes.training.trial_data import TrialData, essence
@@ -80,10 +78,7 @@ logger = logging.getLogger(__name__)
 
 STEPS = 100  # of the trial; what breaks later than that breaks for other reasons
 BATCHES, HELD_BACK = 25, 32  # that it runs over, four times, and at most as many that it leaves out and is judged on
-VARIED_STEPS, VARIED_BATCHES = 40, 10  # of each variation, and the batches that it runs over, four times
-MAX_CONFIRMED = 3  # variations that fix the run and are run for twice as many steps
 VARIED_AT_MOST = 4  # steps of all variations together, before they are confirmed, over those of the trial
-NEARLY_FIXED = 0.98  # end over the baseline of a variation that is worth more steps
 MAX_WORK_TO_GO_ON = 5e7  # weights times samples and places in a step of a trial that goes on: .05 s on a core
 FURTHER, LONGER = 4, 14  # trials of further steps where one was too short to tell; at most, if so many are planned
 WELL_LEARNED = 0.1  # end over the baseline, beyond which it is asked whether a linear function learns more
@@ -193,16 +188,10 @@ def try_out(
             tell(f"the trial is {seen.state}: varying one thing at a time")
             context = Context(trial, description, probes, seen, trial.batches[:VARIED_BATCHES])
             baselines.answers = None if reading.answers is None or reading.answers.depend else answers
-            taken = 0
-            for name, varied in _variations(context, baselines):
-                if varied is not None:
-                    variations[name] = varied
-                    taken += VARIED_STEPS if varied.broken is None else varied.broken + 1
-                if taken >= VARIED_AT_MOST * steps:  # steps, not seconds: a slow machine judges as a fast one
-                    break
-            variations |= dict(_confirmed(context, baselines, variations))
+            variations = vary_one_at_a_time(context, baselines, at_most=VARIED_AT_MOST * steps)
         if behind:
-            variations |= _balanced(trial, losses, before, penalty, steps=len(run.loss))
+            tell("balancing the terms of the loss")
+            variations |= balanced(trial, losses, before, penalty, steps=len(run.loss))
         if ended and (outweighed or seen.state == LEARNING or not any(fixes(one, seen) for one in variations.values())):
             tell("going on where the trial ended")
             trial.load(ended)
@@ -213,7 +202,8 @@ def try_out(
             at_end = trial.save()
             variations |= try_lower_rates(trial, reading, seen) if is_lost_later(reading, seen) else {}
             trial.load(ended)
-            reading = replace(reading, rates=hold_rate(trial, reading.rates, seen, more))
+            if reading.rates is not None:
+                reading = replace(reading, rates=hold_rate(trial, reading.rates, seen, more))
         if answers is not None and (read := reading.answers) is not None and not read.depend and read.slope != 0.0:
             tell("leaving out terms of the loss")
             held = answers.held_back(read, run.logs, reading.steps + reading.further_steps)
@@ -235,21 +225,21 @@ def try_out(
             trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
         if (judged != UNDECIDED and is_outrun(trace)) or ahead(trace) is not None:  # another rate may do better
             for rate in (*LOWER_RATES[:2], *HIGHER_RATES[:2]):
-                varied = _vary(trial, baselines, rate=rate, batches=batches, steps=len(run.loss))
+                varied = vary(trial, baselines, rate=rate, batches=batches, steps=len(run.loss))
                 variations = ({} if varied is None else {at_rate(rate).name: varied}) | variations
     own = description.own_train_step or description.optimizer is None or description.optimizer.count != 1
     if seen.suspicious and not own and any(layer.kernel for layer in description.frozen):
         tell("training what is frozen, too")
-        variations |= _freed(UNFROZEN, unfrozen(model), model, batches[:VARIED_BATCHES], baselines, 2 * VARIED_STEPS)
+        variations |= freed(UNFROZEN, unfrozen(model), model, batches[:VARIED_BATCHES], baselines, 2 * VARIED_STEPS)
     fixed = any(fixes(one, seen) and (one.over_baseline or 0.0) < LEARNS_BELOW for one in variations.values())
     if run.broken is None and description.regularization and judged == UNDECIDED and not fixed:
         tell("training without what holds the net back")
         taken = reading.steps + reading.further_steps  # as many as with it
-        variations |= _freed(UNREGULARIZED, unregularized(model), model, batches, baselines, taken)
+        variations |= freed(UNREGULARIZED, unregularized(model), model, batches, baselines, taken)
     unusual = {} if own or description.optimizer is None else description.optimizer.unusual
     if unusual and not fixed and (seen.suspicious or judged == UNDECIDED):
         tell("training with the usual settings of the optimizer")
-        variations |= _freed(USUAL_OPTIMIZER, usual_optimizer(model, unusual), model, batches, baselines, len(trace))
+        variations |= freed(USUAL_OPTIMIZER, usual_optimizer(model, unusual), model, batches, baselines, len(trace))
     trace.probes = replace(trace.probes, trial=replace(reading, variations=variations))
     return trace, seen
 
@@ -279,7 +269,8 @@ def _gone_on(
         ended = OutputTrial(0, "loss", finite(start), float(last.mean()), known, standard_error(last))
         further = losses.compared(before, losses.measured()) or ((ended,) if np.isfinite(last).all() else ())
         reading = replace(reading, further=further, further_steps=len(run.loss))
-        reading = reading if None in (answers, reading.answers) else replace(reading, answers=answers.compared())
+        if answers is not None and reading.answers is not None:
+            reading = replace(reading, answers=answers.compared())
         if not outweighed:
             return reading
         later = {name: float(np.median(values[-len(trial.batches) :])) for name, values in run.logs.items() if values}
@@ -287,114 +278,3 @@ def _gone_on(
     except Exception:  # a train step that cannot go on
         logger.debug("The trial could not go on.", exc_info=True)
         return reading
-
-
-def _balanced(
-    trial: Trial, losses: OutputLosses, before: list[Any], penalty: float, *, steps: int
-) -> dict[str, VariationResult]:
-    """Return by name how many outputs learn in the trial's steps where all terms of the loss begin equally large."""
-    batches = losses.balanced(before, penalty)
-    if batches is None:
-        return {}
-    try:
-        run = trial.varied(steps, batches=batches)
-    except Exception:  # a loss that takes no sample weights
-        logger.debug("The terms of the loss could not be balanced.", exc_info=True)
-        return {}
-    if run.broken is not None:
-        return {BALANCED_TERMS.name: VariationResult(broken=run.broken, steps=steps)}
-    changed = losses.on(batches)
-    ended = changed.compared(before, changed.measured())
-    if np.isfinite(run.loss).sum() < 2 or not ended:
-        return {}
-    clearly = [one.learned and (one.end or 0.0) < HALVED_END * (one.baseline or math.inf) for one in ended]
-    return {BALANCED_TERMS.name: VariationResult(steps=steps, outputs_learned=sum(clearly))}
-
-
-def _freed(
-    variation: Variation,
-    freed: contextlib.AbstractContextManager[None],
-    model: keras.Model,
-    batches: list[Any],
-    baselines: Baselines,
-    steps: int,
-) -> dict[str, VariationResult]:
-    """Return by name what a variation does while the model is freed of something."""
-    try:
-        with freed, Trial(model, batches, steps=steps) as trial:
-            found = _vary(trial, baselines, steps=steps, batches=batches)
-    except Exception:  # an optimizer that cannot be made again, a layer whose settings are fixed
-        logger.debug("The variation %r could not be run.", variation.name, exc_info=True)
-        return {}
-    return {} if found is None else {variation.name: found}
-
-
-def _variations(context: Context, baselines: Baselines) -> Iterator[tuple[str, VariationResult | None]]:
-    """Yield (name, result) of each variation that is called for, those of the data first; None of one that raises."""
-    trial, batches = context.trial, context.batches
-    for one, change in CHANGES:
-        trial.restart()  # weights and optimizer are read as they were at the start
-        changed = change(context)
-        if changed is not None:
-            yield one.name, _vary(trial, baselines, **{"batches": batches, **changed})
-    for factor in rates_to_try(context.seen):
-        varied = _vary(trial, baselines, rate=factor, batches=batches)
-        yield at_rate(factor).name, varied
-        if fixes(varied, context.seen):
-            break
-    if (larger := larger_batches(context)) is not None:
-        yield LARGER_BATCH.name, _vary(trial, baselines, batches=larger)
-
-
-def _confirmed(
-    context: Context, baselines: Baselines, variations: dict[str, VariationResult]
-) -> Iterator[tuple[str, VariationResult]]:
-    """Yield (name, result) of the variations that fix the run, run again for twice as many steps.
-
-    Of a run that learned nothing the nearest to a fix is run for four times as many, where none is one yet.
-    """
-    trial, batches, seen, times = context.trial, context.batches, context.seen, 2
-    others = [(name, one) for name, one in variations.items() if name != AS_IT_IS.name]
-    others.sort(key=lambda pair: math.inf if pair[1].over_baseline is None else pair[1].over_baseline)
-    fixing = [(name, one) for name, one in others if fixes(one, seen)]
-    if not fixing and others and seen.end_over_baseline >= 1.0 and (others[0][1].over_baseline or 1.0) < NEARLY_FIXED:
-        fixing, times = others[:1], 4
-    changes = {one.name: change for one, change in CHANGES}
-    for name, _ in fixing[:MAX_CONFIRMED]:
-        rate = variation_of(name).rate
-        if rate is not None:
-            changed: dict[str, Any] | None = {"rate": rate}
-        elif name == LARGER_BATCH.name:
-            changed = {"batches": larger_batches(context) or batches}
-        else:
-            trial.restart()
-            changed = changes[name](context)
-        again = _vary(trial, baselines, steps=times * VARIED_STEPS, **{"batches": batches, **(changed or {})})
-        if again is not None:
-            yield name, again
-
-
-def _vary(trial: Trial, baselines: Baselines, *, steps: int = VARIED_STEPS, **change: Any) -> VariationResult | None:
-    batches = change["batches"]
-    try:
-        run = trial.varied(steps, **change)
-    except Exception:  # a train step of the user's own may need something that the change has altered
-        logger.debug("A variation could not be run.", exc_info=True)
-        return None
-    other = have_other_targets(batches, trial.batches)
-    baseline = baselines.of(batches) if other else baselines.of_trial
-    fitted = baselines.fit(batches) if other else baselines.fitted
-    loss = run.loss[np.isfinite(run.loss)]
-    period = min(len(batches), max(1, len(loss) // 2))
-    if run.broken is not None or len(loss) < 2:
-        return VariationResult(broken=run.broken, steps=steps)
-    start, end = float(np.median(loss[:period])), float(np.median(loss[-period:]))
-    fall = (start - end) / abs(start) if start else 0.0
-    heavy = not baselines.corrupt and has_heavy_tail(loss[-period:])
-    baseline = baselines.of(batches) if heavy else baseline  # of a few batches, it may be far from that of all
-    over = (float(loss[-period:].mean()) if heavy else end) / baseline if baseline else None
-    if fitted is None:
-        read = None if baselines.answers is None or over is not None else baselines.answers.compared()
-        return VariationResult(start, end, fall, None, over, steps, None if read is None else int(read.depend))
-    last = OutputTrial(0, "loss", start, float(loss[-period:].mean()), fitted, standard_error(loss[-period:]))
-    return VariationResult(start, end, fall, None, over, steps, int(last.learned), end - fitted)

@@ -11,9 +11,10 @@ import tensorflow as tf
 
 import gradrecipes as gr
 from gradrecipes.compat.keras_private import sublayers, unfrozen
-from gradrecipes.probes import trial
+from gradrecipes.probes import trial, varied_runs
 from gradrecipes.probes.output_losses import OutputLosses
 from gradrecipes.training.description.describe import describe_model
+from gradrecipes.training.trial import Trial
 
 BATCH, SAMPLES, COLUMNS = 16, 64, 6
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -245,7 +246,7 @@ CASES += [pytest.param(name, True, marks=pytest.mark.slow) for name in ("functio
 def few_steps(monkeypatch):
     """Let a trial be short: what is put back does not depend on its length."""
     monkeypatch.setattr(trial, "STEPS", 6)
-    monkeypatch.setattr(trial, "VARIED_STEPS", 3)
+    monkeypatch.setattr(varied_runs, "VARIED_STEPS", 3)
 
 
 @pytest.mark.parametrize(("name", "trained"), CASES)
@@ -349,14 +350,14 @@ def test_balanced_terms_begin_equally_large():
 
 
 def test_variations_are_decided_at_the_start_and_not_where_the_last_one_ended(monkeypatch):
-    changed, varied = [], trial.Trial.varied
+    changed, varied = [], Trial.varied
 
     def noted(self, steps, **change):
         changed.append(change)
         return varied(self, steps, **change)
 
-    monkeypatch.setattr(trial, "VARIED_STEPS", 4)
-    monkeypatch.setattr(trial.Trial, "varied", noted)
+    monkeypatch.setattr(varied_runs, "VARIED_STEPS", 4)
+    monkeypatch.setattr(Trial, "varied", noted)
     found = gr.diagnose(exploding(), *data(), batch_size=BATCH, steps=10).trace.probes.trial.variations
     assert {"as_it_is", "fitting_weights"} <= set(found)
     assert "fresh_optimizer" not in found  # the optimizer has never run
