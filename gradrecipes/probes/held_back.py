@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from gradrecipes.compat.keras_private import optimizers_of
 from gradrecipes.core.trace.data_reading import HeldBackReading
-from gradrecipes.probes.variations import joined
+from gradrecipes.probes.varied.variations import joined
 from gradrecipes.training.recovery.model_state import preserve_state, preserves_state
 
 logger = logging.getLogger(__name__)

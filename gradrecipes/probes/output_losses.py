@@ -21,7 +21,7 @@ from gradrecipes.probes.answers import Answers
 from gradrecipes.probes.loss import as_loss, candidates
 from gradrecipes.probes.own_step import OwnStepLoss
 from gradrecipes.probes.predictions import SAME, best_constant_loss
-from gradrecipes.probes.variations import standardized
+from gradrecipes.probes.varied.variations import standardized
 from gradrecipes.training.description.output_head import losses_of
 from gradrecipes.training.recovery.model_state import preserve_state
 from gradrecipes.training.trial import Trial

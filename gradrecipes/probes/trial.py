@@ -52,8 +52,16 @@ from gradrecipes.probes.output_losses import Baselines, OutputLosses, pairs_samp
 from gradrecipes.probes.own_step import learned_simply, misread_cross_entropies, weight_penalties
 from gradrecipes.probes.reach import StillWeights, unreached_data
 from gradrecipes.probes.signal import failure, signal
-from gradrecipes.probes.standard_twin import standard_twin
-from gradrecipes.probes.variations import (
+from gradrecipes.probes.varied.runs import (
+    VARIED_BATCHES,
+    VARIED_STEPS,
+    balanced,
+    freed,
+    vary,
+    vary_one_at_a_time,
+)
+from gradrecipes.probes.varied.standard_twin import standard_twin
+from gradrecipes.probes.varied.variations import (
     HIGHER_RATES,
     Context,
     bad_samples,
@@ -62,14 +70,6 @@ from gradrecipes.probes.variations import (
     unregularized,
     usual_optimizer,
     without,
-)
-from gradrecipes.probes.varied_runs import (
-    VARIED_BATCHES,
-    VARIED_STEPS,
-    balanced,
-    freed,
-    vary,
-    vary_one_at_a_time,
 )
 from gradrecipes.training.trial import Trial, finite, step_error
 from gradrecipes.training.trial_data import TrialData, essence

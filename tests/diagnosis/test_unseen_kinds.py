@@ -17,7 +17,7 @@ from gradrecipes.diagnosis.judgement import judge
 from gradrecipes.diagnosis.outcome import rival_losses, verdict
 from gradrecipes.diagnosis.rules.vanishing_initialization import vanishing_initialization
 from gradrecipes.probes.signal import signal
-from gradrecipes.probes.variations import usual_optimizer
+from gradrecipes.probes.varied.variations import usual_optimizer
 from gradrecipes.training.description.describe import describe_model
 from tests.diagnosis import hand_made
 from tests.diagnosis.contradictions import contradictions

@@ -11,8 +11,9 @@ import tensorflow as tf
 
 import gradrecipes as gr
 from gradrecipes.compat.keras_private import sublayers, unfrozen
-from gradrecipes.probes import trial, varied_runs
+from gradrecipes.probes import trial
 from gradrecipes.probes.output_losses import OutputLosses
+from gradrecipes.probes.varied import runs
 from gradrecipes.training.description.describe import describe_model
 from gradrecipes.training.trial import Trial
 
@@ -246,7 +247,7 @@ CASES += [pytest.param(name, True, marks=pytest.mark.slow) for name in ("functio
 def few_steps(monkeypatch):
     """Let a trial be short: what is put back does not depend on its length."""
     monkeypatch.setattr(trial, "STEPS", 6)
-    monkeypatch.setattr(varied_runs, "VARIED_STEPS", 3)
+    monkeypatch.setattr(runs, "VARIED_STEPS", 3)
 
 
 @pytest.mark.parametrize(("name", "trained"), CASES)
@@ -356,7 +357,7 @@ def test_variations_are_decided_at_the_start_and_not_where_the_last_one_ended(mo
         changed.append(change)
         return varied(self, steps, **change)
 
-    monkeypatch.setattr(varied_runs, "VARIED_STEPS", 4)
+    monkeypatch.setattr(runs, "VARIED_STEPS", 4)
     monkeypatch.setattr(Trial, "varied", noted)
     found = gr.diagnose(exploding(), *data(), batch_size=BATCH, steps=10).trace.probes.trial.variations
     assert {"as_it_is", "fitting_weights"} <= set(found)

@@ -1,6 +1,6 @@
 """What a trial showed, its variations, and what is measured only where it went wrong.
 
-A variation is the same steps with one thing changed; `probes/variations.py` changes it.
+A variation is the same steps with one thing changed; `probes/varied/variations.py` changes it.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from gradrecipes.diagnosis.facts.mismatch import class_of
 from gradrecipes.diagnosis.outcome import HALVED_END, verdict
 from gradrecipes.probes.held_back import MIN_JUDGED, answers_to, standard_error
 from gradrecipes.probes.loss import as_loss
-from gradrecipes.probes.variations import Context, fitting_weights, scaled_inputs, unregularized
+from gradrecipes.probes.varied.variations import Context, fitting_weights, scaled_inputs, unregularized
 from gradrecipes.training.description.model_graph import model_graph
 from gradrecipes.training.description.output_head import losses_of
 from gradrecipes.training.trial import Trial

@@ -24,7 +24,7 @@ from gradrecipes.core.trace.trial_reading import (
 from gradrecipes.diagnosis.outcome import HALVED_END, fixes, has_heavy_tail
 from gradrecipes.probes.held_back import standard_error
 from gradrecipes.probes.output_losses import Baselines, OutputLosses
-from gradrecipes.probes.variations import CHANGES, Context, have_other_targets, larger_batches, rates_to_try
+from gradrecipes.probes.varied.variations import CHANGES, Context, have_other_targets, larger_batches, rates_to_try
 from gradrecipes.training.trial import Trial
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""The steps of a trial run again with one thing changed, or with standard settings."""
