@@ -64,13 +64,26 @@ def held_back_readings(
         rows = [trained[output], others[output]]
         if min(map(len, rows)) >= MIN_JUDGED and all(np.isfinite(one).all() for one in rows):
             means, errors = [float(one.mean()) for one in rows], map(standard_error, rows[::-1])
-            reading = HeldBackReading(output, *means, *errors, len(rows[1]) if held else 0, *own[output])
+            ended = float(own[output].mean()), standard_error(own[output])
+            reading = HeldBackReading(output, *means, *errors, len(rows[1]) if held else 0, *ended)
             given = validated.get(output, np.zeros(0))
             given = given[given != 0.0]  # where the other row has the same target, as all have in data of one class
             if len(given) >= MIN_JUDGED and np.isfinite(given).all():
                 reading = replace(reading, validated=float(given.mean()), validated_noise=standard_error(given))
             found.append(reading)
     return tuple(found)
+
+
+def losses_held_back(model: keras.Model, losses: Sequence[CalledLoss], batches: Sequence[Any]) -> np.ndarray | None:
+    """Return the loss of each row, float64 `[rows]`, of a single output; None where it cannot be had of enough rows."""
+    if len(losses) != 1 or not batches:
+        return None
+    try:
+        (rows,) = _own_over_other(model, losses, batches)[1].values()
+    except Exception:  # a model that is not called as a whole, a loss that compares samples, ragged inputs
+        logger.debug("The losses of rows held back could not be measured.", exc_info=True)
+        return None
+    return rows if len(rows) >= MIN_JUDGED and np.isfinite(rows).all() else None
 
 
 def answers_to(model: keras.Model, batches: Sequence[Any], *, training: bool = False) -> list[np.ndarray]:
@@ -89,8 +102,8 @@ def answers_to(model: keras.Model, batches: Sequence[Any], *, training: bool = F
 
 def _own_over_other(
     model: keras.Model, losses: Sequence[CalledLoss], batches: Sequence[Any]
-) -> tuple[dict[int, np.ndarray], dict[int, tuple[float, float]]]:
-    """Return by output the loss with targets of other rows minus its own, of each row; mean and error of its own."""
+) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """Return by output the loss with targets of other rows minus its own, of each row, and its own."""
     batches = batches[: max(1, HELD_BACK_ROWS // len(keras.tree.flatten(batches[0])[0]))]
     answers = answers_to(model, batches)
     targets = [keras.tree.flatten(keras.utils.unpack_x_y_sample_weight(batch)[1]) for batch in batches]
@@ -101,6 +114,6 @@ def _own_over_other(
         shifts = [0, *(len(target) * number // (OTHERS + 1) for number in range(1, OTHERS + 1))]
         own, *others = (np.asarray(loss(tf.roll(target, by, axis=0), answer), np.float64) for by in shifts)
         if own.ndim and len(own) == len(answer):
-            found[output] = (np.mean(others, axis=0) - own).reshape(len(own), -1).mean(axis=1)
-            owns[output] = float(own.mean()), standard_error(own.reshape(len(own), -1).mean(axis=1))
+            owns[output] = own.reshape(len(own), -1).mean(axis=1)
+            found[output] = np.mean(others, axis=0).reshape(len(own), -1).mean(axis=1) - owns[output]
     return found, owns

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,11 +22,14 @@ from gradrecipes.diagnosis.facts.divergences import (
     unlearned_at_highest,
 )
 from gradrecipes.diagnosis.outcome import Verdict, fixes
+from gradrecipes.probes.held_back import standard_error
+from gradrecipes.probes.varied.variations import LOWER_RATES
 from gradrecipes.training.trial import Trial, TrialRun
 
 POINTS = 48  # at which a schedule is read, evenly over the training, beside those that its settings name
 FURTHER = 10  # times the steps that are known of, to which a schedule is read that rises without end
-OVER = 1e-3  # rate over the highest one of a schedule below which nothing is learned any more
+OVER = 1e-2  # rate over the highest one of a schedule below which next to nothing is learned any more
+OVER_EARLY = 1.5  # planned steps over those of a schedule that leaves a third of the training without a rate
 HIGHER = 1.5  # highest rate over that of the trial's steps from which it is tried
 RAISED_OVER = (75, SLOW_RISE, SLOWEST_RISE)  # steps over which the rate rises, the next where the loss is lost
 HELD = 2  # passes over the trial's batches at the highest rate
@@ -67,7 +70,7 @@ def read_planned_rates(
 
 
 def _over_step(rates: dict[int, float]) -> int | None:
-    """Return the first step from which on the rate stays below a thousandth of the highest before."""
+    """Return the first step from which on the rate stays below a hundredth of the highest before."""
     over = None
     for step in sorted(rates, reverse=True):
         highest = max(rate for before, rate in rates.items() if before <= step)
@@ -148,23 +151,34 @@ def _raised(
     return replace(rates, at_highest=result, raised_over=over, in_full=in_full, broken_rate=broken_rate)
 
 
-def hold_rate(trial: Trial, rates: PlannedRates, seen: Verdict, steps: int) -> PlannedRates:
-    """Go on from the end of the trial at the highest rate, where the planned one is over by half of the training.
+def is_over_early(rates: PlannedRates | None) -> bool:
+    """Return whether the schedule leaves a third of the planned training without a rate to speak of."""
+    planned = rates.steps if rates is not None and rates.planned else None
+    if rates is None or planned is None or rates.over_step is None or not rates.highest:
+        return False
+    return planned >= OVER_EARLY * rates.over_step
+
+
+def hold_rate(
+    trial: Trial, ended: Sequence[Any], rates: PlannedRates, seen: Verdict, steps: int, unseen: Callable[[], Any]
+) -> PlannedRates:
+    """Go on from the end of the trial at the highest rate, beside a training whose schedule is over early.
 
     Args:
-        trial: The trial at the end of its recorded run.
+        trial: The trial at the end of the same steps at the rates that are planned.
+        ended: What it was at the end of its recorded run.
         rates: What `try_highest_rate` returned.
         seen: How the trial went.
         steps: How many more.
+        unseen: Returns the loss of each row that it was not trained on, of the weights as they are, or None.
     """
-    planned = rates.steps if rates.planned else None
-    if planned is None or rates.over_step is None or not rates.highest or planned < 2 * rates.over_step:
+    own = unseen()
+    trial.load(ended)
+    run = trial.continued([-(rates.highest or 0.0)] * steps)
+    rates, held = replace(rates, held=_result(run, seen, len(trial.batches), steps)), unseen()
+    if own is None or held is None or run.broken is not None:
         return rates
-    run = trial.continued([-rates.highest] * steps)
-    return replace(rates, held=_result(run, seen, len(trial.batches), steps))
-
-
-LOWER_RATES = (0.1, 0.01, 0.001)  # times the learning rate
+    return replace(rates, unseen=(float(own.mean()), float(held.mean()), standard_error(own - held)))
 
 
 def try_lower_rates(trial: Trial, reading: TrialReading, seen: Verdict) -> dict[str, VariationResult]:

@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -45,9 +46,15 @@ from gradrecipes.diagnosis.outcome import (
 )
 from gradrecipes.probes.answers import Answers, sample_spread
 from gradrecipes.probes.attention import AttentionProbe
-from gradrecipes.probes.held_back import held_back_readings, standard_error
+from gradrecipes.probes.held_back import held_back_readings, losses_held_back, standard_error
 from gradrecipes.probes.loss import losses_by_row
-from gradrecipes.probes.optimizer import LOWER_RATES, hold_rate, read_planned_rates, try_highest_rate, try_lower_rates
+from gradrecipes.probes.optimizer import (
+    hold_rate,
+    is_over_early,
+    read_planned_rates,
+    try_highest_rate,
+    try_lower_rates,
+)
 from gradrecipes.probes.output_losses import Baselines, OutputLosses, pairs_samples, step_acts_like
 from gradrecipes.probes.own_step import learned_simply, misread_cross_entropies, weight_penalties
 from gradrecipes.probes.reach import StillWeights, unreached_data
@@ -63,6 +70,7 @@ from gradrecipes.probes.varied.runs import (
 from gradrecipes.probes.varied.standard_twin import standard_twin
 from gradrecipes.probes.varied.variations import (
     HIGHER_RATES,
+    LOWER_RATES,
     Context,
     bad_samples,
     fitting_weights,
@@ -179,6 +187,9 @@ def try_out(
             trace.probes = replace(trace.probes, trial=reading)
             open_still = open_still or judge(trace, ()).verdict == UNDECIDED
         ended = at_end if outweighed or open_still or longer else []
+        others = data.held_back(HELD_BACK, batches=BATCHES, seed=seed) if at_end else []
+        compares = not (outweighed or description.own_train_step or description.own_loss)
+        by_row = losses_by_row(model, len(description.outputs)) if compares else []
         reading = replace(reading, rates=try_highest_rate(trial, rates, seen, trial_steps=steps, tell=tell))
         variations: dict[str, VariationResult] = {}
         lost = reading.answers is not None and len(reading.answers.lost) > 0
@@ -201,17 +212,15 @@ def try_out(
             reading = _gone_on(trial, reading, losses, before, more, **how)
             at_end = trial.save()
             variations |= try_lower_rates(trial, reading, seen) if is_lost_later(reading, seen) else {}
-            trial.load(ended)
-            if reading.rates is not None:
-                reading = replace(reading, rates=hold_rate(trial, reading.rates, seen, more))
+            if reading.rates is not None and is_over_early(reading.rates):
+                trial.load(at_end)
+                unseen = partial(losses_held_back, model, by_row, others or validation)
+                reading = replace(reading, rates=hold_rate(trial, ended, reading.rates, seen, more, unseen))
         if answers is not None and (read := reading.answers) is not None and not read.depend and read.slope != 0.0:
             tell("leaving out terms of the loss")
             held = answers.held_back(read, run.logs, reading.steps + reading.further_steps)
             added = held.held_by is not None and penalties is not None
             reading = replace(reading, answers=replace(held, held_by="what layers add to the loss") if added else held)
-        others = data.held_back(HELD_BACK, batches=BATCHES, seed=seed) if at_end else []
-        compares = not (outweighed or description.own_train_step or description.own_loss)
-        by_row = losses_by_row(model, len(description.outputs)) if compares else []
         trial.load(at_end)
         if at_end and by_row:
             reading = replace(reading, held_back=held_back_readings(model, by_row, batches, others, validation))

@@ -335,20 +335,23 @@ def test_a_term_without_a_name_that_no_step_changes_makes_up_the_loss(equation, 
 
 
 @pytest.mark.parametrize(
-    ("over", "end", "held", "told"),
+    ("end", "held", "unseen", "told"),
     [
-        (80, 1.9, 0.3, True),
-        (80, 1.9, 1.2, False),
-        (80, 0.9, 0.1, False),
-        (600, 1.9, 0.3, False),
-        (80, 1.9, None, False),
+        (1.9, 0.3, None, True),
+        (1.9, 1.2, None, False),
+        (0.9, 0.1, None, False),
+        (0.9, 0.1, (1.0, 0.4, 0.02), True),
+        (0.9, 0.1, (1.0, 0.4, 0.08), False),
+        (0.9, 0.1, (1.0, 0.6, 0.02), False),
+        (0.2, 0.01, (0.3, 0.02, 0.01), False),
+        (1.9, None, None, False),
     ],
 )
-def test_a_schedule_that_is_over_before_anything_is_learned_is_told(over, end, held, told):
-    """Not where the rest of the training has a rate, nor where the loss was low by then, nor without the comparison."""
+def test_a_schedule_that_is_over_with_much_left_to_learn_is_told(end, held, unseen, told):
+    """Not where the net is well trained by then, nor where it learns the rows by heart, nor without the comparison."""
     trace = trial(np.linspace(2.3, 1.9, 100), description={"batch_size": 32})
     at_highest = None if held is None else VariationResult(1.9, held, 0.8, steps=400)
-    rates = PlannedRates(1000, True, 0.0, 0.02, 0.02, 0, over_step=over, held=at_highest)
+    rates = PlannedRates(1000, True, 0.0, 0.02, 0.02, 0, over_step=80, held=at_highest, unseen=unseen)
     further = (OutputTrial(0, "loss", 2.3, end, 2.3, 0.01),)
     trace = with_trial(trace, rates=rates, further=further, further_steps=400)
     assert ("learning_rate_too_low" in codes(trace)) == told

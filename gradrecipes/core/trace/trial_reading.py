@@ -169,9 +169,11 @@ class PlannedRates(Record):
             None where the rate rises no higher than in the trial, or was not tried.
         raised_over: Steps over which the rate was raised from that of the trial to the highest.
         in_full: Whether these are as many steps as the schedule itself takes from there.
-        over_step: First step from which on the rate stays below a thousandth of the highest before, or None.
+        over_step: First step from which on the rate stays below a hundredth of the highest before, or None.
         broken_rate: The rate at which the loss broke on the way, or None.
         held: What the further steps do at the highest rate, where the planned one is over early; None where it is not.
+        unseen: Mean loss of rows that the trial was not trained on, after the further steps as they are planned, and
+            after those at the highest rate, with the standard error of the difference; None where it is not known.
     """
 
     steps: int | None = None
@@ -186,6 +188,7 @@ class PlannedRates(Record):
     broken_rate: float | None = None
     over_step: int | None = None
     held: VariationResult | None = None
+    unseen: tuple[float, ...] | None = None
 
 
 FLOAT32_ROUNDING = 2.0**-22  # relative: two units in the last place

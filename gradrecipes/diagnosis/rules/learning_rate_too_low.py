@@ -6,9 +6,10 @@ size, and the net learns in the same steps at ten, a hundred or a thousand times
 of which it can lower a small share alone, its answers begin to depend on the inputs. Without a trial, in the
 record of a real training, it needs at least 200 such steps. It fires as well where the loss of a run that is no better
 than a constant prediction falls ten times as far at each of these rates: steps that are far too short follow the slope.
-And it fires where a schedule falls to a thousandth before all samples were seen once, while the gradients are as large
-as before: its decay was counted in epochs. So it does where that happens in the first half of a planned training, above
-half the loss of a constant prediction, and the same steps at the highest rate end at less than half the loss. And it
+And it fires where a schedule falls to a hundredth before all samples were seen once, while the gradients are as large
+as before: its decay was counted in epochs. So it does where that leaves a third of a planned training, and the same
+steps at the highest rate end at less than half the loss: above half the loss of a constant prediction; or above a tenth
+of it, if the loss of rows that were not trained on is halved as well. And it
 fires where a net is far behind a simple function of the inputs after all of its training, while the same steps at ten
 or a hundred times the rate end at less than half the loss.
 
@@ -72,6 +73,7 @@ GOOD_FALL = 0.05  # relative fall of the varied run, over 40 steps
 DECAYED_UPDATE = 1e3  # first update over the later ones, of a rate that decays to nothing within a hundred steps
 SAME_PROPORTION = 2.0  # by which the fall may differ from ten times that at a tenth of the rate
 LEARNED_END = 0.9  # end over the baseline below which a run at rest has learned
+MUCH_LEFT = 0.1  # end over the baseline, or over the start, below which a net that learns on is well trained
 ALIVE_GRADIENT = 0.1  # last gradient norm over the first: the gradients are still there
 
 
@@ -193,25 +195,23 @@ def _over_too_early(trace: Trace, seen: Verdict) -> Finding | None:
         return None
     more = rates.steps if rates.planned and rates.steps is not None else math.inf
     alive = float(norms[-1]) > ALIVE_GRADIENT * float(norms[0])
-    if not alive or more < 2 * rates.over_step:
+    if not alive:
         return None
-    lowers = f"The schedule lowers the learning rate to less than a thousandth within {rates.over_step:,} steps"
-    if rates.over_step < data.samples / size:
+    lowers = f"The schedule lowers the learning rate to less than a hundredth within {rates.over_step:,} steps"
+    if rates.over_step < data.samples / size and more >= 2 * rates.over_step:
         a_pass = math.ceil(data.samples / size)
         statement = (
             f"{lowers}, where one pass over the data takes {a_pass:,}, while the gradients are as large as before"
         )
-        when, expected = "before all samples were seen once", data.samples / size
+        when, expected = ", before all samples were seen once", data.samples / size
     elif (ends := _ends_if_held(trace, seen)) is not None:
-        statement = (
-            f"{lowers} of {more:,}. The loss ends at {ends[0]}, and at {ends[1]} if the rate stays at its highest"
-        )
-        when, expected = "before the net has learned", float(more)
+        statement = f"{lowers} of {more:,}. {ends}"
+        when, expected = f" of {more:,}, with much left to learn", float(more)
     else:
         return None
     return Finding(
         code="learning_rate_too_low",
-        title=f"The schedule is over after {counted(rates.over_step, 'step')}, {when}",
+        title=f"The schedule is over after {counted(rates.over_step, 'step')}{when}",
         kind=Kind.CAUSE,
         severity=Severity.WARNING,
         confidence=0.9,
@@ -221,15 +221,24 @@ def _over_too_early(trace: Trace, seen: Verdict) -> Finding | None:
     )
 
 
-def _ends_if_held(trace: Trace, seen: Verdict) -> tuple[str, str] | None:
-    """Return the ends of the further steps, as planned and at the highest rate, if that halves a loss that is high."""
+def _ends_if_held(trace: Trace, seen: Verdict) -> str | None:
+    """Return in words the ends of the further steps, as planned and at the highest rate, if that halves the loss.
+
+    Of a net that has learned the better part, the loss of rows that it was not trained on has to be halved as well.
+    """
     rates, further = rates_of(trace), (trace.probes.trial or TrialReading()).further
     own = further[0].end if len(further) == 1 else None
     held = None if rates is None or rates.held is None else rates.held.end
-    if own is None or held is None:
-        return None
     high = seen.baseline if seen.baseline > 0 else abs(seen.start)
-    return (rounded(own), rounded(held)) if HALVED_END * high < own and held < HALVED_END * own else None
+    if rates is None or own is None or held is None or not held < HALVED_END * own:
+        return None
+    if own > HALVED_END * high:
+        return f"The loss ends at {rounded(own)}, and at {rounded(held)} if the rate stays at its highest"
+    if rates.unseen is None or not own > MUCH_LEFT * high:
+        return None
+    planned, at_highest, noise = rates.unseen
+    words = f"is {rounded(planned)} in the end, and {rounded(at_highest)} if the rate stays at its highest"
+    return f"The loss of rows held back {words}" if at_highest + 2.0 * noise < HALVED_END * planned else None
 
 
 def _died(trace: Trace, update: float, seen: Verdict) -> Finding:

@@ -33,11 +33,10 @@ from gradrecipes.core.trace.trial_reading import (
 )
 from gradrecipes.diagnosis.facts.readings import MIN_INPUT_RMS, behind_scaling
 from gradrecipes.diagnosis.outcome import BROKEN, DIVERGING, OSCILLATING, STALLED, Verdict
-from gradrecipes.probes.optimizer import LOWER_RATES
 from gradrecipes.training.description.describe import switched_off
 from gradrecipes.training.trial import Trial
 
-HIGHER_RATES = (10.0, 100.0, 1e3, 1e5)  # times the learning rate
+LOWER_RATES, HIGHER_RATES = (0.1, 0.01, 0.001), (10.0, 100.0, 1e3, 1e5)  # times the learning rate
 MAX_SPREAD_RATIO = 1.6  # spread of a kernel over the largest that an initializer gives: above, it is shrunk to that
 MIN_SPREAD_RATIO = 0.4  # over the smallest: below, it is enlarged to that
 LARGEST_EMBEDDING = 0.5  # spread of an embedding; 1 is N(0, 1), as some libraries draw it, .03 is Keras' own
