@@ -214,3 +214,26 @@ def test_an_interruption_anywhere_leaves_the_model_as_it_was(part):
     assert float(model.optimizer.learning_rate) == np.float32(0.001)
     assert "learning_rate" not in vars(model.optimizer)
     assert model.steps_per_execution == 1 and model.train_function is None
+
+
+def test_a_step_that_raises_while_its_weights_are_created_is_told_not_raised():
+    class Early(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = keras.Sequential([keras.layers.Dense(1)])
+
+        def call(self, x):
+            return self.inner(x)
+
+        def train_step(self, data):
+            x, y = data
+            weights = self.inner.trainable_variables  # none are there before the first call
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(self(x, training=True) - y))
+            self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+            return {"loss": loss}
+
+    model = Early()
+    model.compile("sgd")
+    diagnosis = gr.diagnose(model, X, Y, batch_size=16)
+    assert [finding.code for finding in diagnosis.findings] == ["failing_step"]

@@ -44,7 +44,7 @@ from gradrecipes.rescue.verdict import (
     Rescue,
     RescueEvidence,
 )
-from gradrecipes.training.trial import build_on
+from gradrecipes.training.building import build_on
 from gradrecipes.training.trial_data import is_arrays
 
 _LOG = logging.getLogger(__name__)

@@ -22,6 +22,7 @@ from gradrecipes.gradients.pipeline import Pipeline
 from gradrecipes.gradients.recorder import STEP_COLUMNS
 from gradrecipes.gradients.update import PipelineSettings
 from gradrecipes.training.autopsy import autopsy
+from gradrecipes.training.building import build_on, create_all
 from gradrecipes.training.fit.trace_writer import TraceWriter, WeightSamples
 from gradrecipes.training.recovery.model_state import variables_of
 from gradrecipes.training.step.instrumented_step import InstrumentedStep
@@ -109,7 +110,7 @@ class Trial:
         model = self.model
         keras_private.build_optimizer(model)
         keras_private.build_metrics(model, self.batches[0])
-        _create_all(model, self.batches[0])
+        create_all(model, self.batches[0])
         self._start = [(variable, np.array(variable)) for variable in variables_of(model)]
         before, stop, history = model.train_function, model.stop_training, getattr(model, "history", None)
         self._stack.callback(self._put_back, before, stop, history)
@@ -356,38 +357,14 @@ def step_error(model: keras.Model, batches: Sequence[Any]) -> Exception | None:
     return None
 
 
-def build_on(model: keras.Model, batch: Any) -> None:
-    """Build a model that was never called, on one batch, if its call allows it; a train step may do without.
-
-    A train step of the user's own is traced, as the first step of a fit is: it may call its nets on parts of the batch.
-    """
-    if model.built and all(layer.built for layer in keras_private.sublayers(model)):  # `build` may leave layers out
-        return
-    of_its_own = keras_private.has_own_train_step(model)  # as a GAN's, whose call takes noise
-    if of_its_own:
-        _create_all(model, batch)
-        if all(layer.built for layer in keras_private.sublayers(model)):
-            return
-    x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-    with contextlib.suppress(Exception if of_its_own else NotImplementedError):
-        model(keras.tree.map_structure(lambda part: part[:1], x), training=False)
-
-
 def build_error(model: keras.Model, batch: Any) -> Exception | None:
     """Build a model on one batch; return the error if neither its call nor its train step can."""
     try:
         build_on(model, batch)
     except Exception as error:
-        return None if step_error(model, [batch]) is None else error  # the step builds it as well
+        own = keras_private.has_own_train_step(model)  # another step builds it as well
+        return error if own or step_error(model, [batch]) is not None else None
     return None
-
-
-def _create_all(model: keras.Model, batch: Any) -> None:
-    """Let layers that only the train step calls create their weights: by tracing it, which takes no step."""
-    if all(layer.built for layer in keras_private.sublayers(model)):
-        return
-    with contextlib.suppress(Exception):  # the first step itself will tell
-        tf.function(model.train_step).get_concrete_function(batch)
 
 
 def variable_key(variable: Any) -> int:

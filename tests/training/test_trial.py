@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 
 from gradrecipes.probes.signal import weight_scales
-from gradrecipes.training.trial import Trial, build_on
+from gradrecipes.training.building import build_on
+from gradrecipes.training.trial import Trial
 from gradrecipes.training.trial_data import trial_data
 
 layers = keras.layers
