@@ -352,3 +352,13 @@ def test_a_net_that_stays_frozen_in_its_own_turn_is_told(frozen, told):
     real = np.random.default_rng(0).normal(2.0, 0.5, size=(256, 2)).astype("float32")
     found = [one.code for one in gr.diagnose(model, real).findings]
     assert ("frozen_weights" in found) == told and "failing_step" not in found
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1e-4, ["unscaled_targets"]), (1.0, [])])
+def test_targets_far_below_unit_size_are_told_where_the_net_learns_scaled_ones(size, expected):
+    keras.utils.set_random_seed(9)
+    x = np.random.default_rng(3).normal(size=(800, 6)).astype("float32")
+    y = size * (np.tanh(x[:, :1]) * x[:, 1:2] + 0.5 * x[:, 2:3])
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(32, "relu"), layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(0.003), "mse")
+    assert codes(model, x, y, epochs=15)[:1] == expected

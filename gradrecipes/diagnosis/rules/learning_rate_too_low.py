@@ -150,9 +150,9 @@ def learning_rate_too_low(trace: Trace) -> Finding | None:
 
 def _outlearned(trace: Trace, seen: Verdict) -> float | None:
     """Return by how much higher a rate halves the loss of a net that is far behind a simple function, or None."""
-    if far_ahead(trace) is None:
+    found, twin = far_ahead(trace), at_fault(trace, Setting.OPTIMIZER)
+    if found is None or (found.faults and twin is None):  # another setting is at fault
         return None
-    twin = at_fault(trace, Setting.OPTIMIZER)
     if twin is not None and twin.rate is not None:
         return twin.rate if twin.rate > 1.0 else None
     for factor in (10.0, 100.0):

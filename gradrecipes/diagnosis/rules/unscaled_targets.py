@@ -9,7 +9,8 @@ are `loss_output_mismatch`.
 ## Why it is bad
 An untrained net predicts values near 0. The first error is then the target itself, a squared error its square: with
 prices of 200,000 the loss starts at 4e10, and plain gradient steps diverge. Adam, which divides by the gradient's size,
-moves each weight by the learning rate a step, and needs thousands of steps to get to the mean.
+moves each weight by the learning rate a step, and needs thousands of steps to get to the mean. With targets of 1e-4 the
+first error is the net's own answer, and a step of the usual length is larger than what there is to learn.
 
 ## Example
 ```python
@@ -168,7 +169,10 @@ def far_target(trace: Trace) -> ArrayReading | None:
 
 def _far_head(trace: Trace, size: float, *, own: bool) -> Head | None:
     judged = heads(trace) or (_own_heads(trace) if own else [])
-    return max((head for head in judged if _regression(head) and _size(head) > size), key=_size, default=None)
+    regressions = [head for head in judged if _regression(head)]
+    large = [head for head in regressions if _size(head) > size]
+    tiny = [head for head in regressions if own and 0.0 < _size(head) < 1.0 / size]  # Adam learns many of these
+    return max(large, key=_size, default=None) or min(tiny, key=_size, default=None)
 
 
 def _severity(trace: Trace, head: Head, seen: Verdict) -> Severity:
@@ -205,6 +209,11 @@ def _regression(head: Head) -> bool:
 
 
 def _explanation(trace: Trace, head: Head, what: str) -> str:
+    if _size(head) < 1.0:
+        return (
+            f"An untrained net predicts values of about 1, and {what}: the first error is the net's own answer, "
+            "and the steps that take it away are as large as all there is to learn."
+        )
     optimizer, rate = trace.description.optimizer, trace.description.learning_rate
     if optimizer is not None and optimizer.adaptive and rate:
         steps = (
