@@ -15,11 +15,12 @@ import keras
 import numpy as np
 
 from gradrecipes.callbacks.gradient_guard import GradientGuard
-from gradrecipes.compat.keras_private import build_optimizer, has_own_train_step
+from gradrecipes.compat.keras_private import build_optimizer
 from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_numbers_kept, seed_all
 from gradrecipes.rescue.edits import OWN
 from gradrecipes.rescue.feed import Feed, with_columns
 from gradrecipes.rescue.original import Setup
+from gradrecipes.rescue.own_loss import has_plain_loss
 from gradrecipes.rescue.task import OWN_LOSS, WORST, Score, Task
 from gradrecipes.training.trial_data import weighted
 
@@ -230,11 +231,6 @@ def loss_on(model: keras.Model, x: Any, y: Any) -> float:
     x, y = keras.tree.map_structure(keras.ops.convert_to_tensor, (x, y))
     loss = model.compute_loss(x=x, y=y, y_pred=model(x, training=False), training=False)
     return float(loss) - float(sum(model.losses))
-
-
-def has_plain_loss(model: keras.Model) -> bool:
-    """Return whether the loss of a step is the one that the model is compiled with."""
-    return not has_own_train_step(model) and type(model).compute_loss is keras.Model.compute_loss
 
 
 def _falls(losses: np.ndarray) -> bool:

@@ -106,10 +106,9 @@ def catalogue(
     allowed += _of_data_and_loss(base, original, scaling, task)
     allowed += _of_layers(base, original, task)
     if positive and original.surgical:
-        words = (
-            f"pass column {', '.join(map(str, positive))} of the output through softplus, so that the loss is finite"
-        )
-        allowed.append(_with("positive_outputs", words, 1, positive=positive))
+        words = f"column {', '.join(map(str, positive))} of the output through softplus, so that the loss is finite"
+        edit = {"head": "softplus"} if base.head == "relu" else {"positive": positive}
+        allowed.append(_with("positive_outputs", f"pass {words}", 1, **edit))
     return {change.name: change for change in allowed if not _is_as_it_is(base, change.apply(base))}
 
 
@@ -283,8 +282,8 @@ BY_CAUSE: dict[str, tuple[str, ...]] = {
 # What a good engineer tries without a diagnosis: all of it at once, then one after the other.
 STANDARD = ("adam", "inputs", "targets", "float32", "shuffle", "column_targets", "zero_one", "bounded_head")
 STANDARD += (
-    "head_and_loss",
     "positive_outputs",
+    "head_and_loss",
     "mask",
     "loss_weights",
     "initializers",
@@ -350,6 +349,6 @@ def kind_of(name: str) -> str:
         return "optimizer"  # a rate in the place of Adam's is one of Adam's rates
     if name in ("normalization", "residual"):
         return "normalization"
-    if name in ("head_and_loss", "bounded_head"):
+    if name in ("head_and_loss", "bounded_head", "positive_outputs"):
         return "head"
     return next((kind for kind in ("activation_", "unfreeze") if name.startswith(kind)), name)

@@ -58,7 +58,7 @@ def code_of(
     """
     changed = {difference.setting for difference in before.diff(after)}
     in_call = models is not None and has_own_train_step(models[0])
-    scaling = scaling if changed & {"inputs", "targets"} else None
+    scaling = scaling.under(after.head, after.positive) if scaling and changed & {"inputs", "targets"} else None
     lines = _in_model(changed, before, after, models)
     if scaling is not None:
         lines += _lines_in_call(after, scaling) if in_call else _scaling_lines(after, scaling)

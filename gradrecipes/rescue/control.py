@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
-from typing import Any
 
-import keras
-import numpy as np
-import tensorflow as tf
-
-from gradrecipes.compat.keras_private import sublayers
-from gradrecipes.core.analysis.baseline import constant_baseline_loss
-from gradrecipes.core.trace.description import OutputDescription
-from gradrecipes.probes.predictions import best_constant_loss
-from gradrecipes.rescue.arm import Result, has_plain_loss
+from gradrecipes.rescue.arm import Result
 from gradrecipes.rescue.changes import Changes, setup_after
 from gradrecipes.rescue.edits import OWN
 from gradrecipes.rescue.feed import FEW_SAMPLES
 from gradrecipes.rescue.lab import LEAST_DIFFERENCE, LEAST_GAIN, STANDARD_ERRORS, Lab
 from gradrecipes.rescue.task import OWN_LOSS
-
-_LOG = logging.getLogger(__name__)
 
 HALF = 0.5  # share of the training at which one is compared with others that are to be trained to the end
 QUARTER = 0.25  # share of the training at which one beside a cause ends that stands still
@@ -30,7 +18,6 @@ WITHIN = 0.05  # of what the best gains over a constant prediction: fewer change
 EXCELLENT = 1.0 - WITHIN  # score from which on a better one is not looked for
 HALF_LEARNED = 0.5  # share of the way from a constant prediction to a perfect score
 FAR_BELOW = 0.5  # gain over a constant prediction over that of a short trial below which a training does not do
-COMPARED_ROWS = 32  # on which a loss is asked whether it wants the targets
 FEWEST_STEPS = 40  # of a training whose losses say whether they still fall: ten in each quarter
 FINAL_PEAK = 10.0  # highest loss over the first from which on a run that ends well is said to have spiked
 
@@ -286,12 +273,14 @@ class Ends:
         """Return whether the second half of a training is known to add less than 5%, and not to break.
 
         Learning curves are concave in the logarithm of the steps: the last doubling gains no more than the one before.
-        A training may break late whose rate rises, or which a step has thrown back to where it began.
+        A training may break late whose rate rises, which a step has thrown back to where it began, or whose loss is
+        the user's own and not finite for answers that are sure.
         """
         lab = self.lab
         early = next((share for share in (max(QUARTER, self.long), self.long) if lab.has_run(changes, share)), HALF)
         setup = setup_after(lab.base, changes)
         unknown = setup.schedule is not None or setup.optimizer == OWN or lab.task.kind == OWN_LOSS
+        unknown = unknown or (lab.task.own is not None and not lab.task.exchanged(setup))
         few = half.steps < FEWEST_STEPS or early == HALF or not half.steady
         if self.to_last_step or self.control.fails_late or unknown or few or not self.half_learned(half):
             return False
@@ -309,78 +298,3 @@ class Ends:
 def _stays(result: Result) -> bool:
     """Return whether the training loss neither fell nor still falls."""
     return not (result.fell or result.falls or result.declines)
-
-
-def masks(model: keras.Model) -> bool:
-    """Return whether a layer masks time steps, which then count in no loss."""
-    return any(isinstance(one, keras.layers.Masking) or getattr(one, "mask_zero", False) for one in sublayers(model))
-
-
-def usual_baseline(output: OutputDescription, y: Any) -> float | None:
-    """Return the loss of the best constant prediction for a loss of Keras' on the only output, by its formula."""
-    changed = output.config.get("label_smoothing") or output.config.get("ignore_class") is not None
-    if output.custom or changed or keras.tree.is_nested(y):
-        return None
-    known = constant_baseline_loss(output.loss, np.asarray(y))
-    return None if known is None else output.factor * known
-
-
-def sum_of_baselines(outputs: Sequence[OutputDescription], targets: Sequence[Any]) -> float | None:
-    """Return the sum over the outputs of the losses of their best constant predictions, or None if one is not known."""
-    judged = [one for one in outputs if one.loss is not None]
-    if not judged or any(one.target is None or one.target >= len(targets) for one in judged):
-        return None
-    parts = [usual_baseline(one, targets[one.target]) for one in judged]
-    return None if None in parts else float(sum(parts))
-
-
-def constant_loss(model: keras.Model, x: Any, y: Any, shape: tuple[int | None, ...]) -> float | None:
-    """Return the loss of the best constant output on the first samples; None where none is found.
-
-    Args:
-        model: A compiled model, whose loss is used.
-        x: Inputs.
-        y: Targets.
-        shape: Of its output, without samples.
-    """
-    first = np.asarray(keras.tree.flatten(y)[0], np.float64)[:FEW_SAMPLES]
-    if not has_plain_loss(model) or None in shape or first.min() == first.max():  # else a constant would be perfect
-        return None
-    x, y = keras.tree.map_structure(lambda a: keras.ops.convert_to_tensor(a[:FEW_SAMPLES]), (x, y))
-
-    def loss(constants: tf.Tensor, rows: slice) -> tf.Tensor:
-        some_x, some_y = keras.tree.map_structure(lambda a: a[rows], (x, y))
-        predicted = tf.broadcast_to(constants, (len(first[rows]), *shape))
-        return model.compute_loss(x=some_x, y=some_y, y_pred=predicted, training=False)
-
-    try:
-        return best_constant_loss(loss, samples=len(first), columns=shape[-1], middle=float(np.mean(first)))
-    except Exception:  # a loss that does not take such an output
-        _LOG.debug("The loss of a constant prediction could not be found.", exc_info=True)
-        return None
-
-
-def wants_other_answers(model: keras.Model, x: Any, y: Any, shape: tuple[int | None, ...]) -> bool:
-    """Return whether the loss of a model is lower for the opposite of the targets, or their mean, than for themselves.
-
-    A score that compares answers with targets misreads it, as of a distance that is to be small for pairs marked 1, or
-    of a likelihood whose parameters the answers are. Told from those rows on which the loss is finite.
-
-    Args:
-        model: A compiled model.
-        x: Inputs.
-        y: Targets.
-        shape: Of its output, without samples.
-    """
-    if None in shape or np.shape(y)[1:] not in (shape, shape[:-1]) or not has_plain_loss(model):
-        return False
-    x, targets = keras.tree.map_structure(lambda a: keras.ops.convert_to_tensor(a[:COMPARED_ROWS]), (x, y))
-    every = np.asarray(y, np.float32).reshape(-1, *shape)
-    answers = every[:COMPARED_ROWS]
-    losses = []
-    for one in (answers, every.min() + every.max() - answers, np.broadcast_to(every.mean(axis=0), answers.shape)):
-        given = keras.ops.convert_to_tensor(one)
-        rows = [keras.tree.map_structure(lambda a, k=k: a[k : k + 1], (x, targets, given)) for k in range(len(answers))]
-        losses.append([float(model.compute_loss(x=a, y=b, y_pred=c, training=False)) for a, b, c in rows])
-    known = np.array(losses)[:, np.isfinite(losses).all(axis=0)].sum(axis=1)
-    return bool(min(known[1:]) < known[0])

@@ -7,7 +7,7 @@ import functools
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -16,6 +16,7 @@ import numpy as np
 SEEDS = 2**31 - 1
 OWN = "own"  # what the user has, whatever it is
 RECURRENT = ("SimpleRNN", "LSTM", "GRU", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
+POSITIVE = ("relu", "softplus", "exponential", "relu6")
 RECTIFIERS = ("relu", "leaky_relu", "elu", "gelu", "silu", "swish", "mish", "celu", "relu6")
 FITTING = {  # by the role of the weight, as Keras initializes it by default; kernels by their activation
     "bias_initializer": "Zeros",
@@ -147,6 +148,19 @@ class Scaling:
     structure: Any
     finite: bool
     targets: Mapping[int, TargetScale]
+
+    def under(self, head: str, positive: Sequence[int] = ()) -> Scaling:
+        """Return the scaling behind an output that is never below 0, from which no mean is added to it.
+
+        Args:
+            head: Activation of the only output.
+            positive: Its columns that go through softplus.
+        """
+        if len(self.targets) != 1 or not (positive or head in POSITIVE):
+            return self
+        place, scale = next(iter(self.targets.items()))
+        above = [not positive or column in positive for column in range(len(scale.mean))]
+        return replace(self, targets={place: replace(scale, mean=np.where(above, 0.0, scale.mean))})
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import os
@@ -14,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from gradrecipes.compat.keras_private import has_own_train_step, replaced
+from gradrecipes.compat.keras_private import has_own_train_step
 from gradrecipes.compat.random_state import global_tensorflow_seed_kept, random_numbers_kept, seed_all
 from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.findings import Severity
@@ -24,16 +23,26 @@ from gradrecipes.diagnosis.judgement import HEALTHY
 from gradrecipes.diagnosis.outcome import fixing_rate
 from gradrecipes.probes.examine import examine, require_compiled
 from gradrecipes.report.diagnosis import Diagnosis
-from gradrecipes.rescue.arm import Arm, has_plain_loss
+from gradrecipes.rescue.arm import Arm
 from gradrecipes.rescue.changes import Change, candidates, catalogue, setup_after, suggested_changes
-from gradrecipes.rescue.control import constant_loss, masks, sum_of_baselines, usual_baseline, wants_other_answers
 from gradrecipes.rescue.edits import Scaling, scaling_of
 from gradrecipes.rescue.feed import Feed, balanced_weights, is_flat, is_padded, read_feed
+from gradrecipes.rescue.inner import calls_itself
 from gradrecipes.rescue.lab import Journal, Lab, fingerprint_of
 from gradrecipes.rescue.original import Original, Setup, looked_up_inputs, read_original, setup_of
+from gradrecipes.rescue.own_loss import (
+    LIKELIHOODS,
+    OwnLoss,
+    constant_loss,
+    masks,
+    positive_columns,
+    sum_of_baselines,
+    usual_baseline,
+    wants_other_answers,
+)
 from gradrecipes.rescue.rebuild import rebuild
 from gradrecipes.rescue.search import search
-from gradrecipes.rescue.task import BINARY, CLASSES, NUMBERS, ONE_HOT, OWN_LOSS, Task, task_of
+from gradrecipes.rescue.task import BINARY, CLASSES, NUMBERS, ONE_HOT, OWN_LOSS, Task, shares_of, task_of
 from gradrecipes.rescue.verdict import (
     NOT_RESCUED,
     NOTHING_NEEDED,
@@ -52,7 +61,6 @@ _LOG = logging.getLogger(__name__)
 TRAININGS = 3.0  # of the user's own that a rescue may cost by default
 CONFIRMED_IN = 2.0  # trainings that are kept back of the budget, to train what looks good to the end
 LOSS_CAUSES = {"loss_output_mismatch", "unsafe_loss", "unbounded_loss"}  # findings that are about the loss itself
-MOST_COLUMNS = 16  # of an output that are tried below 0, one after the other
 
 
 def rescue(
@@ -237,7 +245,9 @@ def _read(
     scaling = scaling_of(feed.x, feed.y, looked_up_inputs(trace), task.numbers)
     case = _Case(model, feed, diagnosis, replace(original, flat=flat), base, task, scaling)
     if has_own_train_step(model):
-        case = replace(case, original=replace(case.original, in_call=_calls_itself(case.build, base, feed)))
+        with random_numbers_kept(), global_tensorflow_seed_kept():
+            in_call = calls_itself(lambda: case.build(base, 0), feed.take(np.arange(min(2, feed.samples))))
+        case = replace(case, original=replace(case.original, in_call=in_call))
     return replace(case, task=_with_reference(case))
 
 
@@ -330,14 +340,16 @@ def _with_reference(case: _Case) -> Task:
     A loss of the user's own may want something else than the targets.
     """
     task, feed, shape = case.task, case.feed, case.shape
-    if task.kind != OWN_LOSS and not (shape and case.outputs[0].custom and task.kind in (BINARY, NUMBERS)):
-        return task
+    if task.kind != OWN_LOSS and not (shape and case.outputs[0].custom):
+        return _with_own_loss(case) if shape and case.base.loss in LIKELIHOODS else task
     with random_numbers_kept(), global_tensorflow_seed_kept():
         try:
             model = case.build(case.base, 0)
             if task.kind != OWN_LOSS:
-                if not wants_other_answers(model, task.x, task.y, shape):
-                    return task
+                numbers = task.kind == NUMBERS
+                judged = numbers or task.kind == BINARY
+                if not judged or not wants_other_answers(model, task.x, task.y, shape, numbers=numbers):
+                    return _with_own_loss(case)
                 task = replace(task, kind=OWN_LOSS, baseline_score=0.0)
             loss = task.loss_of(model)
         except Exception:  # a model that cannot be copied, as the control arm will say, or a loss of another output
@@ -351,49 +363,21 @@ def _with_reference(case: _Case) -> Task:
     return replace(task, reference=loss)
 
 
-def _calls_itself(build: Callable[..., keras.Model], base: Setup, feed: Feed) -> bool:
-    """Return whether a train step of the user's own passes its input to the model itself, and not to parts of it."""
-    batch = feed.take(np.arange(min(2, feed.samples)))
-    if keras.tree.is_nested(batch[0]) or np.asarray(batch[0]).dtype.kind != "f":
-        return False
-    shape, seen = np.shape(batch[0]), []
-
-    def watched(call: Callable[..., Any], given: Any, *arguments: Any, **keywords: Any) -> Any:
-        seen.append(getattr(given, "shape", None) == shape)
-        return call(given, *arguments, **keywords)
-
-    with random_numbers_kept(), global_tensorflow_seed_kept():
-        try:
-            model = build(base, 0)
-            with replaced(model, "call", functools.partial(watched, model.call)):
-                model.train_step(keras.tree.map_structure(keras.ops.convert_to_tensor, batch))
-        except Exception:  # a step that runs in a graph only
-            _LOG.debug("The train step could not be run by itself.", exc_info=True)
-            return False
-    return any(seen)
+def _with_own_loss(case: _Case) -> Task:
+    """Return the task with the user's own loss, which judges the answers of a model that is trained with another."""
+    task, name = case.task, (case.base.loss, case.base.from_logits)
+    shares = None if task.kind == NUMBERS else shares_of(task.kind, case.feed.y, case.shape[-1])
+    own = OwnLoss(name, lambda: case.build(case.base, 0), task.x, task.y, case.shape, shares)
+    return replace(task, own=own)
 
 
 def _positive_columns(case: _Case) -> tuple[int, ...]:
-    """Return the columns of an unbounded output below 0 of which a loss of the user's own is not finite."""
-    shape = case.shape
-    if not shape or None in shape or not case.outputs[0].custom or case.base.head != "linear":
+    """Return the columns of the output that must be positive for the user's own loss, or a likelihood, to be finite."""
+    shape, head = case.shape, case.base.head
+    if not shape or not (case.outputs[0].custom or case.base.loss in LIKELIHOODS) or not case.original.surgical:
         return ()
-    if not case.original.surgical or case.feed.y is None:
+    if head not in ("linear", "relu") or case.feed.y is None:
         return ()
     with random_numbers_kept(), global_tensorflow_seed_kept():
         model = case.build(case.base, 0)
-        x, y = keras.tree.map_structure(keras.ops.convert_to_tensor, case.feed.few_rows())
-
-        def is_finite(constants: np.ndarray) -> bool:
-            predicted = np.broadcast_to(constants, (len(keras.tree.flatten(y)[0]), *shape)).astype(np.float32)
-            loss = model.compute_loss(x=x, y=y, y_pred=keras.ops.convert_to_tensor(predicted), training=False)
-            return bool(np.isfinite(float(loss)))
-
-        above = np.ones(shape[-1])
-        try:
-            if not has_plain_loss(model) or shape[-1] > MOST_COLUMNS or not is_finite(above):
-                return ()
-            return tuple(place for place in range(shape[-1]) if not is_finite(above - 2.0 * np.eye(shape[-1])[place]))
-        except Exception:  # a loss that does not take such an output
-            _LOG.debug("The columns that must be positive could not be found.", exc_info=True)
-            return ()
+        return positive_columns(model, *case.feed.few_rows(), shape, rectified=head == "relu")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from gradrecipes.compat.keras_private import frozen_variables, holds_layers, own_variables, sublayers
+from gradrecipes.compat.keras_private import frozen_variables, holds_layers, own_variables, replaced, sublayers
 from gradrecipes.compat.model_reuse import copied_model
 from gradrecipes.rescue import edits
 from gradrecipes.training.description.describe import LIMITS, NOISE, regularizing, switched_off, untrained
@@ -351,3 +351,23 @@ def _drawn(initializer: Any, shape: tuple[int, ...]) -> np.ndarray | None:
         return np.asarray(fresh(tuple(shape), dtype="float32"), np.float64).ravel()
     except Exception:  # an initializer of the user's own may want what is not known here
         return None
+
+
+def calls_itself(build: Callable[[], keras.Model], batch: Any) -> bool:
+    """Return whether a train step of the user's own passes its input to the model itself, and not to parts of it."""
+    if keras.tree.is_nested(batch[0]) or np.asarray(batch[0]).dtype.kind != "f":
+        return False
+    shape, seen = np.shape(batch[0]), []
+
+    def watched(call: Callable[..., Any], given: Any, *arguments: Any, **keywords: Any) -> Any:
+        seen.append(getattr(given, "shape", None) == shape)
+        return call(given, *arguments, **keywords)
+
+    try:
+        model = build()
+        with replaced(model, "call", functools.partial(watched, model.call)):
+            model.train_step(keras.tree.map_structure(keras.ops.convert_to_tensor, batch))
+    except Exception:  # a step that runs in a graph only
+        _LOG.debug("The train step could not be run by itself.", exc_info=True)
+        return False
+    return any(seen)

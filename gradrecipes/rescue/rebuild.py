@@ -63,6 +63,7 @@ def rebuild(original: Original, base: Setup, setup: Setup, *, scaling: Scaling, 
     if setup.positive != base.positive:
         made = edits.with_positive_columns(made, setup.positive)
     weights: dict[int, float] = {}
+    scaling = scaling.under(setup.head, setup.positive)
     if (setup.inputs, setup.targets) != (OWN, OWN):
         around = wrapped if original.wrappable else edits.scaled_in_call
         made = around(made, scaling, inputs=setup.inputs != OWN, targets=setup.targets != OWN)

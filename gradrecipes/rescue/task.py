@@ -15,6 +15,7 @@ from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.rescue.edits import OWN
 from gradrecipes.rescue.feed import is_marked
 from gradrecipes.rescue.original import Setup
+from gradrecipes.rescue.own_loss import OwnLoss
 
 _LOG = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ class Task:
         shares: Whether all targets lie between 0 and 1.
         counts: bool `[samples]` or `[samples, places]`: which of the validation targets weigh anything in the loss;
             None for all of them.
+        own: Judges the answers of a model that is trained with another loss than the user's, where that one says what
+            an answer means; None where it does not.
     """
 
     kind: str
@@ -79,6 +82,7 @@ class Task:
     outputs: tuple[OutputTask, ...] = ()
     shares: bool = False
     counts: np.ndarray | None = None
+    own: OwnLoss | None = None
 
     def score(self, model: keras.Model, setup: Setup, *, logged: float = math.nan) -> Score:
         """Return the score of a model.
@@ -100,7 +104,14 @@ class Task:
         samples = self._samples(predicted[0], np.asarray(targets[0]), setup)
         if samples is None:
             return Score(WORST, None)
-        return Score(float(np.clip(samples.mean(), WORST, 1.0)), samples)
+        value = float(np.clip(samples.mean(), WORST, 1.0))
+        if self.exchanged(setup) and not self.own.accepts(predicted[0], from_logits=bool(setup.from_logits)):
+            return Score(min(value, self.baseline_score))
+        return Score(value, samples)
+
+    def exchanged(self, setup: Setup) -> bool:
+        """Return whether a setup has another loss than the user's own."""
+        return self.own is not None and (setup.loss, setup.from_logits) != self.own.name
 
     @property
     def measured(self) -> str:
@@ -295,6 +306,17 @@ def _kind(y: np.ndarray, setup: Setup) -> tuple[str, int | None]:
     if "crossentropy" in loss and labels:
         return CLASSES, int(values.max()) + 1
     return (NUMBERS, units) if same else (OWN_LOSS, None)
+
+
+def shares_of(kind: str, y: Any, units: int) -> np.ndarray:
+    """Return the share of each class, or of what is marked, among targets, float `[units]`, none of them 0 or 1."""
+    y = np.asarray(keras.tree.flatten(y)[0])
+    if kind == CLASSES:
+        counts = np.bincount(y.astype(int).ravel(), minlength=units)[:units]
+    else:
+        counts = (is_marked(y) if kind == BINARY else y).reshape(-1, units).sum(axis=0)
+    shares = (counts + 1.0) / (y.size / (units if kind != CLASSES else 1) + 2.0)
+    return shares if kind == BINARY else shares / shares.sum()
 
 
 def _baseline_score(kind: str, y: np.ndarray, units: int | None, counts: np.ndarray | None = None) -> float:
