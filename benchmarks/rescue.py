@@ -40,8 +40,8 @@ from gradrecipes.probes.examine import examine
 from gradrecipes.rescue.arm import Arm
 from gradrecipes.rescue.changes import catalogue, setup_after
 from gradrecipes.rescue.edits import scaling_of
-from gradrecipes.rescue.feed import is_marked, read_feed
-from gradrecipes.rescue.original import looked_up_inputs, read_original, setup_of
+from gradrecipes.rescue.feed import is_marked, looked_up_inputs, read_feed
+from gradrecipes.rescue.original import read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
 from gradrecipes.rescue.task import task_of
 from tests.corpus.case import BLIND, SETS, Case, Program
@@ -140,7 +140,7 @@ def judge(case: Case, *, baselines: bool) -> dict[str, Any]:
             """Return the answer as its user gets it: without changes their own model, whatever its optimizer holds."""
             return found.build(seed=seed) if found.changes else case.build().model, found.fit_arguments
 
-        row["right"] = in_most_seeds(answer, as_advised(program, found.after), known)
+        row["right"] = in_most_seeds(answer, as_advised(program, found.after, found._flaws), known)
         if baselines:
             row["baselines"], row["steps"] = rivals(case, program, found, known)
     return row
@@ -158,8 +158,16 @@ def in_most_seeds(
     return marks.count(True) >= 2
 
 
-def as_advised(program: Program, after: Any) -> Program:
+def as_advised(program: Program, after: Any, flaws: Any) -> Program:
     """Return the program with the lines about its data in place, which no argument of `fit` stands for."""
+    if after.samples != "own" or after.gaps != "own":
+        held = program.validation_data
+        every = held or (program.x, program.y)  # else a part would be held back
+        feed, _ = read_feed(program.x, program.y, batch_size=program.batch_size, validation_data=every)
+        given = flaws.taken_out(feed).under(after.samples, after.gaps)
+        if after.gaps != "own" and held:
+            held = (flaws.filled(held[0]), *held[1:])
+        return replace(program, x=given.x, y=given.y, validation_data=held)
     if after.target_shape != "own" and program.y is not None:
         return replace(program, y=np.asarray(program.y)[:, None])
     if after.target_values != "own" and program.y is not None:

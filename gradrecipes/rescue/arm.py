@@ -134,7 +134,7 @@ class Arm:
             peak = float(np.max(losses) / abs(first)) if len(losses) and first else math.nan
         last, error = _mean_and_error(losses[-LAST:], skipping=self.setup.guard)
         if self._task.kind == OWN_LOSS and math.isfinite(self._task.reference):
-            score = replace(score, error=error / (abs(self._task.reference) or 1.0))
+            score = replace(score, error=error / self._task.unit_of_loss(last))
         return Result(
             steps,
             score,

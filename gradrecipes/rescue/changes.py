@@ -13,6 +13,7 @@ import numpy as np
 from gradrecipes.compat.keras_private import compile_arguments, sublayers
 from gradrecipes.core.findings import Kind
 from gradrecipes.rescue.edits import OWN, Scaling
+from gradrecipes.rescue.flaws import LEFT_OUT, MEDIAN, Flaws
 from gradrecipes.rescue.inner import HALF_PRECISION, TO_TANH
 from gradrecipes.rescue.original import Original, Setup, optimizer_config
 from gradrecipes.rescue.rebuild import has_optimizer_state
@@ -76,6 +77,7 @@ def catalogue(
     in_order: bool = False,
     padded: bool = False,
     class_weights: Mapping[str, float] | None = None,
+    flaws: Flaws | None = None,
 ) -> dict[str, Change]:
     """Return every change that this model, its data and its setup allow, by name, the safest first.
 
@@ -88,9 +90,15 @@ def catalogue(
         positive: Columns of the output below 0 of which the loss is not finite.
         padded: Whether the sequences that go in are padded with zeros behind.
         in_order: Whether the samples come in an order of their own.
+        flaws: What in the data no training can use; None for nothing.
         class_weights: With which each class counts as much as the others, where one is rare.
     """
     allowed = [_with("shuffle", "shuffle the samples of the dataset", 0, order="shuffled")] if in_order else []
+    if flaws is not None and flaws.samples:
+        allowed.append(_with("left_out", f"leave out samples with {flaws.samples}", 0, samples=LEFT_OUT))
+    if flaws is not None and flaws.gaps:
+        words = f"replace in the inputs what is {flaws.gaps} by the median of its column"
+        allowed.append(_with("filled", words, 0, gaps=MEDIAN))
     if original.flat:
         words = "pass the targets as one column, which the predictions have"
         allowed.append(_with("column_targets", words, 0, target_shape="column"))
@@ -258,15 +266,24 @@ BY_CAUSE: dict[str, tuple[str, ...]] = {
     "missing_normalization": ("normalization", "initializers", "residual"),
     "learning_rate_too_high": ("rate_0.1", "rate_0.01", "rate_0.001", "constant_rate", "plain_optimizer"),
     "learning_rate_too_low": ("constant_rate", "rate_10", "rate_100", "rate_1000", "plain_optimizer"),
-    "unscaled_inputs": ("inputs",),
-    "unscaled_targets": ("targets",),
-    "nonfinite_data": ("guard", "inputs"),
-    "corrupt_batch": ("shuffle", "guard", "inputs", "clip"),
-    "loss_output_mismatch": ("column_targets", "zero_one", "bounded_head", "head_and_loss"),
-    "unsafe_loss": ("bounded_head", "positive_outputs", "head_and_loss", "guard"),
+    "unscaled_inputs": (
+        "filled",
+        "inputs",
+    ),
+    "unscaled_targets": (
+        "left_out",
+        "targets",
+    ),
+    "nonfinite_data": ("left_out", "filled", "guard", "inputs"),
+    "corrupt_batch": ("left_out", "filled", "shuffle", "guard", "inputs", "clip"),
+    "loss_output_mismatch": ("left_out", "column_targets", "zero_one", "bounded_head", "head_and_loss"),
+    "unsafe_loss": ("left_out", "bounded_head", "positive_outputs", "head_and_loss", "guard"),
     "unbounded_loss": ("zero_one", "bounded_head", "head_and_loss", "clip"),
     "loss_without_gradient": ("mask", "head_and_loss", "unfreeze", "activation_relu", "initializers"),
-    "failing_step": ("head_and_loss",),
+    "failing_step": (
+        "left_out",
+        "head_and_loss",
+    ),
     "frozen_weights": ("unfreeze", "unfreeze_all"),
     "stale_moving_averages": ("moving_averages",),
     "excessive_regularization": ("no_penalty", "no_dropout"),
@@ -280,17 +297,9 @@ BY_CAUSE: dict[str, tuple[str, ...]] = {
     "batch_too_small": ("larger_batch", "rate_0.1"),
 }
 # What a good engineer tries without a diagnosis: all of it at once, then one after the other.
-STANDARD = ("adam", "inputs", "targets", "float32", "shuffle", "column_targets", "zero_one", "bounded_head")
-STANDARD += (
-    "positive_outputs",
-    "head_and_loss",
-    "mask",
-    "loss_weights",
-    "initializers",
-    "unfreeze",
-    "added_losses",
-    "no_penalty",
-)
+STANDARD = ("adam", "left_out", "filled", "inputs", "targets", "float32", "shuffle", "column_targets", "zero_one")
+STANDARD += ("bounded_head", "positive_outputs", "head_and_loss", "mask", "loss_weights", "initializers", "unfreeze")
+STANDARD += ("added_losses", "no_penalty")
 GENERAL = ("adam", "adam_fast", "mask", "constant_rate", "plain_optimizer", "inputs", "head_and_loss", "rate_0.1")
 GENERAL += ("rate_10", "initializers", "targets", "guard", "activation_relu", "normalization", "clip")
 

@@ -12,6 +12,7 @@ import numpy as np
 from gradrecipes.compat.keras_private import has_own_train_step, sublayers
 from gradrecipes.rescue.changes import unusual_settings
 from gradrecipes.rescue.edits import BOUND, LEAST_OUTPUT, OWN, Scaling
+from gradrecipes.rescue.flaws import Flaws
 from gradrecipes.rescue.inner import (
     HALF_PRECISION,
     is_composite,
@@ -38,6 +39,7 @@ def code_of(
     *,
     arrays: bool = True,
     models: tuple[keras.Model, keras.Model] | None = None,
+    flaws: Flaws | None = None,
 ) -> str:
     """Return what to change in the user's script; empty where nothing differs.
 
@@ -47,6 +49,7 @@ def code_of(
         scaling: Means and scales of the data; None for a setup that scales none.
         arrays: Whether `fit` is given arrays, which it divides into batches itself.
         models: The user's model and the changed one, so that the lines name layers; None for lines on all of them.
+        flaws: Of the data; None for a setup that leaves out and fills nothing.
 
     Example:
         >>> import dataclasses
@@ -63,7 +66,23 @@ def code_of(
     if scaling is not None:
         lines += _lines_in_call(after, scaling) if in_call else _scaling_lines(after, scaling)
     lines += _in_compile(changed, before, after, None if in_call else scaling)
+    lines += _without_flaws(after, flaws) if flaws is not None and changed & {"samples", "gaps"} else []
     return "\n".join([*lines, *_in_data_and_fit(changed, before, after, arrays=arrays)])
+
+
+def _without_flaws(after: Setup, flaws: Flaws) -> list[str]:
+    """Return what leaves out samples, or fills inputs, of arrays that `y` and `x`, or the parts of `x`, are."""
+    lines, found = [], [one for one in flaws.x if one]
+    if after.gaps != OWN:
+        lines += ["# In the inputs, those to predict from too, before fit"]
+        lines += [f"+ {line}" for one in found for line in one.lines]
+    left = [*(found if after.gaps == OWN else []), *([flaws.y] if flaws.y else [])]
+    if after.samples != OWN and left:
+        checks = [f"({one.check}).reshape(len({one.name}), -1).all(axis=1)" for one in left]
+        names = ["y", *(one.name for one in flaws.x)]
+        lines += ["# In the data, before fit", f"+ sound = {' & '.join(checks)}"]
+        lines += [f"+ {name} = {name}[sound]" for name in names]
+    return lines
 
 
 def _in_model(

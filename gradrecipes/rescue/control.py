@@ -166,7 +166,9 @@ class Control:
 
     def _stands_still(self) -> bool:
         learned = any(self.lab.learns(one, standard_errors=1.0) for one in self.checkpoints)
-        return not learned and not self.checkpoints[-1].falls
+        own = self.lab.task.kind == OWN_LOSS and len(self.checkpoints) > 1  # one that comes nearer to a constant's
+        nearer = own and self.lab.better(self.checkpoints[-1].score, self.checkpoints[-2].score)
+        return not (learned or nearer or self.checkpoints[-1].falls)
 
     def _fails(self, standard_errors: float) -> bool:
         """Return whether the training as it is fails; a few samples held back prove that of no training by themselves.

@@ -25,11 +25,12 @@ from gradrecipes.probes.examine import examine, require_compiled
 from gradrecipes.report.diagnosis import Diagnosis
 from gradrecipes.rescue.arm import Arm
 from gradrecipes.rescue.changes import Change, candidates, catalogue, setup_after, suggested_changes
-from gradrecipes.rescue.edits import Scaling, scaling_of
-from gradrecipes.rescue.feed import Feed, balanced_weights, is_flat, is_padded, read_feed
+from gradrecipes.rescue.edits import OWN, Scaling, scaling_of
+from gradrecipes.rescue.feed import Feed, balanced_weights, is_flat, is_padded, looked_up_inputs, read_feed
+from gradrecipes.rescue.flaws import LEFT_OUT, Flaws, flaws_of
 from gradrecipes.rescue.inner import calls_itself
 from gradrecipes.rescue.lab import Journal, Lab, fingerprint_of
-from gradrecipes.rescue.original import Original, Setup, looked_up_inputs, read_original, setup_of
+from gradrecipes.rescue.original import Original, Setup, read_original, setup_of
 from gradrecipes.rescue.own_loss import (
     LIKELIHOODS,
     OwnLoss,
@@ -137,7 +138,7 @@ def rescue(
     limit = math.ceil((TRAININGS + CONFIRMED_IN) * steps) if budget is None else budget
     lab = Lab(
         case.base,
-        feed,
+        case.feed,
         case.task,
         case.build,
         Journal(journal, fingerprint_of(model, feed.x, feed.y, feed.x_val, feed.y_val) if journal else ""),
@@ -174,6 +175,7 @@ class _Case:
     base: Setup
     task: Task
     scaling: Scaling
+    flaws: Flaws
 
     def build(self, setup: Setup, drawn: int) -> keras.Model:
         """Return the compiled model of a setup and a seed."""
@@ -240,10 +242,15 @@ def _read(
         weighed = {str(label): float(weight) for label, weight in (class_weight or {}).items()}
         base = replace(setup_of(model, trace.description, batch_size=size, epochs=epochs), class_weights=weighed)
     outputs = trace.description.outputs
+    looked_up = looked_up_inputs(trace)
+    with random_numbers_kept(), global_tensorflow_seed_kept():
+        flaws = flaws_of(model, feed, outputs, looked_up, {finding.code for finding in diagnosis.findings})
+    feed = flaws.taken_out(feed)
+    clean = feed.under(LEFT_OUT, OWN)
     flat = has_own_train_step(model) and is_flat(feed.y) and [one.units for one in outputs] == [1]
-    task = task_of(feed, base, outputs)
-    scaling = scaling_of(feed.x, feed.y, looked_up_inputs(trace), task.numbers)
-    case = _Case(model, feed, diagnosis, replace(original, flat=flat), base, task, scaling)
+    task = task_of(clean, base, outputs)
+    scaling = scaling_of(*flaws.unmarked(feed.x, feed.y), looked_up, task.numbers)
+    case = _Case(model, feed, diagnosis, replace(original, flat=flat), base, task, scaling, flaws)
     if has_own_train_step(model):
         with random_numbers_kept(), global_tensorflow_seed_kept():
             in_call = calls_itself(lambda: case.build(base, 0), feed.take(np.arange(min(2, feed.samples))))
@@ -263,6 +270,7 @@ def _changes(case: _Case, steps: int) -> dict[str, Change]:
         positive=_positive_columns(case),
         in_order=feed.in_order,
         padded=is_padded(feed.x),
+        flaws=case.flaws if feed.corrected else None,
         class_weights=balanced_weights(feed.y) if task.kind in (CLASSES, ONE_HOT, BINARY) else None,
     )
     if any(one.custom for one in case.outputs) and not case.wrong_loss:
@@ -312,6 +320,7 @@ def _answer(case: _Case, lab: Lab, found: Found, titles: dict[str, str], *, arra
         arrays,
         case.scaling,
         titles,
+        case.flaws,
     )
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.core.trace import Trace
 from gradrecipes.training.trial_data import labels_of, trial_data
 
 HELD_BACK = 0.2  # share of the samples that is kept for validation where the user gives none
@@ -35,6 +36,7 @@ class Feed:
         complete: Whether all of the user's data were read.
         in_order: Whether `fit` takes the samples in the order in which they are, as those of a dataset.
         weight_val: Weights of the validation samples, or None.
+        corrected: What is given instead where a setup has other `samples` and `gaps`, by these two.
     """
 
     x: Any
@@ -46,6 +48,11 @@ class Feed:
     complete: bool
     in_order: bool = False
     weight_val: Any = None
+    corrected: Mapping[tuple[str, str], Feed] = field(default_factory=dict)
+
+    def under(self, samples: str, gaps: str) -> Feed:
+        """Return the data without what a setup leaves out or fills; these where there is nothing of the kind."""
+        return self.corrected.get((samples, gaps), self)
 
     def batches(
         self, *, batch_size: int, seed: int, skip: int, count: int, shuffled: bool = True
@@ -86,6 +93,12 @@ class Feed:
         parts = (self.x, self.y, self.sample_weight)
         parts = tuple(keras.tree.map_structure(lambda a: a[index], one) for one in parts if one is not None)
         return parts if len(parts) > 1 else (parts[0],)
+
+
+def looked_up_inputs(trace: Trace) -> tuple[bool, ...]:
+    """Return for each flattened input whether its numbers are only looked up in a table."""
+    data = trace.probes.data
+    return tuple(bool(one.feeds_embedding) for one in data.inputs) if data is not None else ()
 
 
 def is_flat(y: Any) -> bool:

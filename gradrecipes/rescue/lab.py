@@ -153,7 +153,7 @@ class Lab:
 
     def steps_of(self, setup: Setup, share: float) -> int:
         """Return the steps of a share of a training with a setup."""
-        whole = self.feed.steps_per_epoch(setup.batch_size) * setup.epochs
+        whole = self.feed.under(setup.samples, setup.gaps).steps_per_epoch(setup.batch_size) * setup.epochs
         return max(1, min(whole, math.ceil(share * whole - 1e-9)))
 
     def run(self, changes: Changes, *, seed: int = 0, share: float = 1.0, part: str = "") -> Result:
@@ -271,7 +271,9 @@ class Lab:
             arm = None
         if arm is None:
             fits = not names and self.baseline_loss is not None
-            arm = Arm(setup, seed, build=self.build, feed=self.feed, task=self.task, stages=self.stages, fits=fits)
+            feed = self.feed.under(setup.samples, setup.gaps)
+            task = self.task if feed is self.feed else replace(self.task, x=feed.x_val)
+            arm = Arm(setup, seed, build=self.build, feed=feed, task=task, stages=self.stages, fits=fits)
         held = sum(one.state_bytes for one in self._arms.values())
         most = LIVE_SMALL_MODELS if held <= LIVE_BYTES else LIVE_MODELS
         others = sorted((key for key in self._arms if key != ((), 0)), key=lambda key: self._values.get(key, WORST))

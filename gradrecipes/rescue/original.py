@@ -13,7 +13,6 @@ import numpy as np
 
 from gradrecipes.compat.keras_optimizers import config_without_schedule, own_schedule
 from gradrecipes.compat.keras_private import compile_arguments, frozen_variables, has_own_train_step, sublayers
-from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.record import Record
 from gradrecipes.rescue.edits import OWN, RECURRENT
@@ -269,6 +268,8 @@ class Setup(Record):
         target_shape: `"own"`, or `"column"` for flat targets that become one.
         target_values: `"own"`, or `"zero_one"` for two other values that become 0 and 1.
         class_weights: What the samples of each class weigh; empty for all the same.
+        samples: `"own"`, or `"left out"` for all but those that no training can use.
+        gaps: `"own"`, or `"median"` for inputs whose entries that are not finite, or mark a gap, are the median.
 
     Example:
         >>> setup = Setup(batch_size=32, epochs=5, optimizer="SGD", learning_rate=0.1)
@@ -311,6 +312,8 @@ class Setup(Record):
     target_shape: str = OWN
     target_values: str = OWN
     class_weights: Mapping[str, float] = field(default_factory=dict)
+    samples: str = OWN
+    gaps: str = OWN
 
     @property
     def class_weight(self) -> dict[int, float]:
@@ -391,9 +394,3 @@ def optimizer_config(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
         config["learning_rate"] = {"class_name": type(schedule).__name__, "config": settings}
     config.pop("name", None)
     return config
-
-
-def looked_up_inputs(trace: Trace) -> tuple[bool, ...]:
-    """Return for each flattened input whether its numbers are only looked up in a table."""
-    data = trace.probes.data
-    return tuple(bool(one.feeds_embedding) for one in data.inputs) if data is not None else ()

@@ -151,7 +151,8 @@ def constant_loss(model: keras.Model, x: Any, y: Any, shape: tuple[int | None, .
     how: dict[str, Any] = {"samples": len(first), "columns": shape[-1]}
     try:
         found = best_constant_loss(loss, middle=middle, **how)
-        if found is None and middle > 0:  # as of a rate, which is above 0: fitted by its logarithm
+        below = tf.fill([shape[-1]], -1.0)
+        if found is None and middle > 0 and not math.isfinite(float(loss(below, slice(None)))):  # as of a rate
             found = best_constant_loss(lambda one, rows: loss(tf.exp(one), rows), middle=math.log(middle), **how)
         return found
     except Exception:  # a loss that does not take such an output

@@ -152,9 +152,20 @@ class Task:
             return Score(WORST)
         size = abs(self.reference) or 1.0
         fall = (self.reference - loss) / size
-        if fall < 0 and self.start > self.reference:  # tells which of two is nearer to a constant prediction
+        if self._is_above(loss):  # tells which of two is nearer to a constant prediction
             fall = -math.log1p(-fall) / math.log1p((self.start - self.reference) / size)
         return Score(max(float(fall), WORST))
+
+    def unit_of_loss(self, loss: float) -> float:
+        """Return by how much a loss of the user's own differs, near one, where its score differs by 1."""
+        size = abs(self.reference) or 1.0
+        if not self._is_above(loss):
+            return size
+        return (size + loss - self.reference) * math.log1p((self.start - self.reference) / size)
+
+    def _is_above(self, loss: float) -> bool:
+        """Return whether a loss is above that of a constant prediction, where its logarithm is the score."""
+        return loss > self.reference and self.start > self.reference
 
     def _samples(self, predicted: np.ndarray, y: np.ndarray, setup: Setup) -> np.ndarray | None:
         finite = np.isfinite(predicted.reshape(len(predicted), -1)).all(axis=1)

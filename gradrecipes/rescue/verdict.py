@@ -19,6 +19,7 @@ from gradrecipes.rescue.arm import Result
 from gradrecipes.rescue.changes import Changes
 from gradrecipes.rescue.code import code_of
 from gradrecipes.rescue.edits import Scaling
+from gradrecipes.rescue.flaws import Flaws
 from gradrecipes.rescue.lab import Proof, Trial
 from gradrecipes.rescue.original import Setup
 
@@ -146,6 +147,7 @@ class Rescue:
     _arrays: bool = True
     _scaling: Scaling | None = field(default=None, repr=False)
     titles: Mapping[str, str] = field(default_factory=dict, repr=False)
+    _flaws: Flaws | None = field(default=None, repr=False)
     _held: dict[str, keras.Model] = field(default_factory=dict, repr=False)
 
     @property
@@ -179,8 +181,8 @@ class Rescue:
         """Return the changes as Keras lines to paste into the script; empty where there are none."""
         if not self.changes:
             return ""
-        models = (self._user_model, self.model)
-        return code_of(self.before, self.after, self._scaling, arrays=self._arrays, models=models)
+        known = {"arrays": self._arrays, "models": (self._user_model, self.model), "flaws": self._flaws}
+        return code_of(self.before, self.after, self._scaling, **known)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as plain JSON values."""
@@ -207,10 +209,9 @@ class Rescue:
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
         """Write the answer as one HTML page without scripts or links."""
-        text = page(self)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(page(self), encoding="utf-8")
 
     def __str__(self) -> str:
         return screen(self)
@@ -262,7 +263,7 @@ def screen(rescue: Any) -> str:
             f"(a constant prediction: {evidence.baseline_score:.3f})."
         )
     own, baseline = evidence.own_loss, evidence.baseline_loss
-    if own is not None and baseline is not None and own > baseline:
+    if None not in (own, baseline) and own > baseline:
         lines += _wrapped(f"Its own loss ends at {own:.3g}; that of a constant prediction is {baseline:.3g}.")
     if rescue.changes and evidence.proof is not None:
         lines += _advice(rescue)
@@ -384,10 +385,9 @@ def page(rescue: Any) -> str:
     )
     findings = "".join(f"<li>{escape(one.title)} <code>{one.code}</code></li>" for one in rescue.diagnosis.findings)
     code = f"<h2>Changes</h2><pre>{escape(rescue.as_code())}</pre>" if rescue.changes else ""
-    times = "".join(
-        f"<tr><td>{escape(part)}</td><td>{value:.1f}</td><td>{evidence.costs.get(part, 0.0):.2f}</td></tr>"
-        for part, value in evidence.seconds.items()
-    )
+    cost = "<tr><td>{}</td><td>{:.1f}</td><td>{:.2f}</td></tr>"
+    parts = evidence.seconds.items()
+    times = "".join(cost.format(escape(part), value, evidence.costs.get(part, 0.0)) for part, value in parts)
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Rescue: {rescue.verdict}</title>'
         f"<style>{STYLE}</style></head><body><h1>{escape(rescue.verdict.capitalize())}</h1>"

@@ -8,7 +8,7 @@ from gradrecipes.rescue.arm import Arm, _mean_and_error, graph_of
 from gradrecipes.rescue.edits import scaling_of
 from gradrecipes.rescue.feed import read_feed
 from gradrecipes.rescue.lab import LIVE_SMALL_MODELS, Journal, Lab, OutOfBudgetError
-from gradrecipes.rescue.original import read_original, setup_of
+from gradrecipes.rescue.original import Setup, read_original, setup_of
 from gradrecipes.rescue.rebuild import rebuild
 from gradrecipes.rescue.task import task_of
 
@@ -117,9 +117,10 @@ def test_losses_of_skipped_steps_are_no_spread():
 
 
 def test_the_training_as_it_is_is_kept_for_all_that_is_compared_with_it():
-    lab = Lab(None, None, None, None, None, 100, None)
+    setup = Setup(batch_size=32, epochs=1)
+    lab = Lab(setup, read_feed(np.ones((9, 1)), np.ones(9), batch_size=9)[0], None, None, None, 100, None)
     for name in ("", *"abcdefghijkl"):
-        lab._arm((name,) if name else (), None, 0, 10)
+        lab._arm((name,) if name else (), setup, 0, 10)
         lab._values[(name,) if name else (), 0] = -1.0 if not name or name == "e" else 0.5
     assert ((), 0) in lab._arms and (("e",), 0) not in lab._arms
     assert len(lab._arms) == LIVE_SMALL_MODELS

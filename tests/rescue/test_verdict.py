@@ -7,9 +7,9 @@ import pytest
 
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.rescue.arm import Result
-from gradrecipes.rescue.control import sum_of_baselines
 from gradrecipes.rescue.entry import _verdict
 from gradrecipes.rescue.lab import Trial
+from gradrecipes.rescue.own_loss import sum_of_baselines
 from gradrecipes.rescue.task import Score
 from gradrecipes.rescue.verdict import Found, RescueEvidence, screen
 
