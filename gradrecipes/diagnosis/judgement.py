@@ -245,7 +245,7 @@ def _longer(trace: Trace) -> str:
 
 OUTWEIGHING_RATIO = 30.0  # largest term over the one that is not learned; the tasks of GradNorm differ by less
 DROWNING_RATIO = 1e3  # the same, at the start and at the end, where no variation was run
-UNNAMED = re.compile(r"term \d+ of the sum")  # of a step that returns the sum alone: it may be a penalty as well
+UNNAMED = re.compile(r"term \d+ of the sum")  # of a step that does not return its parts: it may be a penalty as well
 EXACT_SUM = 1e-3  # relative error of the weighted sum up to which the parts make up the loss
 MIN_WEIGHT_OVER_ERROR = 5.0  # weight of a part over its standard error; a part below may be a metric
 MAX_FLAT_CHANGE = 0.2  # relative change of a part that is not learned
@@ -355,8 +355,14 @@ def _weights(
     }
     if len(loss) < MIN_STEPS or not np.isfinite(loss).all() or not (loss > 0).all():
         return {}, parts, loss
-    names = list(parts)
-    while len(names) > 1:  # without the metrics that are no terms
+    unnamed = [name for name in parts if UNNAMED.match(name)]
+    named = _weights_of([name for name in parts if name not in unnamed], parts, loss)
+    return named or _weights_of(unnamed, parts, loss), parts, loss
+
+
+def _weights_of(names: list[str], parts: Mapping[str, np.ndarray], loss: np.ndarray) -> dict[str, float]:
+    """Return the weights of those parts that are terms and no metrics; empty where they do not make up the loss."""
+    while len(names) > 1:
         columns = np.stack([parts[name] for name in names], axis=1)
         sizes = columns.mean(axis=0)
         scaled = columns / sizes / loss[:, None]
@@ -367,6 +373,6 @@ def _weights(
         if np.abs(left).max() > EXACT_SUM:
             break
         if (sure > MIN_WEIGHT_OVER_ERROR).all():
-            return dict(zip(names, (found / sizes).tolist(), strict=True)), parts, loss
+            return dict(zip(names, (found / sizes).tolist(), strict=True))
         names.pop(int(np.argmin(sure)))
-    return {}, parts, loss
+    return {}

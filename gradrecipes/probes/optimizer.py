@@ -18,6 +18,7 @@ from gradrecipes.core.trace.trial_reading import PlannedRates, TrialReading, Var
 from gradrecipes.diagnosis.facts.divergences import (
     SLOW_RISE,
     SLOWEST_RISE,
+    climbs_at_highest,
     lost_at_highest,
     unlearned_at_highest,
 )
@@ -151,30 +152,44 @@ def _raised(
     return replace(rates, at_highest=result, raised_over=over, in_full=in_full, broken_rate=broken_rate)
 
 
-def is_over_early(rates: PlannedRates | None) -> bool:
-    """Return whether the schedule leaves a third of the planned training without a rate to speak of."""
+def rate_to_hold(rates: PlannedRates | None) -> float | None:
+    """Return a rate beside which a planned training is to be seen whose schedule may spoil it; None for others.
+
+    That is the highest one of a schedule that leaves a third of the training without a rate to speak of, and that of
+    the trial where the loss climbs as the rate does.
+    """
     planned = rates.steps if rates is not None and rates.planned else None
-    if rates is None or planned is None or rates.over_step is None or not rates.highest:
-        return False
-    return planned >= OVER_EARLY * rates.over_step
+    if rates is None or planned is None or not rates.highest:
+        return None
+    if rates.over_step is not None and planned >= OVER_EARLY * rates.over_step:
+        return rates.highest
+    return rates.trial_highest if climbs_at_highest(rates) else None
 
 
 def hold_rate(
-    trial: Trial, ended: Sequence[Any], rates: PlannedRates, seen: Verdict, steps: int, unseen: Callable[[], Any]
+    trial: Trial,
+    ended: Sequence[Any],
+    rates: PlannedRates,
+    seen: Verdict,
+    *,
+    rate: float,
+    steps: int,
+    unseen: Callable[[], Any],
 ) -> PlannedRates:
-    """Go on from the end of the trial at the highest rate, beside a training whose schedule is over early.
+    """Go on from the end of the trial at one rate, beside a training whose schedule may spoil it.
 
     Args:
         trial: The trial at the end of the same steps at the rates that are planned.
         ended: What it was at the end of its recorded run.
         rates: What `try_highest_rate` returned.
         seen: How the trial went.
+        rate: The one that is held.
         steps: How many more.
         unseen: Returns the loss of each row that it was not trained on, of the weights as they are, or None.
     """
     own = unseen()
     trial.load(ended)
-    run = trial.continued([-(rates.highest or 0.0)] * steps)
+    run = trial.continued([-rate] * steps)
     rates, held = replace(rates, held=_result(run, seen, len(trial.batches), steps)), unseen()
     if own is None or held is None or run.broken is not None:
         return rates

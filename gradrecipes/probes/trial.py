@@ -32,7 +32,13 @@ from gradrecipes.core.trace.trial_reading import (
     VariationResult,
     at_rate,
 )
-from gradrecipes.diagnosis.facts.divergences import ahead, end_over_baseline, is_lost_later, is_outrun
+from gradrecipes.diagnosis.facts.divergences import (
+    ahead,
+    climbs_at_highest,
+    end_over_baseline,
+    is_lost_later,
+    is_outrun,
+)
 from gradrecipes.diagnosis.judgement import UNDECIDED, judge, outweighed_part
 from gradrecipes.diagnosis.outcome import (
     HALVED_END,
@@ -50,7 +56,7 @@ from gradrecipes.probes.held_back import held_back_readings, losses_held_back, s
 from gradrecipes.probes.loss import losses_by_row
 from gradrecipes.probes.optimizer import (
     hold_rate,
-    is_over_early,
+    rate_to_hold,
     read_planned_rates,
     try_highest_rate,
     try_lower_rates,
@@ -206,16 +212,17 @@ def try_out(
         if ended and (outweighed or seen.state == LEARNING or not any(fixes(one, seen) for one in variations.values())):
             tell("going on where the trial ended")
             trial.load(ended)
-            still = outweighed or open_still
+            still = outweighed or open_still or climbs_at_highest(reading.rates)
             more = max(min((LONGER if still and cheap else FURTHER) * steps, left), FURTHER * steps if still else 0)
             how = {"answers": answers, "fitted": baselines.fitted, "outweighed": outweighed}
             reading = _gone_on(trial, reading, losses, before, more, **how)
             at_end = trial.save()
             variations |= try_lower_rates(trial, reading, seen) if is_lost_later(reading, seen) else {}
-            if reading.rates is not None and is_over_early(reading.rates):
+            if reading.rates is not None and (held_rate := rate_to_hold(reading.rates)) is not None:
                 trial.load(at_end)
                 unseen = partial(losses_held_back, model, by_row, others or validation)
-                reading = replace(reading, rates=hold_rate(trial, ended, reading.rates, seen, more, unseen))
+                beside = {"rate": held_rate, "steps": more, "unseen": unseen}
+                reading = replace(reading, rates=hold_rate(trial, ended, reading.rates, seen, **beside))
         if answers is not None and (read := reading.answers) is not None and not read.depend and read.slope != 0.0:
             tell("leaving out terms of the loss")
             held = answers.held_back(read, run.logs, reading.steps + reading.further_steps)

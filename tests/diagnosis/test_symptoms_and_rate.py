@@ -12,9 +12,15 @@ from gradrecipes.core.findings import Severity
 from gradrecipes.core.trace import SKIPPED_LOSS, Trace
 from gradrecipes.core.trace.data_reading import INPUTS, TWIN, HeldBackReading, LinearReading, Setting
 from gradrecipes.core.trace.description import OptimizerDescription, Regularization
-from gradrecipes.core.trace.trial_reading import AnswersReading, OutputTrial, PlannedRates, VariationResult
+from gradrecipes.core.trace.trial_reading import (
+    AnswersReading,
+    OutputTrial,
+    PlannedRates,
+    TrialReading,
+    VariationResult,
+)
 from gradrecipes.diagnosis.engine import find
-from gradrecipes.diagnosis.judgement import judge
+from gradrecipes.diagnosis.judgement import judge, weights_of_parts
 from gradrecipes.diagnosis.rules.exploding_gradient import exploding_gradient
 from gradrecipes.diagnosis.rules.learning_rate_too_high import learning_rate_too_high
 from gradrecipes.diagnosis.rules.learning_rate_too_low import learning_rate_too_low
@@ -358,6 +364,31 @@ def test_a_schedule_that_is_over_with_much_left_to_learn_is_told(end, held, unse
 
 
 @pytest.mark.parametrize(
+    ("end", "held", "steps", "told"),
+    [(2.3, 0.01, 500, True), (0.3, 0.01, 500, False), (2.3, 1.4, 500, False), (2.3, 0.01, 900, False)],
+)
+def test_a_loss_that_climbs_with_the_rate_over_the_whole_training_is_told(end, held, steps, told):
+    """Not where it ends about where the trial did, nor where it ends as high at a rate that is held, nor half-way."""
+    trace = trial(np.geomspace(2.3, 0.2, 100), description={"batch_size": 32})
+    result = VariationResult(0.2, 0.9, -3.5, over_baseline=0.4, steps=125)
+    steady = VariationResult(0.2, held, 0.9, steps=400)
+    rates = PlannedRates(steps, True, 0.0, 0.01, 0.1, 499, at_highest=result, raised_over=75, held=steady)
+    further = (OutputTrial(0, "loss", 2.3, end, 2.3, 0.01),)
+    trace = with_trial(trace, rates=rates, further=further, further_steps=400)
+    assert ("learning_rate_too_high" in codes(trace)) == told
+
+
+@pytest.mark.parametrize(("named", "weights"), [(True, {"a": 1.0, "b": 2.0}), (False, {})])
+def test_the_terms_of_a_sum_are_asked_where_a_step_returns_metrics_alone(named, weights):
+    random = np.random.default_rng(0)
+    a, b, metric = random.uniform(1.0, 2.0, (3, 100))
+    logs = {"loss": a + 2.0 * b, "error": metric, "term 1 of the sum": a, "term 2 of the sum": b}
+    logs |= {"a": a, "b": b} if named else {}
+    read = weights_of_parts(TrialReading(logs={name: tuple(values) for name, values in logs.items()}))
+    assert read == pytest.approx(weights or {"term 1 of the sum": 1.0, "term 2 of the sum": 2.0})
+
+
+@pytest.mark.parametrize(
     ("read", "told"),
     [
         (HeldBackReading(0, 1.4, 0.01, 0.05, 0.05, 900), True),
@@ -378,6 +409,17 @@ def test_a_rate_at_which_a_net_learns_far_less_than_a_linear_function_is_told(li
     varied = {"rate_0.1": {"start": 2.3, "end": lower, "fall": 0.8, "over_baseline": lower / 2.3}}
     trace = trial(np.linspace(2.3, 1.5, 100), update=update, varied=varied)
     found = codes(with_trial(trace, linear=(LinearReading(0, 2.3, linear, 0.02, 200),)))
+    assert ("learning_rate_too_high" in found) == told
+
+
+@pytest.mark.parametrize(("own", "told"), [(1.0, True), (0.2, False)])
+def test_a_rate_at_which_a_loss_without_a_baseline_falls_far_less_is_told_beside_a_twin(own, told):
+    """Samples that a step adds up take a rate as many times lower; not where the twin is no better than the net."""
+    varied = {"rate_0.01": {"start": 2.3, "end": 0.1, "fall": 0.95}}
+    trace = trial(np.linspace(2.7, 2.35, 100), update=0.7, varied=varied)
+    reading = {"own": own, "own_linear": 0.1, "own_constant": 1.0, "own_noise": 0.02}
+    twin = LinearReading(0, 1.0, 0.1, 0.02, 200, TWIN, **reading, faults=(str(Setting.OPTIMIZER),), rate=0.01)
+    found = codes(with_trial(trace, twin=twin, constant_baseline_loss=None))
     assert ("learning_rate_too_high" in found) == told
 
 

@@ -171,9 +171,9 @@ class PlannedRates(Record):
         in_full: Whether these are as many steps as the schedule itself takes from there.
         over_step: First step from which on the rate stays below a hundredth of the highest before, or None.
         broken_rate: The rate at which the loss broke on the way, or None.
-        held: What the further steps do at the highest rate, where the planned one is over early; None where it is not.
-        unseen: Mean loss of rows that the trial was not trained on, after the further steps as they are planned, and
-            after those at the highest rate, with the standard error of the difference; None where it is not known.
+        held: What the further steps do at the rate that `rate_to_hold` of `probes/optimizer.py` returns, or None.
+        unseen: Mean loss of rows held back, after the further steps as they are planned, and at the rate that is held,
+            with the standard error of the difference; None where it is not known.
     """
 
     steps: int | None = None

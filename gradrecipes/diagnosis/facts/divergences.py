@@ -100,7 +100,8 @@ def stuck(trace: Trace, update: float) -> Divergence | None:
     far_better = update >= LONG_UPDATE and any(
         _far_better(trace, at_rate(factor), seen) for factor in (0.1, 0.01, 0.001)
     )
-    if (seen.learned and not ((seen.slow or is_outrun(trace)) and far_better)) or not (
+    little = seen.slow or is_outrun(trace) or ahead(trace) is not None
+    if (seen.learned and not (little and far_better)) or not (
         update >= (OWN_SIZE if seen.learned else LONG_UPDATE)
         or seen.unhealthy
         or seen.state == OSCILLATING
@@ -145,6 +146,7 @@ def end_over_baseline(trace: Trace) -> float:
 
 
 HIGHER_RATE = 1.5  # highest rate of the schedule over that of the trial's steps from which these say little
+MUCH_LEFT = 0.1  # end over the baseline, or over the start, below which a net is well trained
 SHARE_BEHIND = 0.5  # gain of a net over a constant prediction, of rows that it was trained on, over that of a linear
 # function of rows that it was not fitted to: after all of its training, a net is beyond 1
 
@@ -270,21 +272,25 @@ def largest(values: np.ndarray) -> float:
 def rising_rate(trace: Trace) -> Finding | None:
     """Return learning_rate_too_high where a healthy run diverges at the highest rate of its schedule."""
     seen, rates = verdict(trace), (trace.probes.trial or TrialReading()).rates
-    if rates is None or rates.highest is None or rates.trial_highest is None or not lost_at_highest(rates, seen):
+    if rates is None or rates.highest is None or rates.trial_highest is None:
+        return None
+    climbed = None if lost_at_highest(rates, seen) else _climbed(trace, seen)
+    if climbed is None and not lost_at_highest(rates, seen):
         return None
     schedule = (trace.description.optimizer.schedule if trace.description.optimizer else None) or "The schedule"
     within = "" if rates.planned or rates.steps is None else f", of {rounded(rates.steps)} steps that were read"
     statement = (
         f"{schedule} raises the learning rate from {rounded(rates.trial_highest)} in the trial to "
-        f"{rounded(rates.highest)} at step {rates.highest_step:,}{within}; {_what_happened(rates)}."
+        f"{rounded(rates.highest)} at step {rates.highest_step:,}{within}; {climbed or _what_happened(rates)}."
     )
     peak = (rates.broken_rate or rates.highest) / BELOW_THE_BREAK
     why = f"It is a quarter of {rounded(rates.broken_rate or rates.highest)}, at which the training diverges."
-    if not rates.planned and rates.highest > WITHOUT_END * rates.trial_highest:
+    if climbed is not None or (not rates.planned and rates.highest > WITHOUT_END * rates.trial_highest):
         peak, why = rates.trial_highest, "At that rate the net trained in the trial."
+    then = "the training diverges" if climbed is None else "the net loses what it has learned"
     return Finding(
         code="learning_rate_too_high",
-        title=f"The schedule raises the learning rate to {rounded(rates.highest)}, at which the training diverges",
+        title=f"The schedule raises the learning rate to {rounded(rates.highest)}, at which {then}",
         kind=Kind.CAUSE,
         severity=Severity.CRITICAL,
         confidence=PROVEN,
@@ -304,6 +310,29 @@ def rising_rate(trace: Trace) -> Finding | None:
             *clip_to_repair(trace, learning_rate=peak),
         ),
     )
+
+
+def _climbed(trace: Trace, seen: Verdict) -> str | None:
+    """Return in words how the loss climbs with the rate over the whole training, and not where the rate is held."""
+    trial = trace.probes.trial or TrialReading()
+    rates, own = trial.rates, trial.further[0] if len(trial.further) == 1 else None
+    if own is None or own.end is None or not climbs_at_highest(rates) or not saw_all(trace):
+        return None
+    held = None if rates is None or rates.held is None else rates.held.end
+    high = seen.baseline if seen.baseline > 0 else abs(seen.start)
+    climbs = own.end - 2.0 * own.noise > max(DIVERGING_RISE * seen.end, MUCH_LEFT * high)
+    if rates is None or held is None or not climbs or not held < HALVED_END * own.end:
+        return None
+    return (
+        f"the loss is {rounded(seen.end)} after the trial's {trial.steps:,} steps, and {rounded(own.end)} in the end; "
+        f"at {rounded(rates.trial_highest)} all the way it ends at {rounded(held)}"
+    )
+
+
+def climbs_at_highest(rates: PlannedRates | None) -> bool:
+    """Return whether the loss of a trial that learned climbs to twice its end where the rate rises to its highest."""
+    result = None if rates is None or not rates.planned else rates.at_highest
+    return result is not None and result.end is not None and result.end > DIVERGING_RISE * (result.start or math.inf)
 
 
 def _what_happened(rates: PlannedRates) -> str:

@@ -4,13 +4,14 @@
 Fires when the loss rises far above its start within the first 500 steps and does not come back, or becomes NaN or
 infinite there, although the run began well: moderate gradients at the first sample and no exploding initialization.
 A loss that broke needs a second witness before it: an update as large as the weights, or a loss or gradient that was
-already climbing. So neither a bump that fixed_by, nor noise, nor the edge of stability, nor one corrupt batch sets it
+already climbing. So neither a bump that passes, nor noise, nor the edge of stability, nor one corrupt batch sets it
 off; nor does a run that starts with a giant loss and gradient, whose cause lies in its data or its weights.
 
 A trial that goes well says nothing of a rate that a schedule reaches later. Where the schedule rises above the rates of
-the trial, the trial goes on to its highest rate, and the rule fires where the loss is lost there. A schedule that rises
-on where its settings name no more steps, as that of a range test does, is read ten times as far. A run that learns in
-the trial and is lost in the steps behind it is repeated at lower rates over all of them.
+the trial, the trial goes on to its highest rate, and the rule fires where the loss is lost there, or where it climbs
+with the rate over the whole training and ends at less than half with the trial's rate held. A schedule that rises on
+where its settings name no more steps, as that of a range test does, is read ten times as far. A run that learns in the
+trial and is lost in the steps behind it is repeated at lower rates over all of them.
 
 ## Why it is bad
 On a slope of curvature lambda a gradient step longer than 2 / lambda lands higher on the other side than it began,

@@ -43,6 +43,7 @@ from gradrecipes.core.trace.data_reading import Setting
 from gradrecipes.core.trace.trial_reading import AS_IT_IS, TrialReading, VariationResult, at_rate
 from gradrecipes.diagnosis.facts.divergences import (
     MIN_WEIGHT_GROWTH,
+    MUCH_LEFT,
     at_fault,
     far_ahead,
     learned_at_highest,
@@ -73,7 +74,6 @@ GOOD_FALL = 0.05  # relative fall of the varied run, over 40 steps
 DECAYED_UPDATE = 1e3  # first update over the later ones, of a rate that decays to nothing within a hundred steps
 SAME_PROPORTION = 2.0  # by which the fall may differ from ten times that at a tenth of the rate
 LEARNED_END = 0.9  # end over the baseline below which a run at rest has learned
-MUCH_LEFT = 0.1  # end over the baseline, or over the start, below which a net that learns on is well trained
 ALIVE_GRADIENT = 0.1  # last gradient norm over the first: the gradients are still there
 
 

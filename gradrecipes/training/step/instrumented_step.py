@@ -51,7 +51,7 @@ class InstrumentedStep:
         sample: Whether samples are taken when they are due: layer outputs, weights, updates, histograms.
         log: Whether what `Pipeline.logs` returns joins the logs of the step; each key costs Keras time at every step.
         optional: Whether a step that cannot be instrumented is to be left as it is, without an error.
-        terms: Whether the terms of a loss join the logs where the step returns nothing but their sum.
+        terms: Whether the terms of the only loss of a step of its own join the logs; what it returns may be metrics.
 
     Attributes:
         columns: The variables that had a gradient in the first trace, in the order in which they had it.
@@ -164,7 +164,8 @@ class InstrumentedStep:
                 outcome = tf.where(rescaled, tf.constant(APPLIED, outcome.dtype), outcome)
             logs = state.kept_where(outcome, logs)
         if self._logs and isinstance(logs, dict):  # Keras takes a train step that returns something else as it is
-            if self._terms and len(logs) == 1 and keras_private.has_own_train_step(model):
+            alone = len(logs) == 1 or len(keras_private.optimizers_of(model)) == 1
+            if self._terms and alone and keras_private.has_own_train_step(model):
                 from gradrecipes.training.step.loss_terms import loss_terms
 
                 logs = {**logs, **loss_terms(self._loss)}
