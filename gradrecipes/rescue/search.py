@@ -22,6 +22,7 @@ SURVIVORS = 2
 EXPLORED = 0.6  # share of what is left after the final training that the short trials may use
 FEWEST_CANDIDATES = 8  # that are tried; so many in a row that do not beat one which learned a little are enough
 GLANCE = 0.5  # share of a short trial after which one is given up that the best so far beats
+HALVED = 4  # changes from which on a half is left out before single ones
 UNBEATEN = 3  # candidates in a row that are no better than the best before them end the short trials ...
 OBVIOUS = 2  # sets of standard changes that a training which learned little is compared with
 SLOW_START = 4.0  # times as long as what works took to learn half: one that stands still for so long does not learn
@@ -244,8 +245,8 @@ class _Progress:
     def _ablated(self, changes: Changes, *, to_the_end: bool = True) -> Changes:
         """Leave out each change without which the score falls by no more than chance, and measure what the others are.
 
-        First all at once but what the surest cause suggests, then all that did not learn alone, then one after the
-        other, the riskiest first.
+        First all but what the surest cause suggests, then all that did not learn alone, then halves, then one after the
+        other, the riskiest first. What was needed in a larger set is measured once more in the last one.
 
         Args:
             changes: To leave some out of.
@@ -257,20 +258,30 @@ class _Progress:
         few = [some for some in (self.first, alone) if 0 < len(some) < len(changes)]
         need = functools.partial(self._need, to_the_end=to_the_end)
         changes = next((some for some in few if need(changes, some) is None), changes)
-        self.needed, pending = {}, sorted(changes, key=lambda change: -change.risk)
-        while pending:
-            change = pending.pop(0)
-            fewer = tuple(one for one in changes if one is not change)
+        measured: dict[Changes, tuple[Changes, float]] = {}  # by part, in which set, and what it loses without
+        while pending := self._parts(changes, measured):
+            part = pending[0]
+            fewer = tuple(one for one in changes if one not in part)
             loss = need(changes, fewer)
             if loss is None and fewer and (changes == whole or need(whole, fewer) is None):
                 changes = fewer
-                self.needed, pending = {}, sorted(changes, key=lambda change: -change.risk)
                 continue
-            if loss is None:
+            if len(part) == 1 and loss is None:
                 one, other = (self.lab.run(some, share=self.long, part="ablation") for some in (changes, fewer))
                 loss = one.score.value - other.score.value
-            self.needed[change.name] = loss
+            measured[part] = (changes, 0.0 if loss is None else loss)
+        self.needed = {one.name: measured[(one,)][1] for one in changes}
         return changes
+
+    @staticmethod
+    def _parts(changes: Changes, measured: dict[Changes, tuple[Changes, float]]) -> list[Changes]:
+        """Return what is to be left out next: halves of many, single changes, and those measured in a larger set."""
+        ordered = sorted(changes, key=lambda change: -change.risk)
+        half = len(ordered) // 2
+        halves = [tuple(ordered[:half]), tuple(ordered[half:])] if len(ordered) >= HALVED else []
+        singles = [(one,) for one in ordered]
+        fresh = [part for part in (*halves, *singles) if part not in measured]
+        return fresh or [part for part in singles if measured[part][0] != changes]
 
     def _need(self, changes: Changes, fewer: Changes, *, to_the_end: bool) -> float | None:
         """Return by how much the score falls with fewer changes; None where that is within chance.

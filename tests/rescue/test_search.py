@@ -270,6 +270,18 @@ def test_what_is_not_needed_is_left_out_and_what_is_needed_is_measured():
     assert all(value > 0.1 for value in found.needed.values())
 
 
+@pytest.mark.parametrize("needed", [{"a", "b"}, {"c", "clip"}, {"a"}, {"a", "b", "c", "clip", "rate_0.1"}])
+def test_halves_of_many_changes_are_left_out_at_once(needed):
+    def score(names, seed, share):
+        return rises(share, 0.9) if needed <= names else 0.1
+
+    made, found = run(score, NAMES)
+    assert set(names(found)) == needed
+    assert set(found.needed) == needed and min(found.needed.values()) > 0.1
+    left_out = {tried for tried, seed, _ in made.asked if tried and not seed and set(tried) != needed} - {NAMES}
+    assert len(left_out) <= len(NAMES) + 2
+
+
 @pytest.mark.parametrize(
     ("alone", "changes"),
     [
