@@ -52,6 +52,7 @@ from gradrecipes.diagnosis.outcome import (
 )
 from gradrecipes.probes.answers import Answers, sample_spread
 from gradrecipes.probes.attention import AttentionProbe
+from gradrecipes.probes.drawn_once import drawn_once
 from gradrecipes.probes.held_back import held_back_readings, losses_held_back, standard_error
 from gradrecipes.probes.loss import losses_by_row
 from gradrecipes.probes.optimizer import (
@@ -223,6 +224,8 @@ def try_out(
                 unseen = partial(losses_held_back, model, by_row, others or validation)
                 beside = {"rate": held_rate, "steps": more, "unseen": unseen}
                 reading = replace(reading, rates=hold_rate(trial, ended, reading.rates, seen, **beside))
+        if at_end and (drawn := drawn_once(trial, description, at_end)) is not None:
+            trace.probes = replace(trace.probes, loss=replace(trace.probes.loss, drawn_once=drawn))
         if answers is not None and (read := reading.answers) is not None and not read.depend and read.slope != 0.0:
             tell("leaving out terms of the loss")
             held = answers.held_back(read, run.logs, reading.steps + reading.further_steps)

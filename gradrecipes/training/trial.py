@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat import keras_optimizers, keras_private
+from gradrecipes.compat.random_state import constant_noise
 from gradrecipes.compat.tensorflow_private import targets_reported, variable_of
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Autopsy
@@ -72,6 +73,7 @@ class Trial:
         autopsy: What broke the recorded run, or None.
         asked_for_none: Whether a recorded step asked for the gradients of no weight at all.
         moving_target: Whether its loss reads what weights make and `tf.stop_gradient` holds fixed.
+        constant_noise: Operation that draws the same noise at each step, or "".
         cut_off: Terms of its losses that no slope leads from to the weights in which they are differentiated.
     """
 
@@ -94,6 +96,7 @@ class Trial:
         self.broken_batch: int | None = None
         self._rate = tf.Variable(1.0, dtype=tf.float32, trainable=False)
         self.asked_for_none = self.moving_target = False
+        self.constant_noise = ""
         self.cut_off = CutTerms({}, set())
         self._asked: set[int] = set()
         self._stack = contextlib.ExitStack()
@@ -244,6 +247,8 @@ class Trial:
         self.moving_target = self.moving_target or any(map(has_moving_target, keras.tree.flatten(target)))
         self._asked.update(map(variable_key, asked))
         self.cut_off = self.cut_off.joined(cut_off_terms(target, sources))
+        graph = getattr(next(iter(keras.tree.flatten(target)), None), "graph", None)
+        self.constant_noise = self.constant_noise or constant_noise(graph)
 
     @property
     def applied(self) -> bool:

@@ -11,7 +11,8 @@ import numpy as np
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import ArrayReading
 from gradrecipes.core.trace.description import FrozenLayer, OutputDescription, Regularization
-from gradrecipes.core.trace.probes import AttentionReading, LossEquivalent
+from gradrecipes.core.trace.drawn_once import DrawnOnce
+from gradrecipes.core.trace.probes import AttentionReading, LossEquivalent, LossReading
 from gradrecipes.core.trace.trace import Event
 from gradrecipes.core.trace.trial_reading import AnswersReading, OutputTrial, PlannedRates, VariationResult
 from tests.records import with_records
@@ -170,6 +171,13 @@ def _falls(*falls: float) -> dict[str, dict[str, Any]]:
     """Return variations whose loss falls by these shares: unchanged, and at 10, 100 and 1,000 times the rate."""
     names = ("as_it_is", "rate_10", "rate_100", "rate_1000")
     return {name: STANDS | {"end": 2.3 * (1 - fall), "fall": fall} for name, fall in zip(names, falls, strict=True)}
+
+
+def drawing(source: str | None) -> Trace:
+    trace = trial()
+    drawn = None if source is None else DrawnOnce(source, 0.3, (0.9, 1.1))
+    trace.probes = replace(trace.probes, loss=replace(trace.probes.loss or LossReading(), drawn_once=drawn))
+    return trace
 
 
 def planned(trace: Trace, at_highest: dict[str, Any], **changes: Any) -> Trace:
@@ -429,14 +437,16 @@ def of_parts(weight: float, *, falls: float = 0.1) -> Trace:
     return trace
 
 
-def of_held_parts(weight: float = 1e3, *, small: str = "reconstruction", **reading: Any) -> Trace:
+def of_held_parts(
+    weight: float = 1e3, *, small: str = "reconstruction", large: str = "divergence", **reading: Any
+) -> Trace:
     """Return a trial of a train step where one part falls to nothing, and the other one stays as it was."""
     trace = trial(FALLING)
     noise = 1.0 + 0.05 * np.sin(np.arange(STEPS))
-    parts = {small: 60.0 * noise, "divergence": 10.0 * np.exp(-np.arange(STEPS) / 5.0) + 1e-3}
-    logs = {"loss": parts[small] + weight * parts["divergence"], **parts, "accuracy": 0.5 + 0.1 * noise**2}
+    parts = {small: 60.0 * noise, large: 10.0 * np.exp(-np.arange(STEPS) / 5.0) + 1e-3}
+    logs = {"loss": parts[small] + weight * parts[large], **parts, "accuracy": 0.5 + 0.1 * noise**2}
     trace.description = replace(trace.description, own_train_step=True)
-    changes = {"constant_baseline_loss": None, "later": {small: 58.0, "divergence": 1e-3}} | reading
+    changes = {"constant_baseline_loss": None, "later": {small: 58.0, large: 1e-3}} | reading
     changed = replace(trace.probes.trial, logs={name: tuple(part.tolist()) for name, part in logs.items()}, **changes)
     trace.probes = replace(trace.probes, trial=changed)
     return trace
@@ -618,9 +628,11 @@ TRACES |= {
     "part_held_by_another": of_held_parts,
     "part_that_is_learned_later": lambda: of_held_parts(later={"reconstruction": 20.0, "divergence": 1e-3}),
     "part_of_usual_weight": lambda: of_held_parts(1.0),
-    "term_held_by_another": lambda: of_held_parts(small="term 1 of the sum"),
+    "term_held_by_another": lambda: of_held_parts(small="term 1 of the sum", large="term 2 of the sum"),
     "term_that_is_a_small_share": lambda: of_held_parts(
-        small="term 1 of the sum", later={"term 1 of the sum": 58.0, "divergence": 1.0}
+        small="term 1 of the sum",
+        large="term 2 of the sum",
+        later={"term 1 of the sum": 58.0, "term 2 of the sum": 1.0},
     ),
     "part_that_depends_on_weights_alone": lambda: of_held_parts(small="size", weight_penalties=("size",)),
     "part_that_regularizes": lambda: of_held_parts(small="kl_loss"),
@@ -638,6 +650,8 @@ TRACES |= {
     "loss_with_an_end": lambda: far_out(3.0, 1e4, 1e8, 1e12),
     "loss_as_a_logarithm": lambda: far_out(0.1, -4.6, -9.2, -13.8),
     "loss_within_bounds": lambda: far_out(-0.1, -0.99, -1.0, -1.0),
+    "noise_drawn_once": lambda: drawing("`np.random`"),
+    "noise_drawn_anew": lambda: drawing(None),
     "recurrence_explodes": lambda: trial(BROKEN, recurrent=_recurrent(1.6), layers=at(0, kind="SimpleRNN")),
     "recurrence_vanishes": lambda: trial(STANDING, recurrent=_recurrent(0.4), layers=at(0, kind="SimpleRNN")),
     "recurrence_decays_and_learns": lambda: trial(recurrent=_recurrent(0.4), layers=at(0, kind="SimpleRNN")),
@@ -720,6 +734,7 @@ FIRES: dict[str, tuple[str, ...]] = {
     "unscaled_inputs": ("data_far", "equation_far_out"),
     "unscaled_targets": ("targets_far",),
     "unscaled_loss_weights": ("weights_of_samples_huge",),
+    "frozen_random_numbers": ("noise_drawn_once",),
     "loss_output_mismatch": ("labels_beyond", "own_step_logits_of_softmax"),
     "unsafe_loss": ("loss_by_hand",),
     "recurrent_gain": ("recurrence_explodes", "recurrence_vanishes"),
@@ -728,6 +743,7 @@ FIRES: dict[str, tuple[str, ...]] = {
 SILENT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(FIRES, (*SOUND, "data_sound_stands", "data_sound_breaks")),
     "stalled_loss": (*SOUND, "data_sound_breaks"),
+    "frozen_random_numbers": (*SOUND, "data_sound_stands", "noise_drawn_anew"),
     "frozen_weights": (
         *(*SOUND, "data_sound_stands", "frozen_and_learns", "frozen_and_no_better_freed", "frozen_scales_only"),
     ),

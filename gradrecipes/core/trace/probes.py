@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from gradrecipes.core.trace.autopsy import Autopsy
 from gradrecipes.core.trace.data_reading import DataReading, NoiseReading
+from gradrecipes.core.trace.drawn_once import DrawnOnce
 from gradrecipes.core.trace.record import Record
 from gradrecipes.core.trace.trial_reading import Sharpness, TrialReading
 
@@ -264,6 +265,7 @@ class LossReading(Record):
         error: Why the model could not be run, or None.
         misread: Cross-entropies within a user's train step that got logits for probabilities, or the reverse.
         unreached: Data within such a step that the answers they are compared with cannot reach.
+        drawn_once: Random numbers that are the same at each step, or None.
     """
 
     outputs: tuple[OutputReading, ...] = ()
@@ -271,6 +273,7 @@ class LossReading(Record):
     error: str | None = None
     misread: tuple[CrossEntropyCall, ...] = ()
     unreached: tuple[UnreachedData, ...] = ()
+    drawn_once: DrawnOnce | None = None
 
 
 @dataclass(frozen=True)
