@@ -19,6 +19,7 @@ EXCELLENT = 1.0 - WITHIN  # score from which on a better one is not looked for
 HALF_LEARNED = 0.5  # share of the way from a constant prediction to a perfect score
 FAR_BELOW = 0.5  # gain over a constant prediction over that of a short trial below which a training does not do
 FEWEST_STEPS = 40  # of a training whose losses say whether they still fall: ten in each quarter
+HALVED = 4  # changes from which on a half is left out before single ones
 FINAL_PEAK = 10.0  # highest loss over the first from which on a run that ends well is said to have spiked
 
 
@@ -35,6 +36,7 @@ class Control:
         doubtful: Whether it learns by its score, but not by its own loss.
         breaks: Whether it raises an error, ends with a loss that is not finite, or gets worse late.
         baseline: Own loss of the best constant prediction; None where its own loss cannot be compared with that.
+        paused: Whether it stopped half-way, where it learns and nothing speaks for a late failure.
         learned: Whether it was seen to learn: by its score, by its own loss, in the diagnosis, or, where no cause was
             found, by a loss that still falls when the training ends, or fell where no constant prediction is known.
     """
@@ -42,7 +44,7 @@ class Control:
     def __init__(self, lab: Lab, *, seen_to_learn: bool = False):
         self.lab = lab
         self.checkpoints: list[Result] = []
-        self.fails = self.doubtful = self.breaks = self.learned = False
+        self.fails = self.doubtful = self.breaks = self.learned = self.paused = False
         self.baseline: float | None = None
         self._seen_to_learn = seen_to_learn
 
@@ -61,14 +63,16 @@ class Control:
         """Whether it fails after it had learned for longer than the shortest trials, which do not show that."""
         return self.fails and any(self.lab.learns(one) for one in self.checkpoints[1:-1])
 
-    def train(self, *shares: float, stoppable: bool, until: float = QUARTER) -> None:
+    def train(self, *shares: float, stoppable: bool, until: float = QUARTER, pausable: bool = False) -> None:
         """Train to the end, but no further than it is broken or, where a cause was found, stands still.
 
         Args:
             shares: Of the training, after which it is scored, too.
             stoppable: Whether a cause was found.
             until: Share of the training before which no standing still ends it.
+            pausable: Whether it may stop half-way, until the others are known that it is compared with.
         """
+        self.paused = False
         for share in sorted({*shares, *([max(*shares, until)] if stoppable else []), HALF, 1.0}):
             if self.checkpoints and share * self.lab.full <= self.checkpoints[-1].steps:
                 continue
@@ -76,6 +80,9 @@ class Control:
             if self.checkpoints[-1].error or self.checkpoints[-1].broken is not None:
                 break
             if stoppable and share >= until and self._stands_still():
+                break
+            self.paused = pausable and share == HALF and self._may_pause()
+            if self.paused:
                 break
         last = self.checkpoints[-1]
         if self.baseline is None and self.lab.baseline_loss and math.isfinite(last.fit):
@@ -93,6 +100,22 @@ class Control:
         seen = below or self._seen_to_learn or self._is_above_chance(last, beside_a_cause=stoppable)
         seen = seen or (not stoppable and self._falls(last))
         self.learned = seen and not (self.breaks and self.fails)
+
+    def _may_pause(self) -> bool:
+        """Return whether it learns half-way, at a constant rate, and its loss neither rises nor spikes."""
+        early, last = self.checkpoints[-2:] if len(self.checkpoints) > 1 else (self.checkpoints[-1],) * 2
+        known = self.lab.base.schedule is None and self.lab.base.optimizer != OWN and last.steps >= FEWEST_STEPS
+        return known and early is not last and last.steady and self.lab.learns(last) and not self.climbs(early, last)
+
+    def cannot_reach(self, other: Result) -> bool:
+        """Return whether another that was trained half-way is ahead of what it can end with.
+
+        Learning curves are concave in the logarithm of the steps: the last doubling gains no more than the one before.
+        """
+        early, last = self.checkpoints[-2:]
+        gain = (last.score.value - early.score.value) * math.log(1.0 / HALF) / math.log(last.steps / early.steps)
+        proof = self.lab.proof([(last, other)])
+        return proof.wins and proof.difference - max(0.0, gain) > max(proof.least, STANDARD_ERRORS * proof.error)
 
     def _is_below_baseline(self, last: Result) -> bool:
         """Return whether the own loss is below that of the best constant prediction by more than chance.
@@ -300,3 +323,13 @@ class Ends:
 def _stays(result: Result) -> bool:
     """Return whether the training loss neither fell nor still falls."""
     return not (result.fell or result.falls or result.declines)
+
+
+def left_out_next(changes: Changes, measured: dict[Changes, tuple[Changes, float]]) -> list[Changes]:
+    """Return what is to be left out next: halves of many, single changes, and those measured in a larger set."""
+    ordered = sorted(changes, key=lambda change: -change.risk)
+    half = len(ordered) // 2
+    halves = [tuple(ordered[:half]), tuple(ordered[half:])] if len(ordered) >= HALVED else []
+    singles = [(one,) for one in ordered]
+    fresh = [part for part in (*halves, *singles) if part not in measured]
+    return fresh or [part for part in singles if measured[part][0] != changes]

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from gradrecipes.rescue.arm import Result
 from gradrecipes.rescue.changes import Change, Changes, cost_of, kind_of
-from gradrecipes.rescue.control import EXCELLENT, HALF, QUARTER, WITHIN, Control, Ends
+from gradrecipes.rescue.control import EXCELLENT, HALF, QUARTER, WITHIN, Control, Ends, left_out_next
 from gradrecipes.rescue.lab import Lab, OutOfBudgetError
 from gradrecipes.rescue.task import OWN_LOSS, Score
 from gradrecipes.rescue.verdict import Found
@@ -22,7 +22,6 @@ SURVIVORS = 2
 EXPLORED = 0.6  # share of what is left after the final training that the short trials may use
 FEWEST_CANDIDATES = 8  # that are tried; so many in a row that do not beat one which learned a little are enough
 GLANCE = 0.5  # share of a short trial after which one is given up that the best so far beats
-HALVED = 4  # changes from which on a half is left out before single ones
 UNBEATEN = 3  # candidates in a row that are no better than the best before them end the short trials ...
 OBVIOUS = 2  # sets of standard changes that a training which learned little is compared with
 SLOW_START = 4.0  # times as long as what works took to learn half: one that stands still for so long does not learn
@@ -80,7 +79,15 @@ class _Progress:
         """Train the user's own, then candidates that are ever fewer, ever longer."""
         self.first = tried[0] if tried else ()
         control = self.control
-        control.train(self.short, self.long, stoppable=not healthy)
+        control.train(self.short, self.long, stoppable=not healthy, pausable=bool(self.suggested) and not healthy)
+        if control.paused:
+            lengths = (self.long, HALF) if control.learned_early else (self.short, self.long)
+            self._narrowed([changes for changes in tried if self._is_called_for(changes)], *lengths)
+            if self.winner and control.cannot_reach(self.lab.run(self.winner, share=HALF, part="finals")):
+                found = self.so_far()
+                if found.changes and found.final is not None and self.ends.half_learned(found.final):
+                    return found
+            control.train(self.short, self.long, stoppable=True)
         obvious = [changes for changes in tried if len(changes) > 1][:OBVIOUS]
         far_below = not (self.suggested and not healthy) and control.ends_far_below(obvious, self.short)
         if healthy and (not (control.fails or control.doubtful or far_below) or control.last.error):
@@ -259,7 +266,7 @@ class _Progress:
         need = functools.partial(self._need, to_the_end=to_the_end)
         changes = next((some for some in few if need(changes, some) is None), changes)
         measured: dict[Changes, tuple[Changes, float]] = {}  # by part, in which set, and what it loses without
-        while pending := self._parts(changes, measured):
+        while pending := left_out_next(changes, measured):
             part = pending[0]
             fewer = tuple(one for one in changes if one not in part)
             loss = need(changes, fewer)
@@ -272,16 +279,6 @@ class _Progress:
             measured[part] = (changes, 0.0 if loss is None else loss)
         self.needed = {one.name: measured[(one,)][1] for one in changes}
         return changes
-
-    @staticmethod
-    def _parts(changes: Changes, measured: dict[Changes, tuple[Changes, float]]) -> list[Changes]:
-        """Return what is to be left out next: halves of many, single changes, and those measured in a larger set."""
-        ordered = sorted(changes, key=lambda change: -change.risk)
-        half = len(ordered) // 2
-        halves = [tuple(ordered[:half]), tuple(ordered[half:])] if len(ordered) >= HALVED else []
-        singles = [(one,) for one in ordered]
-        fresh = [part for part in (*halves, *singles) if part not in measured]
-        return fresh or [part for part in singles if measured[part][0] != changes]
 
     def _need(self, changes: Changes, fewer: Changes, *, to_the_end: bool) -> float | None:
         """Return by how much the score falls with fewer changes; None where that is within chance.

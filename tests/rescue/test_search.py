@@ -319,6 +319,25 @@ def test_a_final_training_ends_half_way_where_it_has_settled(rise, more, share):
     assert (names(found), made.longest("a"), found.final.steps) == (["a"], share * FULL, share * FULL)
 
 
+@pytest.mark.parametrize(
+    ("as_it_is", "more", "steps"),
+    [
+        (lambda share: rises(share, 0.5), {}, FULL / 2),
+        (lambda share: 0.7 + 0.3 * np.log2(2 * share), {}, FULL),  # gains as much in each doubling
+        (lambda share: rises(share, 0.5), {"steady": False}, FULL),
+        (lambda share: rises(share, 0.5), {"base": replace(SETTLED["base"], schedule="CosineDecay")}, FULL),
+    ],
+)
+def test_a_training_beside_a_cause_ends_half_way_where_it_cannot_reach_what_wins(as_it_is, more, steps):
+    def score(names, seed, share):
+        return rises(share, 0.9) if "a" in names else as_it_is(share)
+
+    made, found = run(score, ("a",), ("b",), **{**SETTLED, "suggested": ("a",), **more})
+    assert (made.longest(), names(found)) == (steps, [] if as_it_is(1.0) > 0.9 else ["a"])
+    made, found = run(score, ("b",), ("a",), **{**SETTLED, "suggested": ("b",), **more})
+    assert (made.longest(), names(found)) == (FULL, [])  # nothing wins that a cause suggests
+
+
 def test_what_never_learned_is_not_made_safer():
     assert run(lambda names, seed, share: 0.1, ("a",), falls=True)[0].longest("a", "clip") == 0
 
