@@ -191,7 +191,8 @@ class Control:
         learned = any(self.lab.learns(one, standard_errors=1.0) for one in self.checkpoints)
         own = self.lab.task.kind == OWN_LOSS and len(self.checkpoints) > 1  # one that comes nearer to a constant's
         nearer = own and self.lab.better(self.checkpoints[-1].score, self.checkpoints[-2].score)
-        return not (learned or nearer or self.checkpoints[-1].falls)
+        falls = self.checkpoints[-1].falls and not (self.lab.wrong_loss and self.lab.task.kind != OWN_LOSS)
+        return not (learned or nearer or falls)
 
     def _fails(self, standard_errors: float) -> bool:
         """Return whether the training as it is fails; a few samples held back prove that of no training by themselves.

@@ -148,6 +148,7 @@ def rescue(
         baseline_loss=None if case.wrong_loss else case.baseline_loss,  # that it falls says nothing then
         limit=limit,
         minimized=not has_own_train_step(model),
+        wrong_loss=case.wrong_loss,
         seconds={"diagnosis": time.monotonic() - began},
     )
     known, trace = _changes(case, steps), case.diagnosis.trace

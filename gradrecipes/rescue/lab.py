@@ -118,6 +118,7 @@ class Lab:
             itself None where that is not asked for.
         limit: Training steps that all trials may take together, those that confirm a change too.
         minimized: Whether a step minimizes the loss that it logs, which is not known of a train step of the user's own.
+        wrong_loss: Whether a cause is the loss itself, so that it says nothing if it falls.
     """
 
     base: Setup
@@ -131,6 +132,7 @@ class Lab:
     baseline_loss: Callable[[], float | None] | None = None
     limit: float = math.inf
     minimized: bool = True
+    wrong_loss: bool = False
     spent: float = 0.0
     trials: list[Trial] = field(default_factory=list)
     _arms: dict[Any, Arm] = field(default_factory=dict)

@@ -89,6 +89,13 @@ def test_a_training_that_stands_still_is_stopped_and_stays_whole_without_a_cause
     assert (names(found), found.fails) == ([], False)
 
 
+@pytest.mark.parametrize("wrong_loss", [True, False])
+def test_a_wrong_loss_that_falls_is_no_reason_to_go_on(wrong_loss):
+    options = {"falls": True, "wrong_loss": wrong_loss, "suggested": ("a",)}
+    made, found = run(lambda names, seed, share: rises(share, 1.6) if names else 0.1, ("a",), **options)
+    assert (names(found), made.longest()) == (["a"], FULL / 4 if wrong_loss else FULL)
+
+
 def test_few_samples_held_back_do_not_prove_that_a_training_fails():
     def score(names, seed, share):
         return 0.25  # one of four samples: above a constant prediction of 0.1, by less than a standard error
