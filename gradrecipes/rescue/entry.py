@@ -27,7 +27,7 @@ from gradrecipes.rescue.arm import Arm
 from gradrecipes.rescue.changes import Change, candidates, catalogue, setup_after, suggested_changes
 from gradrecipes.rescue.edits import OWN, Scaling, scaling_of
 from gradrecipes.rescue.feed import Feed, balanced_weights, is_flat, is_padded, looked_up_inputs, read_feed
-from gradrecipes.rescue.flaws import LEFT_OUT, Flaws, flaws_of
+from gradrecipes.rescue.flaws import LEFT_OUT, Flaws, few_flawed, flaws_of
 from gradrecipes.rescue.inner import calls_itself
 from gradrecipes.rescue.lab import Journal, Lab, fingerprint_of
 from gradrecipes.rescue.original import Original, Setup, read_original, setup_of
@@ -129,9 +129,8 @@ def rescue(
         require_whole("budget", budget, least=1, remedy="Leave it out for three trainings.")
     tell = tell or (lambda words: None)
     began = time.monotonic()
-    feed, size = read_feed(
-        x, y, sample_weight=sample_weight, batch_size=batch_size, validation_data=validation_data, seed=seed
-    )
+    held: dict[str, Any] = {"validation_data": validation_data, "seed": seed, "trained": few_flawed}
+    feed, size = read_feed(x, y, sample_weight=sample_weight, batch_size=batch_size, **held)
     tell("diagnosing")
     case = _read(model, feed, size, epochs=epochs, seed=seed, class_weight=class_weight)
     steps = feed.steps_per_epoch(size) * epochs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,7 +145,14 @@ def _order(seed: int, epoch: int, samples: int) -> np.ndarray:
 
 
 def read_feed(
-    x: Any, y: Any, *, sample_weight: Any = None, batch_size: int, validation_data: Any = None, seed: int = 0
+    x: Any,
+    y: Any,
+    *,
+    sample_weight: Any = None,
+    batch_size: int,
+    validation_data: Any = None,
+    seed: int = 0,
+    trained: Callable[[Any, Any], np.ndarray] | None = None,
 ) -> tuple[Feed, int]:
     """Return the feed of what `model.fit` takes, and the batch size, which a dataset brings itself.
 
@@ -157,6 +164,7 @@ def read_feed(
         validation_data: `(x, y)`, `(x, y, sample_weight)` or a dataset; without it a fifth is held back, drawn by
             the seed.
         seed: Of that draw.
+        trained: Returns which samples, of inputs and targets, are not held back; None for any.
 
     Raises:
         TypeError: Data that hold no numbers, or batches that cannot be joined.
@@ -170,6 +178,9 @@ def read_feed(
         kept = np.arange(samples)
     else:
         order = np.random.default_rng(seed).permutation(samples)
+        if trained is not None:
+            last = np.isin(order, trained(x, y))
+            order = np.concatenate([order[~last], order[last]])
         held = min(max(1, round(HELD_BACK * samples)), samples - 1) if samples > 1 else 0
         if held == 0:
             raise ValueError("A rescue needs at least two samples, one to train on and one held back. Received: 1.")

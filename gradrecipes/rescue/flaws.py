@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ from gradrecipes.compat.keras_private import compile_arguments
 from gradrecipes.compat.model_reuse import copied_model
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.rescue.edits import OWN
-from gradrecipes.rescue.feed import Feed
+from gradrecipes.rescue.feed import HELD_BACK, Feed
 from gradrecipes.rescue.own_loss import has_plain_loss
 
 _LOG = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ LEFT_OUT, MEDIAN = "left out", "median"
 REPEATED = 3  # times that a number has to occur to be a mark; fewer are outliers, ...
 ALONE = 100.0  # ... unless they are as many times the range of all others away from these
 MANY_VALUES = 20  # other values of a column from which on it holds measurements, not codes
-MOST_COLUMNS = 1000  # that are looked at
+MOST_ENTRIES = 2_000_000  # of an array that is searched for marks; larger ones are no tables
 FEWEST_KEPT = 0.5  # share of the samples that must be left
 MOST_CALLS = 500  # of a loss, to find the samples on which it is not finite
 SHOWN = 6  # numbers or columns in a line
@@ -40,12 +41,14 @@ class Flaw:
         marks: Numbers that stand for a gap, by the column.
         bound: The greatest number for which the loss is not finite, as for all below; None for no such number.
         nonfinite: Whether entries are not finite.
+        medians: Of what is of use in the training data, float `[columns]`; None for an array without flaws.
     """
 
     name: str
     marks: dict[int, tuple[float, ...]]
     bound: float | None = None
     nonfinite: bool = False
+    medians: np.ndarray | None = None
 
     def entries(self, array: np.ndarray) -> np.ndarray:
         """Return which entries of an array are of no use, bool, of its shape."""
@@ -84,9 +87,9 @@ class Flaw:
     @property
     def lines(self) -> list[str]:
         """What fills the flawed entries of an input, as lines of a script."""
-        name = self.name
-        marked = [f"{name} = np.where({self.check}, {name}, np.nan)"]
-        return [*marked, f"{name} = np.where(np.isnan({name}), np.nanmedian({name}, axis=0), {name})"]
+        rows = f"np.where({self.check}, {self.name}, np.nan).reshape(-1, {len(self.medians)})"
+        first = f"medians = np.nan_to_num(np.nanmedian({rows}, axis=0))  # of the training samples"
+        return [first, f"{self.name} = np.where({self.check}, {self.name}, medians)"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,10 +189,27 @@ def _flaw(name: str, array: np.ndarray, *, measured: bool) -> Flaw:
     nonfinite = array.dtype.kind == "f" and not np.isfinite(array).all()
     columns = _columns(array)
     marks = {}
-    for column in range(columns.shape[1]) if measured and columns.shape[1] <= MOST_COLUMNS else ():
+    for column in range(columns.shape[1]) if measured and columns.size <= MOST_ENTRIES else ():
         if found := _marks(columns[:, column]):
             marks[column] = found
-    return Flaw(name, marks, nonfinite=nonfinite)
+    flaw = Flaw(name, marks, nonfinite=nonfinite)
+    if not flaw:
+        return flaw
+    blank = np.where(flaw.entries(array), np.nan, array.astype(np.float64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a column with nothing else
+        return replace(flaw, medians=np.nan_to_num(np.nanmedian(_columns(blank), axis=0)))
+
+
+def few_flawed(x: Any, y: Any) -> np.ndarray:
+    """Return the samples of arrays with a flaw, where they are so few that all could happen to be held back."""
+    arrays = [np.asarray(part) for part in keras.tree.flatten((x, y)) if part is not None]
+    flawed = np.zeros(len(arrays[0]), bool)
+    for one in arrays:
+        if one.dtype.kind == "f" and (flaw := _flaw("", one, measured=True)):
+            flawed |= flaw.samples(one)
+    found = np.flatnonzero(flawed)
+    return found if len(found) < 1.0 / HELD_BACK else found[:0]
 
 
 def _marks(values: np.ndarray) -> tuple[float, ...]:
@@ -284,6 +304,5 @@ def _blank(array: Any, flaw: Flaw) -> Any:
 def _filled(array: Any, flaw: Flaw) -> Any:
     if not flaw:
         return array
-    blank = np.where(flaw.entries(array), np.nan, np.asarray(array, np.float64))
-    medians = np.nan_to_num(np.nanmedian(_columns(blank), axis=0))
-    return np.where(np.isnan(blank), medians if blank.ndim > 1 else medians[0], blank).astype(np.asarray(array).dtype)
+    array = np.asarray(array)
+    return np.where(flaw.entries(array), flaw.medians, array).astype(array.dtype)

@@ -9,7 +9,7 @@ from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.rescue.code import code_of
 from gradrecipes.rescue.edits import OWN
 from gradrecipes.rescue.feed import read_feed
-from gradrecipes.rescue.flaws import LEFT_OUT, MEDIAN, flaws_of
+from gradrecipes.rescue.flaws import LEFT_OUT, MEDIAN, few_flawed, flaws_of
 from gradrecipes.rescue.original import Setup
 
 RNG = np.random.default_rng(0)
@@ -87,6 +87,14 @@ def test_samples_are_left_out_of_training_and_inputs_are_filled_everywhere():
     assert np.isfinite(full.x).all()
     assert len(feed.y_val) == (y[:50] != -999).sum()  # what cannot be predicted is no measure
     assert np.nanmedian(x[:, 1]) in feed.under(OWN, MEDIAN).x[bad, 1]
+
+
+@pytest.mark.parametrize(("count", "kept"), [(1, True), (4, True), (60, False)])
+def test_few_flawed_samples_are_not_held_back(count, kept):
+    y = with_rows(Y, np.nan, count=count)
+    feed, _ = read_feed(X, y, batch_size=32, trained=few_flawed)
+    assert bool(np.isnan(feed.y).sum() == count) is kept
+    assert len(feed.y_val) == 60
 
 
 def test_the_lines_do_what_was_tried():
