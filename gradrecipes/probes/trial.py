@@ -24,6 +24,7 @@ from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.description import Description
 from gradrecipes.core.trace.probes import Probes
 from gradrecipes.core.trace.trial_reading import (
+    LINEAR_HEAD,
     UNFROZEN,
     UNREGULARIZED,
     USUAL_OPTIMIZER,
@@ -32,6 +33,8 @@ from gradrecipes.core.trace.trial_reading import (
     VariationResult,
     at_rate,
 )
+from gradrecipes.diagnosis.facts.activation_mismatches import reaches_partly
+from gradrecipes.diagnosis.facts.data_facts import heads
 from gradrecipes.diagnosis.facts.divergences import (
     ahead,
     climbs_at_highest,
@@ -74,7 +77,7 @@ from gradrecipes.probes.varied.runs import (
     vary,
     vary_one_at_a_time,
 )
-from gradrecipes.probes.varied.standard_twin import standard_twin
+from gradrecipes.probes.varied.standard_twin import linear_heads, standard_twin
 from gradrecipes.probes.varied.variations import (
     HIGHER_RATES,
     LOWER_RATES,
@@ -255,6 +258,10 @@ def try_out(
         tell("training without what holds the net back")
         taken = reading.steps + reading.further_steps  # as many as with it
         variations |= freed(UNREGULARIZED, unregularized(model), model, batches, baselines, taken)
+    if run.broken is None and any(map(reaches_partly, heads(trace))):
+        tell("training with a linear last layer")
+        taken = reading.steps + reading.further_steps
+        variations |= freed(LINEAR_HEAD, linear_heads(model), model, batches, baselines, taken)
     unusual = {} if own or description.optimizer is None else description.optimizer.unusual
     if unusual and not fixed and (seen.suspicious or judged == UNDECIDED):
         tell("training with the usual settings of the optimizer")

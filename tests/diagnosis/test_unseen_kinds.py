@@ -485,3 +485,14 @@ def test_weights_are_called_what_the_user_gave(by_class):
     found = next(one for one in gr.diagnose(model, x, y, **weights).findings if one.code == "unscaled_loss_weights")
     assert found.title.startswith("Class weights" if by_class else "Sample weights")
     assert ("class_weight" in found.prescriptions[0].code) == by_class
+
+
+@pytest.mark.parametrize(("end", "linear", "told"), [(0.5, 0.1, True), (0.5, 0.4, False), (0.04, 0.001, False)])
+def test_targets_of_which_a_few_are_out_of_reach_are_told_where_a_linear_head_halves_the_loss(end, linear, told):
+    """A fifth is negative, under a relu; not told where a linear layer is no better, or where nothing is left."""
+    varied = {"linear_head": {"start": 2.0, "end": linear, "fall": 0.9}}
+    targets = hand_made.array("y") | hand_made._TARGETS | {"shape": [1], "share_below_0": 0.2}
+    output = hand_made._REGRESSION | {"activation": "relu", "activations": ["relu"], "loss": "mean_squared_error"}
+    output |= {"loss_class": "MeanSquaredError", "config": {}}
+    trace = with_data(np.geomspace(2.3, end, STEPS), y=targets, output=output, varied=varied)
+    assert ("loss_output_mismatch" in codes(with_output(trace, sums_to_one=0.0, target_shape=(1,)))) == told

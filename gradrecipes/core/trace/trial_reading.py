@@ -55,25 +55,9 @@ UNREGULARIZED = Variation("unregularized", "not regularized", "without dropout, 
 USUAL_OPTIMIZER = Variation(
     "usual_optimizer", "optimizer settings as usual", "with the usual settings of the optimizer"
 )
+LINEAR_HEAD = Variation("linear_head", "last activation linear", "with a linear last layer")
 BALANCED_TERMS = Variation("balanced_terms", "loss terms balanced", "with loss terms that start equally large")
-VARIATIONS = {
-    one.name: one
-    for one in (
-        AS_IT_IS,
-        FINITE_DATA,
-        SCALED_INPUTS,
-        SCALED_TARGETS,
-        FITTING_WEIGHTS,
-        ALL_SCALED,
-        FRESH_OPTIMIZER,
-        LARGER_BATCH,
-        WARM_UP,
-        UNFROZEN,
-        UNREGULARIZED,
-        USUAL_OPTIMIZER,
-        BALANCED_TERMS,
-    )
-}
+VARIATIONS = {one.name: one for one in tuple(globals().values()) if isinstance(one, Variation)}
 _RATE = "rate_"
 
 

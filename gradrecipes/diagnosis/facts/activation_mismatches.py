@@ -294,14 +294,23 @@ def _sign(head: Head) -> Iterator[Mismatch]:
         )
 
 
+def reaches_partly(head: Head) -> bool:
+    """Return whether the last activation cannot reach some of the targets, so few that a net may train well with it."""
+    return MIN_UNREACHED_SHARE <= unreached_share(head) < CERTAIN_UNREACHED_SHARE
+
+
+def unreached_share(head: Head) -> float:
+    """Return the share of the targets that the last activation cannot reach; 0 where that is not known."""
+    if head.target is None or head.activation not in REACH:
+        return 0.0
+    return sum(getattr(head.target, end) or 0.0 for end in REACH[head.activation][1])
+
+
 def _out_of_reach(head: Head) -> Iterator[Mismatch]:
-    if head.target is None or head.activation not in REACH or head.loss not in BY_ENTRY:
+    share, target = unreached_share(head), head.target
+    if target is None or share < MIN_UNREACHED_SHARE or head.loss not in BY_ENTRY:
         return
-    words, ends = REACH[head.activation]
-    share = sum(getattr(head.target, end) or 0.0 for end in ends)
-    if share < MIN_UNREACHED_SHARE:
-        return
-    target = head.target
+    words, _ = REACH[str(head.activation)]
     yield Mismatch(
         title=f"{rounded(100 * share)}% of the targets are outside the range of a {head.activation}",
         statement=(

@@ -3,7 +3,8 @@
 ## What it does
 Compares what the loss expects with what it gets, from the structure, the output of the untrained net, and the targets:
 probabilities or logits, one unit or several, class numbers or one-hot rows, 0 and 1 or -1 and 1, shapes that are
-silently broadcast, targets that the last activation cannot reach. What Keras converts by itself (the logits before a
+silently broadcast, targets that the last activation cannot reach; of a few such targets it is asked whether the same
+net with a linear last layer ends at less than half the loss. What Keras converts by itself (the logits before a
 softmax, `(n,)` against `(n, 1)`, 0 and 1 with a hinge) is taken into account, and measured where it may fail. In a
 train step of one's own, the values tell that each binary cross-entropy gets, and those that a discriminator gets. A
 loss of one's own that is 0 at the targets and below 0 beyond them, as an overlap is, needs outputs that are bounded;
@@ -36,14 +37,14 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import DataReading, Setting
 from gradrecipes.core.trace.probes import LossReading
-from gradrecipes.core.trace.trial_reading import TrialReading
-from gradrecipes.diagnosis.facts.activation_mismatches import PROBABILITIES, activation_mismatches
+from gradrecipes.core.trace.trial_reading import LINEAR_HEAD, TrialReading, VariationResult
+from gradrecipes.diagnosis.facts.activation_mismatches import PROBABILITIES, activation_mismatches, reaches_partly
 from gradrecipes.diagnosis.facts.data_facts import Head, heads, is_held_back
-from gradrecipes.diagnosis.facts.divergences import at_fault
+from gradrecipes.diagnosis.facts.divergences import at_fault, end_over_baseline
 from gradrecipes.diagnosis.facts.label_mismatches import all_with_all, label_mismatches, one_label
 from gradrecipes.diagnosis.facts.mismatch import Mismatch, class_of, compile_with, from_logits
 from gradrecipes.diagnosis.facts.readings import number, rounded
-from gradrecipes.diagnosis.outcome import verdict
+from gradrecipes.diagnosis.outcome import HALVED_END, Verdict, variation, verdict
 from gradrecipes.diagnosis.prescriptions import prescription
 from gradrecipes.diagnosis.registry import FAILED_RUN, LONG_STEPS, rule
 from gradrecipes.diagnosis.rules.unbounded_loss import falls_for_ever
@@ -52,6 +53,7 @@ AT_TARGETS = 0.01  # loss at the targets over that at the net's own answers, of 
 REWARD_OF_WRONG = 0.01  # loss at the targets above that at other answers, over the largest of them
 AS_GOOD = 1e-6  # relative difference of the loss at right answers from that at wrong ones: float32 rounding
 CHANGE_TARGETS = ("label_smoothing", "axis", "ignore_class")  # settings that are named where they are not 0
+MIN_COST = 0.05  # loss that a last activation costs, over the baseline: the share of the targets that is asked about
 BELOW_TARGETS = 0.1  # loss at twice the targets, below 0, over the same; the smoothing of an overlap changes less
 
 
@@ -84,13 +86,14 @@ def loss_output_mismatch(trace: Trace) -> Finding | None:
     structure = trace.description
     own = structure.own_train_step or structure.own_loss
     held_back = is_held_back(trace, seen) or trace.probes.failure is not None
+    reached = _reached_by_linear(trace, seen)
     found = []
     if not own or held_back:  # else the compiled loss is used in a way of its own, and it works
         found = [
             misfit
             for head in heads(trace)
             for misfit in (*label_mismatches(head), *activation_mismatches(head))
-            if held_back or not misfit.only_if_held_back
+            if held_back or not misfit.only_if_held_back or (reached is not None and reaches_partly(head))
         ]
     found += [misfit for head in heads(trace) if (misfit := _better_than_right(head)) is not None]
     found += [misfit for head in heads(trace) if (misfit := _worse_when_right(head)) is not None]
@@ -112,9 +115,18 @@ def loss_output_mismatch(trace: Trace) -> Finding | None:
         severity=first.severity,
         confidence=first.sure if not own else min(first.sure, 0.8),
         explanation=" ".join(f"{misfit.statement} {misfit.consequence}" for misfit in found[:2]),
-        evidence=(*map(_evidence, found), *_failure(trace)),
+        evidence=(*map(_evidence, found), *_failure(trace), *([] if reached is None else [reached])),
         prescriptions=tuple({misfit.prescription.title: misfit.prescription for misfit in found}.values()),
     )
+
+
+def _reached_by_linear(trace: Trace, seen: Verdict) -> Evidence | None:
+    """Return the evidence that a last activation costs a net that learns the better part of its loss, or None."""
+    linear, own = (variation(trace, LINEAR_HEAD) or VariationResult()).end, end_over_baseline(trace) * seen.baseline
+    if linear is None or not own - linear > MIN_COST * seen.baseline or not linear < HALVED_END * own:
+        return None
+    words = f"In as many steps the loss ends at {rounded(own)}, and at {rounded(linear)} {LINEAR_HEAD.words}."
+    return Evidence(words, own, linear, "this trial")
 
 
 def _better_than_right(head: Head) -> Mismatch | None:

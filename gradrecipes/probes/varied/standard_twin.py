@@ -279,5 +279,16 @@ def _swaps(head: Any) -> tuple[str, Any] | None:
     return "activation", keras.activations.linear
 
 
+@contextlib.contextmanager
+def linear_heads(model: keras.Model) -> Iterator[None]:
+    """Train with linear last layers meanwhile, where there are some."""
+    graph = model_graph(model)
+    with contextlib.ExitStack() as stack:
+        for head in [] if graph is None else [graph.nodes[place].operation for place in graph.outputs]:
+            if (swap := _swaps(head)) is not None:
+                stack.enter_context(replaced(head, *swap))
+        yield
+
+
 def _shapes(batch: Any) -> list[Any]:
     return [None if part is None else tuple(part.shape) for part in keras.tree.flatten(batch)]
