@@ -226,13 +226,6 @@ class LinearReading(Record):
     loss: str = ""
 
     @property
-    def learner(self) -> str:
-        """What learned it, in a sentence on other rows."""
-        if self.of == TWIN:
-            return "the same net with standard settings, trained for as many steps,"
-        return f"a linear function of {self.of} that was not fitted to these rows"
-
-    @property
     def clear(self) -> bool:
         """Whether the target can be learned from the inputs: far beyond chance, and by more than a tenth."""
         return self.constant - self.linear > 4.0 * self.noise and self.linear < 0.9 * self.constant

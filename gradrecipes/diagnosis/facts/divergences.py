@@ -218,6 +218,14 @@ def at_fault(trace: Trace, setting: str) -> LinearReading | None:
     return twin if twin is not None and setting in twin.faults and far_ahead(trace) is not None else None
 
 
+def left_of_error(twin: LinearReading) -> str:
+    """Return in words what a program and its standard twin leave of the error of a constant prediction."""
+    return (
+        f"{rounded(twin.own)} of the error of a constant prediction is left on {twin.rows:,} rows held back; the same "
+        f"net with standard settings leaves {rounded(twin.own_linear)}"
+    )
+
+
 def is_outrun(trace: Trace) -> bool:
     """Return whether a linear function of the inputs, on other rows, has less than half the loss of the net's end."""
     linear, reached = (trace.probes.trial or TrialReading()).linear, end_over_baseline(trace)

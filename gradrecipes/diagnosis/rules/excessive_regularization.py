@@ -32,7 +32,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity, listed
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import Setting
 from gradrecipes.core.trace.trial_reading import UNREGULARIZED, TrialReading, VariationResult
-from gradrecipes.diagnosis.facts.divergences import at_fault
+from gradrecipes.diagnosis.facts.divergences import at_fault, left_of_error
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.judgement import UNDECIDED, judge
 from gradrecipes.diagnosis.keras_lines import compile_lines, optimizer_line, recorded_rate
@@ -63,10 +63,7 @@ def excessive_regularization(trace: Trace) -> Finding | None:
         )
     elif held and blamed is not None:
         reached = blamed.own_linear
-        statement = (
-            f"After {steps:,} steps with {names}, {rounded(blamed.own)} of the error of a constant prediction is "
-            f"left on {blamed.rows:,} rows held back; of the same net without, {rounded(reached)}"
-        )
+        statement = f"After {steps:,} steps with {names}, {left_of_error(blamed)}"
     else:
         return None
     return Finding(

@@ -40,7 +40,7 @@ from gradrecipes.core.trace.probes import LossReading
 from gradrecipes.core.trace.trial_reading import LINEAR_HEAD, TrialReading, VariationResult
 from gradrecipes.diagnosis.facts.activation_mismatches import PROBABILITIES, activation_mismatches, reaches_partly
 from gradrecipes.diagnosis.facts.data_facts import Head, heads, is_held_back
-from gradrecipes.diagnosis.facts.divergences import at_fault, end_over_baseline
+from gradrecipes.diagnosis.facts.divergences import at_fault, end_over_baseline, left_of_error
 from gradrecipes.diagnosis.facts.label_mismatches import all_with_all, label_mismatches, one_label
 from gradrecipes.diagnosis.facts.mismatch import Mismatch, class_of, compile_with, from_logits
 from gradrecipes.diagnosis.facts.readings import number, rounded
@@ -212,9 +212,8 @@ def _outdone(trace: Trace) -> list[Mismatch]:
         Mismatch(
             title="The same net learns far more under the usual loss of its targets",
             statement=(
-                f"On {twin.rows:,} rows held back {rounded(twin.own)} of the error of a constant prediction is left; "
-                f"with standard settings {rounded(twin.own_linear)}, and without this loss, last activation or train "
-                "step it falls behind as well."
+                f"In the end {left_of_error(twin)}, and with this loss, last activation and train step it falls behind "
+                "as well."
             ),
             consequence="What is minimized does not lead to the targets.",
             measured=twin.own,

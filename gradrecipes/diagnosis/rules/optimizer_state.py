@@ -37,7 +37,7 @@ from gradrecipes.core.trace.autopsy import Autopsy, in_words
 from gradrecipes.core.trace.data_reading import DataReading, LinearReading, Setting
 from gradrecipes.core.trace.description import OptimizerDescription
 from gradrecipes.core.trace.trial_reading import FRESH_OPTIMIZER, USUAL_OPTIMIZER, TrialReading, VariationResult
-from gradrecipes.diagnosis.facts.divergences import at_fault, saw_all
+from gradrecipes.diagnosis.facts.divergences import at_fault, left_of_error, saw_all
 from gradrecipes.diagnosis.facts.readings import layer_descriptions, middle, rounded
 from gradrecipes.diagnosis.judgement import rates
 from gradrecipes.diagnosis.outcome import fixed_by, variation, variation_evidence, verdict
@@ -260,9 +260,8 @@ def _at_fault(trace: Trace, blamed: LinearReading | None) -> Said | None:
         return None
     name = trace.description.optimizer.name if trace.description.optimizer is not None else "the optimizer"
     return (
-        f"the same net learns far more with Adam at 0.001 than with {name} as it is set, at this rate or another: on "
-        f"{blamed.rows:,} rows held back, {rounded(blamed.own_linear)} of the error of a constant prediction is left, "
-        f"and {rounded(blamed.own)} with it",
+        f"the same net learns far more with Adam at 0.001 than with {name} as it is set, at this rate or another: "
+        f"{left_of_error(blamed)}",
         blamed.own,
         blamed.own_linear,
         0.9,

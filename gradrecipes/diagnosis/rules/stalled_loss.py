@@ -35,7 +35,7 @@ from gradrecipes.core.findings import Evidence, Finding, Kind, Severity, counted
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.data_reading import INPUTS, TWIN, LinearReading
 from gradrecipes.core.trace.trial_reading import TrialReading
-from gradrecipes.diagnosis.facts.divergences import far_ahead, rests, rises_later, saw_all
+from gradrecipes.diagnosis.facts.divergences import far_ahead, left_of_error, rests, rises_later, saw_all
 from gradrecipes.diagnosis.facts.readings import rounded
 from gradrecipes.diagnosis.judgement import UNDECIDED, judge, of_columns
 from gradrecipes.diagnosis.outcome import STALLED, Verdict, verdict
@@ -78,9 +78,11 @@ def stalled_loss(trace: Trace) -> Finding | None:
             title = "The net is no better than a constant prediction, and a simple function of the inputs is"
     elif leader is not None:
         less = (
-            f"On {leader.rows:,} rows {'held back' if leader.of == TWIN else 'that it was trained on'} the loss of the "
-            f"net is {rounded(leader.own)}; that of {leader.learner} is {rounded(leader.own_linear)}, that of a "
-            f"constant prediction {rounded(leader.own_constant)}"
+            f"In the end {left_of_error(leader)}"
+            if leader.of == TWIN
+            else f"On {leader.rows:,} rows that it was trained on the loss of the net is {rounded(leader.own)}; that "
+            f"of a linear function of {leader.of} that was not fitted to these rows is {rounded(leader.own_linear)}, "
+            f"that of a constant prediction {rounded(leader.own_constant)}"
         )
         evidence.append(Evidence(f"{less}.", leader.own, leader.own_linear, "the data of this trial"))
         then = f"{less}: much more can be learned of the data, and this program does not learn it."
