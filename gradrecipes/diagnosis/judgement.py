@@ -176,9 +176,10 @@ def of_columns(trial: TrialReading) -> bool:
 
 
 def in_the_end(trace: Trace) -> tuple[OutputTrial, ...]:
-    """Return how each output did; the only one after the further steps, where there were some."""
-    further = (trace.probes.trial or TrialReading()).further
-    return further if len(further) == 1 else outputs(trace)
+    """Return how each output did after the further steps, if there were some; of several, if the trial began well."""
+    further, seen = (trace.probes.trial or TrialReading()).further, verdict(trace)
+    well = seen.state == LEARNING and not seen.end_over_baseline > 1.0
+    return further if len(further) == 1 or (well and len(further) == len(outputs(trace))) else outputs(trace)
 
 
 def _is_learned(one: OutputTrial) -> bool:

@@ -17,14 +17,14 @@ from gradrecipes.report.facts import trial_rows
 AS_IT_IS = re.compile(r"As it is, the loss (.+?) in a short trial; (.+?), (it .+?)\.(?: |$)")
 RATE = re.compile(r"(Raise|Lower) the learning rate(?: from (\S+?))?(?: to (\S+?))?(?:,|$)")
 NUMBER = re.compile(r"-?\d[\d.]*(?:e[+-]?\d+)?(?<!\.)")
-THREE_DIGITS = 5e-3  # relative error of a number that is rounded to three digits
+THREE_DIGITS, TWO_DIGITS = 5e-3, 5e-2  # relative error of a number that is rounded to so many digits
 CLIPS = ("clipnorm", "clipvalue", "global_clipnorm")
 SAID_TO_BE_RIGHT = "initial weights have the right size"
 WEIGHTS_BLAMED = {"exploding_initialization", "vanishing_initialization"}
 UNGRAMMATICAL = (
     re.compile(r"\b(?:from|of) (\S*\d\S*) to \1(?=[ .;,])"),
     re.compile(r"\b[Uu]se (\w+) instead of \1\b"),
-    re.compile(r"(?<!\w)(?:nan|inf)(?!\w)|(?<=[\w,] )None(?!\w)"),
+    re.compile(r"(?<![\w-])(?<![-*/] )(?:nan|inf)(?!\w| [-*/])|(?<=[\w,] )None(?!\w)"),  # `inf - inf` is arithmetic
     re.compile(r"(?<!of )\b1 (?:steps|layers|samples|batches)\b"),
     re.compile(r"  |(?<!\d)\.\.(?!\.)| ,| \."),
 )
@@ -84,10 +84,11 @@ def _of_trials(findings: tuple[Finding, ...], trace: Trace) -> Iterator[str]:
 
 
 def _ends_alike(words: str, end: str) -> bool:
-    """Return whether the last number in some words is this one, to the three digits in which findings quote it."""
+    """Return whether the last number in some words is this one, to the digits in which findings quote it."""
     numbers = NUMBER.findall(words)
+    digits = TWO_DIGITS if numbers and "e" in numbers[-1] else THREE_DIGITS
     try:
-        return bool(numbers) and math.isclose(float(numbers[-1]), float(end), rel_tol=THREE_DIGITS)
+        return bool(numbers) and math.isclose(float(numbers[-1]), float(end.replace(",", "")), rel_tol=digits)
     except ValueError:  # no number in the table
         return end in words
 

@@ -15,7 +15,7 @@ from gradrecipes.core.trace.data_reading import HeldBackReading
 from gradrecipes.core.trace.trial_reading import AnswersReading, OutputTrial, PlannedRates, TrialReading
 from gradrecipes.diagnosis.engine import find
 from gradrecipes.diagnosis.facts.readings import rounded
-from gradrecipes.diagnosis.judgement import judge
+from gradrecipes.diagnosis.judgement import in_the_end, judge
 from tests.diagnosis.hand_made import BROKEN, CLIMBING, FALLING, STANDING, TRACES, trial
 
 
@@ -224,3 +224,12 @@ def test_a_step_that_breaks_after_those_of_the_trial_is_looked_into():
     assert 150 < found.trace.probes.trial.further_broken < 250
     assert found.findings[0].code == "unsafe_loss"
     assert "square root" in str(found)
+
+
+@pytest.mark.parametrize(("loss", "later"), [(FALLING, True), (STANDING, False)])
+def test_several_outputs_count_as_they_end_where_the_trial_began_well(loss, later):
+    outputs = (OutputTrial(0, "kind", 1.5, 0.1, 1.1), OutputTrial(1, "price", 9e4, 9e4, 9e4))
+    further = tuple(replace(one, end=0.01 * (one.end or 0.0)) for one in outputs)
+    trace = trial(loss)
+    trace.probes = replace(trace.probes, trial=replace(trace.probes.trial, outputs=outputs, further=further))
+    assert in_the_end(trace) == (further if later else outputs)

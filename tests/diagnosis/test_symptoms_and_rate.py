@@ -329,15 +329,18 @@ def test_a_rate_at_which_the_answers_begin_to_depend_on_the_inputs_is_told(of_eq
     assert ("learning_rate_too_low" in codes(trace)) == told
 
 
-@pytest.mark.parametrize(("equation", "told"), [(49.0, True), (1e-3, False)])
-def test_a_term_without_a_name_that_no_step_changes_makes_up_the_loss(equation, told):
+@pytest.mark.parametrize(
+    ("equation", "other", "constant", "told"),
+    [(49.0, 0.01, None, True), (1e-3, 0.01, None, False), (0.5, 0.4, 0.5, True), (0.5, 0.4, 1.5, False)],
+)
+def test_a_term_without_a_name_that_no_step_changes_makes_up_the_loss(equation, other, constant, told):
     passes = np.arange(100) // 25
-    parts = {"term 1 of the sum": np.full(100, equation), "term 2 of the sum": 0.1 + 0.01 * 0.5**passes}
+    parts = {"term 1 of the sum": np.full(100, equation), "term 2 of the sum": 0.1 + other * 0.5**passes}
     trace = trial(parts["term 1 of the sum"] + parts["term 2 of the sum"])
     trace.description = replace(trace.description, own_train_step=True)
     logs = {"loss": trace.loss, **parts}
     logs = {name: tuple(map(float, values)) for name, values in logs.items()}
-    assert ("loss_without_gradient" in codes(with_trial(trace, logs=logs, constant_baseline_loss=None))) == told
+    assert ("loss_without_gradient" in codes(with_trial(trace, logs=logs, constant_baseline_loss=constant))) == told
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ from gradrecipes.core.trace.probes import LossReading
 from gradrecipes.core.trace.trial_reading import CUT_OFF, NO_GRADIENT, TrialReading
 from gradrecipes.diagnosis.facts.data_facts import heads
 from gradrecipes.diagnosis.facts.readings import MIN_INPUT_RMS, rounded
-from gradrecipes.diagnosis.judgement import HEALTHY, REGULARIZES, UNNAMED, judge, weights_of_parts
+from gradrecipes.diagnosis.judgement import HEALTHY, REGULARIZES, UNDECIDED, UNNAMED, judge, weights_of_parts
 from gradrecipes.diagnosis.outcome import (
     FIRST_STEPS,
     LEARNING,
@@ -114,11 +114,12 @@ def _of_term(trace: Trace) -> Finding | None:
         return None
     if not np.isfinite(trace.gradient_norm).all() or not np.any(trace.gradient_norm > 0):
         return None
+    learns = verdict(trace).state == LEARNING and judge(trace, ()).verdict != UNDECIDED
     for name, weight in weights_of_parts(trial).items():
         values = np.array(trial.logs[name], float)
         before, after = values[: -trial.batches], values[trial.batches :]
         small = 2.0 * weight * values[-1] < (trial.logs["loss"][-1] or 0.0)
-        if UNNAMED.match(name) and (small or verdict(trace).state == LEARNING):
+        if UNNAMED.match(name) and (small or learns):
             continue  # it may be a penalty, or what the targets alone make up
         if not REGULARIZES.search(name.lower()) and np.all(np.abs(after - before) <= SAME * np.abs(before)):
             statement = (
