@@ -279,7 +279,7 @@ BY_CAUSE: dict[str, tuple[str, ...]] = {
     "loss_output_mismatch": ("left_out", "column_targets", "zero_one", "bounded_head", "head_and_loss"),
     "unsafe_loss": ("left_out", "bounded_head", "positive_outputs", "head_and_loss", "guard"),
     "unbounded_loss": ("zero_one", "bounded_head", "head_and_loss", "clip"),
-    "loss_without_gradient": ("mask", "head_and_loss", "unfreeze", "activation_relu", "initializers"),
+    "loss_without_gradient": ("mask", "head_and_loss", "unfreeze", "activation_relu", "activation_elu", "initializers"),
     "failing_step": (
         "left_out",
         "head_and_loss",

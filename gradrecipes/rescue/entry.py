@@ -19,7 +19,7 @@ from gradrecipes.core.arguments import require_whole
 from gradrecipes.core.findings import Severity
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.diagnosis.engine import find
-from gradrecipes.diagnosis.judgement import HEALTHY
+from gradrecipes.diagnosis.judgement import HEALTHY, UNHEALTHY
 from gradrecipes.diagnosis.outcome import fixing_rate
 from gradrecipes.probes.examine import examine, require_compiled
 from gradrecipes.report.diagnosis import Diagnosis
@@ -282,7 +282,8 @@ def _answer(case: _Case, lab: Lab, found: Found, titles: dict[str, str], *, arra
     after = setup_after(lab.base, found.changes)
     tried = {name for trial in lab.trials for name in trial.changes}
     untried = lab.task.kind == OWN_LOSS and not case.nothing_found
-    untried = untried and not tried.intersection(suggested_changes(case.diagnosis.findings, titles))
+    acted = tried.intersection(suggested_changes(case.diagnosis.findings, titles))
+    untried = untried and (not acted or case.diagnosis.verdict == UNHEALTHY)  # what was tried does not help
     final = found.final if found.changes else None
     evidence = RescueEvidence(
         lab.task.measured,
@@ -331,8 +332,8 @@ def _verdict(found: Found, diagnosis: Diagnosis, *, nothing_found: bool, untried
         found: What the search came to.
         diagnosis: The diagnosis.
         nothing_found: Whether it gives no cause.
-        untried: Whether nothing that acts on a cause could be tried, and only a loss says how the training does, which
-            may fall far and still be far from what another setup reaches.
+        untried: Whether nothing that was tried acts on a cause, and only a loss says how the training does, which may
+            fall far and still be far from what another setup reaches.
     """
     if found.changes:
         return RESCUED

@@ -237,7 +237,7 @@ NEITHER = (
     "the inputs, or the training is too short."
 )
 UNTRIED = (
-    "Nothing that acts on what was found could be tried within this model. Its loss falls, but a loss of its own does "
+    "Nothing that could be tried within this model acts on what was found. Its loss falls, but a loss of its own does "
     "not say how far it could fall."
 )
 STOPPED = (
