@@ -66,6 +66,12 @@ def leave_out_nonfinite(names: Sequence[str], everything: Sequence[str]) -> Pres
     return prescription("leave_out_nonfinite", checks=checks, kept=_kept(everything))
 
 
+def leave_out_marked(name: str, marks: Sequence[float], everything: Sequence[str]) -> Prescription:
+    """Return the advice to drop the samples of an array that hold a number that stands for a missing one."""
+    checks = f"~np.isin({name}, {[float(mark) for mark in marks]}).reshape(len({name}), -1).any(axis=1)"
+    return prescription("leave_out_marked", checks=checks, kept=_kept(everything))
+
+
 def leave_out_samples(samples: Sequence[int], name: str, everything: Sequence[str]) -> Prescription:
     """Return the advice to look at single samples of an array and to leave them out of all."""
     shown = [int(sample) for sample in samples]

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gradrecipes.core.analysis.gap_marks import gap_marks
 from gradrecipes.core.trace.data_reading import CLASS_WEIGHT, ArrayReading, Column, Columns, DataReading, Outlier
 from gradrecipes.core.trace.description import Description, InputDescription
 from gradrecipes.training.autopsy.arrays import dense, leaves
@@ -61,8 +62,7 @@ def read_numbers(values: np.ndarray, *, ids: bool = False, factors: bool = False
         "outlying_samples": 0,
     }
     if totals["finite"] and not ids:
-        by_column = picked.reshape(-1, picked.shape[-1])
-        found["columns"] = _columns(by_column)
+        found["columns"] = _columns(picked.reshape(-1, picked.shape[-1]))
         found |= _outliers(flat, picked, np.zeros(flat.shape[-1]) if factors else _medians(picked))
     found["rms_without_outliers"] = _rms_without(flat, found) if found["outliers"] else found["rms"]
     return found
@@ -75,16 +75,14 @@ def target_values(values: np.ndarray) -> dict[str, Any]:
     found: dict[str, Any] = {
         "unique": int(distinct.size) if distinct.size <= DISTINCT_AT_MOST else None,
         "values": tuple(float(value) for value in distinct[:SAMPLES_NAMED]),
-        "sums_to_one": None,
-        "one_hot": False,
-        "integer_share": None,
-        "row_sum_max": None,
     }
     if flat.size:
+        found["gap_marks"] = gap_marks(flat, alone=math.inf) if values.size == len(values) else ()
         with np.errstate(invalid="ignore"):
             found["integer_share"] = float(np.mean(flat == np.rint(flat)))
-            for name, outside in _outside_of_common_ranges(flat.astype(np.float64)).items():
-                found[name] = float(np.mean(outside))
+            shares = _outside_of_common_ranges(flat.astype(np.float64))
+            shares["marked_share"] = np.isin(flat, found["gap_marks"])
+            found |= {name: float(np.mean(outside)) for name, outside in shares.items()}
     if values.ndim >= 2 and values.shape[-1] > 1 and values.size:
         rows = values.reshape(-1, values.shape[-1])[: ENTRIES_AT_ONCE // values.shape[-1]].astype(np.float64)
         with np.errstate(invalid="ignore"):

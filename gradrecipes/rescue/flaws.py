@@ -13,6 +13,7 @@ import numpy as np
 
 from gradrecipes.compat.keras_private import compile_arguments
 from gradrecipes.compat.model_reuse import copied_model
+from gradrecipes.core.analysis.gap_marks import gap_marks
 from gradrecipes.core.trace.description import OutputDescription
 from gradrecipes.rescue.edits import OWN
 from gradrecipes.rescue.feed import HELD_BACK, Feed
@@ -23,9 +24,6 @@ _LOG = logging.getLogger(__name__)
 # Findings that targets outside of the loss's domain may lead to.
 OF_A_DOMAIN = {"unsafe_loss", "loss_output_mismatch", "failing_step", "nonfinite_loss", "nonfinite_data"}
 LEFT_OUT, MEDIAN = "left out", "median"
-REPEATED = 3  # times that a number has to occur to be a mark; fewer are outliers, ...
-ALONE = 100.0  # ... unless they are as many times the range of all others away from these
-MANY_VALUES = 20  # other values of a column from which on it holds measurements, not codes
 MOST_ENTRIES = 2_000_000  # of an array that is searched for marks; larger ones are no tables
 FEWEST_KEPT = 0.5  # share of the samples that must be left
 MOST_CALLS = 500  # of a loss, to find the samples on which it is not finite
@@ -190,7 +188,7 @@ def _flaw(name: str, array: np.ndarray, *, measured: bool) -> Flaw:
     columns = _columns(array)
     marks = {}
     for column in range(columns.shape[1]) if measured and columns.size <= MOST_ENTRIES else ():
-        if found := _marks(columns[:, column]):
+        if found := gap_marks(columns[:, column]):
             marks[column] = found
     flaw = Flaw(name, marks, nonfinite=nonfinite)
     if not flaw:
@@ -210,23 +208,6 @@ def few_flawed(x: Any, y: Any) -> np.ndarray:
             flawed |= flaw.samples(one)
     found = np.flatnonzero(flawed)
     return found if len(found) < 1.0 / HELD_BACK else found[:0]
-
-
-def _marks(values: np.ndarray) -> tuple[float, ...]:
-    """Return the least and the greatest of some numbers where they are further from all others than these differ.
-
-    They have to occur several times, as no measurement does at such a distance, or be further off than any.
-    """
-    distinct, counts = np.unique(values[np.isfinite(values)].astype(np.float64), return_counts=True)
-    if len(distinct) < MANY_VALUES + 2:
-        return ()
-    low, high = distinct[1], distinct[-2]
-    found = []
-    for place, gap in ((0, low - distinct[0]), (-1, distinct[-1] - high)):
-        least = 1.0 if counts[place] >= REPEATED else ALONE
-        if gap >= least * (high - low) > 0:
-            found.append(float(distinct[place]))
-    return tuple(found)
 
 
 def _with_domain(flaw: Flaw, y: np.ndarray, undefined: np.ndarray) -> Flaw:

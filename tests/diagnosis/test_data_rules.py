@@ -125,6 +125,29 @@ def test_its_prescriptions_mend_what_fires_it():
         assert np.isfinite(x).all() and len(x) == len(names["y"])
 
 
+@pytest.mark.parametrize(
+    ("mark", "every", "run", "told"),
+    [
+        (-999.0, 20, 29_000.0, True),
+        (-999.0, 20, 2_000.0, False),
+        (0.0, 20, 29_000.0, False),
+        (-999.0, 300, 29_000.0, False),
+    ],
+)
+def test_numbers_that_mark_missing_targets_are_told_where_the_net_does_not_learn(mark, every, run, told):
+    def marked(y):
+        return np.where(np.arange(len(y)) % every == 0, mark, y / 10.0 + (1_000.0 if mark == 0 else 0.0))
+
+    trace = of_diabetes(marked, run=(run,) * 40, chance=29_500.0)
+    finding = nonfinite_data(trace)
+    assert (finding is not None) == told
+    if finding is not None:
+        x, y = diabetes()
+        names = {"x": x, "y": marked(y)}
+        exec(finding.prescriptions[0].code, names)
+        assert len(names["x"]) == len(names["y"]) and (names["y"] > 0).all()
+
+
 # -- corrupt_batch -------------------------------------------------------------------------------------
 def with_absurd(x):
     x[211] *= 1e6

@@ -106,6 +106,8 @@ class ArrayReading(Record):
         outlying_samples: How many samples lie so far out.
         unique: Distinct values, up to 1000, else None; this and all below is read of targets only.
         values: The first 20 distinct values.
+        gap_marks: Values of a single column that stand for a missing one, such as -999: far outside all others.
+        marked_share: Share of the entries that are one of these.
         integer_share: Share of the entries that are whole numbers.
         sums_to_one: Share of the rows that are distributions; None for vectors.
         row_sum_max: Largest sum of a row.
@@ -142,6 +144,8 @@ class ArrayReading(Record):
     outlying_samples: int = 0
     unique: int | None = None
     values: tuple[float, ...] = ()
+    gap_marks: tuple[float, ...] = ()
+    marked_share: float = 0.0
     integer_share: float | None = None
     sums_to_one: float | None = None
     row_sum_max: float | None = None

@@ -3,11 +3,14 @@
 ## What it does
 Counts the entries that are NaN or infinite in every array of the data, names the arrays, samples and columns, and fires
 unless the run met them and stayed finite: a Masking layer, or a loss that ignores missing labels, handles them. Columns
-without any finite value are reported apart from single missing values.
+without any finite value are reported apart from single missing values. It fires as well where a number such as -999
+stands for missing targets, repeated and further from all other values than these are from one another, in a run that
+ends above half the loss of a constant prediction.
 
 ## Why it is bad
 One NaN in one sample makes the loss of its batch NaN, that loss makes every gradient NaN, and one step makes every
-weight NaN. In the first epoch at the latest nothing can be learned any more, and Keras reports no more than "nan".
+weight NaN. In the first epoch at the latest nothing can be learned any more, and Keras reports no more than "nan". A
+number that stands for a missing target is learned instead: of a squared error, -999 among values of 20 is nearly all.
 
 ## Example
 ```python
@@ -33,9 +36,10 @@ from gradrecipes.core.trace.autopsy import listed
 from gradrecipes.core.trace.data_reading import Columns
 from gradrecipes.core.trace.trial_reading import FINITE_DATA
 from gradrecipes.diagnosis.facts.data_facts import ArrayReading, arrays, names, offenders
+from gradrecipes.diagnosis.facts.divergences import end_over_baseline
 from gradrecipes.diagnosis.facts.readings import rounded
-from gradrecipes.diagnosis.outcome import BROKEN, UNKNOWN, fixed_by, variation_evidence, verdict
-from gradrecipes.diagnosis.prescriptions import leave_out_nonfinite, prescription
+from gradrecipes.diagnosis.outcome import BROKEN, HALVED_END, UNKNOWN, fixed_by, variation_evidence, verdict
+from gradrecipes.diagnosis.prescriptions import leave_out_marked, leave_out_nonfinite, prescription
 from gradrecipes.diagnosis.registry import LONG_STEPS, rule
 
 PARTS = ("inputs", "targets", "sample_weight")
@@ -66,6 +70,10 @@ OF_DATA = {"input", "target", "sample_weight"}  # kinds of offenders
         "exploding_gradient",
         "nonfinite_loss",
         "broken_validation",
+        "unscaled_targets",
+        "corrupt_batch",
+        "learning_rate_too_low",
+        "stalled_loss",
         *LONG_STEPS,
     ),
 )
@@ -76,6 +84,8 @@ def nonfinite_data(trace: Trace) -> Finding | None:
     bad = training or validation
     seen = verdict(trace)
     structure = trace.description
+    if not bad and (marked := next((one for one in arrays(trace, parts=("targets",)) if any(one.gap_marks)), None)):
+        return _of_marks(trace, marked) if end_over_baseline(trace) > HALVED_END else None  # 0 may be an amount
     if not bad or (seen.state not in (BROKEN, UNKNOWN) and training):
         return None
     if structure.masked and seen.state != BROKEN:
@@ -92,6 +102,23 @@ def nonfinite_data(trace: Trace) -> Finding | None:
         step=seen.step if broke else None,
         evidence=(*(_evidence(array) for array in bad), *variation_evidence(trace, FINITE_DATA)),
         prescriptions=_prescriptions(trace, bad),
+    )
+
+
+def _of_marks(trace: Trace, array: ArrayReading) -> Finding:
+    """Tell that a number stands for missing targets, and is learned as any other."""
+    numbers = " and ".join(f"{number:g}" for number in array.gap_marks)
+    share = f"{rounded(100 * array.marked_share)}% of the samples"
+    statement = f"{array.name} is {numbers} in {share}, further from all other values than these are from one another"
+    return Finding(
+        code="nonfinite_data",
+        title=f"Missing values seem to be marked by {numbers}, in {share}",
+        kind=Kind.CAUSE,
+        severity=Severity.CRITICAL,
+        confidence=0.95,
+        explanation=f"{statement}. The net learns these numbers as if they were measured, and little else.",
+        evidence=(Evidence(f"{statement}.", array.marked_share, 0.0, "the data as given"),),
+        prescriptions=(leave_out_marked(array.name, array.gap_marks, names(trace)),),
     )
 
 
