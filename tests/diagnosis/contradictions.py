@@ -85,7 +85,7 @@ def _of_trials(findings: tuple[Finding, ...], trace: Trace) -> Iterator[str]:
 
 def _ends_alike(words: str, end: str) -> bool:
     """Return whether the last number in some words is this one, to the digits in which findings quote it."""
-    numbers = NUMBER.findall(words)
+    numbers = NUMBER.findall(words.replace(",", ""))
     digits = TWO_DIGITS if numbers and "e" in numbers[-1] else THREE_DIGITS
     try:
         return bool(numbers) and math.isclose(float(numbers[-1]), float(end.replace(",", "")), rel_tol=digits)
