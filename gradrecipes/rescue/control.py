@@ -108,12 +108,9 @@ class Control:
         return known and early is not last and last.steady and self.lab.learns(last) and not self.climbs(early, last)
 
     def cannot_reach(self, other: Result) -> bool:
-        """Return whether another that was trained half-way is ahead of what it can end with.
-
-        Learning curves are concave in the logarithm of the steps: the last doubling gains no more than the one before.
-        """
+        """Return whether another that was trained half-way is ahead of what it can end with."""
         early, last = self.checkpoints[-2:]
-        gain = (last.score.value - early.score.value) * math.log(1.0 / HALF) / math.log(last.steps / early.steps)
+        gain = _gain_of_doubling(early, last, last.steps / early.steps)
         proof = self.lab.proof([(last, other)])
         return proof.wins and proof.difference - max(0.0, gain) > max(proof.least, STANDARD_ERRORS * proof.error)
 
@@ -298,7 +295,6 @@ class Ends:
     def _is_settled(self, changes: Changes, half: Result) -> bool:
         """Return whether the second half of a training is known to add less than 5%, and not to break.
 
-        Learning curves are concave in the logarithm of the steps: the last doubling gains no more than the one before.
         A training may break late whose rate rises, which a step has thrown back to where it began, or whose loss is
         the user's own and not finite for answers that are sure.
         """
@@ -311,7 +307,7 @@ class Ends:
         if self.to_last_step or self.control.fails_late or unknown or few or not self.half_learned(half):
             return False
         before = lab.run(changes, share=early, part="finals")
-        gain = (half.score.value - before.score.value) * math.log(1.0 / HALF) / math.log(HALF / early)
+        gain = _gain_of_doubling(before, half, HALF / early)
         flat = gain <= WITHIN * (half.score.value - lab.task.baseline_score) or half.score.value >= EXCELLENT
         return flat and not (self._is_lost(before, half) or self.control.climbs(before, half))
 
@@ -319,6 +315,14 @@ class Ends:
         """Return whether much of what was learned is lost at a later step: another seed may end just there."""
         gained = one.score.value - self.lab.task.baseline_score
         return one.score.value - later.score.value > LEAST_GAIN * gained and self.lab.better(one.score, later.score)
+
+
+def _gain_of_doubling(one: Result, later: Result, ratio: float) -> float:
+    """Return by how much a score rises at most while the steps double, after two results with that ratio of steps.
+
+    Learning curves are concave in the logarithm of the steps: the last doubling gains no more than the one before.
+    """
+    return (later.score.value - one.score.value) * math.log(1.0 / HALF) / math.log(ratio)
 
 
 def _stays(result: Result) -> bool:

@@ -281,9 +281,10 @@ def _changes(case: _Case, steps: int) -> dict[str, Change]:
 def _answer(case: _Case, lab: Lab, found: Found, titles: dict[str, str], *, arrays: bool) -> Rescue:
     after = setup_after(lab.base, found.changes)
     tried = {name for trial in lab.trials for name in trial.changes}
-    untried = lab.task.kind == OWN_LOSS and not case.nothing_found
-    acted = tried.intersection(suggested_changes(case.diagnosis.findings, titles))
-    untried = untried and (not acted or case.diagnosis.verdict == UNHEALTHY)  # what was tried does not help
+    helpless = case.diagnosis.verdict == UNHEALTHY or not tried & set(
+        suggested_changes(case.diagnosis.findings, titles)
+    )
+    untried = lab.task.kind == OWN_LOSS and not case.nothing_found and helpless
     final = found.final if found.changes else None
     evidence = RescueEvidence(
         lab.task.measured,

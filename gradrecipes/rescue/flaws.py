@@ -66,10 +66,14 @@ class Flaw:
         return self.nonfinite or bool(self.marks) or self.bound is not None
 
     @property
+    def numbers(self) -> list[float]:
+        """The marks of all columns, in order."""
+        return sorted({mark for marks in self.marks.values() for mark in marks})
+
+    @property
     def words(self) -> str:
         """The flaws, for people."""
-        numbers = sorted({mark for marks in self.marks.values() for mark in marks})
-        parts = ["not finite"] * self.nonfinite + [f"{number:g}" for number in numbers[:SHOWN]]
+        parts = ["not finite"] * self.nonfinite + [f"{number:g}" for number in self.numbers[:SHOWN]]
         parts += [] if self.bound is None else [f"{self.bound:g} or below"]
         return " or ".join(parts)
 
@@ -77,8 +81,8 @@ class Flaw:
     def check(self) -> str:
         """What is True for entries that are of use, as an expression."""
         parts = [f"np.isfinite({self.name})"] * self.nonfinite
-        numbers = sorted({mark for marks in self.marks.values() for mark in marks})
-        parts += [f"~np.isin({self.name}, [{', '.join(f'{number:g}' for number in numbers)}])"] * bool(numbers)
+        listed = ", ".join(f"{number:g}" for number in self.numbers)
+        parts += [f"~np.isin({self.name}, [{listed}])"] * bool(self.numbers)
         parts += [] if self.bound is None else [f"({self.name} > {self.bound:g})"]
         return " & ".join(parts)
 

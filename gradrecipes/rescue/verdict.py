@@ -263,7 +263,7 @@ def screen(rescue: Any) -> str:
             f"(a constant prediction: {evidence.baseline_score:.3f})."
         )
     own, baseline = evidence.own_loss, evidence.baseline_loss
-    if None not in (own, baseline) and own > baseline:
+    if own is not None and baseline is not None and own > baseline:
         lines += _wrapped(f"Its own loss ends at {own:.3g}; that of a constant prediction is {baseline:.3g}.")
     if rescue.changes and evidence.proof is not None:
         lines += _advice(rescue)

@@ -16,12 +16,12 @@ def build_on(model: keras.Model, batch: Any) -> None:
 
     A train step of the user's own is traced, as the first step of a fit is: it may call its nets on parts of the batch.
     """
-    if model.built and all(layer.built for layer in keras_private.sublayers(model)):  # `build` may leave layers out
+    if model.built and _are_built(model):  # `build` may leave layers out
         return
     of_its_own = keras_private.has_own_train_step(model)  # as a GAN's, whose call takes noise
     if of_its_own:
         create_all(model, batch)
-        if all(layer.built for layer in keras_private.sublayers(model)):
+        if _are_built(model):
             return
     x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
     with contextlib.suppress(Exception if of_its_own else NotImplementedError):
@@ -34,5 +34,10 @@ def create_all(model: keras.Model, batch: Any) -> None:
     Raises:
         Exception: What the step raises, as in a fit; once the weights are there, another trace may not.
     """
-    if not all(layer.built for layer in keras_private.sublayers(model)):
+    if not _are_built(model):
         tf.function(model.train_step).get_concrete_function(batch)
+
+
+def _are_built(model: keras.Model) -> bool:
+    """Return whether all layers of a model have their weights."""
+    return all(layer.built for layer in keras_private.sublayers(model))

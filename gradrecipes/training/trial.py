@@ -14,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 
 from gradrecipes.compat import keras_optimizers, keras_private
-from gradrecipes.compat.random_state import constant_noise
 from gradrecipes.compat.tensorflow_private import targets_reported, variable_of
 from gradrecipes.core.trace import Trace
 from gradrecipes.core.trace.autopsy import Autopsy
@@ -26,6 +25,7 @@ from gradrecipes.training.autopsy import autopsy
 from gradrecipes.training.building import build_on, create_all
 from gradrecipes.training.fit.trace_writer import TraceWriter, WeightSamples
 from gradrecipes.training.recovery.model_state import variables_of
+from gradrecipes.training.step.constant_noise import constant_noise
 from gradrecipes.training.step.instrumented_step import InstrumentedStep
 from gradrecipes.training.step.loss_terms import CutTerms, cut_off_terms, has_moving_target
 

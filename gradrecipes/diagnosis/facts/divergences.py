@@ -282,8 +282,9 @@ def rising_rate(trace: Trace) -> Finding | None:
     seen, rates = verdict(trace), (trace.probes.trial or TrialReading()).rates
     if rates is None or rates.highest is None or rates.trial_highest is None:
         return None
-    climbed = None if lost_at_highest(rates, seen) else _climbed(trace, seen)
-    if climbed is None and not lost_at_highest(rates, seen):
+    lost = lost_at_highest(rates, seen)
+    climbed = None if lost else _climbed(trace, seen)
+    if not lost and climbed is None:
         return None
     schedule = (trace.description.optimizer.schedule if trace.description.optimizer else None) or "The schedule"
     within = "" if rates.planned or rates.steps is None else f", of {rounded(rates.steps)} steps that were read"
